@@ -57,7 +57,9 @@ class Guest(Protocol):
 
     async def list_containers(self) -> list[ContainerStatus]: ...
 
-    async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int: ...
+    async def exec_process(
+        self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan
+    ) -> int: ...
 
     async def signal(
         self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False

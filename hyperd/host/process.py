@@ -61,7 +61,7 @@ async def run_checked(
 async def spawn(
     argv: Sequence[str], *, stdin: bool = False, env: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child with pipes for stdout and stderr (and stdin when asked); at the end of the block it is dead and reaped."""
+    """A child with pipes for stdout and stderr (and stdin when asked); at the end it is dead and reaped."""
     try:
         child = await asyncio.create_subprocess_exec(
             *argv,
@@ -73,7 +73,9 @@ async def spawn(
         )
     except OSError as error:
         raise UnavailableError(
-            f"cannot be executed: {error.strerror}", subject=argv[0], hint="`hyper doctor` says what is missing"
+            f"cannot be executed: {error.strerror}",
+            subject=argv[0],
+            hint="`hyper doctor` says what is missing",
         ) from error
     try:
         yield child

@@ -26,7 +26,9 @@ class ImageStore(Protocol):
     async def list_images(self) -> list[Image]:
         """Newest first."""
 
-    async def remove(self, reference: str, *, force: bool = False, in_use: frozenset[ImageId] = frozenset()) -> Removal:
+    async def remove(
+        self, reference: str, *, force: bool = False, in_use: frozenset[ImageId] = frozenset()
+    ) -> Removal:
         """Untag; delete what no tag and no container needs any more. Raises WrongStateError when in use."""
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:

@@ -14,7 +14,7 @@ class Network(Protocol):
     async def attach(self, sandbox_id: SandboxId) -> Attachment:
         """Lease an address and make the tap, already on the bridge and up.
 
-        A sandbox keeps its lease until ``release``: attaching again gives the same address and a fresh or the living tap.
+        A sandbox keeps its lease until ``release``: attaching again gives the same address.
         Raises ExhaustedError when no address is left. Nothing stays behind.
         """
 
