@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``AgentGuest``: the agent's calls, each with its deadline. ``AgentDialer`` makes them."""
+
+import contextlib
+from typing import TYPE_CHECKING, TypeVar
+
+from hyper.agent.v1 import agent_pb2 as pb
+from hyper.agent.v1.agent_pb2_grpc import AgentServiceStub, StreamServiceStub
+from hyperd.errors import UnsupportedError
+from hyperd.guest import convert
+from hyperd.guest.failures import agent_errors
+from hyperd.guest.streams import AgentInputWriter, AgentOutputReader
+from hyperd.guest.transport import Port
+from hyperd.model.guest import (
+    AgentHello,
+    ContainerId,
+    ContainerPlan,
+    ContainerStatus,
+    GuestIdentity,
+    GuestStats,
+    ProcessExit,
+    ProcessId,
+    ProcessPlan,
+    TerminalSize,
+)
+
+if TYPE_CHECKING:
+    import grpc.aio
+
+    from hyper.agent.v1.agent_pb2_grpc import AgentServiceAsyncStub, StreamServiceAsyncStub
+
+PROTOCOL_VERSION = 1
+
+# Long enough for an emulated guest on a busy machine; a guest that takes longer is broken.
+SHORT_S = 15.0  # looks something up or sends a signal
+CONFIGURE_S = 30.0  # waits up to 5 s for each link
+CREATE_S = 60.0  # mounts file systems, one of which may replay its journal
+DELETE_S = 60.0  # kills, syncs and unmounts
+_SHUTDOWN_GRACE_S = 10.0
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class AgentGuest:
+    """One connection of two ports. When either breaks it is dead for good: everything raises UnavailableError."""
+
+    def __init__(
+        self,
+        control: Port,
+        stream: Port,
+        hello: AgentHello,
+        *,
+        subject: str,
+        resources: contextlib.AsyncExitStack,
+    ) -> None:
+        self.hello = hello
+        self._control = control
+        self._stream = stream
+        self._subject = subject
+        self._resources = resources
+        self._agent: AgentServiceAsyncStub = AgentServiceStub(control.channel)
+        self._streams: StreamServiceAsyncStub = StreamServiceStub(stream.channel)
+
+    async def configure(self, identity: GuestIdentity) -> None:
+        await self._call(self._agent.ConfigureGuest, convert.encode_identity(identity), CONFIGURE_S)
+
+    async def create_container(self, plan: ContainerPlan) -> int:
+        request = convert.encode_container(plan)
+        response = await self._call(self._agent.CreateContainer, request, CREATE_S)
+        return self._decoded_pid(response.pid)
+
+    async def start_container(self, container_id: ContainerId) -> None:
+        request = pb.StartContainerRequest(container_id=container_id)
+        await self._call(self._agent.StartContainer, request, SHORT_S)
+
+    async def delete_container(self, container_id: ContainerId) -> None:
+        request = pb.DeleteContainerRequest(container_id=container_id)
+        await self._call(self._agent.DeleteContainer, request, DELETE_S)
+
+    async def list_containers(self) -> list[ContainerStatus]:
+        response = await self._call(self._agent.ListContainers, pb.ListContainersRequest(), SHORT_S)
+        with agent_errors(self._subject):
+            return convert.decode_containers(response)
+
+    async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
+        request = pb.ExecProcessRequest(
+            container_id=container_id, process_id=process_id, process=convert.encode_process(plan)
+        )
+        response = await self._call(self._agent.ExecProcess, request, CREATE_S)
+        return self._decoded_pid(response.pid)
+
+    async def signal(
+        self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False
+    ) -> bool:
+        request = pb.SignalProcessRequest(
+            container_id=container_id, process_id=process_id, signal=signal, all=everyone
+        )
+        return (await self._call(self._agent.SignalProcess, request, SHORT_S)).delivered
+
+    async def resize(self, container_id: ContainerId, process_id: ProcessId, size: TerminalSize) -> None:
+        request = pb.ResizeTerminalRequest(
+            container_id=container_id, process_id=process_id, size=convert.encode_size(size)
+        )
+        await self._call(self._agent.ResizeTerminal, request, SHORT_S)
+
+    async def wait_process(self, container_id: ContainerId, process_id: ProcessId) -> ProcessExit:
+        request = pb.WaitProcessRequest(container_id=container_id, process_id=process_id)
+        response = await self._call(self._agent.WaitProcess, request, None)
+        with agent_errors(self._subject):
+            return convert.decode_exit(response.exit)
+
+    async def forget_process(self, container_id: ContainerId, process_id: ProcessId) -> None:
+        request = pb.ForgetProcessRequest(container_id=container_id, process_id=process_id)
+        await self._call(self._agent.ForgetProcess, request, SHORT_S)
+
+    def read_output(
+        self, container_id: ContainerId, process_id: ProcessId, from_offset: int
+    ) -> AgentOutputReader:
+        request = pb.ReadOutputRequest(
+            container_id=container_id, process_id=process_id, from_offset=from_offset
+        )
+        return AgentOutputReader(self._streams, self._stream, request, self._subject)
+
+    def write_input(self, container_id: ContainerId, process_id: ProcessId) -> AgentInputWriter:
+        request = pb.WriteInputRequest(container_id=container_id, process_id=process_id)
+        return AgentInputWriter(self._streams, self._stream, request, self._subject)
+
+    async def stats(self, container_id: ContainerId | None = None) -> GuestStats:
+        request = pb.GetStatsRequest(container_id=container_id or "")
+        return convert.decode_stats(await self._call(self._agent.GetStats, request, SHORT_S))
+
+    async def shutdown(self, timeout_s: float) -> None:
+        request = pb.ShutdownRequest(timeout_ms=int(timeout_s * 1000))
+        await self._call(self._agent.Shutdown, request, timeout_s + _SHUTDOWN_GRACE_S)
+
+    async def close(self) -> None:
+        await self._resources.aclose()
+
+    async def _call(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Response]",
+        request: Request,
+        timeout_s: float | None,
+    ) -> Response:
+        for port in (self._control, self._stream):
+            port.require_alive(self._subject)
+        with agent_errors(self._subject):
+            return await method(request, timeout=timeout_s)
+
+    def _decoded_pid(self, pid: int) -> int:
+        with agent_errors(self._subject):
+            return convert.decode_pid(pid)
+
+
+async def say_hello(control: Port, *, timeout_s: float, subject: str) -> AgentHello:
+    """Raises UnsupportedError when the agent speaks another version."""
+    stub: AgentServiceAsyncStub = AgentServiceStub(control.channel)
+    with agent_errors(subject):
+        response = await stub.Hello(pb.HelloRequest(protocol_version=PROTOCOL_VERSION), timeout=timeout_s)
+    require_same_version(response.protocol_version, subject)
+    return convert.decode_hello(response)
+
+
+def require_same_version(agent_version: int, subject: str) -> None:
+    if agent_version == PROTOCOL_VERSION:
+        return
+    older, hint = (
+        ("the agent is older than hyperd", "remove the sandbox and create it again")
+        if agent_version < PROTOCOL_VERSION
+        else ("hyperd is older than the agent", "run the hyperd that started this sandbox, or a newer one")
+    )
+    raise UnsupportedError(
+        f"hyperd speaks protocol version {PROTOCOL_VERSION}, the agent {agent_version}: {older}",
+        subject=subject,
+        hint=hint,
+    )
