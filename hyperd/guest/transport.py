@@ -51,10 +51,8 @@ class Relay:
         agent = _AgentSide(self, self._link)
         to_grpc = _GrpcSide(self, agent)
         agent.other = to_grpc
-        # grpcio's side first: the agent's first bytes need somewhere to go.
-        await loop.connect_accepted_socket(lambda: to_grpc, grpc_socket)
         await loop.create_unix_connection(lambda: agent, sock=agent_socket)
-        to_grpc.transport.resume_reading()
+        await loop.connect_accepted_socket(lambda: to_grpc, grpc_socket)
 
     def joined(self, side: "_Side") -> None:
         self._sides.append(side)
@@ -84,23 +82,34 @@ class Relay:
 
 
 class _Side(asyncio.Protocol):
-    transport: asyncio.Transport
     other: "_Side"
     name = ""
 
     def __init__(self, relay: Relay) -> None:
         self.relay = relay
+        self.transport: asyncio.Transport | None = None
+        self._early: list[bytes] = []  # what the other side read in the moment before this one was attached
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=_BUFFER_BYTES)
+        self.transport.writelines(self._early)
+        self._early.clear()
         self.relay.joined(self)
 
+    def send(self, data: bytes) -> None:
+        if self.transport is None:
+            self._early.append(data)
+        else:
+            self.transport.write(data)
+
     def pause_writing(self) -> None:
-        self.other.transport.pause_reading()
+        if self.other.transport is not None:
+            self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self.other.transport.resume_reading()
+        if self.other.transport is not None:
+            self.other.transport.resume_reading()
 
     def eof_received(self) -> None:
         self.relay.end(f"{self.name} closed the connection")
@@ -109,7 +118,8 @@ class _Side(asyncio.Protocol):
         self.relay.left(self, f"{self.name} closed the connection" + (f": {exc}" if exc else ""))
 
     def abort(self) -> None:
-        self.transport.abort()
+        if self.transport is not None:
+            self.transport.abort()
 
 
 class _AgentSide(_Side):
@@ -129,7 +139,7 @@ class _AgentSide(_Side):
         if self._link.is_open and not was_open and not self.relay.opened.done():
             self.relay.opened.set_result(True)
         if plain:
-            self.other.transport.write(plain)
+            self.other.send(plain)
 
 
 class _GrpcSide(_Side):
@@ -139,12 +149,8 @@ class _GrpcSide(_Side):
         super().__init__(relay)
         self.other = agent
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.transport.pause_reading()  # until the agent's side is there
-
     def data_received(self, data: bytes) -> None:
-        self.other.transport.write(escape(data))
+        self.other.send(escape(data))
 
 
 @dataclass(frozen=True, slots=True)

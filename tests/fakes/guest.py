@@ -113,6 +113,10 @@ class FakeProcess:
             self._unwritten = iter(())
         self._pulse.beat()
 
+    def require_kept(self, offset: int) -> None:
+        if not self.start_offset <= offset <= self.end_offset:
+            raise InvalidError(f"offset {offset} is outside what is kept")
+
     def acknowledge(self, offset: int) -> None:
         self.start_offset = max(self.start_offset, min(offset, self.end_offset))
         while self._ring and self._ring[0].end_offset <= self.start_offset:
@@ -441,6 +445,8 @@ class FakeOutputReader:
         guest.require_connected()
         await agent.enter("read_output")
         process = agent.process(*self._target)
+        process.require_kept(self._offset)
+        process.acknowledge(self._offset)
         process.reader = self
         while True:
             guest.require_connected()

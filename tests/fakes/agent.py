@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: Apache-2.0
+# ruff: noqa: N802 - the names are those of the contract
+"""A FakeAgent behind sockets: the agent's side of the link, and gRPC servicers over the same world.
+
+    async with serving(FakeAgent(...), directory) as peer:
+        guest = await AgentDialer().connect(peer.control.path, peer.stream.path, timeout_s=5, subject="box")
+
+Like QEMU a port serves one host at a time, and like a serial port it keeps what was under way for whoever comes next.
+"""
+
+import asyncio
+import contextlib
+import shutil
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from hyper.agent.v1 import agent_pb2 as pb
+from hyper.agent.v1 import agent_pb2_grpc as rpc
+from hyperd.errors import HyperError
+from hyperd.model.guest import (
+    ContainerId,
+    ContainerPlan,
+    GuestContainerState,
+    GuestIdentity,
+    GuestMount,
+    HostEntry,
+    LayerSource,
+    Link,
+    ProcessExit,
+    ProcessId,
+    ProcessPlan,
+    Rlimit,
+    Route,
+    Stream,
+    TerminalSize,
+    WritableSource,
+)
+from tests.fakes.guest import FakeAgent
+
+READ_BYTES = 32 * 1024
+QUEUED_READS = 4
+OPENING = b"HYPER1"
+STATES = {
+    GuestContainerState.CREATED: pb.CONTAINER_STATE_CREATED,
+    GuestContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
+    GuestContainerState.EXITED: pb.CONTAINER_STATE_EXITED,
+}
+STREAMS = {Stream.STDOUT: pb.STREAM_STDOUT, Stream.STDERR: pb.STREAM_STDERR}
+
+
+class AgentLink:
+    """The agent's side of docs/agent-protocol.md, written apart from hyperd's: byte by byte, as the page says it."""
+
+    def __init__(self) -> None:
+        self._frame: bytearray | None = None  # after a flag; None: skipping or in data
+        self._in_data = False
+        self._escaped = False
+
+    def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
+        """("cut", b""), ("open", nonce) and ("data", bytes), in order."""
+        plain = bytearray()
+        for byte in data:
+            if byte == 0x7E:
+                if plain:
+                    yield "data", bytes(plain)
+                    plain.clear()
+                frame, self._frame = self._frame, bytearray()
+                if frame is not None and len(frame) == 38 and frame.startswith(OPENING):
+                    self._frame, self._in_data, self._escaped = None, True, False
+                    yield "open", bytes(frame[6:])
+                elif self._in_data:
+                    self._in_data = False
+                    yield "cut", b""
+            elif self._frame is not None:
+                self._frame.append(byte)
+            elif self._in_data and self._escaped:
+                self._escaped = False
+                plain.append({0x5E: 0x7E, 0x5D: 0x7D}[byte])
+            elif self._in_data and byte == 0x7D:
+                self._escaped = True
+            elif self._in_data:
+                plain.append(byte)
+        if plain:
+            yield "data", bytes(plain)
+
+
+def link_escape(data: bytes) -> bytes:
+    return data.replace(b"\x7d", b"\x7d\x5d").replace(b"\x7e", b"\x7d\x5e")
+
+
+class FakePort:
+    """A virtio-serial port: QEMU's socket outside, the agent's HTTP/2 server inside."""
+
+    def __init__(self, path: Path, backend: Path) -> None:
+        self.path = path
+        self.openings = 0
+        self.is_mute = False  # the guest never opens the port
+        self._backend = backend
+        self._link = AgentLink()
+        self._out: asyncio.Queue[bytes] = asyncio.Queue(QUEUED_READS)
+        self._inner: asyncio.StreamWriter | None = None
+        self._pump: asyncio.Task[None] | None = None
+        self._host: socket.socket | None = None
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
+            listener.bind(str(self.path))
+            listener.listen(1)
+            try:
+                while True:
+                    host, _ = await loop.sock_accept(listener)
+                    with host:
+                        await self._serve(host)
+            finally:
+                await self._cut()
+
+    def send_raw(self, data: bytes) -> None:
+        """Bytes to the host beside the protocol."""
+        self._out.put_nowait(data)
+
+    def hang_up(self) -> None:
+        """QEMU goes away under the connection."""
+        if self._host is not None:
+            with contextlib.suppress(OSError):
+                self._host.shutdown(socket.SHUT_RDWR)
+
+    async def _serve(self, host: socket.socket) -> None:
+        self._host = host
+        reading = asyncio.create_task(self._read(host))
+        writing = asyncio.create_task(self._write(host))
+        try:
+            await reading
+        except OSError:
+            pass
+        finally:
+            self._host = None
+            writing.cancel()
+            reading.cancel()
+            await asyncio.wait([reading, writing])
+
+    async def _write(self, host: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                await asyncio.get_running_loop().sock_sendall(host, await self._out.get())
+
+    async def _read(self, host: socket.socket) -> None:
+        while data := await asyncio.get_running_loop().sock_recv(host, READ_BYTES):
+            if self.is_mute:
+                continue
+            for event, payload in self._link.feed(data):
+                if event == "data":
+                    await self._deliver(payload)
+                else:
+                    await self._cut()
+                if event == "open":
+                    self.openings += 1
+                    await self._out.put(b"~" + OPENING + payload + b"~")
+                    await self._open()
+
+    async def _open(self) -> None:
+        reader, self._inner = await asyncio.open_unix_connection(str(self._backend))
+        self._pump = asyncio.create_task(self._pump_out(reader))
+
+    async def _deliver(self, data: bytes) -> None:
+        if self._inner is not None:
+            with contextlib.suppress(OSError):
+                self._inner.write(data)
+                await self._inner.drain()
+
+    async def _pump_out(self, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(READ_BYTES):
+                await self._out.put(link_escape(data))
+
+    async def _cut(self) -> None:
+        pump, inner, self._pump, self._inner = self._pump, self._inner, None, None
+        if pump is not None and inner is not None:
+            pump.cancel()
+            await asyncio.wait([pump])
+            inner.close()
+            with contextlib.suppress(OSError):
+                await inner.wait_closed()
+
+
+@dataclass(slots=True)
+class AgentPeer:
+    """The two ports and what stands behind them."""
+
+    agent: FakeAgent
+    control: FakePort
+    stream: FakePort
+    servicer: "AgentServicer"
+
+
+@contextlib.asynccontextmanager
+async def serving(agent: FakeAgent, directory: Path) -> AsyncIterator[AgentPeer]:
+    inner = Path(tempfile.mkdtemp())
+    backend = inner / "grpc"
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_concurrent_streams", 1000)])
+    servicer = AgentServicer(agent)
+    rpc.add_AgentServiceServicer_to_server(servicer, server)
+    rpc.add_StreamServiceServicer_to_server(StreamServicer(agent), server)
+    server.add_insecure_port(f"unix:{backend}")
+    await server.start()
+    peer = AgentPeer(
+        agent, FakePort(directory / "control", backend), FakePort(directory / "stream", backend), servicer
+    )
+    running = [asyncio.create_task(port.run()) for port in (peer.control, peer.stream)]
+    try:
+        yield peer
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+        await server.stop(None)
+        for port in (peer.control, peer.stream):
+            port.path.unlink(missing_ok=True)
+        shutil.rmtree(inner)
+
+
+@contextlib.asynccontextmanager
+async def answering(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    try:
+        yield
+    except HyperError as error:
+        await context.abort(grpc.StatusCode[error.code], str(error))
+
+
+class AgentServicer(rpc.AgentServiceServicer):
+    def __init__(self, agent: FakeAgent) -> None:
+        self.agent = agent
+        self.protocol_version = 1
+
+    async def Hello(self, request, context):
+        async with answering(context):
+            await self.agent.enter("hello")
+        hello = self.agent.hello
+        return pb.HelloResponse(
+            protocol_version=self.protocol_version,
+            agent_version=hello.agent_version,
+            kernel_release=hello.kernel_release,
+            uptime_ms=hello.uptime_ms,
+        )
+
+    async def ConfigureGuest(self, request, context):
+        async with answering(context):
+            await self.agent.enter("configure")
+            self.agent.identity = decode_identity(request)
+        return pb.ConfigureGuestResponse()
+
+    async def CreateContainer(self, request, context):
+        async with answering(context):
+            await self.agent.enter("create_container")
+            return pb.CreateContainerResponse(pid=self.agent.create(decode_container(request)))
+
+    async def StartContainer(self, request, context):
+        async with answering(context):
+            await self.agent.enter("start_container")
+            self.agent.start(ContainerId(request.container_id))
+        return pb.StartContainerResponse()
+
+    async def DeleteContainer(self, request, context):
+        async with answering(context):
+            await self.agent.enter("delete_container")
+            self.agent.delete(ContainerId(request.container_id))
+        return pb.DeleteContainerResponse()
+
+    async def ListContainers(self, request, context):
+        async with answering(context):
+            await self.agent.enter("list_containers")
+        return pb.ListContainersResponse(
+            containers=[
+                pb.ContainerStatus(
+                    container_id=container.container_id,
+                    state=STATES[container.state],
+                    processes=[
+                        pb.ProcessStatus(
+                            process_id=process.process_id,
+                            pid=process.pid,
+                            running=process.running,
+                            exit=encode_exit(process.exit) if process.exit else None,
+                            output_end_offset=process.output_end_offset,
+                        )
+                        for process in container.processes
+                    ],
+                )
+                for container in self.agent.status()
+            ]
+        )
+
+    async def ExecProcess(self, request, context):
+        async with answering(context):
+            await self.agent.enter("exec_process")
+            plan = decode_process(request.process)
+            pid = self.agent.exec(ContainerId(request.container_id), ProcessId(request.process_id), plan)
+            return pb.ExecProcessResponse(pid=pid)
+
+    async def SignalProcess(self, request, context):
+        async with answering(context):
+            await self.agent.enter("signal")
+            delivered = self.agent.signal(
+                ContainerId(request.container_id),
+                ProcessId(request.process_id),
+                request.signal,
+                everyone=request.all,
+            )
+            return pb.SignalProcessResponse(delivered=delivered)
+
+    async def ResizeTerminal(self, request, context):
+        async with answering(context):
+            await self.agent.enter("resize")
+            process = self.agent.process(ContainerId(request.container_id), ProcessId(request.process_id))
+            process.sizes.append(TerminalSize(request.size.columns, request.size.rows))
+        return pb.ResizeTerminalResponse()
+
+    async def WaitProcess(self, request, context):
+        async with answering(context):
+            await self.agent.enter("wait_process")
+            process = self.agent.process(ContainerId(request.container_id), ProcessId(request.process_id))
+            while process.exit is None:
+                await self.agent.pulse.wait()
+            return pb.WaitProcessResponse(exit=encode_exit(process.exit))
+
+    async def ForgetProcess(self, request, context):
+        async with answering(context):
+            await self.agent.enter("forget_process")
+            self.agent.forget(ContainerId(request.container_id), ProcessId(request.process_id))
+        return pb.ForgetProcessResponse()
+
+    async def GetStats(self, request, context):
+        async with answering(context):
+            await self.agent.enter("stats")
+            stats = self.agent.stats(ContainerId(request.container_id) if request.container_id else None)
+        return pb.GetStatsResponse(
+            cpu_usage_ns=stats.cpu_usage_ns,
+            memory_usage_bytes=stats.memory_usage_bytes,
+            memory_limit_bytes=stats.memory_limit_bytes,
+            pids=stats.pids,
+            io_read_bytes=stats.io_read_bytes,
+            io_write_bytes=stats.io_write_bytes,
+            agent_rss_bytes=stats.agent_rss_bytes,
+        )
+
+    async def Shutdown(self, request, context):
+        async with answering(context):
+            await self.agent.enter("shutdown")
+        self.agent.power_off()
+        return pb.ShutdownResponse()
+
+
+class StreamServicer(rpc.StreamServiceServicer):
+    def __init__(self, agent: FakeAgent) -> None:
+        self.agent = agent
+
+    async def ReadOutput(self, requests, context):
+        async with answering(context):
+            await self.agent.enter("read_output")
+            first = await anext(requests)
+            process = self.agent.process(ContainerId(first.container_id), ProcessId(first.process_id))
+            process.require_kept(first.from_offset)
+        process.acknowledge(first.from_offset)
+        process.reader = context
+        acknowledging = asyncio.create_task(self._acknowledge(requests, process))
+        try:
+            offset = first.from_offset
+            while process.reader is context:
+                chunk = process.read_from(offset)
+                if chunk is not None:
+                    yield pb.ReadOutputResponse(
+                        offset=chunk.offset, stream=STREAMS[chunk.stream], data=chunk.data
+                    )
+                    offset = chunk.end_offset
+                elif process.output_ended:
+                    yield pb.ReadOutputResponse(offset=offset, eof=True)
+                    return
+                else:
+                    await self.agent.pulse.wait()
+            await context.abort(grpc.StatusCode.CANCELLED, "another reader took over")
+        finally:
+            acknowledging.cancel()
+            await asyncio.wait([acknowledging])
+
+    async def _acknowledge(self, requests, process):
+        async for request in requests:
+            process.acknowledge(request.acknowledged_offset)
+
+    async def WriteInput(self, requests, context):
+        accepted = 0
+        async with answering(context):
+            await self.agent.enter("write_input")
+            first = await anext(requests)
+            process = self.agent.process(ContainerId(first.container_id), ProcessId(first.process_id))
+            async for request in requests:
+                process.feed(request.data)
+                accepted += len(request.data)
+                while not process.takes_input:
+                    await self.agent.pulse.wait()
+                if request.eof:
+                    process.end_input()
+        return pb.WriteInputResponse(accepted_bytes=accepted)
+
+
+def encode_exit(status: ProcessExit) -> pb.ExitStatus:
+    return pb.ExitStatus(
+        code=status.code, signal=status.signal, oom_killed=status.oom_killed, start_error=status.start_error
+    )
+
+
+def decode_identity(request: pb.ConfigureGuestRequest) -> GuestIdentity:
+    return GuestIdentity(
+        hostname=request.hostname,
+        entropy=request.entropy,
+        links=tuple(
+            Link(
+                link.mac,
+                link.name,
+                tuple(link.addresses),
+                tuple(Route(route.destination, route.gateway) for route in link.routes),
+                link.mtu,
+            )
+            for link in request.links
+        ),
+        dns_servers=tuple(request.dns.servers),
+        dns_searches=tuple(request.dns.searches),
+        dns_options=tuple(request.dns.options),
+        hosts=tuple(HostEntry(entry.address, tuple(entry.names)) for entry in request.hosts),
+        sysctls=dict(request.sysctls),
+    )
+
+
+def decode_container(request: pb.CreateContainerRequest) -> ContainerPlan:
+    root, isolation, resources = request.root, request.isolation, request.resources
+    writable = root.writable
+    return ContainerPlan(
+        container_id=ContainerId(request.container_id),
+        layers=tuple(
+            LayerSource(layer.disk_serial, layer.partition, layer.filesystem) for layer in root.layers
+        ),
+        writable=WritableSource(writable.disk_serial, writable.directory, writable.filesystem)
+        if root.HasField("writable")
+        else None,
+        readonly_root=root.readonly,
+        process=decode_process(request.process),
+        hostname=request.hostname,
+        mounts=tuple(
+            GuestMount(mount.destination, mount.type, mount.source, tuple(mount.options))
+            for mount in request.mounts
+        ),
+        init=isolation.init,
+        masked_paths=tuple(isolation.masked_paths),
+        readonly_paths=tuple(isolation.readonly_paths),
+        sysctls=dict(isolation.sysctls),
+        privileged=isolation.privileged,
+        shm_size_bytes=request.shm_size_bytes,
+        memory_bytes=resources.memory_bytes,
+        cpu_quota_us=resources.cpu_quota_us,
+        cpu_period_us=resources.cpu_period_us,
+        pids_limit=resources.pids_limit,
+    )
+
+
+def decode_process(spec: pb.ProcessSpec) -> ProcessPlan:
+    size = spec.terminal_size
+    return ProcessPlan(
+        args=tuple(spec.args),
+        env=tuple(spec.env),
+        working_directory=spec.working_directory,
+        user=spec.user,
+        additional_groups=tuple(spec.additional_groups),
+        terminal=spec.terminal,
+        terminal_size=TerminalSize(size.columns, size.rows) if spec.HasField("terminal_size") else None,
+        stdin=spec.stdin,
+        no_new_privileges=spec.no_new_privileges,
+        rlimits=tuple(Rlimit(limit.name, limit.soft, limit.hard) for limit in spec.rlimits),
+        capabilities=tuple(spec.capabilities.names) if spec.HasField("capabilities") else None,
+        seccomp_unconfined=spec.seccomp == pb.SECCOMP_MODE_UNCONFINED,
+    )
