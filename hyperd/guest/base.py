@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The agent as the host sees it: one ``Guest`` per connected VM."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+from hyperd.model.guest import (
+    AgentHello,
+    ContainerId,
+    ContainerPlan,
+    ContainerStatus,
+    GuestIdentity,
+    GuestStats,
+    OutputChunk,
+    ProcessExit,
+    ProcessId,
+    ProcessPlan,
+    TerminalSize,
+)
+
+
+class OutputReader(Protocol):
+    """One process's output. Iterate it; acknowledge what is stored safely."""
+
+    def __aiter__(self) -> AsyncIterator[OutputChunk]:
+        """Ends when both streams have ended. Raises UnavailableError when the connection is lost."""
+
+    def acknowledge(self, offset: int) -> None:
+        """Let the agent forget everything before ``offset``. Never blocks."""
+
+
+class InputWriter(Protocol):
+    async def write(self, data: bytes) -> None:
+        """Returns when the agent can take more; at most 64 KiB are split by the callee. Raises UnavailableError."""
+
+    async def close(self, *, eof: bool) -> None:
+        """End the call; with ``eof`` close the process's standard input too."""
+
+
+class Guest(Protocol):
+    """Every call has a deadline of its own but wait_process and the streams, which end with the connection.
+
+    All raise UnavailableError when the agent is gone, TimeoutExpiredError when it does not answer.
+    """
+
+    hello: AgentHello
+
+    async def configure(self, identity: GuestIdentity) -> None: ...
+
+    async def create_container(self, plan: ContainerPlan) -> int:
+        """Return the first process's pid in the guest. InvalidError: the image or the plan is wrong."""
+
+    async def start_container(self, container_id: ContainerId) -> None: ...
+
+    async def delete_container(self, container_id: ContainerId) -> None: ...
+
+    async def list_containers(self) -> list[ContainerStatus]: ...
+
+    async def exec_process(
+        self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan
+    ) -> int: ...
+
+    async def signal(
+        self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False
+    ) -> bool:
+        """Return whether it was delivered; False: the process had exited."""
+
+    async def resize(self, container_id: ContainerId, process_id: ProcessId, size: TerminalSize) -> None: ...
+
+    async def wait_process(self, container_id: ContainerId, process_id: ProcessId) -> ProcessExit: ...
+
+    async def forget_process(self, container_id: ContainerId, process_id: ProcessId) -> None: ...
+
+    def read_output(
+        self, container_id: ContainerId, process_id: ProcessId, from_offset: int
+    ) -> OutputReader: ...
+
+    def write_input(self, container_id: ContainerId, process_id: ProcessId) -> InputWriter: ...
+
+    async def stats(self, container_id: ContainerId | None = None) -> GuestStats: ...
+
+    async def shutdown(self, timeout_s: float) -> None:
+        """Sync, unmount, power off. Returns when the agent has answered."""
+
+    async def close(self) -> None:
+        """Hang up. The guest goes on."""
+
+
+class GuestDialer(Protocol):
+    async def connect(
+        self, control_socket: Path, stream_socket: Path, *, timeout_s: float, subject: str
+    ) -> Guest:
+        """Connect and say hello on both ports.
+
+        Raises TimeoutExpiredError when no agent answers in time, UnsupportedError when its protocol version is
+        another one (says which side is older), UnavailableError when the socket is refused or closed.
+        """

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one gate for child processes: argv lists, no shell, a deadline, bounded output, nobody left behind."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
+
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+TAIL_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def stderr_tail(self) -> str:
+        return self.stderr[-TAIL_BYTES:].decode(errors="replace").strip()
+
+
+async def run(
+    argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+) -> Finished:
+    """Run to the end whatever the exit status.
+
+    Raises UnavailableError when the program cannot be executed, TimeoutExpiredError at the deadline. When the
+    caller is cancelled the child's whole process group is killed first.
+    """
+    async with spawn(argv, stdin=stdin is not None, env=env) as child:
+        try:
+            async with asyncio.timeout(timeout_s):
+                stdout, stderr = await child.communicate(stdin)
+        except TimeoutError as error:
+            raise TimeoutExpiredError(f"no end after {timeout_s:g} s", subject=argv[0]) from error
+    if child.returncode is None:
+        raise HyperError("a finished child has no status", subject=argv[0])
+    return Finished(tuple(argv), child.returncode, stdout[:MAX_OUTPUT_BYTES], stderr[:MAX_OUTPUT_BYTES])
+
+
+async def run_checked(
+    argv: Sequence[str], *, timeout_s: float, stdin: bytes | None = None, env: Mapping[str, str] | None = None
+) -> Finished:
+    """As ``run``; any exit status but 0 raises UnavailableError with the end of standard error as evidence."""
+    finished = await run(argv, timeout_s=timeout_s, stdin=stdin, env=env)
+    if finished.returncode != 0:
+        raise UnavailableError(
+            f"exit status {finished.returncode}", subject=argv[0], evidence=finished.stderr_tail
+        )
+    return finished
+
+
+@contextlib.asynccontextmanager
+async def spawn(
+    argv: Sequence[str], *, stdin: bool = False, env: Mapping[str, str] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A child with pipes for stdout and stderr (and stdin when asked); at the end it is dead and reaped."""
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *argv,
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=None if env is None else dict(env),
+            start_new_session=True,  # so that its own children die with it
+        )
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot be executed: {error.strerror}",
+            subject=argv[0],
+            hint="`hyper doctor` says what is missing",
+        ) from error
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            # Shielded: a second cancellation must not leave a zombie behind.
+            await asyncio.shield(child.wait())

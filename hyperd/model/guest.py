@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What hyperd asks of a guest, and what it hears back. Everything heard is hostile until bounded."""
+
+import enum
+from dataclasses import dataclass, field
+from typing import NewType
+
+ContainerId = NewType("ContainerId", str)  # 64 hexadecimal digits
+ProcessId = NewType("ProcessId", str)  # "" is a container's first process
+
+FIRST_PROCESS = ProcessId("")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentHello:
+    agent_version: str
+    kernel_release: str
+    uptime_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    destination: str  # CIDR
+    gateway: str  # "" for a link-scope route
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    mac: str
+    name: str
+    addresses: tuple[str, ...]  # CIDR
+    routes: tuple[Route, ...]
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostEntry:
+    address: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GuestIdentity:
+    hostname: str
+    entropy: bytes = field(repr=False)
+    links: tuple[Link, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dns_searches: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    hosts: tuple[HostEntry, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TerminalSize:
+    columns: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rlimit:
+    name: str  # RLIMIT_NOFILE
+    soft: int  # 2**64-1 = unlimited
+    hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessPlan:
+    args: tuple[str, ...]
+    env: tuple[str, ...] = field(repr=False)
+    working_directory: str = ""
+    user: str = ""
+    additional_groups: tuple[str, ...] = ()
+    terminal: bool = False
+    terminal_size: TerminalSize | None = None
+    stdin: bool = False
+    no_new_privileges: bool = False
+    rlimits: tuple[Rlimit, ...] = ()
+    capabilities: tuple[str, ...] | None = None  # None: Docker's default set
+    seccomp_unconfined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSource:
+    disk_serial: str
+    partition: int
+    filesystem: str = "erofs"
+
+
+@dataclass(frozen=True, slots=True)
+class WritableSource:
+    disk_serial: str
+    directory: str
+    filesystem: str = "ext4"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMount:
+    destination: str
+    type: str  # tmpfs | bind | block:FSTYPE | virtiofs
+    source: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPlan:
+    """All the agent needs to make one container; see agent.proto CreateContainerRequest."""
+
+    container_id: ContainerId
+    layers: tuple[LayerSource, ...]
+    writable: WritableSource | None
+    readonly_root: bool
+    process: ProcessPlan
+    hostname: str = ""
+    mounts: tuple[GuestMount, ...] = ()
+    init: bool = False
+    masked_paths: tuple[str, ...] = ()
+    readonly_paths: tuple[str, ...] = ()
+    sysctls: dict[str, str] = field(default_factory=dict)
+    privileged: bool = False
+    shm_size_bytes: int = 0
+    memory_bytes: int = 0
+    cpu_quota_us: int = 0
+    cpu_period_us: int = 0
+    pids_limit: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessExit:
+    code: int  # 0-255; 128+signal
+    signal: int = 0
+    oom_killed: bool = False
+    start_error: str = ""  # why it never ran; code is then 125, 126 or 127
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessStatus:
+    process_id: ProcessId
+    pid: int
+    running: bool
+    exit: ProcessExit | None
+    output_end_offset: int
+
+
+class GuestContainerState(enum.StrEnum):
+    CREATED = "created"
+    RUNNING = "running"
+    EXITED = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerStatus:
+    container_id: ContainerId
+    state: GuestContainerState
+    processes: tuple[ProcessStatus, ...]
+
+
+class Stream(enum.IntEnum):
+    STDOUT = 1
+    STDERR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class OutputChunk:
+    """Bytes of one stream; ``offset`` counts both streams of the process together."""
+
+    offset: int
+    stream: Stream
+    data: bytes = field(repr=False)
+
+    @property
+    def end_offset(self) -> int:
+        return self.offset + len(self.data)
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStats:
+    cpu_usage_ns: int
+    memory_usage_bytes: int
+    memory_limit_bytes: int
+    pids: int
+    io_read_bytes: int
+    io_write_bytes: int
+    agent_rss_bytes: int

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OCI images as the store knows them."""
+
+import enum
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NewType
+
+ImageId = NewType("ImageId", str)  # sha256:... of the config blob
+Digest = NewType("Digest", str)  # algorithm:hex
+
+
+@dataclass(frozen=True, slots=True)
+class Platform:
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.os, self.architecture, self.variant) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    """The part of an OCI image config that a runtime acts on (image-spec config.md)."""
+
+    env: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    cmd: tuple[str, ...] = ()
+    working_directory: str = ""
+    user: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    exposed_ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    created_at: datetime | None
+    created_by: str
+    comment: str
+    empty_layer: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    image_id: ImageId
+    tags: tuple[str, ...]  # full names: docker.io/library/alpine:latest
+    digests: tuple[str, ...]  # name@sha256:...
+    manifest_digest: Digest
+    diff_ids: tuple[Digest, ...]  # lowest first
+    platform: Platform
+    config: ImageConfig
+    created_at: datetime | None
+    size_bytes: int  # of the uncompressed layers
+    stored_bytes: int  # of their EROFS files
+    author: str = ""
+    history: tuple[HistoryEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RootDisk:
+    """All layers of an image as one read-only disk: partition 1..layers, lowest first."""
+
+    path: Path  # VMDK descriptor
+    layers: int
+
+
+class LayerPhase(enum.StrEnum):
+    WAITING = "waiting"
+    DOWNLOADING = "downloading"
+    CONVERTING = "converting"
+    DONE = "done"
+    EXISTS = "exists"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProgress:
+    digest: Digest  # of the compressed blob
+    phase: LayerPhase
+    done_bytes: int = 0
+    total_bytes: int = 0  # 0: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class PullNotice:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    untagged: tuple[str, ...]
+    deleted: tuple[str, ...]

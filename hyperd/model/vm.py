@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a virtual machine is made of, said without any hypervisor's words."""
+
+import enum
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NewType
+
+SandboxId = NewType("SandboxId", str)  # 64 hexadecimal digits
+
+
+class Accelerator(enum.StrEnum):
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+class DiskFormat(enum.StrEnum):
+    RAW = "raw"
+    VMDK = "vmdk"
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """A virtio-blk disk; the guest finds it by ``serial`` (at most 20 ASCII characters)."""
+
+    serial: str
+    path: Path
+    format: DiskFormat
+    readonly: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """A virtio-net device on a tap that exists already."""
+
+    tap: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """A virtio-serial port: ``name`` in the guest, a UNIX socket that QEMU listens on at ``path``."""
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class VmDefinition:
+    sandbox_id: SandboxId
+    vcpus: int
+    memory_mib: int
+    accelerator: Accelerator
+    kernel: Path
+    initramfs: Path
+    cmdline: str
+    console_log: Path  # the guest's serial console is appended here
+    channels: tuple[Channel, ...] = ()
+    disks: tuple[Disk, ...] = ()
+    nics: tuple[Nic, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class VmStatus:
+    """A virtual machine that exists."""
+
+    sandbox_id: SandboxId
+    pid: int  # of the hypervisor process on the host
+    paused: bool = False
+
+
+class VmGoneCause(enum.StrEnum):
+    SHUTDOWN = "shutdown"  # the guest powered itself off
+    CRASHED = "crashed"  # the guest panicked
+    DESTROYED = "destroyed"  # by us
+    LOST = "lost"  # the hypervisor process went away without being asked
+
+
+@dataclass(frozen=True, slots=True)
+class VmGone:
+    """A virtual machine has ceased to exist. A hint: late and duplicate ones occur."""
+
+    sandbox_id: SandboxId
+    cause: VmGoneCause
+    detail: str = field(default="")

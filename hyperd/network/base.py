@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Addresses and wires for sandboxes."""
+
+from typing import Protocol
+
+from hyperd.model.network import Attachment
+from hyperd.model.vm import SandboxId
+
+
+class Network(Protocol):
+    async def prepare(self) -> None:
+        """Make or repair bridge, forwarding and NAT. Idempotent. Raises UnavailableError, DeniedError."""
+
+    async def attach(self, sandbox_id: SandboxId) -> Attachment:
+        """Lease an address and make the tap, already on the bridge and up.
+
+        A sandbox keeps its lease until ``release``: attaching again gives the same address.
+        Raises ExhaustedError when no address is left. Nothing stays behind.
+        """
+
+    async def detach(self, sandbox_id: SandboxId) -> None:
+        """Remove the tap, keep the lease. Idempotent."""
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        """Remove tap and lease. Idempotent."""
+
+    async def list_attached(self) -> set[SandboxId]:
+        """Who owns a lease or a tap, for cleaning up after a kill."""

@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bytes for guests: the writable disk of a sandbox."""
+
+from pathlib import Path
+from typing import Protocol
+
+from hyperd.model.vm import SandboxId
+
+
+class Storage(Protocol):
+    async def prepare(self) -> None:
+        """Make the preformatted ext4 once. Raises ExhaustedError, UnavailableError (no mkfs.ext4)."""
+
+    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+        """A sparse copy (reflink where the filesystem can) of the preformatted ext4. Existing: returned as it is.
+
+        Raises ExhaustedError when the state directory is full; nothing stays behind.
+        """
+
+    async def remove(self, sandbox_id: SandboxId) -> None:
+        """Idempotent."""
+
+    async def list_sandboxes(self) -> set[SandboxId]:
+        """Who owns a writable disk, for cleaning up after a kill."""
