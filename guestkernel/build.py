@@ -13,7 +13,7 @@ compiled: a misspelt option, or one whose dependency is missing, fails the build
 from __future__ import annotations
 
 import argparse
-import datetime
+import datetime as dt
 import json
 import os
 import re
@@ -71,8 +71,10 @@ def unpack(tarball: Path, work: Path) -> Path:
 
 def build_environment(tarball: Path) -> dict[str, str]:
     """The same bytes for the same source and compiler: no user, host or time of day in the kernel's banner."""
-    stamp = datetime.datetime.fromtimestamp(tarball.stat().st_mtime, tz=datetime.UTC)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("KBUILD_", "MAKE"))}
+    stamp = dt.datetime.fromtimestamp(tarball.stat().st_mtime, tz=dt.UTC)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("KBUILD_", "MAKE"))
+    }
     return environment | {
         "KBUILD_BUILD_USER": "hyper",
         "KBUILD_BUILD_HOST": "hyper",
@@ -117,7 +119,9 @@ def note_types(notes: bytes) -> set[int]:
     """Types of the notes that the name "Xen" owns."""
     types, at = set(), 0
     while at + 12 <= len(notes):
-        name_size, value_size, kind = (int.from_bytes(notes[at + i : at + i + 4], "little") for i in (0, 4, 8))
+        name_size, value_size, kind = (
+            int.from_bytes(notes[at + i : at + i + 4], "little") for i in (0, 4, 8)
+        )
         if notes[at + 12 : at + 12 + name_size].rstrip(b"\0") == b"Xen":
             types.add(kind)
         at += 12 + (name_size + 3) // 4 * 4 + (value_size + 3) // 4 * 4
@@ -136,7 +140,9 @@ def compile_kernel(source: Path, out: Path, environment: dict[str, str], jobs: i
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--tarball", type=Path, required=True, help="linux-source-*.tar.xz, as Debian packs it")
+    parser.add_argument(
+        "--tarball", type=Path, required=True, help="linux-source-*.tar.xz, as Debian packs it"
+    )
     parser.add_argument("--work", type=Path, required=True, help="where to unpack and compile (some 2 GB)")
     parser.add_argument("--out", type=Path, help="where vmlinux, config and build.json go")
     parser.add_argument("--check", action="store_true", help="stop after comparing the configuration")

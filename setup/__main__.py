@@ -20,7 +20,9 @@ NAMES = ("packages", "python", "erofs", "kernel", "agent", "prepare")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="setup", description=__doc__)
-    parser.add_argument("--force", action="append", default=[], choices=NAMES, help="do this step even if it is current")
+    parser.add_argument(
+        "--force", action="append", default=[], choices=NAMES, help="do this step even if it is current"
+    )
     parser.add_argument("--only", action="append", default=[], choices=NAMES, help="do no other step")
     arguments = parser.parse_args()
     force = frozenset(arguments.force)
@@ -31,7 +33,9 @@ def main() -> None:
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)
     with (BUILD / "setup.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second set-up of this checkout waits, then finds everything current
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # a second set-up of this checkout waits, then finds everything current
         run_steps([step for step in steps if not arguments.only or step.name in arguments.only], force=force)
 
 

@@ -71,7 +71,9 @@ def build(job: Job, out: Path) -> None:
     agent = (out / PROGRAM).read_bytes()
     require_static(agent)
     if len(agent) > LARGEST_BYTES:
-        raise StepError(f"the agent has {len(agent)} bytes; {LARGEST_BYTES} are allowed", hint="see agent/Cargo.toml")
+        raise StepError(
+            f"the agent has {len(agent)} bytes; {LARGEST_BYTES} are allowed", hint="see agent/Cargo.toml"
+        )
     (out / "initramfs.cpio").write_bytes(initramfs.render_newc(initramfs.agent_entries(agent)))
     (out / "initramfs.cpio").chmod(0o644)
 
@@ -85,7 +87,11 @@ def executable_in(messages: str) -> Path:
     """Where cargo says that it put the program."""
     for line in messages.splitlines():
         message = json.loads(line)
-        if message.get("reason") == "compiler-artifact" and message["target"]["name"] == PROGRAM and message["executable"]:
+        if (
+            message.get("reason") == "compiler-artifact"
+            and message["target"]["name"] == PROGRAM
+            and message["executable"]
+        ):
             return Path(message["executable"])
     raise StepError(f"cargo built no program called {PROGRAM}", hint="see [[bin]] in agent/Cargo.toml")
 
@@ -99,4 +105,6 @@ def require_static(program: bytes) -> None:
     )
     kinds = {int.from_bytes(program[offset + i * size :][:4], "little") for i in range(count)}
     if not program.startswith(b"\x7fELF") or INTERPRETER_SEGMENT in kinds:
-        raise StepError("the agent is not a static program", hint="agent/.cargo/config.toml sets `+crt-static`")
+        raise StepError(
+            "the agent is not a static program", hint="agent/.cargo/config.toml sets `+crt-static`"
+        )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Artifacts that are expensive to build, kept under `/var/cache/hyper/<kind>/<hash>/` for every checkout on the machine.
+"""Artifacts that are expensive to build, in `/var/cache/hyper/<kind>/<hash>/` for every checkout on the machine.
 
 The directories can be entered by everybody, because QEMU runs as an unprivileged user and must read kernel and
-initramfs. Publishing is atomic: an entry is built beside its place and renamed into it, so a half-made one is never seen.
+initramfs. Publishing is atomic: an entry is built beside its place and renamed into it.
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
 
-from grpc_tools import protoc
+from grpc_tools import protoc  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTRACT = ROOT / "proto"
@@ -40,6 +41,7 @@ def stale_files() -> list[Path]:
 
 
 def main() -> None:
+    os.environ["PATH"] = f"{sys.prefix}/bin:{os.environ['PATH']}"  # protoc looks there for mypy's plugins
     if "--check" not in sys.argv[1:]:
         for path in generated_in(CONTRACT):
             (CONTRACT / path).unlink()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian as set-up needs it: which release this is, which versions there are, and how packages get in.
 
-No mirror is named anywhere: what has to be added (backports, a source package of the next release) comes from the mirror
-that this machine is already configured for.
+No mirror is named anywhere: what has to be added (backports, a source package of the next release) comes from
+the mirror that this machine is already configured for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step `python`: `.venv` with locked versions, and this checkout installed into it, editable.
 
-Every download is checked against the lock's hashes. libvirt-python comes as source only and is built against the system's
-libvirt, with a locked setuptools. `make lock` renews the locks.
+Every download is checked against the lock's hashes. libvirt-python comes as source only and is built against the
+system's libvirt, with a locked setuptools. `make lock` renews the locks.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ class Environment:
     def run(self, job: Job) -> None:
         make_venv(job, VENV, DEV_LOCK)
         install_project(job, VENV, editable=True)
-        job.result = f"{len(list(VENV.glob('lib/*/site-packages/*.dist-info')))} packages in {VENV.relative_to(ROOT)}"
+        job.result = (
+            f"{len(list(VENV.glob('lib/*/site-packages/*.dist-info')))} packages in {VENV.relative_to(ROOT)}"
+        )
 
 
 def make_venv(job: Job, venv: Path, lock: Path) -> None:
@@ -67,7 +69,19 @@ def install_project(job: Job, venv: Path, *, editable: bool) -> None:
 
 def pip(job: Job, venv: Path, *arguments: str | Path) -> None:
     job.run(
-        *(venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input", "--no-warn-script-location"),
+        *(
+            venv / "bin" / "python",
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--no-warn-script-location",
+        ),
         *arguments,
-        environment={"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore", "PYTHONPATH": ""},
+        environment={
+            "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+            "PIP_ROOT_USER_ACTION": "ignore",
+            "PYTHONPATH": "",
+        },
     )

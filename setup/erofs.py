@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step `erofs`: an mkfs.erofs that reads tar streams (1.7 or later).
 
-Debian 13 has one. On Debian 12 it is built from Debian 13's source package, which a private apt configuration downloads and
-checks: the host's own sources stay as they are.
+Debian 13 has one. On Debian 12 it is built from Debian 13's source package, which a private apt configuration
+downloads and checks: the host's own sources stay as they are.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Erofs:
         return (BUILD / "assets" / PROGRAM).exists()
 
     def run(self, job: Job) -> None:
-        program = system_program() or cache.make_entry(KIND, hash_of(Path(__file__)), lambda out: build(job, out)) / PROGRAM
+        program = (
+            system_program()
+            or cache.make_entry(KIND, hash_of(Path(__file__)), lambda out: build(job, out)) / PROGRAM
+        )
         link_asset(PROGRAM, program)
         job.result = f"{PROGRAM} {'.'.join(map(str, version_of(program)))}, {program}"
 

@@ -37,7 +37,14 @@ def render_newc(entries: list[Entry]) -> bytes:
         name = entry.path.encode() + b"\0"
         links = 2 if stat.S_ISDIR(entry.mode) else 1
         fields = (
-            *(inode if entry is not trailer else 0, entry.mode, 0, 0, links, 0),  # ino mode uid gid nlink mtime
+            *(
+                inode if entry is not trailer else 0,
+                entry.mode,
+                0,
+                0,
+                links,
+                0,
+            ),  # ino mode uid gid nlink mtime
             *(len(entry.data), 0, 0, *entry.device, len(name), 0),  # filesize dev rdev namesize check
         )
         archive += b"070701" + b"".join(b"%08X" % value for value in fields) + name

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step `kernel`: the guest kernel, from Debian's source package, built once per (source version, fragment, build script).
+"""Step `kernel`: the guest kernel, built once per (source version, fragment, build script).
 
-`guestkernel/version` pins the upstream version. Debian replaces it with each security update, so the pinned one may be gone
-from the mirror: then the latest that there is gets built, and the step says so. Whichever it was stays in use until the
-pin, the fragment or the build script changes, or somebody has the mirror looked at again (`make setup FORCE=kernel`).
+`guestkernel/version` pins the upstream version. Debian replaces it with each security update, so the pinned one may
+be gone from the mirror: then the latest that there is gets built, and the step says so. Whichever it was stays in use
+until the pin, the fragment or the build script changes, or the mirror is looked at again (`make setup FORCE=kernel`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from pathlib import Path
+import sys
 from typing import TYPE_CHECKING
 
 from setup import cache, debian
-from setup.step import BUILD, ROOT, StepError, hash_of, link_asset
+from setup.step import BUILD, ROOT, Job, StepError, explain, hash_of, link_asset, logging_to
 
 if TYPE_CHECKING:
-    from setup.step import Job
+    from pathlib import Path
 
 SOURCE = ROOT / "guestkernel"
 PACKAGE = "linux-source-6.12"
@@ -64,7 +64,17 @@ def build(job: Job) -> Path:
         tarball = fetch(job, version, work)
         job.hint = "the log's first error counts; guestkernel/README.md says how to change an option"
         job.say(f"building Linux {version}: some 5 minutes on 2 cores")
-        job.run("nice", "/usr/bin/python3", SOURCE / "build.py", "--tarball", tarball, "--work", work, "--out", out)
+        job.run(
+            "nice",
+            "/usr/bin/python3",
+            SOURCE / "build.py",
+            "--tarball",
+            tarball,
+            "--work",
+            work,
+            "--out",
+            out,
+        )
         facts = json.loads((out / "build.json").read_text())
         (out / "build.json").write_text(json.dumps({"version": version, **facts}, indent=2) + "\n")
         shutil.rmtree(work)
@@ -81,7 +91,9 @@ def choose_version(job: Job) -> str:
         debian.update(job)
         known = debian.known_versions(PACKAGE)
     if not known:
-        raise StepError(f"no source has {PACKAGE}", hint="Debian's security archive has it; see /etc/apt/sources.list.d")
+        raise StepError(
+            f"no source has {PACKAGE}", hint="Debian's security archive has it; see /etc/apt/sources.list.d"
+        )
     pinned = [version for version in known if version.split("-")[0] == pinned_version()]
     if not pinned:
         job.say(f"Debian no longer has {pinned_version()} (guestkernel/version); taking {known[0]}")
@@ -101,3 +113,22 @@ def fetch(job: Job, version: str, work: Path) -> Path:
     package.unlink()
     tarball = next((work / "package/usr/src").glob("linux-source-*.tar.xz"))
     return tarball.rename(work / tarball.name)
+
+
+def check_options() -> None:
+    """`make kernel-config`: compare the fragment with what Kconfig makes of it, without compiling."""
+    try:
+        with logging_to("kernel-config") as log:
+            job = Job("kernel-config", log)
+            work = BUILD / "kernel-config"
+            tarball = next(work.glob("*.tar.xz"), None) or fetch(job, choose_version(job), work)
+            job.hint = "see guestkernel/README.md"
+            job.run("/usr/bin/python3", SOURCE / "build.py", "--check", "--tarball", tarball, "--work", work)
+    except (StepError, OSError) as error:
+        explain("kernel-config", error)
+        sys.exit(1)
+    print("kernel-config: every option of guestkernel/config took")
+
+
+if __name__ == "__main__":
+    check_options()

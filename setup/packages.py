@@ -40,7 +40,12 @@ RUST = {
     "bookworm": ("cargo-web", "rustc-web", "rustfmt-web", "rust-web-clippy"),
     "trixie": ("cargo", "rustc", "rustfmt", "rust-clippy"),
 }
-MINIMUM = {"qemu-system-x86": "9", "libvirt-daemon": "11", "libvirt-daemon-driver-qemu": "11", "libvirt-dev": "11"}
+MINIMUM = {
+    "qemu-system-x86": "9",
+    "libvirt-daemon": "11",
+    "libvirt-daemon-driver-qemu": "11",
+    "libvirt-dev": "11",
+}
 MINIMUM_CARGO = (1, 85)
 # Only these come from backports, and with them what they alone need: no other package of the machine moves.
 PREFERENCES = """
@@ -49,7 +54,7 @@ Pin: release n=bookworm-backports
 Pin-Priority: 600
 """
 BACKPORTS = Path("/etc/apt/sources.list.d/hyper-backports.sources")
-# Units that come with the packages and that nothing here uses: libvirt runs inside hyperd, the registry inside the demo.
+# Units that come with the packages and that nothing here uses: libvirt runs inside hyperd, a registry inside the demo.
 UNITS = {
     "docker-registry": ("docker-registry.service",),
     "libvirt-daemon": ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"),
@@ -79,7 +84,9 @@ class Packages:
             debian.install(job, missing, preferences=PREFERENCES if debian.codename() == "bookworm" else "")
             keep_services_off(job, before)
             if still := missing_packages():
-                raise StepError(f"not to be had in the version needed: {', '.join(still)}", hint=debian.APT_HINT)
+                raise StepError(
+                    f"not to be had in the version needed: {', '.join(still)}", hint=debian.APT_HINT
+                )
         add_group(job)
         versions = debian.installed_versions(list(MINIMUM))
         job.result = f"QEMU {plain(versions['qemu-system-x86'])}, libvirt {plain(versions['libvirt-daemon'])}"
@@ -108,7 +115,7 @@ def has_cargo() -> bool:
     if not cargo or cargo == "/usr/bin/cargo":
         return False
     found = re.match(r"cargo (\d+)\.(\d+)", capture(cargo, "--version"))
-    return bool(found) and (int(found[1]), int(found[2])) >= MINIMUM_CARGO
+    return found is not None and (int(found[1]), int(found[2])) >= MINIMUM_CARGO
 
 
 def add_backports(job: Job) -> None:
@@ -132,7 +139,9 @@ def add_backports(job: Job) -> None:
         BACKPORTS.unlink()
         raise
     if not debian.mirror_of("bookworm-backports"):
-        raise StepError("this machine's mirror has no bookworm-backports", hint=f"put one that has into {BACKPORTS}")
+        raise StepError(
+            "this machine's mirror has no bookworm-backports", hint=f"put one that has into {BACKPORTS}"
+        )
 
 
 def keep_services_off(job: Job, before: dict[str, str]) -> None:
@@ -141,11 +150,17 @@ def keep_services_off(job: Job, before: dict[str, str]) -> None:
     units = [unit for name in UNITS if name in after and name not in before for unit in UNITS[name]]
     if units and shutil.which("systemctl"):
         job.run("systemctl", "disable", *units)
-        job.say("new services are neither started nor enabled: hyper runs its own libvirt and starts its own registry")
+        job.say(
+            "new services are neither started nor enabled: hyper runs its own libvirt and starts its own registry"
+        )
 
 
 def has_accounts() -> bool:
-    return bool({GROUP} & {group.gr_name for group in grp.getgrall()}) and has_qemu_user()
+    return has_group() and has_qemu_user()
+
+
+def has_group() -> bool:
+    return any(group.gr_name == GROUP for group in grp.getgrall())
 
 
 def has_qemu_user() -> bool:
@@ -162,7 +177,7 @@ def add_group(job: Job) -> None:
             "the user libvirt-qemu, which QEMU is to run as, does not exist",
             hint="`apt-get install --reinstall libvirt-daemon-driver-qemu` creates it",
         )
-    if GROUP not in {group.gr_name for group in grp.getgrall()}:
+    if not has_group():
         job.run("groupadd", "--system", GROUP)
 
 

@@ -57,7 +57,11 @@ class Job:
         self.log.flush()
 
     def run(
-        self, *command: str | Path, cwd: Path = ROOT, environment: Mapping[str, str] | None = None, quiet: bool = False
+        self,
+        *command: str | Path,
+        cwd: Path = ROOT,
+        environment: Mapping[str, str] | None = None,
+        quiet: bool = False,
     ) -> str:
         """Run a program with its output in the log; returns what it wrote to its standard output when `quiet`."""
         argv = [str(word) for word in command]
@@ -99,7 +103,9 @@ def hash_of(*parts: str | bytes | Path) -> str:
     """A short hash of texts and of files' contents; order matters."""
     digest = hashlib.sha256()
     for part in parts:
-        data = part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        data = (
+            part.read_bytes() if isinstance(part, Path) else part.encode() if isinstance(part, str) else part
+        )
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.hexdigest()[:16]
@@ -109,7 +115,12 @@ def capture(*command: str) -> str:
     """A quick look at the host: standard output, or "" when the program fails or is not there."""
     with contextlib.suppress(OSError):
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
         )
         return done.stdout if done.returncode == 0 else ""
     return ""
@@ -155,22 +166,23 @@ def run_step(step: Step, *, forced: bool) -> bool:
         stamp.write_text(step.key())
     except (StepError, OSError, subprocess.SubprocessError) as error:
         stamp.unlink(missing_ok=True)
-        explain(step.name, error, time.monotonic() - began)
+        explain(step.name, error)
         sys.exit(1)
     words = f": {job.result}" if job.result else ""
     print(f"setup: {step.name} done in {time.monotonic() - began:.1f} s{words}", flush=True)
     return True
 
 
-def explain(name: str, error: Exception, seconds: float) -> None:
+def explain(name: str, error: Exception) -> None:
     """Which step, why, and what to do."""
     log = LOGS / f"{name}.log"
     lines = log.read_text(errors="replace").splitlines() if log.exists() else []
     tail = [line for line in lines if not line.startswith("## ")][-TAIL_LINES:]
-    out = [f"setup: step `{name}` FAILED after {seconds:.1f} s: {error}"]
+    out = [f"setup: step `{name}` FAILED: {error}"]
     if tail:
         out += ["  the end of its log:", *(f"  | {line}" for line in tail)]
-    out.append(f"  whole log:  {log}")
+    if lines:
+        out.append(f"  whole log:  {log}")
     hint = getattr(error, "hint", "") or "read the log, put it right, and run the same command again"
     out.append(f"  what to do: {hint}; steps already done are not done again")
     print("\n".join(out), file=sys.stderr, flush=True)
