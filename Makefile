@@ -51,7 +51,7 @@ typecheck: ## mypy, strict
 	$(BIN)/mypy hyperd cli/hyperctl tests setup guestkernel bench demo
 
 unit: ## pure code and servicers with fakes
-	$(PYTEST) tests/unit $(ARGS)
+	$(PYTEST) tests/unit setup $(ARGS)
 
 contract: ## each fake against its real adapter
 	$(PRIVATE) $(PYTEST) tests/contract $(ARGS)

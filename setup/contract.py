@@ -19,8 +19,9 @@ GENERATED = ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
 def generate(out: Path) -> None:
     sources = sorted(str(path.relative_to(CONTRACT)) for path in CONTRACT.rglob("*.proto"))
     well_known = resources.files("grpc_tools") / "_proto"
+    quiet = ["--mypy_opt=quiet", "--mypy_grpc_opt=quiet"]
     plugins = [f"--{plugin}_out={out}" for plugin in ("python", "grpc_python", "mypy", "mypy_grpc")]
-    if status := protoc.main(["protoc", f"-I{CONTRACT}", f"-I{well_known}", *plugins, *sources]):
+    if status := protoc.main(["protoc", f"-I{CONTRACT}", f"-I{well_known}", *plugins, *quiet, *sources]):
         sys.exit(status)
 
 
