@@ -39,6 +39,11 @@ class Admission:
                 f"needs {sizing.memory_mib} MiB of memory, {max(free_mib, 0)} of {self.memory_mib} MiB are free",
                 hint="stop a sandbox, ask for less with --memory, or raise [vm] memory_overcommit",
             )
+        return others.hold(sandbox_id, sizing)
+
+    def hold(self, sandbox_id: SandboxId, sizing: Sizing) -> "Admission":
+        """Count one that exists, whatever it takes."""
+        others = self.release(sandbox_id)
         return replace(others, held=(*others.held, (sandbox_id, sizing)))
 
     def release(self, sandbox_id: SandboxId) -> "Admission":

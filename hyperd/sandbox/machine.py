@@ -189,5 +189,13 @@ def exit_of(state: State) -> Exit | None:
 LOST_EXIT_CODE = 125  # hyper failed: no status of the process exists, and 0 would be a lie
 
 
+_LOST = (ExitReason.VM_LOST, ExitReason.GUEST_PANIC, ExitReason.AGENT_LOST)
+
+
+def is_lost(exit_: Exit) -> bool:
+    """Whether the process's own status is unknown."""
+    return exit_.reason in _LOST or (exit_.reason is ExitReason.START_FAILED and exit_.code == LOST_EXIT_CODE)
+
+
 def lost(reason: ExitReason, message: str) -> Exit:
     return Exit(LOST_EXIT_CODE, reason, message=message)

@@ -17,11 +17,13 @@ class Pump:
     process wrote has been handed on; a lost connection leaves it unset, and ``run`` may be called again.
     """
 
-    def __init__(self, container_id: ContainerId, process_id: ProcessId, journal: Journal | None) -> None:
+    def __init__(
+        self, container_id: ContainerId, process_id: ProcessId, journal: Journal | None, offset: int = 0
+    ) -> None:
         self._container_id = container_id
         self._process_id = process_id
         self._journal = journal
-        self._offset = 0
+        self._offset = offset
         self._subscribers: set[Subscription] = set()
         self.ended = asyncio.Event()
 
