@@ -59,16 +59,27 @@ async def run_checked(
 
 @contextlib.asynccontextmanager
 async def spawn(
-    argv: Sequence[str], *, stdin: bool = False, env: Mapping[str, str] | None = None
+    argv: Sequence[str],
+    *,
+    stdin: bool | int = False,
+    env: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child with pipes for stdout and stderr (and stdin when asked); at the end it is dead and reaped."""
+    """A child with pipes for stdout and stderr; at the end it is dead and reaped.
+
+    ``stdin``: True for a pipe, or a descriptor that becomes the child's. ``pass_fds`` keep their numbers there.
+    """
+    standard_input = stdin
+    if isinstance(stdin, bool):
+        standard_input = asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL
     try:
         child = await asyncio.create_subprocess_exec(
             *argv,
-            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdin=standard_input,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=None if env is None else dict(env),
+            pass_fds=pass_fds,
             start_new_session=True,  # so that its own children die with it
         )
     except OSError as error:

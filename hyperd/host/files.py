@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are there whole or not at all, and copies that cost nothing for what is not there.
+
+Everything here blocks: call it through a room's ``Workers``.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hyperd.errors import DeniedError, ExhaustedError, HyperError, NotFoundError, UnavailableError
+
+_FICLONE = 0x40049409  # linux/fs.h
+_CHUNK_BYTES = 4 << 20
+_NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
+_CLONE_IMPOSSIBLE = frozenset(
+    {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ENOSYS}
+)
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextlib.contextmanager
+def file_errors(subject: object) -> Iterator[None]:
+    """Translate ``OSError`` where a room meets the filesystem."""
+    try:
+        yield
+    except OSError as error:
+        kind: type[HyperError] = UnavailableError
+        brief, hint = f"cannot be used: {error.strerror or error}", ""
+        if error.errno in _NO_SPACE:
+            kind, brief, hint = (
+                ExhaustedError,
+                "no space left",
+                "remove images or sandboxes that are not needed",
+            )
+        elif isinstance(error, FileNotFoundError):
+            kind = NotFoundError
+        elif isinstance(error, PermissionError):
+            kind = DeniedError
+        raise kind(brief, subject=str(error.filename or subject), hint=hint) from error
+
+
+def make_directory(path: Path, mode: int) -> None:
+    """With exactly this mode, whatever the umask; existing: only the mode is set."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(mode)
+
+
+def sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, target: Path) -> None:
+    """Give a finished file its name so that after a power cut it is whole or absent."""
+    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    temporary.rename(target)
+    sync_directory(target.parent)
+
+
+def temporary_beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
+
+
+def write_atomic(target: Path, data: bytes, *, mode: int = 0o644) -> None:
+    temporary = temporary_beside(target)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # a descriptor, not a path
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+        publish(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def copy_sparse(
+    source: Path, target: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = None
+) -> None:
+    """A copy under its name only when it is whole: shared blocks where the filesystem can (FICLONE), else data only.
+
+    Not synced: for files that mean nothing after a power cut. An existing target is replaced.
+    """
+    temporary = temporary_beside(target)
+    try:
+        with source.open("rb") as reader:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+            try:
+                os.fchmod(descriptor, mode)
+                if owner is not None:
+                    os.fchown(descriptor, *owner)
+                if not _clone(reader.fileno(), descriptor):
+                    _copy_data(reader.fileno(), descriptor)
+            finally:
+                os.close(descriptor)
+        temporary.rename(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _clone(source: int, target: int) -> bool:
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError as error:
+        if error.errno in _CLONE_IMPOSSIBLE:
+            return False
+        raise
+    return True
+
+
+def _copy_data(source: int, target: int) -> None:
+    size = os.fstat(source).st_size
+    os.ftruncate(target, size)
+    offset = 0
+    while offset < size:
+        try:
+            start = os.lseek(source, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        end = os.lseek(source, start, os.SEEK_HOLE)
+        _copy_range(source, target, start, end)
+        offset = end
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    offset = start
+    while offset < end:
+        data = os.pread(source, min(_CHUNK_BYTES, end - offset), offset)
+        if not data:
+            return
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(target, view, offset)
+            offset += written
+            view = view[written:]
+
+
+def free_bytes(path: Path) -> int:
+    """What an unprivileged writer can still get on the filesystem of ``path``."""
+    status = os.statvfs(path)
+    return status.f_bavail * status.f_frsize
+
+
+def allocated_bytes(path: Path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def remove_tree(path: Path) -> None:
+    """Idempotent; never follows a symbolic link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink(missing_ok=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KVM where it works, TCG where it does not, never silently.
+
+`/dev/kvm` existing proves nothing: on a PVM host a stock guest hangs at 100 % CPU. So the probe is a boot: the guest's agent
+says hello under KVM in time, or TCG it is. What was found is remembered for this boot of the host, kernel, agent and QEMU.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperd.errors import HyperError, UnavailableError
+from hyperd.guest.base import GuestDialer
+from hyperd.host.workers import Workers
+from hyperd.model.container import Sizing
+from hyperd.model.vm import Accelerator, Channel, SandboxId, VmDefinition
+from hyperd.sandbox.assembly import CONTROL_PORT, STREAM_PORT, GuestSettings, SandboxPaths
+from hyperd.vm.base import Hypervisor
+
+log = logging.getLogger(__name__)
+
+PROBE_TIMEOUT_S = 10.0
+PROBE_SIZING = Sizing(1, 128)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    accelerator: Accelerator
+    reason: str
+
+
+class AcceleratorChooser:
+    """Decides once; everyone who asks meanwhile waits for the same probe."""
+
+    def __init__(
+        self,
+        wanted: str,
+        hypervisor: Hypervisor,
+        dialer: GuestDialer,
+        guest: GuestSettings,
+        scratch: Callable[[SandboxId], SandboxPaths],
+        memory: Path,
+        key: tuple[str, ...],
+        files: Workers,
+        device: Path = Path("/dev/kvm"),
+    ) -> None:
+        """``wanted``: auto, kvm or tcg. ``memory``: where the finding is kept. ``key``: what it depends on."""
+        self._wanted = wanted
+        self._hypervisor = hypervisor
+        self._dialer = dialer
+        self._guest = guest
+        self._scratch = scratch
+        self._memory = memory
+        self._key = key
+        self._files = files
+        self._device = device
+        self._lock = asyncio.Lock()
+        self.choice: Choice | None = None
+
+    async def choose(self) -> Accelerator:
+        """Raises UnavailableError when `accel = "kvm"` is configured and KVM does not work."""
+        async with self._lock:
+            if self.choice is None:
+                self.choice = await self._decide()
+                log.info(
+                    "accelerator chosen",
+                    extra={"accelerator": self.choice.accelerator.value, "reason": self.choice.reason},
+                )
+        return self.choice.accelerator
+
+    async def _decide(self) -> Choice:
+        if self._wanted == Accelerator.TCG:
+            return Choice(Accelerator.TCG, "the configuration says so")
+        choice = await self._probe_or_recall()
+        if self._wanted == Accelerator.KVM and choice.accelerator is not Accelerator.KVM:
+            raise UnavailableError(
+                "KVM does not work here",
+                subject='[vm] accel = "kvm"',
+                evidence=choice.reason,
+                hint='set accel = "auto" to run under emulation, several times slower',
+            )
+        return choice
+
+    async def _probe_or_recall(self) -> Choice:
+        if not await self._files.call(os.access, self._device, os.R_OK | os.W_OK):
+            return Choice(Accelerator.TCG, f"{self._device} is not there or cannot be opened")
+        key = [await self._files.call(_boot_id), *self._key]
+        recalled = await self._files.call(_recall, self._memory, key)
+        if recalled is not None:
+            return recalled
+        choice = await self._probe()
+        await self._files.call(_remember, self._memory, key, choice)
+        return choice
+
+    async def _probe(self) -> Choice:
+        sandbox_id = SandboxId(secrets.token_hex(32))
+        paths = self._scratch(sandbox_id)
+        for directory in (paths.run_dir, paths.state_dir):
+            await self._files.call(directory.mkdir, 0o711, parents=True, exist_ok=True)
+        definition = VmDefinition(
+            sandbox_id=sandbox_id,
+            vcpus=PROBE_SIZING.vcpus,
+            memory_mib=PROBE_SIZING.memory_mib,
+            accelerator=Accelerator.KVM,
+            kernel=self._guest.kernel,
+            initramfs=self._guest.initramfs,
+            cmdline=self._guest.cmdline,
+            console_log=paths.console_log,
+            channels=(Channel(CONTROL_PORT, paths.control_socket), Channel(STREAM_PORT, paths.stream_socket)),
+        )
+        try:
+            await self._hypervisor.start(definition)
+            guest = await self._dialer.connect(
+                paths.control_socket, paths.stream_socket, timeout_s=PROBE_TIMEOUT_S, subject="the KVM probe"
+            )
+            await guest.close()
+        except HyperError as error:
+            evidence = (error.evidence or error.brief).strip().splitlines()
+            detail = evidence[-1] if evidence else error.brief
+            return Choice(Accelerator.TCG, f"a guest does not come up under {self._device}: {detail}")
+        finally:
+            with contextlib.suppress(HyperError):
+                await self._hypervisor.destroy(sandbox_id)
+            await self._files.call(_remove, paths)
+        return Choice(Accelerator.KVM, f"a guest came up under {self._device}")
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text().strip()
+
+
+def _recall(memory: Path, key: list[str]) -> Choice | None:
+    try:
+        kept = json.loads(memory.read_text())
+        if kept["key"] == key:
+            return Choice(Accelerator(kept["accelerator"]), kept["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # absent or unreadable: probe again
+    return None
+
+
+def _remember(memory: Path, key: list[str], choice: Choice) -> None:
+    fresh = memory.with_suffix(".new")
+    fresh.write_text(
+        json.dumps({"key": key, "accelerator": choice.accelerator.value, "reason": choice.reason})
+    )
+    fresh.replace(memory)
+
+
+def _remove(paths: SandboxPaths) -> None:
+    for directory in (paths.run_dir, paths.state_dir):
+        for file in directory.iterdir():
+            file.unlink()
+        directory.rmdir()

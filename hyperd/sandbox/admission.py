@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether one more sandbox fits on this host: a pure struct, so that it can be tested by properties."""
+
+from dataclasses import dataclass, replace
+
+from hyperd.errors import ExhaustedError, InvalidError
+from hyperd.model.container import Sizing
+from hyperd.model.vm import SandboxId
+
+MIN_MEMORY_MIB = 64  # below it the guest kernel and agent do not come up
+MAX_VCPUS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What the host offers and who holds how much of it."""
+
+    memory_mib: int
+    max_sandboxes: int
+    max_vcpus_each: int
+    held: tuple[tuple[SandboxId, Sizing], ...] = ()
+
+    @property
+    def held_memory_mib(self) -> int:
+        return sum(sizing.memory_mib for _, sizing in self.held)
+
+    def admit(self, sandbox_id: SandboxId, sizing: Sizing) -> "Admission":
+        """Raises InvalidError when it could never fit, ExhaustedError when it does not fit now."""
+        require_sane(sizing, max_vcpus=self.max_vcpus_each, host_memory_mib=self.memory_mib)
+        others = self.release(sandbox_id)
+        if len(others.held) >= self.max_sandboxes:
+            raise ExhaustedError(
+                f"{len(others.held)} sandboxes run, and no more than {self.max_sandboxes} may",
+                hint="stop one, or raise [vm] max_sandboxes",
+            )
+        free_mib = self.memory_mib - others.held_memory_mib
+        if sizing.memory_mib > free_mib:
+            raise ExhaustedError(
+                f"needs {sizing.memory_mib} MiB of memory, {max(free_mib, 0)} of {self.memory_mib} MiB are free",
+                hint="stop a sandbox, ask for less with --memory, or raise [vm] memory_overcommit",
+            )
+        return others.hold(sandbox_id, sizing)
+
+    def hold(self, sandbox_id: SandboxId, sizing: Sizing) -> "Admission":
+        """Count one that exists, whatever it takes."""
+        others = self.release(sandbox_id)
+        return replace(others, held=(*others.held, (sandbox_id, sizing)))
+
+    def release(self, sandbox_id: SandboxId) -> "Admission":
+        return replace(self, held=tuple(entry for entry in self.held if entry[0] != sandbox_id))
+
+
+def require_sane(sizing: Sizing, *, max_vcpus: int, host_memory_mib: int) -> None:
+    if sizing.memory_mib < MIN_MEMORY_MIB:
+        raise InvalidError(
+            f"{sizing.memory_mib} MiB of memory are too little to boot a guest",
+            hint=f"ask for at least {MIN_MEMORY_MIB} MiB with --memory",
+        )
+    if sizing.memory_mib > host_memory_mib:
+        raise InvalidError(
+            f"{sizing.memory_mib} MiB of memory are more than the host's {host_memory_mib} MiB"
+        )
+    if not 1 <= sizing.vcpus <= max_vcpus:
+        raise InvalidError(f"{sizing.vcpus} CPUs are not between 1 and {max_vcpus}", hint="see --cpus")

@@ -1,0 +1,316 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From what was asked for and what the image says to what VM and agent are told. Pure."""
+
+import ipaddress
+import math
+import re
+import signal
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from hyperd.errors import InvalidError, UnsupportedError
+from hyperd.model.container import ContainerRecord, ContainerSpec, ExecSpec, Sizing
+from hyperd.model.guest import (
+    ContainerId,
+    ContainerPlan,
+    GuestIdentity,
+    GuestMount,
+    HostEntry,
+    LayerSource,
+    Link,
+    ProcessPlan,
+    Rlimit,
+    Route,
+    WritableSource,
+)
+from hyperd.model.image import ImageConfig, RootDisk
+from hyperd.model.network import Attachment
+from hyperd.model.vm import Accelerator, Channel, Disk, DiskFormat, Nic, SandboxId, VmDefinition
+from hyperd.sandbox import capabilities
+
+CONTROL_PORT = "hyper.control"
+STREAM_PORT = "hyper.stream"
+ROOT_SERIAL = "image"
+WRITABLE_SERIAL = "writable"
+NETWORKS = ("bridge", "none")
+
+# moby oci/defaults.go
+MASKED_PATHS = (
+    "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+    "/proc/timer_list", "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+)  # fmt: skip
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_UNLIMITED = 2**64 - 1
+_CPU_PERIOD_US = 100_000
+_RLIMITS = {
+    name: f"RLIMIT_{name.upper()}"
+    for name in (
+        "as core cpu data fsize locks memlock msgqueue nice nofile nproc rss rtprio rttime sigpending stack"
+    ).split()
+}
+_SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+")
+_HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?")
+
+
+@dataclass(frozen=True, slots=True)
+class GuestSettings:
+    """What every VM has alike."""
+
+    kernel: Path
+    initramfs: Path
+    cmdline: str
+    default_sizing: Sizing
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxPaths:
+    """Where one sandbox's files are."""
+
+    run_dir: Path  # sockets; gone after a reboot of the host
+    state_dir: Path
+
+    @property
+    def control_socket(self) -> Path:
+        return self.run_dir / "control.sock"
+
+    @property
+    def stream_socket(self) -> Path:
+        return self.run_dir / "stream.sock"
+
+    @property
+    def console_log(self) -> Path:
+        return self.state_dir / "console.log"
+
+
+def require_valid(spec: ContainerSpec) -> None:
+    """All that can be said of a spec without its image. Raises InvalidError or UnsupportedError."""
+    capabilities.resolve(spec.cap_add, spec.cap_drop, privileged=spec.privileged)
+    parse_signal(spec.stop_signal or "TERM")
+    for entry in spec.env:
+        if not entry or entry.startswith("=") or "\0" in entry:
+            raise InvalidError(
+                "is not KEY=VALUE", subject=f"environment variable {entry.partition('=')[0]!r}"
+            )
+    for ulimit in spec.ulimits:
+        _rlimit(ulimit.name, ulimit.soft, ulimit.hard)
+    for key in spec.sysctls:
+        if not _SYSCTL.fullmatch(key):
+            raise InvalidError("is not a sysctl", subject=repr(key))
+    for destination in (*spec.tmpfs, *([spec.working_directory] if spec.working_directory else [])):
+        if not PurePosixPath(destination).is_absolute():
+            raise InvalidError("is not an absolute path", subject=repr(destination))
+    if spec.network and spec.network not in NETWORKS:
+        raise UnsupportedError(f"there is no network {spec.network!r}", hint=f"known: {', '.join(NETWORKS)}")
+    if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
+        raise InvalidError("is not a host name", subject=repr(spec.hostname))
+    if spec.cpus < 0 or not math.isfinite(spec.cpus):
+        raise InvalidError(f"{spec.cpus} CPUs make no sense", hint="see --cpus")
+    _host_entries(spec.extra_hosts)
+    for server in spec.dns_servers:
+        _require_address(server)
+
+
+def sizing_of(spec: ContainerSpec, default: Sizing) -> Sizing:
+    vcpus = math.ceil(spec.cpus) if spec.cpus else default.vcpus
+    return Sizing(vcpus, spec.memory_bytes >> 20 if spec.memory_bytes else default.memory_mib)
+
+
+def command_of(spec: ContainerSpec, image: ImageConfig) -> tuple[str, ...]:
+    """Entrypoint and arguments as Docker combines them. Raises InvalidError when there is nothing to run."""
+    if spec.entrypoint is not None:
+        command = (*spec.entrypoint, *spec.args)
+    else:
+        command = (*image.entrypoint, *(spec.args or image.cmd))
+    if not command or not command[0]:
+        raise InvalidError("no command was given and the image has none", subject=f"image {spec.image}")
+    return command
+
+
+def vm_definition(
+    record: ContainerRecord,
+    root: RootDisk,
+    writable: Path,
+    attachment: Attachment | None,
+    paths: SandboxPaths,
+    guest: GuestSettings,
+    accelerator: Accelerator,
+) -> VmDefinition:
+    disks = [Disk(WRITABLE_SERIAL, writable, DiskFormat.RAW, readonly=False)]
+    if root.layers:
+        disks.insert(0, Disk(ROOT_SERIAL, root.path, DiskFormat.VMDK, readonly=True))
+    return VmDefinition(
+        sandbox_id=record.sandbox_id,
+        vcpus=record.sizing.vcpus,
+        memory_mib=record.sizing.memory_mib,
+        accelerator=accelerator,
+        kernel=guest.kernel,
+        initramfs=guest.initramfs,
+        cmdline=guest.cmdline,
+        console_log=paths.console_log,
+        channels=(Channel(CONTROL_PORT, paths.control_socket), Channel(STREAM_PORT, paths.stream_socket)),
+        disks=tuple(disks),
+        nics=(Nic(attachment.tap, attachment.mac),) if attachment else (),
+    )
+
+
+def hostname_of(record: ContainerRecord) -> str:
+    return record.spec.hostname or record.sandbox_id[:12]
+
+
+def identity(record: ContainerRecord, attachment: Attachment | None, entropy: bytes) -> GuestIdentity:
+    spec = record.spec
+    hosts = [*_host_entries(spec.extra_hosts)]
+    links: tuple[Link, ...] = ()
+    if attachment is not None:
+        hosts.append(HostEntry(attachment.address, (hostname_of(record),)))
+        link = Link(
+            mac=attachment.mac,
+            name="eth0",
+            addresses=(f"{attachment.address}/{attachment.prefix_length}",),
+            routes=(Route("0.0.0.0/0", attachment.gateway),),
+            mtu=attachment.mtu,
+        )
+        links = (link,)
+    return GuestIdentity(
+        hostname=hostname_of(record),
+        entropy=entropy,
+        links=links,
+        dns_servers=spec.dns_servers or (attachment.dns_servers if attachment else ()),
+        dns_searches=spec.dns_searches or (attachment.dns_searches if attachment else ()),
+        dns_options=spec.dns_options or (attachment.dns_options if attachment else ()),
+        hosts=tuple(hosts),
+    )
+
+
+def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) -> ContainerPlan:
+    spec = record.spec
+    fraction = spec.cpus and spec.cpus != math.ceil(spec.cpus)
+    return ContainerPlan(
+        container_id=container_id_of(record.sandbox_id),
+        layers=tuple(LayerSource(ROOT_SERIAL, number + 1) for number in range(root.layers)),
+        writable=WritableSource(WRITABLE_SERIAL, "container"),
+        readonly_root=spec.readonly_root,
+        process=_process(record, image),
+        hostname=hostname_of(record),
+        mounts=tuple(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
+        init=spec.init,
+        masked_paths=() if spec.privileged else MASKED_PATHS,
+        readonly_paths=() if spec.privileged else READONLY_PATHS,
+        sysctls=spec.sysctls,
+        privileged=spec.privileged,
+        shm_size_bytes=spec.shm_size_bytes,
+        cpu_quota_us=int(spec.cpus * _CPU_PERIOD_US) if fraction else 0,
+        cpu_period_us=_CPU_PERIOD_US if fraction else 0,
+        pids_limit=spec.pids_limit,
+    )
+
+
+def container_id_of(sandbox_id: SandboxId) -> ContainerId:
+    """A sandbox of our own making holds one container, of the same id."""
+    return ContainerId(sandbox_id)
+
+
+def exec_plan(record: ContainerRecord, image: ImageConfig, spec: ExecSpec) -> ProcessPlan:
+    """An exec'd process inherits the container's environment, user, directory and confinement (docker exec)."""
+    if not spec.args or not spec.args[0]:
+        raise InvalidError("no command was given", subject=f"exec in {record.name}")
+    first = _process(record, image)
+    env = _merged(first.env, (*(("TERM=xterm",) if spec.tty else ()), *spec.env))
+    privileged = spec.privileged or record.spec.privileged
+    return ProcessPlan(
+        args=spec.args,
+        env=env,
+        working_directory=spec.working_directory or first.working_directory,
+        user=spec.user or first.user,
+        additional_groups=first.additional_groups,
+        terminal=spec.tty,
+        terminal_size=spec.terminal_size,
+        stdin=spec.stdin,
+        no_new_privileges=first.no_new_privileges,
+        rlimits=first.rlimits,
+        capabilities=capabilities.ALL if privileged else first.capabilities,
+        seccomp_unconfined=privileged or first.seccomp_unconfined,
+    )
+
+
+def parse_signal(name: str) -> int:
+    """A signal's number from TERM, SIGTERM, sigterm, 15 or RTMIN+3. Raises InvalidError."""
+    upper = name.upper().removeprefix("SIG")
+    if upper.isdecimal() and 1 <= int(upper) <= 64:
+        return int(upper)
+    realtime = re.fullmatch(r"RTMIN(\+(\d{1,2}))?|RTMAX(-(\d{1,2}))?", upper)
+    if realtime:
+        number = 34 + int(realtime[2] or 0) if upper.startswith("RTMIN") else 64 - int(realtime[4] or 0)
+        if 34 <= number <= 64:
+            return number
+    found = signal.Signals.__members__.get(f"SIG{upper}")
+    if found is None or "_" in upper:
+        raise InvalidError("is not a signal", subject=repr(name))
+    return int(found)
+
+
+def _process(record: ContainerRecord, image: ImageConfig) -> ProcessPlan:
+    spec = record.spec
+    own = (f"HOSTNAME={hostname_of(record)}", *(("TERM=xterm",) if spec.tty else ()))
+    return ProcessPlan(
+        args=record.command,
+        env=_merged(own, (*image.env, *spec.env)),
+        working_directory=spec.working_directory or image.working_directory,
+        user=spec.user or image.user,
+        additional_groups=spec.additional_groups,
+        terminal=spec.tty,
+        terminal_size=spec.terminal_size,
+        stdin=spec.stdin,
+        no_new_privileges=spec.no_new_privileges,
+        rlimits=tuple(_rlimit(limit.name, limit.soft, limit.hard) for limit in spec.ulimits),
+        capabilities=capabilities.resolve(spec.cap_add, spec.cap_drop, privileged=spec.privileged),
+        seccomp_unconfined=spec.seccomp_unconfined or spec.privileged,
+    )
+
+
+def _merged(base: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
+    """Later values win; a bare KEY (no '=') removes the variable."""
+    values: dict[str, str] = {}
+    for entry in (*base, *over):
+        key, equals, value = entry.partition("=")
+        if equals:
+            values[key] = value
+        else:
+            values.pop(key, None)
+    return tuple(f"{key}={value}" for key, value in values.items())
+
+
+def _tmpfs(destination: str, options: str) -> GuestMount:
+    given = tuple(option for option in options.split(",") if option)
+    return GuestMount(destination, "tmpfs", options=("nosuid", "nodev", "noexec", *given))
+
+
+def _rlimit(name: str, soft: int, hard: int) -> Rlimit:
+    full = _RLIMITS.get(name.lower())
+    if full is None:
+        raise InvalidError(
+            "is not a resource limit", subject=repr(name), hint=f"known: {', '.join(_RLIMITS)}"
+        )
+    soft, hard = (_UNLIMITED if value == -1 else value for value in (soft, hard))
+    if soft > hard or soft < 0:
+        raise InvalidError(f"the soft limit {soft} is above the hard limit {hard}", subject=f"ulimit {name}")
+    return Rlimit(full, soft, hard)
+
+
+def _host_entries(extra_hosts: tuple[str, ...]) -> list[HostEntry]:
+    entries = []
+    for entry in extra_hosts:
+        name, colon, address = entry.replace("=", ":", 1).partition(":")
+        if not colon or not _HOSTNAME.fullmatch(name):
+            raise InvalidError("is not NAME:ADDRESS", subject=repr(entry))
+        entries.append(HostEntry(_require_address(address), (name,)))
+    return entries
+
+
+def _require_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text.strip("[]")))
+    except ValueError as error:
+        raise InvalidError("is not an IP address", subject=repr(text)) from error

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `ps --filter` chooses by. Pure."""
+
+from collections.abc import Callable, Sequence
+
+from hyperd.errors import InvalidError
+from hyperd.model.container import ContainerState, ContainerView
+
+Test = Callable[[ContainerView, str], bool]
+
+
+def _label(view: ContainerView, wanted: str) -> bool:
+    key, equals, value = wanted.partition("=")
+    labels = view.record.spec.labels
+    return key in labels and (not equals or labels[key] == value)
+
+
+def _exited(view: ContainerView, wanted: str) -> bool:
+    return view.exit is not None and str(view.exit.code) == wanted
+
+
+def _ancestor(view: ContainerView, wanted: str) -> bool:
+    image = view.record.image_id
+    return view.record.spec.image == wanted or image.removeprefix("sha256:").startswith(
+        wanted.removeprefix("sha256:")
+    )
+
+
+_TESTS: dict[str, Test] = {
+    "id": lambda view, wanted: view.record.sandbox_id.startswith(wanted),
+    "name": lambda view, wanted: wanted.removeprefix("/") in view.record.name,
+    "label": _label,
+    "status": lambda view, wanted: view.state == wanted,
+    "ancestor": _ancestor,
+    "exited": _exited,
+}
+
+
+def choose(
+    views: Sequence[ContainerView],
+    filters: Sequence[tuple[str, str]],
+    *,
+    everything: bool,
+    find: Callable[[str], ContainerView],
+) -> list[ContainerView]:
+    """Newest first. The same key twice: either; different keys: both (docker ps).
+
+    Raises InvalidError for an unknown key or status; what ``find`` raises for before= and since=.
+    """
+    wanted: dict[str, list[str]] = {}
+    for key, value in filters:
+        wanted.setdefault(key, []).append(value)
+    unknown = set(wanted) - set(_TESTS) - {"before", "since"}
+    if unknown:
+        known = ", ".join(sorted([*_TESTS, "before", "since"]))
+        raise InvalidError("is not a filter", subject=repr(sorted(unknown)[0]), hint=f"known: {known}")
+    for status in wanted.get("status", []):
+        if status not in set(ContainerState):
+            raise InvalidError(
+                "is not a status", subject=repr(status), hint=f"known: {', '.join(ContainerState)}"
+            )
+    before = [find(value).record.created_at for value in wanted.pop("before", [])]
+    since = [find(value).record.created_at for value in wanted.pop("since", [])]
+    if not everything and "status" not in wanted and "exited" not in wanted:
+        wanted["status"] = [ContainerState.STARTING, ContainerState.RUNNING, ContainerState.STOPPING]
+    chosen = [
+        view
+        for view in views
+        if all(any(_TESTS[key](view, value) for value in values) for key, values in wanted.items())
+        and all(view.record.created_at < moment for moment in before)
+        and all(view.record.created_at > moment for moment in since)
+    ]
+    return sorted(chosen, key=lambda view: view.record.created_at, reverse=True)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A container's output on disk, in frames that survive a kill at any byte.
+
+    frame = time (u64, ns since 1970) | end offset (u64) | length (u32) | stream (u8) | data
+
+Little endian. The end offset is the agent's numbering of the process's output, so that the last whole frame says from
+where to ask again after a restart. A frame of stream 0 and no data begins a new run, whose offsets start at 0 again.
+A frame cut short by a crash is dropped when the file is opened. Two files of at most half the bound each: the older one
+goes when the newer one is full.
+"""
+
+import asyncio
+import os
+import struct
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from hyperd.errors import ExhaustedError, UnavailableError
+from hyperd.model.guest import OutputChunk, Stream
+
+_HEADER = struct.Struct("<QQIB")
+_MAX_DATA_BYTES = 1 << 20
+_NEW_RUN = 0  # in place of a stream
+_READ_BATCH = 64  # frames between two looks at the loop
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    time_ns: int
+    stream: Stream
+    data: bytes
+    end_offset: int
+
+
+class Journal:
+    """Appending and following. One writer; any number of readers, none of which can slow the writer down."""
+
+    def __init__(self, directory: Path, *, max_bytes: int) -> None:
+        self.directory = directory
+        self._half = max(max_bytes // 2, _MAX_DATA_BYTES)
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._sequence = 0
+        self._grown = asyncio.Event()
+        self.end_offset = 0
+        self.closed = True
+
+    def open(self, *, fresh: bool) -> None:
+        """Open for appending. ``fresh``: a new run, whose offsets begin at 0; older output stays readable."""
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files = self._files()
+            self._sequence = files[-1][0] if files else 0
+            path = self._path(self._sequence)
+            whole, last_offset = _scan(path) if path.exists() else (0, 0)
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(whole)
+        except OSError as error:
+            raise _translated(error, self.directory) from error
+        self._size = whole
+        self.closed = False
+        if fresh:
+            self.end_offset = 0
+            self._write(_HEADER.pack(time.time_ns(), 0, 0, _NEW_RUN))
+        elif not whole and len(files) > 1:  # killed between rotating and writing
+            self.end_offset = _scan(files[-2][1])[1]
+        else:
+            self.end_offset = last_offset
+
+    def append(self, chunk: OutputChunk) -> None:
+        """Raises ExhaustedError when the disk is full. A chunk already here is ignored; part of one is cut."""
+        if chunk.end_offset <= self.end_offset or self._file is None:
+            return
+        data = chunk.data[max(0, self.end_offset - chunk.offset) :]
+        self._write(_HEADER.pack(time.time_ns(), chunk.end_offset, len(data), chunk.stream) + data)
+        self.end_offset = chunk.end_offset
+        self._wake()
+
+    def close(self) -> None:
+        """No more output will come: followers end."""
+        self.closed = True
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._wake()
+
+    async def read(self, *, follow: bool = False) -> AsyncIterator[LogEntry]:
+        """Every entry still kept, oldest first; with ``follow`` also those to come until ``close``."""
+        sequence, position = (self._files() or [(0, self._path(0))])[0][0], 0
+        while True:
+            grown, closed = self._grown, self.closed
+            count = 0
+            for entry, position_after in _entries(self._path(sequence), position):
+                yield entry
+                position = position_after
+                count += 1
+                if count % _READ_BATCH == 0:
+                    await asyncio.sleep(0)  # let others run: not a wait
+            newer = [number for number, _ in self._files() if number > sequence]
+            if newer and not count:
+                sequence, position = newer[0], 0
+            elif not newer and not count:
+                if not follow or closed:
+                    return
+                await grown.wait()
+
+    def _write(self, frame: bytes) -> None:
+        try:
+            if self._size + len(frame) > self._half and self._size:
+                self._rotate()
+            if self._file is not None:
+                self._file.write(
+                    frame
+                )  # into the page cache: it outlives a killed hyperd, not a host that loses power
+        except OSError as error:
+            raise _translated(error, self.directory) from error
+        self._size += len(frame)
+
+    def _rotate(self) -> None:
+        for number, path in self._files():
+            if number < self._sequence:
+                path.unlink(missing_ok=True)
+        if self._file is not None:
+            self._file.close()
+        self._sequence += 1
+        self._size = 0
+        self._file = self._path(self._sequence).open("ab", buffering=0)
+
+    def _wake(self) -> None:
+        grown, self._grown = self._grown, asyncio.Event()
+        grown.set()
+
+    def _path(self, sequence: int) -> Path:
+        return self.directory / f"output.{sequence:08d}"
+
+    def _files(self) -> list[tuple[int, Path]]:
+        found = [
+            (int(path.suffix[1:]), path)
+            for path in self.directory.glob("output.*")
+            if path.suffix[1:].isdigit()
+        ]
+        return sorted(found)
+
+
+def _entries(path: Path, position: int) -> Iterator[tuple[LogEntry, int]]:
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return  # rotated away under a slow reader
+    with file:
+        file.seek(position)
+        while True:
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size:
+                return
+            time_ns, end_offset, length, stream = _HEADER.unpack(header)
+            if length > _MAX_DATA_BYTES or stream not in (_NEW_RUN, Stream.STDOUT, Stream.STDERR):
+                return
+            data = file.read(length)
+            if len(data) < length:
+                return
+            position += _HEADER.size + length
+            if stream == _NEW_RUN:
+                continue
+            yield LogEntry(time_ns, Stream(stream), data, end_offset), position
+
+
+def _scan(path: Path) -> tuple[int, int]:
+    """(bytes in whole frames, end offset of the last of them)."""
+    whole, offset = 0, 0
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        while whole + _HEADER.size <= size:
+            _time, end_offset, length, _stream = _HEADER.unpack(file.read(_HEADER.size))
+            if length > _MAX_DATA_BYTES or whole + _HEADER.size + length > size:
+                break
+            file.seek(length, os.SEEK_CUR)
+            whole += _HEADER.size + length
+            offset = end_offset
+    return whole, offset
+
+
+def _translated(error: OSError, directory: Path) -> ExhaustedError | UnavailableError:
+    kind = ExhaustedError if error.errno in (28, 122) else UnavailableError  # ENOSPC, EDQUOT
+    return kind("the container's log cannot be written", subject=str(directory), evidence=str(error))

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who holds how much of the host, as the fleet's drivers share it."""
+
+from hyperd.model.container import Sizing
+from hyperd.model.vm import SandboxId
+from hyperd.sandbox.admission import Admission
+
+
+class Ledger:
+    def __init__(self, admission: Admission) -> None:
+        self.admission = admission
+
+    def admit(self, sandbox_id: SandboxId, sizing: Sizing) -> None:
+        """Raises InvalidError, ExhaustedError; see admission.py."""
+        self.admission = self.admission.admit(sandbox_id, sizing)
+
+    def hold(self, sandbox_id: SandboxId, sizing: Sizing) -> None:
+        """Count a VM that exists already, whether it would be admitted or not."""
+        self.admission = self.admission.hold(sandbox_id, sizing)
+
+    def release(self, sandbox_id: SandboxId) -> None:
+        self.admission = self.admission.release(sandbox_id)

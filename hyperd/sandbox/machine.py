@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lifecycle of a container and its sandbox, as a pure function.
+
+    Created --Start--> Starting --Started--> Running --Stop--> Stopping --Gone--> Exited
+                          |                     |                  |
+                          +-StartFailed-> Failed <----Lost---------+
+    Running --Gone--> Exited      Exited, Failed --Start--> Starting
+    Created, Exited, Failed --Remove--> Removing (then the record is gone)
+
+``step`` decides, the driver acts. A state carries exactly what exists in it: a VM exists in Running and
+Stopping, may exist in Starting, and in no other. Late and duplicate events change nothing.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import assert_never
+
+from hyperd.errors import WrongStateError
+from hyperd.model.container import ContainerState, Exit, ExitReason
+from hyperd.model.network import Attachment
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """What is true of one run of the VM, from its start to its end."""
+
+    started_at: datetime
+    vm_pid: int
+    guest_pid: int
+    accelerator: str
+    guest_kernel: str
+    start_ms: int
+    attachment: Attachment | None
+
+
+@dataclass(frozen=True, slots=True)
+class Created: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    facts: RunFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    facts: RunFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    exit: Exit
+    started_at: datetime
+    finished_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    exit: Exit
+    started_at: datetime | None
+    finished_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Removing: ...
+
+
+State = Created | Starting | Running | Stopping | Exited | Failed | Removing
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    facts: RunFacts
+
+
+@dataclass(frozen=True, slots=True)
+class StartFailed:
+    exit: Exit
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Stop: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The first process has ended and the VM is off."""
+
+    exit: Exit
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The VM ended without the process's status."""
+
+    exit: Exit
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Remove: ...
+
+
+Event = Start | Started | StartFailed | Stop | Gone | Lost | Remove
+
+STATES: tuple[type[State], ...] = (Created, Starting, Running, Stopping, Exited, Failed, Removing)
+EVENTS: tuple[type[Event], ...] = (Start, Started, StartFailed, Stop, Gone, Lost, Remove)
+
+
+def step(state: State, event: Event) -> State:
+    """The state after ``event``. Total: an event that means nothing in ``state`` leaves it as it is."""
+    match state, event:
+        case ((Created() | Exited() | Failed()), Start(at)):
+            return Starting(at)
+        case Starting(), Started(facts):
+            return Running(facts)
+        case Starting(since), StartFailed(exit_, at):
+            # A process that could not be executed did have a VM: it counts as run and exited.
+            never_ran = exit_.code not in (126, 127)
+            return Failed(exit_, None, at) if never_ran else Exited(exit_, since, at)
+        case Running(facts), Stop():
+            return Stopping(facts)
+        case ((Running(facts) | Stopping(facts)), Gone(exit_, at)):
+            return Exited(exit_, facts.started_at, at)
+        case ((Running(facts) | Stopping(facts)), Lost(exit_, at)):
+            return Failed(exit_, facts.started_at, at)
+        case ((Created() | Exited() | Failed()), Remove()):
+            return Removing()
+    return state
+
+
+def name_of(state: State) -> ContainerState:
+    match state:
+        case Created():
+            return ContainerState.CREATED
+        case Starting():
+            return ContainerState.STARTING
+        case Running():
+            return ContainerState.RUNNING
+        case Stopping():
+            return ContainerState.STOPPING
+        case Exited():
+            return ContainerState.EXITED
+        case Failed():
+            return ContainerState.FAILED
+        case Removing():
+            return ContainerState.REMOVING
+        case _ as never:
+            assert_never(never)
+
+
+def require_startable(state: State, name: str) -> None:
+    if not isinstance(state, Created | Exited | Failed):
+        raise WrongStateError(f"is {name_of(state)}", subject=f"container {name}")
+
+
+def require_running(state: State, name: str) -> None:
+    if not isinstance(state, Running):
+        raise WrongStateError(
+            f"is not running ({name_of(state)})",
+            subject=f"container {name}",
+            hint=f"`hyper start {name}` starts it",
+        )
+
+
+def require_removable(state: State, name: str) -> None:
+    if not isinstance(state, Created | Exited | Failed):
+        raise WrongStateError(
+            f"is {name_of(state)}", subject=f"container {name}", hint="stop it first, or remove it with -f"
+        )
+
+
+def exit_of(state: State) -> Exit | None:
+    return state.exit if isinstance(state, Exited | Failed) else None
+
+
+LOST_EXIT_CODE = 125  # hyper failed: no status of the process exists, and 0 would be a lie
+
+
+_LOST = (ExitReason.VM_LOST, ExitReason.GUEST_PANIC, ExitReason.AGENT_LOST)
+
+
+def is_lost(exit_: Exit) -> bool:
+    """Whether the process's own status is unknown."""
+    return exit_.reason in _LOST or (exit_.reason is ExitReason.START_FAILED and exit_.code == LOST_EXIT_CODE)
+
+
+def lost(reason: ExitReason, message: str) -> Exit:
+    return Exit(LOST_EXIT_CODE, reason, message=message)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver's inbox holds: requests of callers, and news of what was under way."""
+
+import asyncio
+from dataclasses import dataclass
+
+from hyperd.errors import HyperError
+from hyperd.model.container import Exit
+from hyperd.model.guest import ProcessExit
+from hyperd.model.vm import VmGone, VmStatus
+from hyperd.sandbox.run import Live
+
+Done = asyncio.Future[None]
+
+
+@dataclass(frozen=True, slots=True)
+class AskStart:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskStop:
+    done: Done
+    signal: int
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class AskRemove:
+    done: Done
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    vm: VmStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class IsUp:
+    live: Live
+
+
+@dataclass(frozen=True, slots=True)
+class UpFailed:
+    error: HyperError
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnded:
+    status: ProcessExit
+
+
+@dataclass(frozen=True, slots=True)
+class IsLost:
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class IsDown:
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
+class IsRemoved:
+    error: HyperError | None = None
+
+
+Message = (
+    AskStart
+    | AskStop
+    | AskRemove
+    | Adopt
+    | IsUp
+    | UpFailed
+    | ProcessEnded
+    | IsLost
+    | IsDown
+    | IsRemoved
+    | VmGone
+)

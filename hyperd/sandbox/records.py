@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers and their states in SQLite. Specs and states are stored as JSON, decoded strictly."""
+
+import dataclasses
+import json
+import sqlite3
+import types
+import typing
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from hyperd.errors import ExistsError, UnavailableError
+from hyperd.host.database import Database
+from hyperd.model.container import ContainerRecord, ContainerSpec, Sizing
+from hyperd.model.image import ImageId
+from hyperd.model.vm import SandboxId
+from hyperd.sandbox import machine
+
+_MIGRATIONS = (
+    """CREATE TABLE sandbox (
+        sandbox_id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        image_id TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        command TEXT NOT NULL,
+        vcpus INTEGER NOT NULL,
+        memory_mib INTEGER NOT NULL,
+        state_kind TEXT NOT NULL,
+        state TEXT NOT NULL,
+        generation INTEGER NOT NULL
+    ) STRICT""",
+)
+_STATES = {kind.__name__: kind for kind in machine.STATES}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stored:
+    record: ContainerRecord
+    state: machine.State
+    generation: int
+
+
+class Records:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def open(self) -> None:
+        await self._database.migrate("sandbox", _MIGRATIONS)
+
+    async def insert(self, record: ContainerRecord) -> None:
+        """Raises ExistsError when the name is taken."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            owner = connection.execute(
+                "SELECT sandbox_id FROM sandbox WHERE name = ?", (record.name,)
+            ).fetchone()
+            if owner is not None:
+                raise ExistsError(
+                    f"the name is in use by container {owner[0][:12]}",
+                    subject=record.name,
+                    hint=f"`hyper rm {record.name}` frees it, or give another --name",
+                )
+            connection.execute(
+                "INSERT INTO sandbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.sandbox_id,
+                    record.name,
+                    record.image_id,
+                    record.created_at.isoformat(),
+                    dumps(record.spec),
+                    json.dumps(record.command),
+                    record.sizing.vcpus,
+                    record.sizing.memory_mib,
+                    *_state_columns(machine.Created()),
+                    0,
+                ),
+            )
+
+        await self._database.transaction(work)
+
+    async def save_state(self, sandbox_id: SandboxId, state: machine.State, generation: int) -> None:
+        kind, body = _state_columns(state)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE sandbox SET state_kind = ?, state = ?, generation = ? WHERE sandbox_id = ?",
+                (kind, body, generation, sandbox_id),
+            )
+
+        await self._database.transaction(work)
+
+    async def delete(self, sandbox_id: SandboxId) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM sandbox WHERE sandbox_id = ?", (sandbox_id,))
+
+        await self._database.transaction(work)
+
+    async def load(self) -> list[Stored]:
+        """Oldest first. Raises UnavailableError naming the record that cannot be read."""
+
+        def work(connection: sqlite3.Connection) -> list[Stored]:
+            return [_stored(row) for row in connection.execute("SELECT * FROM sandbox ORDER BY created_at")]
+
+        return await self._database.transaction(work)
+
+
+def _state_columns(state: machine.State) -> tuple[str, str]:
+    return type(state).__name__, dumps(state)
+
+
+def _stored(row: sqlite3.Row) -> Stored:
+    try:
+        record = ContainerRecord(
+            sandbox_id=SandboxId(row["sandbox_id"]),
+            name=row["name"],
+            spec=loads(ContainerSpec, row["spec"]),
+            image_id=ImageId(row["image_id"]),
+            command=tuple(json.loads(row["command"])),
+            sizing=Sizing(row["vcpus"], row["memory_mib"]),
+            created_at=datetime.fromisoformat(row["created_at"]),
+        )
+        state = loads(_STATES[row["state_kind"]], row["state"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UnavailableError(
+            "the record cannot be read", subject=f"container {row['name']}", evidence=f"{error!r}"
+        ) from error
+    return Stored(record, typing.cast("machine.State", state), row["generation"])
+
+
+def dumps(value: Any) -> str:
+    """A dataclass of plain fields as JSON; fields at their default are left out."""
+    return json.dumps(_plain(value), separators=(",", ":"))
+
+
+def loads(kind: type[Any], text: str) -> Any:
+    """The inverse of ``dumps``. Raises ValueError or TypeError for a field that ``kind`` has not."""
+    return _build(kind, json.loads(text))
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: _plain(item) for field, item in fields if item != field.default}
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value.value if isinstance(value, Enum) else value
+
+
+def _build(kind: Any, value: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (types.UnionType, typing.Union):
+        choices = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+        return None if value is None else _build(choices[0], value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        unknown = set(value) - set(hints)
+        if unknown:
+            raise ValueError(f"unknown field {sorted(unknown)[0]}")
+        built: Any = kind
+        return built(**{name: _build(hints[name], item) for name, item in value.items()})
+    if origin is tuple:
+        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+    if origin is dict:
+        return dict(value)
+    if kind is datetime:
+        return datetime.fromisoformat(value)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    return value

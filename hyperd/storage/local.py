@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writable disks as sparse files on the host's filesystem.
+
+    ROOT/templates/ext4-KEY.img            made once; KEY names the size and how it was made
+    ROOT/sandboxes/ID/writable.img         a sparse copy, mode 0600, owned by QEMU's user
+
+mkfs.ext4 runs once per size and never on the way to a start: a start copies the few blocks that an empty ext4 has.
+"""
+
+import asyncio
+import hashlib
+import re
+from pathlib import Path
+
+from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
+from hyperd.host import files, process
+from hyperd.host.workers import Workers
+from hyperd.model.vm import SandboxId
+
+DEFAULT_SIZE_BYTES = 10 << 30
+MINIMUM_SIZE_BYTES = 64 << 20
+RESERVE_BYTES = 64 << 20
+MKFS_TIMEOUT_S = 120.0
+DISK_NAME = "writable.img"
+
+# Each option serves a small template, a quiet first mount, or room for the user:
+MKFS_OPTIONS = (
+    *("-q", "-F", "-t", "ext4", "-b", "4096"),
+    *("-m", "0"),  # nothing reserved for root: every process in the guest may be root
+    *("-J", "size=16"),  # enough for metadata-heavy work; a hole until it is written
+    *(
+        "-O",
+        "^resize_inode,sparse_super2",
+    ),  # no spare superblocks (num_backup_sb=0) on a disk that is thrown away
+    "-E",
+    # assume_storage_prezeroed: the file is new, so its inode tables are holes that read as zeros. Without it
+    # mkfs writes them here, or (lazy_itable_init) every guest writes 160 MiB of zeros after its first mount.
+    "assume_storage_prezeroed=1,lazy_journal_init=1,nodiscard,packed_meta_blocks=1,num_backup_sb=0,root_owner=0:0",
+)
+_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
+
+
+class LocalStorage:
+    """``owner`` is QEMU's (uid, gid); None leaves the files to the daemon's own user."""
+
+    def __init__(
+        self, root: Path, *, size_bytes: int = DEFAULT_SIZE_BYTES, owner: tuple[int, int] | None = None
+    ) -> None:
+        if size_bytes < MINIMUM_SIZE_BYTES:
+            raise InvalidError(
+                f"a writable disk needs at least {MINIMUM_SIZE_BYTES >> 20} MiB",
+                subject=f"{size_bytes} bytes",
+            )
+        self._templates = root / "templates"
+        self._sandboxes = root / "sandboxes"
+        self._size_bytes = size_bytes - size_bytes % 4096
+        self._owner = owner
+        key = hashlib.sha256(repr((self._size_bytes, MKFS_OPTIONS)).encode()).hexdigest()[:16]
+        self._template = self._templates / f"ext4-{key}.img"
+        self._workers = Workers("storage", 2)
+        self._preparing = asyncio.Lock()
+        self._prepared = False
+
+    async def prepare(self) -> None:
+        async with self._preparing:
+            if self._prepared:
+                return
+            if await self._workers.call(self._find_template):
+                self._prepared = True
+                return
+            temporary = files.temporary_beside(self._template)
+            try:
+                await self._workers.call(self._make_empty, temporary)
+                finished = await process.run(
+                    ["mkfs.ext4", *MKFS_OPTIONS, str(temporary)], timeout_s=MKFS_TIMEOUT_S
+                )
+                if finished.returncode != 0:
+                    kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
+                    raise kind(
+                        f"exit status {finished.returncode}",
+                        subject="mkfs.ext4",
+                        evidence=finished.stderr_tail,
+                    )
+                await self._workers.call(self._publish, temporary)
+            finally:
+                await self._workers.call(temporary.unlink, missing_ok=True)
+            self._prepared = True
+
+    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+        await self.prepare()
+        return await self._workers.call(self._create, sandbox_id)
+
+    async def remove(self, sandbox_id: SandboxId) -> None:
+        await self._workers.call(self._remove, sandbox_id)
+
+    async def list_sandboxes(self) -> set[SandboxId]:
+        return await self._workers.call(self._list)
+
+    def close(self) -> None:
+        self._workers.close()
+
+    def _find_template(self) -> bool:
+        with files.file_errors(self._templates):
+            files.make_directory(self._templates, 0o700)
+            files.make_directory(self._sandboxes, 0o711)
+            for path in self._templates.iterdir():
+                if path != self._template:  # of another size, or half-made by a killed daemon
+                    path.unlink()
+            return self._template.is_file() and self._template.stat().st_size == self._size_bytes
+
+    def _make_empty(self, path: Path) -> None:
+        with files.file_errors(path):
+            self._require_space(self._templates)
+            path.touch(0o600)
+            with path.open("r+b") as file:
+                file.truncate(self._size_bytes)
+
+    def _publish(self, temporary: Path) -> None:
+        with files.file_errors(self._template):
+            files.publish(temporary, self._template)
+
+    def _create(self, sandbox_id: SandboxId) -> Path:
+        disk = self._disk(sandbox_id)
+        with files.file_errors(disk):
+            if disk.is_file():
+                return disk
+            existed = disk.parent.is_dir()
+            try:
+                self._require_space(self._sandboxes)
+                files.make_directory(disk.parent, 0o711)
+                files.copy_sparse(self._template, disk, mode=0o600, owner=self._owner)
+            except BaseException:
+                if not existed:
+                    files.remove_tree(disk.parent)
+                raise
+            return disk
+
+    def _remove(self, sandbox_id: SandboxId) -> None:
+        """Only what this room put there; the directory goes with the last file of whichever room."""
+        disk = self._disk(sandbox_id)
+        with files.file_errors(disk):
+            if not disk.parent.is_dir():
+                return
+            disk.unlink(missing_ok=True)
+            for half_made in disk.parent.glob(f".{DISK_NAME}.*{files.TEMPORARY_SUFFIX}"):
+                half_made.unlink(missing_ok=True)
+            if not any(disk.parent.iterdir()):
+                disk.parent.rmdir()
+
+    def _list(self) -> set[SandboxId]:
+        with files.file_errors(self._sandboxes):
+            if not self._sandboxes.is_dir():
+                return set()
+            return {
+                SandboxId(path.name)
+                for path in self._sandboxes.iterdir()
+                if any(path.glob(f"{DISK_NAME}")) or any(path.glob(f".{DISK_NAME}.*"))
+            }
+
+    def _disk(self, sandbox_id: SandboxId) -> Path:
+        if not _ID.fullmatch(sandbox_id):
+            raise InvalidError("not a sandbox id", subject=repr(sandbox_id)[:200])
+        return self._sandboxes / sandbox_id / DISK_NAME
+
+    def _require_space(self, directory: Path) -> None:
+        free = files.free_bytes(directory)
+        if free < RESERVE_BYTES:
+            raise ExhaustedError(
+                "no space for a writable disk",
+                subject=str(directory),
+                evidence=f"{free >> 20} MiB are free, {RESERVE_BYTES >> 20} MiB are kept in reserve",
+                hint="remove images or sandboxes that are not needed",
+            )

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make setup`: the steps in their order."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+
+from setup.agent import Agent
+from setup.environment import Environment
+from setup.erofs import Erofs
+from setup.kernel import Kernel
+from setup.packages import Packages
+from setup.prepare import Prepare
+from setup.step import BUILD, Step, run_steps
+
+NAMES = ("packages", "python", "erofs", "kernel", "agent", "prepare")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="setup", description=__doc__)
+    parser.add_argument(
+        "--force", action="append", default=[], choices=NAMES, help="do this step even if it is current"
+    )
+    parser.add_argument("--only", action="append", default=[], choices=NAMES, help="do no other step")
+    arguments = parser.parse_args()
+    force = frozenset(arguments.force)
+    steps: tuple[Step, ...] = (
+        *(Packages(), Environment(), Erofs()),
+        *(Kernel(renew="kernel" in force), Agent(), Prepare()),
+    )
+    os.umask(0o022)  # QEMU's user reads what is made here
+    BUILD.mkdir(exist_ok=True)
+    with (BUILD / "setup.lock").open("w") as lock:
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # a second set-up of this checkout waits, then finds everything current
+        run_steps([step for step in steps if not arguments.only or step.name in arguments.only], force=force)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`make install` and `make uninstall`: hyper below a prefix, without the checkout that it came from.
+
+PREFIX/lib/hyper/venv        the runtime lock and the project
+PREFIX/lib/hyper/assets      kernel, initramfs, mkfs.erofs: copies, not links into the cache
+PREFIX/lib/hyper/installed   what was put elsewhere, for uninstall
+PREFIX/bin/{hyper,hyperd}    links into the venv
+hyperd.service               where systemd looks for units of that prefix, if systemd runs this machine
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setup.environment import RUNTIME_LOCK, install_project, make_venv
+from setup.step import ASSETS, ROOT, Job, StepError, explain, logging_to
+
+ASSET_NAMES = ("vmlinux", "initramfs.cpio", "hyper-agent", "mkfs.erofs")
+PROGRAMS = ("hyper", "hyperd")
+UNIT = "hyperd.service"
+STATE = (Path("/var/lib/hyper"), Path("/run/hyper"))
+# Where systemd.unit(5) looks besides /etc; a unit of another prefix goes to /etc.
+UNIT_DIRECTORIES = {
+    Path("/usr"): Path("/usr/lib/systemd/system"),
+    Path("/usr/local"): Path("/usr/local/lib/systemd/system"),
+}
+COMPLETIONS = {
+    "bash": "share/bash-completion/completions/hyper",
+    "zsh": "share/zsh/site-functions/_hyper",
+    "fish": "share/fish/vendor_completions.d/hyper.fish",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="setup.install", description="Install hyper, or undo it.")
+    parser.add_argument("action", choices=("install", "uninstall"))
+    parser.add_argument("--prefix", type=Path, default=Path("/usr/local"))
+    parser.add_argument(
+        "--purge", action="store_true", help="uninstall: remove images, volumes and records too"
+    )
+    arguments = parser.parse_args()
+    prefix = arguments.prefix.absolute()
+    os.umask(0o022)
+    if arguments.action == "uninstall":
+        uninstall(prefix, purge=arguments.purge)
+        return
+    try:
+        with logging_to("install") as log:
+            install(prefix, Job("install", log))
+    except (StepError, OSError, subprocess.SubprocessError) as error:
+        explain("install", error)
+        sys.exit(1)
+
+
+def install(prefix: Path, job: Job) -> None:
+    home = prefix / "lib" / "hyper"
+    remove_installed(prefix)
+    home.mkdir(parents=True)
+    make_venv(job, home / "venv", RUNTIME_LOCK)
+    install_project(job, home / "venv", editable=False)
+    copy_assets(home / "assets")
+    if (ROOT / "README.md").exists():
+        shutil.copyfile(ROOT / "README.md", home / "README.md")
+    outside: list[Path] = []
+    (prefix / "bin").mkdir(exist_ok=True)
+    for name in PROGRAMS:
+        outside.append(prefix / "bin" / name)
+        outside[-1].unlink(missing_ok=True)
+        outside[-1].symlink_to(home / "venv" / "bin" / name)
+    outside += write_completions(prefix)
+    unit = write_unit(prefix)
+    outside.append(unit)
+    (home / "installed").write_text("".join(f"{path}\n" for path in outside))
+    print(f"install: {home}, {', '.join(str(path) for path in outside)}")
+    if has_systemd():
+        job.run("systemctl", "daemon-reload")
+        print("install: start it now and at every boot: systemctl enable --now hyperd")
+    else:
+        print("install: systemd does not run this machine; start it with: hyper daemon start")
+
+
+def copy_assets(assets: Path) -> None:
+    assets.mkdir()
+    for name in ASSET_NAMES:
+        source = ASSETS / name
+        if not source.exists():
+            raise StepError(f"{source} is not there", hint="`make setup` builds it")
+        shutil.copy(source, assets / name)  # follows the link; keeps the mode
+
+
+def write_unit(prefix: Path) -> Path:
+    unit = UNIT_DIRECTORIES.get(prefix, Path("/etc/systemd/system")) / UNIT
+    unit.parent.mkdir(parents=True, exist_ok=True)
+    unit.write_text((ROOT / "packaging" / UNIT).read_text().replace("@PREFIX@", str(prefix)))
+    return unit
+
+
+def write_completions(prefix: Path) -> list[Path]:
+    """Ask the command itself for its completions; one that has none for a shell gets none."""
+    written = []
+    for shell, place in COMPLETIONS.items():
+        told = subprocess.run(
+            [prefix / "bin" / "hyper"],
+            env={**os.environ, "_HYPER_COMPLETE": f"source_{shell}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if told.returncode == 0 and "_HYPER_COMPLETE" in told.stdout:
+            path = prefix / place
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(told.stdout)
+            written.append(path)
+        else:
+            print(f"install: no completion for {shell}: the command offered none")
+    return written
+
+
+def uninstall(prefix: Path, *, purge: bool) -> None:
+    if guests := running_guests():
+        sys.exit(
+            f"uninstall: {len(guests)} guest(s) of {STATE[0]} still run (process {', '.join(guests)}); "
+            "without hyperd nothing would look after them. End them first: hyper rm -f $(hyper ps -aq)"
+        )
+    if has_systemd() and (prefix / "lib" / "hyper").exists():
+        subprocess.run(["systemctl", "disable", "--now", UNIT], check=False, stderr=subprocess.DEVNULL)
+    removed = remove_installed(prefix)
+    if has_systemd():
+        subprocess.run(["systemctl", "daemon-reload"], check=False)
+    print(
+        f"uninstall: removed {', '.join(map(str, removed))}"
+        if removed
+        else f"uninstall: nothing below {prefix}"
+    )
+    if purge:
+        for directory in STATE:
+            shutil.rmtree(directory, ignore_errors=True)
+        print(f"uninstall: removed {' and '.join(map(str, STATE))} with images, volumes and records")
+    elif STATE[0].exists():
+        print(f"uninstall: {STATE[0]} (images, volumes, records) stays; PURGE=1 removes it")
+
+
+def remove_installed(prefix: Path) -> list[Path]:
+    """Remove exactly what an earlier `install` wrote down."""
+    home = prefix / "lib" / "hyper"
+    record = home / "installed"
+    outside = [Path(line) for line in record.read_text().splitlines()] if record.exists() else []
+    for path in outside:
+        path.unlink(missing_ok=True)
+    existed = home.exists()
+    shutil.rmtree(home, ignore_errors=True)
+    return [*outside, *([home] if existed else [])]
+
+
+def running_guests() -> list[str]:
+    """Process ids of QEMUs that work below our state directory."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes()
+        except OSError:
+            continue  # it ended while we looked
+        if (
+            Path(os.fsdecode(words.split(b"\0")[0])).name.startswith("qemu-system")
+            and str(STATE[0]).encode() in words
+        ):
+            found.append(process.name)
+    return found
+
+
+def has_systemd() -> bool:
+    """sd_booted(3)."""
+    return Path("/run/systemd/system").is_dir()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One body, two subjects: the fake and real sparse files made by mkfs.ext4."""
+
+import asyncio
+
+import pytest
+
+from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
+from hyperd.host import files, process
+from hyperd.model.vm import SandboxId
+from hyperd.storage import LocalStorage
+from tests.fakes.storage import FakeStorage, no_space
+from tests.mounts import names_in, small_filesystem
+
+BOX, OTHER = SandboxId("a" * 64), SandboxId("b" * 64)
+
+
+@pytest.fixture(params=["fake", "local"])
+def storage(request, tmp_path):
+    if request.param == "fake":
+        yield FakeStorage()
+        return
+    local = LocalStorage(tmp_path, size_bytes=1 << 30)
+    yield local
+    local.close()
+
+
+@pytest.fixture
+def local(tmp_path):
+    subject = LocalStorage(tmp_path / "state", size_bytes=10 << 30)
+    yield subject
+    subject.close()
+
+
+async def test_a_disk_is_made_once_and_removed_once(storage):
+    await storage.prepare()
+    disk = await storage.create_writable(BOX)
+    assert disk.name == "writable.img"
+    assert await storage.create_writable(BOX) == disk
+    await storage.create_writable(OTHER)
+    assert await storage.list_sandboxes() == {BOX, OTHER}
+    await storage.remove(BOX)
+    await storage.remove(BOX)
+    assert await storage.list_sandboxes() == {OTHER}
+
+
+async def test_the_disk_is_an_empty_ext4_that_costs_next_to_nothing(local):
+    disk = await local.create_writable(BOX)
+    assert disk.stat().st_size == 10 << 30
+    assert files.allocated_bytes(disk) < 512 << 10
+    assert disk.stat().st_mode & 0o777 == 0o600
+    await process.run_checked(["e2fsck", "-fn", str(disk)], timeout_s=60)
+
+
+async def test_a_second_daemon_reuses_the_template_and_drops_others(local, tmp_path):
+    await local.create_writable(BOX)
+    [template] = (tmp_path / "state/templates").iterdir()
+    before = template.stat()
+    (tmp_path / "state/templates/.ext4-half.img.0.tmp").touch()
+    again = LocalStorage(tmp_path / "state", size_bytes=10 << 30)
+    await again.prepare()
+    again.close()
+    assert [template] == list((tmp_path / "state/templates").iterdir())
+    assert template.stat().st_ino == before.st_ino
+
+
+async def test_disks_made_at_once_are_all_whole(local):
+    ids = [SandboxId(f"{number:064x}") for number in range(12)]
+    async with asyncio.TaskGroup() as tasks:
+        for sandbox_id in ids:
+            tasks.create_task(local.create_writable(sandbox_id))
+    assert await local.list_sandboxes() == set(ids)
+
+
+async def test_what_other_rooms_keep_beside_the_disk_stays(local):
+    disk = await local.create_writable(BOX)
+    (disk.parent / "console.log").touch()
+    await local.remove(BOX)
+    assert names_in(disk.parent) == ["console.log"]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "x" * 200, ".hidden"])
+async def test_an_id_is_never_a_path(local, name):
+    with pytest.raises(InvalidError):
+        await local.create_writable(SandboxId(name))
+
+
+async def test_a_full_filesystem_is_said_clearly_and_nothing_stays(tmp_path):
+    async with small_filesystem(tmp_path / "small", size_mib=32) as root:
+        local = LocalStorage(root)
+        with pytest.raises(ExhaustedError, match="no space for a writable disk"):
+            await local.create_writable(BOX)
+        local.close()
+        assert [path for path in root.rglob("*") if path.is_file()] == []
+        assert names_in(root / "sandboxes") == []
+
+
+async def test_without_mkfs_the_error_names_it(local, monkeypatch):
+    monkeypatch.setenv("PATH", "/nonexistent")
+    with pytest.raises(UnavailableError) as caught:
+        await local.prepare()
+    assert caught.value.subject == "mkfs.ext4"
+
+
+async def test_the_fake_fails_when_told():
+    storage = FakeStorage()
+    storage.fail_next_create = no_space()
+    with pytest.raises(ExhaustedError):
+        await storage.create_writable(BOX)
+    assert await storage.list_sandboxes() == set()

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writable disks that are only names."""
+
+import asyncio
+from pathlib import Path
+
+from hyperd.errors import ExhaustedError, HyperError
+from hyperd.model.vm import SandboxId
+
+
+class FakeStorage:
+    """Keeps who owns a disk; can be told to fail or to stall."""
+
+    def __init__(self, root: Path = Path("/fake/sandboxes")) -> None:
+        self.root = root
+        self.prepared = False
+        self.disks: dict[SandboxId, Path] = {}
+        self.fail_next_create: HyperError | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def prepare(self) -> None:
+        self.prepared = True
+
+    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+        await self.gate.wait()
+        error, self.fail_next_create = self.fail_next_create, None
+        if error is not None:
+            raise error
+        return self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+
+    async def remove(self, sandbox_id: SandboxId) -> None:
+        self.disks.pop(sandbox_id, None)
+
+    async def list_sandboxes(self) -> set[SandboxId]:
+        return set(self.disks)
+
+
+def no_space() -> ExhaustedError:
+    return ExhaustedError("no space left for a writable disk", subject="/fake/sandboxes")
