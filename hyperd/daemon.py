@@ -1,2 +1,301 @@
 # SPDX-License-Identifier: Apache-2.0
 """The composition root: the only module that knows all the others."""
+
+import asyncio
+import contextlib
+import grp
+import logging
+import os
+import platform as python_platform
+import pwd
+import signal
+from dataclasses import dataclass
+
+
+from hyper.v1 import system_pb2
+from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
+from hyperd.config import Config
+from hyperd.doctor import check_host
+from hyperd.errors import HyperError, UnavailableError
+from hyperd.guest import AgentDialer
+from hyperd.guest.client import PROTOCOL_VERSION
+from hyperd.host import systemd
+from hyperd.host.database import Database
+from hyperd.host.lock import FileLock
+from hyperd.host.reaper import Reaper
+from hyperd.host.workers import Workers
+from hyperd.image import OciImageStore
+from hyperd.model.container import Sizing
+from hyperd.model.host import HostCheck
+from hyperd.model.image import Platform
+
+from hyperd.network import BridgeNetwork, NetworkSettings
+from hyperd.sandbox import (
+    AcceleratorChooser,
+    Admission,
+    Findings,
+    Fleet,
+    FleetSettings,
+    GuestSettings,
+    Ledger,
+    Records,
+    Rooms,
+    Runner,
+    RunSettings,
+    Services,
+    is_running,
+)
+from hyperd.storage import LocalStorage
+from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+API_VERSION = "1"
+RECONNECT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Floor:
+    """What stands below all rooms."""
+
+    database: Database
+    files: Workers
+
+
+async def serve(config: Config, stop: asyncio.Event) -> None:
+    """Run the daemon until ``stop``. VMs outlive it.
+
+    Raises WrongStateError when another daemon has this state, UnavailableError for what is missing on the host.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        floor = await _open_floor(config, stack)
+        await stack.enter_async_context(Reaper())
+        hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
+        images = await _open_images(config, floor, stack)
+        storage = LocalStorage(
+            config.daemon.state_dir / "storage",
+            size_bytes=config.storage.writable_size_mib << 20,
+            owner=_qemu_owner(config),
+        )
+        await storage.prepare()
+        network = await _open_network(config, floor, stack)
+        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
+        runner = Runner(rooms, _run_settings(config), floor.files)
+        chooser = _accelerator(config, rooms, runner, floor.files, hypervisor.capabilities.qemu_version)
+        records = Records(floor.database)
+        await records.open()
+        fleet = Fleet(
+            Services(runner, records, Ledger(_admission(config)), chooser.choose), _fleet_settings(config)
+        )
+        desk = _Desk(config, hypervisor, chooser, fleet, images)
+        await _run(config, fleet, images, desk, stop)
+
+
+async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: "_Desk", stop: asyncio.Event) -> None:
+    ready = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(fleet.run(ready))
+        tasks.create_task(desk.probe())
+        opened = tasks.create_task(ready.wait())
+        await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
+        system = SystemServicer(desk.version, desk.info, desk.checks)
+        async with serving(
+            config.socket,
+            config.daemon.socket_group,
+            ContainerServicer(fleet),
+            ImageServicer(images, fleet),
+            system,
+        ):
+            log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
+            systemd.notify("READY=1")
+            await stop.wait()
+            systemd.notify("STOPPING=1")
+        opened.cancel()
+        running.cancel()
+    log.info("ended; virtual machines run on")
+
+
+async def prepare(config: Config) -> None:
+    """What set-up does once so that no user's first run has to: capability cache, ext4 template, the probe."""
+    async with contextlib.AsyncExitStack() as stack:
+        floor = await _open_floor(config, stack)
+        await stack.enter_async_context(Reaper())
+        hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
+        await hypervisor.prepare()
+
+
+async def _open_floor(config: Config, stack: contextlib.AsyncExitStack) -> _Floor:
+    state_dir, run_dir = config.daemon.state_dir, config.daemon.run_dir
+    for directory in (state_dir, run_dir, state_dir / "sandboxes", run_dir / "vm"):
+        try:
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnavailableError(
+                f"cannot be made: {error.strerror}", subject=str(directory), hint="hyperd runs as root"
+            ) from error
+    lock = FileLock(state_dir / "hyperd.lock")
+    lock.acquire()
+    stack.callback(lock.release)
+    files = Workers("files", 4)
+    stack.callback(files.close)
+    database = Database(state_dir / "records.sqlite")
+    await database.open()
+    stack.push_async_callback(database.close)
+    return _Floor(database, files)
+
+
+def _libvirt_settings(config: Config) -> LibvirtSettings:
+    return LibvirtSettings(
+        root=config.daemon.state_dir / "libvirt",
+        qemu_user=config.vm.qemu_user,
+        qemu_group=config.vm.qemu_group,
+        uri=config.vm.hypervisor_uri,
+    )
+
+
+def _qemu_owner(config: Config) -> tuple[int, int]:
+    try:
+        return pwd.getpwnam(config.vm.qemu_user).pw_uid, grp.getgrnam(config.vm.qemu_group).gr_gid
+    except KeyError as error:
+        raise UnavailableError(
+            f"there is no {error.args[0].rpartition(' ')[2]}",
+            subject="[vm] qemu_user, qemu_group",
+            hint="Debian's package libvirt-daemon-driver-qemu makes libvirt-qemu",
+        ) from error
+
+
+def _run_settings(config: Config) -> RunSettings:
+    guest = GuestSettings(
+        kernel=config.vm.kernel.resolve(),
+        initramfs=config.vm.initramfs.resolve(),
+        cmdline=f"{GUEST_CMDLINE} {config.vm.cmdline}".strip(),
+        default_sizing=Sizing(config.vm.default_vcpus, config.vm.default_memory_mib),
+    )
+    return RunSettings(
+        guest=guest,
+        state_dir=config.daemon.state_dir / "sandboxes",
+        run_dir=config.daemon.run_dir / "vm",
+        boot_timeout_s=config.vm.boot_timeout_s,
+        reconnect_timeout_s=RECONNECT_TIMEOUT_S,
+    )
+
+
+def _fleet_settings(config: Config) -> FleetSettings:
+    return FleetSettings(
+        default_sizing=Sizing(config.vm.default_vcpus, config.vm.default_memory_mib),
+        platform=host_platform(),
+        log_dir=config.daemon.state_dir / "sandboxes",
+        log_max_bytes=config.logs.max_mib << 20,
+    )
+
+
+def _admission(config: Config) -> Admission:
+    host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    return Admission(
+        memory_mib=int(host_mib * config.vm.memory_overcommit),
+        max_sandboxes=config.vm.max_sandboxes,
+        max_vcpus_each=os.cpu_count() or 1,
+    )
+
+
+def _accelerator(
+    config: Config, rooms: Rooms, runner: Runner, files: Workers, qemu_version: str
+) -> AcceleratorChooser:
+    guest = runner.settings.guest
+    key = (str(guest.kernel), str(guest.initramfs), qemu_version)
+    findings = Findings(config.daemon.state_dir / "accelerator.json", key, files)
+    return AcceleratorChooser(
+        config.vm.accel, rooms.hypervisor, rooms.dialer, guest, runner.settings.paths, findings, files
+    )
+
+
+def host_platform() -> Platform:
+    """In the words of the OCI image spec (GOARCH)."""
+    machine = python_platform.machine()
+    return Platform("linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine))
+
+
+class _Desk:
+    """Answers questions about the daemon itself."""
+
+    def __init__(
+        self,
+        config: Config,
+        hypervisor: LibvirtHypervisor,
+        chooser: AcceleratorChooser,
+        fleet: Fleet,
+        images: OciImageStore,
+    ) -> None:
+        self._config = config
+        self._hypervisor = hypervisor
+        self._chooser = chooser
+        self._fleet = fleet
+        self._images = images
+
+    async def probe(self) -> None:
+        """Choose the accelerator before the first user needs it."""
+        try:
+            await self._chooser.choose()
+        except HyperError as error:
+            log.error("no accelerator", extra={"error": str(error)})  # noqa: TRY400 - each start says it again
+
+    def version(self) -> system_pb2.GetVersionResponse:
+        return system_pb2.GetVersionResponse(
+            version=VERSION,
+            api_version=API_VERSION,
+            agent_protocol_version=PROTOCOL_VERSION,
+            python_version=python_platform.python_version(),
+            qemu_version=self._hypervisor.capabilities.qemu_version,
+            libvirt_version=self._hypervisor.capabilities.libvirt_version,
+            host_kernel=python_platform.release(),
+            architecture=python_platform.machine(),
+        )
+
+    async def info(self) -> system_pb2.GetInfoResponse:
+        config = self._config
+        views = self._fleet.list_views((), everything=True)
+        running = sum(is_running(view) for view in views)
+        choice = self._chooser.choice
+        usage = os.statvfs(config.daemon.state_dir)
+        return system_pb2.GetInfoResponse(
+            version=VERSION,
+            accelerator=choice.accelerator.value if choice else "",
+            accelerator_reason=choice.reason if choice else "the probe has not ended yet",
+            containers=len(views),
+            containers_running=running,
+            containers_stopped=len(views) - running,
+            images=len(await self._images.list_images()),
+            state_dir=str(config.daemon.state_dir),
+            run_dir=str(config.daemon.run_dir),
+            hypervisor_uri=self._hypervisor.settings.connection_uri,
+            kernel_path=str(config.vm.kernel.resolve()),
+            initramfs_path=str(config.vm.initramfs.resolve()),
+            qemu_user=config.vm.qemu_user,
+            cpus=os.cpu_count() or 1,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            host_kernel=python_platform.release(),
+            operating_system=_operating_system(),
+            state_free_bytes=usage.f_bavail * usage.f_frsize,
+            pid=os.getpid(),
+            default_memory_mib=config.vm.default_memory_mib,
+            default_vcpus=config.vm.default_vcpus,
+            bridge=config.network.bridge,
+            subnet=config.network.subnet,
+        )
+
+    async def checks(self) -> list[HostCheck]:
+        return await check_host(self._config, self._chooser.choice)
+
+
+def _operating_system() -> str:
+    try:
+        return python_platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)

@@ -1,1 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The edge: gRPC in, the service's words out."""
+
+from hyperd.api.containers import ContainerServicer
+from hyperd.api.images import ImageServicer
+from hyperd.api.server import serving
+from hyperd.api.system import SystemServicer
+
+__all__ = ["ContainerServicer", "ImageServicer", "SystemServicer", "serving"]

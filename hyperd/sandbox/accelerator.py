@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """KVM where it works, TCG where it does not, never silently.
 
-`/dev/kvm` existing proves nothing: on a PVM host a stock guest hangs at 100 % CPU. So the probe is a boot: the guest's agent
-says hello under KVM in time, or TCG it is. What was found is remembered for this boot of the host, kernel, agent and QEMU.
+`/dev/kvm` existing proves nothing: on a PVM host a stock guest hangs at 100 % CPU. So the probe is a boot: the guest's
+agent says hello under KVM in time, or TCG it is. What was found is remembered for this boot of the host, kernel, agent
+and QEMU.
 """
 
 import asyncio
@@ -36,6 +37,21 @@ class Choice:
     reason: str
 
 
+class Findings:
+    """What the last probe found, in a file, with all that it depends on."""
+
+    def __init__(self, path: Path, key: tuple[str, ...], files: Workers) -> None:
+        self._path = path
+        self._key = key
+        self._files = files
+
+    async def recall(self) -> Choice | None:
+        return await self._files.call(_recall, self._path, self._key)
+
+    async def remember(self, choice: Choice) -> None:
+        await self._files.call(_remember, self._path, self._key, choice)
+
+
 class AcceleratorChooser:
     """Decides once; everyone who asks meanwhile waits for the same probe."""
 
@@ -46,19 +62,17 @@ class AcceleratorChooser:
         dialer: GuestDialer,
         guest: GuestSettings,
         scratch: Callable[[SandboxId], SandboxPaths],
-        memory: Path,
-        key: tuple[str, ...],
+        findings: Findings,
         files: Workers,
         device: Path = Path("/dev/kvm"),
     ) -> None:
-        """``wanted``: auto, kvm or tcg. ``memory``: where the finding is kept. ``key``: what it depends on."""
+        """``wanted``: auto, kvm or tcg."""
         self._wanted = wanted
         self._hypervisor = hypervisor
         self._dialer = dialer
         self._guest = guest
         self._scratch = scratch
-        self._memory = memory
-        self._key = key
+        self._findings = findings
         self._files = files
         self._device = device
         self._lock = asyncio.Lock()
@@ -91,12 +105,11 @@ class AcceleratorChooser:
     async def _probe_or_recall(self) -> Choice:
         if not await self._files.call(os.access, self._device, os.R_OK | os.W_OK):
             return Choice(Accelerator.TCG, f"{self._device} is not there or cannot be opened")
-        key = [await self._files.call(_boot_id), *self._key]
-        recalled = await self._files.call(_recall, self._memory, key)
+        recalled = await self._findings.recall()
         if recalled is not None:
             return recalled
         choice = await self._probe()
-        await self._files.call(_remember, self._memory, key, choice)
+        await self._findings.remember(choice)
         return choice
 
     async def _probe(self) -> Choice:
@@ -136,17 +149,17 @@ def _boot_id() -> str:
     return _BOOT_ID.read_text().strip()
 
 
-def _recall(memory: Path, key: list[str]) -> Choice | None:
+def _recall(memory: Path, key: tuple[str, ...]) -> Choice | None:
     try:
         kept = json.loads(memory.read_text())
-        if kept["key"] == key:
+        if kept["key"] == [_boot_id(), *key]:
             return Choice(Accelerator(kept["accelerator"]), kept["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return None  # absent or unreadable: probe again
     return None
 
 
-def _remember(memory: Path, key: list[str], choice: Choice) -> None:
+def _remember(memory: Path, key: tuple[str, ...], choice: Choice) -> None:
     fresh = memory.with_suffix(".new")
     fresh.write_text(
         json.dumps({"key": key, "accelerator": choice.accelerator.value, "reason": choice.reason})

@@ -35,6 +35,14 @@ class LogEntry:
     end_offset: int
 
 
+@dataclass(slots=True)
+class Cursor:
+    """A place between two entries; the default is before the first."""
+
+    sequence: int = -1
+    position: int = 0
+
+
 class Journal:
     """Appending and following. One writer; any number of readers, none of which can slow the writer down."""
 
@@ -87,25 +95,32 @@ class Journal:
             self._file = None
         self._wake()
 
-    async def read(self, *, follow: bool = False) -> AsyncIterator[LogEntry]:
-        """Every entry still kept, oldest first; with ``follow`` also those to come until ``close``."""
-        sequence, position = (self._files() or [(0, self._path(0))])[0][0], 0
+    async def read(self, cursor: Cursor | None = None, *, follow: bool = False) -> AsyncIterator[LogEntry]:
+        """Every entry still kept from the cursor on, oldest first; with ``follow`` also those to come until ``close``.
+
+        The cursor moves along: a second call with the same one goes on where the first ended.
+        """
+        at = cursor or Cursor()
+        if at.sequence < 0:
+            at.sequence = (self._files() or [(0, self._path(0))])[0][0]
         while True:
             grown, closed = self._grown, self.closed
             count = 0
-            for entry, position_after in _entries(self._path(sequence), position):
+            for entry, position_after in _entries(self._path(at.sequence), at.position):
+                at.position = position_after
                 yield entry
-                position = position_after
                 count += 1
                 if count % _READ_BATCH == 0:
                     await asyncio.sleep(0)  # let others run: not a wait
-            newer = [number for number, _ in self._files() if number > sequence]
-            if newer and not count:
-                sequence, position = newer[0], 0
-            elif not newer and not count:
-                if not follow or closed:
-                    return
+            newer = [number for number, _ in self._files() if number > at.sequence]
+            if count:
+                continue
+            if newer:
+                at.sequence, at.position = newer[0], 0
+            elif follow and not closed:
                 await grown.wait()
+            else:
+                return
 
     def _write(self, frame: bytes) -> None:
         try:

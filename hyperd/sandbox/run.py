@@ -51,7 +51,6 @@ class RunSettings:
     run_dir: Path
     boot_timeout_s: float
     reconnect_timeout_s: float
-    log_max_bytes: int
 
     def paths(self, sandbox_id: SandboxId) -> SandboxPaths:
         # A UNIX socket's path has room for 107 bytes: 12 digits of the id are plenty.

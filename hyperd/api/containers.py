@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ContainerService: decode, delegate to the fleet, encode."""
+
+from collections.abc import AsyncIterator
+
+from hyper.v1 import container_pb2 as wire
+from hyper.v1 import container_pb2_grpc
+from hyperd.api import convert, logs
+from hyperd.api.session import serve_session
+from hyperd.api.status import Context, errors_as_status
+from hyperd.sandbox import Fleet, parse_signal
+
+class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+
+    async def CreateContainer(
+        self, request: wire.CreateContainerRequest, context: Context
+    ) -> wire.CreateContainerResponse:
+        async with errors_as_status(context):
+            view, warnings = await self._fleet.create(convert.decode_spec(request.spec))
+            return wire.CreateContainerResponse(
+                container_id=view.record.sandbox_id, name=view.record.name, warnings=warnings
+            )
+
+    async def StartContainer(
+        self, request: wire.StartContainerRequest, context: Context
+    ) -> wire.StartContainerResponse:
+        async with errors_as_status(context):
+            driver = self._fleet.get(request.container)
+            await driver.start()
+            return wire.StartContainerResponse(container=convert.encode_container(driver.view()))
+
+    async def StopContainer(
+        self, request: wire.StopContainerRequest, context: Context
+    ) -> wire.StopContainerResponse:
+        async with errors_as_status(context):
+            driver = self._fleet.get(request.container)
+            await driver.stop(
+                timeout_s=request.timeout_s if request.HasField("timeout_s") else None,
+                signal=parse_signal(request.signal) if request.signal else None,
+            )
+            return wire.StopContainerResponse(container=convert.encode_container(driver.view()))
+
+    async def KillContainer(
+        self, request: wire.KillContainerRequest, context: Context
+    ) -> wire.KillContainerResponse:
+        async with errors_as_status(context):
+            await self._fleet.get(request.container).kill(parse_signal(request.signal or "KILL"))
+            return wire.KillContainerResponse()
+
+    async def RemoveContainer(
+        self, request: wire.RemoveContainerRequest, context: Context
+    ) -> wire.RemoveContainerResponse:
+        async with errors_as_status(context):
+            driver = self._fleet.get(request.container)
+            await driver.remove(force=request.force)
+            return wire.RemoveContainerResponse(container_id=driver.record.sandbox_id)
+
+    async def ListContainers(
+        self, request: wire.ListContainersRequest, context: Context
+    ) -> wire.ListContainersResponse:
+        async with errors_as_status(context):
+            filters = [(item.key, item.value) for item in request.filters]
+            views = self._fleet.list_views(filters, everything=request.all)
+            return wire.ListContainersResponse(containers=[convert.encode_container(view) for view in views])
+
+    async def InspectContainer(
+        self, request: wire.InspectContainerRequest, context: Context
+    ) -> wire.InspectContainerResponse:
+        async with errors_as_status(context):
+            view = self._fleet.get(request.container).view()
+            return wire.InspectContainerResponse(container=convert.encode_container(view))
+
+    async def WaitContainer(
+        self, request: wire.WaitContainerRequest, context: Context
+    ) -> wire.WaitContainerResponse:
+        async with errors_as_status(context):
+            exit_ = await self._fleet.get(request.container).wait_ended()
+            return wire.WaitContainerResponse(exit=convert.encode_exit(exit_))
+
+    async def ReadLogs(
+        self, request: wire.ReadLogsRequest, context: Context
+    ) -> AsyncIterator[wire.ReadLogsResponse]:
+        async with errors_as_status(context):
+            wanted = logs.decode(request)
+            async for entry in logs.read(self._fleet.get(request.container).journal, wanted):
+                yield convert.encode_log_entry(entry)
+
+    async def RunContainer(
+        self, requests: AsyncIterator[wire.SessionRequest], context: Context
+    ) -> AsyncIterator[wire.SessionResponse]:
+        async with errors_as_status(context):
+            async for response in serve_session(self._fleet, requests, "run"):
+                yield response
+
+    async def AttachContainer(
+        self, requests: AsyncIterator[wire.SessionRequest], context: Context
+    ) -> AsyncIterator[wire.SessionResponse]:
+        async with errors_as_status(context):
+            async for response in serve_session(self._fleet, requests, "attach"):
+                yield response
+
+    async def ExecContainer(
+        self, requests: AsyncIterator[wire.SessionRequest], context: Context
+    ) -> AsyncIterator[wire.SessionResponse]:
+        async with errors_as_status(context):
+            async for response in serve_session(self._fleet, requests, "exec"):
+                yield response

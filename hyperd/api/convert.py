@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Between the wire and the model: every message is taken apart and put together here."""
+
+from datetime import UTC, datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hyper.v1 import container_pb2 as wire
+from hyper.v1 import image_pb2, system_pb2
+from hyperd.errors import InvalidError
+from hyperd.model.container import (
+    ContainerSpec,
+    ContainerState,
+    ContainerView,
+    ExecSpec,
+    Exit,
+    ExitReason,
+    Ulimit,
+)
+from hyperd.model.guest import Stream, TerminalSize
+from hyperd.model.host import CheckLevel, HostCheck
+from hyperd.model.image import Image, LayerPhase, LayerProgress, Platform
+from hyperd.sandbox.journal import LogEntry
+
+_STATES = {state: wire.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState}
+_REASONS = {reason: wire.ExitReason.Value(f"EXIT_REASON_{reason.name}") for reason in ExitReason}
+_STREAMS = {Stream.STDOUT: wire.STREAM_STDOUT, Stream.STDERR: wire.STREAM_STDERR}
+_PHASES = {phase: image_pb2.LayerPhase.Value(f"LAYER_PHASE_{phase.name}") for phase in LayerPhase}
+_LEVELS = {level: system_pb2.CheckLevel.Value(f"CHECK_LEVEL_{level.name}") for level in CheckLevel}
+
+
+def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
+    """Raises InvalidError for what no container can be made of."""
+    if not message.image:
+        raise InvalidError("no image was given")
+    return ContainerSpec(
+        image=message.image,
+        name=message.name,
+        args=tuple(message.args),
+        entrypoint=tuple(message.entrypoint) if message.override_entrypoint else None,
+        env=tuple(message.env),
+        working_directory=message.working_directory,
+        user=message.user,
+        hostname=message.hostname,
+        labels=dict(message.labels),
+        tty=message.tty,
+        stdin=message.stdin,
+        cpus=message.cpus,
+        memory_bytes=message.memory_bytes,
+        readonly_root=message.readonly_root,
+        cap_add=tuple(message.cap_add),
+        cap_drop=tuple(message.cap_drop),
+        privileged=message.privileged,
+        ulimits=tuple(Ulimit(item.name, item.soft, item.hard) for item in message.ulimits),
+        sysctls=dict(message.sysctls),
+        tmpfs=dict(message.tmpfs),
+        shm_size_bytes=message.shm_size_bytes,
+        stop_signal=message.stop_signal,
+        stop_timeout_s=message.stop_timeout_s if message.HasField("stop_timeout_s") else None,
+        init=message.init,
+        platform=message.platform,
+        network="" if message.network == "default" else message.network,
+        auto_remove=message.auto_remove,
+        no_new_privileges=message.no_new_privileges,
+        seccomp_unconfined=message.seccomp_unconfined,
+        additional_groups=tuple(message.additional_groups),
+        extra_hosts=tuple(message.extra_hosts),
+        dns_servers=tuple(message.dns_servers),
+        dns_searches=tuple(message.dns_searches),
+        dns_options=tuple(message.dns_options),
+        pids_limit=message.pids_limit,
+        terminal_size=decode_size(message.terminal_size) if message.HasField("terminal_size") else None,
+    )
+
+
+def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
+    message = wire.ContainerSpec(
+        image=spec.image,
+        name=spec.name,
+        args=spec.args,
+        entrypoint=spec.entrypoint or (),
+        override_entrypoint=spec.entrypoint is not None,
+        env=spec.env,
+        working_directory=spec.working_directory,
+        user=spec.user,
+        hostname=spec.hostname,
+        labels=spec.labels,
+        tty=spec.tty,
+        stdin=spec.stdin,
+        cpus=spec.cpus,
+        memory_bytes=spec.memory_bytes,
+        readonly_root=spec.readonly_root,
+        cap_add=spec.cap_add,
+        cap_drop=spec.cap_drop,
+        privileged=spec.privileged,
+        ulimits=[wire.Ulimit(name=item.name, soft=item.soft, hard=item.hard) for item in spec.ulimits],
+        sysctls=spec.sysctls,
+        tmpfs=spec.tmpfs,
+        shm_size_bytes=spec.shm_size_bytes,
+        stop_signal=spec.stop_signal,
+        init=spec.init,
+        platform=spec.platform,
+        network=spec.network,
+        auto_remove=spec.auto_remove,
+        no_new_privileges=spec.no_new_privileges,
+        seccomp_unconfined=spec.seccomp_unconfined,
+        additional_groups=spec.additional_groups,
+        extra_hosts=spec.extra_hosts,
+        dns_servers=spec.dns_servers,
+        dns_searches=spec.dns_searches,
+        dns_options=spec.dns_options,
+        pids_limit=spec.pids_limit,
+    )
+    if spec.stop_timeout_s is not None:
+        message.stop_timeout_s = spec.stop_timeout_s
+    if spec.terminal_size is not None:
+        message.terminal_size.columns = spec.terminal_size.columns
+        message.terminal_size.rows = spec.terminal_size.rows
+    return message
+
+
+def decode_exec(message: wire.ExecOptions) -> ExecSpec:
+    return ExecSpec(
+        args=tuple(message.args),
+        env=tuple(message.env),
+        working_directory=message.working_directory,
+        user=message.user,
+        tty=message.tty,
+        stdin=message.stdin,
+        privileged=message.privileged,
+        terminal_size=decode_size(message.terminal_size) if message.HasField("terminal_size") else None,
+    )
+
+
+def decode_size(message: wire.TerminalSize) -> TerminalSize:
+    return TerminalSize(min(message.columns, 0xFFFF), min(message.rows, 0xFFFF))
+
+
+def encode_container(view: ContainerView) -> wire.Container:
+    record = view.record
+    message = wire.Container(
+        id=record.sandbox_id,
+        name=record.name,
+        image=record.spec.image,
+        image_id=record.image_id,
+        command=record.command,
+        spec=encode_spec(record.spec),
+        state=_STATES[view.state],
+        exit=encode_exit(view.exit) if view.exit else None,
+        created_at=encode_time(record.created_at),
+        started_at=encode_time(view.started_at),
+        finished_at=encode_time(view.finished_at),
+        vm_pid=view.vm_pid,
+        guest_pid=view.guest_pid,
+        accelerator=view.accelerator,
+        vcpus=record.sizing.vcpus,
+        memory_mib=record.sizing.memory_mib,
+        generation=view.generation,
+        log_path=view.log_path,
+        guest_kernel=view.guest_kernel,
+        start_ms=view.start_ms,
+    )
+    if view.attachment is not None:
+        message.networks.add(
+            network=view.attachment.network,
+            mac=view.attachment.mac,
+            address=view.attachment.address,
+            prefix_length=view.attachment.prefix_length,
+            gateway=view.attachment.gateway,
+        )
+    return message
+
+
+def encode_exit(exit_: Exit) -> wire.ExitStatus:
+    return wire.ExitStatus(
+        code=exit_.code, signal=exit_.signal, reason=_REASONS[exit_.reason], message=exit_.message
+    )
+
+
+def encode_log_entry(entry: LogEntry) -> wire.ReadLogsResponse:
+    time = Timestamp()
+    time.FromNanoseconds(entry.time_ns)
+    return wire.ReadLogsResponse(time=time, stream=_STREAMS[entry.stream], data=entry.data)
+
+
+def encode_image(image: Image) -> image_pb2.Image:
+    config = image.config
+    return image_pb2.Image(
+        id=image.image_id,
+        tags=image.tags,
+        digests=image.digests,
+        created_at=encode_time(image.created_at),
+        size_bytes=image.size_bytes,
+        stored_bytes=image.stored_bytes,
+        architecture=image.platform.architecture,
+        os=image.platform.os,
+        variant=image.platform.variant,
+        config=image_pb2.ImageConfig(
+            env=config.env,
+            entrypoint=config.entrypoint,
+            cmd=config.cmd,
+            working_directory=config.working_directory,
+            user=config.user,
+            labels=config.labels,
+            exposed_ports=config.exposed_ports,
+            volumes=config.volumes,
+            stop_signal=config.stop_signal,
+        ),
+        diff_ids=image.diff_ids,
+        manifest_digest=image.manifest_digest,
+        author=image.author,
+        history=[
+            image_pb2.HistoryEntry(
+                created_at=encode_time(entry.created_at),
+                created_by=entry.created_by,
+                comment=entry.comment,
+                empty_layer=entry.empty_layer,
+            )
+            for entry in image.history
+        ],
+    )
+
+
+def encode_progress(progress: LayerProgress) -> image_pb2.LayerProgress:
+    return image_pb2.LayerProgress(
+        digest=progress.digest,
+        phase=_PHASES[progress.phase],
+        done_bytes=progress.done_bytes,
+        total_bytes=progress.total_bytes,
+    )
+
+
+def encode_check(check: HostCheck) -> system_pb2.HostCheck:
+    return system_pb2.HostCheck(
+        name=check.name, level=_LEVELS[check.level], finding=check.finding, advice=check.advice
+    )
+
+
+def decode_platform(text: str) -> Platform | None:
+    """os/arch[/variant]; "" is None. Raises InvalidError."""
+    if not text:
+        return None
+    parts = text.split("/")
+    if not 2 <= len(parts) <= 3 or not all(parts):
+        raise InvalidError("is not os/arch[/variant]", subject=repr(text), hint="as in linux/amd64")
+    return Platform(*parts)
+
+
+def encode_time(moment: datetime | None) -> Timestamp | None:
+    if moment is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(moment.astimezone(UTC))
+    return message

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `hyper logs` asks for, and the choosing of entries."""
+
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+
+from hyper.v1 import container_pb2 as wire
+from hyperd.sandbox import Cursor, Journal, LogEntry
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    follow: bool
+    tail_lines: int | None
+    since_ns: int
+    until_ns: int | None
+
+
+def decode(request: wire.ReadLogsRequest) -> Wanted:
+    return Wanted(
+        follow=request.follow,
+        tail_lines=request.tail_lines if request.HasField("tail_lines") else None,
+        since_ns=request.since.ToNanoseconds() if request.HasField("since") else 0,
+        until_ns=request.until.ToNanoseconds() if request.HasField("until") else None,
+    )
+
+
+async def read(journal: Journal, wanted: Wanted) -> AsyncIterator[LogEntry]:
+    cursor = Cursor()
+    if wanted.tail_lines is not None:
+        async for entry in _tail(journal, wanted, cursor):
+            yield entry
+        if not wanted.follow:
+            return
+    async for entry in journal.read(cursor, follow=wanted.follow):
+        if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
+            return
+        if entry.time_ns >= wanted.since_ns:
+            yield entry
+
+
+async def _tail(journal: Journal, wanted: Wanted, cursor: Cursor) -> AsyncIterator[LogEntry]:
+    """The last lines: entries are kept while they may hold one of them, so memory is bounded by what is shown."""
+    kept: deque[LogEntry] = deque()
+    lines = 0
+    limit = wanted.tail_lines or 0
+    async for entry in journal.read(cursor):
+        late = wanted.until_ns is not None and entry.time_ns > wanted.until_ns
+        if late or entry.time_ns < wanted.since_ns:
+            continue
+        kept.append(entry)
+        lines += entry.data.count(b"\n")
+        while len(kept) > 1 and lines - kept[0].data.count(b"\n") > limit:
+            lines -= kept.popleft().data.count(b"\n")
+    for entry in _cut(list(kept), limit):
+        yield entry
+
+
+def _cut(entries: list[LogEntry], lines: int) -> list[LogEntry]:
+    """Drop from the front until at most ``lines`` are left; a last line without an end counts as one."""
+    if lines == 0 or not entries:
+        return []
+    open_line = 0 if entries[-1].data.endswith(b"\n") else 1
+    surplus = sum(entry.data.count(b"\n") for entry in entries) + open_line - lines
+    left: list[LogEntry] = []
+    for entry in entries:
+        data = entry.data
+        while surplus > 0 and b"\n" in data:
+            data = data[data.index(b"\n") + 1 :]
+            surplus -= 1
+        if data and surplus <= 0:
+            left.append(replace(entry, data=data))
+    return left

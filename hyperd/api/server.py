@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gRPC server on its UNIX socket."""
+
+import contextlib
+import grp
+import os
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc.aio
+
+from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2_grpc
+from hyperd.api.containers import ContainerServicer
+from hyperd.api.images import ImageServicer
+from hyperd.api.system import SystemServicer
+from hyperd.errors import UnavailableError, WrongStateError
+
+SOCKET_MODE = 0o660
+STOP_GRACE_S = 2.0
+_MAX_MESSAGE_BYTES = 16 * 1024 * 1024
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    path: Path, group: str, containers: ContainerServicer, images: ImageServicer, system: SystemServicer
+) -> AsyncIterator[grpc.aio.Server]:
+    """Serve until the end of the block. Raises WrongStateError when another daemon answers there."""
+    _require_unused(path)
+    options = [
+        ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.so_reuseport", 0),
+    ]
+    server = grpc.aio.server(options=options)
+    container_pb2_grpc.add_ContainerServiceServicer_to_server(containers, server)
+    image_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
+    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    before = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+        await server.start()
+    except RuntimeError as error:
+        raise UnavailableError("cannot be listened on", subject=str(path), evidence=str(error)) from error
+    finally:
+        os.umask(before)
+    _hand_to(path, group)
+    try:
+        yield server
+    finally:
+        await server.stop(STOP_GRACE_S)
+        path.unlink(missing_ok=True)
+
+
+def _require_unused(path: Path) -> None:
+    """A socket that nobody answers on was left by a killed daemon: away with it."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            return
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise WrongStateError(
+        "another daemon answers there", subject=str(path), hint="`hyper daemon stop` ends it"
+    )
+
+
+def _hand_to(path: Path, group: str) -> None:
+    with contextlib.suppress(KeyError):  # no such group: root alone may use the socket
+        os.chown(path, -1, grp.getgrnam(group).gr_gid)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The configuration: defaults, then /etc/hyper/hyperd.toml, then HYPERD_SECTION_KEY, then flags.
+
+Every key is a field of the dataclasses below; an unknown one is an error that names file and key.
+"""
+
+import dataclasses
+import json
+import sys
+import tomllib
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hyperd.errors import InvalidError
+
+DEFAULT_PATH = Path("/etc/hyper/hyperd.toml")
+
+
+def _assets_dir() -> Path:
+    """Where set-up put kernel, initramfs and mkfs.erofs: beside an installed venv, else in the checkout's build/."""
+    installed = Path(sys.prefix).parent / "assets"
+    return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "build" / "assets"
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonConfig:
+    state_dir: Path = Path("/var/lib/hyper")  # records, images, disks, logs of containers
+    run_dir: Path = Path("/run/hyper")  # sockets
+    socket: Path | None = None  # default: run_dir/hyperd.sock
+    socket_group: str = "hyper"  # may use the socket (mode 0660), when the group exists
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class VmConfig:
+    accel: Literal["auto", "kvm", "tcg"] = "auto"  # auto: KVM when a guest boots under it, else TCG
+    hypervisor_uri: str = ""  # default: qemu:///embed?root=STATE_DIR/libvirt
+    qemu_user: str = "libvirt-qemu"
+    qemu_group: str = "kvm"
+    default_vcpus: int = 1
+    default_memory_mib: int = 256
+    max_sandboxes: int = 1000
+    memory_overcommit: float = 1.0  # share of the host's memory that VMs may be promised
+    boot_timeout_s: float = 60.0  # from QEMU's start to the agent's hello
+    kernel: Path = field(default_factory=lambda: _assets_dir() / "vmlinux")
+    initramfs: Path = field(default_factory=lambda: _assets_dir() / "initramfs.cpio")
+    cmdline: str = ""  # appended to hyper's own
+
+
+@dataclass(frozen=True, slots=True)
+class ImageConfig:
+    skopeo: str = "skopeo"
+    mkfs_erofs: Path = field(default_factory=lambda: _assets_dir() / "mkfs.erofs")
+
+
+@dataclass(frozen=True, slots=True)
+class StorageConfig:
+    writable_size_mib: int = 10240  # of a container's writable disk; sparse
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    bridge: str = "hyper0"
+    subnet: str = "10.213.0.0/16"
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class LogsConfig:
+    max_mib: int = 64  # of output kept of one container
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    daemon: DaemonConfig = field(default_factory=DaemonConfig)
+    vm: VmConfig = field(default_factory=VmConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    logs: LogsConfig = field(default_factory=LogsConfig)
+
+    @property
+    def socket(self) -> Path:
+        return self.daemon.socket or self.daemon.run_dir / "hyperd.sock"
+
+
+def load(path: Path | None, environment: Mapping[str, str], flags: Mapping[str, str]) -> Config:
+    """``path`` None: the default file, which may be absent. ``flags``: section.key -> value.
+
+    Raises InvalidError naming the source and the key.
+    """
+    config = Config()
+    file = path or DEFAULT_PATH
+    if path is not None or file.exists():
+        config = _with_tables(config, _read(file), str(file))
+    for name, value in sorted(environment.items()):
+        if name.startswith("HYPERD_"):
+            section, _, key = name.removeprefix("HYPERD_").lower().partition("_")
+            config = _with_value(config, section, key, value, f"environment variable {name}")
+    for name, value in flags.items():
+        section, _, key = name.partition(".")
+        config = _with_value(config, section, key, value, f"--set {name}")
+    return config
+
+
+def render(config: Config) -> str:
+    """The configuration as TOML that ``load`` reads back to the same."""
+    lines = []
+    for section in dataclasses.fields(config):
+        lines.append(f"[{section.name}]")
+        values = getattr(config, section.name)
+        for item in dataclasses.fields(values):
+            value = getattr(values, item.name)
+            if value is not None:
+                lines.append(f"{item.name} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except OSError as error:
+        raise InvalidError(f"cannot be read: {error.strerror}", subject=str(file)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidError("is not TOML", subject=str(file), evidence=str(error)) from error
+
+
+def _with_tables(config: Config, tables: Mapping[str, Any], source: str) -> Config:
+    for section, values in tables.items():
+        if not isinstance(values, dict):
+            raise InvalidError(f"unknown key {section!r}", subject=source, hint="keys stand in a [section]")
+        for key, value in values.items():
+            config = _with_value(config, section, key, value, source)
+    return config
+
+
+def _with_value(config: Config, section: str, key: str, value: object, source: str) -> Config:
+    sections = {item.name for item in dataclasses.fields(config)}
+    if section not in sections:
+        raise InvalidError(
+            f"unknown section [{section}]", subject=source, hint=f"known: {', '.join(sorted(sections))}"
+        )
+    part = getattr(config, section)
+    hints = typing.get_type_hints(type(part))
+    if key not in hints:
+        raise InvalidError(
+            f"unknown key {key!r} in [{section}]", subject=source, hint=f"known: {', '.join(hints)}"
+        )
+    converted = _converted(hints[key], value, f"[{section}] {key}", source)
+    return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})
+
+
+def _converted(kind: Any, value: object, key: str, source: str) -> object:
+    wrong = InvalidError(
+        f"{key} = {value!r} does not fit", subject=source, hint=f"it takes {_kind_name(kind)}"
+    )
+    if typing.get_origin(kind) is Literal:
+        if value not in typing.get_args(kind):
+            raise wrong
+        return value
+    if kind in (Path, Path | None):
+        if not isinstance(value, str) or not Path(value).is_absolute():
+            raise wrong
+        return Path(value)
+    if kind is str and isinstance(value, str):
+        return value
+    number = kind is not str and isinstance(value, str | int | float) and not isinstance(value, bool)
+    if not number or (kind is int and isinstance(value, float)):
+        raise wrong
+    try:
+        return kind(value)  # a text when it comes from the environment or a flag
+    except ValueError:
+        raise wrong from None
+
+
+def _kind_name(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(typing.get_args(kind))
+    if kind in (Path, Path | None):
+        return "an absolute path"
+    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+
+
+def _toml(value: object) -> str:
+    return json.dumps(str(value)) if isinstance(value, str | Path) else str(value)
