@@ -71,13 +71,21 @@ def _flag(item: str) -> tuple[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hyperd", description="Runs every OCI image in a microVM of its own.")
+    parser = argparse.ArgumentParser(
+        prog="hyperd", description="Runs every OCI image in a microVM of its own."
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help=f"default: {configuration.DEFAULT_PATH}")
-    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one key")
-    parser.add_argument("--print-config", action="store_true", help="print the configuration in effect and end")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override one key"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the configuration in effect and end"
+    )
     parser.add_argument("--doctor", action="store_true", help="check this host and end")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of --doctor")
-    parser.add_argument("--prepare", action="store_true", help="fill the caches that a first start would fill, and end")
+    parser.add_argument(
+        "--prepare", action="store_true", help="fill the caches that a first start would fill, and end"
+    )
     return parser
 
 

@@ -11,7 +11,6 @@ import pwd
 import signal
 from dataclasses import dataclass
 
-
 from hyper.v1 import system_pb2
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.config import Config
@@ -28,8 +27,6 @@ from hyperd.image import OciImageStore
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
 from hyperd.model.image import Platform
-
-from hyperd.network import BridgeNetwork, NetworkSettings
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -92,7 +89,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await _run(config, fleet, images, desk, stop)
 
 
-async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: "_Desk", stop: asyncio.Event) -> None:
+async def _run(
+    config: Config, fleet: Fleet, images: OciImageStore, desk: "_Desk", stop: asyncio.Event
+) -> None:
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fleet.run(ready))
@@ -119,7 +118,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: "_Desk
 async def prepare(config: Config) -> None:
     """What set-up does once so that no user's first run has to: capability cache, ext4 template, the probe."""
     async with contextlib.AsyncExitStack() as stack:
-        floor = await _open_floor(config, stack)
+        await _open_floor(config, stack)
         await stack.enter_async_context(Reaper())
         hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
         await hypervisor.prepare()

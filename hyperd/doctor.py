@@ -7,7 +7,7 @@ import platform
 import pwd
 import re
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 from hyperd.config import Config
@@ -23,7 +23,7 @@ _MIN_FREE_MIB = 2048
 
 async def check_host(config: Config, choice: Choice | None) -> list[HostCheck]:
     """All checks, in the order in which they matter. ``choice``: what the accelerator's probe found, if it has run."""
-    checks: Sequence[Callable[[Config], Awaitable[HostCheck]]] = (
+    checks: Sequence[Callable[[Config], Coroutine[None, None, HostCheck]]] = (
         _root, _qemu, _libvirt, _qemu_user, _kernel, _agent, _mkfs_erofs, _skopeo, _mkfs_ext4, _nft, _tun, _disk,
     )  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
@@ -49,7 +49,7 @@ def _accelerator(config: Config, choice: Choice | None) -> HostCheck:
         )
     if choice.accelerator is Accelerator.KVM:
         return HostCheck("accelerator", CheckLevel.OK, f"kvm: {choice.reason}")
-    if config.vm.accel == Accelerator.TCG:
+    if config.vm.accel == "tcg":
         return HostCheck("accelerator", CheckLevel.OK, f"tcg: {choice.reason}")
     return HostCheck(
         "accelerator",

@@ -10,6 +10,7 @@ from hyperd.api.session import serve_session
 from hyperd.api.status import Context, errors_as_status
 from hyperd.sandbox import Fleet, parse_signal
 
+
 class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet

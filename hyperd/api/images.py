@@ -11,6 +11,7 @@ from hyperd.image import ImageStore
 from hyperd.model.image import Image, LayerProgress
 from hyperd.sandbox import Fleet
 
+
 class ImageServicer(image_pb2_grpc.ImageServiceServicer):
     def __init__(self, images: ImageStore, fleet: Fleet) -> None:
         self._images = images

@@ -49,9 +49,7 @@ async def errors_as_status(context: Context) -> AsyncIterator[None]:
         await _abort(context, grpc.StatusCode.INTERNAL, detail)
 
 
-async def _abort(
-    context: Context, code: grpc.StatusCode, detail: system_pb2.ErrorDetail
-) -> None:
+async def _abort(context: Context, code: grpc.StatusCode, detail: system_pb2.ErrorDetail) -> None:
     text = f"{detail.subject}: {detail.brief}" if detail.subject else detail.brief
     trailing = ((DETAIL_KEY, detail.SerializeToString()),)
     await context.abort(code, text[:_EVIDENCE_CHARS], trailing)

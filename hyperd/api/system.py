@@ -9,6 +9,7 @@ from hyperd.api import convert
 from hyperd.api.status import Context, errors_as_status
 from hyperd.model.host import HostCheck
 
+
 class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     """The composition root knows the answers; this gives them."""
 

@@ -29,8 +29,6 @@ class ProcessSession:
         *,
         tty: bool,
     ) -> None:
-        self.container_id = record.sandbox_id
-        self.name = record.name
         self.exec_id = process_id
         self.tty = tty
         self._container = container_id_of(record.sandbox_id)
