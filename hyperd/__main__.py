@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hyperd import config as configuration
 from hyperd import log
-from hyperd.errors import HyperError
+from hyperd.errors import HyperError, InvalidError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +35,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HyperError as error:
         sys.stderr.write(f"hyperd: {error}\n")
         return 1
+    except ExceptionGroup as group:
+        # What ends a group of tasks comes wrapped; a bug among it keeps its traceback.
+        expected, bugs = group.split(HyperError)
+        for error in _leaves(expected) if expected is not None else ():
+            sys.stderr.write(f"hyperd: {error}\n")
+        if bugs is not None:
+            raise bugs from None
+        return 1
     return 0
+
+
+def _leaves(group: ExceptionGroup[HyperError]) -> list[HyperError]:
+    leaves: list[HyperError] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, ExceptionGroup) else [error]
+    return leaves
 
 
 async def _serve(config: configuration.Config) -> None:
@@ -66,7 +81,7 @@ def _doctor(config: configuration.Config, style: str) -> int:
 def _flag(item: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals:
-        raise HyperError("is not SECTION.KEY=VALUE", subject=f"--set {item}")
+        raise InvalidError("is not SECTION.KEY=VALUE", subject=f"--set {item}")
     return name, value
 
 

@@ -6,6 +6,7 @@ Every key is a field of the dataclasses below; an unknown one is an error that n
 
 import dataclasses
 import json
+import math
 import sys
 import tomllib
 import typing
@@ -163,6 +164,8 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
         if value not in typing.get_args(kind):
             raise wrong
         return value
+    if isinstance(value, str) and "\0" in value:
+        raise wrong
     if kind in (Path, Path | None):
         if not isinstance(value, str) or not Path(value).is_absolute():
             raise wrong
@@ -173,9 +176,12 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
     if not number or (kind is int and isinstance(value, float)):
         raise wrong
     try:
-        return kind(value)  # a text when it comes from the environment or a flag
-    except ValueError:
+        converted = kind(value)  # a text when it comes from the environment or a flag
+    except (ValueError, OverflowError):
         raise wrong from None
+    if not 0 < converted < math.inf:  # nothing here means anything at zero or below
+        raise wrong
+    return converted
 
 
 def _kind_name(kind: Any) -> str:
@@ -183,8 +189,11 @@ def _kind_name(kind: Any) -> str:
         return "one of " + ", ".join(typing.get_args(kind))
     if kind in (Path, Path | None):
         return "an absolute path"
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+    return {int: "a whole number above 0", float: "a number above 0", str: "a text"}[kind]
 
 
 def _toml(value: object) -> str:
-    return json.dumps(str(value)) if isinstance(value, str | Path) else str(value)
+    if not isinstance(value, str | Path):
+        return str(value)
+    # JSON's escapes are TOML's, but for DEL and for what JSON would write as two surrogates.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """ImageService: decode, delegate to the store, encode."""
 
-from collections.abc import AsyncIterator, Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from typing import cast
 
 from hyper.v1 import image_pb2 as wire
 from hyper.v1 import image_pb2_grpc
 from hyperd.api import convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.image import ImageStore
+from hyperd.image.base import ImageStore, PullEvent
 from hyperd.model.image import Image, LayerProgress
 from hyperd.sandbox import Fleet
 
@@ -17,21 +19,16 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         self._images = images
         self._fleet = fleet
 
-    async def PullImage(
-        self, request: wire.PullImageRequest, context: Context
-    ) -> AsyncIterator[wire.PullImageResponse]:
+    async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:
         async with errors_as_status(context):
             platform = convert.decode_platform(request.platform)
-            events = self._images.pull(
-                request.reference, platform=platform, tls_insecure=request.tls_insecure
+            events = cast(
+                "AsyncGenerator[PullEvent, None]",
+                self._images.pull(request.reference, platform=platform, tls_insecure=request.tls_insecure),
             )
-            async for event in events:
-                if isinstance(event, Image):
-                    yield wire.PullImageResponse(image=convert.encode_image(event))
-                elif isinstance(event, LayerProgress):
-                    yield wire.PullImageResponse(layer=convert.encode_progress(event))
-                else:
-                    yield wire.PullImageResponse(notice=event.text)
+            async with contextlib.aclosing(events):  # a caller who hangs up leaves the pull at once
+                async for event in events:
+                    await context.write(_encode(event))
 
     async def ListImages(self, request: wire.ListImagesRequest, context: Context) -> wire.ListImagesResponse:
         async with errors_as_status(context):
@@ -55,6 +52,14 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
                 request.image, force=request.force, in_use=self._fleet.images_in_use()
             )
             return wire.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
+
+
+def _encode(event: PullEvent) -> wire.PullImageResponse:
+    if isinstance(event, Image):
+        return wire.PullImageResponse(image=convert.encode_image(event))
+    if isinstance(event, LayerProgress):
+        return wire.PullImageResponse(layer=convert.encode_progress(event))
+    return wire.PullImageResponse(notice=event.text)
 
 
 def _named(image: Image, references: Sequence[str]) -> bool:
