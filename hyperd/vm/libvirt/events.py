@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The one native thread that runs libvirt's event loop, shared by every connection of this process."""
 
-import os
 import threading
 
 import libvirt
-
-# libvirt would warn on stderr of what we chose on purpose, several lines at each start of a VM.
-_QUIET = "4:qemu 4:security"
 
 _guard = threading.Lock()
 _users = 0
@@ -24,7 +20,6 @@ def acquire_event_thread() -> None:
         if _users > 1:
             return
         if not _registered:
-            os.environ.setdefault("LIBVIRT_LOG_FILTERS", _QUIET)  # read at libvirt's first call
             libvirt.virEventRegisterDefaultImpl()
             # Errors come as exceptions; libvirt would print each to stderr as well.
             libvirt.registerErrorHandler(_silent, None)
