@@ -367,6 +367,7 @@ class StreamServicer(rpc.StreamServiceServicer):
             process.require_kept(first.from_offset)
         process.acknowledge(first.from_offset)
         process.reader = context
+        self.agent.pulse.beat()
         acknowledging = asyncio.create_task(self._acknowledge(requests, process))
         try:
             offset = first.from_offset
