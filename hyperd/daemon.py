@@ -43,7 +43,7 @@ from hyperd.sandbox import (
     is_running,
 )
 from hyperd.storage import LocalStorage
-from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
+from hyperd.vm.libvirt import HypervisorCapabilities, LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         floor = await _open_floor(config, stack)
         await stack.enter_async_context(Reaper())
         hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
+        capabilities = await hypervisor.prepare()
         images = await _open_images(config, floor, stack)
         storage = LocalStorage(
             config.daemon.state_dir / "storage",
@@ -79,13 +80,13 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         network = await _open_network(config, floor, stack)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
         runner = Runner(rooms, _run_settings(config), floor.files)
-        chooser = _accelerator(config, rooms, runner, floor.files, hypervisor.capabilities.qemu_version)
+        chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
         fleet = Fleet(
             Services(runner, records, Ledger(_admission(config)), chooser.choose), _fleet_settings(config)
         )
-        desk = _Desk(config, hypervisor, chooser, fleet, images)
+        desk = _Desk(config, capabilities, chooser, fleet, images)
         await _run(config, fleet, images, desk, stop)
 
 
@@ -221,13 +222,13 @@ class _Desk:
     def __init__(
         self,
         config: Config,
-        hypervisor: LibvirtHypervisor,
+        capabilities: HypervisorCapabilities,
         chooser: AcceleratorChooser,
         fleet: Fleet,
         images: OciImageStore,
     ) -> None:
         self._config = config
-        self._hypervisor = hypervisor
+        self._capabilities = capabilities
         self._chooser = chooser
         self._fleet = fleet
         self._images = images
@@ -245,8 +246,8 @@ class _Desk:
             api_version=API_VERSION,
             agent_protocol_version=PROTOCOL_VERSION,
             python_version=python_platform.python_version(),
-            qemu_version=self._hypervisor.capabilities.qemu_version,
-            libvirt_version=self._hypervisor.capabilities.libvirt_version,
+            qemu_version=self._capabilities.qemu_version,
+            libvirt_version=self._capabilities.libvirt_version,
             host_kernel=python_platform.release(),
             architecture=python_platform.machine(),
         )
@@ -267,7 +268,7 @@ class _Desk:
             images=len(await self._images.list_images()),
             state_dir=str(config.daemon.state_dir),
             run_dir=str(config.daemon.run_dir),
-            hypervisor_uri=self._hypervisor.settings.connection_uri,
+            hypervisor_uri=_libvirt_settings(config).connection_uri,
             kernel_path=str(config.vm.kernel.resolve()),
             initramfs_path=str(config.vm.initramfs.resolve()),
             qemu_user=config.vm.qemu_user,

@@ -18,13 +18,13 @@ from typing import Self
 import libvirt
 
 from hyperd.errors import ExistsError, HyperError, TimeoutExpiredError, UnavailableError
+from hyperd.host.lock import FileLock
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import trim_console
 from hyperd.vm.libvirt.bridge import LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
 from hyperd.vm.libvirt.domain import cause_of, destroy, exists, list_ours, settle_ours
 from hyperd.vm.libvirt.errors import libvirt_errors
-from hyperd.vm.libvirt.lock import RootLock
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
@@ -65,7 +65,7 @@ class LibvirtHypervisor:
         """Raises WrongStateError when another process has this root, UnavailableError when something is missing."""
         async with contextlib.AsyncExitStack() as stack:
             if self.settings.embedded:
-                lock = RootLock(self.settings.root)
+                lock = FileLock(self.settings.root / "hyperd.lock")
                 lock.acquire()
                 stack.callback(lock.release)
                 write_configuration(self.settings)

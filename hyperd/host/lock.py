@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One root, one process: libvirt's embedded driver would corrupt what a second one shares."""
+"""One directory, one process: a lock that ends with its holder, however that ends."""
 
 import fcntl
 import os
@@ -8,11 +8,11 @@ from pathlib import Path
 from hyperd.errors import UnavailableError, WrongStateError
 
 
-class RootLock:
+class FileLock:
     """Held until ``release`` or the end of the process, however it ends."""
 
-    def __init__(self, root: Path) -> None:
-        self._path = root / "hyperd.lock"
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._fd = -1
 
     def acquire(self) -> None:
