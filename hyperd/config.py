@@ -66,7 +66,7 @@ class StorageConfig:
 class NetworkConfig:
     bridge: str = "hyper0"
     subnet: str = "10.213.0.0/16"
-    mtu: int = 1500
+    mtu: int = 0  # 0: that of the host's default route
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ import platform as python_platform
 import pwd
 import signal
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from hyper.v1 import system_pb2
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.config import Config
 from hyperd.doctor import check_host
-from hyperd.errors import HyperError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, UnavailableError
 from hyperd.guest import AgentDialer
 from hyperd.guest.client import PROTOCOL_VERSION
 from hyperd.host import systemd
@@ -23,10 +24,10 @@ from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
 from hyperd.host.workers import Workers
-from hyperd.image import OciImageStore
+from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
-from hyperd.model.image import Platform
+from hyperd.network import BridgeNetwork, BridgeSettings
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -50,6 +51,8 @@ log = logging.getLogger(__name__)
 VERSION = "0.1.0"
 API_VERSION = "1"
 RECONNECT_TIMEOUT_S = 10.0
+# reboot=t with QEMU's -no-reboot: a panicking guest ends its VM instead of hanging. The serial console is slow: quiet.
+GUEST_CMDLINE = "console=ttyS0 quiet panic=1 reboot=t no_timer_check tsc=reliable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +73,19 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await stack.enter_async_context(Reaper())
         hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
         capabilities = await hypervisor.prepare()
-        images = await _open_images(config, floor, stack)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        images = OciImageStore(_image_settings(config), floor.database, tasks)
+        await images.open()
+        stack.push_async_callback(images.close)
         storage = LocalStorage(
             config.daemon.state_dir / "storage",
             size_bytes=config.storage.writable_size_mib << 20,
             owner=_qemu_owner(config),
         )
         await storage.prepare()
-        network = await _open_network(config, floor, stack)
+        network = BridgeNetwork(_bridge_settings(config), floor.database)
+        await network.prepare()
+        stack.callback(network.close)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
         runner = Runner(rooms, _run_settings(config), floor.files)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
@@ -154,6 +162,29 @@ def _libvirt_settings(config: Config) -> LibvirtSettings:
     )
 
 
+def _image_settings(config: Config) -> ImageSettings:
+    return ImageSettings(
+        root=config.daemon.state_dir / "images",
+        mkfs_erofs=str(config.image.mkfs_erofs),
+        skopeo=config.image.skopeo,
+    )
+
+
+def _bridge_settings(config: Config) -> BridgeSettings:
+    try:
+        subnet = IPv4Network(config.network.subnet)
+    except ValueError as error:
+        raise InvalidError(
+            "is not an IPv4 network", subject=f"[network] subnet {config.network.subnet}"
+        ) from error
+    return BridgeSettings(
+        tap_owner_uid=_qemu_owner(config)[0],
+        bridge=config.network.bridge,
+        subnet=subnet,
+        mtu=config.network.mtu,
+    )
+
+
 def _qemu_owner(config: Config) -> tuple[int, int]:
     try:
         return pwd.getpwnam(config.vm.qemu_user).pw_uid, grp.getgrnam(config.vm.qemu_group).gr_gid
@@ -208,12 +239,6 @@ def _accelerator(
     return AcceleratorChooser(
         config.vm.accel, rooms.hypervisor, rooms.dialer, guest, runner.settings.paths, findings, files
     )
-
-
-def host_platform() -> Platform:
-    """In the words of the OCI image spec (GOARCH)."""
-    machine = python_platform.machine()
-    return Platform("linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine))
 
 
 class _Desk:

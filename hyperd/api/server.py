@@ -48,8 +48,7 @@ async def serving(
     try:
         yield server
     finally:
-        await server.stop(STOP_GRACE_S)
-        path.unlink(missing_ok=True)
+        await server.stop(STOP_GRACE_S)  # removes the socket
 
 
 def _require_unused(path: Path) -> None:
