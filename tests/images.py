@@ -104,6 +104,12 @@ def layer_tar(entries: Sequence[Entry]) -> bytes:
     return buffer.getvalue()
 
 
+def mkfs_erofs() -> str:
+    """What set-up has built, else the system's."""
+    built = sorted(Path("/var/cache/hyper/erofs").glob("*/mkfs.erofs"))
+    return str(built[-1]) if built else "mkfs.erofs"
+
+
 def digest_of(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
@@ -379,7 +385,7 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     root = tmp_path / "registry"
-    root.mkdir()
+    root.mkdir(parents=True)
     config = tmp_path / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
