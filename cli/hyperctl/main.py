@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hyper`: the tree of commands, and the one place where a failure becomes a message and an exit status."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from hyperctl import VERSION, errors, tree
+from hyperctl.errors import CliError, render_error
+from hyperctl.tables import ROOT_TABLE
+
+SIGPIPE_STATUS = 141
+PASS_STATUS_THROUGH = frozenset({"run", "exec"})
+
+EPILOG = """\b
+Examples:
+  hyper run --rm alpine echo hi          a command in a microVM of its own
+  hyper run -it debian bash              a shell; leave it running with ctrl-p ctrl-q
+  hyper run -d --name web -m 512m nginx  in the background
+  hyper exec web nginx -T
+  hyper logs -f web
+
+`hyper COMMAND --help` says more of each."""
+
+
+class RootGroup(tree.LazyGroup):
+    table = ROOT_TABLE
+
+
+app = tree.group(RootGroup)
+
+
+@app.callback(epilog=EPILOG, no_args_is_help=True)
+def root(
+    host: Annotated[
+        str,
+        typer.Option("--host", "-H", metavar="ADDRESS", envvar="HYPER_HOST", help="Where hyperd listens"),
+    ] = "unix:///run/hyper/hyperd.sock",
+    *,
+    show_version: Annotated[bool, typer.Option("--version", "-v", help="Print the version and exit")] = False,
+) -> None:
+    """Run OCI images, each in a virtual machine of its own."""
+    from hyperctl import client
+
+    client.host.set(host)
+    if show_version:
+        print(f"hyper version {VERSION}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Entry point of the `hyper` program."""
+    status = run(sys.argv[1:])
+    # What grpc and asyncio tear down at a regular exit takes longer than many a command; all is closed and flushed.
+    os._exit(status)
+
+
+def run(args: Sequence[str]) -> int:
+    """Run one command line to its end, and say what went wrong. Never raises."""
+    try:
+        status = _invoke(list(args))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _quiet_after_broken_pipe()
+    except KeyboardInterrupt:
+        return 130
+    except CliError as error:
+        status = _report(error)
+    try:
+        sys.stderr.flush()
+    except BrokenPipeError:
+        return _quiet_after_broken_pipe()
+    return status
+
+
+def _invoke(args: list[str]) -> int:
+    command = typer.main.get_command(app)
+    try:
+        outcome: Any = command.main(args=args, prog_name="hyper", standalone_mode=False)
+    except typer.TyperException as error:
+        return _report_usage(error)
+    except typer.Abort:
+        return 130
+    return outcome if isinstance(outcome, int) else 0
+
+
+def _report(error: CliError) -> int:
+    from hyperctl.render import print_error
+
+    print_error(error)
+    return error.exit_status
+
+
+def _report_usage(error: typer.TyperException) -> int:
+    """Typer's complaints in our own form; `hyper` alone shows the help."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message())
+        return errors.INVALID
+    path = context.command_path if context is not None else "hyper"
+    subject = path.removeprefix("hyper").strip()
+    brief = error.format_message().strip().rstrip(".")
+    print(
+        render_error(brief[:1].lower() + brief[1:], subject=subject, hint=f"see `{path} --help`"),
+        file=sys.stderr,
+    )
+    return errors.HYPER_FAILED if subject.split(" ")[-1] in PASS_STATUS_THROUGH else errors.INVALID
+
+
+def _quiet_after_broken_pipe() -> int:
+    """Whoever read our output has gone: end as SIGPIPE would have ended us, and say nothing."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    return SIGPIPE_STATUS
+
+
+if __name__ == "__main__":
+    main()
