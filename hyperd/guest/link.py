@@ -25,6 +25,7 @@ def new_nonce() -> bytes:
 
 
 def render_opening(nonce: bytes) -> bytes:
+    """As the agent echoes it."""
     return FLAG + MAGIC + nonce + FLAG
 
 
@@ -41,7 +42,10 @@ class HostLink:
     """One connection: ``opening`` is to be sent first, then ``escape``d data; feed ``receive`` with what is read."""
 
     def __init__(self, nonce: bytes) -> None:
-        self.opening = render_opening(nonce)
+        self._echo = render_opening(nonce)
+        # One flag more than is echoed: where an earlier host's opening lacks just its closing flag, the first flag
+        # here completes that opening, and a second one must end it.
+        self.opening = FLAG + self._echo
         self.is_open = False
         self._tail = b""  # what may be the beginning of the echo, or an escape cut in two
 
@@ -51,12 +55,12 @@ class HostLink:
             data = self._tail + data
             self._tail = b""
         if not self.is_open:
-            at = data.find(self.opening)
+            at = data.find(self._echo)
             if at < 0:
-                self._tail = data[1 - len(self.opening) :]
+                self._tail = data[1 - len(self._echo) :]
                 return b""
             self.is_open = True
-            data = data[at + len(self.opening) :]
+            data = data[at + len(self._echo) :]
         return self._unescape(data)
 
     def _unescape(self, data: bytes) -> bytes:

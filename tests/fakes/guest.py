@@ -217,7 +217,7 @@ class FakeContainer:
 
 @dataclass(slots=True)
 class FakeAgent:
-    """The inside of a guest. ``scripts`` are looked up by args[0]; a process without one runs until signalled."""
+    """The inside of a guest. ``scripts`` are found by the whole command, then by args[0]; none: until signalled."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
     hello: AgentHello = HELLO
@@ -358,7 +358,8 @@ class FakeAgent:
         if not plan.args:
             raise InvalidError("a process without arguments")
         self._next_pid += 1
-        return FakeProcess(plan, self.scripts.get(plan.args[0], Script()), self._next_pid, self.pulse)
+        script = self.scripts.get(" ".join(plan.args)) or self.scripts.get(plan.args[0]) or Script()
+        return FakeProcess(plan, script, self._next_pid, self.pulse)
 
 
 class FakeGuest:
