@@ -54,7 +54,7 @@ def interleaved(
 
 def render(results: list[Result]) -> str:
     header = ("what", "unit", "n", "p50", "p95", "floor", "ratio", "aim")
-    rows = [header]
+    rows: list[tuple[str, ...]] = [header]
     for item in results:
         row = (item.name, item.unit, item.n, item.p50, item.p95, item.floor, item.ratio, item.aim)
         rows.append(tuple("-" if cell is None else str(cell) for cell in row))

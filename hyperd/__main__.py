@@ -13,7 +13,6 @@ from hyperd import config as configuration
 from hyperd import log
 from hyperd.errors import HyperError
 
-
 # gRPC's fork handlers are for programs that fork and go on in Python; ours only ever exec.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 

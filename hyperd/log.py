@@ -42,7 +42,9 @@ def set_up(level: str, style: str) -> None:
     """Send everything to standard error. ``level`` is hyperd's own; ``style``: text or json."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)  # libraries: only what is wrong
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[handler], force=True
+    )  # libraries: only what is wrong
     logging.getLogger("hyperd").setLevel(level.upper())
 
 
