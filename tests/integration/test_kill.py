@@ -3,6 +3,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,7 +74,6 @@ def test_a_guest_that_panics_shows_its_console(own: Hyper):
 
 
 def test_a_second_daemon_on_the_same_state_is_refused(own: Hyper):
-    import subprocess
 
     flags = [f"--set={key}={value}" for key, value in own.settings.items()]
     second = subprocess.run(

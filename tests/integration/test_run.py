@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real image in a real guest: what `hyper run` promises."""
 
+import hashlib
+import os
 import platform
+import pty
+import subprocess
 
 from tests.harness import Hyper
 
@@ -40,7 +44,6 @@ def test_stdout_and_stderr_stay_apart(host: Hyper):
 def test_standard_input_reaches_the_process_whole(host: Hyper):
     data = bytes(range(256)) * 40_000
     finished = host.run("run", "--rm", "-i", BUSYBOX, "md5sum", stdin=data)
-    import hashlib
 
     assert finished.stdout.split()[0].decode() == hashlib.md5(data).hexdigest()
 
@@ -87,8 +90,8 @@ def test_options_reach_the_process(host: Hyper):
         "--cap-add", "CHOWN", "--sysctl", "net.ipv4.ip_unprivileged_port_start=1000", "-w", "/scratch",
         "--security-opt", "no-new-privileges", "--shm-size", "8m", "--init", "-u", "1000:29", BUSYBOX, "sh", "-c",
         "pwd; touch /x || echo ro; touch /scratch/x && echo rw; ulimit -n; grep CapBnd /proc/self/status; "
-        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; grep NoNewPrivs /proc/self/status; df -k /dev/shm | tail -1; id -g; "
-        "echo pid $$",
+        "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; grep NoNewPrivs /proc/self/status; "
+        "df -k /dev/shm | tail -1; id -g; echo pid $$",
     )  # fmt: skip
     lines = output.splitlines()
     assert lines[:4] == ["/scratch", "ro", "rw", "77"]
@@ -124,9 +127,6 @@ def test_out_of_memory_is_called_that(host: Hyper, name: str):
 
 
 def test_a_terminal_is_one(host: Hyper):
-    import os
-    import pty
-    import subprocess
 
     leader, follower = pty.openpty()
     with subprocess.Popen(
