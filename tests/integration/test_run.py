@@ -120,8 +120,7 @@ def test_cpus_and_memory_are_the_vms(host: Hyper):
 
 
 def test_out_of_memory_is_called_that(host: Hyper, name: str):
-    command = "head -c 500m /dev/zero | tail -c 400m | wc -c"
-    finished = host.run("run", "--name", name, "-m", "128m", BUSYBOX, "sh", "-c", f"{command}; exit 137")
+    finished = host.run("run", "--name", name, "-m", "128m", BUSYBOX, "tail", "/dev/zero")
     assert finished.returncode == 137
     assert host.ok("inspect", "-f", "{{.State.OOMKilled}}", name) == "true"
 
