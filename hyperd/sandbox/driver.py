@@ -203,7 +203,7 @@ class SandboxDriver:
         return isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
 
     def vm_is_missing(self) -> None:
-        self._post(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "its QEMU process is not there any more"))
+        self._post(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
 
     def adopt(self, vm: VmStatus | None) -> None:
         """First message after a restart of hyperd: what is left of this sandbox's VM."""
@@ -356,8 +356,8 @@ class SandboxDriver:
             case VmGoneCause.SHUTDOWN:
                 await self._end(machine.lost(ExitReason.AGENT_LOST, "the guest powered itself off"))
             case _:
-                detail = gone.detail or "its QEMU process ended without being asked to"
-                await self._end(machine.lost(ExitReason.VM_LOST, detail))
+                message = f"its QEMU process ended without being asked to\n{gone.detail}".strip()
+                await self._end(machine.lost(ExitReason.VM_LOST, message))
 
     async def _on_down(self, exit_: Exit) -> None:
         self._tenure = None
