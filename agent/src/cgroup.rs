@@ -175,7 +175,7 @@ mod tests {
 
     fn hierarchy() -> (Scratch, Recorder) {
         let scratch = Scratch::new();
-        let kernel = Recorder { base: scratch.0.to_string_lossy().into(), ..Recorder::default() };
+        let kernel = Recorder::below(&scratch.0);
         prepare(&kernel, &scratch.0).unwrap();
         (scratch, kernel)
     }

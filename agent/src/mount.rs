@@ -170,6 +170,10 @@ pub mod recording {
     }
 
     impl Recorder {
+        /// Places are told relative to this directory.
+        pub fn below(base: &std::path::Path) -> Self {
+            Self { base: base.to_string_lossy().into_owned(), ..Self::default() }
+        }
         fn note(&self, line: String) -> Result<()> {
             if self.fail_on.is_some_and(|word| line.contains(word)) {
                 return Err(Error::internal(format!("told to fail: {line}")));

@@ -193,3 +193,7 @@ pub fn sysctl_path(name: &str) -> Result<String> {
     }
     Ok(path)
 }
+
+#[cfg(test)]
+#[path = "rootfs_tests.rs"]
+mod tests;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Numbers of the guest as a whole, and of the agent itself, from /proc.
 
-use crate::cgroup::find_field;
 use crate::proto::GetStatsResponse;
 
 const NS_PER_TICK: u64 = 10_000_000;
@@ -31,11 +30,6 @@ pub fn own_rss() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split_whitespace().nth(1).and_then(|field| field.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
-}
-
-/// How many processes the kernel killed for memory since boot.
-pub fn global_oom_kills() -> u64 {
-    find_field(&std::fs::read_to_string("/proc/vmstat").unwrap_or_default(), "oom_kill")
 }
 
 /// All but idle and iowait.

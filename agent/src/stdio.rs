@@ -237,3 +237,7 @@ pub fn watched(fd: OwnedFd, interest: Interest) -> std::io::Result<Arc<AsyncFd<O
     rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK)?;
     Ok(Arc::new(crate::sys::watch(fd, interest)?))
 }
+
+#[cfg(test)]
+#[path = "stdio_tests.rs"]
+mod tests;

@@ -196,6 +196,7 @@ impl<S: Serve> Port<'_, S> {
     }
 
     fn open(&mut self, nonce: &link::Nonce) {
+        self.hang_up();
         let epoch = {
             let mut state = self.shared.lock();
             state.begin(nonce);
@@ -329,3 +330,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Scope {
         });
     }
 }
+
+#[cfg(test)]
+#[path = "transport_tests.rs"]
+mod tests;

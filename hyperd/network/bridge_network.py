@@ -125,10 +125,12 @@ class BridgeNetwork:
 
     async def _undo(self, lease: Lease) -> None:
         name = tap_name(lease.sandbox_id)
-        with network_errors(name):
-            await self._taps.call(remove_unused_tap, name)
-        if lease.is_new:
-            await self._leases.release(lease.sandbox_id)
+        try:
+            with network_errors(name):
+                await self._taps.call(remove_unused_tap, name)
+        finally:
+            if lease.is_new:
+                await self._leases.release(lease.sandbox_id)
 
     def _attachment(self, lease: Lease, bridge: Bridge) -> Attachment:
         resolver = read_resolver()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who has which address, in the records: a lease outlives taps, sandboxes' stops and hyperd itself."""
 
+import asyncio
 import sqlite3
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -41,17 +42,29 @@ class Leases:
         await self._database.migrate("network", _MIGRATIONS)
 
     async def lease(self, sandbox_id: SandboxId) -> Lease:
-        """The sandbox's lease, made when it has none in this subnet. Raises ExhaustedError."""
-        return await self._database.transaction(lambda connection: self._lease(connection, sandbox_id))
+        """The sandbox's lease, made when it has none in this subnet. Raises ExhaustedError.
+
+        A caller that is cancelled leaves no new lease: the transaction runs to its end all the same, so it is undone
+        by one that runs behind it.
+        """
+        made: list[Lease] = []
+
+        def work(connection: sqlite3.Connection) -> Lease:
+            made.append(self._lease(connection, sandbox_id))
+            return made[0]
+
+        def undo(connection: sqlite3.Connection) -> None:
+            if made and made[0].is_new:
+                self._release(connection, sandbox_id)
+
+        try:
+            return await self._database.transaction(work)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._database.transaction(undo))
+            raise
 
     async def release(self, sandbox_id: SandboxId) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "DELETE FROM network_lease WHERE network = ? AND sandbox_id = ?",
-                (self._settings.name, sandbox_id),
-            )
-
-        await self._database.transaction(work)
+        await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
 
     async def list_owners(self) -> set[SandboxId]:
         def work(connection: sqlite3.Connection) -> set[SandboxId]:
@@ -61,6 +74,12 @@ class Leases:
             return {SandboxId(row[0]) for row in rows}
 
         return await self._database.transaction(work)
+
+    def _release(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> None:
+        connection.execute(
+            "DELETE FROM network_lease WHERE network = ? AND sandbox_id = ?",
+            (self._settings.name, sandbox_id),
+        )
 
     def _lease(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> Lease:
         network, subnet = self._settings.name, self._settings.subnet

@@ -45,7 +45,7 @@ def create_tap(name: str, owner_uid: int) -> int:
 
 
 def remove_unused_tap(name: str) -> None:
-    """Undo ``create_tap``; one that a VM holds stays."""
+    """Undo ``create_tap``; one that a VM holds stays, and so does an interface of this name that is no tap."""
     try:
         socket.if_nametoindex(name)
     except OSError:
@@ -55,7 +55,7 @@ def remove_unused_tap(name: str) -> None:
         fcntl.ioctl(tun, _TUNSETIFF, _request(name))
         fcntl.ioctl(tun, _TUNSETPERSIST, 0)
     except OSError as error:
-        if error.errno != errno.EBUSY:
+        if error.errno not in (errno.EBUSY, errno.EINVAL):
             raise
     finally:
         os.close(tun)

@@ -399,7 +399,8 @@ class StreamServicer(rpc.StreamServiceServicer):
             first = await anext(requests)
             process = self.agent.process(ContainerId(first.container_id), ProcessId(first.process_id))
             async for request in requests:
-                process.feed(request.data)
+                if not process.feed(request.data):
+                    break
                 accepted += len(request.data)
                 while not process.takes_input:
                     await self.agent.pulse.wait()

@@ -134,10 +134,14 @@ class FakeProcess:
             self._ring.popleft()
         self._move()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> bool:
+        """Return whether the process still takes input."""
+        if self.exit is not None or self.input_ended:
+            return False
         self.received += data
-        if self._script.echo and self.exit is None:
+        if self._script.echo:
             self.emit(data)
+        return True
 
     @property
     def takes_input(self) -> bool:
@@ -492,7 +496,8 @@ class FakeInputWriter:
     async def write(self, data: bytes) -> None:
         self._guest.require_connected()
         process = self._guest.agent.process(*self._target)
-        process.feed(data)
+        if not process.feed(data):
+            raise WrongStateError("the process takes no more input")
         while not process.takes_input:
             await self._guest.agent.pulse.wait()
             self._guest.require_connected()
