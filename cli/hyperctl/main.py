@@ -65,9 +65,21 @@ def root(
 
 def main() -> None:
     """Entry point of the `hyper` program."""
+    _fill_closed_streams()
     status = run(sys.argv[1:])
     # What grpc and asyncio tear down at a regular exit takes longer than many a command; all is closed and flushed.
     os._exit(status)
+
+
+def _fill_closed_streams() -> None:
+    """A standard stream that was closed becomes /dev/null: else the next file opened would get what goes there."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def run(args: Sequence[str]) -> int:

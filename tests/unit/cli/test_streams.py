@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -124,6 +125,58 @@ def test_standard_error_stays_apart(daemon, web, spawn):
     child = spawn("exec", "web", "complain", "4", **PIPES)
     assert child.communicate(timeout=DEADLINE_S) == (b"to stdout\n", b"to stderr\n")
     assert child.returncode == 4
+
+
+def test_the_end_of_an_attached_input_is_not_the_end_of_the_process(daemon, spawn):
+    container = daemon.add_container(pb.ContainerSpec(name="c", image="alpine", args=["cat"], stdin=True))
+    daemon.start_process(container)
+    child = spawn("attach", "c", **PIPES)
+    child.stdin.write(b"line\n")
+    child.stdin.close()
+    assert child.stdout.readline() == b"line\n"
+    child.send_signal(signal.SIGINT)
+    assert child.wait(DEADLINE_S) == 130
+
+
+def test_an_input_that_the_container_does_not_take_is_not_sent(daemon, web, spawn):
+    child = spawn("attach", "web", **PIPES)
+    assert child.stdout.readline() == b"ready\n"
+    child.stdin.write(b"nobody takes this")
+    child.stdin.close()
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(DEADLINE_S) == 143
+    [request] = [request for request in daemon.requests if isinstance(request, pb.AttachOptions)]
+    assert request.no_stdin
+
+
+def test_starting_attached_passes_the_end_of_the_input_on(daemon, spawn):
+    daemon.add_container(pb.ContainerSpec(name="c", image="alpine", args=["cat"], stdin=True))
+    child = spawn("start", "-ai", "c", **PIPES)
+    assert child.communicate(b"all of it", timeout=DEADLINE_S)[0] == b"all of it"
+    assert child.returncode == 0
+
+
+def test_a_pull_can_be_interrupted(daemon, spawn):
+    daemon.pull_pace_s = 0.1
+    child = spawn("run", "busybox", **PIPES)
+    while b"Downloading" not in child.stderr.readline():
+        pass
+    child.send_signal(signal.SIGINT)
+    assert child.wait(DEADLINE_S) == 130
+    assert b"Traceback" not in child.stderr.read()
+    assert not daemon.containers
+
+
+def test_an_output_that_was_closed_from_the_start_is_no_error(daemon, web, environ):
+    command = f"exec {sys.executable} -m hyperctl.main exec web complain 3 >&- 2>&-"
+    assert subprocess.run(["sh", "-c", command], env=environ, timeout=DEADLINE_S, check=False).returncode == 3
+
+
+def test_a_full_disk_is_said(daemon, web, spawn):
+    with Path("/dev/full").open("wb") as full:
+        child = spawn("exec", "web", "echo", "hi", stdout=full, stderr=subprocess.PIPE)
+        assert child.wait(DEADLINE_S) == 125
+    assert b"No space left on device" in child.stderr.read()
 
 
 def test_signals_reach_the_process_of_a_run(daemon, spawn):
