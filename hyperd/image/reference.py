@@ -98,7 +98,7 @@ def parse_named(text: str) -> Named:
         if _ANY_DIGEST.fullmatch(digest) and not digest.startswith("sha256:"):
             raise UnsupportedError("only SHA-256 digests are supported", subject=text[:300])
         raise _malformed(text, "the digest is not sha256: and 64 hexadecimal digits")
-    if re.fullmatch(r"[0-9a-f]{64}", rest):
+    if re.fullmatch(r"[0-9a-f]{64}", text):
         raise _malformed(text, "64 hexadecimal digits are an id, not a name")
     registry, path, tag = _split(rest)
     if not _PATH.fullmatch(path):
