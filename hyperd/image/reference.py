@@ -123,7 +123,7 @@ def parse_source(text: str) -> Source:
     transport = Transport(scheme)
     if transport is Transport.DOCKER_DAEMON:
         return Source(transport, parse_named(rest))
-    if transport is Transport.OCI and not rest.startswith("/"):
+    if transport is Transport.OCI and not rest.startswith(("/", ".")):
         return Source(Transport.DOCKER, parse_named(text))  # an image that is called "oci"
     path, _, inner = rest.partition(":")
     if not path.startswith("/") or "\x00" in rest or len(rest) > MAX_REFERENCE_LENGTH:

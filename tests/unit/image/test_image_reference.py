@@ -58,6 +58,7 @@ def test_short_names_are_dockers(short, full):
      "-a", "a-", "a..b", "a___b", "a" * 300, "f" * 64, "alpine@", "host.io/",
          "é", "http://x/y", "a:b:c",
      "alpine@sha256:" + "A" * 64, "x" * 5000, "-h.io/x", "h_.io/x", "oci-archive:relative", "docker-archive:",
+         "oci:./dir",
      "docker-archive:/x:Upper Case", "oci:/a\x00b"],
 )  # fmt: skip
 def test_what_docker_refuses_is_refused(text):
