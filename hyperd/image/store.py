@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -36,13 +37,13 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """``mkfs_user`` None: mkfs.erofs runs as the daemon itself, for a daemon that is not root."""
+    """``mkfs_user``: (uid, gid) of mkfs.erofs; None is the daemon's own, for a daemon that is not root."""
 
     root: Path
     mkfs_erofs: str = "mkfs.erofs"  # 1.8 or later
     skopeo: str = "skopeo"
     authfile: Path | None = None
-    mkfs_user: tuple[int, int] | None = NOBODY
+    mkfs_user: tuple[int, int] | None = NOBODY if os.geteuid() == 0 else None
     parallel_layers: int = 2
     max_layer_bytes: int = 64 << 30
     reserve_bytes: int = 256 << 20
