@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real QEMU for the hypervisor room. Guests are tiny, the capability cache is filled once for all tests."""
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperd.host.reaper import Reaper
+from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
+from tests.contract.vm.lab import Lab
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """Not tmp_path: QEMU's user must be able to pass, and a socket's path has 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="hv", dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@pytest.fixture(scope="session")
+def libvirt_root() -> Iterator[Path]:
+    """One for the whole run: a process can open one embedded root in its life. With a capability cache."""
+
+    async def fill(settings: LibvirtSettings) -> None:
+        async with Reaper(), LibvirtHypervisor(settings) as hypervisor:
+            await hypervisor.prepare()
+
+    with short_directory() as path:
+        asyncio.run(fill(LibvirtSettings(root=path)))
+        yield path
+
+
+@pytest.fixture
+def lab(libvirt_root: Path) -> Iterator[Lab]:
+    with short_directory() as path:
+        laboratory = Lab(path, libvirt_root)
+        yield laboratory
+        laboratory.require_nothing_left()
