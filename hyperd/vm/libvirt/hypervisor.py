@@ -235,6 +235,8 @@ class LibvirtHypervisor:
                 process.close()
         if cause is VmGoneCause.LOST:
             detail = qemu_log_tail(self.settings.log_dir, event.name)
+        if sandbox_id not in self._starting:  # a start that fails has its own use for the log
+            remove_qemu_log(self.settings.log_dir, event.name)
         _log.info("VM gone", extra={"sandbox": sandbox_id, "cause": cause.value})
         try:
             self._events.put_nowait(VmGone(sandbox_id, cause, detail))

@@ -2,9 +2,6 @@
 """Real QEMU for the hypervisor room. Guests are tiny, the capability cache is filled once for all tests."""
 
 import asyncio
-import contextlib
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,18 +9,7 @@ import pytest
 
 from hyperd.host.reaper import Reaper
 from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
-from tests.contract.vm.lab import Lab
-
-
-@contextlib.contextmanager
-def short_directory() -> Iterator[Path]:
-    """Not tmp_path: QEMU's user must be able to pass, and a socket's path has 107 bytes."""
-    path = Path(tempfile.mkdtemp(prefix="hv", dir="/tmp"))
-    path.chmod(0o755)
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path)
+from tests.contract.vm.lab import Lab, short_directory
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,13 @@
 """A directory with guests to start and a look at what is left of them."""
 
 import asyncio
+import contextlib
 import os
 import secrets
+import shutil
 import signal
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from hyperd.model.vm import Accelerator, Channel, SandboxId, VmDefinition
@@ -72,6 +75,17 @@ class Lab:
         assert not pids, "QEMU processes were left behind"
         assert not list(self.settings.log_dir.glob("hyper-*")), "logs were left behind"
         assert not list(self.settings.pid_dir.glob("hyper-*")), "libvirt keeps state of a VM"
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """Not tmp_path: QEMU's user must be able to pass, and a socket's path has 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="hv", dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 async def eventually(condition: Callable[[], bool], *, timeout_s: float = 15) -> None:
