@@ -16,6 +16,7 @@ from typing import Self, TypeVar
 import libvirt
 
 from hyperd.host.workers import Workers
+from hyperd.vm.libvirt.connection import close_connection, open_connection
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.events import acquire_event_thread, release_event_thread
 
@@ -55,7 +56,7 @@ class LibvirtBridge:
         acquire_event_thread()
         try:
             with libvirt_errors(self._uri):
-                self._connection = await self._urgent.call(libvirt.open, self._uri)
+                self._connection = await self._urgent.call(open_connection, self._uri)
                 self._callback = await self.call(self._subscribe, urgent=True)
         except BaseException:
             await self._shut()
@@ -128,4 +129,4 @@ class LibvirtBridge:
         with contextlib.suppress(libvirt.libvirtError):
             if self._callback >= 0:
                 connection.domainEventDeregisterAny(self._callback)
-            connection.close()
+        close_connection(connection)

@@ -75,6 +75,8 @@ def write_configuration(settings: LibvirtSettings) -> None:
     root = settings.root
     if not root.is_absolute():
         raise InvalidError("the hypervisor's root is not an absolute path", subject=str(root))
+    if not 0 <= settings.spare_ports <= 8:
+        raise InvalidError("from 0 to 8 spare ports are possible", subject=str(settings.spare_ports))
     if len(os.fsencode(root)) > _ROOT_PATH_BYTES:
         raise InvalidError(
             f"the hypervisor's root has a path of more than {_ROOT_PATH_BYTES} bytes",
