@@ -16,8 +16,8 @@ import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from io import FileIO
+from pathlib import Path
 
 from hyperd.errors import ExhaustedError, UnavailableError
 from hyperd.model.guest import OutputChunk, Stream

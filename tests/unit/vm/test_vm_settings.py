@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from hyperd.errors import InvalidError, UnavailableError, WrongStateError
+from hyperd.host.lock import FileLock
 from hyperd.vm.libvirt import LibvirtSettings
-from hyperd.vm.libvirt.lock import RootLock
 from hyperd.vm.libvirt.settings import write_configuration
 from tests.contract.vm.lab import short_directory
 
@@ -75,7 +75,7 @@ def test_the_uri_is_ones_own_or_the_embedded_one_quoted() -> None:
 
 
 def test_a_root_that_is_taken_names_its_holder(tmp_path: Path) -> None:
-    first, second = RootLock(tmp_path), RootLock(tmp_path)
+    first, second = FileLock(tmp_path / "lock"), FileLock(tmp_path / "lock")
     first.acquire()
     with pytest.raises(WrongStateError, match=f"pid {os.getpid()}"):
         second.acquire()
