@@ -342,6 +342,7 @@ def test_ps_by_template_and_as_json(daemon, web, hyper):
     assert hyper("ps", "--format", '{{.Label "team"}}').out == "a\n"
     row = json.loads(hyper("ps", "--format", "json").out)
     assert (row["ID"], row["Image"], row["Labels"]) == (web.id[:12], "alpine:3", "team=a,x.y=1")
+    assert hyper("ps", "--format", "{{ json . }}").out == hyper("ps", "--format", "json").out
     assert hyper("ps", "-q", "--no-trunc").out == f"{web.id}\n"
 
 
