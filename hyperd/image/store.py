@@ -21,7 +21,7 @@ from hyperd.image import removal as removals
 from hyperd.image.base import PullEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
-from hyperd.image.download import Downloads
+from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
 from hyperd.image.layers import LayerFile, Layers
@@ -47,6 +47,7 @@ class ImageSettings:
     parallel_layers: int = 2
     max_layer_bytes: int = 64 << 30
     reserve_bytes: int = 256 << 20
+    stall_timeout_s: float = STALL_TIMEOUT_S
 
 
 class OciImageStore:
@@ -75,7 +76,11 @@ class OciImageStore:
         self._pulls: Flights[tuple[str, ...], PullEvent, Image] = Flights(tasks)
         self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
         downloads = Downloads(
-            self._skopeo, self._content, self._workers, reserve_bytes=settings.reserve_bytes
+            self._skopeo,
+            self._content,
+            self._workers,
+            reserve_bytes=settings.reserve_bytes,
+            stall_timeout_s=settings.stall_timeout_s,
         )
         self._parts = Parts(
             database,

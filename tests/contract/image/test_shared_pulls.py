@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperd.errors import NotFoundError
+from hyperd.errors import NotFoundError, UnavailableError
 from hyperd.model.image import Digest, Image
 from tests import images
 from tests.contract.image.conftest import opened
@@ -95,6 +95,16 @@ async def test_an_abandoned_pull_leaves_no_child_and_nothing_half_made(hub, tmp_
         assert await store.list_images() == []
     async with opened(tmp_path / "images") as store:
         assert (await pull(store, name)).image_id == BUILT.image_id
+
+
+async def test_a_registry_that_stands_still_is_given_up(hub, tmp_path):
+    name = await hub.push(BUILT, "still:1")
+    skopeo = script(tmp_path, HANGING_COPY)
+    async with opened(tmp_path / "images", skopeo=skopeo, stall_timeout_s=0.3) as store:
+        with pytest.raises(UnavailableError, match="has sent nothing for"):
+            await asyncio.wait_for(pull(store, name), 30)
+        assert not is_alive(await wait_for(tmp_path / "pid"))
+        assert names_in(store._temporary) == []
 
 
 async def test_the_one_who_stays_gets_his_image(hub, tmp_path):
