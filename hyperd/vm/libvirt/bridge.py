@@ -8,6 +8,7 @@ values. Urgent calls have threads of their own, so that no number of stuck boots
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from hyperd.vm.libvirt.connection import close_connection, open_connection
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.events import acquire_event_thread, release_event_thread
 
+_log = logging.getLogger(__name__)
+
 R = TypeVar("R")
 
 _CALL_THREADS = 8
 _URGENT_THREADS = 4
+_CLOSE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +122,18 @@ class LibvirtBridge:
 
     async def _shut(self) -> None:
         # The pool first: it waits for the calls under way, and they need the connection.
-        await self._urgent.call(self._calls.close)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._urgent.call(self._close, connection)
-        await self._urgent.call(release_event_thread)
-        self._urgent.close()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._urgent.call(self._calls.close)
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    await self._urgent.call(self._close, connection)
+                await self._urgent.call(release_event_thread)
+        except TimeoutError:
+            # A call hangs in libvirt and cannot be ended. Closing the pools would hang with it.
+            _log.error("libvirt does not answer: its threads are abandoned", extra={"uri": self._uri})
+        else:
+            self._urgent.close()
 
     def _close(self, connection: libvirt.virConnect) -> None:
         with contextlib.suppress(libvirt.libvirtError):

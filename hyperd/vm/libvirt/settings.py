@@ -83,6 +83,13 @@ def write_configuration(settings: LibvirtSettings) -> None:
             subject=str(root),
             hint="QEMU's monitor socket lies below it and a socket's path is limited to 107 bytes: use a shorter path",
         )
+    for program in (settings.platform.emulator, settings.platform.firmware):
+        if not program.exists():
+            raise UnavailableError(
+                "is not installed",
+                subject=str(program),
+                hint="Debian's packages qemu-system-x86 and qemu-system-data have it",
+            )
     uid, groups = _identity(settings)
     try:
         (root / "etc").mkdir(parents=True, exist_ok=True)
