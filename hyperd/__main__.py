@@ -13,6 +13,9 @@ from hyperd import config as configuration
 from hyperd import log
 from hyperd.errors import HyperError, InvalidError
 
+# gRPC's fork handlers are for programs that fork and go on in Python; ours only ever exec.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)

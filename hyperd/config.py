@@ -67,7 +67,7 @@ class StorageConfig:
 class NetworkConfig:
     bridge: str = "hyper0"
     subnet: str = "10.213.0.0/16"
-    mtu: int = 1500
+    mtu: int = 0  # 0: that of the host's default route
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +153,8 @@ def _with_value(config: Config, section: str, key: str, value: object, source: s
             f"unknown key {key!r} in [{section}]", subject=source, hint=f"known: {', '.join(hints)}"
         )
     converted = _converted(hints[key], value, f"[{section}] {key}", source)
+    if converted == 0 and getattr(type(part)(), key) != 0:  # 0 has a meaning only where it is the default
+        raise InvalidError(f"[{section}] {key} cannot be 0", subject=source)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})
 
 
@@ -179,7 +181,7 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
         converted = kind(value)  # a text when it comes from the environment or a flag
     except (ValueError, OverflowError):
         raise wrong from None
-    if not 0 < converted < math.inf:  # nothing here means anything at zero or below
+    if not 0 <= converted < math.inf:
         raise wrong
     return converted
 
@@ -189,7 +191,7 @@ def _kind_name(kind: Any) -> str:
         return "one of " + ", ".join(typing.get_args(kind))
     if kind in (Path, Path | None):
         return "an absolute path"
-    return {int: "a whole number above 0", float: "a number above 0", str: "a text"}[kind]
+    return {int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
 def _toml(value: object) -> str:

@@ -10,12 +10,13 @@ import platform as python_platform
 import pwd
 import signal
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 
 from hyper.v1 import system_pb2
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.config import Config
 from hyperd.doctor import check_host
-from hyperd.errors import HyperError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, UnavailableError
 from hyperd.guest import AgentDialer
 from hyperd.guest.client import PROTOCOL_VERSION
 from hyperd.host import systemd
@@ -23,10 +24,10 @@ from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
 from hyperd.host.workers import Workers
-from hyperd.image import OciImageStore
+from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
-from hyperd.model.image import Platform
+from hyperd.network import BridgeNetwork, BridgeSettings
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -43,13 +44,15 @@ from hyperd.sandbox import (
     is_running,
 )
 from hyperd.storage import LocalStorage
-from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
+from hyperd.vm.libvirt import HypervisorCapabilities, LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 API_VERSION = "1"
 RECONNECT_TIMEOUT_S = 10.0
+# reboot=t with QEMU's -no-reboot: a panicking guest ends its VM instead of hanging. The serial console is slow: quiet.
+GUEST_CMDLINE = "console=ttyS0 quiet panic=1 reboot=t no_timer_check tsc=reliable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,23 +72,29 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         floor = await _open_floor(config, stack)
         await stack.enter_async_context(Reaper())
         hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
-        images = await _open_images(config, floor, stack)
+        capabilities = await hypervisor.prepare()
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        images = OciImageStore(_image_settings(config), floor.database, tasks)
+        await images.open()
+        stack.push_async_callback(images.close)
         storage = LocalStorage(
             config.daemon.state_dir / "storage",
             size_bytes=config.storage.writable_size_mib << 20,
             owner=_qemu_owner(config),
         )
         await storage.prepare()
-        network = await _open_network(config, floor, stack)
+        network = BridgeNetwork(_bridge_settings(config), floor.database)
+        await network.prepare()
+        stack.callback(network.close)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
         runner = Runner(rooms, _run_settings(config), floor.files)
-        chooser = _accelerator(config, rooms, runner, floor.files, hypervisor.capabilities.qemu_version)
+        chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
         fleet = Fleet(
             Services(runner, records, Ledger(_admission(config)), chooser.choose), _fleet_settings(config)
         )
-        desk = _Desk(config, hypervisor, chooser, fleet, images)
+        desk = _Desk(config, capabilities, chooser, fleet, images)
         await _run(config, fleet, images, desk, stop)
 
 
@@ -153,6 +162,29 @@ def _libvirt_settings(config: Config) -> LibvirtSettings:
     )
 
 
+def _image_settings(config: Config) -> ImageSettings:
+    return ImageSettings(
+        root=config.daemon.state_dir / "images",
+        mkfs_erofs=str(config.image.mkfs_erofs),
+        skopeo=config.image.skopeo,
+    )
+
+
+def _bridge_settings(config: Config) -> BridgeSettings:
+    try:
+        subnet = IPv4Network(config.network.subnet)
+    except ValueError as error:
+        raise InvalidError(
+            "is not an IPv4 network", subject=f"[network] subnet {config.network.subnet}"
+        ) from error
+    return BridgeSettings(
+        tap_owner_uid=_qemu_owner(config)[0],
+        bridge=config.network.bridge,
+        subnet=subnet,
+        mtu=config.network.mtu,
+    )
+
+
 def _qemu_owner(config: Config) -> tuple[int, int]:
     try:
         return pwd.getpwnam(config.vm.qemu_user).pw_uid, grp.getgrnam(config.vm.qemu_group).gr_gid
@@ -209,25 +241,19 @@ def _accelerator(
     )
 
 
-def host_platform() -> Platform:
-    """In the words of the OCI image spec (GOARCH)."""
-    machine = python_platform.machine()
-    return Platform("linux", {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, machine))
-
-
 class _Desk:
     """Answers questions about the daemon itself."""
 
     def __init__(
         self,
         config: Config,
-        hypervisor: LibvirtHypervisor,
+        capabilities: HypervisorCapabilities,
         chooser: AcceleratorChooser,
         fleet: Fleet,
         images: OciImageStore,
     ) -> None:
         self._config = config
-        self._hypervisor = hypervisor
+        self._capabilities = capabilities
         self._chooser = chooser
         self._fleet = fleet
         self._images = images
@@ -245,8 +271,8 @@ class _Desk:
             api_version=API_VERSION,
             agent_protocol_version=PROTOCOL_VERSION,
             python_version=python_platform.python_version(),
-            qemu_version=self._hypervisor.capabilities.qemu_version,
-            libvirt_version=self._hypervisor.capabilities.libvirt_version,
+            qemu_version=self._capabilities.qemu_version,
+            libvirt_version=self._capabilities.libvirt_version,
             host_kernel=python_platform.release(),
             architecture=python_platform.machine(),
         )
@@ -267,7 +293,7 @@ class _Desk:
             images=len(await self._images.list_images()),
             state_dir=str(config.daemon.state_dir),
             run_dir=str(config.daemon.run_dir),
-            hypervisor_uri=self._hypervisor.settings.connection_uri,
+            hypervisor_uri=_libvirt_settings(config).connection_uri,
             kernel_path=str(config.vm.kernel.resolve()),
             initramfs_path=str(config.vm.initramfs.resolve()),
             qemu_user=config.vm.qemu_user,

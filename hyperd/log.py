@@ -39,11 +39,13 @@ class JsonFormatter(logging.Formatter):
 
 
 def set_up(level: str, style: str) -> None:
-    """Send everything to standard error. ``style``: text or json."""
+    """Send everything to standard error. ``level`` is hyperd's own; ``style``: text or json."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else TextFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    logging.basicConfig(
+        level=logging.WARNING, handlers=[handler], force=True
+    )  # libraries: only what is wrong
+    logging.getLogger("hyperd").setLevel(level.upper())
 
 
 def _timestamp(record: logging.LogRecord) -> str:

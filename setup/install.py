@@ -105,19 +105,15 @@ def write_completions(prefix: Path) -> list[Path]:
     written = []
     for shell, place in COMPLETIONS.items():
         told = subprocess.run(
-            [prefix / "bin" / "hyper"],
-            env={**os.environ, "_HYPER_COMPLETE": f"source_{shell}"},
-            capture_output=True,
-            text=True,
-            check=False,
+            [prefix / "bin" / "hyper", "completion", shell], capture_output=True, text=True, check=False
         )
-        if told.returncode == 0 and "_HYPER_COMPLETE" in told.stdout:
+        if told.returncode == 0 and told.stdout:
             path = prefix / place
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(told.stdout)
             written.append(path)
         else:
-            print(f"install: no completion for {shell}: the command offered none")
+            print(f"install: no completion for {shell}: the command has none")
     return written
 
 

@@ -46,8 +46,7 @@ async def serving(
     try:
         yield server
     finally:
-        await server.stop(STOP_GRACE_S)
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - one system call, at the end of everything
+        await server.stop(STOP_GRACE_S)  # removes the socket
 
 
 def _require_unused(path: Path) -> None:

@@ -42,7 +42,7 @@ async def errors_as_status(context: Context) -> AsyncIterator[None]:
         await _abort(context, grpc.StatusCode[error.code], detail)
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
-    except Exception:
+    except Exception:  # noqa: BLE001 - the border: nothing may leave unexplained
         bug_id = _log_bug()
         detail = system_pb2.ErrorDetail(
             brief="hyperd met a bug of its own",

@@ -2,6 +2,7 @@
 """``AgentGuest``: the agent's calls, each with its deadline. ``AgentDialer`` makes them."""
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from hyper.agent.v1 import agent_pb2 as pb
@@ -153,13 +154,18 @@ class AgentGuest:
             return convert.decode_pid(pid)
 
 
-async def say_hello(control: Port, *, timeout_s: float, subject: str) -> AgentHello:
-    """Raises UnsupportedError when the agent speaks another version."""
-    stub: AgentServiceAsyncStub = AgentServiceStub(control.channel)
-    with agent_errors(subject):
-        response = await stub.Hello(pb.HelloRequest(protocol_version=PROTOCOL_VERSION), timeout=timeout_s)
-    require_same_version(response.protocol_version, subject)
-    return convert.decode_hello(response)
+async def exchange_hellos(ports: Sequence[Port], *, timeout_s: float, subject: str) -> AgentHello:
+    """The first call on each connection, side by side. Raises UnsupportedError for another protocol version."""
+    request = pb.HelloRequest(protocol_version=PROTOCOL_VERSION)
+    stubs: list[AgentServiceAsyncStub] = [AgentServiceStub(port.channel) for port in ports]
+    calls = [stub.Hello(request, timeout=timeout_s) for stub in stubs]
+    hellos = []
+    for call in calls:
+        with agent_errors(subject):
+            response = await call
+        require_same_version(response.protocol_version, subject)
+        hellos.append(convert.decode_hello(response))
+    return hellos[0]
 
 
 def require_same_version(agent_version: int, subject: str) -> None:

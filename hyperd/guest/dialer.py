@@ -6,12 +6,12 @@ import contextlib
 from pathlib import Path
 
 from hyperd.errors import TimeoutExpiredError
-from hyperd.guest.client import AgentGuest, say_hello
+from hyperd.guest.client import AgentGuest, exchange_hellos
 from hyperd.guest.transport import open_port
 
 
 class AgentDialer:
-    """Both ports are opened at once; nothing is asked twice, since QEMU keeps the opening until the guest is up."""
+    """Opens both ports side by side; asks nothing twice, since QEMU keeps the opening until the guest is up."""
 
     async def connect(
         self, control_socket: Path, stream_socket: Path, *, timeout_s: float, subject: str
@@ -26,8 +26,8 @@ class AgentDialer:
                         open_port(stream_socket, timeout_s=timeout_s, subject=subject)
                     )
                     await control.wait_open(subject)
-                    hello = await say_hello(control, timeout_s=timeout_s, subject=subject)
                     await stream.wait_open(subject)
+                    hello = await exchange_hellos((control, stream), timeout_s=timeout_s, subject=subject)
             except TimeoutError as error:
                 raise TimeoutExpiredError(
                     f"no agent answered within {timeout_s:g} s",

@@ -32,6 +32,12 @@ _MEANING: dict[grpc.StatusCode, type[HyperError]] = {
     grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,
 }
 MAX_TEXT = 1000
+# grpc.aio's own status when a write crosses the end of a call: https://github.com/grpc/grpc/issues/36066
+_CROSSED = "Internal error from Core"
+
+
+class CallOverError(UnavailableError):
+    """The agent ended the call while we were writing; what it said, if anything, is lost."""
 
 
 class NonsenseError(Exception):
@@ -78,6 +84,8 @@ def _raise_translated(error: grpc.aio.AioRpcError, subject: str) -> NoReturn:
         raise TimeoutExpiredError("the agent did not answer in time", subject=subject) from error
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         raise lost(subject, said) from error
+    if code is grpc.StatusCode.INTERNAL and said == _CROSSED:
+        raise CallOverError("the call to the agent is over", subject=subject) from error
     kind = _MEANING.get(code)
     if kind is None:
         raise HyperError("the agent failed", subject=subject, evidence=f"{code.name}: {said}") from error

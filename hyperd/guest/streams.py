@@ -3,19 +3,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from typing import TYPE_CHECKING, cast
+
+import grpc.aio
 
 from hyper.agent.v1 import agent_pb2 as pb
 from hyperd.errors import NotFoundError, WrongStateError
 from hyperd.guest.convert import MAX_CHUNK_BYTES, decode_chunk
-from hyperd.guest.failures import NonsenseError, agent_errors
+from hyperd.guest.failures import CallOverError, NonsenseError, agent_errors
 from hyperd.guest.transport import Port
 from hyperd.model.guest import OutputChunk
 
 if TYPE_CHECKING:
-    import grpc.aio
-
     from hyper.agent.v1.agent_pb2_grpc import StreamServiceAsyncStub
 
 
@@ -37,19 +37,11 @@ class AgentOutputReader:
     async def __aiter__(self) -> AsyncIterator[OutputChunk]:
         self._port.require_alive(self._subject)
         call = self._stub.ReadOutput(self._requests())
+        # Iterated, not read(): an acknowledgement that crosses the end makes read() forget what has arrived
+        # already (https://github.com/grpc/grpc/issues/36066).
+        responses = cast("AsyncGenerator[pb.ReadOutputResponse, None]", aiter(call))
         try:
-            while True:
-                with agent_errors(self._subject):
-                    response = await call.read()
-                    if not isinstance(response, pb.ReadOutputResponse):
-                        raise NonsenseError("output that stops without an end")
-                    if response.eof:
-                        if response.data or response.offset != self._received:
-                            raise NonsenseError(
-                                f"output ends at {response.offset} instead of {self._received}"
-                            )
-                        return
-                    chunk = decode_chunk(response, self._received)
+            while (chunk := await self._next_chunk(responses)) is not None:
                 self._received = chunk.end_offset
                 yield chunk
         finally:
@@ -57,6 +49,18 @@ class AgentOutputReader:
             self._over = True
             self._news.set()
             call.cancel()
+            await responses.aclose()
+
+    async def _next_chunk(self, responses: AsyncIterator[pb.ReadOutputResponse]) -> OutputChunk | None:
+        with agent_errors(self._subject):
+            response = await anext(responses, None)
+            if response is None:
+                raise NonsenseError("output that stops without an end")
+            if not response.eof:
+                return decode_chunk(response, self._received)
+            if response.data or response.offset != self._received:
+                raise NonsenseError(f"output ends at {response.offset} instead of {self._received}")
+            return None
 
     def acknowledge(self, offset: int) -> None:
         """What was not received is not acknowledged; less than before changes nothing."""
@@ -101,10 +105,10 @@ class AgentInputWriter:
         with contextlib.suppress(WrongStateError, NotFoundError):
             if eof:
                 await self._send(pb.WriteInputRequest(eof=True))
-            if self._call is not None:
-                with agent_errors(self._subject):
-                    await self._call.done_writing()
-                    await self._call
+            if (call := self._call) is not None:
+                with self._errors():
+                    await call.done_writing()
+                    await call
 
     async def _send(self, request: pb.WriteInputRequest) -> None:
         if self._call is None:
@@ -118,9 +122,18 @@ class AgentInputWriter:
         call: "grpc.aio.StreamUnaryCall[pb.WriteInputRequest, pb.WriteInputResponse]",
         request: pb.WriteInputRequest,
     ) -> None:
-        with agent_errors(self._subject):
-            try:
-                await call.write(request)
-            except asyncio.InvalidStateError:  # the agent ended the call: raise what it said
-                await call
-                raise WrongStateError("the process takes no more input", subject=self._subject) from None
+        with self._errors():
+            if call.done():
+                await call  # raises what the agent said
+                raise CallOverError("the agent ended the call")
+            await call.write(request)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """As ``agent_errors``; a call that the agent ended while we wrote: the process takes no more."""
+        try:
+            with agent_errors(self._subject):
+                yield
+        except CallOverError as error:
+            self._port.require_alive(self._subject)
+            raise WrongStateError("the process takes no more input", subject=self._subject) from error

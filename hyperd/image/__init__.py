@@ -1,1 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The image room: OCI images, from a registry to a disk that a guest mounts."""
+
+from hyperd.image.base import ImageStore, PullEvent
+from hyperd.image.platform import host_platform, parse_platform
+from hyperd.image.store import ImageSettings, OciImageStore
+
+__all__ = ["ImageSettings", "ImageStore", "OciImageStore", "PullEvent", "host_platform", "parse_platform"]

@@ -195,10 +195,9 @@ def hostname_of(record: ContainerRecord) -> str:
 
 def identity(record: ContainerRecord, attachment: Attachment | None, entropy: bytes) -> GuestIdentity:
     spec = record.spec
-    hosts = [*_host_entries(spec.extra_hosts)]
+    hosts = _host_entries(spec.extra_hosts)  # the agent adds the guest's own name
     links: tuple[Link, ...] = ()
     if attachment is not None:
-        hosts.append(HostEntry(attachment.address, (hostname_of(record),)))
         link = Link(
             mac=attachment.mac,
             name="eth0",

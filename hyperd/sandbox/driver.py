@@ -106,9 +106,7 @@ class SandboxDriver(Actor[Message]):
         return isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
 
     def vm_is_missing(self) -> None:
-        self.vm_gone(
-            VmGone(self.record.sandbox_id, VmGoneCause.LOST, "its QEMU process is not there any more")
-        )
+        self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
 
     async def find_tenure(self) -> Tenure | None:
         """Waits while a VM is coming up or being taken over; None when none is. Raises TimeoutExpiredError."""

@@ -81,7 +81,7 @@ class Errands:
             case VmGoneCause.SHUTDOWN:
                 exit_ = machine.lost(ExitReason.AGENT_LOST, "the guest powered itself off")
             case _:
-                detail = gone.detail or "its QEMU process ended without being asked to"
+                detail = f"its QEMU process ended without being asked to\n{gone.detail}".strip()
                 exit_ = machine.lost(ExitReason.VM_LOST, detail)
         return IsLost(exit_)
 

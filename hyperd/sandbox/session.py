@@ -77,10 +77,12 @@ class Subscription:
 class Session(Protocol):
     """Iterate for output; the last item is the Exit. Closing it never ends the process."""
 
-    container_id: str
-    name: str
-    exec_id: str
-    tty: bool
+    @property
+    def exec_id(self) -> str:
+        """ "" for a container's first process."""
+
+    @property
+    def tty(self) -> bool: ...
 
     def __aiter__(self) -> AsyncIterator[OutputChunk | Exit]: ...
 

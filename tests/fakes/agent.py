@@ -367,6 +367,7 @@ class StreamServicer(rpc.StreamServiceServicer):
             process.require_kept(first.from_offset)
         process.acknowledge(first.from_offset)
         process.reader = context
+        self.agent.pulse.beat()
         acknowledging = asyncio.create_task(self._acknowledge(requests, process))
         try:
             offset = first.from_offset
@@ -398,7 +399,8 @@ class StreamServicer(rpc.StreamServiceServicer):
             first = await anext(requests)
             process = self.agent.process(ContainerId(first.container_id), ProcessId(first.process_id))
             async for request in requests:
-                process.feed(request.data)
+                if not process.feed(request.data):
+                    break
                 accepted += len(request.data)
                 while not process.takes_input:
                     await self.agent.pulse.wait()

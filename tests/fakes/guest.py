@@ -73,6 +73,17 @@ class Pulse:
         await self._event.wait()
 
 
+@dataclass(slots=True)
+class _Segment:
+    offset: int
+    stream: Stream
+    data: bytearray
+
+    @property
+    def end_offset(self) -> int:
+        return self.offset + len(self.data)
+
+
 class FakeProcess:
     """A process with the agent's ring: numbered output, kept until acknowledged, blocking when full."""
 
@@ -91,7 +102,7 @@ class FakeProcess:
         self._pulse = pulse
         self._unwritten: Iterator[tuple[Stream, bytes]] = iter(script.output)
         self._blocked: deque[tuple[Stream, bytes]] = deque()
-        self._ring: deque[OutputChunk] = deque()
+        self._ring: deque[_Segment] = deque()
         self._started = False
 
     @property
@@ -123,10 +134,14 @@ class FakeProcess:
             self._ring.popleft()
         self._move()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> bool:
+        """Return whether the process still takes input."""
+        if self.exit is not None or self.input_ended:
+            return False
         self.received += data
-        if self._script.echo and self.exit is None:
+        if self._script.echo:
             self.emit(data)
+        return True
 
     @property
     def takes_input(self) -> bool:
@@ -147,10 +162,11 @@ class FakeProcess:
 
     def read_from(self, offset: int) -> OutputChunk | None:
         """The next chunk from ``offset`` on, or None when there is none yet."""
-        for chunk in self._ring:
-            if chunk.end_offset > offset:
-                skip = max(0, max(offset, self.start_offset) - chunk.offset)
-                return OutputChunk(chunk.offset + skip, chunk.stream, chunk.data[skip:])
+        for segment in self._ring:
+            if segment.end_offset > offset:
+                skip = max(0, offset - segment.offset)
+                data = bytes(segment.data[skip : skip + CHUNK_BYTES])
+                return OutputChunk(segment.offset + skip, segment.stream, data)
         return None
 
     def _move(self) -> None:
@@ -177,7 +193,11 @@ class FakeProcess:
         room = RING_BYTES - (self.end_offset - self.start_offset)
         if room <= 0:
             return False
-        self._ring.append(OutputChunk(self.end_offset, stream, data[:room]))
+        last = self._ring[-1] if self._ring else None
+        if last is None or last.stream is not stream or len(last.data) + len(data) > CHUNK_BYTES:
+            last = _Segment(self.end_offset, stream, bytearray())
+            self._ring.append(last)
+        last.data += data[:room]
         self.end_offset += len(data[:room])
         self._blocked.popleft()
         if len(data) > room:
@@ -201,7 +221,7 @@ class FakeContainer:
 
 @dataclass(slots=True)
 class FakeAgent:
-    """The inside of a guest. ``scripts`` are looked up by args[0]; a process without one runs until signalled."""
+    """The inside of a guest. ``scripts`` are found by the whole command, then by args[0]; none: until signalled."""
 
     scripts: dict[str, Script] = field(default_factory=dict)
     hello: AgentHello = HELLO
@@ -342,7 +362,8 @@ class FakeAgent:
         if not plan.args:
             raise InvalidError("a process without arguments")
         self._next_pid += 1
-        return FakeProcess(plan, self.scripts.get(plan.args[0], Script()), self._next_pid, self.pulse)
+        script = self.scripts.get(" ".join(plan.args)) or self.scripts.get(plan.args[0]) or Script()
+        return FakeProcess(plan, script, self._next_pid, self.pulse)
 
 
 class FakeGuest:
@@ -448,6 +469,7 @@ class FakeOutputReader:
         process.require_kept(self._offset)
         process.acknowledge(self._offset)
         process.reader = self
+        agent.pulse.beat()
         while True:
             guest.require_connected()
             if process.reader is not self:
@@ -474,7 +496,8 @@ class FakeInputWriter:
     async def write(self, data: bytes) -> None:
         self._guest.require_connected()
         process = self._guest.agent.process(*self._target)
-        process.feed(data)
+        if not process.feed(data):
+            raise WrongStateError("the process takes no more input")
         while not process.takes_input:
             await self._guest.agent.pulse.wait()
             self._guest.require_connected()

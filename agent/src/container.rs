@@ -1,0 +1,281 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One container: its first process, the exec'd ones, its cgroup, the disks it stands on.
+//!
+//!     created --start--> running --exit--> exited
+//!
+//! Everything here that blocks (mounts, births) is called on a blocking thread.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::cgroup::Cgroup;
+use crate::disk::{Disks, Lease};
+use crate::error::{Context, Error, Kind, Result};
+use crate::guest::Identity;
+use crate::init::{self, Config};
+use crate::mount::{self, Linux};
+use crate::process::{self, Birth, Newborn, Process};
+use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ProcessSpec};
+use crate::reaper::Reaper;
+
+const MAX_PROCESSES: usize = 1024;
+const KILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What every container of this guest is made with.
+pub struct Workshop {
+    pub reaper: Reaper,
+    pub disks: Disks<Linux>,
+    pub state: PathBuf,
+    /// The cgroup2 mount; absent only on a host that has none.
+    pub cgroups: Option<PathBuf>,
+}
+
+pub struct Container {
+    pub id: String,
+    first: Arc<Process>,
+    execs: Mutex<HashMap<String, Option<Arc<Process>>>>,
+    started: AtomicBool,
+    privileged: bool,
+    cgroup: Option<Arc<Cgroup>>,
+    files: PathBuf,
+    _leases: Vec<Lease>,
+}
+
+/// Made and born, not yet in the runtime's care.
+pub struct Made {
+    newborn: Newborn,
+    cgroup: Option<Arc<Cgroup>>,
+    files: PathBuf,
+    leases: Vec<Lease>,
+}
+
+/// Namespaces that a container shares with another one.
+#[derive(Default)]
+pub struct Shared {
+    pub pid: Option<Arc<Container>>,
+    pub ipc: Option<Arc<Container>>,
+}
+
+impl Workshop {
+    /// Blocking. Leaves nothing behind when it fails.
+    pub fn make(&self, mut request: CreateContainerRequest, identity: &Identity, shared: &Shared) -> Result<Made> {
+        let id = request.container_id.clone();
+        let files = self.state.join("containers").join(&id);
+        std::fs::create_dir_all(&files).what("create the container's directory")?;
+        let resources = request.resources.unwrap_or_default();
+        let cgroup = match &self.cgroups {
+            Some(mount) => Some(Arc::new(Cgroup::create(&Linux, mount, &id, &resources).inspect_err(|_| remove_files(&files))?)),
+            None => None,
+        };
+        let made = self.bear_first(&mut request, identity, shared, cgroup.clone(), files.clone());
+        if made.is_err() {
+            remove_files(&files);
+            if let Some(cgroup) = &cgroup {
+                cgroup.kill();
+                let _ = cgroup.remove(Instant::now() + KILL_DEADLINE);
+            }
+        }
+        made
+    }
+
+    fn bear_first(&self, request: &mut CreateContainerRequest, identity: &Identity, shared: &Shared, cgroup: Option<Arc<Cgroup>>, files: PathBuf) -> Result<Made> {
+        if request.hostname.is_empty() {
+            request.hostname = identity.hostname();
+        }
+        identity.write_files(&files, &request.hostname)?;
+        let mut leases = self.mount_sources(request)?;
+        let root = self.disks.mount_root(request, &files)?;
+        leases.extend(root.leases);
+
+        let isolation = request.isolation.clone().unwrap_or_default();
+        let mut namespaces = (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64;
+        let mut join = Vec::new();
+        for (other, flag) in [(&shared.pid, libc::CLONE_NEWPID), (&shared.ipc, libc::CLONE_NEWIPC)] {
+            match other {
+                Some(other) => join.push((other.first.pidfd.as_fd(), flag)),
+                None => namespaces |= flag as u64,
+            }
+        }
+        let config = Config {
+            process: request.process.clone(),
+            files: files.to_string_lossy().into_owned(),
+            stage: self.state.join("stage").to_string_lossy().into_owned(),
+            privileged: isolation.privileged,
+            // Only a PID 1 inherits orphans.
+            init: isolation.init && shared.pid.is_none(),
+            start: false,
+            create: Some(std::mem::take(request)),
+        };
+        let birth = Birth { namespaces, join, cgroup: cgroup.as_ref().map(|c| c.fd()), handle: (root.mount.as_fd(), init::ROOT) };
+        let newborn = process::bear(&self.reaper, &config, &birth)?;
+        Ok(Made { newborn, cgroup, files, leases })
+    }
+
+    /// Disks and shares among the mounts become binds of where the agent mounted them.
+    fn mount_sources(&self, request: &mut CreateContainerRequest) -> Result<Vec<Lease>> {
+        let mut leases = Vec::new();
+        for mount in &mut request.mounts {
+            let lease = if let Some(filesystem) = mount.r#type.strip_prefix("block:") {
+                let (attributes, _) = mount::parse_options(&mount.options)?;
+                self.disks.lease(&mount.source, 0, filesystem, attributes & mount::Attributes::MOUNT_ATTR_RDONLY)?
+            } else if mount.r#type == "virtiofs" {
+                self.disks.lease_share(&mount.source)?
+            } else {
+                continue;
+            };
+            "bind".clone_into(&mut mount.r#type);
+            mount.source = lease.path.to_string_lossy().into_owned();
+            leases.push(lease);
+        }
+        Ok(leases)
+    }
+}
+
+impl Container {
+    pub fn adopt(id: String, privileged: bool, made: Made) -> Result<Arc<Self>> {
+        let first = Process::adopt(String::new(), made.newborn, made.cgroup.clone())?;
+        Ok(Arc::new(Self {
+            id,
+            first,
+            execs: Mutex::default(),
+            started: AtomicBool::new(false),
+            privileged,
+            cgroup: made.cgroup,
+            files: made.files,
+            _leases: made.leases,
+        }))
+    }
+
+    fn execs(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<Process>>>> {
+        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn state(&self) -> ContainerState {
+        if self.first.exit().is_some() {
+            ContainerState::Exited
+        } else if self.started.load(Ordering::Acquire) {
+            ContainerState::Running
+        } else {
+            ContainerState::Created
+        }
+    }
+
+    pub async fn start(&self) -> Result<()> {
+        if self.started.swap(true, Ordering::AcqRel) || self.first.exit().is_some() {
+            return Err(Error::wrong_state(format!("container {} was started before", self.id)));
+        }
+        self.first.start().await
+    }
+
+    /// "" is the first process.
+    pub fn process(&self, id: &str) -> Result<Arc<Process>> {
+        if id.is_empty() {
+            return Ok(self.first.clone());
+        }
+        let found = self.execs().get(id).cloned().flatten();
+        found.ok_or_else(|| Error::not_found(format!("no process {id} in container {}", self.id)))
+    }
+
+    pub async fn exec(self: &Arc<Self>, workshop: &Arc<Workshop>, id: &str, spec: ProcessSpec) -> Result<Arc<Process>> {
+        if self.state() != ContainerState::Running {
+            return Err(Error::wrong_state(format!("container {} is not running", self.id)));
+        }
+        {
+            let mut execs = self.execs();
+            if execs.contains_key(id) {
+                return Err(Error::new(Kind::Exists, format!("process {id} exists in container {}", self.id)));
+            }
+            if execs.len() >= MAX_PROCESSES {
+                return Err(Error::new(Kind::Exhausted, format!("container {} has {MAX_PROCESSES} processes", self.id)));
+            }
+            execs.insert(id.to_owned(), None);
+        }
+        let (container, workshop) = (self.clone(), workshop.clone());
+        let born = blocking(move || container.bear_exec(&workshop, spec)).await;
+        let adopted = born.and_then(|newborn| Process::adopt(id.to_owned(), newborn, self.cgroup.clone()));
+        match adopted {
+            Ok(process) => {
+                self.execs().insert(id.to_owned(), Some(process.clone()));
+                process.start().await?;
+                Ok(process)
+            }
+            Err(error) => {
+                self.execs().remove(id);
+                Err(error)
+            }
+        }
+    }
+
+    fn bear_exec(&self, workshop: &Workshop, spec: ProcessSpec) -> Result<Newborn> {
+        let config = Config { process: Some(spec), privileged: self.privileged, start: true, ..Config::default() };
+        let target = self.first.pidfd.as_fd();
+        let birth = |cgroup| Birth { namespaces: 0, join: vec![(target, libc::CLONE_NEWPID)], cgroup, handle: (target, init::TARGET) };
+        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())))
+    }
+
+    pub fn forget(&self, id: &str) -> Result<()> {
+        let mut execs = self.execs();
+        match execs.get(id) {
+            Some(Some(process)) if process.exit().is_none() => Err(Error::wrong_state(format!("process {id} is running"))),
+            Some(None) => Err(Error::wrong_state(format!("process {id} is being started"))),
+            _ => {
+                execs.remove(id);
+                Ok(())
+            }
+        }
+    }
+
+    pub fn kill_all(&self) {
+        match &self.cgroup {
+            Some(cgroup) => cgroup.kill(),
+            None => self.processes().iter().for_each(|process| drop(process.signal(libc::SIGKILL))),
+        }
+        // Namespaces end with their PID 1, wherever its cgroup was moved to.
+        let _ = self.first.signal(libc::SIGKILL);
+    }
+
+    /// Kills, waits, takes down. What cannot be removed is told, and forgotten all the same.
+    pub async fn destroy(&self) -> Result<()> {
+        self.kill_all();
+        for process in self.processes() {
+            let waited = tokio::time::timeout(KILL_DEADLINE, process.wait()).await;
+            waited.map_err(|_| Error::new(Kind::TimedOut, format!("process {} of container {} does not die", process.pid, self.id)))??;
+        }
+        let (cgroup, files) = (self.cgroup.clone(), self.files.clone());
+        blocking(move || {
+            remove_files(&files);
+            cgroup.map_or(Ok(()), |cgroup| cgroup.remove(Instant::now() + KILL_DEADLINE))
+        })
+        .await
+    }
+
+    fn processes(&self) -> Vec<Arc<Process>> {
+        let mut list = vec![self.first.clone()];
+        list.extend(self.execs().values().flatten().cloned());
+        list
+    }
+
+    pub fn status(&self) -> ContainerStatus {
+        let processes = self.processes().iter().map(|process| process.status()).collect();
+        ContainerStatus { container_id: self.id.clone(), state: self.state().into(), processes }
+    }
+
+    pub fn cgroup(&self) -> Option<&Cgroup> {
+        self.cgroup.as_deref()
+    }
+}
+
+fn remove_files(files: &std::path::Path) {
+    if let Err(cause) = std::fs::remove_dir_all(files) {
+        crate::warn!("remove {}: {cause}", files.display());
+    }
+}
+
+/// Mounting and giving birth block; the runtime's one thread must not.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::internal("a blocking task panicked")))
+}

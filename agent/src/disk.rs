@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Disks by their virtio serial, the layers on them, and a container's root over the layers.
+//! Each layer is mounted once per guest and shared; a lease says who still needs it.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::UnmountFlags;
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::mount::{Attributes, Filesystem, Kernel};
+use crate::proto::{CreateContainerRequest, Layer, WritableLayer};
+use crate::rootfs::{NAME_FILES, standard_directories};
+
+const DISK_DEADLINE: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_millis(2);
+const MAX_LAYERS: usize = 256;
+
+/// What is mounted, by "SERIAL.PARTITION".
+pub struct Disks<K: Kernel> {
+    kernel: K,
+    state: PathBuf,
+    /// Layers may be plain directories: only for tests on a host.
+    directories: bool,
+    mounted: Arc<Mutex<HashMap<String, Mounted>>>,
+}
+
+struct Mounted {
+    path: PathBuf,
+    users: u32,
+}
+
+/// Keeps one disk mounted.
+pub struct Lease {
+    key: String,
+    pub path: PathBuf,
+    mounted: Arc<Mutex<HashMap<String, Mounted>>>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(entry) = mounted.get_mut(&self.key) else { return };
+        entry.users -= 1;
+        if entry.users == 0 {
+            // A dead namespace lets go of its mounts a moment after its last process: detach now, it follows.
+            if let Err(cause) = rustix::mount::unmount(&entry.path, UnmountFlags::DETACH) {
+                crate::warn!("unmount {}: {cause}", entry.path.display());
+            }
+            mounted.remove(&self.key);
+        }
+    }
+}
+
+/// A container's root, attached nowhere yet, and what it stands on.
+pub struct RootMount {
+    pub mount: OwnedFd,
+    pub leases: Vec<Lease>,
+}
+
+impl<K: Kernel> Disks<K> {
+    pub fn new(kernel: K, state: &Path, directories: bool) -> Self {
+        Self { kernel, state: state.to_owned(), directories, mounted: Arc::default() }
+    }
+
+    /// Stacks the layers under the writable directory; `files` is the container's own directory of the agent.
+    pub fn mount_root(&self, request: &CreateContainerRequest, files: &Path) -> Result<RootMount> {
+        let root = request.root.clone().unwrap_or_default();
+        if root.layers.len() > MAX_LAYERS {
+            return Err(Error::invalid(format!("{} layers are more than {MAX_LAYERS}", root.layers.len())));
+        }
+        let mut leases = Vec::new();
+        for layer in &root.layers {
+            leases.push(self.lease_layer(layer)?);
+        }
+        // Overlayfs wants the topmost first.
+        let mut lower: Vec<PathBuf> = leases.iter().rev().map(|lease| lease.path.clone()).collect();
+        let mut upper = None;
+        match &root.writable {
+            Some(writable) => {
+                if lower.is_empty() {
+                    lower.push(make_directory(self.state.join("empty"))?);
+                }
+                let lease = self.lease_writable(writable)?;
+                upper = Some(prepare_upper(&lease.path, writable, &lower[0])?);
+                leases.push(lease);
+            }
+            // Nothing can be created in it later, so the places for mounts come as a layer of their own.
+            None => lower.insert(0, make_skeleton(&files.join("skeleton"), request)?),
+        }
+        if upper.is_none() && lower.len() == 1 {
+            lower.push(make_directory(self.state.join("empty"))?);
+        }
+        let mount = self.kernel.make(&overlay(&lower, upper.as_deref())?)?;
+        Ok(RootMount { mount, leases })
+    }
+
+    fn lease_layer(&self, layer: &Layer) -> Result<Lease> {
+        if layer.filesystem == "dir" && self.directories {
+            return Ok(Lease { key: String::new(), path: PathBuf::from(&layer.disk_serial), mounted: self.mounted.clone() });
+        }
+        self.lease(&layer.disk_serial, layer.partition, &layer.filesystem, Attributes::MOUNT_ATTR_RDONLY | Attributes::MOUNT_ATTR_NODEV)
+    }
+
+    fn lease_writable(&self, writable: &WritableLayer) -> Result<Lease> {
+        if writable.filesystem == "dir" && self.directories {
+            return Ok(Lease { key: String::new(), path: PathBuf::from(&writable.disk_serial), mounted: self.mounted.clone() });
+        }
+        self.lease(&writable.disk_serial, 0, &writable.filesystem, Attributes::MOUNT_ATTR_NOATIME)
+    }
+
+    /// Mounts a disk, or shares the mount that exists.
+    pub fn lease(&self, serial: &str, partition: u32, filesystem: &str, attributes: Attributes) -> Result<Lease> {
+        check_serial(serial)?;
+        let key = format!("{serial}.{partition}");
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = mounted.get_mut(&key) {
+            entry.users += 1;
+            return Ok(Lease { key, path: entry.path.clone(), mounted: self.mounted.clone() });
+        }
+        let device = wait_device(serial, partition)?;
+        let path = make_directory(self.state.join("disks").join(&key))?;
+        let mut parameters = vec![("source", device.as_str())];
+        if attributes.contains(Attributes::MOUNT_ATTR_RDONLY) {
+            parameters.push(("ro", ""));
+        }
+        let made = self.kernel.make(&Filesystem::new(filesystem, &parameters, attributes))?;
+        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
+        self.kernel.attach(made.as_fd(), place.as_fd())?;
+        mounted.insert(key.clone(), Mounted { path: path.clone(), users: 1 });
+        Ok(Lease { key, path, mounted: self.mounted.clone() })
+    }
+
+    /// A directory that the host shares by virtio-fs.
+    pub fn lease_share(&self, tag: &str) -> Result<Lease> {
+        check_serial(tag)?;
+        let key = format!("share.{tag}");
+        let mut mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = mounted.get_mut(&key) {
+            entry.users += 1;
+            return Ok(Lease { key, path: entry.path.clone(), mounted: self.mounted.clone() });
+        }
+        let path = make_directory(self.state.join("disks").join(&key))?;
+        let made = self.kernel.make(&Filesystem::new("virtiofs", &[("source", tag)], Attributes::empty()))?;
+        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
+        self.kernel.attach(made.as_fd(), place.as_fd())?;
+        mounted.insert(key.clone(), Mounted { path: path.clone(), users: 1 });
+        Ok(Lease { key, path, mounted: self.mounted.clone() })
+    }
+}
+
+fn overlay(lower: &[PathBuf], upper: Option<&Path>) -> Result<Filesystem> {
+    let text = |path: &Path| path.to_str().map(str::to_owned).ok_or_else(|| Error::invalid("a path that is not UTF-8"));
+    let mut parameters = Vec::new();
+    for path in lower {
+        // One call a layer: a single lowerdir= string ends at a page, some 60 layers.
+        parameters.push(("lowerdir+".to_owned(), text(path)?));
+    }
+    let mut attributes = Attributes::MOUNT_ATTR_RELATIME;
+    match upper {
+        Some(upper) => {
+            parameters.push(("upperdir".to_owned(), text(&upper.join("upper"))?));
+            parameters.push(("workdir".to_owned(), text(&upper.join("work"))?));
+            // `commit` reads the upper directory as files, so none may be metadata only.
+            parameters.push(("metacopy".to_owned(), "off".to_owned()));
+            parameters.push(("xino".to_owned(), "auto".to_owned()));
+        }
+        None => attributes |= Attributes::MOUNT_ATTR_RDONLY,
+    }
+    Ok(Filesystem { kind: "overlay".to_owned(), parameters, attributes })
+}
+
+fn prepare_upper(disk: &Path, writable: &WritableLayer, topmost: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let relative = Path::new(&writable.directory);
+    let inside = relative.components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
+    if !inside || writable.directory.len() > 255 || writable.directory.contains('\0') {
+        return Err(Error::invalid(format!("bad writable directory {:?}", writable.directory)));
+    }
+    let path = disk.join(relative);
+    make_directory(path.join("work"))?;
+    let upper = path.join("upper");
+    if !upper.exists() {
+        make_directory(upper.clone())?;
+        // The merged root shows the upper directory's own mode and owner.
+        if let Ok(below) = std::fs::metadata(topmost) {
+            std::os::unix::fs::chown(&upper, Some(below.uid()), Some(below.gid())).what("chown the upper directory")?;
+            std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(below.mode() & 0o7777)).what("chmod the upper directory")?;
+        }
+    }
+    Ok(path)
+}
+
+fn make_skeleton(path: &Path, request: &CreateContainerRequest) -> Result<PathBuf> {
+    let skeleton = crate::path::Root::new(open_directory(&make_directory(path.to_owned())?)?);
+    for directory in standard_directories() {
+        skeleton.directory(directory)?;
+    }
+    for name in NAME_FILES {
+        skeleton.file(&format!("/etc/{name}"))?;
+    }
+    for mount in &request.mounts {
+        let is_file = mount.r#type == "bind" && !Path::new(&mount.source).is_dir();
+        if is_file { skeleton.file(&mount.destination)? } else { skeleton.directory(&mount.destination)? };
+    }
+    if let Some(process) = &request.process {
+        skeleton.directory(&process.working_directory)?;
+    }
+    Ok(path.to_owned())
+}
+
+fn make_directory(path: PathBuf) -> Result<PathBuf> {
+    std::fs::create_dir_all(&path).what(format_args!("create {}", path.display()))?;
+    Ok(path)
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd> {
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).what(format_args!("open {}", path.display()))
+}
+
+fn check_serial(serial: &str) -> Result<()> {
+    let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if serial.is_empty() || serial.len() > 36 || !serial.chars().all(sane) || serial.starts_with('.') {
+        return Err(Error::invalid(format!("bad disk serial {serial:?}")));
+    }
+    Ok(())
+}
+
+/// The device node of a disk or its partition; it may be plugged in just now.
+fn wait_device(serial: &str, partition: u32) -> Result<String> {
+    let deadline = Instant::now() + DISK_DEADLINE;
+    loop {
+        if let Some(disk) = find_disk(serial) {
+            let separator = if partition > 0 && disk.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
+            let node = if partition == 0 { format!("/dev/{disk}") } else { format!("/dev/{disk}{separator}{partition}") };
+            if Path::new(&node).exists() {
+                return Ok(node);
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Kind::NotFound, format!("no disk with serial {serial:?} and partition {partition} within {} s", DISK_DEADLINE.as_secs())));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn find_disk(serial: &str) -> Option<String> {
+    let mut disks = std::fs::read_dir("/sys/block").ok()?.flatten();
+    let found = disks.find(|entry| read_serial(&entry.path()).is_some_and(|found| found == serial))?;
+    found.file_name().into_string().ok()
+}
+
+/// virtio-blk gives it as text; a SCSI disk as a vital-product-data page with a header of four bytes.
+fn read_serial(disk: &Path) -> Option<String> {
+    let name = disk.file_name()?.to_str()?;
+    let bytes = if name.starts_with("vd") {
+        std::fs::read(disk.join("serial")).ok()?
+    } else if name.starts_with("sd") {
+        std::fs::read(disk.join("device/vpd_pg80")).ok()?.get(4..)?.to_vec()
+    } else {
+        return None;
+    };
+    Some(String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ', '\n']).to_owned())
+}
+
+/// Unmounts every disk; false while a dying namespace still uses one.
+pub fn unmount_all(state: &Path) -> bool {
+    let mut all = true;
+    for entry in std::fs::read_dir(state.join("disks")).into_iter().flatten().flatten() {
+        match rustix::mount::unmount(entry.path(), UnmountFlags::NOFOLLOW) {
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(_) => all = false,
+        }
+    }
+    all
+}

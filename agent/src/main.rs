@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+//! hyper-agent: PID 1 of every guest. Boots, finds its two ports, and does what hyperd asks.
+//!
+//!     (as PID 1)                              a guest
+//!     --serve-unix CONTROL_SOCK STREAM_SOCK   the same services on a host, for tests
+//!     container-init                          run by itself, first thing in a container
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
+
+mod boot;
+mod capability;
+mod cgroup;
+mod container;
+mod disk;
+mod error;
+mod exec;
+mod guest;
+mod init;
+mod link;
+mod log;
+mod mount;
+mod net;
+mod path;
+mod power;
+mod process;
+mod reaper;
+mod rootfs;
+mod seccomp;
+mod serve;
+mod service;
+mod stats;
+mod stdio;
+mod streams;
+mod sys;
+mod terminal;
+mod transport;
+mod user;
+
+/// Generated from proto/hyper/agent/v1/agent.proto.
+#[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used)]
+pub mod proto {
+    tonic::include_proto!("hyper.agent.v1");
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    if words == [init::ARGUMENT] {
+        std::process::exit(init::main());
+    }
+    sys::use_one_heap();
+    let served = match words[..] {
+        // The kernel may hand words of its command line to PID 1.
+        _ if std::process::id() == 1 => serve::in_guest(),
+        ["--serve-unix", control, stream] => serve::on_host(control.as_ref(), stream.as_ref()),
+        _ => {
+            eprintln!("usage: hyper-agent --serve-unix CONTROL_SOCKET STREAM_SOCKET (or as PID 1 of a guest)");
+            std::process::exit(2);
+        }
+    };
+    // For PID 1 this is a kernel panic, which ends the VM: the host sees it, and the console says why.
+    if let Err(error) = served {
+        log::write(2, &error.message);
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Links, addresses and routes over rtnetlink, by hand: five messages do not justify a crate of several hundred KiB.
+
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+
+use crate::error::{Context, Error, Kind, Result};
+use crate::proto::{Link, Route};
+
+const LINK_DEADLINE: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(2);
+const MAX_LINKS: usize = 64;
+const LOOPBACK_INDEX: u32 = 1;
+
+/// A request and its attributes, laid out as the kernel reads them.
+struct Message(Vec<u8>);
+
+impl Message {
+    fn new(kind: u16, flags: i32, header: &[u8]) -> Self {
+        let mut bytes = vec![0; 4];
+        bytes.extend_from_slice(&kind.to_ne_bytes());
+        bytes.extend_from_slice(&((flags | libc::NLM_F_REQUEST | libc::NLM_F_ACK) as u16).to_ne_bytes());
+        bytes.extend_from_slice(&[0; 8]);
+        bytes.extend_from_slice(header);
+        Self(bytes)
+    }
+
+    fn link(index: u32, flags: i32, change: i32) -> Self {
+        let mut header = vec![0; 4];
+        header.extend_from_slice(&index.to_ne_bytes());
+        header.extend_from_slice(&flags.to_ne_bytes());
+        header.extend_from_slice(&change.to_ne_bytes());
+        Self::new(libc::RTM_NEWLINK, 0, &header)
+    }
+
+    fn with(mut self, kind: u16, value: &[u8]) -> Self {
+        self.0.extend_from_slice(&(value.len() as u16 + 4).to_ne_bytes());
+        self.0.extend_from_slice(&kind.to_ne_bytes());
+        self.0.extend_from_slice(value);
+        self.0.resize(self.0.len().next_multiple_of(4), 0);
+        self
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let length = self.0.len() as u32;
+        self.0[..4].copy_from_slice(&length.to_ne_bytes());
+        self.0
+    }
+}
+
+/// Sends and waits for the kernel's verdict.
+fn ask(socket: &OwnedFd, message: Message) -> rustix::io::Result<()> {
+    rustix::net::send(socket, &message.finish(), SendFlags::empty())?;
+    let mut reply = [0_u8; 4096];
+    let (length, _) = rustix::net::recv(socket, &mut reply[..], RecvFlags::empty())?;
+    let kind = u16::from_ne_bytes([reply[4], reply[5]]);
+    if length < 20 || kind != libc::NLMSG_ERROR as u16 {
+        return Err(rustix::io::Errno::PROTO);
+    }
+    match i32::from_ne_bytes([reply[16], reply[17], reply[18], reply[19]]) {
+        0 => Ok(()),
+        code => Err(rustix::io::Errno::from_raw_os_error(-code)),
+    }
+}
+
+/// Brings up lo and every link asked for. Blocking; doing it again changes nothing.
+pub fn configure(links: &[Link]) -> Result<()> {
+    if links.len() > MAX_LINKS {
+        return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
+    }
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).what("open rtnetlink")?;
+    ask(&socket, Message::link(LOOPBACK_INDEX, libc::IFF_UP, libc::IFF_UP)).what("bring up lo")?;
+    for link in links {
+        configure_link(&socket, link)?;
+    }
+    Ok(())
+}
+
+fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
+    if link.name.len() > 15 || link.name.contains(['/', '\0', ' ']) {
+        return Err(Error::invalid(format!("bad link name {:?}", link.name)));
+    }
+    let mac = parse_mac(&link.mac)?;
+    let (index, name) = wait_link(&mac)?;
+    if !link.name.is_empty() && link.name != name {
+        // A link that is up may not be renamed.
+        ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
+        let mut wanted = link.name.clone().into_bytes();
+        wanted.push(0);
+        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_IFNAME, &wanted)).what(format_args!("rename {name} to {}", link.name))?;
+    }
+    if link.mtu > 0 {
+        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_MTU, &link.mtu.to_ne_bytes())).what(format_args!("set mtu {}", link.mtu))?;
+    }
+    ask(socket, Message::link(index, libc::IFF_UP, libc::IFF_UP)).what(format_args!("bring up {}", link.name))?;
+    for address in &link.addresses {
+        let (ip, prefix) = parse_cidr(address)?;
+        tolerate_existing(ask(socket, address_message(index, ip, prefix))).what(format_args!("add address {address}"))?;
+    }
+    for route in &link.routes {
+        tolerate_existing(ask(socket, route_message(index, route)?)).what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
+    }
+    Ok(())
+}
+
+fn tolerate_existing(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
+    if result == Err(rustix::io::Errno::EXIST) { Ok(()) } else { result }
+}
+
+fn address_message(index: u32, ip: IpAddr, prefix: u8) -> Message {
+    // No duplicate detection: the host gave the address, and it must work at once.
+    let mut header = vec![family(ip), prefix, libc::IFA_F_NODAD as u8 * u8::from(ip.is_ipv6()), libc::RT_SCOPE_UNIVERSE];
+    header.extend_from_slice(&index.to_ne_bytes());
+    let bytes = octets(ip);
+    let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header).with(libc::IFA_LOCAL, &bytes).with(libc::IFA_ADDRESS, &bytes);
+    if let IpAddr::V4(v4) = ip {
+        if prefix < 31 {
+            let broadcast = u32::from(v4) | (u32::MAX >> prefix);
+            message = message.with(libc::IFA_BROADCAST, &broadcast.to_be_bytes());
+        }
+    }
+    message
+}
+
+fn route_message(index: u32, route: &Route) -> Result<Message> {
+    let (destination, prefix) = parse_cidr(&route.destination)?;
+    let scope = if route.gateway.is_empty() { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
+    let mut header = vec![family(destination), prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST];
+    header.extend_from_slice(&[0; 4]);
+    let mut message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header).with(libc::RTA_OIF, &index.to_ne_bytes());
+    if prefix > 0 {
+        message = message.with(libc::RTA_DST, &octets(destination));
+    }
+    if !route.gateway.is_empty() {
+        let gateway: IpAddr = route.gateway.parse().map_err(|_| Error::invalid(format!("bad gateway {:?}", route.gateway)))?;
+        if gateway.is_ipv4() != destination.is_ipv4() {
+            return Err(Error::invalid(format!("gateway {gateway} is not of {destination}'s family")));
+        }
+        message = message.with(libc::RTA_GATEWAY, &octets(gateway));
+    }
+    Ok(message)
+}
+
+fn family(ip: IpAddr) -> u8 {
+    if ip.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
+}
+
+fn octets(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+fn parse_cidr(text: &str) -> Result<(IpAddr, u8)> {
+    let parsed = text.split_once('/').and_then(|(ip, prefix)| {
+        let (ip, prefix): (IpAddr, u8) = (ip.parse().ok()?, prefix.parse().ok()?);
+        (prefix <= if ip.is_ipv4() { 32 } else { 128 }).then_some((ip, prefix))
+    });
+    parsed.ok_or_else(|| Error::invalid(format!("bad address {text:?}, wanted ADDRESS/PREFIX")))
+}
+
+fn parse_mac(text: &str) -> Result<String> {
+    let mac = text.to_ascii_lowercase();
+    let parts: Vec<&str> = mac.split(':').collect();
+    if parts.len() != 6 || !parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())) {
+        return Err(Error::invalid(format!("bad MAC address {text:?}")));
+    }
+    Ok(mac)
+}
+
+/// A link may be plugged in just now. sysfs shows it in the moment it can be configured.
+fn wait_link(mac: &str) -> Result<(u32, String)> {
+    let deadline = Instant::now() + LINK_DEADLINE;
+    loop {
+        for entry in std::fs::read_dir("/sys/class/net").what("list links")?.flatten() {
+            if let Some(found) = match_link(&entry.path(), mac) {
+                return Ok(found);
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(Kind::NotFound, format!("no link with MAC {mac} within {} s", LINK_DEADLINE.as_secs())));
+        }
+        std::thread::sleep(POLL);
+    }
+}
+
+fn match_link(path: &Path, mac: &str) -> Option<(u32, String)> {
+    if std::fs::read_to_string(path.join("address")).ok()?.trim() != mac {
+        return None;
+    }
+    let index = std::fs::read_to_string(path.join("ifindex")).ok()?.trim().parse().ok()?;
+    Some((index, path.file_name()?.to_str()?.to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_laid_out_as_the_kernel_reads_them() {
+        let bytes = address_message(7, "10.1.2.3".parse().unwrap(), 24).finish();
+        assert_eq!(bytes.len() as u32, u32::from_ne_bytes(bytes[..4].try_into().unwrap()));
+        assert_eq!(bytes.len(), 16 + 8 + 8 * 3);
+        assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
+        assert_eq!(bytes[24..32], [8, 0, 2, 0, 10, 1, 2, 3]);
+        assert_eq!(bytes[40..48], [8, 0, 4, 0, 10, 1, 2, 255]);
+    }
+
+    #[test]
+    fn attributes_are_padded_but_their_length_is_not() {
+        let bytes = Message::link(2, 0, 0).with(libc::IFLA_IFNAME, b"eth0\0").finish();
+        assert_eq!(bytes.len(), 16 + 16 + 12);
+        assert_eq!(bytes[32..36], [9, 0, 3, 0]);
+    }
+
+    #[test]
+    fn addresses_macs_and_gateways_are_checked() {
+        assert!(parse_cidr("fd00::2/64").is_ok());
+        for bad in ["10.0.0.1", "10.0.0.1/33", "x/8", "fd00::/129", "/", ""] {
+            assert!(parse_cidr(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_mac("52:54:00:AA:bb:0c").unwrap(), "52:54:00:aa:bb:0c");
+        for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c"] {
+            assert!(parse_mac(bad).is_err(), "{bad}");
+        }
+        let route = |destination: &str, gateway: &str| route_message(1, &Route { destination: destination.into(), gateway: gateway.into() });
+        assert!(route("0.0.0.0/0", "10.0.0.1").is_ok());
+        assert!(route("::/0", "10.0.0.1").is_err());
+        assert!(route("0.0.0.0/0", "gw").is_err());
+    }
+}

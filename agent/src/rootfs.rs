@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a container finds around it: the standard mounts and devices, its name files, the mounts asked for,
+//! masked and read-only paths. Built beneath the container's root, in its own mount namespace, before the pivot.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::OFlags;
+
+use crate::error::{Context, Error, Result};
+use crate::mount::{self, Attributes, Device, Filesystem, Kernel};
+use crate::path::Root;
+use crate::proto::{CreateContainerRequest, Mount};
+
+const DEFAULT_SHM_BYTES: u64 = 64 * 1024 * 1024;
+/// Made by the agent for each container, bind-mounted over the image's.
+pub const NAME_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const LINKS: [(&str, &str); 6] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("core", "/proc/kcore"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// Where mounts of the standard set go; also what a root that cannot be written must already have.
+pub fn standard_directories() -> impl Iterator<Item = &'static str> {
+    ["/proc", "/dev", "/sys", "/etc"].into_iter()
+}
+
+fn standard_mounts(privileged: bool, shm_bytes: u64) -> Vec<(&'static str, Filesystem)> {
+    let plain = Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV | Attributes::MOUNT_ATTR_NOEXEC;
+    let kernels = if privileged { plain } else { plain | Attributes::MOUNT_ATTR_RDONLY };
+    let shm = (if shm_bytes == 0 { DEFAULT_SHM_BYTES } else { shm_bytes }).to_string();
+    vec![
+        ("/proc", Filesystem::new("proc", &[], plain)),
+        ("/dev", Filesystem::new("tmpfs", &[("mode", "755"), ("size", "65536k")], Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_STRICTATIME)),
+        ("/dev/pts", Filesystem::new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC)),
+        ("/sys", Filesystem::new("sysfs", &[], kernels)),
+        ("/sys/fs/cgroup", Filesystem::new("cgroup2", &[], kernels)),
+        ("/dev/mqueue", Filesystem::new("mqueue", &[], plain)),
+        ("/dev/shm", Filesystem::new("tmpfs", &[("mode", "1777"), ("size", &shm)], plain)),
+    ]
+}
+
+pub struct Builder<'a, K: Kernel> {
+    pub kernel: &'a K,
+    pub root: &'a Root,
+    pub request: &'a CreateContainerRequest,
+    /// Where the agent keeps this container's name files.
+    pub files: &'a Path,
+}
+
+impl<K: Kernel> Builder<'_, K> {
+    pub fn build(&self) -> Result<()> {
+        let isolation = self.request.isolation.clone().unwrap_or_default();
+        for (target, filesystem) in standard_mounts(isolation.privileged, self.request.shm_size_bytes) {
+            self.mount_standard(target, &filesystem)?;
+        }
+        self.fill_dev(isolation.privileged)?;
+        for name in NAME_FILES {
+            self.bind(&self.files.join(name), &format!("/etc/{name}"), Attributes::empty())?;
+        }
+        let mut mounts: Vec<&Mount> = self.request.mounts.iter().collect();
+        mounts.sort_by_key(|m| m.destination.split('/').filter(|part| !part.is_empty()).count());
+        for mount in mounts {
+            self.mount_asked(mount)?;
+        }
+        for (name, value) in &isolation.sysctls {
+            write_sysctl(self.kernel, self.root, name, value)?;
+        }
+        if !isolation.privileged {
+            for path in &isolation.readonly_paths {
+                self.make_readonly(path)?;
+            }
+            for path in &isolation.masked_paths {
+                self.mask(path)?;
+            }
+        }
+        if let Some(cwd) = self.request.process.as_ref().map(|p| p.working_directory.as_str()).filter(|cwd| !cwd.is_empty()) {
+            self.root.directory(cwd)?;
+        }
+        if self.request.root.as_ref().is_some_and(|root| root.readonly) {
+            self.kernel.set_attributes(self.root.fd(), false, Attributes::MOUNT_ATTR_RDONLY)?;
+        }
+        Ok(())
+    }
+
+    fn mount_standard(&self, target: &str, filesystem: &Filesystem) -> Result<()> {
+        let place = self.root.directory(target)?;
+        // As runc does: a /proc that the image made a symlink would put the real one where nothing is masked.
+        if rustix::fs::openat2(self.root.fd(), &target[1..], OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty(), rustix::fs::ResolveFlags::NO_SYMLINKS | rustix::fs::ResolveFlags::BENEATH).is_err() {
+            return Err(Error::invalid(format!("{target} of the image is a symbolic link")));
+        }
+        let mount = self.kernel.make(filesystem)?;
+        self.kernel.attach(mount.as_fd(), place.as_fd())
+    }
+
+    fn fill_dev(&self, privileged: bool) -> Result<()> {
+        let dev = self.root.directory("/dev")?;
+        // A descriptor of its own kind: O_PATH may not be written through.
+        let dev = self.root.open("/dev", OFlags::RDONLY | OFlags::DIRECTORY).what("open /dev").unwrap_or(dev);
+        for (name, major, minor) in DEVICES {
+            self.kernel.make_device(dev.as_fd(), name, Device { block: false, major, minor }, 0o666)?;
+        }
+        for (name, target) in LINKS {
+            rustix::fs::symlinkat(target, &dev, name).what(format_args!("link /dev/{name}"))?;
+        }
+        if privileged { self.copy_devices(dev.as_fd()) } else { Ok(()) }
+    }
+
+    /// All of the guest's own devices, one level deep (which is where a microVM has them).
+    fn copy_devices(&self, dev: BorrowedFd<'_>) -> Result<()> {
+        use std::os::unix::fs::{FileTypeExt, MetadataExt};
+        for entry in std::fs::read_dir("/dev").what("list /dev")?.flatten() {
+            let (Ok(data), Ok(name)) = (entry.metadata(), entry.file_name().into_string()) else { continue };
+            let known = DEVICES.iter().any(|&(device, ..)| device == name) || LINKS.iter().any(|&(link, _)| link == name);
+            let kind = data.file_type();
+            if known || name == "console" || !(kind.is_block_device() || kind.is_char_device()) {
+                continue;
+            }
+            let device = Device { block: kind.is_block_device(), major: rustix::fs::major(data.rdev()), minor: rustix::fs::minor(data.rdev()) };
+            self.kernel.make_device(dev, &name, device, data.mode() & 0o777)?;
+        }
+        Ok(())
+    }
+
+    fn mount_asked(&self, mount: &Mount) -> Result<()> {
+        if !mount.destination.starts_with('/') {
+            return Err(Error::invalid(format!("mount destination {:?} is not absolute", mount.destination)));
+        }
+        let (attributes, parameters) = mount::parse_options(&mount.options)?;
+        match mount.r#type.as_str() {
+            "tmpfs" => {
+                let place = self.root.directory(&mount.destination)?;
+                let made = self.kernel.make(&Filesystem { kind: "tmpfs".to_owned(), parameters, attributes })?;
+                self.kernel.attach(made.as_fd(), place.as_fd())
+            }
+            // Disks and shares were mounted by the agent and arrive here as binds.
+            "bind" => self.bind(Path::new(&mount.source), &mount.destination, attributes),
+            other => Err(Error::invalid(format!("unknown mount type {other:?}"))),
+        }
+    }
+
+    fn bind(&self, source: &Path, destination: &str, attributes: Attributes) -> Result<()> {
+        let origin = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty())
+            .what(format_args!("open mount source {}", source.display()))?;
+        let place = if source.is_dir() { self.root.directory(destination)? } else { self.root.file(destination)? };
+        let copy = self.kernel.copy(origin.as_fd(), true)?;
+        if !attributes.is_empty() {
+            self.kernel.set_attributes(copy.as_fd(), true, attributes)?;
+        }
+        self.kernel.attach(copy.as_fd(), place.as_fd())
+    }
+
+    fn make_readonly(&self, path: &str) -> Result<()> {
+        let Some(place) = self.root.find(path)? else { return Ok(()) };
+        let copy = self.kernel.copy(place.as_fd(), true)?;
+        self.kernel.set_attributes(copy.as_fd(), true, Attributes::MOUNT_ATTR_RDONLY)?;
+        self.kernel.attach(copy.as_fd(), place.as_fd())
+    }
+
+    fn mask(&self, path: &str) -> Result<()> {
+        let Some(place) = self.root.find(path)? else { return Ok(()) };
+        let is_directory = rustix::fs::fstat(&place).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir());
+        let cover: OwnedFd = if is_directory {
+            self.kernel.make(&Filesystem::new("tmpfs", &[("size", "4k")], Attributes::MOUNT_ATTR_RDONLY))?
+        } else {
+            let null = self.root.find("/dev/null")?.ok_or_else(|| Error::internal("no /dev/null to mask with"))?;
+            self.kernel.copy(null.as_fd(), false)?
+        };
+        self.kernel.attach(cover.as_fd(), place.as_fd())
+    }
+}
+
+/// `net.ipv4.ip_forward` or `net/ipv4/ip_forward`, below the root's /proc/sys.
+pub fn write_sysctl<K: Kernel>(kernel: &K, root: &Root, name: &str, value: &str) -> Result<()> {
+    let path = sysctl_path(name)?;
+    let directory = root.open("/proc/sys", OFlags::RDONLY | OFlags::DIRECTORY).what("open /proc/sys")?;
+    kernel.write(directory.as_fd(), &path, value).map_err(|cause| Error::invalid(format!("sysctl {name}: {cause}")))
+}
+
+pub fn sysctl_path(name: &str) -> Result<String> {
+    let path = if name.contains('/') { name.to_owned() } else { name.replace('.', "/") };
+    let sane = |part: &str| !part.is_empty() && part != "." && part != "..";
+    if name.len() > 256 || !path.split('/').all(sane) || path.contains('\0') {
+        return Err(Error::invalid(format!("bad sysctl name {name:?}")));
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+#[path = "rootfs_tests.rs"]
+mod tests;

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Docker's default seccomp profile (moby/profiles, seccomp/default.json) for x86-64: what is listed is allowed,
+//! some of it only with a capability or certain arguments; the rest fails with EPERM. What the profile
+//! does not know yet, and clone3 (whose flags a filter cannot see), fails with ENOSYS so that libc falls back.
+//!
+//! Only the 64-bit call table is open: the guest's kernel has no 32-bit one.
+
+#![allow(non_upper_case_globals, reason = "libc's naming")]
+
+use std::collections::BTreeMap;
+
+#[allow(clippy::wildcard_imports, reason = "three hundred constants")]
+use libc::*;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
+
+use crate::capability;
+use crate::error::{Error, Result};
+
+// Calls that libc's table does not have yet.
+const SYS_io_pgetevents: i64 = 333;
+const SYS_uretprobe: i64 = 335;
+const SYS_cachestat: i64 = 451;
+const SYS_map_shadow_stack: i64 = 453;
+const SYS_futex_wake: i64 = 454;
+const SYS_futex_wait: i64 = 455;
+const SYS_futex_requeue: i64 = 456;
+const SYS_statmount: i64 = 457;
+const SYS_listmount: i64 = 458;
+const SYS_lsm_get_self_attr: i64 = 459;
+const SYS_lsm_set_self_attr: i64 = 460;
+const SYS_lsm_list_modules: i64 = 461;
+const SYS_setxattrat: i64 = 463;
+const SYS_getxattrat: i64 = 464;
+const SYS_listxattrat: i64 = 465;
+const SYS_removexattrat: i64 = 466;
+
+/// The newest call that the profile has an opinion on.
+const NEWEST: u32 = SYS_removexattrat as u32;
+
+const ALLOWED: &[i64] = &[
+    SYS_accept, SYS_accept4, SYS_access, SYS_adjtimex, SYS_alarm, SYS_bind, SYS_brk, SYS_cachestat, SYS_capget,
+    SYS_capset, SYS_chdir, SYS_chmod, SYS_chown, SYS_clock_adjtime, SYS_clock_getres, SYS_clock_gettime,
+    SYS_clock_nanosleep, SYS_close, SYS_close_range, SYS_connect, SYS_copy_file_range, SYS_creat, SYS_dup, SYS_dup2,
+    SYS_dup3, SYS_epoll_create, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_ctl_old, SYS_epoll_pwait,
+    SYS_epoll_pwait2, SYS_epoll_wait, SYS_epoll_wait_old, SYS_eventfd, SYS_eventfd2, SYS_execve, SYS_execveat,
+    SYS_exit, SYS_exit_group, SYS_faccessat, SYS_faccessat2, SYS_fadvise64, SYS_fallocate, SYS_fanotify_mark,
+    SYS_fchdir, SYS_fchmod, SYS_fchmodat, SYS_fchmodat2, SYS_fchown, SYS_fchownat, SYS_fcntl, SYS_fdatasync,
+    SYS_fgetxattr, SYS_flistxattr, SYS_flock, SYS_fork, SYS_fremovexattr, SYS_fsetxattr, SYS_fstat, SYS_fstatfs,
+    SYS_fsync, SYS_ftruncate, SYS_futex, SYS_futex_requeue, SYS_futex_wait, SYS_futex_waitv, SYS_futex_wake,
+    SYS_futimesat, SYS_getcpu, SYS_getcwd, SYS_getdents, SYS_getdents64, SYS_getegid, SYS_geteuid, SYS_getgid,
+    SYS_getgroups, SYS_getitimer, SYS_getpeername, SYS_getpgid, SYS_getpgrp, SYS_getpid, SYS_getppid, SYS_getpriority,
+    SYS_getrandom, SYS_getresgid, SYS_getresuid, SYS_getrlimit, SYS_get_robust_list, SYS_getrusage, SYS_getsid,
+    SYS_getsockname, SYS_getsockopt, SYS_get_thread_area, SYS_gettid, SYS_gettimeofday, SYS_getuid, SYS_getxattr,
+    SYS_getxattrat, SYS_inotify_add_watch, SYS_inotify_init, SYS_inotify_init1, SYS_inotify_rm_watch, SYS_io_cancel,
+    SYS_ioctl, SYS_io_destroy, SYS_io_getevents, SYS_io_pgetevents, SYS_ioprio_get, SYS_ioprio_set, SYS_io_setup,
+    SYS_io_submit, SYS_kill, SYS_landlock_add_rule, SYS_landlock_create_ruleset, SYS_landlock_restrict_self,
+    SYS_lchown, SYS_lgetxattr, SYS_link, SYS_linkat, SYS_listen, SYS_listmount, SYS_listxattr, SYS_listxattrat,
+    SYS_llistxattr, SYS_lremovexattr, SYS_lseek, SYS_lsetxattr, SYS_lstat, SYS_madvise, SYS_map_shadow_stack,
+    SYS_membarrier, SYS_memfd_create, SYS_memfd_secret, SYS_mincore, SYS_mkdir, SYS_mkdirat, SYS_mknod, SYS_mknodat,
+    SYS_mlock, SYS_mlock2, SYS_mlockall, SYS_mmap, SYS_mprotect, SYS_mq_getsetattr, SYS_mq_notify, SYS_mq_open,
+    SYS_mq_timedreceive, SYS_mq_timedsend, SYS_mq_unlink, SYS_mremap, SYS_mseal, SYS_msgctl, SYS_msgget, SYS_msgrcv,
+    SYS_msgsnd, SYS_msync, SYS_munlock, SYS_munlockall, SYS_munmap, SYS_name_to_handle_at, SYS_nanosleep,
+    SYS_newfstatat, SYS_open, SYS_openat, SYS_openat2, SYS_pause, SYS_pidfd_open, SYS_pidfd_send_signal, SYS_pipe,
+    SYS_pipe2, SYS_pkey_alloc, SYS_pkey_free, SYS_pkey_mprotect, SYS_poll, SYS_ppoll, SYS_prctl, SYS_pread64,
+    SYS_preadv, SYS_preadv2, SYS_prlimit64, SYS_process_mrelease, SYS_pselect6, SYS_pwrite64, SYS_pwritev,
+    SYS_pwritev2, SYS_read, SYS_readahead, SYS_readlink, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmmsg,
+    SYS_recvmsg, SYS_remap_file_pages, SYS_removexattr, SYS_removexattrat, SYS_rename, SYS_renameat, SYS_renameat2,
+    SYS_restart_syscall, SYS_rmdir, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigpending, SYS_rt_sigprocmask,
+    SYS_rt_sigqueueinfo, SYS_rt_sigreturn, SYS_rt_sigsuspend, SYS_rt_sigtimedwait, SYS_rt_tgsigqueueinfo,
+    SYS_sched_getaffinity, SYS_sched_getattr, SYS_sched_getparam, SYS_sched_get_priority_max,
+    SYS_sched_get_priority_min, SYS_sched_getscheduler, SYS_sched_rr_get_interval, SYS_sched_setaffinity,
+    SYS_sched_setattr, SYS_sched_setparam, SYS_sched_setscheduler, SYS_sched_yield, SYS_seccomp, SYS_select,
+    SYS_semctl, SYS_semget, SYS_semop, SYS_semtimedop, SYS_sendfile, SYS_sendmmsg, SYS_sendmsg, SYS_sendto,
+    SYS_setfsgid, SYS_setfsuid, SYS_setgid, SYS_setgroups, SYS_setitimer, SYS_setpgid, SYS_setpriority, SYS_setregid,
+    SYS_setresgid, SYS_setresuid, SYS_setreuid, SYS_setrlimit, SYS_set_robust_list, SYS_setsid, SYS_setsockopt,
+    SYS_set_thread_area, SYS_set_tid_address, SYS_setuid, SYS_setxattr, SYS_setxattrat, SYS_shmat, SYS_shmctl,
+    SYS_shmdt, SYS_shmget, SYS_shutdown, SYS_sigaltstack, SYS_signalfd, SYS_signalfd4, SYS_socketpair, SYS_splice,
+    SYS_stat, SYS_statfs, SYS_statmount, SYS_statx, SYS_symlink, SYS_symlinkat, SYS_sync, SYS_sync_file_range,
+    SYS_syncfs, SYS_sysinfo, SYS_tee, SYS_tgkill, SYS_time, SYS_timer_create, SYS_timer_delete, SYS_timerfd_create,
+    SYS_timerfd_gettime, SYS_timerfd_settime, SYS_timer_getoverrun, SYS_timer_gettime, SYS_timer_settime, SYS_times,
+    SYS_tkill, SYS_truncate, SYS_umask, SYS_uname, SYS_unlink, SYS_unlinkat, SYS_uretprobe, SYS_utime, SYS_utimensat,
+    SYS_utimes, SYS_vfork, SYS_vmsplice, SYS_wait4, SYS_waitid, SYS_write, SYS_writev, SYS_process_vm_readv,
+    SYS_process_vm_writev, SYS_ptrace, SYS_arch_prctl, SYS_modify_ldt,
+];
+
+/// Allowed with the capability alone.
+const WITH_CAPABILITY: &[(&str, &[i64])] = &[
+    ("DAC_READ_SEARCH", &[SYS_open_by_handle_at]),
+    ("SYS_ADMIN", &[
+        SYS_bpf, SYS_clone, SYS_fanotify_init, SYS_fsconfig, SYS_fsmount, SYS_fsopen, SYS_fspick, SYS_lookup_dcookie,
+        SYS_lsm_get_self_attr, SYS_lsm_list_modules, SYS_lsm_set_self_attr, SYS_mount, SYS_mount_setattr, SYS_move_mount,
+        SYS_open_tree, SYS_perf_event_open, SYS_quotactl, SYS_quotactl_fd, SYS_setdomainname, SYS_sethostname, SYS_setns,
+        SYS_syslog, SYS_umount2, SYS_unshare, SYS_clone3,
+    ]),
+    ("SYS_BOOT", &[SYS_reboot]),
+    ("SYS_CHROOT", &[SYS_chroot]),
+    ("SYS_MODULE", &[SYS_delete_module, SYS_init_module, SYS_finit_module]),
+    ("SYS_PACCT", &[SYS_acct]),
+    ("SYS_PTRACE", &[SYS_kcmp, SYS_pidfd_getfd, SYS_process_madvise]),
+    ("SYS_RAWIO", &[SYS_iopl, SYS_ioperm]),
+    ("SYS_TIME", &[SYS_settimeofday, SYS_clock_settime]),
+    ("SYS_TTY_CONFIG", &[SYS_vhangup]),
+    ("SYS_NICE", &[SYS_get_mempolicy, SYS_mbind, SYS_set_mempolicy, SYS_set_mempolicy_home_node]),
+    ("SYSLOG", &[SYS_syslog]),
+    ("BPF", &[SYS_bpf]),
+    ("PERFMON", &[SYS_perf_event_open]),
+];
+
+/// CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET.
+const NAMESPACE_FLAGS: u64 = 0x7e02_0000;
+
+/// Families below AF_SNA's end, and these above; not AF_ALG (38) and not AF_VSOCK (40), which leads out of the VM.
+const SOCKET_FAMILIES_BELOW: u64 = 12;
+const SOCKET_FAMILIES: &[u64] =
+    &[13, 14, 15, 16, 17, 18, 21, 22, 24, 26, 27, 28, 29, 30, 31, 32, 33, 35, 36, 39, 41, 42, 43, 44, 45];
+
+/// PER_LINUX, PER_LINUX32, each with UNAME26, and the query.
+const PERSONALITIES: &[u64] = &[0x0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
+
+/// The filter for a process with these capabilities.
+pub fn program(capabilities: capability::Set) -> Result<Vec<sock_filter>> {
+    let admin = capabilities.has("SYS_ADMIN");
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = ALLOWED.iter().map(|&call| (call, vec![])).collect();
+    for (capability, calls) in WITH_CAPABILITY {
+        if capabilities.has(capability) {
+            rules.extend(calls.iter().map(|&call| (call, vec![])));
+        }
+    }
+    let conditional = || -> std::result::Result<_, seccompiler::BackendError> {
+        let mut sockets = vec![when(SeccompCmpOp::Lt, SOCKET_FAMILIES_BELOW)?];
+        for &family in SOCKET_FAMILIES {
+            sockets.push(when(SeccompCmpOp::Eq, family)?);
+        }
+        let personalities = PERSONALITIES.iter().map(|&value| when(SeccompCmpOp::Eq, value)).collect::<std::result::Result<_, _>>()?;
+        Ok((sockets, personalities, vec![when(SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS), 0)?]))
+    };
+    let (sockets, personalities, clones) = conditional().map_err(broken)?;
+    rules.insert(SYS_socket, sockets);
+    rules.insert(SYS_personality, personalities);
+    if !admin {
+        rules.insert(SYS_clone, clones);
+    }
+    let filter = SeccompFilter::new(rules, SeccompAction::Errno(EPERM as u32), SeccompAction::Allow, TargetArch::x86_64).map_err(broken)?;
+    let profile: BpfProgram = filter.try_into().map_err(broken)?;
+    let mut program = unknown_calls(admin);
+    program.extend(profile.iter().map(|i| sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }));
+    Ok(program)
+}
+
+/// ENOSYS for what is newer than the profile, and for clone3 without CAP_SYS_ADMIN; the rest falls through.
+fn unknown_calls(admin: bool) -> Vec<sock_filter> {
+    let instruction = |code: u32, jt, jf, k| sock_filter { code: code as u16, jt, jf, k };
+    let enosys = SECCOMP_RET_ERRNO | ENOSYS as u32;
+    let clone3 = if admin { u32::MAX } else { SYS_clone3 as u32 };
+    vec![
+        instruction(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0), // the call's number
+        instruction(BPF_JMP | BPF_JEQ | BPF_K, 1, 0, clone3),
+        instruction(BPF_JMP | BPF_JGT | BPF_K, 0, 1, NEWEST),
+        instruction(BPF_RET | BPF_K, 0, 0, enosys),
+    ]
+}
+
+fn when(operator: SeccompCmpOp, value: u64) -> std::result::Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?])
+}
+
+fn broken(cause: seccompiler::BackendError) -> Error {
+    Error::internal(format!("compile the seccomp profile: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Just enough of classic BPF to ask a program for its verdict.
+    fn verdict(program: &[sock_filter], call: i64, arg0: u64) -> u32 {
+        let mut data = [0_u8; 64];
+        data[0..4].copy_from_slice(&(call as u32).to_le_bytes());
+        data[4..8].copy_from_slice(&0xc000_003e_u32.to_le_bytes());
+        data[16..24].copy_from_slice(&arg0.to_le_bytes());
+        let (mut pc, mut accumulator) = (0, 0_u32);
+        loop {
+            let i = &program[pc];
+            pc += 1;
+            match u32::from(i.code) {
+                c if c == BPF_LD | BPF_W | BPF_ABS => {
+                    let k = i.k as usize;
+                    accumulator = u32::from_le_bytes(data[k..k + 4].try_into().unwrap());
+                }
+                c if c == BPF_ALU | BPF_AND | BPF_K => accumulator &= i.k,
+                c if c == BPF_JMP | BPF_JA => pc += i.k as usize,
+                c if c & 7 == BPF_JMP => {
+                    let taken = match c & 0xf0 {
+                        BPF_JEQ => accumulator == i.k,
+                        BPF_JGT => accumulator > i.k,
+                        BPF_JGE => accumulator >= i.k,
+                        other => panic!("jump {other:#x}"),
+                    };
+                    pc += usize::from(if taken { i.jt } else { i.jf });
+                }
+                c if c == BPF_RET | BPF_K => return i.k,
+                other => panic!("instruction {other:#x}"),
+            }
+        }
+    }
+
+    const ALLOW: u32 = SECCOMP_RET_ALLOW;
+    const DENY: u32 = SECCOMP_RET_ERRNO | EPERM as u32;
+    const UNKNOWN: u32 = SECCOMP_RET_ERRNO | ENOSYS as u32;
+
+    fn default() -> Vec<sock_filter> {
+        program(capability::Set::docker_default()).unwrap()
+    }
+
+    #[test]
+    fn everyday_calls_pass_and_dangerous_ones_do_not() {
+        let p = default();
+        for call in [SYS_read, SYS_execve, SYS_openat, SYS_exit_group, SYS_setuid, SYS_capset, SYS_seccomp, SYS_prctl, SYS_chroot, SYS_mseal] {
+            assert_eq!(verdict(&p, call, 0), ALLOW, "{call}");
+        }
+        for call in [SYS_mount, SYS_unshare, SYS_setns, SYS_bpf, SYS_reboot, SYS_init_module, SYS_keyctl, SYS_add_key, SYS_userfaultfd, SYS_io_uring_setup, SYS_kexec_load, SYS_swapon, SYS_pivot_root, SYS_settimeofday, SYS_open_by_handle_at] {
+            assert_eq!(verdict(&p, call, 0), DENY, "{call}");
+        }
+    }
+
+    #[test]
+    fn clone_makes_threads_but_no_namespaces() {
+        let p = default();
+        assert_eq!(verdict(&p, SYS_clone, (CLONE_VM | CLONE_THREAD | SIGCHLD) as u64), ALLOW);
+        for flag in [CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP] {
+            assert_eq!(verdict(&p, SYS_clone, (flag | SIGCHLD) as u64), DENY, "{flag:#x}");
+        }
+        assert_eq!(verdict(&p, SYS_clone3, 0), UNKNOWN);
+    }
+
+    #[test]
+    fn what_the_profile_does_not_know_is_not_implemented() {
+        assert_eq!(verdict(&default(), 467, 0), UNKNOWN);
+        assert_eq!(verdict(&default(), 0x4000_0001, 0), UNKNOWN);
+        assert_eq!(verdict(&default(), SYS_removexattrat, 0), ALLOW);
+    }
+
+    #[test]
+    fn sockets_and_personalities_are_looked_at() {
+        let p = default();
+        for family in [AF_UNIX, AF_INET, AF_INET6, AF_NETLINK, AF_PACKET] {
+            assert_eq!(verdict(&p, SYS_socket, family as u64), ALLOW);
+        }
+        for family in [AF_VSOCK, AF_ALG] {
+            assert_eq!(verdict(&p, SYS_socket, family as u64), DENY);
+        }
+        assert_eq!(verdict(&p, SYS_personality, 0xffff_ffff), ALLOW);
+        assert_eq!(verdict(&p, SYS_personality, 0x0040_0000), DENY);
+    }
+
+    #[test]
+    fn capabilities_open_their_calls() {
+        let all = program(capability::Set::ALL).unwrap();
+        for call in [SYS_mount, SYS_unshare, SYS_clone3, SYS_bpf, SYS_reboot, SYS_open_by_handle_at] {
+            assert_eq!(verdict(&all, call, 0), ALLOW, "{call}");
+        }
+        assert_eq!(verdict(&all, SYS_clone, CLONE_NEWNS as u64), ALLOW);
+        let none = program(capability::Set::parse::<&str>(&[]).unwrap()).unwrap();
+        assert_eq!(verdict(&none, SYS_chroot, 0), DENY);
+    }
+
+    #[test]
+    fn a_program_fits_the_kernels_limit() {
+        assert!(program(capability::Set::ALL).unwrap().len() < 4096);
+    }
+}

@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: Apache-2.0
+//! AgentService: decodes, checks bounds, delegates. A call that changes something runs to its end even when its
+//! connection is cut: the host that comes back asks what there is.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use crate::container::{Container, Shared, Workshop, blocking};
+use crate::error::{Error, Kind, Result};
+use crate::guest::Identity;
+use crate::power::Power;
+use crate::process::Process;
+use crate::proto::agent_service_server::AgentService;
+use crate::proto::*;
+use crate::stats;
+
+pub const PROTOCOL_VERSION: u32 = 1;
+const MAX_CONTAINERS: usize = 256;
+const MAX_ID: usize = 128;
+const MAX_MOUNTS: usize = 512;
+const MAX_PATHS: usize = 1024;
+
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+#[derive(Clone)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    workshop: Arc<Workshop>,
+    identity: Arc<Identity>,
+    power: Power,
+    containers: Mutex<HashMap<String, Slot>>,
+}
+
+/// An id is taken from the moment its container is asked for until it is gone.
+enum Slot {
+    Busy,
+    Ready(Arc<Container>),
+}
+
+impl Agent {
+    pub fn new(workshop: Workshop, power: Power) -> Self {
+        let inner = Inner { workshop: Arc::new(workshop), identity: Arc::default(), power, containers: Mutex::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn containers(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.inner.containers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn container(&self, id: &str) -> Result<Arc<Container>> {
+        match self.containers().get(id) {
+            Some(Slot::Ready(container)) => Ok(container.clone()),
+            Some(Slot::Busy) => Err(Error::wrong_state(format!("container {id} is being made or deleted"))),
+            None => Err(Error::not_found(format!("no container {id}"))),
+        }
+    }
+
+    pub fn process(&self, container: &str, process: &str) -> Result<Arc<Process>> {
+        self.container(container)?.process(process)
+    }
+
+    async fn create(self, request: CreateContainerRequest) -> Result<CreateContainerResponse> {
+        check_create(&request)?;
+        let id = request.container_id.clone();
+        let isolation = request.isolation.clone().unwrap_or_default();
+        let partner = |id: &str| if id.is_empty() { Ok(None) } else { self.container(id).map(Some) };
+        let shared = Shared { pid: partner(&isolation.share_pid_with)?, ipc: partner(&isolation.share_ipc_with)? };
+        {
+            let mut containers = self.containers();
+            if containers.contains_key(&id) {
+                return Err(Error::new(Kind::Exists, format!("container {id} exists")));
+            }
+            if containers.len() >= MAX_CONTAINERS {
+                return Err(Error::new(Kind::Exhausted, format!("the guest has {MAX_CONTAINERS} containers")));
+            }
+            containers.insert(id.clone(), Slot::Busy);
+        }
+        let (workshop, identity) = (self.inner.workshop.clone(), self.inner.identity.clone());
+        let made = blocking(move || workshop.make(request, &identity, &shared)).await;
+        match made.and_then(|made| Container::adopt(id.clone(), isolation.privileged, made)) {
+            Ok(container) => {
+                let pid = container.process("")?.pid;
+                self.containers().insert(id, Slot::Ready(container));
+                Ok(CreateContainerResponse { pid })
+            }
+            Err(error) => {
+                self.containers().remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn delete(self, id: String) -> Result<DeleteContainerResponse> {
+        let container = match self.container(&id) {
+            Ok(container) => container,
+            Err(error) if error.kind == Kind::NotFound => return Ok(DeleteContainerResponse {}),
+            Err(error) => return Err(error),
+        };
+        self.containers().insert(id.clone(), Slot::Busy);
+        let destroyed = container.destroy().await;
+        match &destroyed {
+            // Still alive: it must stay visible.
+            Err(error) if error.kind == Kind::TimedOut => self.containers().insert(id, Slot::Ready(container)),
+            _ => self.containers().remove(&id),
+        };
+        destroyed.map(|()| DeleteContainerResponse {})
+    }
+
+    async fn shut_down(self, timeout: Duration) -> Result<ShutdownResponse> {
+        let containers: Vec<Arc<Container>> = self.ready();
+        containers.iter().for_each(|container| container.kill_all());
+        let all_dead = async {
+            for container in &containers {
+                if let Ok(first) = container.process("") {
+                    let _ = first.wait().await;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(timeout, all_dead).await;
+        let power = self.inner.power.clone();
+        blocking(move || {
+            power.settle_disks(timeout);
+            Ok(())
+        })
+        .await?;
+        self.inner.power.off_soon();
+        Ok(ShutdownResponse {})
+    }
+
+    fn ready(&self) -> Vec<Arc<Container>> {
+        let containers = self.containers();
+        containers.values().filter_map(|slot| if let Slot::Ready(container) = slot { Some(container.clone()) } else { None }).collect()
+    }
+}
+
+/// Runs on when the caller hangs up.
+async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
+    let done = tokio::spawn(work).await.unwrap_or_else(|_| Err(Error::internal("a call's task panicked")));
+    Ok(Response::new(done?))
+}
+
+#[tonic::async_trait]
+impl AgentService for Agent {
+    async fn hello(&self, request: Request<HelloRequest>) -> Answer<HelloResponse> {
+        let asked = request.into_inner().protocol_version;
+        if asked != PROTOCOL_VERSION {
+            crate::warn!("the host speaks protocol {asked}, this agent {PROTOCOL_VERSION}");
+        }
+        let uptime = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Ok(Response::new(HelloResponse {
+            protocol_version: PROTOCOL_VERSION,
+            agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel_release: rustix::system::uname().release().to_string_lossy().into_owned(),
+            uptime_ms: uptime.tv_sec as u64 * 1000 + uptime.tv_nsec as u64 / 1_000_000,
+        }))
+    }
+
+    async fn configure_guest(&self, request: Request<ConfigureGuestRequest>) -> Answer<ConfigureGuestResponse> {
+        let (identity, request) = (self.inner.identity.clone(), request.into_inner());
+        detached(blocking(move || identity.configure(&request).map(|()| ConfigureGuestResponse {}))).await
+    }
+
+    async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
+        detached(self.clone().create(request.into_inner())).await
+    }
+
+    async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
+        let container = self.container(&request.into_inner().container_id)?;
+        detached(async move { container.start().await.map(|()| StartContainerResponse {}) }).await
+    }
+
+    async fn delete_container(&self, request: Request<DeleteContainerRequest>) -> Answer<DeleteContainerResponse> {
+        detached(self.clone().delete(request.into_inner().container_id)).await
+    }
+
+    async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
+        let containers = self.ready().iter().map(|container| container.status()).collect();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    async fn exec_process(&self, request: Request<ExecProcessRequest>) -> Answer<ExecProcessResponse> {
+        let request = request.into_inner();
+        check_id("process", &request.process_id)?;
+        let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
+        let (container, workshop) = (self.container(&request.container_id)?, self.inner.workshop.clone());
+        detached(async move {
+            let process = container.exec(&workshop, &request.process_id, spec).await?;
+            Ok(ExecProcessResponse { pid: process.pid })
+        })
+        .await
+    }
+
+    async fn signal_process(&self, request: Request<SignalProcessRequest>) -> Answer<SignalProcessResponse> {
+        let request = request.into_inner();
+        if !(1..=64).contains(&request.signal) {
+            return Err(Error::invalid(format!("no signal {}", request.signal)).into());
+        }
+        let container = self.container(&request.container_id)?;
+        if request.all {
+            if request.signal != libc::SIGKILL {
+                return Err(Error::invalid("only SIGKILL goes to all processes").into());
+            }
+            let delivered = container.process("")?.exit().is_none();
+            container.kill_all();
+            return Ok(Response::new(SignalProcessResponse { delivered }));
+        }
+        let delivered = container.process(&request.process_id)?.signal(request.signal)?;
+        Ok(Response::new(SignalProcessResponse { delivered }))
+    }
+
+    async fn resize_terminal(&self, request: Request<ResizeTerminalRequest>) -> Answer<ResizeTerminalResponse> {
+        let request = request.into_inner();
+        let size = request.size.ok_or_else(|| Error::invalid("no size given"))?;
+        self.process(&request.container_id, &request.process_id)?.resize(&size)?;
+        Ok(Response::new(ResizeTerminalResponse {}))
+    }
+
+    async fn wait_process(&self, request: Request<WaitProcessRequest>) -> Answer<WaitProcessResponse> {
+        let request = request.into_inner();
+        let exit = self.process(&request.container_id, &request.process_id)?.wait().await?;
+        Ok(Response::new(WaitProcessResponse { exit: Some(exit) }))
+    }
+
+    async fn forget_process(&self, request: Request<ForgetProcessRequest>) -> Answer<ForgetProcessResponse> {
+        let request = request.into_inner();
+        match self.container(&request.container_id) {
+            Err(error) if error.kind == Kind::NotFound => {}
+            container => container?.forget(&request.process_id)?,
+        }
+        Ok(Response::new(ForgetProcessResponse {}))
+    }
+
+    async fn get_stats(&self, request: Request<GetStatsRequest>) -> Answer<GetStatsResponse> {
+        let id = request.into_inner().container_id;
+        let mut stats = if id.is_empty() {
+            stats::guest()
+        } else {
+            self.container(&id)?.cgroup().map(|group| group.stats()).unwrap_or_default()
+        };
+        stats.agent_rss_bytes = stats::own_rss();
+        Ok(Response::new(stats))
+    }
+
+    async fn shutdown(&self, request: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
+        let timeout = Duration::from_millis(request.into_inner().timeout_ms.clamp(100, 60_000).into());
+        detached(self.clone().shut_down(timeout)).await
+    }
+}
+
+fn check_id(what: &str, id: &str) -> Result<()> {
+    let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(sane) || id.starts_with('.') {
+        return Err(Error::invalid(format!("bad {what} id {id:?}")));
+    }
+    Ok(())
+}
+
+fn check_create(request: &CreateContainerRequest) -> Result<()> {
+    check_id("container", &request.container_id)?;
+    let isolation = request.isolation.clone().unwrap_or_default();
+    if request.process.is_none() {
+        return Err(Error::invalid("no process given"));
+    }
+    if request.hostname.len() > 64 || request.hostname.contains(['/', '\0', '\n', ' ']) {
+        return Err(Error::invalid(format!("bad host name {:?}", request.hostname)));
+    }
+    if request.mounts.len() > MAX_MOUNTS || isolation.masked_paths.len() > MAX_PATHS || isolation.readonly_paths.len() > MAX_PATHS {
+        return Err(Error::invalid("too many mounts or paths"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_names_and_never_paths() {
+        assert!(check_id("container", "web-1_2.3").is_ok());
+        for bad in ["", ".", "..", "a/b", "a b", "ä", &"x".repeat(129), "a\0"] {
+            assert!(check_id("container", bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn requests_are_bounded() {
+        let good = CreateContainerRequest { container_id: "a".into(), process: Some(ProcessSpec::default()), ..Default::default() };
+        assert!(check_create(&good).is_ok());
+        let bad = [
+            CreateContainerRequest { process: None, ..good.clone() },
+            CreateContainerRequest { container_id: "../x".into(), ..good.clone() },
+            CreateContainerRequest { hostname: "a\nb".into(), ..good.clone() },
+            CreateContainerRequest { mounts: vec![Mount::default(); MAX_MOUNTS + 1], ..good.clone() },
+            CreateContainerRequest { isolation: Some(Isolation { masked_paths: vec![String::new(); MAX_PATHS + 1], ..Default::default() }), ..good },
+        ];
+        for request in bad {
+            assert_eq!(check_create(&request).unwrap_err().kind, Kind::Invalid);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hyper inspect`: containers and images as Docker's JSON."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from hyper.v1 import container_pb2, image_pb2
+from hyperctl import client as hyperd
+from hyperctl import completion, errors, tree
+from hyperctl.client import Client
+from hyperctl.completion import Completer
+from hyperctl.errors import CliError, InvalidError
+from hyperctl.image_shape import image_document
+from hyperctl.output import render_document
+from hyperctl.render import print_error, render_json
+from hyperctl.shape import container_document
+from hyperctl.template import Template
+
+KINDS = ("container", "image")
+
+EPILOG = """\b
+Examples:
+  hyper inspect -f '{{.State.Status}} {{.NetworkSettings.IPAddress}}' web
+  hyper inspect -f '{{json .Sandbox}}' web"""
+
+app = tree.group()
+
+
+Form = Annotated[
+    str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
+]
+
+
+def _names(what: str, complete: Completer) -> Any:
+    return typer.Argument(
+        metavar="NAME...", help=f"{what}, by name or id", autocompletion=complete, show_default=False
+    )
+
+
+@tree.command(app, "inspect", epilog=EPILOG)
+def inspect(
+    names: Annotated[list[str], _names("Containers or images", completion.containers_and_images)],
+    *,
+    form: Form = "",
+    kind: Annotated[
+        str, typer.Option("--type", metavar="container|image", help="Look only there", show_default=False)
+    ] = "",
+) -> int:
+    """Show everything about containers and images."""
+    if kind and kind not in KINDS:
+        raise InvalidError(f"invalid argument {kind!r}: {' or '.join(KINDS)}", subject="--type")
+    return show(names, form=form, kinds=(kind,) if kind else KINDS)
+
+
+@tree.command(app, "container-inspect")
+def container_inspect(
+    names: Annotated[list[str], _names("Containers", completion.containers)], *, form: Form = ""
+) -> int:
+    """Show everything about containers."""
+    return show(names, form=form, kinds=("container",))
+
+
+@tree.command(app, "image-inspect")
+def image_inspect(
+    names: Annotated[list[str], _names("Images", completion.images)], *, form: Form = ""
+) -> int:
+    """Show everything about images."""
+    return show(names, form=form, kinds=("image",))
+
+
+def show(names: list[str], *, form: str, kinds: tuple[str, ...]) -> int:
+    if form and form != "json":
+        Template(form)  # what is wrong with it is said before anything is asked
+    status = 0
+    documents: list[Mapping[str, Any]] = []
+
+    async def look() -> int:
+        status = 0
+        async with hyperd.connect() as client:
+            for name in names:
+                try:
+                    documents.append(await find_document(client, name, kinds))
+                except CliError as error:
+                    print_error(error)
+                    status = status or error.exit_status
+                    if error.exit_status == errors.UNAVAILABLE:
+                        break
+        return status
+
+    status = hyperd.run(look())
+    if form and form != "json":
+        for document in documents:
+            print(render_document(document, form))
+    else:
+        print(render_json(documents, indent=None if form else 4))
+    return status
+
+
+async def find_document(client: Client, name: str, kinds: tuple[str, ...]) -> Mapping[str, Any]:
+    """The first of ``kinds`` that knows the name. Raises CliError of the last one when none does."""
+    failure: CliError | None = None
+    for kind in kinds:
+        try:
+            with hyperd.rpc_errors(client.address):
+                return await _ask(client, name, kind)
+        except CliError as error:
+            failure = error
+            if error.exit_status != errors.NOT_FOUND:
+                break
+    if failure is not None and failure.exit_status != errors.NOT_FOUND:
+        raise failure
+    what = " or ".join(kinds)
+    raise CliError(f"no such {what}", subject=name, exit_status=errors.NOT_FOUND) from failure
+
+
+async def _ask(client: Client, name: str, kind: str) -> Mapping[str, Any]:
+    timeout_s = hyperd.QUERY_TIMEOUT_S
+    if kind == "container":
+        container = await client.containers.InspectContainer(
+            container_pb2.InspectContainerRequest(container=name), timeout=timeout_s
+        )
+        return container_document(container.container)
+    image = await client.images.InspectImage(image_pb2.InspectImageRequest(image=name), timeout=timeout_s)
+    return image_document(image.image)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hyper ps`."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from hyper.v1 import container_pb2 as pb
+from hyperctl import client as hyperd
+from hyperctl import options, tree
+from hyperctl.output import print_rows, render_rows
+from hyperctl.shape import CONTAINER_COLUMNS, CONTAINER_HEADERS, container_row
+
+FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "before", "since")
+
+EPILOG = """\b
+Examples:
+  hyper ps -a -f status=exited -f label=team=web
+  hyper ps --format 'table {{.Names}}\\t{{.Status}}'"""
+
+app = tree.group()
+
+
+@tree.command(app, "ps", epilog=EPILOG)
+def ps(
+    *,
+    show_all: Annotated[bool, typer.Option("--all", "-a", help="Also those that do not run")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", "-f", metavar="KEY=VALUE", help=f"By {', '.join(FILTERS)}"),
+    ] = None,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
+    ] = "",
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids and commands")] = False,
+    last: Annotated[
+        str, typer.Option("--last", "-n", metavar="NUMBER", help="The newest ones, whatever their state")
+    ] = "",
+    latest: Annotated[
+        bool, typer.Option("--latest", "-l", help="The newest one, whatever its state")
+    ] = False,
+) -> int:
+    """List containers."""
+    limit = options.parse_integer("--last", last, minimum=-1) if last else -1
+    if latest and limit < 0:
+        limit = 1
+    chosen = [pb.Filter(key=key, value=value) for key, value in options.parse_filters(filters or [], FILTERS)]
+    request = pb.ListContainersRequest(all=show_all or limit >= 0, filters=chosen)
+    response = hyperd.ask(
+        lambda client: client.containers.ListContainers(request, timeout=hyperd.QUERY_TIMEOUT_S)
+    )
+    containers = list(response.containers)[: limit if limit >= 0 else None]
+    now_s = time.time()
+    rows = [container_row(container, now_s=now_s, truncate=not no_trunc) for container in containers]
+    if quiet:
+        print_rows("\n".join(row["ID"] for row in rows))
+    else:
+        print_rows(render_rows(rows, columns=CONTAINER_COLUMNS, headers=CONTAINER_HEADERS, form=form))
+    return 0

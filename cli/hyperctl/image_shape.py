@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images as Docker shapes them: the rows of `images` and the documents of `inspect`."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hyper.v1 import image_pb2 as pb
+from hyperctl.names import familiar_name, shorten_id, split_reference
+from hyperctl.render import render_rfc3339, render_size, render_time
+from hyperctl.shape import render_ago
+from hyperctl.template import OpenMap
+
+NONE = "<none>"
+IMAGE_HEADERS = {
+    "Repository": "REPOSITORY",
+    "Tag": "TAG",
+    "Digest": "DIGEST",
+    "ID": "IMAGE ID",
+    "CreatedSince": "CREATED",
+    "CreatedAt": "CREATED AT",
+    "Size": "SIZE",
+    "StoredSize": "STORED SIZE",
+}
+IMAGE_COLUMNS = ("Repository", "Tag", "ID", "CreatedSince", "Size")
+IMAGE_COLUMNS_DIGESTS = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
+
+
+def image_rows(image: pb.Image, *, now_s: float, truncate: bool) -> Iterator[dict[str, Any]]:
+    """One row a tag; an image without any has one row, by digest if it has that."""
+    digests = dict(_split_digest(text) for text in image.digests)
+    named = [split_reference(tag)[:2] for tag in image.tags]
+    names = named or [(name, NONE) for name in digests] or [(NONE, NONE)]
+    for name, tag in names:
+        yield {
+            "Repository": familiar_name(name),
+            "Tag": tag,
+            "Digest": digests.get(name, NONE),
+            "ID": shorten_id(image.id) if truncate else image.id,
+            "CreatedSince": render_ago(image.created_at, now_s) or "N/A",
+            "CreatedAt": _local_time(image.created_at),
+            "Size": render_size(image.size_bytes),
+            "StoredSize": render_size(image.stored_bytes),
+        }
+
+
+def image_document(image: pb.Image) -> dict[str, Any]:
+    config = image.config
+    return {
+        "Id": image.id,
+        "RepoTags": [familiar_name(tag) for tag in image.tags],
+        "RepoDigests": [familiar_name(digest) for digest in image.digests],
+        "Created": render_rfc3339(image.created_at.seconds, image.created_at.nanos),
+        "Author": image.author,
+        "Architecture": image.architecture,
+        "Variant": image.variant,
+        "Os": image.os,
+        "Size": image.size_bytes,
+        "StoredSize": image.stored_bytes,
+        "ManifestDigest": image.manifest_digest,
+        "Config": {
+            "User": config.user,
+            "Env": list(config.env),
+            "Entrypoint": list(config.entrypoint) or None,
+            "Cmd": list(config.cmd) or None,
+            "WorkingDir": config.working_directory,
+            "Labels": OpenMap(sorted(config.labels.items())),
+            "ExposedPorts": OpenMap((port, {}) for port in config.exposed_ports),
+            "Volumes": OpenMap((volume, {}) for volume in config.volumes),
+            "StopSignal": config.stop_signal,
+        },
+        "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
+        "History": [
+            {
+                "Created": render_rfc3339(entry.created_at.seconds, entry.created_at.nanos),
+                "CreatedBy": entry.created_by,
+                "Comment": entry.comment,
+                "EmptyLayer": entry.empty_layer,
+            }
+            for entry in image.history
+        ],
+    }
+
+
+def _split_digest(text: str) -> tuple[str, str]:
+    name, _, digest = text.partition("@")
+    return name, digest
+
+
+def _local_time(moment: Timestamp) -> str:
+    return render_time(datetime.fromtimestamp(moment.seconds, UTC)) if moment.seconds else "N/A"

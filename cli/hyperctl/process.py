@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one gate for child processes of the command line: hyperd itself, and systemctl where systemd keeps hyperd."""
+
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from hyperctl import errors
+from hyperctl.errors import CliError
+
+UNIT = "hyperd.service"
+UNIT_DIRECTORIES = (
+    "/etc/systemd/system",
+    "/run/systemd/system",
+    "/usr/local/lib/systemd/system",
+    "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+)
+POLL_S = 0.05
+CHECK_TIMEOUT_S = 120.0
+SYSTEMCTL_TIMEOUT_S = 120.0
+TERMINATE_S = 10.0
+MAX_TAIL_BYTES = 4096
+TAIL_LINES = 20
+
+
+def find_hyperd() -> str:
+    """Beside our own program, where they were installed together, else on PATH. Raises CliError."""
+    own = Path(sys.argv[0])
+    directories = (own.resolve().parent, own.parent, Path(sys.executable).parent)
+    beside = [directory / "hyperd" for directory in directories]
+    for candidate in beside:
+        if candidate.is_file() and os.access(candidate, os.X_OK):
+            return str(candidate)
+    found = shutil.which("hyperd")
+    if found is None:
+        raise CliError(
+            "not found, neither beside this program nor on PATH",
+            subject="hyperd",
+            hint="install it with `make install`",
+            exit_status=errors.UNAVAILABLE,
+        )
+    return found
+
+
+def read_doctor_report() -> bytes:
+    """What `hyperd --doctor` says in JSON, whatever its exit status."""
+    return _run([find_hyperd(), "--doctor", "--format", "json"], timeout_s=CHECK_TIMEOUT_S)
+
+
+def has_unit() -> bool:
+    """systemd runs this machine and knows hyperd."""
+    return Path("/run/systemd/system").is_dir() and any(
+        Path(directory, UNIT).exists() for directory in UNIT_DIRECTORIES
+    )
+
+
+def is_run_by_systemd(pid: int) -> bool:
+    try:
+        return f"/{UNIT}" in Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return False
+
+
+def systemctl(verb: str) -> None:
+    """Raises CliError with what systemctl said."""
+    _run(["systemctl", verb, UNIT], timeout_s=SYSTEMCTL_TIMEOUT_S, must_succeed=True)
+
+
+def _run(argv: Sequence[str], *, timeout_s: float, must_succeed: bool = False) -> bytes:
+    try:
+        finished = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False
+        )
+    except OSError as error:
+        raise CliError(
+            f"cannot be executed: {error.strerror}", subject=argv[0], exit_status=errors.UNAVAILABLE
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise CliError(
+            f"no end after {timeout_s:g} s", subject=argv[0], exit_status=errors.TIMEOUT
+        ) from error
+    if (must_succeed and finished.returncode) or (finished.returncode and not finished.stdout):
+        raise CliError(
+            f"`{' '.join(argv[1:])}` ended with exit status {finished.returncode}",
+            subject=argv[0],
+            evidence=finished.stderr[-MAX_TAIL_BYTES:].decode(errors="replace"),
+            exit_status=errors.UNAVAILABLE,
+        )
+    return finished.stdout
+
+
+def start_hyperd(argv: Sequence[str], *, log: Path, ready: Callable[[], bool], timeout_s: float) -> int:
+    """Start hyperd in a session of its own and wait until ``ready``; returns its pid.
+
+    Raises CliError with the end of the log when it ends first or the time is up; then nothing is left running.
+    """
+    with log.open("ab") as output:
+        log_start = output.tell()
+        try:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise CliError(
+                f"cannot be executed: {error.strerror}", subject=argv[0], exit_status=errors.UNAVAILABLE
+            ) from error
+    with _ended_unless_kept(child) as keep:
+        for _ in range(max(1, round(timeout_s / POLL_S))):
+            if ready():
+                keep()
+                return child.pid
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                status = child.wait(POLL_S)
+                raise CliError(
+                    f"ended at once with {_describe_status(status)}",
+                    subject="hyperd",
+                    evidence=read_tail(log, log_start),
+                    hint=f"its log is {log}; `hyper doctor` checks this host",
+                    exit_status=errors.UNAVAILABLE,
+                )
+    raise CliError(
+        f"does not answer after {timeout_s:g} s, and was ended again",
+        subject="hyperd",
+        evidence=read_tail(log, log_start),
+        hint=f"its log is {log}; does it listen where --host says?",
+        exit_status=errors.TIMEOUT,
+    )
+
+
+@contextlib.contextmanager
+def _ended_unless_kept(child: "subprocess.Popen[bytes]") -> Iterator[Callable[[], None]]:
+    kept = False
+
+    def keep() -> None:
+        nonlocal kept
+        kept = True
+        child.returncode = 0  # it goes on without us; Popen need not warn
+
+    try:
+        yield keep
+    finally:
+        if not kept and child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(TERMINATE_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def end_process(pid: int, *, timeout_s: float) -> None:
+    """SIGTERM, then wait for its end. Raises CliError; a process that has gone already is no error."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        poller = select.poll()
+        poller.register(handle, select.POLLIN)
+        ended = poller.poll(timeout_s * 1000)
+    except ProcessLookupError:
+        return
+    except PermissionError as error:
+        raise CliError(
+            "not allowed to end it",
+            subject=f"hyperd (pid {pid})",
+            hint="try as root",
+            exit_status=errors.DENIED,
+        ) from error
+    finally:
+        os.close(handle)
+    if not ended:
+        raise CliError(
+            f"still there {timeout_s:g} s after SIGTERM",
+            subject=f"hyperd (pid {pid})",
+            exit_status=errors.TIMEOUT,
+        )
+
+
+def read_tail(log: Path, start: int = 0) -> str:
+    """The last lines that were written after ``start``."""
+    try:
+        with log.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(start, end - MAX_TAIL_BYTES))
+            text = file.read(MAX_TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-TAIL_LINES:])
+
+
+def _describe_status(status: int) -> str:
+    if status < 0:
+        return f"signal {signal.Signals(-status).name}"
+    return f"exit status {status}"

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pull as it goes: a bar a layer on a terminal, a line a step anywhere else."""
+
+import os
+import time
+from typing import TextIO
+
+from hyper.v1 import image_pb2 as pb
+from hyperctl import terminal
+from hyperctl.names import shorten_id
+from hyperctl.render import printable, render_size
+
+REDRAW_S = 0.08
+BAR_CELLS = 30
+WORDS = {
+    pb.LAYER_PHASE_WAITING: "Waiting",
+    pb.LAYER_PHASE_DOWNLOADING: "Downloading",
+    pb.LAYER_PHASE_CONVERTING: "Extracting",
+    pb.LAYER_PHASE_DONE: "Pull complete",
+    pb.LAYER_PHASE_EXISTS: "Already exists",
+}
+FINISHED = frozenset({pb.LAYER_PHASE_DONE, pb.LAYER_PHASE_EXISTS})
+
+
+class PullProgress:
+    """Shows LayerProgress messages on ``out``; ``downloaded`` says whether any layer had to be fetched."""
+
+    def __init__(self, out: TextIO, *, quiet: bool = False) -> None:
+        self._out = out
+        self._quiet = quiet
+        self._live = not quiet and _is_live(out)
+        self._layers: dict[str, pb.LayerProgress] = {}
+        self._drawn = 0
+        self._last_draw_s = 0.0
+        self.downloaded = False
+
+    def show(self, layer: pb.LayerProgress) -> None:
+        before = self._layers.get(layer.digest)
+        self._layers[layer.digest] = layer
+        self.downloaded |= layer.phase not in {pb.LAYER_PHASE_EXISTS, pb.LAYER_PHASE_WAITING}
+        if self._quiet:
+            return
+        new_phase = before is None or before.phase != layer.phase
+        if self._live:
+            if new_phase or time.monotonic() - self._last_draw_s >= REDRAW_S:
+                self._draw()
+        elif new_phase:
+            self.note(f"{shorten_id(layer.digest)}: {WORDS.get(layer.phase, 'Preparing')}")
+
+    def note(self, text: str) -> None:
+        """A line that stays, above the bars."""
+        if self._quiet:
+            return
+        if self._drawn:
+            self._out.write(f"\x1b[{self._drawn}A\x1b[J")
+            self._drawn = 0
+        self._out.write(printable(text) + "\n")
+        if self._live and self._layers:
+            self._draw()
+        self._out.flush()
+
+    def finish(self) -> None:
+        """The bars stay where they are; what is printed next comes below."""
+        if self._live and self._layers:
+            self._draw()
+        self._live, self._drawn = False, 0
+
+    def _draw(self) -> None:
+        self._last_draw_s = time.monotonic()
+        columns, rows = terminal.find_size(self._out.fileno()) or (80, 24)
+        lines = [line[: columns - 1] for line in self._lines(max(1, rows - 2))]
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        self._out.write(up + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
+        self._out.flush()
+        self._drawn = len(lines)
+
+    def _lines(self, limit: int) -> list[str]:
+        layers = list(self._layers.values())
+        if len(layers) > limit:  # then what is done is only counted
+            done = [layer for layer in layers if layer.phase in FINISHED]
+            open_ones = [layer for layer in layers if layer.phase not in FINISHED][: limit - 1]
+            return [f"{len(done)} of {len(layers)} layers complete", *map(render_layer, open_ones)]
+        return [render_layer(layer) for layer in layers]
+
+
+def render_layer(layer: pb.LayerProgress) -> str:
+    """`4f4fb700ef54: Downloading [=====>      ]  12.3MB/45.6MB`"""
+    head = f"{shorten_id(layer.digest)}: {WORDS.get(layer.phase, 'Preparing')}"
+    if layer.phase in FINISHED or layer.phase == pb.LAYER_PHASE_WAITING:
+        return head
+    if not layer.total_bytes:
+        return f"{head} {render_size(layer.done_bytes)}" if layer.done_bytes else head
+    done_bytes = min(layer.done_bytes, layer.total_bytes)
+    filled = BAR_CELLS * done_bytes // layer.total_bytes
+    bar = ("=" * filled + ">" * (filled < BAR_CELLS)).ljust(BAR_CELLS)
+    return f"{head} [{bar}] {render_size(done_bytes)}/{render_size(layer.total_bytes)}"
+
+
+def _is_live(out: TextIO) -> bool:
+    try:
+        return out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    except ValueError:  # closed
+        return False

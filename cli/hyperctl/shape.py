@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containers as Docker shapes them: the rows of `ps` and the documents of `inspect`."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from hyper.v1 import container_pb2 as pb
+from hyperctl.names import SHORT_ID, familiar_name
+from hyperctl.render import ellipsis, quote, render_duration, render_pairs, render_rfc3339, render_time
+from hyperctl.template import OpenMap
+
+COMMAND_CELLS = 20
+STATES = {
+    pb.CONTAINER_STATE_CREATED: "created",
+    pb.CONTAINER_STATE_STARTING: "starting",
+    pb.CONTAINER_STATE_RUNNING: "running",
+    pb.CONTAINER_STATE_STOPPING: "stopping",
+    pb.CONTAINER_STATE_EXITED: "exited",
+    pb.CONTAINER_STATE_REMOVING: "removing",
+    pb.CONTAINER_STATE_FAILED: "failed",
+}
+WHY_FAILED = {
+    pb.EXIT_REASON_GUEST_PANIC: "guest panic",
+    pb.EXIT_REASON_VM_LOST: "VM lost",
+    pb.EXIT_REASON_START_FAILED: "start failed",
+    pb.EXIT_REASON_AGENT_LOST: "agent lost",
+    pb.EXIT_REASON_OOM: "OOM",
+}
+CONTAINER_HEADERS = {
+    "ID": "CONTAINER ID",
+    "Image": "IMAGE",
+    "Command": "COMMAND",
+    "CreatedAt": "CREATED AT",
+    "RunningFor": "CREATED",
+    "Status": "STATUS",
+    "State": "STATE",
+    "Ports": "PORTS",
+    "Names": "NAMES",
+    "Networks": "NETWORKS",
+    "Labels": "LABELS",
+    "Mounts": "MOUNTS",
+    "LocalVolumes": "LOCAL VOLUMES",
+    "Size": "SIZE",
+    "Platform": "PLATFORM",
+}
+CONTAINER_COLUMNS = ("ID", "Image", "Command", "RunningFor", "Status", "Ports", "Names")
+
+
+def render_ago(moment: Timestamp, now_s: float) -> str:
+    if not moment.seconds:
+        return ""
+    return f"{render_duration(now_s - moment.seconds - moment.nanos / 1e9)} ago"
+
+
+def describe_status(container: pb.Container, now_s: float) -> str:
+    """`Up 3 seconds`, `Exited (0) 2 minutes ago`, `Failed (guest panic) 2 minutes ago`."""
+    ended = render_ago(container.finished_at, now_s)
+    match container.state:
+        case pb.CONTAINER_STATE_RUNNING | pb.CONTAINER_STATE_STOPPING:
+            up = f"Up {render_ago(container.started_at, now_s).removesuffix(' ago')}".rstrip()
+            return f"{up} (stopping)" if container.state == pb.CONTAINER_STATE_STOPPING else up
+        case pb.CONTAINER_STATE_EXITED:
+            why = WHY_FAILED.get(container.exit.reason)
+            text = f"Exited ({container.exit.code}) {ended}".rstrip()
+            return f"{text} ({why})" if why else text
+        case pb.CONTAINER_STATE_FAILED:
+            why = WHY_FAILED.get(container.exit.reason, f"exit {container.exit.code}")
+            return f"Failed ({why}) {ended}".rstrip()
+        case pb.CONTAINER_STATE_REMOVING:
+            return "Removal In Progress"
+        case _:
+            return STATES.get(container.state, "unknown").capitalize()
+
+
+def container_row(container: pb.Container, *, now_s: float, truncate: bool) -> Mapping[str, Any]:
+    command = " ".join(container.command)
+    return {
+        "ID": container.id[:SHORT_ID] if truncate else container.id,
+        "Image": familiar_name(container.image),
+        "Command": quote(ellipsis(command, COMMAND_CELLS) if truncate else command),
+        "CreatedAt": render_time(datetime.fromtimestamp(container.created_at.seconds, UTC)),
+        "RunningFor": render_ago(container.created_at, now_s),
+        "Status": describe_status(container, now_s),
+        "State": STATES.get(container.state, "unknown"),
+        "Ports": "",
+        "Names": container.name,
+        "Networks": ",".join(attachment.network for attachment in container.networks),
+        "Labels": render_pairs(container.spec.labels),
+        "Mounts": "",
+        "LocalVolumes": "0",
+        "Size": "",
+        "Platform": container.spec.platform,
+        "Label": lambda key: container.spec.labels.get(key, ""),
+    }
+
+
+def container_document(container: pb.Container) -> dict[str, Any]:
+    """What `docker inspect` prints of a container, plus `.Sandbox` for its virtual machine."""
+    command = list(container.command)
+    return {
+        "Id": container.id,
+        "Created": _time(container.created_at),
+        "Path": command[0] if command else "",
+        "Args": command[1:],
+        "State": _state(container),
+        "Image": container.image_id,
+        "LogPath": container.log_path,
+        "Name": f"/{container.name}",
+        "RestartCount": container.restart_count,
+        "Platform": container.spec.platform.partition("/")[0] or "linux",
+        "HostConfig": _host_config(container.spec),
+        "Config": _config(container),
+        "NetworkSettings": _network_settings(container),
+        "Sandbox": {
+            "Accelerator": container.accelerator,
+            "VcpuCount": container.vcpus,
+            "MemoryMiB": container.memory_mib,
+            "VmPid": container.vm_pid,
+            "GuestKernel": container.guest_kernel,
+            "StartMs": container.start_ms,
+        },
+    }
+
+
+def _time(moment: Timestamp) -> str:
+    return render_rfc3339(moment.seconds, moment.nanos)
+
+
+def _state(container: pb.Container) -> dict[str, Any]:
+    failed = container.exit.reason in WHY_FAILED
+    return {
+        "Status": STATES.get(container.state, "unknown"),
+        "Running": container.state in {pb.CONTAINER_STATE_RUNNING, pb.CONTAINER_STATE_STOPPING},
+        "Paused": False,
+        "Restarting": False,
+        "OOMKilled": container.exit.reason == pb.EXIT_REASON_OOM,
+        "Dead": container.state == pb.CONTAINER_STATE_FAILED,
+        "Pid": container.vm_pid,
+        "GuestPid": container.guest_pid,
+        "ExitCode": container.exit.code,
+        "Error": (container.exit.message or WHY_FAILED[container.exit.reason]) if failed else "",
+        "StartedAt": _time(container.started_at),
+        "FinishedAt": _time(container.finished_at),
+    }
+
+
+def _config(container: pb.Container) -> dict[str, Any]:
+    spec = container.spec
+    return {
+        "Hostname": spec.hostname or container.id[:SHORT_ID],
+        "User": spec.user,
+        "Tty": spec.tty,
+        "OpenStdin": spec.stdin,
+        "Env": list(spec.env),
+        "Cmd": list(spec.args) or None,
+        "Image": container.image,
+        "WorkingDir": spec.working_directory,
+        "Entrypoint": list(spec.entrypoint) or None,
+        "Labels": OpenMap(sorted(spec.labels.items())),
+        "StopSignal": spec.stop_signal,
+        "StopTimeout": spec.stop_timeout_s if spec.HasField("stop_timeout_s") else None,
+    }
+
+
+def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
+    security = ["no-new-privileges"] * spec.no_new_privileges + [
+        "seccomp=unconfined"
+    ] * spec.seccomp_unconfined
+    return {
+        "NetworkMode": spec.network or "bridge",
+        "AutoRemove": spec.auto_remove,
+        "NanoCpus": round(spec.cpus * 1e9),
+        "Memory": spec.memory_bytes,
+        "PidsLimit": spec.pids_limit or None,
+        "Privileged": spec.privileged,
+        "ReadonlyRootfs": spec.readonly_root,
+        "Init": spec.init,
+        "CapAdd": list(spec.cap_add) or None,
+        "CapDrop": list(spec.cap_drop) or None,
+        "GroupAdd": list(spec.additional_groups) or None,
+        "SecurityOpt": security or None,
+        "Ulimits": [{"Name": u.name, "Hard": u.hard, "Soft": u.soft} for u in spec.ulimits],
+        "Sysctls": OpenMap(sorted(spec.sysctls.items())),
+        "Tmpfs": OpenMap(sorted(spec.tmpfs.items())),
+        "ShmSize": spec.shm_size_bytes,
+        "ExtraHosts": list(spec.extra_hosts) or None,
+        "Dns": list(spec.dns_servers),
+        "DnsSearch": list(spec.dns_searches),
+        "DnsOptions": list(spec.dns_options),
+    }
+
+
+def _network_settings(container: pb.Container) -> dict[str, Any]:
+    networks = OpenMap(
+        (
+            attachment.network,
+            {
+                "MacAddress": attachment.mac,
+                "Gateway": attachment.gateway,
+                "IPAddress": attachment.address,
+                "IPPrefixLen": attachment.prefix_length,
+            },
+        )
+        for attachment in container.networks
+    )
+    first = next(
+        iter(networks.values()), {"MacAddress": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0}
+    )
+    return {**first, "Ports": OpenMap(), "Networks": networks}

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command: name -> (module under hyperctl.commands, its name there, summary). Help is printed from here alone."""
+
+CONTAINER_TABLE = {
+    "run": ("run", "run", "Create and start a container from an image"),
+    "create": ("run", "create", "Create a container without starting it"),
+    "start": ("lifecycle", "start", "Start stopped containers"),
+    "stop": ("lifecycle", "stop", "Stop running containers"),
+    "kill": ("lifecycle", "kill", "Send a signal to running containers"),
+    "rm": ("lifecycle", "rm", "Remove containers"),
+    "ps": ("listing", "ps", "List containers"),
+    "exec": ("attach", "exec", "Run a command in a running container"),
+    "attach": ("attach", "attach", "Join the standard streams of a running container"),
+    "logs": ("logs", "logs", "Show what a container has written"),
+    "wait": ("lifecycle", "wait", "Wait until containers stop, then print their exit codes"),
+    "inspect": ("inspect", "inspect", "Show everything about containers and images"),
+}
+ROOT_TABLE = CONTAINER_TABLE | {
+    "pull": ("images", "pull", "Download an image from a registry"),
+    "images": ("images", "images", "List images"),
+    "rmi": ("images", "rmi", "Remove images"),
+    "info": ("system", "info", "Show what the daemon runs with"),
+    "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
+    "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
+    "daemon": ("daemon", "", "Start, stop and look at the daemon"),
+    "container": ("groups", "container", "Commands on containers"),
+    "image": ("groups", "image", "Commands on images"),
+    "completion": ("completion", "completion", "Print the completion script of a shell"),
+    "__complete": ("completion", "__complete", ""),
+}
+
+CONTAINER_GROUP = {
+    **CONTAINER_TABLE,
+    "inspect": ("inspect", "container-inspect", "Show everything about containers"),
+    "ls": CONTAINER_TABLE["ps"],
+    "list": CONTAINER_TABLE["ps"],
+}
+IMAGE_GROUP = {
+    "ls": ROOT_TABLE["images"],
+    "list": ROOT_TABLE["images"],
+    "pull": ROOT_TABLE["pull"],
+    "rm": ROOT_TABLE["rmi"],
+    "inspect": ("inspect", "image-inspect", "Show everything about images"),
+}

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing an image's blobs here: skopeo copies, we watch them arrive.
+
+A layer is announced the moment that its blob is whole, while others are still under way. skopeo says nothing of its
+progress to a pipe, so the files that it writes are looked at a few times a second. Which file will be which
+layer it does not say either: they are matched in the order in which skopeo starts them, so a layer's progress is an
+estimate until the layer is whole.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hyperd.errors import ExhaustedError, UnavailableError
+from hyperd.host import files
+from hyperd.host.workers import Workers
+from hyperd.image.content import Content
+from hyperd.image.layers import one_error
+from hyperd.image.manifest import Descriptor
+from hyperd.image.reference import Transport
+from hyperd.image.transport import Remote, Skopeo
+from hyperd.model.image import Digest
+
+LOOK_EVERY_S = 0.2
+STALL_TIMEOUT_S = 180.0
+_UNDER_WAY = "oci-put-blob*"
+
+Progress = Callable[[Descriptor, int], None]
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """Which of an image's layers are whole."""
+
+    layers: Sequence[Descriptor]
+    whole: dict[Digest, asyncio.Event] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.whole = {layer.digest: asyncio.Event() for layer in self.layers}
+
+    def missing(self) -> list[Descriptor]:
+        unique = {layer.digest: layer for layer in self.layers}
+        return [layer for layer in unique.values() if not self.whole[layer.digest].is_set()]
+
+    async def wait_whole(self, digest: Digest) -> None:
+        await self.whole[digest].wait()
+
+
+@dataclass(slots=True)
+class Estimate:
+    """Pairs skopeo's temporary files with the layers that they will be."""
+
+    pairs: dict[str, Digest] = field(default_factory=dict)
+
+    def update(self, sizes: dict[str, int], missing: Sequence[Descriptor]) -> dict[Digest, int]:
+        totals = {layer.digest: layer.size_bytes for layer in missing}
+        self.pairs = {
+            name: digest
+            for name, digest in self.pairs.items()
+            if name in sizes and sizes[name] <= totals.get(digest, -1)
+        }
+        for name, size in sizes.items():
+            if name not in self.pairs:
+                taken = set(self.pairs.values())
+                fitting = (
+                    digest for digest, total in totals.items() if digest not in taken and size <= total
+                )
+                digest = next(fitting, None)
+                if digest is not None:
+                    self.pairs[name] = digest
+        return {digest: sizes[name] for name, digest in self.pairs.items()}
+
+
+class Downloads:
+    def __init__(
+        self,
+        skopeo: Skopeo,
+        content: Content,
+        workers: Workers,
+        *,
+        reserve_bytes: int,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
+        self._skopeo = skopeo
+        self._content = content
+        self._workers = workers
+        self._reserve_bytes = reserve_bytes
+        self._stall_timeout_s = stall_timeout_s
+
+    async def look_for(self, arrivals: Arrivals) -> None:
+        """Mark what is here already."""
+        for digest in await self._workers.call(self._find_whole, arrivals.missing()):
+            arrivals.whole[digest].set()
+
+    async def fetch(self, remote: Remote, arrivals: Arrivals, layout: Path, progress: Progress) -> None:
+        """Until every layer is whole. Raises ExhaustedError before the start when they cannot all fit."""
+        await self._workers.call(self._require_room, arrivals.missing())
+        async with one_error(), asyncio.TaskGroup() as tasks:
+            copying = tasks.create_task(
+                self._skopeo.copy_layers(remote, layout, self._content.shared_blob_dir)
+            )
+            await self._watch(remote, copying, arrivals, layout, progress)
+        await self.look_for(arrivals)
+        missing = arrivals.missing()
+        if missing:
+            raise UnavailableError(
+                "a layer was not delivered", subject=str(remote.source), evidence=missing[0].digest
+            )
+
+    async def _watch(
+        self,
+        remote: Remote,
+        copying: "asyncio.Task[None]",
+        arrivals: Arrivals,
+        layout: Path,
+        progress: Progress,
+    ) -> None:
+        estimate, seen, stalled_since = Estimate(), (-1, -1), asyncio.get_running_loop().time()
+        while not copying.done():
+            await asyncio.wait({copying}, timeout=LOOK_EVERY_S)
+            await self.look_for(arrivals)
+            missing = arrivals.missing()
+            sizes = await self._workers.call(_sizes_under_way, layout)
+            done = estimate.update(sizes, missing)
+            for layer in missing:
+                if layer.digest in done:
+                    progress(layer, done[layer.digest])
+            now = asyncio.get_running_loop().time()
+            if (len(missing), sum(sizes.values())) != seen or remote.source.transport is not Transport.DOCKER:
+                seen, stalled_since = (len(missing), sum(sizes.values())), now
+            elif now - stalled_since > self._stall_timeout_s:
+                raise UnavailableError(
+                    f"the registry has sent nothing for {self._stall_timeout_s:g} s",
+                    subject=str(remote.source),
+                )
+
+    def _find_whole(self, layers: Sequence[Descriptor]) -> list[Digest]:
+        return [layer.digest for layer in layers if self._content.has(layer.digest)]
+
+    def _require_room(self, layers: Sequence[Descriptor]) -> None:
+        need = sum(layer.size_bytes for layer in layers)
+        free = files.free_bytes(self._content.root)
+        if need + self._reserve_bytes > free:
+            raise ExhaustedError(
+                "no space left for the image",
+                subject=str(self._content.root),
+                evidence=f"its layers need {need >> 20} MiB compressed, {free >> 20} MiB are free, "
+                f"{self._reserve_bytes >> 20} MiB are kept in reserve",
+                hint="remove images or sandboxes that are not needed",
+            )
+
+
+def _sizes_under_way(layout: Path) -> dict[str, int]:
+    """Oldest first."""
+    found = []
+    for path in layout.glob(_UNDER_WAY):
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        found.append((status.st_ino, path.name, status.st_size))
+    return {name: size for _, name, size in sorted(found)}

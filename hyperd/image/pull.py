@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One pull from the reference to the disk.
+
+    manifest -> platform -> config -> [ blobs arrive -> each is converted as soon as it is whole ] -> disk -> records
+
+Everything is checked before the first layer is fetched; the records change last, in one transaction, so an image is
+there whole or not at all. Whole blobs and layers stay for the next attempt, temporary files do not.
+"""
+
+import asyncio
+import contextlib
+import secrets
+import sqlite3
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hyperd.errors import ImageNotFoundError, InvalidError, UnavailableError, UnsupportedError
+from hyperd.host import files
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.image import manifest as manifests
+from hyperd.image import platform as platforms
+from hyperd.image import records
+from hyperd.image.base import PullEvent
+from hyperd.image.config import ParsedConfig, parse_config
+from hyperd.image.content import Content, digest_of
+from hyperd.image.disks import EMPTY_LAYER, EMPTY_TAR, Disks
+from hyperd.image.download import Arrivals, Downloads
+from hyperd.image.flights import Flights, Hub
+from hyperd.image.gc import Garbage
+from hyperd.image.layers import LayerFile, Layers, one_error
+from hyperd.image.manifest import Descriptor, Manifest
+from hyperd.image.reference import Named, Transport, parse_named
+from hyperd.image.transport import Remote, Skopeo, written_by_copy
+from hyperd.model.image import Digest, Image, ImageId, LayerPhase, LayerProgress, Platform, PullNotice
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """What a reference means at this moment, checked."""
+
+    remote: Remote
+    manifest: Manifest
+    manifest_raw: bytes
+    config: ParsedConfig
+    config_raw: bytes
+
+    @property
+    def image_id(self) -> ImageId:
+        return ImageId(self.manifest.config.digest)
+
+    @property
+    def manifest_digest(self) -> Digest:
+        return digest_of(self.manifest_raw)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The rooms' own pieces that a pull works with."""
+
+    database: Database
+    workers: Workers
+    content: Content
+    skopeo: Skopeo
+    downloads: Downloads
+    layers: Layers
+    disks: Disks
+    garbage: Garbage
+    conversions: Flights[Digest, int, LayerFile]
+    temporary: Path
+
+
+class Pull:
+    def __init__(self, parts: Parts, remote: Remote, hub: Hub[PullEvent]) -> None:
+        self._parts = parts
+        self._remote = remote
+        self._subject = str(remote.source)
+        self._hub = hub
+
+    async def run(self) -> Image:
+        parts = self._parts
+        self._notice("source", f"Pulling {self._subject} for {self._remote.platform}")
+        raw = await parts.skopeo.raw_manifest(self._remote)
+        names = await self._names(digest_of(raw))
+        top = manifests.parse_manifest(raw, self._subject)
+        child = (
+            None if isinstance(top, Manifest) else manifests.choose(top, self._remote.platform, self._subject)
+        )
+        known = await self._find_known(digest_of(raw) if child is None else child.digest, names)
+        self._notice("digest", f"Digest: {digest_of(raw)}")
+        if known is not None:
+            self._notice("status", f"Image is up to date for {self._subject}")
+            return known
+        resolved = await self._resolve(raw, child)
+        async with parts.garbage.pinned(_digests_of(resolved)):
+            self._announce(resolved)
+            await self._bring_layers(resolved)
+            await parts.workers.call(self._keep, resolved)
+            new = records.NewImage(
+                resolved.image_id,
+                resolved.manifest_digest,
+                resolved.manifest,
+                resolved.config_raw,
+                resolved.config.diff_ids,
+                names,
+            )
+            image = await parts.database.transaction(lambda connection: records.save_image(connection, new))
+        self._notice("status", f"Downloaded newer image for {self._subject}")
+        return image
+
+    async def _resolve(self, raw: bytes, child: Descriptor | None) -> Resolved:
+        skopeo = self._parts.skopeo
+        if child is None:
+            remote, manifest_raw = self._remote, raw
+            config_raw = await skopeo.raw_config(remote)
+        else:
+            remote = replace(self._remote, digest=child.digest)
+            async with one_error(), asyncio.TaskGroup() as tasks:
+                asked = tasks.create_task(skopeo.child_manifest(remote, child))
+                asked_config = tasks.create_task(skopeo.raw_config(remote))
+            manifest_raw, config_raw = asked.result(), asked_config.result()
+        manifest = manifests.parse_manifest(manifest_raw, self._subject)
+        if not isinstance(manifest, Manifest):
+            raise UnsupportedError("the image's index leads to another index", subject=self._subject)
+        if digest_of(config_raw) != manifest.config.digest:
+            raise UnavailableError(
+                "the image config is not the one that its digest names",
+                subject=self._subject,
+                evidence=f"expected {manifest.config.digest}, got {digest_of(config_raw)}",
+            )
+        config = parse_config(config_raw, self._subject)
+        if len(config.diff_ids) != len(manifest.layers):
+            raise InvalidError(
+                f"the manifest has {len(manifest.layers)} layers, the config {len(config.diff_ids)}",
+                subject=self._subject,
+            )
+        self._require_platform(config.platform)
+        return Resolved(remote, manifest, manifest_raw, config, config_raw)
+
+    def _require_platform(self, offered: Platform) -> None:
+        if not platforms.runs(offered, self._remote.platform):
+            raise manifests.wrong_platform(str(offered), self._remote.platform, self._subject)
+
+    async def _names(self, top_digest: Digest) -> tuple[Named, ...]:
+        """What the image will be called here."""
+        source = self._remote.source
+        if source.transport is Transport.DOCKER and source.named is not None:
+            named = source.named
+            if named.digest and named.digest != top_digest:
+                raise UnavailableError(
+                    "the registry sent another manifest than was asked for",
+                    subject=self._subject,
+                    evidence=f"its digest is {top_digest}",
+                )
+            by_digest = replace(named, tag="", digest=top_digest)
+            return (by_digest,) if named.digest else (named, by_digest)
+        if source.transport is Transport.DOCKER_ARCHIVE and not source.inner:
+            tags = await self._parts.skopeo.archive_tags(source)
+            return tuple(parse_named(tag) for tag in tags)
+        return () if source.named is None else (source.named,)
+
+    async def _find_known(self, manifest_digest: Digest, names: tuple[Named, ...]) -> Image | None:
+        """An image that is here whole only gets its names."""
+        parts = self._parts
+
+        def find(connection: sqlite3.Connection) -> ImageId | None:
+            return records.find_manifest(connection, manifest_digest)
+
+        image_id = await parts.database.transaction(find)
+        if image_id is None:
+            return None
+        async with parts.garbage.pinned([Digest(image_id), manifest_digest]):
+            return await self._name_known(image_id, names)
+
+    async def _name_known(self, image_id: ImageId, names: tuple[Named, ...]) -> Image | None:
+        parts = self._parts
+        try:
+            image = await parts.database.transaction(
+                lambda connection: records.get_image(connection, image_id)
+            )
+        except ImageNotFoundError:  # removed in this very moment
+            return None
+        self._require_platform(image.platform)
+        if not await parts.workers.call(parts.disks.has_all, image.diff_ids):
+            return None
+
+        def save(connection: sqlite3.Connection) -> Image:
+            records.save_names(connection, image_id, names)
+            return records.get_image(connection, image_id)
+
+        return await parts.database.transaction(save)
+
+    def _announce(self, resolved: Resolved) -> None:
+        for layer in resolved.manifest.layers:
+            self._tell(layer, LayerPhase.WAITING, 0)
+
+    async def _bring_layers(self, resolved: Resolved) -> None:
+        parts = self._parts
+        wanted = dict(zip(resolved.config.diff_ids, resolved.manifest.layers, strict=True))
+        if not wanted:
+            await parts.workers.call(parts.content.put, EMPTY_LAYER, EMPTY_TAR)
+            wanted = {EMPTY_LAYER: Descriptor(EMPTY_LAYER, len(EMPTY_TAR), "")}
+        arrivals = Arrivals(list(wanted.values()))
+        await parts.downloads.look_for(arrivals)
+        directory = parts.temporary / f"pull-{secrets.token_hex(8)}"
+        try:
+            async with one_error(), asyncio.TaskGroup() as tasks:
+                for diff_id, layer in wanted.items():
+                    tasks.create_task(self._bring_layer(diff_id, layer, arrivals))
+                if arrivals.missing():
+                    await parts.workers.call(files.make_directory, directory, 0o700)
+                    await parts.downloads.fetch(resolved.remote, arrivals, directory, self._tell_downloading)
+            # skopeo has left its own manifest and config, other ones when it had to rewrite Docker's.
+            await parts.garbage.sweep(await parts.workers.call(written_by_copy, directory, parts.content))
+        finally:
+            await parts.workers.call(files.remove_tree, directory)
+
+    async def _bring_layer(self, diff_id: Digest, layer: Descriptor, arrivals: Arrivals) -> None:
+        parts = self._parts
+        here_before = arrivals.whole[layer.digest].is_set()
+        await arrivals.wait_whole(layer.digest)
+        if await self._find_layer(diff_id) is not None:
+            self._tell(layer, LayerPhase.EXISTS if here_before else LayerPhase.DONE, layer.size_bytes)
+            return
+        self._tell(layer, LayerPhase.CONVERTING, 0)
+
+        async def convert(hub: Hub[int]) -> LayerFile:
+            return await self._convert(diff_id, layer, hub)
+
+        async with parts.conversions.board(diff_id, convert) as flight:
+            async with contextlib.aclosing(flight.hub.listen()) as steps:
+                async for done in steps:
+                    self._tell(layer, LayerPhase.CONVERTING, done)
+            await flight.landed()
+        self._tell(layer, LayerPhase.DONE, layer.size_bytes)
+
+    async def _find_layer(self, diff_id: Digest) -> LayerFile | None:
+        parts = self._parts
+        found = await parts.database.transaction(lambda connection: records.find_layer(connection, diff_id))
+        here = await parts.workers.call(parts.layers.has, diff_id)
+        return found if here else None
+
+    async def _convert(self, diff_id: Digest, layer: Descriptor, hub: Hub[int]) -> LayerFile:
+        parts = self._parts
+        blob = parts.content.path(layer.digest)
+        try:
+            made = await parts.layers.convert(diff_id, blob, lambda done: hub.publish("done", done))
+        except InvalidError as error:
+            if await parts.workers.call(parts.content.is_intact, layer.digest):
+                raise
+            await parts.workers.call(parts.content.remove, layer.digest)
+            raise UnavailableError(
+                "a stored layer was damaged and is removed",
+                subject=layer.digest,
+                hint="pull the image again to fetch the layer anew",
+            ) from error
+        await parts.database.transaction(lambda connection: records.save_layer(connection, made))
+        return made
+
+    def _keep(self, resolved: Resolved) -> None:
+        """Blocks."""
+        content = self._parts.content
+        with files.file_errors(content.root):
+            content.put(resolved.manifest_digest, resolved.manifest_raw)
+            content.put(resolved.manifest.config.digest, resolved.config_raw)
+            self._parts.disks.make(resolved.image_id, resolved.config.diff_ids)
+
+    def _notice(self, kind: str, text: str) -> None:
+        self._hub.publish(kind, PullNotice(text))
+
+    def _tell_downloading(self, layer: Descriptor, done: int) -> None:
+        self._tell(layer, LayerPhase.DOWNLOADING, done)
+
+    def _tell(self, layer: Descriptor, phase: LayerPhase, done: int) -> None:
+        self._hub.publish(layer.digest, LayerProgress(layer.digest, phase, done, layer.size_bytes))
+
+
+def _digests_of(resolved: Resolved) -> set[Digest]:
+    blobs = {layer.digest for layer in resolved.manifest.layers}
+    return {resolved.manifest_digest, resolved.manifest.config.digest, *blobs, *resolved.config.diff_ids}

@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `rmi` does to the records: Docker's rules for untagging and deleting."""
+
+import sqlite3
+from dataclasses import dataclass
+
+from hyperd.errors import WrongStateError
+from hyperd.image import records
+from hyperd.image import reference as references
+from hyperd.image.reference import Named
+from hyperd.model.image import Digest, ImageId, Removal
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    removal: Removal
+    image_id: ImageId
+    candidates: frozenset[Digest]  # what may be unreferenced now
+
+
+def remove(connection: sqlite3.Connection, text: str, *, force: bool, in_use: frozenset[ImageId]) -> Removed:
+    """By name: untag, and delete with the last tag. By id: delete, unless several names would go with it.
+
+    Force on an image in use takes its names and keeps its layers. Raises ImageNotFoundError, InvalidError,
+    WrongStateError.
+    """
+    image_id = records.find_id(connection, text)
+    image = records.get_image(connection, image_id)
+    named = _name_meant(connection, text, image_id)
+    if named is not None:
+        untagged = [str(references.canonical(named))]
+        remaining = [tag for tag in image.tags if tag not in untagged]
+    else:
+        if len(image.tags) > 1 and not force:
+            raise WrongStateError(
+                f"the image has {len(image.tags)} tags",
+                subject=text,
+                hint="name the tags to remove, or force it",
+            )
+        untagged, remaining = list(image.tags), []
+    if not remaining and image_id in in_use and not force:
+        raise WrongStateError("a container uses the image", subject=text, hint="remove the container first")
+    kept = {references.parse_named(tag).repository for tag in remaining}
+    untagged += [
+        name for name in image.digests if name not in untagged and name.partition("@")[0] not in kept
+    ]
+    for name in untagged:
+        connection.execute("DELETE FROM image_tag WHERE name = ? AND image_id = ?", (name, image_id))
+        connection.execute("DELETE FROM image_digest WHERE name = ? AND image_id = ?", (name, image_id))
+    if remaining or image_id in in_use:
+        return Removed(Removal(tuple(untagged), ()), image_id, frozenset())
+    candidates = records.digests_of(connection, image_id)
+    connection.execute("DELETE FROM image WHERE image_id = ?", (image_id,))
+    layers = sorted(set(image.diff_ids) - records.referenced_digests(connection), key=image.diff_ids.index)
+    return Removed(Removal(tuple(untagged), (image_id, *reversed(layers))), image_id, frozenset(candidates))
+
+
+def _name_meant(connection: sqlite3.Connection, text: str, image_id: ImageId) -> Named | None:
+    if references.is_full_id(text):
+        return None
+    if references.id_prefix(text) and not _is_name(connection, text, image_id):
+        return None
+    return references.parse_named(text)
+
+
+def _is_name(connection: sqlite3.Connection, text: str, image_id: ImageId) -> bool:
+    return records.find_named(connection, references.parse_named(text)) == image_id

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A layer's blob on its way into a pipe: decompressed, hashed, counted and bounded. Blocks; runs on a worker thread."""
+
+import gzip
+import hashlib
+import io
+import os
+import threading
+import zlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import zstandard
+from isal import igzip, isal_zlib
+
+from hyperd.errors import ExhaustedError, InvalidError, UnsupportedError
+from hyperd.host import files
+from hyperd.model.image import Digest
+
+CHUNK_BYTES = 1 << 20
+MAX_ZSTD_WINDOW_BYTES = 128 << 20
+_CHECK_EVERY_BYTES = 32 << 20
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4"}
+_BROKEN: tuple[type[Exception], ...] = (
+    EOFError,
+    gzip.BadGzipFile,
+    zlib.error,
+    cast("type[Exception]", isal_zlib.error),
+    zstandard.ZstdError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    max_bytes: int  # of the uncompressed layer
+    reserve_bytes: int  # that must stay free on the filesystem it goes to
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    diff_id: Digest
+    size_bytes: int
+
+
+class LayerStream:
+    """One blob's way into one pipe, which it owns. ``stop`` may be called from any thread, at any time, twice."""
+
+    def __init__(
+        self, blob: Path, target: Path, pipe: int, limits: Limits, progress: Callable[[int], None]
+    ) -> None:
+        self._blob = blob
+        self._target = target
+        self._pipe = pipe
+        self._limits = limits
+        self._progress = progress
+        self._lock = threading.Lock()
+        self._started = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        with self._lock:
+            if not self._started and not self._stopped:
+                os.close(self._pipe)
+            self._stopped = True
+
+    def run(self) -> Streamed | None:
+        """Close the pipe at the end, whatever happens; None when stopped before.
+
+        A reader that goes away early (mkfs.erofs does after the end-of-archive mark) ends the writing, not the
+        hashing. Raises InvalidError, UnsupportedError, ExhaustedError.
+        """
+        with self._lock:
+            if self._stopped:
+                return None
+            self._started = True
+        with ExitStack() as stack:
+            stack.callback(os.close, self._pipe)
+            with files.file_errors(self._blob):
+                compressed = stack.enter_context(self._blob.open("rb"))
+            reader = stack.enter_context(open_layer(compressed, self._blob.name))
+            return self._pump(compressed, reader)
+
+    def _pump(self, compressed: BinaryIO, reader: BinaryIO) -> Streamed | None:
+        hashed, size, checked, listening = hashlib.sha256(), 0, 0, True
+        buffer = memoryview(bytearray(CHUNK_BYTES))
+        while count := self._read(reader, buffer):
+            if self._stopped:
+                return None
+            chunk = buffer[:count]
+            hashed.update(chunk)
+            size += count
+            if size - checked >= _CHECK_EVERY_BYTES:
+                checked = size
+                self._progress(compressed.tell())
+                self._require_room(size)
+            listening = listening and write_all(self._pipe, chunk)
+        self._require_room(size)
+        return Streamed(Digest(f"sha256:{hashed.hexdigest()}"), size)
+
+    def _read(self, reader: BinaryIO, buffer: memoryview) -> int:
+        try:
+            return cast("io.BufferedIOBase", reader).readinto(buffer)
+        except _BROKEN as error:
+            raise InvalidError(
+                "the layer cannot be decompressed", subject=self._blob.name, evidence=str(error)[:300]
+            ) from error
+
+    def _require_room(self, size: int) -> None:
+        if size > self._limits.max_bytes:
+            raise ExhaustedError(
+                f"the layer unpacks to more than {self._limits.max_bytes >> 20} MiB", subject=self._blob.name
+            )
+        free = files.free_bytes(self._target)
+        if free < self._limits.reserve_bytes:
+            raise ExhaustedError(
+                "no space left for the layer",
+                subject=str(self._target),
+                evidence=f"{free >> 20} MiB are free, {self._limits.reserve_bytes >> 20} MiB are kept in reserve",
+                hint="remove images or sandboxes that are not needed",
+            )
+
+
+def open_layer(compressed: BinaryIO, subject: str) -> BinaryIO:
+    """By the first bytes, not by the media type, which lies. Raises UnsupportedError."""
+    magic = compressed.read(6)
+    compressed.seek(0)
+    if magic.startswith(_GZIP):
+        gunzip: Callable[..., Any] = igzip.IGzipFile
+        return cast("BinaryIO", gunzip(fileobj=compressed, mode="rb"))
+    if magic.startswith(_ZSTD):
+        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
+        return cast(
+            "BinaryIO", decompressor.stream_reader(compressed, read_across_frames=True, closefd=False)
+        )
+    for prefix, name in _OTHERS.items():
+        if magic.startswith(prefix):
+            raise UnsupportedError(f"the layer is compressed with {name}", subject=subject)
+    return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", compressed)))
+
+
+def write_all(pipe: int, chunk: memoryview) -> bool:
+    """False when nobody reads any more."""
+    while chunk:
+        try:
+            written = os.write(pipe, chunk)
+        except BrokenPipeError:
+            return False
+        chunk = chunk[written:]
+    return True

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bridge: made or repaired, its address given, its subnet checked against the host's routes."""
+
+import errno
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from hyperd.errors import UnavailableError
+from hyperd.network.netlink import network_errors
+from hyperd.network.pool import mac_of
+from hyperd.network.settings import BridgeSettings
+
+_ETHERNET_MTU = 1500
+_MAIN_TABLE = 254
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoute:
+    destination: IPv4Network
+    interface: str
+    mtu: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Bridge:
+    """A bridge that is up."""
+
+    index: int
+    mtu: int
+
+
+def require_free(subnet: IPv4Network, routes: Iterable[HostRoute], bridge: str) -> None:
+    """Raises UnavailableError when the host sends part of ``subnet`` elsewhere. The default route does not count."""
+    for route in routes:
+        if route.interface == bridge or route.destination.prefixlen == 0:
+            continue
+        if route.destination.overlaps(subnet):
+            raise UnavailableError(
+                f"the host has a route to {route.destination} through {route.interface}, which overlaps",
+                subject=str(subnet),
+                hint="configure another subnet for the sandboxes",
+            )
+
+
+def choose_mtu(configured: int, routes: Iterable[HostRoute]) -> int:
+    """As configured, else what the way out takes, else Ethernet's."""
+    outward = [route.mtu for route in routes if route.destination.prefixlen == 0 and route.mtu]
+    return configured or min([*outward, _ETHERNET_MTU])
+
+
+async def ensure_bridge(settings: BridgeSettings) -> Bridge:
+    """Make what is missing, change what is different. Raises UnavailableError, DeniedError."""
+    async with AsyncIPRoute() as netlink:
+        with network_errors(settings.bridge):
+            routes = await list_routes(netlink)
+            require_free(settings.subnet, routes, settings.bridge)
+            mtu = choose_mtu(settings.mtu, routes)
+            index = await _ensure_link(netlink, settings)
+            await netlink.link("set", index=index, address=mac_of(settings.gateway), mtu=mtu, state="up")
+            await _ensure_address(netlink, index, settings)
+    return Bridge(index, mtu)
+
+
+async def list_routes(netlink: AsyncIPRoute) -> list[HostRoute]:
+    links = {link["index"]: link async for link in await netlink.link("dump")}
+    found = []
+    async for route in await netlink.route("dump", family=socket.AF_INET, table=_MAIN_TABLE):
+        link = links.get(route.get_attr("RTA_OIF"))
+        destination = f"{route.get_attr('RTA_DST') or '0.0.0.0'}/{route['dst_len']}"
+        found.append(
+            HostRoute(
+                IPv4Network(destination),
+                link.get_attr("IFLA_IFNAME") if link is not None else "",
+                link.get_attr("IFLA_MTU") if link is not None else 0,
+            )
+        )
+    return found
+
+
+async def _ensure_link(netlink: AsyncIPRoute, settings: BridgeSettings) -> int:
+    try:
+        await netlink.link("add", ifname=settings.bridge, kind="bridge", br_stp_state=0, br_forward_delay=0)
+    except NetlinkError as error:
+        if error.code != errno.EEXIST:
+            raise
+    async for link in await netlink.link("dump"):
+        if link.get_attr("IFLA_IFNAME") != settings.bridge:
+            continue
+        info = link.get_attr("IFLA_LINKINFO")
+        if info is None or info.get_attr("IFLA_INFO_KIND") != "bridge":
+            raise UnavailableError(
+                "there is an interface of this name that is no bridge",
+                subject=settings.bridge,
+                hint="configure another name for hyper's bridge",
+            )
+        index: int = link["index"]
+        return index
+    raise UnavailableError("the bridge was removed while it was being made", subject=settings.bridge)
+
+
+async def _ensure_address(netlink: AsyncIPRoute, index: int, settings: BridgeSettings) -> None:
+    wanted = (settings.gateway, settings.subnet.prefixlen)
+    present = set()
+    async for address in await netlink.addr("dump", index=index, family=socket.AF_INET):
+        if address["index"] == index:  # an older kernel does not filter
+            present.add((IPv4Address(address.get_attr("IFA_LOCAL")), address["prefixlen"]))
+    for other, prefix_length in present - {wanted}:
+        await netlink.addr("del", index=index, address=str(other), prefixlen=prefix_length)
+    if wanted not in present:
+        await netlink.addr("add", index=index, address=str(wanted[0]), prefixlen=wanted[1])

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
+
+``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
+transaction, four ioctls, one netlink message.
+"""
+
+import asyncio
+import errno
+import logging
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from hyperd.errors import HyperError, UnavailableError
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.model.network import Attachment
+from hyperd.model.vm import SandboxId
+from hyperd.network.bridge import Bridge, ensure_bridge
+from hyperd.network.leases import Lease, Leases
+from hyperd.network.nat import apply_rules, enable_forwarding
+from hyperd.network.netlink import network_errors
+from hyperd.network.resolver import read_resolver
+from hyperd.network.settings import BridgeSettings
+from hyperd.network.tap import PREFIX, create_tap, remove_unused_tap, tap_name
+
+_log = logging.getLogger(__name__)
+_ALIAS = "hyper sandbox "  # the rest of a tap's alias is the whole id, of which its name has only a part
+_MISSING = (errno.ENODEV, errno.ENOENT)
+
+
+class BridgeNetwork:
+    def __init__(self, settings: BridgeSettings, database: Database) -> None:
+        self._settings = settings
+        self._leases = Leases(database, settings)
+        self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
+        self._preparing = asyncio.Lock()
+        self._bridge: Bridge | None = None
+
+    async def prepare(self) -> None:
+        """Make or repair everything. Idempotent; call it again when somebody flushed the host's rules."""
+        async with self._preparing:
+            await self._leases.prepare()
+            self._bridge = await ensure_bridge(self._settings)
+            resolver = read_resolver()
+            await apply_rules(self._settings, resolver.servers)
+            changed = enable_forwarding()
+        fields = {
+            "bridge": self._settings.bridge,
+            "subnet": str(self._settings.subnet),
+            "mtu": self._bridge.mtu,
+        }
+        _log.info("network is ready", extra=fields)
+        if changed:
+            _log.info("net.ipv4.ip_forward was 0 and is now 1")
+        if not resolver.servers:
+            _log.warning("the host has no name server that a guest could reach; guests cannot resolve names")
+
+    async def attach(self, sandbox_id: SandboxId) -> Attachment:
+        if self._bridge is None:
+            await self.prepare()
+        lease = await self._leases.lease(sandbox_id)
+        try:
+            try:
+                bridge = await self._plug(sandbox_id)
+            except (
+                UnavailableError
+            ) as error:  # somebody may have removed the bridge: once more, with a new one
+                _log.warning(
+                    "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
+                )
+                await self.prepare()
+                bridge = await self._plug(sandbox_id)
+        except BaseException:
+            await asyncio.shield(self._undo(lease))
+            raise
+        return self._attachment(lease, bridge)
+
+    async def detach(self, sandbox_id: SandboxId) -> None:
+        name = tap_name(sandbox_id)
+        with network_errors(name):
+            async with AsyncIPRoute() as netlink:
+                try:
+                    await netlink.link("del", ifname=name)
+                except NetlinkError as error:
+                    if error.code not in _MISSING:
+                        raise
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        await self.detach(sandbox_id)
+        await self._leases.release(sandbox_id)
+
+    async def list_attached(self) -> set[SandboxId]:
+        owners = await self._leases.list_owners()
+        with network_errors(self._settings.bridge):
+            async with AsyncIPRoute() as netlink:
+                async for link in await netlink.link("dump"):
+                    name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
+                    if name.startswith(PREFIX) and alias.startswith(_ALIAS):
+                        owners.add(SandboxId(alias.removeprefix(_ALIAS)))
+        return owners
+
+    def close(self) -> None:
+        """End the room's thread; what sandboxes use stays."""
+        self._taps.close()
+
+    async def _plug(self, sandbox_id: SandboxId) -> Bridge:
+        bridge = self._bridge
+        if bridge is None:
+            raise HyperError("attached before the network was prepared", subject=sandbox_id)
+        name = tap_name(sandbox_id)
+        with network_errors(name):
+            index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
+            async with AsyncIPRoute() as netlink:
+                await netlink.link(
+                    "set",
+                    index=index,
+                    master=bridge.index,
+                    mtu=bridge.mtu,
+                    ifalias=f"{_ALIAS}{sandbox_id}",
+                    state="up",
+                )
+        return bridge
+
+    async def _undo(self, lease: Lease) -> None:
+        name = tap_name(lease.sandbox_id)
+        try:
+            with network_errors(name):
+                await self._taps.call(remove_unused_tap, name)
+        finally:
+            if lease.is_new:
+                await self._leases.release(lease.sandbox_id)
+
+    def _attachment(self, lease: Lease, bridge: Bridge) -> Attachment:
+        resolver = read_resolver()
+        return Attachment(
+            sandbox_id=lease.sandbox_id,
+            network=self._settings.name,
+            tap=tap_name(lease.sandbox_id),
+            mac=lease.mac,
+            address=str(lease.address),
+            prefix_length=self._settings.subnet.prefixlen,
+            gateway=str(self._settings.gateway),
+            mtu=bridge.mtu,
+            dns_servers=resolver.servers,
+            dns_searches=resolver.searches,
+            dns_options=resolver.options,
+        )

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has which address, in the records: a lease outlives taps, sandboxes' stops and hyperd itself."""
+
+import asyncio
+import sqlite3
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from hyperd.host.database import Database
+from hyperd.model.vm import SandboxId
+from hyperd.network.pool import Pool, mac_of
+from hyperd.network.settings import BridgeSettings
+
+_MIGRATIONS = (
+    """CREATE TABLE network_lease (
+        network TEXT NOT NULL, sandbox_id TEXT NOT NULL, address INTEGER NOT NULL,
+        PRIMARY KEY (network, sandbox_id), UNIQUE (network, address)
+    ) STRICT""",
+    "CREATE TABLE network_cursor (network TEXT PRIMARY KEY, last_address INTEGER NOT NULL) STRICT",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    sandbox_id: SandboxId
+    address: IPv4Address
+    is_new: bool = False
+
+    @property
+    def mac(self) -> str:
+        return mac_of(self.address)
+
+
+class Leases:
+    """The leases of one network."""
+
+    def __init__(self, database: Database, settings: BridgeSettings) -> None:
+        self._database = database
+        self._settings = settings
+
+    async def prepare(self) -> None:
+        await self._database.migrate("network", _MIGRATIONS)
+
+    async def lease(self, sandbox_id: SandboxId) -> Lease:
+        """The sandbox's lease, made when it has none in this subnet. Raises ExhaustedError.
+
+        A caller that is cancelled leaves no new lease: the transaction runs to its end all the same, so it is undone
+        by one that runs behind it.
+        """
+        made: list[Lease] = []
+
+        def work(connection: sqlite3.Connection) -> Lease:
+            made.append(self._lease(connection, sandbox_id))
+            return made[0]
+
+        def undo(connection: sqlite3.Connection) -> None:
+            if made and made[0].is_new:
+                self._release(connection, sandbox_id)
+
+        try:
+            return await self._database.transaction(work)
+        except asyncio.CancelledError:
+            await asyncio.shield(self._database.transaction(undo))
+            raise
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
+
+    async def list_owners(self) -> set[SandboxId]:
+        def work(connection: sqlite3.Connection) -> set[SandboxId]:
+            rows = connection.execute(
+                "SELECT sandbox_id FROM network_lease WHERE network = ?", (self._settings.name,)
+            )
+            return {SandboxId(row[0]) for row in rows}
+
+        return await self._database.transaction(work)
+
+    def _release(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> None:
+        connection.execute(
+            "DELETE FROM network_lease WHERE network = ? AND sandbox_id = ?",
+            (self._settings.name, sandbox_id),
+        )
+
+    def _lease(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> Lease:
+        network, subnet = self._settings.name, self._settings.subnet
+        row = connection.execute(
+            "SELECT address FROM network_lease WHERE network = ? AND sandbox_id = ?", (network, sandbox_id)
+        ).fetchone()
+        if row is not None and IPv4Address(row[0]) in subnet:
+            return Lease(sandbox_id, IPv4Address(row[0]))
+        taken = connection.execute("SELECT address FROM network_lease WHERE network = ?", (network,))
+        cursor = connection.execute(
+            "SELECT last_address FROM network_cursor WHERE network = ?", (network,)
+        ).fetchone()
+        pool = Pool.of(
+            subnet,
+            self._settings.gateway,
+            (IPv4Address(row[0]) for row in taken),
+            IPv4Address(cursor[0]) if cursor else None,
+        )
+        address, _ = pool.give()
+        connection.execute(
+            "INSERT INTO network_lease (network, sandbox_id, address) VALUES (?, ?, ?)"
+            " ON CONFLICT (network, sandbox_id) DO UPDATE SET address = excluded.address",
+            (network, sandbox_id, int(address)),
+        )
+        connection.execute(
+            "INSERT INTO network_cursor (network, last_address) VALUES (?, ?)"
+            " ON CONFLICT (network) DO UPDATE SET last_address = excluded.last_address",
+            (network, int(address)),
+        )
+        return Lease(sandbox_id, address, is_new=True)

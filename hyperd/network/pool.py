@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which addresses are taken, and which comes next. Pure.
+
+Addresses go round: one that was given back is the last to be given again, so that neither an ARP cache nor a
+half-open connection of its former owner meets the new one.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Self
+
+from hyperd.errors import ExhaustedError
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """All of ``subnet`` but its network address, its broadcast address and the gateway's."""
+
+    subnet: IPv4Network
+    gateway: IPv4Address
+    taken: frozenset[IPv4Address] = frozenset()
+    last: IPv4Address | None = None
+
+    @classmethod
+    def of(
+        cls,
+        subnet: IPv4Network,
+        gateway: IPv4Address,
+        taken: Iterable[IPv4Address],
+        last: IPv4Address | None,
+    ) -> Self:
+        """Addresses of another subnet, from before the configuration changed, are left out."""
+        return cls(
+            subnet,
+            gateway,
+            frozenset(address for address in taken if address in subnet),
+            last if last is not None and last in subnet else None,
+        )
+
+    def give(self) -> tuple[IPv4Address, Self]:
+        """The next free address, and the pool without it. Raises ExhaustedError."""
+        first, end = int(self.subnet.network_address), int(self.subnet.broadcast_address)
+        start = first if self.last is None else int(self.last)
+        for step in range(1, self.subnet.num_addresses + 1):
+            number = first + (start - first + step) % self.subnet.num_addresses
+            address = IPv4Address(number)
+            if number in (first, end) or address == self.gateway or address in self.taken:
+                continue
+            return address, replace(self, taken=self.taken | {address}, last=address)
+        raise ExhaustedError(
+            f"all {len(self.taken)} addresses are leased",
+            subject=str(self.subnet),
+            hint="remove sandboxes that are no longer used, or configure a wider subnet",
+        )
+
+    def take_back(self, address: IPv4Address) -> Self:
+        return replace(self, taken=self.taken - {address})
+
+
+def mac_of(address: IPv4Address) -> str:
+    """A locally administered unicast MAC, as unique as the address it is made from."""
+    return ":".join(f"{byte:02x}" for byte in (0x0A, 0x48, *address.packed))

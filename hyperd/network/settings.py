@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is fixed about a bridge network before it exists."""
+
+import re
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+from hyperd.errors import InvalidError
+
+# Not Docker's 172.17-31/16 and 192.168/16, podman's 10.88/16, libvirt's 192.168.122/24, nor what the usual Kubernetes
+# networks take (10.42, 10.43, 10.96, 10.244).
+DEFAULT_SUBNET = IPv4Network("10.213.0.0/16")
+_INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSettings:
+    """``mtu`` 0: that of the host's default route. ``tap_owner_uid``: who may open the taps, i.e. QEMU's user."""
+
+    tap_owner_uid: int
+    name: str = "bridge"
+    bridge: str = "hyper0"
+    subnet: IPv4Network = DEFAULT_SUBNET
+    mtu: int = 0
+    table: str = "hyper"
+
+    def __post_init__(self) -> None:
+        if not _INTERFACE.fullmatch(self.bridge):
+            raise InvalidError("not the name of a network interface", subject=self.bridge)
+        if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", self.table):
+            raise InvalidError("not a name for an nftables table", subject=self.table)
+        if self.subnet.prefixlen > 29:
+            raise InvalidError(
+                "a subnet needs room for at least a few sandboxes: /29 or wider", subject=str(self.subnet)
+            )
+        if self.mtu and not 576 <= self.mtu <= 65535:
+            raise InvalidError(f"an MTU of {self.mtu} is out of range", subject=self.bridge)
+
+    @property
+    def gateway(self) -> IPv4Address:
+        return self.subnet[1]

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taps: persistent, owned by QEMU's user, with virtio-net headers. Blocking, for the room's own thread.
+
+Made by ioctl, since netlink cannot make them. See Documentation/networking/tuntap.rst in the kernel's source.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+
+from hyperd.model.vm import SandboxId
+
+_TUN = "/dev/net/tun"
+_TUNSETIFF = 0x400454CA
+_TUNSETPERSIST = 0x400454CB
+_TUNSETOWNER = 0x400454CC
+_IFF_TAP = 0x0002
+_IFF_NO_PI = 0x1000
+_IFF_VNET_HDR = 0x4000
+_FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
+PREFIX = "hyt"
+_NAME_LENGTH = 15
+
+
+def tap_name(sandbox_id: SandboxId) -> str:
+    """At most 15 characters, of which 12 are the id's: 48 bits."""
+    return f"{PREFIX}{sandbox_id}"[:_NAME_LENGTH]
+
+
+def create_tap(name: str, owner_uid: int) -> int:
+    """Make it, or find it made; return its index. One that a VM holds already stays as it is."""
+    tun = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(tun, _TUNSETIFF, _request(name))
+        fcntl.ioctl(tun, _TUNSETOWNER, owner_uid)
+        fcntl.ioctl(tun, _TUNSETPERSIST, 1)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+    finally:
+        os.close(tun)
+    return socket.if_nametoindex(name)
+
+
+def remove_unused_tap(name: str) -> None:
+    """Undo ``create_tap``; one that a VM holds stays, and so does an interface of this name that is no tap."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return
+    tun = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(tun, _TUNSETIFF, _request(name))
+        fcntl.ioctl(tun, _TUNSETPERSIST, 0)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EINVAL):
+            raise
+    finally:
+        os.close(tun)
+
+
+def _request(name: str) -> bytes:
+    return struct.pack("16sH22x", name.encode(), _FLAGS)

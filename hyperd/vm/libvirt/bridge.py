@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt, made awaitable.
+
+Two kinds of thread touch libvirt: bounded pools that make calls, and one thread that runs libvirt's own event loop.
+Neither touches hyperd's state: results come back through futures, events through ``call_soon_threadsafe`` as plain
+values. Urgent calls have threads of their own, so that no number of stuck boots can keep a kill from being made.
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+import libvirt
+
+from hyperd.host.workers import Workers
+from hyperd.vm.libvirt.connection import close_connection, open_connection
+from hyperd.vm.libvirt.errors import libvirt_errors
+from hyperd.vm.libvirt.events import acquire_event_thread, release_event_thread
+
+_log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+_CALL_THREADS = 8
+_URGENT_THREADS = 4
+_CLOSE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleEvent:
+    """Numbers as in libvirt's virDomainEventType."""
+
+    name: str
+    event: int
+    detail: int
+
+
+Listener = Callable[[LifecycleEvent], None]
+Call = Callable[[libvirt.virConnect], R]
+
+
+class LibvirtBridge:
+    """One connection. ``on_event`` is called on the event loop's thread."""
+
+    def __init__(self, uri: str, on_event: Listener) -> None:
+        self._uri = uri
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._calls = Workers("libvirt-call", _CALL_THREADS)
+        self._urgent = Workers("libvirt-urgent", _URGENT_THREADS)
+        self._connection: libvirt.virConnect | None = None
+        self._callback = -1
+
+    async def __aenter__(self) -> Self:
+        """Raises UnavailableError when libvirt cannot be opened."""
+        acquire_event_thread()
+        try:
+            with libvirt_errors(self._uri):
+                self._connection = await self._urgent.call(open_connection, self._uri)
+                self._callback = await self.call(self._subscribe, urgent=True)
+        except BaseException:
+            await self._shut()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._shut()
+
+    async def call(self, function: Call[R], *, urgent: bool = False) -> R:
+        """``function(connection)`` on a thread. libvirtError passes: the caller knows its subject.
+
+        A cancelled caller stops waiting; the call itself runs to its end.
+        """
+        workers = self._urgent if urgent else self._calls
+        return await workers.call(function, self._opened())
+
+    async def call_or_undo(self, function: Call[R], undo: Call[object]) -> R:
+        """As ``call``; when the caller is cancelled, ``undo`` runs as soon as ``function`` has succeeded."""
+        guard = threading.Lock()
+        abandoned = finished = False
+
+        def work(connection: libvirt.virConnect) -> R:
+            nonlocal finished
+            result = function(connection)
+            with guard:
+                finished = True
+                if not abandoned:
+                    return result
+            undo(connection)
+            return result
+
+        try:
+            return await self.call(work)
+        except asyncio.CancelledError:
+            with guard:
+                abandoned = True
+            if finished:  # the result was on its way to us
+                await self.call(undo, urgent=True)
+            raise
+
+    def _opened(self) -> libvirt.virConnect:
+        if self._connection is None:
+            raise RuntimeError("the bridge is not open")
+        return self._connection
+
+    def _subscribe(self, connection: libvirt.virConnect) -> int:
+        return connection.domainEventRegisterAny(
+            None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._on_lifecycle, None
+        )
+
+    def _on_lifecycle(
+        self, _connection: object, domain: libvirt.virDomain, event: int, detail: int, _opaque: object
+    ) -> None:
+        """On the event thread: copy plain values out and hop to the loop."""
+        plain = LifecycleEvent(domain.name(), event, detail)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is there to hear it
+            self._loop.call_soon_threadsafe(self._on_event, plain)
+
+    async def _shut(self) -> None:
+        # The pool first: it waits for the calls under way, and they need the connection.
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._urgent.call(self._calls.close)
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    await self._urgent.call(self._close, connection)
+                await self._urgent.call(release_event_thread)
+        except TimeoutError:
+            # A call hangs in libvirt and cannot be ended. Closing the pools would hang with it.
+            _log.error("libvirt does not answer: its threads are abandoned", extra={"uri": self._uri})
+        else:
+            self._urgent.close()
+
+    def _close(self, connection: libvirt.virConnect) -> None:
+        with contextlib.suppress(libvirt.libvirtError):
+            if self._callback >= 0:
+                connection.domainEventDeregisterAny(self._callback)
+        close_connection(connection)

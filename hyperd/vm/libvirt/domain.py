@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls on libvirt's domains, made on a bridge's thread. They block and let libvirtError pass."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from hyperd.model.vm import SandboxId, VmGoneCause
+from hyperd.vm.libvirt.errors import is_gone
+from hyperd.vm.libvirt.xml import domain_uuid, find_sandbox_id
+
+_CAUSES = {
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: VmGoneCause.SHUTDOWN,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: VmGoneCause.DESTROYED,
+    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: VmGoneCause.CRASHED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OurDomain:
+    sandbox_id: SandboxId
+    paused: bool
+    console: Path | None = None
+
+
+def cause_of(detail: int) -> VmGoneCause:
+    """Of a lifecycle event `stopped`. All that is no one's wish is a loss."""
+    return _CAUSES.get(detail, VmGoneCause.LOST)
+
+
+def exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:
+    try:
+        _lookup(connection, sandbox_id)
+    except libvirt.libvirtError:
+        return False
+    return True
+
+
+def destroy(connection: libvirt.virConnect, sandbox_id: SandboxId) -> None:
+    """Idempotent; returns when libvirt has tidied up."""
+    try:
+        _lookup(connection, sandbox_id).destroy()
+    except libvirt.libvirtError as error:
+        if not is_gone(error):
+            raise
+
+
+def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:
+    found = []
+    for domain in connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        sandbox_id = find_sandbox_id(domain.name())
+        # The name may be anybody's on a shared libvirt, the UUID follows from it only for us.
+        if sandbox_id is None or domain.UUIDString() != str(domain_uuid(sandbox_id)):
+            continue
+        with contextlib.suppress(libvirt.libvirtError):  # ended since the list was made
+            found.append(OurDomain(sandbox_id, int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED))
+    return found
+
+
+def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
+    """As ``list_ours``, after libvirt has reconnected to each QEMU, or found that it is gone.
+
+    It does so in the background: a destroy in that very moment fails with "Domain not found".
+    """
+    found = []
+    for ours in list_ours(connection):
+        with contextlib.suppress(libvirt.libvirtError):  # its QEMU had ended while nobody looked
+            domain = _lookup(connection, ours.sandbox_id)
+            domain.memoryStats()  # a job of the domain: waits for the job that reconnects it
+            source = ET.fromstring(domain.XMLDesc()).find("devices/serial/source")  # noqa: S314 - libvirt's own
+            path = source.get("path") if source is not None else None
+            found.append(OurDomain(ours.sandbox_id, ours.paused, Path(path) if path else None))
+    return found
+
+
+def _lookup(connection: libvirt.virConnect, sandbox_id: SandboxId) -> libvirt.virDomain:
+    return connection.lookupByUUIDString(str(domain_uuid(sandbox_id)))

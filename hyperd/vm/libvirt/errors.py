@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""libvirt's errors become ours, here and nowhere else; the original stays as ``__cause__``."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import libvirt
+
+from hyperd.errors import (
+    DeniedError,
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    InvalidError,
+    NotFoundError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
+
+_MEANING: dict[int, type[HyperError]] = {
+    libvirt.VIR_ERR_NO_DOMAIN: NotFoundError,
+    libvirt.VIR_ERR_DOM_EXIST: ExistsError,
+    libvirt.VIR_ERR_OPERATION_INVALID: WrongStateError,
+    libvirt.VIR_ERR_XML_ERROR: InvalidError,
+    libvirt.VIR_ERR_XML_DETAIL: InvalidError,
+    libvirt.VIR_ERR_XML_INVALID_SCHEMA: InvalidError,
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED: InvalidError,
+    libvirt.VIR_ERR_INVALID_ARG: InvalidError,
+    libvirt.VIR_ERR_NO_MEMORY: ExhaustedError,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT: TimeoutExpiredError,
+    libvirt.VIR_ERR_OPERATION_DENIED: DeniedError,
+    libvirt.VIR_ERR_AUTH_FAILED: DeniedError,
+    libvirt.VIR_ERR_NO_SUPPORT: UnsupportedError,
+}
+_NO_MEMORY_WORDS = ("Cannot allocate memory", "cannot set up guest memory")
+
+
+def kind_of(code: int, message: str) -> type[HyperError]:
+    """Everything else that libvirt reports means that some process or file of its own is not there."""
+    if any(words in message for words in _NO_MEMORY_WORDS):
+        return ExhaustedError
+    return _MEANING.get(code, UnavailableError)
+
+
+@contextlib.contextmanager
+def libvirt_errors(subject: str, *, evidence: Callable[[], str] = str) -> Iterator[None]:
+    """Translate at the seam. ``evidence`` is asked only when there is an error."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        message = error.get_error_message() or str(error)
+        kind = kind_of(error.get_error_code() or 0, message)
+        raise kind(message, subject=subject, evidence=evidence()) from error
+
+
+def is_gone(error: libvirt.libvirtError) -> bool:
+    """The domain does not exist, or not any more: what ``destroy`` wanted."""
+    return error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The hypervisor room's adapter for libvirt's QEMU driver.
+
+A VM is in exactly one of these places:
+
+    (nowhere) --start--> _running --destroy--> _ending --libvirt has tidied up--> (nowhere)
+                             └--- it ended by itself: libvirt's event ---------------^
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import libvirt
+
+from hyperd.errors import ExistsError, HyperError, TimeoutExpiredError, UnavailableError
+from hyperd.host.lock import FileLock
+from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.vm.console import trim_console
+from hyperd.vm.libvirt.bridge import LibvirtBridge, LifecycleEvent
+from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
+from hyperd.vm.libvirt.domain import cause_of, destroy, exists, list_ours, settle_ours
+from hyperd.vm.libvirt.errors import libvirt_errors
+from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
+from hyperd.vm.libvirt.process import QemuProcess
+from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
+from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
+
+_log = logging.getLogger(__name__)
+
+_MAX_EVENTS = 4096
+_TRIM_CONSOLES_S = 10.0
+_EVENT_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Ending:
+    """A VM whose process is killed: what is still to come."""
+
+    process: QemuProcess
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)  # libvirt's event
+    forgotten: asyncio.Event = field(default_factory=asyncio.Event)  # the name can be used again
+
+
+class LibvirtHypervisor:
+    """An async context manager. Leaving it leaves the VMs running; the next one of the same root adopts them.
+
+    Wants ``hyperd.host.reaper.Reaper`` around it, or QEMU's zombies are PID 1's to reap.
+    """
+
+    def __init__(self, settings: LibvirtSettings) -> None:
+        self.settings = settings
+        self._stack = contextlib.AsyncExitStack()
+        self._running: dict[SandboxId, QemuProcess] = {}
+        self._consoles: dict[SandboxId, Path] = {}
+        self._starting: set[SandboxId] = set()
+        self._ending: dict[SandboxId, _Ending] = {}
+        self._events: asyncio.Queue[VmGone] = asyncio.Queue(_MAX_EVENTS)
+        self._trimmer: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        """Raises WrongStateError when another process has this root, UnavailableError when something is missing."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self.settings.embedded:
+                lock = FileLock(self.settings.root / "hyperd.lock")
+                lock.acquire()
+                stack.callback(lock.release)
+                write_configuration(self.settings)
+            self._bridge = await stack.enter_async_context(
+                LibvirtBridge(self.settings.connection_uri, self._on_lifecycle)
+            )
+            stack.callback(self._close)
+            await self._adopt()
+            self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
+            self._tasks.create_task(self._warm_up())
+            self._trim_consoles()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def prepare(self) -> HypervisorCapabilities:
+        """Fill libvirt's capability cache. For set-up: some 5 s the first time, nothing afterwards."""
+        with libvirt_errors(str(self.settings.platform.emulator)):
+            return await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
+
+    async def start(self, definition: VmDefinition) -> VmStatus:
+        sandbox_id = definition.sandbox_id
+        name = domain_name(sandbox_id)
+        described = render_domain(definition, self.settings)
+        if sandbox_id in self._running or sandbox_id in self._starting:
+            raise ExistsError("the VM exists", subject=name)
+        self._starting.add(sandbox_id)
+        try:
+            async with asyncio.timeout(self.settings.start_timeout_s):
+                if (ending := self._ending.get(sandbox_id)) is not None:
+                    await ending.forgotten.wait()
+                process = await self._create(sandbox_id, described)
+        except TimeoutError as error:
+            raise TimeoutExpiredError(
+                f"did not start in {self.settings.start_timeout_s:g} s", subject=name
+            ) from error
+        finally:
+            self._starting.discard(sandbox_id)
+        self._running[sandbox_id] = process
+        self._consoles[sandbox_id] = definition.console_log
+        return VmStatus(sandbox_id, process.pid)
+
+    async def destroy(self, sandbox_id: SandboxId) -> None:
+        name = domain_name(sandbox_id)
+        try:
+            async with asyncio.timeout(self.settings.destroy_timeout_s):
+                ending = self._ending.get(sandbox_id)
+                if ending is None:
+                    process = self._take(sandbox_id) or QemuProcess.find(self.settings.pid_dir, name)
+                    if process is None:
+                        await self._forget(sandbox_id)
+                        return
+                    process.kill()
+                    ending = self._ending[sandbox_id] = _Ending(process)
+                    self._tasks.create_task(self._finish(sandbox_id, ending))
+                await ending.process.wait_gone()
+        except TimeoutError as error:
+            raise TimeoutExpiredError(
+                f"still there {self.settings.destroy_timeout_s:g} s after it was killed", subject=name
+            ) from error
+
+    async def list_running(self) -> list[VmStatus]:
+        with libvirt_errors(self.settings.connection_uri):
+            found = await self._bridge.call(list_ours, urgent=True)
+        statuses = []
+        for domain in found:
+            if domain.sandbox_id in self._ending:
+                continue
+            process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
+            if process is not None:  # else it ended meanwhile, and its event is on the way
+                statuses.append(VmStatus(domain.sandbox_id, process.pid, domain.paused))
+        return statuses
+
+    async def events(self) -> AsyncIterator[VmGone]:
+        while True:
+            yield await self._events.get()
+
+    async def _create(self, sandbox_id: SandboxId, described: str) -> QemuProcess:
+        name = domain_name(sandbox_id)
+        log_dir = self.settings.log_dir
+
+        def create(connection: libvirt.virConnect) -> None:
+            try:
+                connection.createXML(described, 0)
+            except libvirt.libvirtError as error:
+                if exists(connection, sandbox_id):
+                    raise ExistsError("the VM exists", subject=name) from error
+                raise
+
+        def undo(connection: libvirt.virConnect) -> None:
+            destroy(connection, sandbox_id)
+            remove_qemu_log(log_dir, name)
+
+        try:
+            with libvirt_errors(name, evidence=lambda: qemu_log_tail(log_dir, name)):
+                await self._bridge.call_or_undo(create, undo)
+        except ExistsError:
+            raise
+        except HyperError:
+            remove_qemu_log(log_dir, name)
+            raise
+        process = QemuProcess.find(self.settings.pid_dir, name)
+        if process is None:
+            evidence = qemu_log_tail(log_dir, name)
+            await self._bridge.call(undo, urgent=True)
+            raise UnavailableError("the VM ended as soon as it ran", subject=name, evidence=evidence)
+        return process
+
+    async def _finish(self, sandbox_id: SandboxId, ending: "_Ending") -> None:
+        """Wait in the background until libvirt has tidied up and said so; the name is free again then."""
+        try:
+            async with asyncio.timeout(self.settings.destroy_timeout_s):
+                await self._forget(sandbox_id)
+            async with asyncio.timeout(_EVENT_TIMEOUT_S):
+                await ending.stopped.wait()
+        except (HyperError, TimeoutError) as error:
+            _log.warning("libvirt is slow to forget a VM", extra={"sandbox": sandbox_id, "error": str(error)})
+        finally:
+            del self._ending[sandbox_id]
+            ending.process.close()
+            ending.forgotten.set()
+
+    async def _forget(self, sandbox_id: SandboxId) -> None:
+        """libvirt's own destroy: ends what still runs, returns when nothing of it is known any more."""
+        name = domain_name(sandbox_id)
+        with libvirt_errors(name):
+            await self._bridge.call(lambda connection: destroy(connection, sandbox_id), urgent=True)
+        remove_qemu_log(self.settings.log_dir, name)
+
+    async def _adopt(self) -> None:
+        """VMs of an earlier process. libvirt reconnects in the background: wait until it has."""
+        with libvirt_errors(self.settings.connection_uri):
+            found = await self._bridge.call(settle_ours)
+        for domain in found:
+            if domain.console is not None:
+                self._consoles[domain.sandbox_id] = domain.console
+            self._hold(domain.sandbox_id)
+        if self.settings.embedded:
+            for log in self.settings.log_dir.glob("*.log"):
+                if find_sandbox_id(log.stem) not in self._running:
+                    log.unlink(missing_ok=True)
+
+    def _hold(self, sandbox_id: SandboxId) -> QemuProcess | None:
+        process = QemuProcess.find(self.settings.pid_dir, domain_name(sandbox_id))
+        if process is not None:
+            self._running[sandbox_id] = process
+        return process
+
+    def _take(self, sandbox_id: SandboxId) -> QemuProcess | None:
+        self._consoles.pop(sandbox_id, None)
+        return self._running.pop(sandbox_id, None)
+
+    def _on_lifecycle(self, event: LifecycleEvent) -> None:
+        sandbox_id = find_sandbox_id(event.name)
+        if sandbox_id is None or event.event != libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            return
+        detail = ""
+        if (ending := self._ending.get(sandbox_id)) is not None:
+            cause = VmGoneCause.DESTROYED
+            ending.stopped.set()
+        else:
+            cause = cause_of(event.detail)
+            if (process := self._take(sandbox_id)) is not None:
+                process.close()
+        if cause is VmGoneCause.LOST:
+            detail = qemu_log_tail(self.settings.log_dir, event.name)
+        if sandbox_id not in self._starting:  # a start that fails has its own use for the log
+            remove_qemu_log(self.settings.log_dir, event.name)
+        _log.info("VM gone", extra={"sandbox": sandbox_id, "cause": cause.value})
+        try:
+            self._events.put_nowait(VmGone(sandbox_id, cause, detail))
+        except asyncio.QueueFull:  # events are hints: who reconciles finds out
+            _log.warning("nobody reads the hypervisor's events", extra={"sandbox": sandbox_id})
+
+    async def _warm_up(self) -> None:
+        """libvirt reads its capability cache at first use, in 0.7 s: before the first VM, not in its start."""
+        try:
+            capabilities = await self.prepare()
+        except HyperError as error:
+            _log.warning("QEMU's capabilities cannot be read", extra={"error": str(error)})
+        else:
+            _log.info(
+                "hypervisor ready",
+                extra={"libvirt": capabilities.libvirt_version, "qemu": capabilities.qemu_version},
+            )
+
+    def _trim_consoles(self) -> None:
+        for sandbox_id, console in self._consoles.items():
+            if trim_console(console):
+                _log.info("console trimmed", extra={"sandbox": sandbox_id})
+        self._trimmer = asyncio.get_running_loop().call_later(_TRIM_CONSOLES_S, self._trim_consoles)
+
+    def _close(self) -> None:
+        if self._trimmer is not None:
+            self._trimmer.cancel()
+        for process in self._running.values():
+            process.close()

@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import dataclasses
+import os
+
+import pytest
+
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.model.guest import (
+    FIRST_PROCESS,
+    ContainerId,
+    GuestContainerState,
+    ProcessExit,
+    ProcessId,
+    ProcessPlan,
+    Stream,
+    TerminalSize,
+)
+from tests.contract.guest.conftest import ABSENT, BOX, CAT, ENV, FLOOD, SLEEP, TRUE, TWO_STREAMS, collect
+
+EXEC = ProcessId("exec-1")
+RING_BYTES = 256 * 1024
+
+
+async def test_the_agent_says_who_it_is(site):
+    async with site.guest() as guest:
+        assert guest.hello.agent_version
+        assert guest.hello.kernel_release
+
+
+async def test_output_comes_by_stream_and_the_exit_status_follows(site):
+    async with site.guest() as guest:
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+        assert await guest.wait_process(BOX, FIRST_PROCESS) == ProcessExit(3)
+
+
+async def test_a_container_is_created_running_and_exited_in_turn(site):
+    async with site.guest() as guest:
+        pid = await guest.create_container(site.container(SLEEP))
+        assert pid > 0
+        assert [it.state for it in await guest.list_containers()] == [GuestContainerState.CREATED]
+        await guest.start_container(BOX)
+        assert [it.state for it in await guest.list_containers()] == [GuestContainerState.RUNNING]
+        assert await guest.signal(BOX, FIRST_PROCESS, 9)
+        await guest.wait_process(BOX, FIRST_PROCESS)
+        (status,) = await guest.list_containers()
+        assert status.container_id == BOX
+        assert status.state is GuestContainerState.EXITED
+        assert status.processes[0].exit == ProcessExit(137, signal=9)
+
+
+async def test_a_killed_process_says_so_and_a_later_signal_is_not_delivered(site):
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        assert await guest.signal(BOX, FIRST_PROCESS, 9)
+        assert await guest.wait_process(BOX, FIRST_PROCESS) == ProcessExit(137, signal=9)
+        assert not await guest.signal(BOX, FIRST_PROCESS, 9)
+
+
+async def test_a_missing_executable_is_an_exit_status_with_a_reason(site):
+    async with site.guest() as guest:
+        await site.run(guest, ABSENT)
+        ended = await guest.wait_process(BOX, FIRST_PROCESS)
+        assert ended.code == 127
+        assert ended.start_error
+
+
+async def test_what_does_not_exist_is_not_found(site):
+    async with site.guest() as guest:
+        nobody = ContainerId("0" * 64)
+        for call in (
+            guest.start_container(nobody),
+            guest.signal(nobody, FIRST_PROCESS, 15),
+            guest.wait_process(nobody, FIRST_PROCESS),
+            guest.stats(nobody),
+            anext(aiter(guest.read_output(nobody, FIRST_PROCESS, 0))),
+        ):
+            with pytest.raises(NotFoundError):
+                await call
+        await guest.delete_container(nobody)
+
+
+async def test_an_id_is_taken_and_a_container_starts_only_once(site):
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        with pytest.raises(ExistsError):
+            await guest.create_container(site.container(SLEEP))
+        with pytest.raises(WrongStateError):
+            await guest.start_container(BOX)
+        await guest.delete_container(BOX)
+        assert await guest.list_containers() == []
+        await guest.delete_container(BOX)
+
+
+async def test_a_process_without_arguments_is_invalid_and_leaves_nothing(site):
+    async with site.guest() as guest:
+        plan = dataclasses.replace(site.container(SLEEP), process=ProcessPlan((), ENV))
+        with pytest.raises(InvalidError):
+            await guest.create_container(plan)
+        assert await guest.list_containers() == []
+
+
+async def test_exec_runs_beside_the_first_process_and_is_forgotten(site):
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        await guest.exec_process(BOX, EXEC, ProcessPlan(TWO_STREAMS.args, ENV))
+        assert (await collect(guest, EXEC))[Stream.STDOUT] == b"hi\n"
+        assert await guest.wait_process(BOX, EXEC) == ProcessExit(3)
+        with pytest.raises(ExistsError):
+            await guest.exec_process(BOX, EXEC, ProcessPlan(TRUE.args, ENV))
+        await guest.forget_process(BOX, EXEC)
+        await guest.forget_process(BOX, EXEC)
+        with pytest.raises(NotFoundError):
+            await guest.wait_process(BOX, EXEC)
+
+
+async def test_exec_in_a_container_that_has_exited_is_the_wrong_state(site):
+    async with site.guest() as guest:
+        await site.run(guest, TRUE)
+        await guest.wait_process(BOX, FIRST_PROCESS)
+        with pytest.raises(WrongStateError):
+            await guest.exec_process(BOX, EXEC, ProcessPlan(TRUE.args, ENV))
+
+
+async def test_ten_megabytes_through_cat_come_back_whole(site):
+    data = os.urandom(10_000_000)
+
+    async def feed(guest):
+        writer = guest.write_input(BOX, EXEC)
+        for at in range(0, len(data), 100_000):
+            await writer.write(data[at : at + 100_000])
+        await writer.close(eof=True)
+
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        await guest.exec_process(BOX, EXEC, ProcessPlan(CAT.args, ENV, stdin=True))
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            tasks.create_task(feed(guest))
+            back = await collect(guest, EXEC)
+        assert back[Stream.STDOUT] == data
+        assert await guest.wait_process(BOX, EXEC) == ProcessExit(0)
+
+
+async def test_input_goes_on_in_a_later_call_until_its_end_is_said(site):
+    async with site.guest() as guest:
+        await site.run(guest, CAT)
+        for part in (b"one ", b"two ", b"three"):
+            writer = guest.write_input(BOX, FIRST_PROCESS)
+            await writer.write(part)
+            await writer.close(eof=part == b"three")
+        assert (await collect(guest))[Stream.STDOUT] == b"one two three"
+
+
+async def test_a_process_that_has_gone_takes_no_input(site):
+    async with site.guest() as guest:
+        await site.run(guest, CAT)
+        await guest.signal(BOX, FIRST_PROCESS, 9)
+        await guest.wait_process(BOX, FIRST_PROCESS)
+        writer = guest.write_input(BOX, FIRST_PROCESS)
+        async with asyncio.timeout(10):
+            with pytest.raises(WrongStateError):
+                await write_forever(writer)
+            await writer.close(eof=True)
+
+
+async def write_forever(writer):
+    while True:
+        await writer.write(b"x" * 10_000)
+
+
+async def test_what_is_not_acknowledged_stops_the_process_and_is_kept(site):
+    async with site.guest() as guest:
+        await site.run(guest, FLOOD)
+        received = 0
+        async for chunk in guest.read_output(BOX, FIRST_PROCESS, 0):
+            received = chunk.end_offset
+            if received == RING_BYTES:
+                break
+        (status,) = await guest.list_containers()
+        assert status.processes[0].output_end_offset == RING_BYTES
+        first = await anext(aiter(guest.read_output(BOX, FIRST_PROCESS, 1000)))
+        assert first.offset == 1000
+        with pytest.raises(InvalidError):  # 1000 counts as stored: what was before is gone
+            await anext(aiter(guest.read_output(BOX, FIRST_PROCESS, 999)))
+
+
+async def test_a_terminal_can_be_resized(site):
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        plan = ProcessPlan(CAT.args, ENV, terminal=True, terminal_size=TerminalSize(80, 25), stdin=True)
+        await guest.exec_process(BOX, EXEC, plan)
+        await guest.resize(BOX, EXEC, TerminalSize(132, 43))
+
+
+async def test_numbers_about_the_guest_and_its_container(site):
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        assert (await guest.stats()).memory_usage_bytes > 0
+        await guest.stats(BOX)

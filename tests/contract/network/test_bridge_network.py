@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+import asyncio
+import fcntl
+import os
+import struct
+from ipaddress import IPv4Network
+
+import pytest
+from pyroute2 import AsyncIPRoute
+
+from hyperd.errors import UnavailableError
+from hyperd.host import process
+from hyperd.model.vm import SandboxId
+from hyperd.network import BridgeNetwork, BridgeSettings
+from hyperd.network.nat import enable_forwarding
+from hyperd.network.tap import tap_name
+from tests.contract.network.conftest import SETTINGS, clean
+
+BOX = SandboxId("b" * 64)
+
+
+def box(number):
+    return SandboxId(f"{number:02x}" * 32)
+
+
+async def links():
+    async with AsyncIPRoute() as netlink:
+        return {link.get_attr("IFLA_IFNAME"): link async for link in await netlink.link("dump")}
+
+
+async def rules():
+    return (await process.run(["nft", "list", "table", "inet", SETTINGS.table], timeout_s=20)).stdout.decode()
+
+
+async def test_a_tap_is_on_the_bridge_up_and_its_owners(bridge_network):
+    attachment = await bridge_network.attach(BOX)
+    found = await links()
+    tap = found[attachment.tap]
+    assert tap.get_attr("IFLA_MASTER") == found[SETTINGS.bridge]["index"]
+    assert tap["flags"] & 1, "up"
+    assert tap.get_attr("IFLA_MTU") == attachment.mtu == 1500
+    details = (await process.run(["ip", "-d", "link", "show", attachment.tap], timeout_s=20)).stdout.decode()
+    assert "tun type tap pi off vnet_hdr on persist on" in details
+    assert "user nobody" in details or f"user {SETTINGS.tap_owner_uid}" in details
+
+
+async def test_an_attachment_says_all_that_the_guest_needs(bridge_network):
+    attachment = await bridge_network.attach(BOX)
+    assert attachment.address == "10.213.0.2"
+    assert attachment.prefix_length == 24
+    assert attachment.gateway == "10.213.0.1"
+    assert attachment.mac == "0a:48:0a:d5:00:02"
+    assert attachment.network == "bridge"
+
+
+async def test_the_bridge_keeps_its_mac_whatever_is_plugged_in(bridge_network):
+    before = (await links())[SETTINGS.bridge].get_attr("IFLA_ADDRESS")
+    await bridge_network.attach(BOX)
+    assert (await links())[SETTINGS.bridge].get_attr("IFLA_ADDRESS") == before
+
+
+async def test_preparing_again_changes_nothing_and_repairs_what_was_flushed(bridge_network):
+    before = await rules()
+    await bridge_network.prepare()
+    assert await rules() == before
+    await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+    await process.run_checked(["ip", "address", "flush", "dev", SETTINGS.bridge], timeout_s=20)
+    await process.run_checked(["ip", "link", "set", SETTINGS.bridge, "down"], timeout_s=20)
+    await bridge_network.prepare()
+    assert await rules() == before
+    shown = (
+        await process.run(["ip", "-br", "address", "show", SETTINGS.bridge], timeout_s=20)
+    ).stdout.decode()
+    assert "10.213.0.1/24" in shown
+    assert not enable_forwarding(), "it is on"
+
+
+async def test_a_bridge_that_somebody_removed_is_made_again_for_the_next_sandbox(bridge_network):
+    await process.run_checked(["ip", "link", "del", SETTINGS.bridge], timeout_s=20)
+    attachment = await bridge_network.attach(BOX)
+    found = await links()
+    assert found[attachment.tap].get_attr("IFLA_MASTER") == found[SETTINGS.bridge]["index"]
+
+
+async def test_attaching_again_while_a_machine_holds_the_tap(bridge_network):
+    first = await bridge_network.attach(BOX)
+    machine = os.open("/dev/net/tun", os.O_RDWR)
+    try:
+        fcntl.ioctl(machine, 0x400454CA, struct.pack("16sH22x", first.tap.encode(), 0x5002))
+        assert await bridge_network.attach(BOX) == first
+        await bridge_network.detach(BOX)
+        assert first.tap not in await links()
+    finally:
+        os.close(machine)
+
+
+async def test_a_name_that_is_taken_by_something_else_is_an_error_that_leaves_nothing(bridge_network):
+    await process.run_checked(["ip", "link", "add", tap_name(BOX), "type", "veth"], timeout_s=20)
+    try:
+        with pytest.raises(UnavailableError):
+            await bridge_network.attach(BOX)
+        assert BOX not in await bridge_network.list_attached()
+    finally:
+        await process.run_checked(["ip", "link", "del", tap_name(BOX)], timeout_s=20)
+
+
+async def test_a_caller_that_goes_away_at_any_moment_leaves_nothing(bridge_network):
+    for moment in range(40):
+        attaching = asyncio.create_task(bridge_network.attach(BOX))
+        for _ in range(moment):
+            await asyncio.sleep(0)
+        attaching.cancel()
+        await asyncio.wait([attaching])
+        if not attaching.cancelled():
+            await bridge_network.release(BOX)
+        assert tap_name(BOX) not in await links(), moment
+        assert await bridge_network.list_attached() == set(), moment
+
+
+async def test_a_tap_without_a_lease_is_known_by_its_alias(bridge_network, database):
+    await bridge_network.attach(BOX)
+    await database.transaction(lambda connection: connection.execute("DELETE FROM network_lease"))
+    assert await bridge_network.list_attached() == {BOX}
+    await bridge_network.release(BOX)
+    assert await bridge_network.list_attached() == set()
+
+
+async def test_fifty_at_once(bridge_network):
+    async with asyncio.TaskGroup() as tasks:
+        attaching = [tasks.create_task(bridge_network.attach(box(number))) for number in range(50)]
+    assert len({task.result().address for task in attaching}) == 50
+    assert len({task.result().tap for task in attaching}) == 50
+
+
+async def test_a_subnet_that_the_host_uses_is_refused(database):
+    await process.run_checked(["ip", "link", "add", "other0", "type", "bridge"], timeout_s=20)
+    network = BridgeNetwork(SETTINGS, database)
+    try:
+        await process.run_checked(["ip", "link", "set", "other0", "up"], timeout_s=20)
+        await process.run_checked(["ip", "address", "add", "10.213.0.130/25", "dev", "other0"], timeout_s=20)
+        with pytest.raises(UnavailableError, match=r"10\.213\.0\.128/25 through other0"):
+            await network.prepare()
+        assert SETTINGS.bridge not in await links()
+    finally:
+        network.close()
+        await process.run_checked(["ip", "link", "del", "other0"], timeout_s=20)
+
+
+async def test_another_subnet_in_the_configuration_moves_the_bridge(bridge_network, database):
+    moved = BridgeNetwork(
+        BridgeSettings(
+            tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=IPv4Network("10.214.0.0/24"), table=SETTINGS.table
+        ),
+        database,
+    )
+    try:
+        await moved.prepare()
+        shown = (
+            await process.run(["ip", "-br", "-4", "address", "show", SETTINGS.bridge], timeout_s=20)
+        ).stdout
+        assert b"10.214.0.1/24" in shown
+        assert b"10.213" not in shown
+    finally:
+        moved.close()
+
+
+async def test_an_interface_that_is_no_bridge_is_left_alone(database):
+    await process.run_checked(["ip", "link", "add", SETTINGS.bridge, "type", "veth"], timeout_s=20)
+    network = BridgeNetwork(SETTINGS, database)
+    try:
+        with pytest.raises(UnavailableError, match="no bridge"):
+            await network.prepare()
+    finally:
+        network.close()
+        await clean()
+
+
+async def test_without_nft_the_error_says_what_to_install(database, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    network = BridgeNetwork(SETTINGS, database)
+    try:
+        with pytest.raises(UnavailableError, match="nftables is needed") as caught:
+            await network.prepare()
+        assert "install" in caught.value.hint
+    finally:
+        network.close()
+        monkeypatch.undo()
+        await clean()

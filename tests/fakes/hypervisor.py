@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A hypervisor in memory that can be told to fail, to stall and to lose a VM."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from hyperd.errors import ExistsError, HyperError, UnavailableError
+from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+
+
+class FakeHypervisor:
+    def __init__(self) -> None:
+        self.running: dict[SandboxId, VmStatus] = {}
+        self.definitions: list[VmDefinition] = []  # of every start that was tried
+        self.destroyed: list[SandboxId] = []  # of every destroy that was asked for
+        self.fail_next_start: HyperError | None = None
+        self.fail_next_destroy: HyperError | None = None
+        self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
+        self.gate.set()
+        self._pid = 4241
+        self._events: asyncio.Queue[VmGone] = asyncio.Queue()
+
+    async def start(self, definition: VmDefinition) -> VmStatus:
+        self.definitions.append(definition)
+        await self.gate.wait()
+        if definition.sandbox_id in self.running:
+            raise ExistsError("the VM exists", subject=definition.sandbox_id)
+        if (error := self.fail_next_start) is not None:
+            self.fail_next_start = None
+            raise error
+        self._pid += 1
+        status = VmStatus(definition.sandbox_id, self._pid)
+        self.running[definition.sandbox_id] = status
+        return status
+
+    async def destroy(self, sandbox_id: SandboxId) -> None:
+        self.destroyed.append(sandbox_id)
+        if (error := self.fail_next_destroy) is not None:
+            self.fail_next_destroy = None
+            raise error
+        self._end(sandbox_id, VmGoneCause.DESTROYED)
+
+    async def list_running(self) -> list[VmStatus]:
+        return list(self.running.values())
+
+    async def events(self) -> AsyncIterator[VmGone]:
+        while True:
+            yield await self._events.get()
+
+    def crash(self, sandbox_id: SandboxId) -> None:
+        """The guest panics."""
+        self._end(sandbox_id, VmGoneCause.CRASHED)
+
+    def shut_down(self, sandbox_id: SandboxId) -> None:
+        """The guest powers itself off."""
+        self._end(sandbox_id, VmGoneCause.SHUTDOWN)
+
+    def lose(self, sandbox_id: SandboxId) -> None:
+        """The hypervisor's process is killed by somebody else."""
+        self._end(sandbox_id, VmGoneCause.LOST, "terminating on signal 9")
+
+    def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
+        if self.running.pop(sandbox_id, None) is not None:
+            self._events.put_nowait(VmGone(sandbox_id, cause, detail))
+
+
+def qemu_died() -> UnavailableError:
+    """What a start raises when QEMU ends at once, for ``fail_next_start``."""
+    return UnavailableError("QEMU ended", subject="hyper-box", evidence="qemu-system-x86_64: bad luck")

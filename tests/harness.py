@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole hyper of the test's own: a state directory, a daemon as its own process, the command, and a leak check.
+
+Shared by the integration and conformance suites and by the benchmarks.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PREPARED_CACHE = Path(
+    "/var/lib/hyper/libvirt/cache"
+)  # set-up filled it: no daemon of a test needs to probe QEMU again
+DEADLINE_S = 60.0
+
+
+def require_private_network() -> None:
+    """Bridges and taps belong into a network namespace of the run's own: `setup/private` makes one."""
+    if str(Path("/proc/self/ns/net").readlink()) != os.environ.get("HYPER_PRIVATE_NET"):
+        raise AssertionError(
+            "this would touch the host's network: run it through `make`, or setup/private COMMAND"
+        )
+
+
+def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    pause = threading.Event()
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {timeout_s:g} s: {what}")
+        pause.wait(0.02)
+
+
+class Hyper:
+    """One hyper on this host. Paths are short (UNIX sockets) and passable for QEMU's user (not below pytest's 0700)."""
+
+    def __init__(self, *, accel: str = "tcg", settings: dict[str, str] | None = None) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="hyper-t-", dir="/var/tmp"))
+        self.home.chmod(0o711)
+        self.state_dir = self.home / "state"
+        self.run_dir = self.home / "run"
+        self.log = self.home / "hyperd.log"
+        self.bin = Path(sys.executable).parent
+        self.settings = {
+            "daemon.state_dir": str(self.state_dir),
+            "daemon.run_dir": str(self.run_dir),
+            "daemon.log_level": "debug",
+            "vm.accel": accel,
+            **(settings or {}),
+        }
+        self.daemon: subprocess.Popen[bytes] | None = None
+        if PREPARED_CACHE.is_dir():
+            shutil.copytree(PREPARED_CACHE, self.state_dir / "libvirt/cache")
+            self.state_dir.chmod(0o711)
+
+    @property
+    def address(self) -> str:
+        return f"unix://{self.run_dir}/hyperd.sock"
+
+    def start(self) -> None:
+        """Start the daemon and wait until it answers."""
+        flags = [f"--set={key}={value}" for key, value in self.settings.items()]
+        with self.log.open("ab") as log:
+            self.daemon = subprocess.Popen(
+                [self.bin / "hyperd", *flags], stdout=log, stderr=log, start_new_session=True, cwd=self.home
+            )
+        wait_until(self._answers_or_ended, "the daemon answers")
+        if self.daemon.poll() is not None:
+            raise AssertionError(
+                f"hyperd ended with {self.daemon.returncode}:\n{self.log.read_text()[-3000:]}"
+            )
+
+    def stop(self) -> None:
+        if self.daemon is not None:
+            self.daemon.terminate()
+            self.daemon.wait(DEADLINE_S)
+            self.daemon = None
+
+    def kill_daemon(self) -> None:
+        """As the OOM killer would."""
+        assert self.daemon is not None
+        self.daemon.kill()
+        self.daemon.wait(DEADLINE_S)
+        self.daemon = None
+
+    def run(
+        self, *arguments: str, stdin: bytes | None = None, timeout_s: float = DEADLINE_S
+    ) -> "subprocess.CompletedProcess[bytes]":
+        """`hyper ARGUMENTS`."""
+        return subprocess.run(
+            self.argv(*arguments),
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def argv(self, *arguments: str) -> list[str]:
+        return [str(self.bin / "hyper"), "--host", self.address, *arguments]
+
+    def ok(self, *arguments: str, stdin: bytes | None = None, timeout_s: float = DEADLINE_S) -> str:
+        """As `run`; fails unless the command ends with 0. Returns standard output without the last newline."""
+        finished = self.run(*arguments, stdin=stdin, timeout_s=timeout_s)
+        assert finished.returncode == 0, (
+            f"hyper {' '.join(arguments)} ended with {finished.returncode}\n{finished.stderr.decode(errors='replace')}"
+            f"\n--- hyperd:\n{self.log_tail()}"
+        )
+        return finished.stdout.decode().rstrip("\n")
+
+    def log_tail(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
+
+    def leaks(self) -> list[str]:
+        """What is left of sandboxes although no container exists: processes, taps, disks, sockets."""
+        left = [f"process {pid}: {command}" for pid, command in self.qemu_processes().items()]
+        links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+        left += [line for line in links.splitlines() if " hyt" in line]
+        for place in ("storage/sandboxes", "sandboxes"):
+            left += [str(path) for path in (self.state_dir / place).glob("*")]
+        left += [str(path) for path in (self.run_dir / "vm").glob("*")]
+        return left
+
+    def qemu_processes(self) -> dict[int, str]:
+        """QEMU processes whose command line names our state directory."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                    if "qemu-system" in command and str(self.home) in command:
+                        found[int(entry.name)] = command[:120]
+        return found
+
+    def destroy(self) -> None:
+        """End the daemon and every VM of ours, by pid; remove all files."""
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.daemon.terminate()
+            try:
+                self.daemon.wait(20)
+            except subprocess.TimeoutExpired:
+                self.daemon.kill()
+                self.daemon.wait(20)
+        for pid in self.qemu_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    def _answers_or_ended(self) -> bool:
+        if self.daemon is not None and self.daemon.poll() is not None:
+            return True
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(str(self.run_dir / "hyperd.sock"))
+            except OSError:
+                return False
+        return True
+
+
+@contextlib.contextmanager
+def hyper(*, accel: str = "tcg", settings: dict[str, str] | None = None) -> Iterator[Hyper]:
+    """A running one; everything of it is gone afterwards."""
+    require_private_network()
+    host = Hyper(accel=accel, settings=settings)
+    try:
+        host.start()
+        yield host
+    finally:
+        host.destroy()

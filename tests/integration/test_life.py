@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Detached containers: exec, logs, stop, start again, remove."""
+
+import json
+
+from tests.harness import Hyper, wait_until
+
+BUSYBOX = "test.local/busybox"
+TICKS = "i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.2; done"
+
+
+def test_a_detached_container_lives_through_its_whole_life(host: Hyper, name: str):
+    container_id = host.ok("run", "-d", "--name", name, BUSYBOX, "sh", "-c", TICKS)
+    assert len(container_id) == 64
+    assert name in host.ok("ps")
+    wait_until(lambda: "tick 3" in host.ok("logs", name), "three ticks in the log")
+    assert host.ok("exec", name, "hostname") == container_id[:12]
+    assert host.run("exec", name, "sh", "-c", "exit 9").returncode == 9
+    host.ok("stop", "-t", "1", name)
+    state = json.loads(host.ok("inspect", name))[0]["State"]
+    assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 137, False)
+    assert name not in host.ok("ps")
+    assert name in host.ok("ps", "-a")
+    host.ok("rm", name)
+    assert name not in host.ok("ps", "-a")
+
+
+def test_what_a_container_wrote_is_there_when_it_starts_again(host: Hyper, name: str):
+    host.ok("run", "--name", name, BUSYBOX, "sh", "-c", "cat /kept; echo once >> /kept")
+    host.ok("start", name)
+    assert host.ok("wait", name) == "0"
+    assert host.ok("start", "-a", name) == "once\nonce"
+    assert host.ok("logs", name).splitlines()[-2:] == ["once", "once"]
+
+
+def test_stop_sends_the_signal_that_was_asked_for(host: Hyper, name: str):
+    script = "trap 'echo caught; exit 3' USR1; echo ready; while true; do sleep 0.1; done"
+    host.ok("run", "-d", "--name", name, "--stop-signal", "USR1", BUSYBOX, "sh", "-c", script)
+    wait_until(lambda: "ready" in host.ok("logs", name), "the trap is set")
+    host.ok("stop", name)
+    assert host.ok("wait", name) == "3"
+    assert "caught" in host.ok("logs", name)
+
+
+def test_files_stream_through_exec_both_ways(host: Hyper, name: str):
+    host.ok("run", "-d", "--name", name, BUSYBOX, "sleep", "1000")
+    data = bytes(range(256)) * 8192
+    host.ok("exec", "-i", name, "sh", "-c", "cat > /data", stdin=data)
+    assert host.run("exec", name, "cat", "/data").stdout == data
+
+
+def test_logs_follow_until_the_end(host: Hyper, name: str):
+    host.ok("run", "-d", "--name", name, BUSYBOX, "sh", "-c", "echo a; sleep 1; echo b >&2; sleep 1; echo c")
+    finished = host.run("logs", "-f", name)
+    assert (finished.stdout, finished.stderr) == (b"a\nc\n", b"b\n")
+    assert host.ok("logs", "--tail", "1", name) == "c"
+
+
+def test_attach_joins_a_running_container(host: Hyper, name: str):
+    host.ok("run", "-d", "-i", "--name", name, BUSYBOX, "sh", "-c", "read line; echo heard $line")
+    finished = host.run("attach", name, stdin=b"hello\n")
+    assert finished.stdout == b"heard hello\n"
+
+
+def test_a_hundred_megabytes_of_output_arrive_whole(host: Hyper):
+    finished = host.run("run", "--rm", BUSYBOX, "head", "-c", "100000000", "/dev/zero", timeout_s=240)
+    assert len(finished.stdout) == 100_000_000
+    assert not finished.stdout.strip(b"\0")

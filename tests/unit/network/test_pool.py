@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from hyperd.errors import ExhaustedError
+from hyperd.network.pool import Pool, mac_of
+
+SUBNET = IPv4Network("10.9.8.0/28")
+GATEWAY = SUBNET[1]
+USABLE = set(SUBNET.hosts()) - {GATEWAY}
+subnets = st.integers(20, 29).flatmap(
+    lambda prefix: st.integers(0, 2**prefix - 1).map(
+        lambda number: IPv4Network((number << (32 - prefix), prefix))
+    )
+)
+
+
+@given(subnets, st.integers(1, 40))
+def test_no_address_is_given_twice_nor_one_that_is_not_for_guests(subnet, count):
+    pool, given_out = Pool(subnet, subnet[1]), []
+    for _ in range(min(count, subnet.num_addresses - 3)):
+        address, pool = pool.give()
+        given_out.append(address)
+    assert len(set(given_out)) == len(given_out)
+    assert not {subnet.network_address, subnet.broadcast_address, subnet[1]} & set(given_out)
+    assert all(address in subnet for address in given_out)
+
+
+def test_the_whole_subnet_is_used_and_then_the_pool_says_so():
+    pool, given_out = Pool(SUBNET, GATEWAY), set()
+    for _ in USABLE:
+        address, pool = pool.give()
+        given_out.add(address)
+    assert given_out == USABLE
+    with pytest.raises(ExhaustedError, match="13 addresses"):
+        pool.give()
+    address, _ = pool.take_back(SUBNET[7]).give()
+    assert address == SUBNET[7]
+
+
+def test_an_address_given_back_is_the_last_to_be_given_again():
+    pool = Pool(SUBNET, GATEWAY)
+    first, pool = pool.give()
+    order = []
+    pool = pool.take_back(first)
+    for _ in USABLE:
+        address, pool = pool.give()
+        order.append(address)
+    assert order[-1] == first
+
+
+def test_addresses_of_another_subnet_count_for_nothing():
+    other = IPv4Address("192.0.2.9")
+    assert Pool.of(SUBNET, GATEWAY, [other, SUBNET[2]], other) == Pool(
+        SUBNET, GATEWAY, frozenset({SUBNET[2]})
+    )
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1))
+def test_macs_are_local_unicast_and_differ_as_the_addresses_do(one, other):
+    macs = mac_of(IPv4Address(one)), mac_of(IPv4Address(other))
+    assert (macs[0] == macs[1]) == (one == other)
+    assert int(macs[0][:2], 16) & 3 == 2
+
+
+class Leasing(RuleBasedStateMachine):
+    """Give and take back in any order."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool = Pool(SUBNET, GATEWAY)
+        self.held: set[IPv4Address] = set()
+
+    @rule()
+    def give(self):
+        if self.held == USABLE:
+            with pytest.raises(ExhaustedError):
+                self.pool.give()
+            return
+        address, self.pool = self.pool.give()
+        assert address not in self.held
+        self.held.add(address)
+
+    @rule(data=st.data())
+    def take_back(self, data):
+        if self.held:
+            address = data.draw(st.sampled_from(sorted(self.held)))
+            self.held.remove(address)
+            self.pool = self.pool.take_back(address)
+
+    @invariant()
+    def agrees(self):
+        assert self.pool.taken == self.held <= USABLE
+
+
+TestLeasing = Leasing.TestCase

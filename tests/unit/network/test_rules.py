@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+from ipaddress import IPv4Network
+
+import pytest
+
+from hyperd.errors import InvalidError, UnavailableError
+from hyperd.model.vm import SandboxId
+from hyperd.network.bridge import HostRoute, choose_mtu, require_free
+from hyperd.network.nat import render_rules
+from hyperd.network.settings import BridgeSettings
+from hyperd.network.tap import tap_name
+
+SETTINGS = BridgeSettings(tap_owner_uid=64055)
+
+
+def route(destination, interface="eth0", mtu=1500):
+    return HostRoute(IPv4Network(destination), interface, mtu)
+
+
+@pytest.mark.parametrize("destination", ["10.213.4.0/24", "10.213.0.0/16", "10.0.0.0/8", "10.213.0.9/32"])
+def test_a_subnet_that_the_host_sends_elsewhere_is_refused(destination):
+    with pytest.raises(UnavailableError, match=r"through eth0") as caught:
+        require_free(SETTINGS.subnet, [route("0.0.0.0/0"), route(destination)], "hyper0")
+    assert "another subnet" in caught.value.hint
+
+
+def test_the_default_route_and_our_own_are_no_overlap():
+    routes = [route("0.0.0.0/0"), route("10.213.0.0/16", "hyper0"), route("172.17.0.0/16", "docker0")]
+    require_free(SETTINGS.subnet, routes, "hyper0")
+
+
+def test_the_mtu_is_as_configured_else_that_of_the_way_out_else_ethernets():
+    assert choose_mtu(9000, [route("0.0.0.0/0", mtu=1460)]) == 9000
+    assert choose_mtu(0, [route("0.0.0.0/0", mtu=1460), route("192.0.2.0/24", mtu=1280)]) == 1460
+    assert choose_mtu(0, [route("0.0.0.0/0", mtu=9001)]) == 1500
+    assert choose_mtu(0, []) == 1500
+
+
+def test_rules_replace_the_table_as_a_whole():
+    lines = render_rules(SETTINGS, []).splitlines()
+    assert lines[:3] == ["table inet hyper", "delete table inet hyper", "table inet hyper {"]
+
+
+def test_name_servers_on_the_host_itself_are_reachable_and_nothing_else_is():
+    with_dns = render_rules(SETTINGS, ["192.0.2.1", "192.0.2.2"])
+    assert "ip daddr { 192.0.2.1, 192.0.2.2 } th dport 53 accept" in with_dns
+    assert "ip daddr {" not in render_rules(SETTINGS, [])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"bridge": "much-too-long-name"},
+        {"bridge": 'hyper0" accept'},
+        {"table": "hyper; flush ruleset"},
+        {"subnet": IPv4Network("10.1.2.0/30")},
+        {"mtu": 100},
+    ],
+)
+def test_settings_that_cannot_work_are_invalid(wrong):
+    with pytest.raises(InvalidError):
+        BridgeSettings(tap_owner_uid=0, **wrong)
+
+
+def test_a_taps_name_fits_an_interface():
+    name = tap_name(SandboxId("0123456789abcdef" * 4))
+    assert name == "hyt0123456789ab"
+    assert len(name) == 15
