@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ExceptionGroup as group:
         # What ends a group of tasks comes wrapped; a bug among it keeps its traceback.
         expected, bugs = group.split(HyperError)
-        for error in _leaves(expected) if expected is not None else ():
-            sys.stderr.write(f"hyperd: {error}\n")
+        for leaf in _leaves(expected) if expected is not None else ():
+            sys.stderr.write(f"hyperd: {leaf}\n")
         if bugs is not None:
             raise bugs from None
         return 1

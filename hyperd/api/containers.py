@@ -81,22 +81,22 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
             return wire.WaitContainerResponse(exit=convert.encode_exit(exit_))
 
     # The streams write to their context instead of being generators: a call that ends in the middle then unwinds here
-    # and now, in its own task, and not whenever the collector finds a generator that nobody iterates any more.
+    # and now, in its own task, and not whenever the collector finds a generator that nobody iterates any more. (grpc.aio serves both; its stubs know only generators.)
 
-    async def ReadLogs(self, request: wire.ReadLogsRequest, context: Context) -> None:
+    async def ReadLogs(self, request: wire.ReadLogsRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             wanted = logs.decode(request)
             journal = self._fleet.get(request.container).journal
             await logs.read(journal, wanted, lambda entry: context.write(convert.encode_log_entry(entry)))
 
-    async def RunContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:
+    async def RunContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             await serve_session(self._fleet, requests, context.write, "run")
 
-    async def AttachContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:
+    async def AttachContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             await serve_session(self._fleet, requests, context.write, "attach")
 
-    async def ExecContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:
+    async def ExecContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             await serve_session(self._fleet, requests, context.write, "exec")

@@ -19,7 +19,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         self._images = images
         self._fleet = fleet
 
-    async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:
+    async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             platform = convert.decode_platform(request.platform)
             events = cast(
