@@ -81,7 +81,8 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
             return wire.WaitContainerResponse(exit=convert.encode_exit(exit_))
 
     # The streams write to their context instead of being generators: a call that ends in the middle then unwinds here
-    # and now, in its own task, and not whenever the collector finds a generator that nobody iterates any more. (grpc.aio serves both; its stubs know only generators.)
+    # and now, in its own task, and not whenever the collector finds a generator that nobody iterates any more.
+    # grpc.aio serves both; its stubs know only generators.
 
     async def ReadLogs(self, request: wire.ReadLogsRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
