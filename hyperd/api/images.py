@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """ImageService: decode, delegate to the store, encode."""
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 
 from hyper.v1 import image_pb2 as wire
 from hyper.v1 import image_pb2_grpc
 from hyperd.api import convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.image import ImageStore
+from hyperd.image import ImageStore, PullEvent
 from hyperd.model.image import Image, LayerProgress
 from hyperd.sandbox import Fleet
 
@@ -25,13 +26,10 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             events = self._images.pull(
                 request.reference, platform=platform, tls_insecure=request.tls_insecure
             )
-            async for event in events:
-                if isinstance(event, Image):
-                    yield wire.PullImageResponse(image=convert.encode_image(event))
-                elif isinstance(event, LayerProgress):
-                    yield wire.PullImageResponse(layer=convert.encode_progress(event))
-                else:
-                    yield wire.PullImageResponse(notice=event.text)
+            # Closed with the call: a client that hangs up cancels its pull now, not when it is garbage collected.
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    yield _encode_event(event)
 
     async def ListImages(self, request: wire.ListImagesRequest, context: Context) -> wire.ListImagesResponse:
         async with errors_as_status(context):
@@ -55,6 +53,14 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
                 request.image, force=request.force, in_use=self._fleet.images_in_use()
             )
             return wire.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
+
+
+def _encode_event(event: PullEvent) -> wire.PullImageResponse:
+    if isinstance(event, Image):
+        return wire.PullImageResponse(image=convert.encode_image(event))
+    if isinstance(event, LayerProgress):
+        return wire.PullImageResponse(layer=convert.encode_progress(event))
+    return wire.PullImageResponse(notice=event.text)
 
 
 def _named(image: Image, references: Sequence[str]) -> bool:
