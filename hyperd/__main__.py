@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hyperd import config as configuration
 from hyperd import log
-from hyperd.errors import HyperError
+from hyperd.errors import HyperError, InvalidError
 
 # gRPC's fork handlers are for programs that fork and go on in Python; ours only ever exec.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -38,7 +38,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except HyperError as error:
         sys.stderr.write(f"hyperd: {error}\n")
         return 1
+    except ExceptionGroup as group:
+        # What ends a group of tasks comes wrapped; a bug among it keeps its traceback.
+        expected, bugs = group.split(HyperError)
+        for leaf in _leaves(expected) if expected is not None else ():
+            sys.stderr.write(f"hyperd: {leaf}\n")
+        if bugs is not None:
+            raise bugs from None
+        return 1
     return 0
+
+
+def _leaves(group: ExceptionGroup[HyperError]) -> list[HyperError]:
+    leaves: list[HyperError] = []
+    for error in group.exceptions:
+        leaves += _leaves(error) if isinstance(error, ExceptionGroup) else [error]
+    return leaves
 
 
 async def _serve(config: configuration.Config) -> None:
@@ -69,7 +84,7 @@ def _doctor(config: configuration.Config, style: str) -> int:
 def _flag(item: str) -> tuple[str, str]:
     name, equals, value = item.partition("=")
     if not equals:
-        raise HyperError("is not SECTION.KEY=VALUE", subject=f"--set {item}")
+        raise InvalidError("is not SECTION.KEY=VALUE", subject=f"--set {item}")
     return name, value
 
 

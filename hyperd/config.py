@@ -6,6 +6,7 @@ Every key is a field of the dataclasses below; an unknown one is an error that n
 
 import dataclasses
 import json
+import math
 import sys
 import tomllib
 import typing
@@ -152,6 +153,8 @@ def _with_value(config: Config, section: str, key: str, value: object, source: s
             f"unknown key {key!r} in [{section}]", subject=source, hint=f"known: {', '.join(hints)}"
         )
     converted = _converted(hints[key], value, f"[{section}] {key}", source)
+    if converted == 0 and getattr(type(part)(), key) != 0:  # 0 has a meaning only where it is the default
+        raise InvalidError(f"[{section}] {key} cannot be 0", subject=source)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})
 
 
@@ -163,6 +166,8 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
         if value not in typing.get_args(kind):
             raise wrong
         return value
+    if isinstance(value, str) and "\0" in value:
+        raise wrong
     if kind in (Path, Path | None):
         if not isinstance(value, str) or not Path(value).is_absolute():
             raise wrong
@@ -173,9 +178,12 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
     if not number or (kind is int and isinstance(value, float)):
         raise wrong
     try:
-        return kind(value)  # a text when it comes from the environment or a flag
-    except ValueError:
+        converted = kind(value)  # a text when it comes from the environment or a flag
+    except (ValueError, OverflowError):
         raise wrong from None
+    if not 0 <= converted < math.inf:
+        raise wrong
+    return converted
 
 
 def _kind_name(kind: Any) -> str:
@@ -187,4 +195,7 @@ def _kind_name(kind: Any) -> str:
 
 
 def _toml(value: object) -> str:
-    return json.dumps(str(value)) if isinstance(value, str | Path) else str(value)
+    if not isinstance(value, str | Path):
+        return str(value)
+    # JSON's escapes are TOML's, but for DEL and for what JSON would write as two surrogates.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007F")

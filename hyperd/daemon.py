@@ -104,9 +104,11 @@ async def _run(
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fleet.run(ready))
-        tasks.create_task(desk.probe())
         opened = tasks.create_task(ready.wait())
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
+        tasks.create_task(
+            desk.probe()
+        )  # only now: the fleet would remove the probe's VM as one no record knows
         system = SystemServicer(desk.version, desk.info, desk.checks)
         async with serving(
             config.socket,

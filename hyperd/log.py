@@ -55,4 +55,5 @@ def _timestamp(record: logging.LogRecord) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return json.dumps(text) if not text or any(char in text for char in ' "=\n') else text
+    plain = text and text.isprintable() and not any(char in text for char in ' "=')
+    return text if plain else json.dumps(text)

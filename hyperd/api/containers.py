@@ -80,31 +80,24 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
             exit_ = await self._fleet.get(request.container).wait_ended()
             return wire.WaitContainerResponse(exit=convert.encode_exit(exit_))
 
-    async def ReadLogs(
-        self, request: wire.ReadLogsRequest, context: Context
-    ) -> AsyncIterator[wire.ReadLogsResponse]:
+    # The streams write to their context instead of being generators: a call that ends in the middle then unwinds here
+    # and now, in its own task, and not whenever the collector finds a generator that nobody iterates any more.
+    # grpc.aio serves both; its stubs know only generators.
+
+    async def ReadLogs(self, request: wire.ReadLogsRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             wanted = logs.decode(request)
-            async for entry in logs.read(self._fleet.get(request.container).journal, wanted):
-                yield convert.encode_log_entry(entry)
+            journal = self._fleet.get(request.container).journal
+            await logs.read(journal, wanted, lambda entry: context.write(convert.encode_log_entry(entry)))
 
-    async def RunContainer(
-        self, requests: AsyncIterator[wire.SessionRequest], context: Context
-    ) -> AsyncIterator[wire.SessionResponse]:
+    async def RunContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
-            async for response in serve_session(self._fleet, requests, "run"):
-                yield response
+            await serve_session(self._fleet, requests, context.write, "run")
 
-    async def AttachContainer(
-        self, requests: AsyncIterator[wire.SessionRequest], context: Context
-    ) -> AsyncIterator[wire.SessionResponse]:
+    async def AttachContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
-            async for response in serve_session(self._fleet, requests, "attach"):
-                yield response
+            await serve_session(self._fleet, requests, context.write, "attach")
 
-    async def ExecContainer(
-        self, requests: AsyncIterator[wire.SessionRequest], context: Context
-    ) -> AsyncIterator[wire.SessionResponse]:
+    async def ExecContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
-            async for response in serve_session(self._fleet, requests, "exec"):
-                yield response
+            await serve_session(self._fleet, requests, context.write, "exec")

@@ -2,13 +2,14 @@
 """ImageService: decode, delegate to the store, encode."""
 
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from typing import cast
 
 from hyper.v1 import image_pb2 as wire
 from hyper.v1 import image_pb2_grpc
 from hyperd.api import convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.image import ImageStore, PullEvent
+from hyperd.image.base import ImageStore, PullEvent
 from hyperd.model.image import Image, LayerProgress
 from hyperd.sandbox import Fleet
 
@@ -18,18 +19,16 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         self._images = images
         self._fleet = fleet
 
-    async def PullImage(
-        self, request: wire.PullImageRequest, context: Context
-    ) -> AsyncIterator[wire.PullImageResponse]:
+    async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             platform = convert.decode_platform(request.platform)
-            events = self._images.pull(
-                request.reference, platform=platform, tls_insecure=request.tls_insecure
+            events = cast(
+                "AsyncGenerator[PullEvent, None]",
+                self._images.pull(request.reference, platform=platform, tls_insecure=request.tls_insecure),
             )
-            # Closed with the call: a client that hangs up cancels its pull now, not when it is garbage collected.
-            async with contextlib.aclosing(events):
+            async with contextlib.aclosing(events):  # a caller who hangs up leaves the pull at once
                 async for event in events:
-                    yield _encode_event(event)
+                    await context.write(_encode(event))
 
     async def ListImages(self, request: wire.ListImagesRequest, context: Context) -> wire.ListImagesResponse:
         async with errors_as_status(context):
@@ -55,7 +54,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             return wire.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
 
 
-def _encode_event(event: PullEvent) -> wire.PullImageResponse:
+def _encode(event: PullEvent) -> wire.PullImageResponse:
     if isinstance(event, Image):
         return wire.PullImageResponse(image=convert.encode_image(event))
     if isinstance(event, LayerProgress):

@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `hyper logs` asks for, and the choosing of entries."""
 
+import asyncio
+import contextlib
+import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from hyper.v1 import container_pb2 as wire
 from hyperd.sandbox import Cursor, Journal, LogEntry
+
+Respond = Callable[[LogEntry], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,22 +31,26 @@ def decode(request: wire.ReadLogsRequest) -> Wanted:
     )
 
 
-async def read(journal: Journal, wanted: Wanted) -> AsyncIterator[LogEntry]:
+async def read(journal: Journal, wanted: Wanted, respond: Respond) -> None:
+    """With ``follow`` until the container ends or ``until`` has passed."""
     cursor = Cursor()
     if wanted.tail_lines is not None:
-        async for entry in _tail(journal, wanted, cursor):
-            yield entry
+        for entry in await _last_lines(journal, wanted, cursor):
+            await respond(entry)
         if not wanted.follow:
             return
-    async for entry in journal.read(cursor, follow=wanted.follow):
-        if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
-            return
-        if entry.time_ns >= wanted.since_ns:
-            yield entry
+    left_s = None if wanted.until_ns is None else max(0.0, (wanted.until_ns - time.time_ns()) / 1e9)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(left_s if wanted.follow and left_s else None):
+            async for entry in journal.read(cursor, follow=wanted.follow and left_s != 0):
+                if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
+                    return
+                if entry.time_ns >= wanted.since_ns:
+                    await respond(entry)
 
 
-async def _tail(journal: Journal, wanted: Wanted, cursor: Cursor) -> AsyncIterator[LogEntry]:
-    """The last lines: entries are kept while they may hold one of them, so memory is bounded by what is shown."""
+async def _last_lines(journal: Journal, wanted: Wanted, cursor: Cursor) -> list[LogEntry]:
+    """Entries are kept while they may hold one of the lines, so memory is bounded by what is shown."""
     kept: deque[LogEntry] = deque()
     lines = 0
     limit = wanted.tail_lines or 0
@@ -53,8 +62,7 @@ async def _tail(journal: Journal, wanted: Wanted, cursor: Cursor) -> AsyncIterat
         lines += entry.data.count(b"\n")
         while len(kept) > 1 and lines - kept[0].data.count(b"\n") > limit:
             lines -= kept.popleft().data.count(b"\n")
-    for entry in _cut(list(kept), limit):
-        yield entry
+    return _cut(list(kept), limit)
 
 
 def _cut(entries: list[LogEntry], lines: int) -> list[LogEntry]:

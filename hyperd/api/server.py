@@ -14,10 +14,11 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2_grpc
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.system import SystemServicer
-from hyperd.errors import UnavailableError, WrongStateError
+from hyperd.errors import InvalidError, UnavailableError, WrongStateError
 
 SOCKET_MODE = 0o660
 STOP_GRACE_S = 2.0
+PROBE_TIMEOUT_S = 2.0
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
@@ -36,15 +37,12 @@ async def serving(
     container_pb2_grpc.add_ContainerServiceServicer_to_server(containers, server)
     image_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
-    before = os.umask(0o777 & ~SOCKET_MODE)
     try:
         server.add_insecure_port(f"unix:{path}")
+        _hand_to(path, group)  # until here root's alone; no umask is touched, other threads make files too
         await server.start()
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise UnavailableError("cannot be listened on", subject=str(path), evidence=str(error)) from error
-    finally:
-        os.umask(before)
-    _hand_to(path, group)
     try:
         yield server
     finally:
@@ -53,15 +51,21 @@ async def serving(
 
 def _require_unused(path: Path) -> None:
     """A socket that nobody answers on was left by a killed daemon: away with it."""
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise InvalidError(
+            "is in the way of the socket", subject=str(path), hint="move it, or set [daemon] socket"
+        )
     with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(2)
+        probe.settimeout(PROBE_TIMEOUT_S)
         try:
             probe.connect(str(path))
-        except FileNotFoundError:
-            return
-        except OSError:
+        except ConnectionRefusedError:
             path.unlink(missing_ok=True)
             return
+        except OSError:
+            pass  # too busy to answer is alive
     raise WrongStateError(
         "another daemon answers there", subject=str(path), hint="`hyper daemon stop` ends it"
     )
@@ -70,3 +74,4 @@ def _require_unused(path: Path) -> None:
 def _hand_to(path: Path, group: str) -> None:
     with contextlib.suppress(KeyError):  # no such group: root alone may use the socket
         os.chown(path, -1, grp.getgrnam(group).gr_gid)
+    path.chmod(SOCKET_MODE)

@@ -3,7 +3,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from hyper.v1 import container_pb2 as wire
 from hyperd.api import convert
@@ -12,89 +12,107 @@ from hyperd.model.container import Exit
 from hyperd.model.guest import Stream
 from hyperd.sandbox import Fleet, Session
 
-MAX_STDIN_BYTES = 1 << 20
+MAX_STDIN_BYTES = 1 << 20  # of one request
+QUEUED_INPUTS = 4  # requests with standard input that wait for a process that does not read
+
+Requests = AsyncIterator[wire.SessionRequest]
+Respond = Callable[[wire.SessionResponse], Awaitable[None]]
 
 
-async def serve_session(
-    fleet: Fleet, requests: AsyncIterator[wire.SessionRequest], expected: str
-) -> AsyncIterator[wire.SessionResponse]:
+async def serve_session(fleet: Fleet, requests: Requests, respond: Respond, expected: str) -> None:
     """Raises InvalidError when the first request is not of the kind of this call."""
     first = await anext(aiter(requests), wire.SessionRequest())
     if first.WhichOneof("kind") != expected:
         raise InvalidError(f"the first request of the call must be {expected!r}")
     started = wire.SessionStarted()
-    detach = False
-    if expected == "run":
-        view, warnings = await fleet.create(convert.decode_spec(first.run.spec))
-        driver = fleet.get(view.record.sandbox_id)
-        started.warnings.extend(warnings)
-        detach = first.run.detach
-        if detach:
-            await driver.start()
-            session = None
-        else:
-            session = await driver.attach(start=True)
-    elif expected == "attach":
-        driver = fleet.get(first.attach.container)
-        session = await driver.attach(start=first.attach.start)
-        if first.attach.HasField("terminal_size"):
-            await session.resize(convert.decode_size(first.attach.terminal_size))
-    else:
-        driver = fleet.get(first.exec.container)
-        session = await driver.exec(convert.decode_exec(first.exec))
-        detach = first.exec.detach
-        started.exec_id = session.exec_id
-    started.container_id, started.name = driver.record.sandbox_id, driver.record.name
-    started.tty = session.tty if session else driver.record.spec.tty
-    yield wire.SessionResponse(started=started)
+    session, detach = await _open(fleet, first, started)
     if session is None:
+        await respond(wire.SessionResponse(started=started))
         return
+    started.tty = session.tty
     try:
+        await respond(wire.SessionResponse(started=started))
         if not detach:
-            async for response in _stream(session, requests):
-                yield response
+            await _stream(session, requests, respond)
     finally:
         await session.aclose()
 
 
-async def _stream(
-    session: Session, requests: AsyncIterator[wire.SessionRequest]
-) -> AsyncIterator[wire.SessionResponse]:
-    async with _in_background(_carry_input(session, requests)):
+async def _open(
+    fleet: Fleet, first: wire.SessionRequest, started: wire.SessionStarted
+) -> tuple[Session | None, bool]:
+    """The session, if one is wanted, and whether the caller only wants to have started it."""
+    session: Session | None
+    if first.HasField("run"):
+        view, warnings = await fleet.create(convert.decode_spec(first.run.spec))
+        started.warnings.extend(warnings)
+        handle, detach = fleet.get(view.record.sandbox_id), first.run.detach
+        if detach:
+            await handle.start()
+            session, started.tty = None, view.record.spec.tty
+        else:
+            session = await handle.attach(start=True)
+    elif first.HasField("attach"):
+        handle, detach = fleet.get(first.attach.container), False
+        session = await handle.attach(start=first.attach.start, stdin=not first.attach.no_stdin)
+        if first.attach.HasField("terminal_size"):
+            await session.resize(convert.decode_size(first.attach.terminal_size))
+    else:
+        handle, detach = fleet.get(first.exec.container), first.exec.detach
+        session = await handle.exec(convert.decode_exec(first.exec))
+        started.exec_id = session.exec_id
+    started.container_id, started.name = handle.record.sandbox_id, handle.record.name
+    return session, detach
+
+
+async def _stream(session: Session, requests: Requests, respond: Respond) -> None:
+    inputs: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED_INPUTS)
+    async with _in_background(_take(session, requests, inputs), _feed(session, inputs)):
         async for item in session:
             if isinstance(item, Exit):
-                yield wire.SessionResponse(exit=convert.encode_exit(item))
+                await respond(wire.SessionResponse(exit=convert.encode_exit(item)))
             elif item.stream is Stream.STDOUT:
-                yield wire.SessionResponse(stdout=item.data)
+                await respond(wire.SessionResponse(stdout=item.data))
             else:
-                yield wire.SessionResponse(stderr=item.data)
+                await respond(wire.SessionResponse(stderr=item.data))
 
 
-@contextlib.asynccontextmanager
-async def _in_background(work: "asyncio._CoroutineLike[None]") -> AsyncIterator[None]:
-    """Run ``work`` beside the block, end it with the block; its error is the block's."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            task = tasks.create_task(work)
-            yield
-            task.cancel()
-    except BaseExceptionGroup as group:
-        errors = [error for error in group.exceptions if isinstance(error, HyperError)]
-        raise (errors[0] if errors else group) from group
-
-
-async def _carry_input(session: Session, requests: AsyncIterator[wire.SessionRequest]) -> None:
+async def _take(session: Session, requests: Requests, inputs: "asyncio.Queue[bytes | None]") -> None:
+    """Standard input goes into a queue, so that a signal need not wait until the process reads."""
     async for request in requests:
         match request.WhichOneof("kind"):
             case "stdin":
                 if len(request.stdin) > MAX_STDIN_BYTES:
                     raise InvalidError(f"more than {MAX_STDIN_BYTES} bytes of standard input in one request")
-                await session.write(request.stdin)
+                await inputs.put(request.stdin)
             case "close_stdin":
-                await session.close_stdin()
+                await inputs.put(None)
             case "resize":
                 await session.resize(convert.decode_size(request.resize))
             case "signal":
                 await session.signal(request.signal)
             case other:
                 raise InvalidError(f"{other!r} cannot come after the first request")
+
+
+async def _feed(session: Session, inputs: "asyncio.Queue[bytes | None]") -> None:
+    while True:
+        data = await inputs.get()
+        if data is None:
+            await session.close_stdin()
+        else:
+            await session.write(data)
+
+
+@contextlib.asynccontextmanager
+async def _in_background(*work: "asyncio._CoroutineLike[None]") -> AsyncIterator[None]:
+    """Run ``work`` beside the block, end it with the block; its error is the block's."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(item) for item in work]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as group_of_errors:
+        errors = [error for error in group_of_errors.exceptions if isinstance(error, HyperError)]
+        raise (errors[0] if errors else group_of_errors) from group_of_errors

@@ -68,6 +68,9 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
+        except sqlite3.Error as error:
+            raise self._translated(error) from error
+        try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -76,6 +79,7 @@ class Database:
                 "CREATE TABLE IF NOT EXISTS room_schema (room TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
             )
         except sqlite3.Error as error:
+            connection.close()
             raise self._translated(error) from error
         return connection
 
@@ -87,10 +91,11 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 result = work(connection)
+                connection.execute("COMMIT")
             except BaseException:
-                connection.execute("ROLLBACK")
+                if connection.in_transaction:  # SQLite ends it by itself when the disk is full
+                    connection.execute("ROLLBACK")
                 raise
-            connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._translated(error) from error
         return result

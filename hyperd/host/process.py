@@ -36,13 +36,18 @@ async def run(
     """
     async with spawn(argv, stdin=stdin is not None, env=env) as child:
         try:
-            async with asyncio.timeout(timeout_s):
-                stdout, stderr = await child.communicate(stdin)
+            async with asyncio.timeout(timeout_s), asyncio.TaskGroup() as tasks:
+                reading = [
+                    tasks.create_task(_read_bounded(stream)) for stream in (child.stdout, child.stderr)
+                ]
+                tasks.create_task(_write_all(child.stdin, stdin))
+                await child.wait()
         except TimeoutError as error:
             raise TimeoutExpiredError(f"no end after {timeout_s:g} s", subject=argv[0]) from error
     if child.returncode is None:
         raise HyperError("a finished child has no status", subject=argv[0])
-    return Finished(tuple(argv), child.returncode, stdout[:MAX_OUTPUT_BYTES], stderr[:MAX_OUTPUT_BYTES])
+    stdout, stderr = (task.result() for task in reading)
+    return Finished(tuple(argv), child.returncode, stdout, stderr)
 
 
 async def run_checked(
@@ -96,3 +101,21 @@ async def spawn(
                 os.killpg(child.pid, signal.SIGKILL)
             # Shielded: a second cancellation must not leave a zombie behind.
             await asyncio.shield(child.wait())
+
+
+async def _read_bounded(stream: asyncio.StreamReader | None) -> bytes:
+    """To the end, so that the child never blocks; what is beyond the bound is dropped."""
+    kept = bytearray()
+    while stream is not None and (data := await stream.read(65536)):
+        kept += data[: MAX_OUTPUT_BYTES - len(kept)]
+    return bytes(kept)
+
+
+async def _write_all(stream: asyncio.StreamWriter | None, data: bytes | None) -> None:
+    if stream is None or data is None:
+        return
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a child need not read it all
+        stream.write(data)
+        await stream.drain()
+        stream.close()
+        await stream.wait_closed()

@@ -89,6 +89,7 @@ def require_valid(spec: ContainerSpec) -> None:
     """All that can be said of a spec without its image. Raises InvalidError or UnsupportedError."""
     capabilities.resolve(spec.cap_add, spec.cap_drop, privileged=spec.privileged)
     parse_signal(spec.stop_signal or "TERM")
+    _require_plain_text(spec)
     for entry in spec.env:
         if not entry or entry.startswith("=") or "\0" in entry:
             raise InvalidError(
@@ -99,30 +100,32 @@ def require_valid(spec: ContainerSpec) -> None:
     for key in spec.sysctls:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
-    for destination in (*spec.tmpfs, *([spec.working_directory] if spec.working_directory else [])):
-        if not PurePosixPath(destination).is_absolute() or "\0" in destination:
-            raise InvalidError("is not an absolute path", subject=repr(destination))
-    for destination in spec.tmpfs:
-        if PurePosixPath(destination) == PurePosixPath("/") or ".." in PurePosixPath(destination).parts:
-            raise InvalidError("cannot be a tmpfs", subject=repr(destination))
+    _require_paths(spec)
     if spec.network and spec.network not in NETWORKS:
         raise UnsupportedError(f"there is no network {spec.network!r}", hint=f"known: {', '.join(NETWORKS)}")
     if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
         raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
-    for text in (
-        *spec.args,
-        *(spec.entrypoint or ()),
-        spec.user,
-        spec.working_directory,
-        *spec.additional_groups,
-    ):
-        if "\0" in text:
-            raise InvalidError("holds a NUL character", subject=repr(text[:100]))
     _host_entries(spec.extra_hosts)
     for server in spec.dns_servers:
         _require_address(server)
+
+
+def _require_plain_text(spec: ContainerSpec) -> None:
+    for text in (*spec.args, *(spec.entrypoint or ()), spec.user, *spec.additional_groups):
+        if "\0" in text:
+            raise InvalidError("holds a NUL character", subject=repr(text[:100]))
+
+
+def _require_paths(spec: ContainerSpec) -> None:
+    for destination in (*spec.tmpfs, *([spec.working_directory] if spec.working_directory else [])):
+        if not PurePosixPath(destination).is_absolute() or "\0" in destination:
+            raise InvalidError("is not an absolute path", subject=repr(destination))
+    for destination in spec.tmpfs:
+        parts = PurePosixPath(destination).parts
+        if len(parts) == 1 or ".." in parts:
+            raise InvalidError("cannot be a tmpfs", subject=repr(destination))
 
 
 def with_image_defaults(spec: ContainerSpec, image: ImageConfig) -> tuple[ContainerSpec, list[str]]:

@@ -297,7 +297,8 @@ class SandboxDriver(Actor[Message]):
         if isinstance(self.state, machine.Starting):
             self._rumour = gone  # a failing bring-up has the better evidence
         elif isinstance(self.state, machine.Running | machine.Stopping) and not self._ending:
-            self._send(lambda: self._errands.verify_gone(gone, self.state.facts.vm_pid))
+            vm_pid = self.state.facts.vm_pid
+            self._send(lambda: self._errands.verify_gone(gone, vm_pid))
 
     async def _on_down(self, exit_: Exit) -> None:
         self.tenure = None

@@ -45,6 +45,15 @@ class Cursor:
     position: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is there already: the newest file, its bytes in whole frames, and the output's end as they tell it."""
+
+    sequence: int
+    whole_bytes: int
+    end_offset: int
+
+
 class Journal:
     """Appending and following. One writer; any number of readers, none of which can slow the writer down."""
 
@@ -58,27 +67,33 @@ class Journal:
         self.end_offset = 0
         self.closed = True
 
-    def open(self, *, fresh: bool) -> None:
+    def examine(self) -> "Kept":
+        """Look through what an earlier run left; reads only, so that it may run in a thread of its own."""
+        try:
+            files = self._files()
+            if not files:
+                return Kept(0, 0, 0)
+            sequence, path = files[-1]
+            whole_bytes, end_offset = _scan(path)
+            if not whole_bytes and len(files) > 1:  # killed between rotating and writing
+                end_offset = _scan(files[-2][1])[1]
+        except OSError as error:
+            raise _translated(error, self.directory) from error
+        return Kept(sequence, whole_bytes, end_offset)
+
+    def open(self, kept: "Kept", *, fresh: bool) -> None:
         """Open for appending. ``fresh``: a new run, whose offsets begin at 0; older output stays readable."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files = self._files()
-            self._sequence = files[-1][0] if files else 0
-            path = self._path(self._sequence)
-            whole, last_offset = _scan(path) if path.exists() else (0, 0)
-            self._file = path.open("ab", buffering=0)
-            self._file.truncate(whole)
+            self._sequence, self._size = kept.sequence, kept.whole_bytes
+            self._file = self._path(self._sequence).open("ab", buffering=0)
+            self._file.truncate(self._size)
         except OSError as error:
             raise _translated(error, self.directory) from error
-        self._size = whole
         self.closed = False
+        self.end_offset = 0 if fresh else kept.end_offset
         if fresh:
-            self.end_offset = 0
             self._write(_HEADER.pack(time.time_ns(), 0, 0, _NEW_RUN))
-        elif not whole and len(files) > 1:  # killed between rotating and writing
-            self.end_offset = _scan(files[-2][1])[1]
-        else:
-            self.end_offset = last_offset
 
     def append(self, chunk: OutputChunk) -> None:
         """Raises ExhaustedError when the disk is full. A chunk already here is ignored; part of one is cut."""

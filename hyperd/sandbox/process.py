@@ -33,9 +33,9 @@ class ProcessSession:
         stdin: bool,
     ) -> None:
         """``tenure``: waits for the run to be up; None when it is over."""
-        self.container_id = record.sandbox_id
+        self.container_id: str = record.sandbox_id
         self.name = record.name
-        self.exec_id = process_id
+        self.exec_id: str = process_id
         self.tty = tty
         self._container = container_id_of(record.sandbox_id)
         self._process = process_id

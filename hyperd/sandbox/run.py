@@ -168,8 +168,7 @@ class Runner:
             await self._files.call(_remove_directories, self.settings.paths(sandbox_id))
 
     async def open_journal(self, journal: Journal, *, fresh: bool) -> None:
-        """In a thread: what an earlier run wrote is looked through."""
-        await self._files.call(journal.open, fresh=fresh)
+        journal.open(await self._files.call(journal.examine), fresh=fresh)
 
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(_tail, self.settings.paths(sandbox_id).console_log)

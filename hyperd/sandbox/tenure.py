@@ -89,7 +89,7 @@ class Tenure:
         return Exit(status.code, reason, signal=status.signal)
 
     def stop(self, signal: int, timeout_s: float) -> None:
-        """Signal, wait, SIGKILL, wait; then the VM itself, which needs nobody's consent. May be asked more than once."""
+        """Signal, wait, SIGKILL, wait; then the VM itself, which needs nobody's consent. Can be asked again."""
         self.stop_asked = True
         task = self._spawn(self._stop_gently(signal, timeout_s))
         self._stopping.add(task)
