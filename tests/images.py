@@ -41,6 +41,9 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 
+USER, PASSWORD = "hyper", "secret"
+HTPASSWD = "hyper:$2y$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
+
 PASSWD = """root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
 nobody:x:65534:65534:nobody:/nonexistent:/bin/false
@@ -380,8 +383,11 @@ class Registry:
 
 
 @contextlib.asynccontextmanager
-async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
-    """Debian's docker-registry on a free loopback port, with everything it keeps under ``tmp_path``."""
+async def registry(tmp_path: Path, *, locked: bool = False) -> AsyncIterator[Registry]:
+    """Debian's docker-registry on a free loopback port, with everything it keeps under ``tmp_path``.
+
+    ``locked``: only for USER with PASSWORD.
+    """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     root = tmp_path / "registry"
@@ -390,8 +396,11 @@ async def registry(tmp_path: Path) -> AsyncIterator[Registry]:
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
         f"storage: {{filesystem: {{rootdirectory: {root}}}, delete: {{enabled: true}}}}\n"
+        "validation: {manifests: {urls: {allow: ['^https://']}}}\n"
         f"http: {{addr: '{address}'}}\n"
+        + (f"auth: {{htpasswd: {{realm: test, path: {tmp_path}/htpasswd}}}}\n" if locked else "")
     )
+    (tmp_path / "htpasswd").write_text(HTPASSWD)
     log = tmp_path / "registry.log"
     argv = ["sh", "-c", f'exec docker-registry serve "$0" >"{log}" 2>&1', str(config)]
     async with process.spawn(argv) as child:

@@ -33,6 +33,12 @@ class RootGroup(tree.LazyGroup):
 app = tree.group(RootGroup)
 
 
+def _show_version(*, wanted: bool) -> None:
+    if wanted:
+        print(f"hyper version {VERSION}")
+        raise typer.Exit
+
+
 @app.callback(epilog=EPILOG, no_args_is_help=True)
 def root(
     host: Annotated[
@@ -40,22 +46,40 @@ def root(
         typer.Option("--host", "-H", metavar="ADDRESS", envvar="HYPER_HOST", help="Where hyperd listens"),
     ] = "unix:///run/hyper/hyperd.sock",
     *,
-    show_version: Annotated[bool, typer.Option("--version", "-v", help="Print the version and exit")] = False,
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-v",
+            help="Print the version and exit",
+            is_eager=True,
+            callback=lambda value: _show_version(wanted=value),
+        ),
+    ] = False,
 ) -> None:
     """Run OCI images, each in a virtual machine of its own."""
     from hyperctl import client
 
     client.host.set(host)
-    if show_version:
-        print(f"hyper version {VERSION}")
-        raise typer.Exit
 
 
 def main() -> None:
     """Entry point of the `hyper` program."""
+    _fill_closed_streams()
     status = run(sys.argv[1:])
     # What grpc and asyncio tear down at a regular exit takes longer than many a command; all is closed and flushed.
     os._exit(status)
+
+
+def _fill_closed_streams() -> None:
+    """A standard stream that was closed becomes /dev/null: else the next file opened would get what goes there."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number free: this one
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
 
 
 def run(args: Sequence[str]) -> int:
@@ -84,6 +108,10 @@ def _invoke(args: list[str]) -> int:
         return _report_usage(error)
     except typer.Abort:
         return 130
+    except SystemExit as error:  # Typer's own idea of a broken pipe
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
     return outcome if isinstance(outcome, int) else 0
 
 
@@ -113,7 +141,7 @@ def _report_usage(error: typer.TyperException) -> int:
 def _quiet_after_broken_pipe() -> int:
     """Whoever read our output has gone: end as SIGPIPE would have ended us, and say nothing."""
     devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    os.dup2(devnull, 1)
     return SIGPIPE_STATUS
 
 

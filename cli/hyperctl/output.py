@@ -23,8 +23,8 @@ def render_rows(
     if form in {"", "table"}:
         cells = [[str(row[column]) for column in columns] for row in rows]
         return render_table([[headers[column] for column in columns], *cells])
-    if form in {"json", "{{json .}}"}:
-        return "\n".join(render_json(_plain(row)) for row in rows)
+    if form == "json":
+        form = "{{json .}}"
     if form.startswith("table"):
         template = Template(form.removeprefix("table").strip(" "))
         titles = {**headers, "Label": lambda key: key}
@@ -49,7 +49,3 @@ def print_rows(text: str) -> None:
 def _for_reader(text: str) -> str:
     """Labels and the like come from strangers: a terminal gets no control characters, a pipe gets all."""
     return printable(text) if sys.stdout.isatty() else text
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if not callable(value)}

@@ -32,9 +32,9 @@ TAIL_LINES = 20
 
 def find_hyperd() -> str:
     """Beside our own program, where they were installed together, else on PATH. Raises CliError."""
-    beside = [
-        Path(program).resolve().parent / "hyperd" for program in (sys.argv[0], sys.executable) if program
-    ]
+    own = Path(sys.argv[0])
+    directories = (own.resolve().parent, own.parent, Path(sys.executable).parent)
+    beside = [directory / "hyperd" for directory in directories]
     for candidate in beside:
         if candidate.is_file() and os.access(candidate, os.X_OK):
             return str(candidate)

@@ -63,7 +63,7 @@ class PullProgress:
         """The bars stay where they are; what is printed next comes below."""
         if self._live and self._layers:
             self._draw()
-        self._drawn = 0
+        self._live, self._drawn = False, 0
 
     def _draw(self) -> None:
         self._last_draw_s = time.monotonic()

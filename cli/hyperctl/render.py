@@ -62,7 +62,7 @@ def render_duration(seconds: float) -> str:
 def render_size(size_bytes: float, *, digits: int = 3) -> str:
     """Decimal units as Docker prints image sizes: 7.83MB."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
-        if size_bytes < 1000:
+        if float(f"{size_bytes:.{digits}g}") < 1000:
             return f"{size_bytes:.{digits}g}{unit}"
         size_bytes /= 1000
     return f"{size_bytes:.{digits + 1}g}PB"

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from hyper.v1 import container_pb2 as pb
@@ -20,6 +20,7 @@ from hyperctl import terminal
 from hyperctl.client import Client
 from hyperctl.detach import DetachScanner
 from hyperctl.errors import HYPER_FAILED, CliError
+from hyperctl.outcome import Outcome
 from hyperctl.render import print_error
 from hyperctl.streams import InputStream, OutputStream
 
@@ -35,14 +36,6 @@ CLOSE_S = 10
 SIGNAL_TIMEOUT_S = 10
 LAST_OUTPUT_S = 0.2  # the terminal is given back after this even if it does not take our output
 
-REASONS = {
-    pb.EXIT_REASON_OOM: "killed: the machine ran out of memory",
-    pb.EXIT_REASON_GUEST_PANIC: "the guest kernel panicked",
-    pb.EXIT_REASON_VM_LOST: "the virtual machine was killed from outside or crashed",
-    pb.EXIT_REASON_START_FAILED: "the process could not be started",
-    pb.EXIT_REASON_AGENT_LOST: "the agent in the guest stopped answering",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class SessionSetup:
@@ -50,20 +43,12 @@ class SessionSetup:
 
     first: pb.SessionRequest
     stdin: bool
+    close_stdin: bool = field(default=True, kw_only=True)  # the end of our input is the end of the process's
     detach_keys: bytes
     forward_signals: bool = True
     # None: within the session, all that `exec` has.
     send_signal: "SignalSender | None" = None
     on_started: Callable[[pb.SessionStarted], None] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How it ended: with the process, by the detach keys, by a signal to us, or (all unset) the call just closed."""
-
-    exit: pb.ExitStatus | None = None
-    detached: bool = False
-    signal: int = 0
 
 
 class Session:
@@ -192,7 +177,8 @@ class Session:
             if scanner is not None and scanner.detached:
                 self._end(Outcome(detached=True))
                 return
-        await self._send(pb.SessionRequest(close_stdin=pb.CloseStdin()))
+        if self._setup.close_stdin:
+            await self._send(pb.SessionRequest(close_stdin=pb.CloseStdin()))
 
     async def _send_signals(self) -> None:
         await self._started.wait()
@@ -251,24 +237,3 @@ class SignalSender:
         request = pb.KillContainerRequest(container=container_id, signal=str(signal_number))
         with contextlib.suppress(grpc.aio.AioRpcError):  # it has just ended: its exit is on the way
             await self._client.containers.KillContainer(request, timeout=SIGNAL_TIMEOUT_S)
-
-
-def exit_status(outcome: Outcome, *, subject: str) -> int:
-    """The process's own status; 125 when there is none. What went wrong with its machine is told."""
-    if outcome.signal:
-        return 128 + outcome.signal
-    if outcome.detached:
-        return 0
-    if outcome.exit is None:
-        raise CliError(
-            "the daemon ended the session before the process ended",
-            subject=subject,
-            hint="`hyper ps -a` shows what became of it",
-            exit_status=HYPER_FAILED,
-        )
-    brief = REASONS.get(outcome.exit.reason)
-    if brief is not None:
-        evidence = outcome.exit.message
-        print_error(CliError(brief, subject=subject, evidence=evidence))
-        return outcome.exit.code or HYPER_FAILED
-    return outcome.exit.code

@@ -62,7 +62,7 @@ class HyperCommand(TyperCommand):
         takes_value: set[str] = set()
         for param in self.get_params(ctx):
             if param.param_type_name == "option":
-                (switches if param.is_flag else takes_value).update(param.opts)
+                (switches if param.is_flag else takes_value).update((*param.opts, *param.secondary_opts))
         rewritten = rewrite_switches(
             args, switches, takes_value, stop_at_first=not ctx.allow_interspersed_args
         )

@@ -39,8 +39,8 @@ class Disks:
         descriptor = self.path(image_id)
         with files.file_errors(descriptor):
             extents = [self._extent(image_id, diff_id) for diff_id in joined(diff_ids)]
-            if not descriptor.is_file():
-                rendered = render_disk(image_id, extents)
+            rendered = render_disk(image_id, extents)
+            if not _is_written(descriptor, rendered.descriptor):
                 files.make_directory(descriptor.parent, 0o755)
                 files.write_atomic(descriptor.with_name(HEAD_NAME), rendered.head)
                 files.write_atomic(descriptor.with_name(TAIL_NAME), rendered.tail)
@@ -56,6 +56,14 @@ class Disks:
         if size == 0 or size % ALIGNMENT:
             raise _damaged(image_id, diff_id, f"its file has {size} bytes")
         return Extent(f"../../{self._layers.root.name}/{path.name}", diff_id, size)
+
+
+def _is_written(descriptor: Path, wanted: bytes) -> bool:
+    """False also when a layer was made anew, by another mkfs.erofs, and has another size now."""
+    try:
+        return descriptor.read_bytes() == wanted
+    except FileNotFoundError:
+        return False
 
 
 def joined(diff_ids: Sequence[Digest]) -> Sequence[Digest]:

@@ -73,11 +73,20 @@ class Estimate:
 
 
 class Downloads:
-    def __init__(self, skopeo: Skopeo, content: Content, workers: Workers, *, reserve_bytes: int) -> None:
+    def __init__(
+        self,
+        skopeo: Skopeo,
+        content: Content,
+        workers: Workers,
+        *,
+        reserve_bytes: int,
+        stall_timeout_s: float = STALL_TIMEOUT_S,
+    ) -> None:
         self._skopeo = skopeo
         self._content = content
         self._workers = workers
         self._reserve_bytes = reserve_bytes
+        self._stall_timeout_s = stall_timeout_s
 
     async def look_for(self, arrivals: Arrivals) -> None:
         """Mark what is here already."""
@@ -120,9 +129,10 @@ class Downloads:
             now = asyncio.get_running_loop().time()
             if (len(missing), sum(sizes.values())) != seen or remote.source.transport is not Transport.DOCKER:
                 seen, stalled_since = (len(missing), sum(sizes.values())), now
-            elif now - stalled_since > STALL_TIMEOUT_S:
+            elif now - stalled_since > self._stall_timeout_s:
                 raise UnavailableError(
-                    f"the registry has sent nothing for {STALL_TIMEOUT_S:g} s", subject=str(remote.source)
+                    f"the registry has sent nothing for {self._stall_timeout_s:g} s",
+                    subject=str(remote.source),
                 )
 
     def _find_whole(self, layers: Sequence[Descriptor]) -> list[Digest]:

@@ -60,12 +60,11 @@ class Garbage:
         """Delete whatever has been unreferenced on disk for that long: rests of pulls that nobody continued."""
 
         def find() -> list[Digest]:
-            places = (
-                (self._content.path(Digest("")).parent, ""),
-                (self._layers.root, SUFFIX),
-                (self._disks, ""),
-            )
-            return [digest for place, suffix in places for digest in digests_older_than(place, suffix, age_s)]
+            return [
+                *self._content.list_older_than(age_s),
+                *digests_older_than(self._layers.root, SUFFIX, age_s),
+                *digests_older_than(self._disks, "", age_s),
+            ]
 
         await self._sweep(find)
 

@@ -28,6 +28,7 @@ CONVERT_TIMEOUT_S = 1800.0
 MAX_MEMORY_BYTES = 4 << 30
 _PIPE_BYTES = 1 << 20
 _ENVIRONMENT = {"PATH": f"/usr/sbin:/sbin:{os.defpath}", "LC_ALL": "C"}
+_CANNOT_RUN = frozenset({125, 126, 127})  # said by prlimit and setpriv
 _NO_SPACE = ("No space left", "ENOSPC", "File too large")
 
 
@@ -185,6 +186,15 @@ def _judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: s
             subject=diff_id,
             evidence=f"its content is {streamed.diff_id}",
         )
+    if returncode in _CANNOT_RUN or "unrecognized option" in said:
+        raise UnavailableError(
+            "mkfs.erofs cannot be run",
+            subject=diff_id,
+            evidence=said,
+            hint="it must be of version 1.8 or later; `hyper doctor` says what is there",
+        )
+    if "Cannot allocate memory" in said:
+        raise ExhaustedError("the layer has too many files", subject=diff_id, evidence=said)
     if returncode < 0:
         raise UnavailableError(f"mkfs.erofs ended by signal {-returncode}", subject=diff_id, evidence=said)
     if returncode != 0:

@@ -79,7 +79,7 @@ class Pull:
 
     async def run(self) -> Image:
         parts = self._parts
-        self._hub.publish("notice", PullNotice(f"Pulling from {self._subject}"))
+        self._notice("source", f"Pulling {self._subject} for {self._remote.platform}")
         raw = await parts.skopeo.raw_manifest(self._remote)
         names = await self._names(digest_of(raw))
         top = manifests.parse_manifest(raw, self._subject)
@@ -87,7 +87,9 @@ class Pull:
             None if isinstance(top, Manifest) else manifests.choose(top, self._remote.platform, self._subject)
         )
         known = await self._find_known(digest_of(raw) if child is None else child.digest, names)
+        self._notice("digest", f"Digest: {digest_of(raw)}")
         if known is not None:
+            self._notice("status", f"Image is up to date for {self._subject}")
             return known
         resolved = await self._resolve(raw, child)
         async with parts.garbage.pinned(_digests_of(resolved)):
@@ -102,7 +104,9 @@ class Pull:
                 resolved.config.diff_ids,
                 names,
             )
-            return await parts.database.transaction(lambda connection: records.save_image(connection, new))
+            image = await parts.database.transaction(lambda connection: records.save_image(connection, new))
+        self._notice("status", f"Downloaded newer image for {self._subject}")
+        return image
 
     async def _resolve(self, raw: bytes, child: Descriptor | None) -> Resolved:
         skopeo = self._parts.skopeo
@@ -260,6 +264,9 @@ class Pull:
             content.put(resolved.manifest_digest, resolved.manifest_raw)
             content.put(resolved.manifest.config.digest, resolved.config_raw)
             self._parts.disks.make(resolved.image_id, resolved.config.diff_ids)
+
+    def _notice(self, kind: str, text: str) -> None:
+        self._hub.publish(kind, PullNotice(text))
 
     def _tell_downloading(self, layer: Descriptor, done: int) -> None:
         self._tell(layer, LayerPhase.DOWNLOADING, done)

@@ -98,7 +98,7 @@ def parse_named(text: str) -> Named:
         if _ANY_DIGEST.fullmatch(digest) and not digest.startswith("sha256:"):
             raise UnsupportedError("only SHA-256 digests are supported", subject=text[:300])
         raise _malformed(text, "the digest is not sha256: and 64 hexadecimal digits")
-    if re.fullmatch(r"[0-9a-f]{64}", rest):
+    if re.fullmatch(r"[0-9a-f]{64}", text):
         raise _malformed(text, "64 hexadecimal digits are an id, not a name")
     registry, path, tag = _split(rest)
     if not _PATH.fullmatch(path):
@@ -123,7 +123,7 @@ def parse_source(text: str) -> Source:
     transport = Transport(scheme)
     if transport is Transport.DOCKER_DAEMON:
         return Source(transport, parse_named(rest))
-    if transport is Transport.OCI and not rest.startswith("/"):
+    if transport is Transport.OCI and not rest.startswith(("/", ".")):
         return Source(Transport.DOCKER, parse_named(text))  # an image that is called "oci"
     path, _, inner = rest.partition(":")
     if not path.startswith("/") or "\x00" in rest or len(rest) > MAX_REFERENCE_LENGTH:

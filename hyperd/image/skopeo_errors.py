@@ -47,6 +47,7 @@ _MEANINGS = (
         UnsupportedError,
         "the image is not made for this architecture",
     ),
+    _means("unsupported (?:docker v2s2 )?media type", UnsupportedError, "the image is of an unknown kind"),
     _means("source image rejected|is blocked in", DeniedError, "the host's policy does not allow the image"),
     _means(
         "toomanyrequests|too many requests|StatusCode: 429",

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import shutil
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from hyperd.image import removal as removals
 from hyperd.image.base import PullEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
-from hyperd.image.download import Downloads
+from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
 from hyperd.image.layers import LayerFile, Layers
@@ -36,16 +37,17 @@ _EPOCH = datetime.fromtimestamp(0, UTC)
 
 @dataclass(frozen=True, slots=True)
 class ImageSettings:
-    """``mkfs_user`` None: mkfs.erofs runs as the daemon itself, for a daemon that is not root."""
+    """``mkfs_user``: (uid, gid) of mkfs.erofs; None is the daemon's own, for a daemon that is not root."""
 
     root: Path
     mkfs_erofs: str = "mkfs.erofs"  # 1.8 or later
     skopeo: str = "skopeo"
     authfile: Path | None = None
-    mkfs_user: tuple[int, int] | None = NOBODY
+    mkfs_user: tuple[int, int] | None = NOBODY if os.geteuid() == 0 else None
     parallel_layers: int = 2
     max_layer_bytes: int = 64 << 30
     reserve_bytes: int = 256 << 20
+    stall_timeout_s: float = STALL_TIMEOUT_S
 
 
 class OciImageStore:
@@ -74,7 +76,11 @@ class OciImageStore:
         self._pulls: Flights[tuple[str, ...], PullEvent, Image] = Flights(tasks)
         self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
         downloads = Downloads(
-            self._skopeo, self._content, self._workers, reserve_bytes=settings.reserve_bytes
+            self._skopeo,
+            self._content,
+            self._workers,
+            reserve_bytes=settings.reserve_bytes,
+            stall_timeout_s=settings.stall_timeout_s,
         )
         self._parts = Parts(
             database,

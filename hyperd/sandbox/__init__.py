@@ -4,8 +4,9 @@
 from hyperd.sandbox.accelerator import AcceleratorChooser, Choice, Findings
 from hyperd.sandbox.admission import Admission
 from hyperd.sandbox.assembly import GuestSettings, SandboxPaths, parse_signal
-from hyperd.sandbox.driver import Services
+from hyperd.sandbox.errands import Services
 from hyperd.sandbox.fleet import Fleet, FleetSettings, is_running
+from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.records import Records
@@ -28,6 +29,7 @@ __all__ = [
     "Rooms",
     "RunSettings",
     "Runner",
+    "SandboxHandle",
     "SandboxPaths",
     "Services",
     "Session",

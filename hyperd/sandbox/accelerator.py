@@ -12,12 +12,14 @@ import json
 import logging
 import os
 import secrets
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.errors import HyperError, UnavailableError
 from hyperd.guest.base import GuestDialer
+from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.model.container import Sizing
 from hyperd.model.vm import Accelerator, Channel, SandboxId, VmDefinition
@@ -49,7 +51,10 @@ class Findings:
         return await self._files.call(_recall, self._path, self._key)
 
     async def remember(self, choice: Choice) -> None:
-        await self._files.call(_remember, self._path, self._key, choice)
+        try:
+            await self._files.call(_remember, self._path, self._key, choice)
+        except OSError as error:  # the next hyperd probes again
+            log.warning("not remembered", extra={"path": str(self._path), "error": str(error)})
 
 
 class AcceleratorChooser:
@@ -115,8 +120,8 @@ class AcceleratorChooser:
     async def _probe(self) -> Choice:
         sandbox_id = SandboxId(secrets.token_hex(32))
         paths = self._scratch(sandbox_id)
-        for directory in (paths.run_dir, paths.state_dir):
-            await self._files.call(directory.mkdir, 0o711, parents=True, exist_ok=True)
+        with file_errors(paths.state_dir):
+            await self._files.call(_make, paths)
         definition = VmDefinition(
             sandbox_id=sandbox_id,
             vcpus=PROBE_SIZING.vcpus,
@@ -162,13 +167,18 @@ def _recall(memory: Path, key: tuple[str, ...]) -> Choice | None:
 def _remember(memory: Path, key: tuple[str, ...], choice: Choice) -> None:
     fresh = memory.with_suffix(".new")
     fresh.write_text(
-        json.dumps({"key": key, "accelerator": choice.accelerator.value, "reason": choice.reason})
+        json.dumps(
+            {"key": [_boot_id(), *key], "accelerator": choice.accelerator.value, "reason": choice.reason}
+        )
     )
     fresh.replace(memory)
 
 
+def _make(paths: SandboxPaths) -> None:
+    for directory in (paths.run_dir, paths.state_dir):
+        directory.mkdir(0o711, parents=True, exist_ok=True)
+
+
 def _remove(paths: SandboxPaths) -> None:
     for directory in (paths.run_dir, paths.state_dir):
-        for file in directory.iterdir():
-            file.unlink()
-        directory.rmdir()
+        shutil.rmtree(directory, ignore_errors=True)

@@ -5,7 +5,7 @@ import ipaddress
 import math
 import re
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from hyperd.errors import InvalidError, UnsupportedError
@@ -44,6 +44,7 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 _UNLIMITED = 2**64 - 1
 _CPU_PERIOD_US = 100_000
+MIN_CPUS = 0.01  # the least that a cgroup takes: 1 ms in a period
 _RLIMITS = {
     name: f"RLIMIT_{name.upper()}"
     for name in (
@@ -99,17 +100,46 @@ def require_valid(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
     for destination in (*spec.tmpfs, *([spec.working_directory] if spec.working_directory else [])):
-        if not PurePosixPath(destination).is_absolute():
+        if not PurePosixPath(destination).is_absolute() or "\0" in destination:
             raise InvalidError("is not an absolute path", subject=repr(destination))
+    for destination in spec.tmpfs:
+        if PurePosixPath(destination) == PurePosixPath("/") or ".." in PurePosixPath(destination).parts:
+            raise InvalidError("cannot be a tmpfs", subject=repr(destination))
     if spec.network and spec.network not in NETWORKS:
         raise UnsupportedError(f"there is no network {spec.network!r}", hint=f"known: {', '.join(NETWORKS)}")
     if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))
-    if spec.cpus < 0 or not math.isfinite(spec.cpus):
-        raise InvalidError(f"{spec.cpus} CPUs make no sense", hint="see --cpus")
+    if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
+        raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
+    for text in (
+        *spec.args,
+        *(spec.entrypoint or ()),
+        spec.user,
+        spec.working_directory,
+        *spec.additional_groups,
+    ):
+        if "\0" in text:
+            raise InvalidError("holds a NUL character", subject=repr(text[:100]))
     _host_entries(spec.extra_hosts)
     for server in spec.dns_servers:
         _require_address(server)
+
+
+def with_image_defaults(spec: ContainerSpec, image: ImageConfig) -> tuple[ContainerSpec, list[str]]:
+    """The spec with what the image settles once and for all, and warnings for the user."""
+    warnings = []
+    if spec.network == "none" and (spec.dns_servers or spec.dns_searches):
+        warnings.append("--dns has no effect with --network none")
+    if image.stop_signal and not spec.stop_signal:
+        try:
+            parse_signal(image.stop_signal)
+        except InvalidError:
+            warnings.append(
+                f"the image's stop signal {image.stop_signal!r} is not one: it is stopped with TERM"
+            )
+        else:
+            spec = replace(spec, stop_signal=image.stop_signal)
+    return spec, warnings
 
 
 def sizing_of(spec: ContainerSpec, default: Sizing) -> Sizing:
@@ -120,7 +150,8 @@ def sizing_of(spec: ContainerSpec, default: Sizing) -> Sizing:
 def command_of(spec: ContainerSpec, image: ImageConfig) -> tuple[str, ...]:
     """Entrypoint and arguments as Docker combines them. Raises InvalidError when there is nothing to run."""
     if spec.entrypoint is not None:
-        command = (*spec.entrypoint, *spec.args)
+        # `--entrypoint ""` takes the image's away (moby daemon/create.go)
+        command = (*(spec.entrypoint if spec.entrypoint != ("",) else ()), *spec.args)
     else:
         command = (*image.entrypoint, *(spec.args or image.cmd))
     if not command or not command[0]:
@@ -200,7 +231,7 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
         sysctls=spec.sysctls,
         privileged=spec.privileged,
         shm_size_bytes=spec.shm_size_bytes,
-        cpu_quota_us=int(spec.cpus * _CPU_PERIOD_US) if fraction else 0,
+        cpu_quota_us=round(spec.cpus * _CPU_PERIOD_US) if fraction else 0,
         cpu_period_us=_CPU_PERIOD_US if fraction else 0,
         pids_limit=spec.pids_limit,
     )
@@ -283,7 +314,11 @@ def _merged(base: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
 
 def _tmpfs(destination: str, options: str) -> GuestMount:
     given = tuple(option for option in options.split(",") if option)
-    return GuestMount(destination, "tmpfs", options=("nosuid", "nodev", "noexec", *given))
+    # Docker's defaults, each but where its opposite is given.
+    defaults = tuple(
+        option for option in ("nosuid", "nodev", "noexec") if option.removeprefix("no") not in given
+    )
+    return GuestMount(destination, "tmpfs", options=(*defaults, *given))
 
 
 def _rlimit(name: str, soft: int, hard: int) -> Rlimit:
@@ -292,8 +327,10 @@ def _rlimit(name: str, soft: int, hard: int) -> Rlimit:
         raise InvalidError(
             "is not a resource limit", subject=repr(name), hint=f"known: {', '.join(_RLIMITS)}"
         )
+    if soft < -1 or hard < -1:
+        raise InvalidError("limits are numbers, or -1 for none", subject=f"ulimit {name}")
     soft, hard = (_UNLIMITED if value == -1 else value for value in (soft, hard))
-    if soft > hard or soft < 0:
+    if soft > hard:
         raise InvalidError(f"the soft limit {soft} is above the hard limit {hard}", subject=f"ulimit {name}")
     return Rlimit(full, soft, hard)
 

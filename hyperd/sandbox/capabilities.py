@@ -31,10 +31,13 @@ def resolve(add: tuple[str, ...], drop: tuple[str, ...], *, privileged: bool) ->
         return ALL
     if not added and not dropped:
         return None
-    base = set() if "ALL" in dropped else set(DEFAULT)
+    # moby oci/caps/utils.go, TweakCapabilities: what is added wins over what is dropped, but for "everything but"
     if "ALL" in added:
-        base = set(ALL)
-    granted = (base | (added - {"ALL"})) - (dropped - {"ALL"})
+        granted = set(ALL) - dropped
+    elif "ALL" in dropped:
+        granted = added
+    else:
+        granted = (set(DEFAULT) - dropped) | added
     return tuple(name for name in ALL if name in granted)
 
 

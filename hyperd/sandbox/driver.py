@@ -1,37 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 """One task per sandbox, the only writer of its state.
 
-RPC handlers put a message into the inbox and await a future: a client that hangs up cancels its wait, never the work.
-Handlers of messages never wait long; what takes time runs as a task of the driver's and posts a message when it ends,
-so that a stop is heard while a start is under way.
+RPC handlers put a message into the inbox and await a future (handle.py): a client that hangs up cancels its wait, never
+the work. Handlers of messages never wait long; what takes time runs as a task of the driver's and posts a message when
+it ends, so that a stop is heard while a start is under way. News carries the number of the run that it is of: what
+arrives late from an earlier run changes nothing.
+
+A bug ends the sandbox as failed, with an id in the log and in the exit's message; the fleet goes on.
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from signal import SIGKILL
 
-from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, WrongStateError
-from hyperd.guest.base import Guest
-from hyperd.model.container import (
-    DEFAULT_STOP_TIMEOUT_S,
-    ContainerRecord,
-    ContainerView,
-    ExecSpec,
-    Exit,
-    ExitReason,
-)
-from hyperd.model.guest import FIRST_PROCESS, ProcessId
-from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
+from hyperd.errors import HyperError, NotFoundError, TimeoutExpiredError, UnavailableError, WrongStateError
+from hyperd.model.container import ContainerRecord, ContainerView, Exit, ExitReason
+from hyperd.model.guest import FIRST_PROCESS
+from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
+from hyperd.sandbox.actor import Actor
+from hyperd.sandbox.errands import Errands, Services
 from hyperd.sandbox.journal import Journal
-from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import (
     Adopt,
+    Ask,
     AskRemove,
     AskStart,
     AskStop,
@@ -41,31 +36,24 @@ from hyperd.sandbox.message import (
     IsRemoved,
     IsUp,
     Message,
+    News,
+    OfRun,
     ProcessEnded,
     UpFailed,
 )
-from hyperd.sandbox.process import ProcessSession
+from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
-from hyperd.sandbox.records import Records
-from hyperd.sandbox.run import Live, Runner, now_ms
+from hyperd.sandbox.run import Live, now_ms
 from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
+from hyperd.sandbox.view import view_of
+from hyperd.sandbox.waiting import Waiting, fail, resolve
 
 log = logging.getLogger(__name__)
 
 LIVE_TIMEOUT_S = 30.0  # for a running container whose VM is being taken over
 
 
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What every driver uses."""
-
-    runner: Runner
-    records: Records
-    ledger: Ledger
-    accelerator: Callable[[], Awaitable[Accelerator]]
-
-
-class SandboxDriver:
+class SandboxDriver(Actor[Message]):
     def __init__(
         self,
         record: ContainerRecord,
@@ -74,127 +62,42 @@ class SandboxDriver:
         state: machine.State,
         generation: int,
     ) -> None:
+        super().__init__()
         self.record = record
+        self.services = services
+        self.journal = journal
         self.state = state
         self.generation = generation
         self.removed = False
-        self._services = services
-        self._journal = journal
-        self._container_id = assembly.container_id_of(record.sandbox_id)
-        self._inbox: asyncio.Queue[Message] = asyncio.Queue()
-        self._tasks = asyncio.TaskGroup()
-        self._starts: list[Done] = []
-        self._stops: list[Done] = []
-        self._removes: list[Done] = []
-        self._run_end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.waiting = Waiting()
+        self.tenure: Tenure | None = None
+        self.pump = self._new_pump()
+        self._errands = Errands(record, services, journal)
+        self._changed = Pulse()  # state, tenure
+        self._run = 0
         self._last_exit = machine.exit_of(state)
-        self._tenure: Tenure | None = None
-        self._has_tenure = asyncio.Event()
-        self._pump = self._new_pump()
         self._coming_up: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._giving_up = False  # the bring-up was cancelled: once, or its clean-up would be
+        self._stop_asked: AskStop | None = None  # before there was a process to signal
+        self._rumour: VmGone | None = None  # heard while starting
         self._start_called_ms = 0.0
         self._ending = False
+        self._removing = False
         self._discarding = record.spec.auto_remove
 
-    def view(self) -> ContainerView:
-        facts = self.state.facts if isinstance(self.state, machine.Running | machine.Stopping) else None
-        ended = self.state if isinstance(self.state, machine.Exited | machine.Failed) else None
-        started_at = facts.started_at if facts else ended.started_at if ended else None
-        return ContainerView(
-            record=self.record,
-            state=machine.name_of(self.state),
-            generation=self.generation,
-            exit=machine.exit_of(self.state),
-            started_at=started_at,
-            finished_at=ended.finished_at if ended else None,
-            vm_pid=facts.vm_pid if facts else 0,
-            guest_pid=facts.guest_pid if facts else 0,
-            accelerator=facts.accelerator if facts else "",
-            guest_kernel=facts.guest_kernel if facts else "",
-            start_ms=facts.start_ms if facts else 0,
-            attachment=facts.attachment if facts else None,
-            log_path=str(self._journal.directory),
-        )
-
     @property
-    def journal(self) -> Journal:
-        return self._journal
+    def subject(self) -> str:
+        return f"container {self.record.name}"
 
-    async def start(self) -> None:
-        """Return when the first process runs; at once when it already does."""
-        done = self._future()
-        self._post(AskStart(done))
-        await done
-
-    async def stop(self, *, timeout_s: float | None = None, signal: int | None = None) -> None:
-        """Return when the VM is off; at once when there is none."""
-        spec = self.record.spec
-        if timeout_s is None:
-            timeout_s = DEFAULT_STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s
-        if signal is None:
-            signal = assembly.parse_signal(spec.stop_signal or "TERM")
-        done = self._future()
-        self._post(AskStop(done, signal, timeout_s))
-        await done
-
-    async def kill(self, signal: int) -> None:
-        """Signal the first process. Raises WrongStateError unless there is one."""
-        if not isinstance(self.state, machine.Stopping):
-            machine.require_running(self.state, self.record.name)
-        tenure = await self._require_tenure()
-        tenure.stop_asked |= signal == SIGKILL
-        await tenure.live.guest.signal(self._container_id, FIRST_PROCESS, signal)
-
-    async def remove(self, *, force: bool) -> None:
-        """Raises WrongStateError while a VM exists, unless ``force``."""
-        done = self._future()
-        self._post(AskRemove(done, force))
-        await done
-
-    async def wait_ended(self) -> Exit:
-        """The exit of the run that is under way, or of the last one."""
-        if isinstance(self.state, machine.Created):
-            return Exit(0, ExitReason.EXITED)
-        if isinstance(self.state, machine.Exited | machine.Failed):
-            return self.state.exit
-        return await asyncio.shield(self._run_end)
-
-    async def attach(self, *, start: bool) -> ProcessSession:
-        """Join the first process's streams; with ``start`` from its first byte on."""
-        exists = isinstance(self.state, machine.Running | machine.Starting)
-        if not start:
-            machine.require_running(self.state, self.record.name)
-        elif not exists:
-            machine.require_startable(self.state, self.record.name)
-            self._renew_pump()
-        session = ProcessSession(
-            self.record, FIRST_PROCESS, self._pump, self._guest, self._run_end, tty=self.record.spec.tty
-        )
-        if start and not exists:
-            try:
-                await self.start()
-            except BaseException:
-                await session.aclose()
-                raise
-        return session
-
-    async def exec(self, spec: ExecSpec) -> ProcessSession:
-        """Start a further process and hold its streams. Raises WrongStateError unless running."""
-        machine.require_running(self.state, self.record.name)
-        image = await self._services.runner.rooms.images.get(self.record.image_id)
-        plan = assembly.exec_plan(self.record, image.config, spec)
-        tenure = await self._require_tenure()
-        process_id = ProcessId(secrets.token_hex(16))
-        await tenure.live.guest.exec_process(self._container_id, process_id, plan)
-        pump = Pump(self._container_id, process_id, None)
-        end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        session = ProcessSession(self.record, process_id, pump, self._guest, end, tty=spec.tty)
-        self._tasks.create_task(tenure.watch_exec(process_id, pump, end))
-        return session
+    def view(self) -> ContainerView:
+        return view_of(self.record, self.state, self.generation, self.journal.directory)
 
     def vm_gone(self, gone: VmGone) -> None:
-        self._post(gone)
+        self.post(gone)
+
+    def adopt(self, vm: VmStatus | None) -> None:
+        """First message after a restart of hyperd: what is left of this sandbox's VM."""
+        self.post(Adopt(vm))
 
     def should_have_vm(self) -> bool:
         return isinstance(self.state, machine.Running) and not self._ending
@@ -203,21 +106,24 @@ class SandboxDriver:
         return isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
 
     def vm_is_missing(self) -> None:
-        self._post(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
+        self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
 
-    def adopt(self, vm: VmStatus | None) -> None:
-        """First message after a restart of hyperd: what is left of this sandbox's VM."""
-        self._post(Adopt(vm))
-
-    async def run(self) -> None:
-        """Until the sandbox is removed; when cancelled, its VM is left running."""
+    async def find_tenure(self) -> Tenure | None:
+        """Waits while a VM is coming up or being taken over; None when none is. Raises TimeoutExpiredError."""
         try:
-            async with self._tasks:
-                while not self.removed:
-                    await self._handle(await self._inbox.get())
-        finally:
-            if self._tenure is not None and not self._ending:
-                await self._tenure.leave()
+            async with asyncio.timeout(LIVE_TIMEOUT_S):
+                while self.tenure is None and not self.over:
+                    if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
+                        return None
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise TimeoutExpiredError("its agent has not answered yet", subject=self.subject) from error
+        return self.tenure
+
+    def renew_pump(self) -> None:
+        """For a new run, unless somebody who attached before its start did so already."""
+        if self.pump.ended.is_set():
+            self.pump = self._new_pump()
 
     async def _handle(self, message: Message) -> None:
         match message:
@@ -229,88 +135,115 @@ class SandboxDriver:
                 await self._on_remove(done, force=force)
             case Adopt(vm):
                 await self._on_adopt(vm)
+            case VmGone():
+                self._on_vm_gone(message)
+            case IsRemoved(error):
+                self._on_removed(error)
+            case OfRun(run, news) if run == self._run:
+                await self._on_news(news)
+            case OfRun(_, IsUp(live)):
+                self._spawn(live.guest.close())
+
+    async def _on_news(self, news: News) -> None:
+        match news:
             case IsUp(live):
                 await self._on_up(live)
             case UpFailed(error):
                 await self._on_up_failed(error)
             case ProcessEnded(status):
-                if self._tenure is not None:
-                    await self._end(self._tenure.exit_of(status))
-            case VmGone():
-                await self._on_vm_gone(message)
+                if self.tenure is not None:
+                    await self._end(self.tenure.exit_of(status))
             case IsLost(exit_):
                 await self._end(exit_)
             case IsDown(exit_):
                 await self._on_down(exit_)
-            case IsRemoved(error):
-                self._on_removed(error)
 
     async def _on_start(self, done: Done) -> None:
         if isinstance(self.state, machine.Running):
-            _resolve([done])
+            resolve([done])
             return
         if isinstance(self.state, machine.Starting):
-            self._starts.append(done)
+            self.waiting.starts.append(done)
             return
         try:
             machine.require_startable(self.state, self.record.name)
-            self._services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
-            _fail([done], error)
+            fail([done], error)
             return
-        self._starts.append(done)
+        try:
+            self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
+        except HyperError as error:
+            fail([done], error)
+            if self._discarding:
+                await self._begin_removal()
+            return
+        self.waiting.starts.append(done)
         self._start_called_ms = now_ms()
-        self._ending = False
-        self._renew_pump()
+        self._run += 1
+        self._ending = self._giving_up = False
+        self._stop_asked = self._rumour = None
+        self.renew_pump()
         await self._advance(machine.Start(_now()))
-        self._come_up(self._bring_up())
+        self._come_up(self._errands.bring_up)
 
     async def _on_stop(self, message: AskStop) -> None:
         if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
-            _resolve([message.done])
+            resolve([message.done])
             return
-        self._stops.append(message.done)
-        if isinstance(self.state, machine.Starting) and self._coming_up is not None:
-            self._coming_up.cancel()
-        elif isinstance(self.state, machine.Running):
-            await self._advance(machine.Stop())
-            if self._tenure is not None:
-                self._tasks.create_task(self._tenure.stop_gently(message.signal, message.timeout_s))
+        self.waiting.stops.append(message.done)
+        if isinstance(self.state, machine.Starting):
+            self._stop_asked = message
+            self._give_up()
+            return
+        await self._advance(machine.Stop())
+        if self.tenure is None:
+            self._stop_asked = message
+        elif not self._ending:
+            self.tenure.stop(message.signal, message.timeout_s)
 
     async def _on_remove(self, done: Done, *, force: bool) -> None:
-        if isinstance(self.state, machine.Removing):
-            self._removes.append(done)
-            return
-        try:
-            machine.require_removable(self.state, self.record.name)
-        except WrongStateError as error:
-            if not force:
-                _fail([done], error)
-                return
-            self._removes.append(done)
-            self._discarding = True
-            if self._coming_up is not None:
-                self._coming_up.cancel()
-            else:
+        if not force:
+            try:
+                machine.require_removable(self.state, self.record.name)
+            except WrongStateError as error:
+                if not isinstance(self.state, machine.Removing):
+                    fail([done], error)
+                    return
+        self.waiting.removes.append(done)
+        self._discarding = True
+        match self.state:
+            case machine.Starting():
+                self._give_up()
+            case machine.Running() | machine.Stopping():
                 await self._end(STOPPED_BY_FORCE)
-            return
-        self._removes.append(done)
-        await self._begin_removal()
+            case _:
+                await self._begin_removal()
 
     async def _on_adopt(self, vm: VmStatus | None) -> None:
         match self.state:
+            case machine.Stopping(_, Exit() as exit_):
+                self._ending = True
+                self._send(lambda: self._errands.clean_up(IsDown(exit_)))
             case machine.Running(facts) | machine.Stopping(facts) if vm is not None:
-                self._services.ledger.hold(self.record.sandbox_id, self.record.sizing)
-                self._come_up(self._take_over(vm, facts))
+                self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+                self._come_up(lambda: self._errands.take_over(vm, facts))
             case machine.Running() | machine.Stopping():
                 await self._end(machine.lost(ExitReason.VM_LOST, "the VM ended while hyperd was not running"))
             case machine.Starting():
-                self._tasks.create_task(self._clean_up(UpFailed(_interrupted(self.record.name))))
+                error = UnavailableError("hyperd ended while it was starting", subject=self.subject)
+                self._send(lambda: self._errands.clean_up(UpFailed(error)))
             case machine.Removing():
-                self._tasks.create_task(self._discard())
+                await self._begin_removal()
+            case machine.Exited() | machine.Failed() if self._discarding:
+                await self._begin_removal()
+            case _ if vm is not None:
+                self._send(lambda: self._errands.clean_up(None))
 
     async def _on_up(self, live: Live) -> None:
         self._coming_up = None
+        if self._ending:  # while it was taken over its VM went, or it was removed
+            self._spawn(live.guest.close())
+            return
         if isinstance(self.state, machine.Starting):
             facts = machine.RunFacts(
                 started_at=_now(),
@@ -323,46 +256,54 @@ class SandboxDriver:
             )
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
-        tenure = Tenure(self.record, live, self._pump, self._journal, self._services.runner, self._post)
-        self._tenure = tenure
-        self._has_tenure.set()
-        self._watching = self._tasks.create_task(tenure.watch())
-        _resolve(self._starts)
-        if self._discarding and self._removes:
+        run = self._run
+        self.tenure = Tenure(
+            self.record,
+            live,
+            self.pump,
+            self.journal,
+            self.services.runner,
+            lambda news: self._post(run, news),
+            self._spawn,
+        )
+        self._changed.beat()
+        self.tenure.begin()
+        self.tenure.adopt_execs(live.execs)
+        resolve(self.waiting.starts)
+        if self.waiting.removes:
             await self._end(STOPPED_BY_FORCE)
+        elif self._stop_asked is not None:  # the stop came when the process already ran
+            await self._advance(machine.Stop())
+            self.tenure.stop(self._stop_asked.signal, self._stop_asked.timeout_s)
         elif isinstance(self.state, machine.Stopping):  # taken over in the middle of a stop
-            self._tasks.create_task(tenure.stop_gently(SIGKILL, KILL_TIMEOUT_S))
+            self.tenure.stop(SIGKILL, KILL_TIMEOUT_S)
+        elif self._rumour is not None:
+            self._on_vm_gone(self._rumour)
 
     async def _on_up_failed(self, error: HyperError) -> None:
         self._coming_up = None
-        self._services.ledger.release(self.record.sandbox_id)
-        self._pump.finish()
-        self._journal.close()
+        if not isinstance(self.state, machine.Starting):
+            return
+        self.services.ledger.release(self.record.sandbox_id)
+        self.pump.finish()
+        self.journal.close()
         exit_ = Exit(machine.LOST_EXIT_CODE, ExitReason.START_FAILED, message=str(error))
         await self._advance(machine.StartFailed(exit_, _now()))
         log.info("start failed", extra={"sandbox": self.record.name, "error": str(error)})
-        _fail(self._starts, error)
+        fail(self.waiting.starts, error)
         await self._after_end(exit_)
 
-    async def _on_vm_gone(self, gone: VmGone) -> None:
+    def _on_vm_gone(self, gone: VmGone) -> None:
         if isinstance(self.state, machine.Starting):
-            return  # the bring-up sees its connection break and has the better evidence
-        match gone.cause:
-            case VmGoneCause.CRASHED:
-                tail = await self._services.runner.console_tail(self.record.sandbox_id)
-                await self._end(
-                    machine.lost(ExitReason.GUEST_PANIC, f"the guest kernel panicked\n{tail}".strip())
-                )
-            case VmGoneCause.SHUTDOWN:
-                await self._end(machine.lost(ExitReason.AGENT_LOST, "the guest powered itself off"))
-            case _:
-                message = f"its QEMU process ended without being asked to\n{gone.detail}".strip()
-                await self._end(machine.lost(ExitReason.VM_LOST, message))
+            self._rumour = gone  # a failing bring-up has the better evidence
+        elif isinstance(self.state, machine.Running | machine.Stopping) and not self._ending:
+            self._send(lambda: self._errands.verify_gone(gone, self.state.facts.vm_pid))
 
     async def _on_down(self, exit_: Exit) -> None:
-        self._tenure = None
-        self._has_tenure.clear()
-        self._services.ledger.release(self.record.sandbox_id)
+        self.tenure = None
+        self.pump.finish()
+        self.journal.close()
+        self.services.ledger.release(self.record.sandbox_id)
         event = machine.Lost(exit_, _now()) if machine.is_lost(exit_) else machine.Gone(exit_, _now())
         await self._advance(event)
         log.info(
@@ -371,14 +312,16 @@ class SandboxDriver:
         await self._after_end(exit_)
 
     def _on_removed(self, error: HyperError | None) -> None:
+        self._removing = False
         if error is not None:
             log.error("not removed", extra={"sandbox": self.record.name, "error": str(error)})
-            _fail(self._removes, error)
+            fail(self.waiting.removes, error)
         else:
-            self.removed = True
-            _resolve(self._removes)
+            self.removed = self.over = True
+            log.info("removed", extra={"sandbox": self.record.name})
+            resolve(self.waiting.removes)
         if self._last_exit is not None:
-            self._resolve_end(self._last_exit)
+            self.waiting.tell_end(self._last_exit)
 
     async def _advance(self, event: machine.Event) -> None:
         after = machine.step(self.state, event)
@@ -386,144 +329,133 @@ class SandboxDriver:
             return
         self.state = after
         self.generation += 1
+        self._changed.beat()
         try:
-            await self._services.records.save_state(self.record.sandbox_id, after, self.generation)
+            await self.services.records.save_state(self.record.sandbox_id, after, self.generation)
         except HyperError as error:
             # Memory stays true; after a restart the record is held against what exists.
             log.error("state not saved", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
+
+    def _give_up(self) -> None:
+        """Cancel the start. One that has ended already is met in ``_on_up``."""
+        if self._coming_up is not None and not self._giving_up:
+            self._giving_up = True
+            self._coming_up.cancel()
 
     async def _end(self, exit_: Exit) -> None:
         """The run is over, for whatever reason: take the VM down. Only the first call counts."""
         if self._ending or not isinstance(self.state, machine.Running | machine.Stopping):
             return
         self._ending = True
-        await self._advance(machine.Stop())
-        if self._tenure is not None:
-            self._tenure.begin_end()
-            down = self._tenure.go_down(exit_, self._watching, keep_disk=not self._discarding)
-            self._tasks.create_task(down)
+        await self._advance(machine.Stop(exit_))
+        if self.tenure is not None:
+            self.tenure.begin_end(exit_)
+            self._spawn(self.tenure.go_down(exit_, keep_disk=not self._discarding))
         else:
-            self._tasks.create_task(self._clean_up(IsDown(exit_)))
+            self._give_up()
+            self._send(lambda: self._errands.clean_up(IsDown(exit_)))
 
     async def _after_end(self, exit_: Exit) -> None:
         self._last_exit = exit_
-        _resolve(self._stops)
+        resolve(self.waiting.stops)
         if self._discarding:
             await self._begin_removal()  # whoever waits for the end is told when the name is free again
         else:
-            self._resolve_end(exit_)
+            self.waiting.tell_end(exit_)
 
     async def _begin_removal(self) -> None:
         await self._advance(machine.Remove())
-        self._tasks.create_task(self._discard())
+        if not self._removing:
+            self._removing = True
+            self._spawn(self._discard())
 
-    def _resolve_end(self, exit_: Exit) -> None:
-        end, self._run_end = self._run_end, asyncio.get_running_loop().create_future()
-        end.set_result(exit_)
+    def _come_up(self, errand: Callable[[], Awaitable[News]]) -> None:
+        self._giving_up = False
+        run = self._run
+        self._coming_up = self._send(errand)
 
-    def _come_up(self, work: "asyncio._CoroutineLike[None]") -> None:
-        self._coming_up = self._tasks.create_task(work)
-        self._coming_up.add_done_callback(self._came_up)
+        def came_up(task: "asyncio.Task[None]") -> None:
+            # Here and not in the task: it may have been cancelled before its first step.
+            if task.cancelled():
+                self._post(
+                    run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject))
+                )
 
-    def _came_up(self, task: "asyncio.Task[None]") -> None:
-        if task.cancelled():
-            self._post(UpFailed(WrongStateError("was stopped while it started", subject=self.record.name)))
+        self._coming_up.add_done_callback(came_up)
 
-    async def _bring_up(self) -> None:
-        runner = self._services.runner
+    async def _recover(self, error: Exception) -> None:
+        """After a bug nothing is known but the state: end the run by force and tell everyone who waits."""
+        bug_id = secrets.token_hex(4)
+        log.error("bug", extra={"sandbox": self.record.name, "bug_id": bug_id}, exc_info=error)
+        brief = f"hyperd met a bug of its own (bug_id={bug_id} in its log)"
+        was_starting = isinstance(self.state, machine.Starting)
+        had_run = was_starting or isinstance(self.state, machine.Running | machine.Stopping)
+        exit_ = machine.lost(ExitReason.START_FAILED if was_starting else ExitReason.AGENT_LOST, brief)
+        self._run += 1
+        tenure, self.tenure, self._coming_up = self.tenure, None, None
+        self._ending, self._removing = True, False
+        if tenure is not None:
+            tenure.begin_end(exit_)
+            tenure.live.stack.pop_all()
         try:
-            accelerator = await self._services.accelerator()
-            image = await runner.rooms.images.get(self.record.image_id)
-            live = await runner.bring_up(self.record, image, accelerator)
-            try:
-                self._journal.open(fresh=True)
-                await live.guest.start_container(self._container_id)
-            except BaseException:
-                await live.stack.aclose()
-                raise
-        except HyperError as error:
-            self._post(UpFailed(error))
+            if tenure is not None:
+                await tenure.live.guest.close()
+            if had_run:
+                await self.services.runner.clean_up(self.record.sandbox_id)
+        except Exception as further:
+            log.exception("not cleaned up", extra={"sandbox": self.record.name, "error": str(further)})
+        self.pump.finish()
+        self.journal.close()
+        if had_run:
+            self.services.ledger.release(self.record.sandbox_id)
+            await self._advance(
+                machine.StartFailed(exit_, _now()) if was_starting else machine.Lost(exit_, _now())
+            )
+            self._last_exit = exit_
+            self.waiting.tell_end(exit_)
+        failure = HyperError(brief, subject=self.subject)
+        for waiting in (self.waiting.starts, self.waiting.stops, self.waiting.removes):
+            fail(waiting, failure)
+
+    def _refuse(self, message: Message) -> None:
+        if not isinstance(message, Ask):
+            return
+        if self.removed and not isinstance(message, AskStart):
+            resolve([message.done])
         else:
-            self._post(IsUp(live))
+            fail([message.done], self._over_error())
 
-    async def _take_over(self, vm: VmStatus, facts: machine.RunFacts) -> None:
-        try:
-            accelerator = Accelerator(facts.accelerator)
-            live = await self._services.runner.adopt(self.record, vm.pid, accelerator, facts.attachment)
-            self._journal.open(fresh=False)
-        except HyperError as error:
-            log.error("not adopted", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
-            message = f"its agent did not answer a new hyperd: {error}"
-            self._post(IsLost(machine.lost(ExitReason.AGENT_LOST, message)))
-        else:
-            log.info("adopted", extra={"sandbox": self.record.name})
-            self._post(IsUp(live))
+    def _over_error(self) -> HyperError:
+        if self.removed:
+            return NotFoundError("was removed", subject=self.subject)
+        return UnavailableError("hyperd is ending", subject=self.subject)
 
-    async def _clean_up(self, news: Message) -> None:
-        """Remove what a run left behind that this hyperd has no hold of."""
-        rooms = self._services.runner.rooms
-        try:
-            await rooms.hypervisor.destroy(self.record.sandbox_id)
-            await rooms.network.detach(self.record.sandbox_id)
-        except HyperError as error:
-            log.error("not cleaned up", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
-        self._post(news)
+    async def _close(self) -> None:
+        self._changed.beat()
+        self.waiting.abandon(self._over_error())
+        if self.tenure is not None and not self._ending:
+            await self.tenure.leave()
 
     async def _discard(self) -> None:
-        try:
-            await self._services.runner.discard(self.record.sandbox_id)
-            await self._services.records.delete(self.record.sandbox_id)
-        except HyperError as error:
-            self._post(IsRemoved(error))
-        else:
-            self._post(IsRemoved())
+        self.post(await self._errands.discard())
 
-    async def _require_tenure(self) -> Tenure:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LIVE_TIMEOUT_S):
-                await self._has_tenure.wait()
-        if self._tenure is None:
-            raise TimeoutExpiredError(
-                "its agent has not answered yet", subject=f"container {self.record.name}"
-            )
-        return self._tenure
+    def _send(self, errand: Callable[[], Awaitable[News | None]]) -> "asyncio.Task[None]":
+        """On an errand of the present run; what it comes back with goes into the inbox."""
+        run = self._run
 
-    def _guest(self) -> Guest | None:
-        return self._tenure.live.guest if self._tenure else None
+        async def carry_out() -> None:
+            news = await errand()
+            if news is not None:
+                self._post(run, news)
 
-    def _renew_pump(self) -> None:
-        if self._pump.ended.is_set():
-            self._pump = self._new_pump()
+        return self._spawn(carry_out())
+
+    def _post(self, run: int, news: News) -> None:
+        self.post(OfRun(run, news))
 
     def _new_pump(self) -> Pump:
-        return Pump(self._container_id, FIRST_PROCESS, self._journal)
-
-    def _post(self, message: Message) -> None:
-        self._inbox.put_nowait(message)
-
-    def _future(self) -> Done:
-        if self.removed:
-            raise WrongStateError("was removed", subject=f"container {self.record.name}")
-        return asyncio.get_running_loop().create_future()
-
-
-def _interrupted(name: str) -> UnavailableError:
-    return UnavailableError("hyperd ended while it was starting", subject=f"container {name}")
+        return Pump(assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, self.journal)
 
 
 def _now() -> datetime:
     return datetime.now(UTC)
-
-
-def _resolve(waiting: list[Done]) -> None:
-    for done in waiting:
-        if not done.done():
-            done.set_result(None)
-    waiting.clear()
-
-
-def _fail(waiting: list[Done], error: HyperError) -> None:
-    for done in waiting:
-        if not done.done():
-            done.set_exception(error)
-    waiting.clear()

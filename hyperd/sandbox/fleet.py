@@ -12,15 +12,16 @@ from pathlib import Path
 from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerState, ContainerView, Sizing
 from hyperd.model.image import ImageId, Platform
-from hyperd.model.vm import SandboxId, VmStatus
+from hyperd.model.vm import SandboxId
 from hyperd.sandbox import admission, assembly, filters, machine, names
-from hyperd.sandbox.driver import SandboxDriver, Services
+from hyperd.sandbox.driver import SandboxDriver
+from hyperd.sandbox.errands import Services
+from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Journal
 
 log = logging.getLogger(__name__)
 
 RECONCILE_EVERY_S = 30.0
-MIN_PREFIX = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +39,24 @@ class Fleet:
         self._drivers: dict[SandboxId, SandboxDriver] = {}
         self._tasks = asyncio.TaskGroup()
         self._creating: set[str] = set()
+        self._missing: set[SandboxId] = set()
+        self._surplus: set[SandboxId] = set()
 
     async def run(self, ready: asyncio.Event) -> None:
-        """Adopt what exists, then serve until cancelled; running VMs are left running."""
+        """Adopt what exists, then serve until cancelled; running VMs are left running.
+
+        Raises what the rooms raise when they cannot say what exists, and UnavailableError for a record that cannot
+        be read.
+        """
+        stored = await self._services.records.load()
+        running = {vm.sandbox_id: vm for vm in await self._services.runner.rooms.hypervisor.list_running()}
         async with self._tasks:
-            await self._open()
+            for item in stored:
+                driver = self._admit(item.record, item.state, item.generation)
+                driver.adopt(running.get(item.record.sandbox_id))
+            await self._discard_unknown(set(running))
             self._tasks.create_task(self._listen())
-            self._tasks.create_task(self._reconcile())
+            self._tasks.create_task(self._reconcile_regularly())
             ready.set()
 
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
@@ -53,16 +65,16 @@ class Fleet:
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)
+        spec, warnings = assembly.with_image_defaults(spec, image.config)
         sizing = assembly.sizing_of(spec, self._settings.default_sizing)
         held = self._services.ledger.admission
         admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, host_memory_mib=held.memory_mib)
-        taken = {driver.record.name for driver in self._drivers.values()} | self._creating
         name = spec.name.removeprefix("/")
         if name:
             names.require_valid(name)
             self._require_free(name)
         else:
-            name = names.invent(taken)
+            name = names.invent({driver.record.name for driver in self._present()} | self._creating)
         record = ContainerRecord(
             sandbox_id=SandboxId(secrets.token_hex(32)),
             name=name,
@@ -72,57 +84,87 @@ class Fleet:
             sizing=sizing,
             created_at=datetime.now(UTC),
         )
-        self._creating.add(name)
-        try:
-            await self._services.records.insert(record)
-        finally:
-            self._creating.discard(name)
+        await self._insert(record)
         driver = self._admit(record, machine.Created(), 0)
         log.info("created", extra={"sandbox": name, "id": record.sandbox_id[:12], "image": spec.image})
-        return driver.view(), _warnings(spec)
+        return driver.view(), warnings
 
-    def get(self, reference: str) -> SandboxDriver:
+    def get(self, reference: str) -> SandboxHandle:
         """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError (ambiguous)."""
+        return SandboxHandle(self._find(reference))
+
+    def list_views(self, wanted: Sequence[tuple[str, str]], *, everything: bool) -> list[ContainerView]:
+        """Newest first; see filters.py."""
+        views = [driver.view() for driver in self._present()]
+        return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
+
+    def images_in_use(self) -> frozenset[ImageId]:
+        return frozenset(driver.record.image_id for driver in self._present())
+
+    async def reconcile(self) -> None:
+        """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way."""
+        hypervisor = self._services.runner.rooms.hypervisor
+        try:
+            running = {vm.sandbox_id for vm in await hypervisor.list_running()}
+        except HyperError as error:
+            log.error("cannot list VMs", extra={"error": str(error)})  # noqa: TRY400
+            return
+        missing = {
+            driver.record.sandbox_id for driver in self._present() if driver.should_have_vm()
+        } - running
+        surplus = {
+            driver.record.sandbox_id for driver in self._present() if driver.should_have_no_vm()
+        } & running
+        for sandbox_id in missing & self._missing:
+            self._drivers[sandbox_id].vm_is_missing()
+        for sandbox_id in surplus & self._surplus:
+            log.error("a VM runs that should not", extra={"id": sandbox_id[:12]})
+            try:
+                await hypervisor.destroy(sandbox_id)
+            except HyperError as error:
+                log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+        self._missing, self._surplus = missing, surplus
+
+    def _present(self) -> list[SandboxDriver]:
+        return [driver for driver in self._drivers.values() if not driver.removed]
+
+    def _find(self, reference: str) -> SandboxDriver:
         wanted = reference.removeprefix("/")
-        exact = self._drivers.get(SandboxId(wanted))
-        if exact is not None:
-            return exact
-        for driver in self._drivers.values():
+        present = self._present()
+        for driver in present:
+            if driver.record.sandbox_id == wanted:
+                return driver
+        for driver in present:
             if driver.record.name == wanted:
                 return driver
-        matching = [driver for key, driver in self._drivers.items() if wanted and key.startswith(wanted)]
+        matching = [driver for driver in present if wanted and driver.record.sandbox_id.startswith(wanted)]
         if len(matching) > 1:
             raise InvalidError(f"{len(matching)} containers begin with it", subject=repr(reference))
         if not matching:
             raise NotFoundError("no such container", subject=reference, hint="`hyper ps -a` lists all")
         return matching[0]
 
-    def list_views(self, wanted: Sequence[tuple[str, str]], *, everything: bool) -> list[ContainerView]:
-        """Newest first; see filters.py."""
-        views = [driver.view() for driver in self._drivers.values()]
-        return filters.choose(views, wanted, everything=everything, find=lambda name: self.get(name).view())
-
-    def images_in_use(self) -> frozenset[ImageId]:
-        return frozenset(driver.record.image_id for driver in self._drivers.values())
-
-    async def _open(self) -> None:
-        running = {vm.sandbox_id: vm for vm in await self._services.runner.rooms.hypervisor.list_running()}
-        for stored in await self._services.records.load():
-            driver = self._admit(stored.record, stored.state, stored.generation)
-            driver.adopt(running.pop(stored.record.sandbox_id, None))
-        for sandbox_id in running:
-            await self._discard_unknown(sandbox_id)
-        rooms = self._services.runner.rooms
-        owned = await rooms.storage.list_sandboxes() | await rooms.network.list_attached()
-        for sandbox_id in owned - set(self._drivers):
-            await self._discard_unknown(sandbox_id)
-
-    async def _discard_unknown(self, sandbox_id: SandboxId) -> None:
-        log.warning("removing what no record knows", extra={"id": sandbox_id[:12]})
+    async def _insert(self, record: ContainerRecord) -> None:
+        self._creating.add(record.name)
         try:
-            await self._services.runner.discard(sandbox_id)
-        except HyperError as error:
-            log.error("not removed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+            await self._services.records.insert(record)
+        except asyncio.CancelledError:
+            # The insert may happen all the same, and nobody would know of the record.
+            await self._services.records.delete(record.sandbox_id)
+            raise
+        finally:
+            self._creating.discard(record.name)
+
+    async def _discard_unknown(self, running: set[SandboxId]) -> None:
+        """What no record knows is of a removal or a probe that was cut short."""
+        rooms = self._services.runner.rooms
+        owned = running | await rooms.storage.list_sandboxes() | await rooms.network.list_attached()
+        for sandbox_id in owned - set(self._drivers):
+            log.warning("removing what no record knows", extra={"id": sandbox_id[:12]})
+            try:
+                await self._services.runner.discard(sandbox_id)
+            except HyperError as error:
+                log.error("not removed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
 
     def _admit(self, record: ContainerRecord, state: machine.State, generation: int) -> SandboxDriver:
         journal = Journal(
@@ -146,35 +188,13 @@ class Fleet:
             if driver is not None:
                 driver.vm_gone(gone)
 
-    async def _reconcile(self) -> None:
-        """Events are hints: look every so often whether a VM went away, or one exists that should not."""
-        hypervisor = self._services.runner.rooms.hypervisor
-        suspects: set[SandboxId] = set()
+    async def _reconcile_regularly(self) -> None:
         while True:
             await asyncio.sleep(RECONCILE_EVERY_S)
-            try:
-                running: dict[SandboxId, VmStatus] = {
-                    vm.sandbox_id: vm for vm in await hypervisor.list_running()
-                }
-            except HyperError as error:
-                log.error("cannot list VMs", extra={"error": str(error)})  # noqa: TRY400
-                continue
-            # Acted upon when seen twice: a start or an end may be under way.
-            missing = {
-                key for key, driver in self._drivers.items() if driver.should_have_vm() and key not in running
-            }
-            extra = {
-                key for key in running if key in self._drivers and self._drivers[key].should_have_no_vm()
-            }
-            for sandbox_id in missing & suspects:
-                self._drivers[sandbox_id].vm_is_missing()
-            for sandbox_id in extra & suspects:
-                log.error("a VM runs that should not", extra={"id": sandbox_id[:12]})
-                await hypervisor.destroy(sandbox_id)
-            suspects = missing | extra
+            await self.reconcile()
 
     def _require_free(self, name: str) -> None:
-        owner = next((driver for driver in self._drivers.values() if driver.record.name == name), None)
+        owner = next((driver for driver in self._present() if driver.record.name == name), None)
         if owner is not None or name in self._creating:
             holder = f" by container {owner.record.sandbox_id[:12]}" if owner else ""
             raise ExistsError(
@@ -185,18 +205,15 @@ class Fleet:
 
     def _require_platform(self, spec: ContainerSpec, image: Platform) -> None:
         ours = self._settings.platform
+        asked = spec.platform or str(ours)
+        if asked.split("/")[:2] != [ours.os, ours.architecture]:
+            raise UnsupportedError(f"this host runs {ours}", subject=f"--platform {asked}")
         if (image.os, image.architecture) != (ours.os, ours.architecture):
             raise UnsupportedError(
                 f"is for {image}, this host runs {ours}",
                 subject=f"image {spec.image}",
                 hint="pull it for this platform",
             )
-
-
-def _warnings(spec: ContainerSpec) -> list[str]:
-    if spec.network == "none" and (spec.dns_servers or spec.dns_searches):
-        return ["--dns has no effect with --network none"]
-    return []
 
 
 def is_running(view: ContainerView) -> bool:

@@ -10,16 +10,18 @@ goes when the newer one is full.
 """
 
 import asyncio
+import errno
 import os
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from hyperd.errors import ExhaustedError, UnavailableError
 from hyperd.model.guest import OutputChunk, Stream
+from hyperd.sandbox.pulse import Pulse
 
 _HEADER = struct.Struct("<QQIB")
 _MAX_DATA_BYTES = 1 << 20
@@ -49,10 +51,10 @@ class Journal:
     def __init__(self, directory: Path, *, max_bytes: int) -> None:
         self.directory = directory
         self._half = max(max_bytes // 2, _MAX_DATA_BYTES)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
         self._size = 0
         self._sequence = 0
-        self._grown = asyncio.Event()
+        self._grown = Pulse()
         self.end_offset = 0
         self.closed = True
 
@@ -85,7 +87,7 @@ class Journal:
         data = chunk.data[max(0, self.end_offset - chunk.offset) :]
         self._write(_HEADER.pack(time.time_ns(), chunk.end_offset, len(data), chunk.stream) + data)
         self.end_offset = chunk.end_offset
-        self._wake()
+        self._grown.beat()
 
     def close(self) -> None:
         """No more output will come: followers end."""
@@ -93,7 +95,7 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
-        self._wake()
+        self._grown.beat()
 
     async def read(self, cursor: Cursor | None = None, *, follow: bool = False) -> AsyncIterator[LogEntry]:
         """Every entry still kept from the cursor on, oldest first; with ``follow`` also those to come until ``close``.
@@ -104,7 +106,6 @@ class Journal:
         if at.sequence < 0:
             at.sequence = (self._files() or [(0, self._path(0))])[0][0]
         while True:
-            grown, closed = self._grown, self.closed
             count = 0
             for entry, position_after in _entries(self._path(at.sequence), at.position):
                 at.position = position_after
@@ -117,19 +118,24 @@ class Journal:
                 continue
             if newer:
                 at.sequence, at.position = newer[0], 0
-            elif follow and not closed:
-                await grown.wait()
+            elif follow and not self.closed:
+                await self._grown.wait()
             else:
                 return
 
     def _write(self, frame: bytes) -> None:
+        """All of the frame or none: into the page cache, which outlives a killed hyperd, not a host without power."""
         try:
             if self._size + len(frame) > self._half and self._size:
                 self._rotate()
             if self._file is not None:
-                self._file.write(
-                    frame
-                )  # into the page cache: it outlives a killed hyperd, not a host that loses power
+                try:
+                    written = 0
+                    while written < len(frame):  # a disk that fills takes a part first
+                        written += self._file.write(frame[written:])
+                except OSError:
+                    self._file.truncate(self._size)
+                    raise
         except OSError as error:
             raise _translated(error, self.directory) from error
         self._size += len(frame)
@@ -138,15 +144,10 @@ class Journal:
         for number, path in self._files():
             if number < self._sequence:
                 path.unlink(missing_ok=True)
+        fresh = self._path(self._sequence + 1).open("ab", buffering=0)
         if self._file is not None:
             self._file.close()
-        self._sequence += 1
-        self._size = 0
-        self._file = self._path(self._sequence).open("ab", buffering=0)
-
-    def _wake(self) -> None:
-        grown, self._grown = self._grown, asyncio.Event()
-        grown.set()
+        self._file, self._sequence, self._size = fresh, self._sequence + 1, 0
 
     def _path(self, sequence: int) -> Path:
         return self.directory / f"output.{sequence:08d}"
@@ -199,5 +200,5 @@ def _scan(path: Path) -> tuple[int, int]:
 
 
 def _translated(error: OSError, directory: Path) -> ExhaustedError | UnavailableError:
-    kind = ExhaustedError if error.errno in (28, 122) else UnavailableError  # ENOSPC, EDQUOT
+    kind = ExhaustedError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else UnavailableError
     return kind("the container's log cannot be written", subject=str(directory), evidence=str(error))

@@ -49,7 +49,10 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
+    """``exit``: how the run ended, once that is known and only the VM is still to go."""
+
     facts: RunFacts
+    exit: Exit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,10 @@ class StartFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop: ...
+class Stop:
+    """Asked for, or (with ``exit``) the run is over and its VM has to go."""
+
+    exit: Exit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +136,8 @@ def step(state: State, event: Event) -> State:
             # A process that could not be executed did have a VM: it counts as run and exited.
             never_ran = exit_.code not in (126, 127)
             return Failed(exit_, None, at) if never_ran else Exited(exit_, since, at)
-        case Running(facts), Stop():
-            return Stopping(facts)
+        case ((Running(facts) | Stopping(facts, None)), Stop(exit_)):
+            return Stopping(facts, exit_)
         case ((Running(facts) | Stopping(facts)), Gone(exit_, at)):
             return Exited(exit_, facts.started_at, at)
         case ((Running(facts) | Stopping(facts)), Lost(exit_, at)):

@@ -66,16 +66,16 @@ class IsRemoved:
     error: HyperError | None = None
 
 
-Message = (
-    AskStart
-    | AskStop
-    | AskRemove
-    | Adopt
-    | IsUp
-    | UpFailed
-    | ProcessEnded
-    | IsLost
-    | IsDown
-    | IsRemoved
-    | VmGone
-)
+News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown
+
+
+@dataclass(frozen=True, slots=True)
+class OfRun:
+    """News of one run of the VM: worth nothing once another has begun."""
+
+    run: int
+    news: News
+
+
+Ask = AskStart | AskStop | AskRemove
+Message = Ask | Adopt | OfRun | IsRemoved | VmGone

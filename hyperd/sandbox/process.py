@@ -3,17 +3,19 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
-from hyperd.errors import NotFoundError, TimeoutExpiredError, UnavailableError, WrongStateError
+from hyperd.errors import InvalidError, NotFoundError, TimeoutExpiredError, UnavailableError, WrongStateError
 from hyperd.guest.base import Guest, InputWriter
 from hyperd.model.container import ContainerRecord, Exit
 from hyperd.model.guest import OutputChunk, ProcessId, TerminalSize
 from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.pump import Pump
+from hyperd.sandbox.tenure import Tenure
 
 # What a caller may meet who speaks to a process that is just ending: not an error of the caller's.
-_ENDING = (UnavailableError, NotFoundError, WrongStateError, TimeoutExpiredError)
+_ENDING = (UnavailableError, NotFoundError, WrongStateError, TimeoutExpiredError, InvalidError)
+LEAVE_TIMEOUT_S = 2.0  # for the guest to take what was written before the caller left
 
 
 class ProcessSession:
@@ -24,21 +26,26 @@ class ProcessSession:
         record: ContainerRecord,
         process_id: ProcessId,
         pump: Pump,
-        guest: Callable[[], Guest | None],
+        tenure: Callable[[], Awaitable[Tenure | None]],
         ended: "asyncio.Future[Exit]",
         *,
         tty: bool,
+        stdin: bool,
     ) -> None:
+        """``tenure``: waits for the run to be up; None when it is over."""
+        self.container_id = record.sandbox_id
+        self.name = record.name
         self.exec_id = process_id
         self.tty = tty
         self._container = container_id_of(record.sandbox_id)
         self._process = process_id
         self._pump = pump
         self._subscription = pump.subscribe()
-        self._guest = guest
+        self._tenure = tenure
         self._ended = ended
         self._input: InputWriter | None = None
-        self._input_over = False
+        self._input_guest: Guest | None = None
+        self._input_over = not stdin
 
     async def __aiter__(self) -> AsyncIterator[OutputChunk | Exit]:
         async for chunk in self._subscription:
@@ -46,34 +53,40 @@ class ProcessSession:
         yield await asyncio.shield(self._ended)
 
     async def write(self, data: bytes) -> None:
-        guest = self._guest()
-        if self._input_over or guest is None:
+        writer = await self._open_input()
+        if writer is None:
             return
-        if self._input is None:
-            self._input = guest.write_input(self._container, self._process)
         try:
-            await self._input.write(data)
+            await writer.write(data)
+        except UnavailableError as error:
+            self._input_over = True
+            tenure, broken = await self._tenure(), self._input_guest
+            if tenure is None or broken is None or await tenure.other_guest(broken) is None:
+                return  # the process is gone, and its standard input with it
+            raise UnavailableError(
+                "the connection to the guest broke, part of the standard input may be lost",
+                subject=f"container {self.name}",
+                hint="attach again",
+            ) from error
         except _ENDING:
             self._input_over = True
 
     async def close_stdin(self) -> None:
-        guest = self._guest()
-        if self._input_over or guest is None:
-            return
+        writer = await self._open_input()
         self._input_over = True
-        writer = self._input or guest.write_input(self._container, self._process)
         self._input = None
-        with contextlib.suppress(*_ENDING):
-            await writer.close(eof=True)
+        if writer is not None:
+            with contextlib.suppress(*_ENDING):
+                await writer.close(eof=True)
 
     async def resize(self, size: TerminalSize) -> None:
-        guest = self._guest()
-        if guest is not None and self.tty:
+        guest = await self._guest() if self.tty else None
+        if guest is not None:
             with contextlib.suppress(*_ENDING):
                 await guest.resize(self._container, self._process, size)
 
     async def signal(self, number: int) -> None:
-        guest = self._guest()
+        guest = await self._guest()
         if guest is not None:
             with contextlib.suppress(*_ENDING):
                 await guest.signal(self._container, self._process, number)
@@ -82,6 +95,26 @@ class ProcessSession:
         """Leave; the process goes on, its standard input stays open."""
         self._pump.unsubscribe(self._subscription)
         writer, self._input = self._input, None
+        self._input_over = True
         if writer is not None:
-            with contextlib.suppress(*_ENDING, asyncio.CancelledError):
-                await writer.close(eof=False)
+            with contextlib.suppress(*_ENDING, TimeoutError):
+                async with asyncio.timeout(LEAVE_TIMEOUT_S):
+                    await writer.close(eof=False)
+
+    async def _open_input(self) -> InputWriter | None:
+        if self._input_over:
+            return None
+        if self._input is None:
+            guest = await self._guest()
+            if guest is None:
+                self._input_over = True
+                return None
+            self._input_guest = guest
+            self._input = guest.write_input(self._container, self._process)
+        return self._input
+
+    async def _guest(self) -> Guest | None:
+        if self._ended.done():
+            return None
+        tenure = await self._tenure()
+        return None if tenure is None or self._ended.done() else tenure.live.guest

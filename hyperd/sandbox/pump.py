@@ -2,19 +2,26 @@
 """Carries one process's output from the guest to whoever wants it."""
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator
+from typing import cast
 
-from hyperd.errors import UnavailableError
+from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
 from hyperd.guest.base import Guest
-from hyperd.model.guest import ContainerId, ProcessId
+from hyperd.model.guest import ContainerId, OutputChunk, ProcessId
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.session import Subscription
+
+log = logging.getLogger(__name__)
 
 
 class Pump:
     """Reads until the process's streams end. With a journal, output counts as taken once it is written there.
 
     A subscriber who does not read makes the process wait, as a full pipe would. ``ended`` is set when everything the
-    process wrote has been handed on; a lost connection leaves it unset, and ``run`` may be called again.
+    process wrote has been handed on; a lost connection leaves it unset, and ``run`` may be called again. A journal that
+    cannot be written (a full disk) leaves a gap in the log and a line in hyperd's, and does not stop the process.
     """
 
     def __init__(
@@ -24,6 +31,8 @@ class Pump:
         self._process_id = process_id
         self._journal = journal
         self._offset = offset
+        self._journal_failed = False
+        self._draining = False
         self._subscribers: set[Subscription] = set()
         self.ended = asyncio.Event()
 
@@ -31,6 +40,8 @@ class Pump:
         """Everything from now on."""
         subscription = Subscription()
         self._subscribers.add(subscription)
+        if self._draining:
+            subscription.drain()
         if self.ended.is_set():
             subscription.end()
         return subscription
@@ -41,16 +52,24 @@ class Pump:
 
     async def run(self, guest: Guest) -> None:
         """Raises UnavailableError when the connection is lost."""
-        offset = self._journal.end_offset if self._journal else self._offset
-        reader = guest.read_output(self._container_id, self._process_id, offset)
-        async for chunk in reader:
-            if self._journal:
-                self._journal.append(chunk)
-            reader.acknowledge(chunk.end_offset)
-            self._offset = chunk.end_offset
-            for subscriber in tuple(self._subscribers):
-                await subscriber.put(chunk)
+        if self.ended.is_set():
+            return
+        if self._journal is not None:
+            self._offset = max(self._offset, self._journal.end_offset)
+        try:
+            await self._carry(guest)
+        except InvalidError:
+            # Older output is not kept any more: it was acknowledged and could not be written to the log.
+            self._offset = await self._end_offset(guest)
+            log.warning("output lost", extra={"container": self._container_id, "offset": self._offset})
+            await self._carry(guest)
         self.finish()
+
+    def drain(self) -> None:
+        """The process has ended: slow readers do not hold up what is left."""
+        self._draining = True
+        for subscriber in self._subscribers:
+            subscriber.drain()
 
     def finish(self) -> None:
         """No more output will come."""
@@ -59,9 +78,32 @@ class Pump:
             for subscriber in self._subscribers:
                 subscriber.end()
 
-    async def run_to_end(self, guest: Guest) -> None:
-        """As ``run``, for a process whose output nobody can resume: a lost connection is its end."""
+    async def _carry(self, guest: Guest) -> None:
+        reader = guest.read_output(self._container_id, self._process_id, self._offset)
+        chunks = cast("AsyncGenerator[OutputChunk, None]", aiter(reader))
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                self._keep(chunk)
+                reader.acknowledge(chunk.end_offset)
+                self._offset = chunk.end_offset
+                for subscriber in tuple(self._subscribers):
+                    await subscriber.put(chunk)
+
+    def _keep(self, chunk: OutputChunk) -> None:
+        if self._journal is None:
+            return
         try:
-            await self.run(guest)
-        except UnavailableError:
-            self.finish()
+            self._journal.append(chunk)
+        except (ExhaustedError, UnavailableError) as error:
+            if not self._journal_failed:
+                log.error("log not written", extra={"container": self._container_id, "error": str(error)})  # noqa: TRY400
+            self._journal_failed = True
+        else:
+            self._journal_failed = False
+
+    async def _end_offset(self, guest: Guest) -> int:
+        for container in await guest.list_containers():
+            for process in container.processes:
+                if container.container_id == self._container_id and process.process_id == self._process_id:
+                    return process.output_end_offset
+        return self._offset

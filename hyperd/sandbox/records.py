@@ -122,7 +122,7 @@ def _stored(row: sqlite3.Row) -> Stored:
             created_at=datetime.fromisoformat(row["created_at"]),
         )
         state = loads(_STATES[row["state_kind"]], row["state"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise UnavailableError(
             "the record cannot be read", subject=f"container {row['name']}", evidence=f"{error!r}"
         ) from error
@@ -164,12 +164,24 @@ def _build(kind: Any, value: Any) -> Any:
             raise ValueError(f"unknown field {sorted(unknown)[0]}")
         built: Any = kind
         return built(**{name: _build(hints[name], item) for name, item in value.items()})
+    if origin in (tuple, dict) and not isinstance(value, dict if origin is dict else list):
+        raise TypeError(f"{value!r} is not {kind}")
     if origin is tuple:
         return tuple(_build(typing.get_args(kind)[0], item) for item in value)
     if origin is dict:
-        return dict(value)
+        return {str(key): _build(typing.get_args(kind)[1], item) for key, item in value.items()}
     if kind is datetime:
         return datetime.fromisoformat(value)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
+    plain = {float: int | float}.get(kind, kind) if kind in (str, int, float, bool) else _base_of(kind)
+    if not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{value!r} is not {kind}")
     return value
+
+
+def _base_of(kind: Any) -> Any:
+    """The type below a NewType, through however many."""
+    while hasattr(kind, "__supertype__"):
+        kind = kind.__supertype__
+    return kind

@@ -7,26 +7,32 @@ VM -> agent's hello -> identity -> container, just before its execve
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import Guest, GuestDialer
+from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.image.base import ImageStore
 from hyperd.model.container import ContainerRecord
+from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.image import Image
 from hyperd.model.network import Attachment
 from hyperd.model.vm import Accelerator, SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox import assembly
 from hyperd.sandbox.assembly import GuestSettings, SandboxPaths
+from hyperd.sandbox.journal import Journal
 from hyperd.storage.base import Storage
 from hyperd.vm.base import Hypervisor
+
+log = logging.getLogger(__name__)
 
 ENTROPY_BYTES = 64
 CONSOLE_TAIL_BYTES = 2048
@@ -67,6 +73,9 @@ class Live:
     accelerator: Accelerator
     attachment: Attachment | None
     stack: contextlib.AsyncExitStack
+    execs: dict[ProcessId, int] = field(
+        default_factory=dict
+    )  # taken over: further processes, end of their output
 
 
 class Runner:
@@ -85,7 +94,8 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            await self._files.call(_make_directories, paths)
+            with file_errors(paths.state_dir):
+                await self._files.call(_make_directories, paths)
             async with _one_error(), asyncio.TaskGroup() as tasks:
                 root_task = tasks.create_task(self.rooms.images.root_disk(image.image_id))
                 writable_task = tasks.create_task(self.rooms.storage.create_writable(record.sandbox_id))
@@ -112,32 +122,54 @@ class Runner:
                 stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
-                guest = await self._connect(record, paths, stack, self.settings.reconnect_timeout_s)
+                guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
+                try:
+                    execs = _execs(await guest.list_containers())
+                except BaseException:
+                    await guest.close()
+                    raise
             except BaseException:
                 stack.pop_all()
                 raise
-            return Live(guest, vm_pid, 0, accelerator, attachment, stack.pop_all())
+            stack.push_async_callback(guest.close)
+            return Live(guest, vm_pid, 0, accelerator, attachment, stack.pop_all(), execs)
 
     async def reconnect(self, record: ContainerRecord, live: Live) -> None:
         """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``."""
         await live.guest.close()
-        paths = self.settings.paths(record.sandbox_id)
-        live.guest = await self._connect(record, paths, live.stack, self.settings.reconnect_timeout_s)
+        live.guest = await self._dial(
+            record, self.settings.paths(record.sandbox_id), self.settings.reconnect_timeout_s
+        )
 
     async def tear_down(self, live: Live, *, keep_disk: bool) -> None:
         """Sync the guest's disk where it will be needed again, then undo everything."""
         if keep_disk:
             # A guest that cannot sync is destroyed all the same: its ext4 has a journal.
-            with contextlib.suppress(UnavailableError, TimeoutExpiredError):
+            try:
                 await live.guest.shutdown(SYNC_TIMEOUT_S)
+            except HyperError as error:
+                log.warning("guest not shut down", extra={"error": str(error)})
+        await live.guest.close()  # perhaps a later one than the stack knows
         await live.stack.aclose()
+
+    async def clean_up(self, sandbox_id: SandboxId) -> None:
+        """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""
+        try:
+            await self.rooms.hypervisor.destroy(sandbox_id)
+        finally:
+            await self.rooms.network.detach(sandbox_id)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.rooms.hypervisor.destroy(sandbox_id)
         await self.rooms.network.release(sandbox_id)
         await self.rooms.storage.remove(sandbox_id)
-        await self._files.call(_remove_directories, self.settings.paths(sandbox_id))
+        with file_errors(sandbox_id):
+            await self._files.call(_remove_directories, self.settings.paths(sandbox_id))
+
+    async def open_journal(self, journal: Journal, *, fresh: bool) -> None:
+        """In a thread: what an earlier run wrote is looked through."""
+        await self._files.call(journal.open, fresh=fresh)
 
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(_tail, self.settings.paths(sandbox_id).console_log)
@@ -151,11 +183,14 @@ class Runner:
     async def _connect(
         self, record: ContainerRecord, paths: SandboxPaths, stack: contextlib.AsyncExitStack, timeout_s: float
     ) -> Guest:
-        guest = await self.rooms.dialer.connect(
-            paths.control_socket, paths.stream_socket, timeout_s=timeout_s, subject=f"container {record.name}"
-        )
+        guest = await self._dial(record, paths, timeout_s)
         stack.push_async_callback(guest.close)
         return guest
+
+    async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
+        return await self.rooms.dialer.connect(
+            paths.control_socket, paths.stream_socket, timeout_s=timeout_s, subject=f"container {record.name}"
+        )
 
     @contextlib.asynccontextmanager
     async def _console_as_evidence(self, record: ContainerRecord, paths: SandboxPaths) -> AsyncIterator[None]:
@@ -183,6 +218,15 @@ async def _one_error() -> AsyncIterator[None]:
         raise first from group
 
 
+def _execs(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
+    return {
+        process.process_id: process.output_end_offset
+        for container in containers
+        for process in container.processes
+        if process.process_id != FIRST_PROCESS
+    }
+
+
 def now_ms() -> float:
     return time.monotonic() * 1000
 
@@ -206,6 +250,6 @@ def _tail(path: Path) -> str:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - CONSOLE_TAIL_BYTES))
             text = file.read(CONSOLE_TAIL_BYTES).decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""
     return "".join(char if char.isprintable() or char == "\n" else "" for char in text).strip()

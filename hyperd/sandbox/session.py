@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process's standard streams as a caller holds them."""
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Protocol
 
 from hyperd.model.container import Exit
 from hyperd.model.guest import OutputChunk, TerminalSize
+from hyperd.sandbox.pulse import Pulse
 
-QUEUED_CHUNKS = 16  # of at most 64 KiB: what a slow reader may be behind before the process has to wait
+CHUNK_BYTES = 64 * 1024
+QUEUED_CHUNKS = 16  # what a slow reader may be behind before the process has to wait
+DRAINED_CHUNKS = 4096  # and once the process has ended: what the agent's ring and its pipes can hold
+DRAINED_BYTES = 2 << 20
 
 
 class Subscription:
@@ -17,46 +20,58 @@ class Subscription:
 
     def __init__(self) -> None:
         self._chunks: deque[OutputChunk] = deque()
+        self._bytes = 0
+        self._draining = False
         self._ended = False
         self._closed = False
-        self._changed = asyncio.Event()
+        self._changed = Pulse()
 
     async def put(self, chunk: OutputChunk) -> None:
         """Waits while the reader is far behind; returns at once when it has gone."""
-        while len(self._chunks) >= QUEUED_CHUNKS and not self._closed:
-            await self._wait()
-        if not self._closed:
+        while self._is_full() and not self._closed:
+            await self._changed.wait()
+        if self._closed:
+            return
+        self._bytes += len(chunk.data)
+        last = self._chunks[-1] if self._chunks else None
+        if last and last.stream is chunk.stream and len(last.data) + len(chunk.data) <= CHUNK_BYTES:
+            self._chunks[-1] = OutputChunk(last.offset, last.stream, last.data + chunk.data)
+        else:
             self._chunks.append(chunk)
-            self._wake()
+        self._changed.beat()
+
+    def drain(self) -> None:
+        """The process has ended: what is left of its output is bounded and waits for the reader here."""
+        self._draining = True
+        self._changed.beat()
 
     def end(self) -> None:
         """Nothing more will be put."""
         self._ended = True
-        self._wake()
+        self._changed.beat()
 
     def close(self) -> None:
         """The reader has gone."""
         self._closed = True
         self._chunks.clear()
-        self._wake()
+        self._changed.beat()
 
     async def __aiter__(self) -> AsyncIterator[OutputChunk]:
         while not self._closed:
             if self._chunks:
                 chunk = self._chunks.popleft()
-                self._wake()
+                self._bytes -= len(chunk.data)
+                self._changed.beat()
                 yield chunk
             elif self._ended:
                 return
             else:
-                await self._wait()
+                await self._changed.wait()
 
-    async def _wait(self) -> None:
-        await self._changed.wait()
-
-    def _wake(self) -> None:
-        changed, self._changed = self._changed, asyncio.Event()
-        changed.set()
+    def _is_full(self) -> bool:
+        if self._draining:
+            return len(self._chunks) >= DRAINED_CHUNKS or self._bytes >= DRAINED_BYTES
+        return len(self._chunks) >= QUEUED_CHUNKS
 
 
 class Session(Protocol):
@@ -72,7 +87,10 @@ class Session(Protocol):
     def __aiter__(self) -> AsyncIterator[OutputChunk | Exit]: ...
 
     async def write(self, data: bytes) -> None:
-        """Returns when the process can take more. Bytes for a process that has ended vanish."""
+        """Returns when the process can take more. Bytes for a process that has ended vanish.
+
+        Raises UnavailableError when the connection to the guest broke under them while the process goes on.
+        """
 
     async def close_stdin(self) -> None: ...
 

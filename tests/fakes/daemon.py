@@ -44,6 +44,7 @@ class FakeProcess:
     signals: "asyncio.Queue[int]" = field(default_factory=asyncio.Queue)
     resized: asyncio.Event = field(default_factory=asyncio.Event)
     exit: pb.ExitStatus | None = None
+    running: bool = False
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def write(self, data: bytes) -> None:
@@ -56,23 +57,24 @@ class FakeProcess:
         return await self.stdin.get()
 
     async def run(self) -> None:
+        """The program to its end, or until a signal ends it."""
         program = PROGRAMS.get(self.args[0] if self.args else "sh", missing)
-        async with asyncio.TaskGroup() as group:
-            work = group.create_task(program(self))
-            signals = group.create_task(self._killed(work))
-            with contextlib.suppress(asyncio.CancelledError):
-                self.exit = await work
-            signals.cancel()
-        self.exit = self.exit or pb.ExitStatus(code=143, signal=15, reason=pb.EXIT_REASON_STOPPED)
-        await self.output.put(None)
+        work = asyncio.ensure_future(program(self))
+        killed = asyncio.ensure_future(self._killed())
+        try:
+            await asyncio.wait([work, killed], return_when=asyncio.FIRST_COMPLETED)
+            self.exit = work.result() if work.done() else killed.result()
+        finally:
+            work.cancel()
+            killed.cancel()
         self.ended.set()
+        await self.output.put(None)
 
-    async def _killed(self, work: "asyncio.Task[pb.ExitStatus]") -> None:
+    async def _killed(self) -> pb.ExitStatus:
         if self.args[:1] == ["signals"]:
-            return
+            await asyncio.Event().wait()
         number = await self.signals.get()
-        self.exit = pb.ExitStatus(code=128 + number, signal=number, reason=pb.EXIT_REASON_STOPPED)
-        work.cancel()
+        return pb.ExitStatus(code=128 + number, signal=number, reason=pb.EXIT_REASON_STOPPED)
 
 
 def exited(code: int = 0) -> pb.ExitStatus:
@@ -194,6 +196,9 @@ class FakeDaemon:
     pid: int = 4242
     pull_pace_s: float = 0.0
     stdin_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
+    loop: asyncio.AbstractEventLoop | None = None
+    tasks: asyncio.TaskGroup | None = None  # of processes, which outlive the sessions
     ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     hangups: int = 0
 
@@ -202,6 +207,11 @@ class FakeDaemon:
 
     def fail_next(self, method: str, code: grpc.StatusCode, brief: str, **detail: str) -> None:
         self.failures[method] = (code, system_pb2.ErrorDetail(brief=brief, **detail))
+
+    def disconnect(self) -> None:
+        """From any thread: the daemon goes away, in the middle of whatever it does."""
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.disconnected.set)
 
     def add_image(self, name: str, *, size_bytes: int = 7_834_567, age_s: int = 3600) -> image_pb2.Image:
         reference = f"docker.io/library/{name}" if "/" not in name else name
@@ -460,21 +470,22 @@ class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
     ) -> AsyncIterator[pb.SessionResponse]:
         if process.args[:1] == ["drop"]:
             return
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(process.run()), group.create_task(self._take(process, requests))]
-            try:
-                while (response := await process.output.get()) is not None:
-                    yield response
-                await process.ended.wait()
-                if container is not None:
-                    self._daemon.end_process(container, process.exit or exited())
-                yield pb.SessionResponse(exit=process.exit)
-            except (asyncio.CancelledError, GeneratorExit):
-                self._daemon.hangups += 1
-                raise
-            finally:
-                for task in tasks:
-                    task.cancel()
+        assert self._daemon.tasks is not None
+        if not process.running:
+            process.running = True
+            self._daemon.tasks.create_task(process.run())
+        taking = self._daemon.tasks.create_task(self._take(process, requests))
+        try:
+            while (response := await process.output.get()) is not None:
+                yield response
+            if container is not None:
+                self._daemon.end_process(container, process.exit or exited())
+            yield pb.SessionResponse(exit=process.exit)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._daemon.hangups += 1
+            raise
+        finally:
+            taking.cancel()
 
     async def _take(self, process: FakeProcess, requests: AsyncIterator[pb.SessionRequest]) -> None:
         async for request in requests:
@@ -608,22 +619,29 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     try:
-        yield
+        async with asyncio.TaskGroup() as daemon.tasks:
+            yield
+            raise _Ended  # noqa: TRY301 - the group catches it
+    except* _Ended:
+        pass
     finally:
         await server.stop(0)
+
+
+class _Ended(Exception):  # noqa: N818 - takes the processes with it
+    pass
 
 
 @contextlib.contextmanager
 def serving_in_thread(daemon: FakeDaemon, path: str):
     """For tests whose main thread belongs to the command line: it wants signals and a loop of its own."""
-    ready, loops = threading.Event(), []
+    ready = threading.Event()
 
     async def work() -> None:
-        stop = asyncio.Event()
-        loops.append((asyncio.get_running_loop(), stop))
+        daemon.loop = asyncio.get_running_loop()
         async with serving(daemon, path):
             ready.set()
-            await stop.wait()
+            await daemon.disconnected.wait()
 
     thread = threading.Thread(target=lambda: asyncio.run(work()), name="fake-daemon")
     thread.start()
@@ -631,8 +649,8 @@ def serving_in_thread(daemon: FakeDaemon, path: str):
     try:
         yield daemon
     finally:
-        loop, stop = loops[0]
-        loop.call_soon_threadsafe(stop.set)
+        with contextlib.suppress(RuntimeError):  # disconnected before, and ended
+            daemon.disconnect()
         thread.join(DEADLINE_S)
 
 

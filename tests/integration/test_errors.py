@@ -61,7 +61,7 @@ def test_a_stopped_container_cannot_be_signalled(host: Hyper, name: str):
 
 
 def test_stop_and_wait_mean_the_same_twice(host: Hyper, name: str):
-    host.ok("run", "--name", name, BUSYBOX, "sh", "-c", "exit 7")
+    assert host.run("run", "--name", name, BUSYBOX, "sh", "-c", "exit 7").returncode == 7
     host.ok("stop", name)
     assert host.ok("wait", name) == "7"
     assert host.ok("wait", name) == "7"

@@ -12,7 +12,8 @@ from hyperctl import completion, options, terminal, tree
 from hyperctl.commands.run import hyper_failures, require_terminal
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import InvalidError
-from hyperctl.session import Session, SessionSetup, SignalSender, exit_status
+from hyperctl.outcome import exit_status
+from hyperctl.session import Session, SessionSetup, SignalSender
 
 EXEC_EPILOG = """\b
 Examples:
@@ -120,16 +121,23 @@ async def attach_session(
 ) -> int:
     """Attach, and with ``start`` start it once attached, so that not a byte is missed."""
     size = terminal.find_size(1, 0)
-    attach_options = pb.AttachOptions(
-        container=container,
-        start=start,
-        no_stdin=no_stdin,
-        terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
-    )
     async with hyperd.connect() as client:
+        inspected = await client.containers.InspectContainer(
+            pb.InspectContainerRequest(container=container), timeout=hyperd.QUERY_TIMEOUT_S
+        )
+        spec = inspected.container.spec
+        stdin = spec.stdin and not no_stdin
+        attach_options = pb.AttachOptions(
+            container=container,
+            start=start,
+            no_stdin=not stdin,
+            terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size and spec.tty else None,
+        )
         setup = SessionSetup(
             first=pb.SessionRequest(attach=attach_options),
-            stdin=not no_stdin,
+            stdin=stdin,
+            # As in Docker: who only looks in does not end the input for all.
+            close_stdin=start,
             detach_keys=keys,
             forward_signals=sig_proxy,
             send_signal=SignalSender(client),

@@ -100,8 +100,9 @@ def render_checks(checks: list[Check], *, colour: bool) -> str:
 
 def summarize(checks: list[Check]) -> str:
     counts = {level: sum(check["level"] == level for check in checks) for level in MARKS}
+    warnings = f"{counts['warning']} warning{'' if counts['warning'] == 1 else 's'}"
     if counts["failed"]:
-        return f"{counts['failed']} failed, {counts['warning']} warnings: hyper will not work as it is."
+        return f"{counts['failed']} failed, {warnings}: hyper will not work as it is."
     if counts["warning"]:
-        return f"{counts['warning']} warnings: hyper works, with limits."
+        return f"{warnings}: hyper works, with limits."
     return "All is well."

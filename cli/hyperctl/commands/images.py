@@ -51,10 +51,14 @@ def pull(
 
 
 def _full_name(image: pb.Image, reference: str) -> str:
-    """The name it has in the store, when that can be told."""
+    """The name it has in the store; what was typed when none of its names is that."""
+    if not is_registry_reference(reference):
+        return next(iter(image.tags), image.id)
     wanted = with_default_tag(reference)
-    ending = [tag for tag in image.tags if tag == wanted or tag.endswith(f"/{wanted}")]
-    return ending[0] if ending else wanted
+    for prefix in ("", "docker.io/library/", "docker.io/"):
+        if f"{prefix}{wanted}" in image.tags:
+            return f"{prefix}{wanted}"
+    return wanted
 
 
 @tree.command(app, "images")

@@ -16,8 +16,9 @@ from hyperctl import completion, terminal, tree
 from hyperctl.client import Client
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import HYPER_FAILED, CliError, InvalidError
+from hyperctl.outcome import exit_status
 from hyperctl.pull import pull_image, pull_missing
-from hyperctl.session import Session, SessionSetup, SignalSender, exit_status
+from hyperctl.session import Session, SessionSetup, SignalSender
 from hyperctl.spec import ContainerFlags, build_spec, takes_container_flags
 
 T = TypeVar("T")

@@ -12,8 +12,6 @@ is 0.9 MB with four further packages; the others load a Go runtime.
 from collections import ChainMap
 
 from hyperctl.template.functions import OpenMap, TemplateError
-from hyperctl.template.parser import Parser
-from hyperctl.template.renderer import Renderer
 
 __all__ = ["OpenMap", "Template", "TemplateError"]
 
@@ -22,7 +20,11 @@ class Template:
     """Parsed once, rendered for each row. Raises TemplateError, also for what we do not support."""
 
     def __init__(self, text: str) -> None:
+        from hyperctl.template.parser import Parser  # its expressions are compiled for those who use one
+
         self._nodes = Parser(text).parse()
 
     def render(self, data: object) -> str:
+        from hyperctl.template.renderer import Renderer
+
         return "".join(Renderer().nodes(self._nodes, data, ChainMap({"$": data})))

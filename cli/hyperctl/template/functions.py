@@ -36,7 +36,9 @@ def go_text(value: Any) -> str:
         case bool():
             return "true" if value else "false"
         case Mapping():
-            pairs = " ".join(f"{key}:{go_text(item)}" for key, item in sorted(value.items()))
+            pairs = " ".join(
+                f"{key}:{go_text(item)}" for key, item in sorted(value.items()) if not callable(item)
+            )
             return f"map[{pairs}]"
         case list() | tuple():
             return f"[{' '.join(go_text(item) for item in value)}]"
@@ -47,6 +49,8 @@ def go_text(value: Any) -> str:
 
 
 def _to_json(value: Any) -> str:
+    if isinstance(value, Mapping):
+        value = {key: item for key, item in value.items() if not callable(item)}  # methods are no data
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

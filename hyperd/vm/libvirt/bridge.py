@@ -8,6 +8,7 @@ values. Urgent calls have threads of their own, so that no number of stuck boots
 
 import asyncio
 import contextlib
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,13 +17,17 @@ from typing import Self, TypeVar
 import libvirt
 
 from hyperd.host.workers import Workers
+from hyperd.vm.libvirt.connection import close_connection, open_connection
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.events import acquire_event_thread, release_event_thread
+
+_log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
 _CALL_THREADS = 8
 _URGENT_THREADS = 4
+_CLOSE_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ class LibvirtBridge:
         acquire_event_thread()
         try:
             with libvirt_errors(self._uri):
-                self._connection = await self._urgent.call(libvirt.open, self._uri)
+                self._connection = await self._urgent.call(open_connection, self._uri)
                 self._callback = await self.call(self._subscribe, urgent=True)
         except BaseException:
             await self._shut()
@@ -117,15 +122,21 @@ class LibvirtBridge:
 
     async def _shut(self) -> None:
         # The pool first: it waits for the calls under way, and they need the connection.
-        await self._urgent.call(self._calls.close)
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._urgent.call(self._close, connection)
-        await self._urgent.call(release_event_thread)
-        self._urgent.close()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+                await self._urgent.call(self._calls.close)
+                connection, self._connection = self._connection, None
+                if connection is not None:
+                    await self._urgent.call(self._close, connection)
+                await self._urgent.call(release_event_thread)
+        except TimeoutError:
+            # A call hangs in libvirt and cannot be ended. Closing the pools would hang with it.
+            _log.error("libvirt does not answer: its threads are abandoned", extra={"uri": self._uri})
+        else:
+            self._urgent.close()
 
     def _close(self, connection: libvirt.virConnect) -> None:
         with contextlib.suppress(libvirt.libvirtError):
             if self._callback >= 0:
                 connection.domainEventDeregisterAny(self._callback)
-            connection.close()
+        close_connection(connection)

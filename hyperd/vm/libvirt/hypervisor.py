@@ -41,6 +41,7 @@ _EVENT_TIMEOUT_S = 2.0
 class _Ending:
     """A VM whose process is killed: what is still to come."""
 
+    process: QemuProcess
     stopped: asyncio.Event = field(default_factory=asyncio.Event)  # libvirt's event
     forgotten: asyncio.Event = field(default_factory=asyncio.Event)  # the name can be used again
 
@@ -114,15 +115,16 @@ class LibvirtHypervisor:
         name = domain_name(sandbox_id)
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
-                process = self._running.get(sandbox_id) or QemuProcess.find(self.settings.pid_dir, name)
-                if process is None:
-                    await self._forget(sandbox_id)
-                    return
-                if sandbox_id not in self._ending:
+                ending = self._ending.get(sandbox_id)
+                if ending is None:
+                    process = self._take(sandbox_id) or QemuProcess.find(self.settings.pid_dir, name)
+                    if process is None:
+                        await self._forget(sandbox_id)
+                        return
                     process.kill()
-                    ending = self._ending[sandbox_id] = _Ending()
+                    ending = self._ending[sandbox_id] = _Ending(process)
                     self._tasks.create_task(self._finish(sandbox_id, ending))
-                await process.wait_gone()
+                await ending.process.wait_gone()
         except TimeoutError as error:
             raise TimeoutExpiredError(
                 f"still there {self.settings.destroy_timeout_s:g} s after it was killed", subject=name
@@ -185,8 +187,8 @@ class LibvirtHypervisor:
         except (HyperError, TimeoutError) as error:
             _log.warning("libvirt is slow to forget a VM", extra={"sandbox": sandbox_id, "error": str(error)})
         finally:
-            self._drop(sandbox_id)
             del self._ending[sandbox_id]
+            ending.process.close()
             ending.forgotten.set()
 
     async def _forget(self, sandbox_id: SandboxId) -> None:
@@ -215,11 +217,9 @@ class LibvirtHypervisor:
             self._running[sandbox_id] = process
         return process
 
-    def _drop(self, sandbox_id: SandboxId) -> None:
+    def _take(self, sandbox_id: SandboxId) -> QemuProcess | None:
         self._consoles.pop(sandbox_id, None)
-        process = self._running.pop(sandbox_id, None)
-        if process is not None:
-            process.close()
+        return self._running.pop(sandbox_id, None)
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
         sandbox_id = find_sandbox_id(event.name)
@@ -231,9 +231,12 @@ class LibvirtHypervisor:
             ending.stopped.set()
         else:
             cause = cause_of(event.detail)
-            self._drop(sandbox_id)
+            if (process := self._take(sandbox_id)) is not None:
+                process.close()
         if cause is VmGoneCause.LOST:
             detail = qemu_log_tail(self.settings.log_dir, event.name)
+        if sandbox_id not in self._starting:  # a start that fails has its own use for the log
+            remove_qemu_log(self.settings.log_dir, event.name)
         _log.info("VM gone", extra={"sandbox": sandbox_id, "cause": cause.value})
         try:
             self._events.put_nowait(VmGone(sandbox_id, cause, detail))
@@ -261,5 +264,5 @@ class LibvirtHypervisor:
     def _close(self) -> None:
         if self._trimmer is not None:
             self._trimmer.cancel()
-        for sandbox_id in list(self._running):
-            self._drop(sandbox_id)
+        for process in self._running.values():
+            process.close()

@@ -11,13 +11,14 @@ _EVIDENCE_BYTES = 2048
 
 
 def parse_qemu_words(log: str) -> str:
-    """Without the header that libvirt writes at each start, whose lines but the last end in a backslash."""
+    """Without what libvirt writes at each start: a header, whose lines but the last end in a backslash, and taints."""
     lines = log.splitlines()
     for number in range(len(lines) - 1, -1, -1):
         if lines[number].endswith("\\"):
             lines = lines[number + 2 :]
             break
-    return "\n".join(line for line in lines if line.strip())[-_EVIDENCE_BYTES:]
+    said = [line for line in lines if line.strip() and " is tainted: " not in line]
+    return "\n".join(said)[-_EVIDENCE_BYTES:]
 
 
 def qemu_log_tail(log_dir: Path, name: str) -> str:

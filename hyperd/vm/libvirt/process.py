@@ -26,7 +26,7 @@ class QemuProcess:
         try:
             pid = int((pid_dir / f"{name}.pid").read_text())
             fd = os.pidfd_open(pid)
-        except (OSError, ValueError):
+        except (OSError, ValueError, OverflowError):
             return None
         # Only now, with the pid held, is it certain whose command line this is.
         if not _is_guest(pid, name):

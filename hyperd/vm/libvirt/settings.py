@@ -75,12 +75,21 @@ def write_configuration(settings: LibvirtSettings) -> None:
     root = settings.root
     if not root.is_absolute():
         raise InvalidError("the hypervisor's root is not an absolute path", subject=str(root))
+    if not 0 <= settings.spare_ports <= 8:
+        raise InvalidError("from 0 to 8 spare ports are possible", subject=str(settings.spare_ports))
     if len(os.fsencode(root)) > _ROOT_PATH_BYTES:
         raise InvalidError(
             f"the hypervisor's root has a path of more than {_ROOT_PATH_BYTES} bytes",
             subject=str(root),
             hint="QEMU's monitor socket lies below it and a socket's path is limited to 107 bytes: use a shorter path",
         )
+    for program in (settings.platform.emulator, settings.platform.firmware):
+        if not program.exists():
+            raise UnavailableError(
+                "is not installed",
+                subject=str(program),
+                hint="Debian's packages qemu-system-x86 and qemu-system-data have it",
+            )
     uid, groups = _identity(settings)
     try:
         (root / "etc").mkdir(parents=True, exist_ok=True)

@@ -5,25 +5,19 @@ Every device has its PCI address written down, so that the layout depends on the
 saved under one version of libvirt finds its devices where they were under the next.
 """
 
-import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from hyperd.errors import InvalidError
 from hyperd.model.vm import Accelerator, Channel, Disk, Nic, SandboxId, VmDefinition
+from hyperd.vm.libvirt.limits import require_possible
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
 METADATA_URI = "urn:hyper:vm:1"
 _QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 _NAME_PREFIX = "hyper-"
 _UUID_SPACE = uuid.UUID("6f1d9a52-8c0b-5f0e-9a53-68797065723a")
-
-_MAX_SOCKET_PATH_BYTES = 107
-_MAX_SERIAL = 20
-_MAX_PORTS = 8  # the functions of one slot
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 ET.register_namespace("qemu", _QEMU_URI)
 ET.register_namespace("hyper", METADATA_URI)
@@ -45,7 +39,7 @@ def domain_uuid(sandbox_id: SandboxId) -> uuid.UUID:
 
 def render_domain(definition: VmDefinition, settings: LibvirtSettings) -> str:
     """Raises InvalidError for what no hypervisor could do, naming the value."""
-    _require_possible(definition, settings)
+    require_possible(definition)
     domain = ET.Element("domain", type=settings.driver(definition.accelerator))
     _render_identity(domain, definition)
     _render_machine(domain, definition, settings)
@@ -65,32 +59,6 @@ def render_domain(definition: VmDefinition, settings: LibvirtSettings) -> str:
     ET.SubElement(capabilities, f"{{{_QEMU_URI}}}del", capability="cpu-unavailable-features")
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode") + "\n"
-
-
-def _require_possible(definition: VmDefinition, settings: LibvirtSettings) -> None:
-    def refuse(brief: str, subject: object) -> None:
-        raise InvalidError(brief, subject=str(subject))
-
-    if definition.vcpus < 1 or definition.memory_mib < 1:
-        refuse("a VM needs a CPU and memory", f"{definition.vcpus} CPUs, {definition.memory_mib} MiB")
-    if settings.spare_ports > _MAX_PORTS:
-        refuse(f"more than {_MAX_PORTS} spare ports", settings.spare_ports)
-    if len(definition.disks) + len(definition.nics) > _LAST_SLOT - _FIRST_SLOT - 3:
-        refuse("too many disks and NICs for one PCI bus", definition.sandbox_id)
-    for text in (definition.sandbox_id, definition.cmdline):
-        if _UNPRINTABLE.search(text):
-            refuse("has control characters in it", repr(text))
-    for channel in definition.channels:
-        if len(str(channel.path).encode()) > _MAX_SOCKET_PATH_BYTES:
-            refuse(f"a socket's path may have {_MAX_SOCKET_PATH_BYTES} bytes", channel.path)
-    for disk in definition.disks:
-        if not (disk.serial.isascii() and disk.serial.isalnum() and len(disk.serial) <= _MAX_SERIAL):
-            refuse(f"a disk's serial is 1 to {_MAX_SERIAL} ASCII letters and digits", repr(disk.serial))
-    files = [definition.kernel, definition.initramfs, definition.console_log]
-    files += [channel.path for channel in definition.channels] + [disk.path for disk in definition.disks]
-    for path in files:
-        if not path.is_absolute() or _UNPRINTABLE.search(str(path)):
-            refuse("not an absolute, printable path", repr(str(path)))
 
 
 def _render_identity(domain: ET.Element, definition: VmDefinition) -> None:
@@ -198,7 +166,7 @@ def _add(parent: ET.Element, tag: str, *, text: str, **attributes: str) -> ET.El
     return element
 
 
-# Slot 0 is the host bridge, 1 the root ports, 0x1b and 0x1d-0x1f belong to libvirt and the chipset.
+# Slot 0 is the host bridge, 1 has the root ports, those above 0x1a belong to the chipset. Room for limits.MAX_DEVICES.
 _FIRST_SLOT, _LAST_SLOT = 0x02, 0x1A
 
 

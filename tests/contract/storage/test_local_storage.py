@@ -52,6 +52,26 @@ async def test_the_disk_is_an_empty_ext4_that_costs_next_to_nothing(local):
     await process.run_checked(["e2fsck", "-fn", str(disk)], timeout_s=60)
 
 
+async def test_a_kernel_mounts_it_and_writes_little_of_its_own(local, tmp_path):
+    disk = await local.create_writable(BOX)
+    (tmp_path / "mnt").mkdir()
+    work = 'mount -o loop "$0" "$1" && echo hello > "$1/file" && df --output=size -m "$1" | tail -1 && umount "$1"'
+    argv = [
+        "unshare",
+        "--mount",
+        "--propagation=private",
+        "sh",
+        "-ec",
+        work,
+        str(disk),
+        str(tmp_path / "mnt"),
+    ]
+    finished = await process.run_checked(argv, timeout_s=30)
+    assert int(finished.stdout) > 9_900
+    assert files.allocated_bytes(disk) < 1 << 20
+    await process.run_checked(["e2fsck", "-fn", str(disk)], timeout_s=60)
+
+
 async def test_a_second_daemon_reuses_the_template_and_drops_others(local, tmp_path):
     await local.create_writable(BOX)
     [template] = (tmp_path / "state/templates").iterdir()

@@ -52,6 +52,22 @@ def test_every_single_cut_of_a_connection_gives_the_same_bytes():
             assert link.receive(wire[:cut]) + link.receive(wire[cut:]) == data, (stale, cut)
 
 
+@given(nasty, st.integers(0, 1000), nasty)
+def test_data_comes_back_whether_escapes_are_rare_or_dense(before, filler, after):
+    link = HostLink(NONCE)
+    link.receive(render_opening(NONCE))
+    data = before + b"." * filler + after
+    assert link.receive(escape(data)) == data
+
+
+@given(st.integers(0, 1000), st.sampled_from([b"}x", b"}}", b"}\x00"]), st.integers(0, 1000))
+def test_a_wrong_escape_is_noticed_whether_escapes_are_rare_or_dense(before, wrong, after):
+    link = HostLink(NONCE)
+    link.receive(render_opening(NONCE))
+    with pytest.raises(LinkBrokenError):
+        link.receive(b"." * before + wrong + b"." * after)
+
+
 @given(nasty, st.lists(st.integers(0, 10_000), max_size=12))
 def test_another_hosts_answer_opens_nothing(data, cuts):
     link = HostLink(NONCE)

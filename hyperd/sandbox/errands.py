@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What takes time in a sandbox's life. Each errand runs as a task of its driver and comes back with news."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from hyperd.errors import HyperError
+from hyperd.model.container import ContainerRecord, ExitReason
+from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
+from hyperd.sandbox import assembly, machine
+from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
+from hyperd.sandbox.records import Records
+from hyperd.sandbox.run import Runner
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What every driver uses."""
+
+    runner: Runner
+    records: Records
+    ledger: Ledger
+    accelerator: Callable[[], Awaitable[Accelerator]]
+
+
+class Errands:
+    def __init__(self, record: ContainerRecord, services: Services, journal: Journal) -> None:
+        self._record = record
+        self._services = services
+        self._runner = services.runner
+        self._journal = journal
+
+    async def bring_up(self) -> News:
+        """From nothing to a first process that runs, or back to nothing."""
+        try:
+            accelerator = await self._services.accelerator()
+            image = await self._runner.rooms.images.get(self._record.image_id)
+            live = await self._runner.bring_up(self._record, image, accelerator)
+            try:
+                await self._runner.open_journal(self._journal, fresh=True)
+                await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
+            except BaseException:
+                await live.stack.aclose()
+                raise
+        except HyperError as error:
+            return UpFailed(error)
+        return IsUp(live)
+
+    async def take_over(self, vm: VmStatus, facts: machine.RunFacts) -> News:
+        """Find the agent of a VM that an earlier hyperd started."""
+        try:
+            accelerator = Accelerator(facts.accelerator)
+            live = await self._runner.adopt(self._record, vm.pid, accelerator, facts.attachment)
+            await self._runner.open_journal(self._journal, fresh=False)
+        except HyperError as error:
+            log.error("not adopted", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+            message = f"its agent did not answer a new hyperd: {error}"
+            return IsLost(machine.lost(ExitReason.AGENT_LOST, message))
+        log.info("adopted", extra={"sandbox": self._record.name})
+        return IsUp(live)
+
+    async def verify_gone(self, gone: VmGone, vm_pid: int) -> News | None:
+        """Events are hints, and this one may be of an earlier run's VM: ask whether ours is there."""
+        sandbox_id = self._record.sandbox_id
+        try:
+            vms = await self._runner.rooms.hypervisor.list_running()
+        except HyperError as error:
+            log.warning("cannot list VMs", extra={"sandbox": self._record.name, "error": str(error)})
+            return None  # the agent's connection, or the fleet's next look, will tell
+        if any(vm.sandbox_id == sandbox_id and vm.pid == vm_pid for vm in vms):
+            return None
+        match gone.cause:
+            case VmGoneCause.CRASHED:
+                tail = await self._runner.console_tail(sandbox_id)
+                exit_ = machine.lost(ExitReason.GUEST_PANIC, f"the guest kernel panicked\n{tail}".strip())
+            case VmGoneCause.SHUTDOWN:
+                exit_ = machine.lost(ExitReason.AGENT_LOST, "the guest powered itself off")
+            case _:
+                detail = f"its QEMU process ended without being asked to\n{gone.detail}".strip()
+                exit_ = machine.lost(ExitReason.VM_LOST, detail)
+        return IsLost(exit_)
+
+    async def clean_up(self, news: News | None) -> News | None:
+        """Remove what a run left behind that this hyperd has no hold of; then ``news`` is true."""
+        try:
+            await self._runner.clean_up(self._record.sandbox_id)
+        except HyperError as error:
+            log.error("not cleaned up", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+        return news
+
+    async def discard(self) -> IsRemoved:
+        try:
+            await self._runner.discard(self._record.sandbox_id)
+            await self._services.records.delete(self._record.sandbox_id)
+        except HyperError as error:
+            return IsRemoved(error)
+        return IsRemoved()

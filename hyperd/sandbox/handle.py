@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What callers do with a sandbox. Every wait here ends, whatever becomes of the sandbox or of hyperd."""
+
+import asyncio
+import secrets
+from signal import SIGKILL
+
+from hyperd.errors import HyperError, NotFoundError, UnavailableError, WrongStateError
+from hyperd.model.container import (
+    DEFAULT_STOP_TIMEOUT_S,
+    ContainerRecord,
+    ContainerView,
+    ExecSpec,
+    Exit,
+    ExitReason,
+)
+from hyperd.model.guest import FIRST_PROCESS, ProcessId
+from hyperd.sandbox import assembly, machine
+from hyperd.sandbox.driver import SandboxDriver
+from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.message import AskRemove, AskStart, AskStop, Done
+from hyperd.sandbox.process import ProcessSession
+from hyperd.sandbox.pump import Pump
+from hyperd.sandbox.tenure import Tenure
+
+
+class SandboxHandle:
+    def __init__(self, driver: SandboxDriver) -> None:
+        self._driver = driver
+
+    @property
+    def record(self) -> ContainerRecord:
+        return self._driver.record
+
+    @property
+    def journal(self) -> Journal:
+        return self._driver.journal
+
+    def view(self) -> ContainerView:
+        return self._driver.view()
+
+    async def start(self) -> None:
+        """Return when the first process runs; at once when it already does."""
+        done = _future()
+        self._driver.post(AskStart(done))
+        await done
+
+    async def stop(self, *, timeout_s: float | None = None, signal: int | None = None) -> None:
+        """Return when the VM is off; at once when there is none."""
+        spec = self.record.spec
+        if timeout_s is None:
+            timeout_s = DEFAULT_STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s
+        if signal is None:
+            signal = assembly.parse_signal(spec.stop_signal or "TERM")
+        done = _future()
+        self._driver.post(AskStop(done, signal, timeout_s))
+        await done
+
+    async def remove(self, *, force: bool) -> None:
+        """Raises WrongStateError while a VM exists, unless ``force``."""
+        done = _future()
+        self._driver.post(AskRemove(done, force))
+        await done
+
+    async def kill(self, signal: int) -> None:
+        """Signal the first process. Raises WrongStateError unless there is one."""
+        tenure = await self._require_tenure()
+        tenure.killed_with.add(signal)
+        tenure.stop_asked |= signal == SIGKILL
+        try:
+            delivered = await tenure.live.guest.signal(
+                assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, signal
+            )
+        except (UnavailableError, NotFoundError) as error:
+            if not tenure.is_ending:
+                raise
+            raise self._has_ended() from error
+        if not delivered:
+            raise self._has_ended()
+
+    async def wait_ended(self) -> Exit:
+        """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""
+        state = self._driver.state
+        if isinstance(state, machine.Created):
+            return Exit(0, ExitReason.EXITED)
+        if isinstance(state, machine.Exited | machine.Failed):
+            return state.exit
+        return await asyncio.shield(self._driver.waiting.end)
+
+    async def attach(self, *, start: bool, stdin: bool = True) -> ProcessSession:
+        """Join the first process's streams; with ``start`` from its first byte on."""
+        driver = self._driver
+        if not start:
+            machine.require_running(driver.state, self.record.name)
+        elif not isinstance(driver.state, machine.Running | machine.Starting):
+            machine.require_startable(driver.state, self.record.name)
+            driver.renew_pump()
+        session = ProcessSession(
+            self.record,
+            FIRST_PROCESS,
+            driver.pump,
+            driver.find_tenure,
+            driver.waiting.end,
+            tty=self.record.spec.tty,
+            stdin=stdin and self.record.spec.stdin,
+        )
+        if start:
+            try:
+                await self.start()
+            except BaseException:
+                await session.aclose()
+                raise
+        return session
+
+    async def exec(self, spec: ExecSpec) -> ProcessSession:
+        """Start a further process and hold its streams. Raises WrongStateError unless running."""
+        machine.require_running(self._driver.state, self.record.name)
+        image = await self._driver.services.runner.rooms.images.get(self.record.image_id)
+        plan = assembly.exec_plan(self.record, image.config, spec)
+        tenure = await self._require_tenure()
+        process_id = ProcessId(secrets.token_hex(16))
+        pump = Pump(assembly.container_id_of(self.record.sandbox_id), process_id, None)
+        end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+        async def same_tenure() -> Tenure | None:
+            return None if tenure.is_ending else tenure
+
+        # Before the process starts, so that its first byte finds a reader.
+        session = ProcessSession(
+            self.record, process_id, pump, same_tenure, end, tty=spec.tty, stdin=spec.stdin
+        )
+        try:
+            await tenure.exec(process_id, plan, pump, end)
+        except BaseException:
+            await session.aclose()
+            raise
+        return session
+
+    async def _require_tenure(self) -> Tenure:
+        state = self._driver.state
+        if not isinstance(state, machine.Stopping):
+            machine.require_running(state, self.record.name)
+        tenure = await self._driver.find_tenure()
+        if tenure is None or tenure.is_ending:
+            raise self._has_ended()
+        return tenure
+
+    def _has_ended(self) -> HyperError:
+        return WrongStateError(
+            "is not running: its process has ended",
+            subject=f"container {self.record.name}",
+            hint=f"`hyper start {self.record.name}` starts it",
+        )
+
+
+def _future() -> Done:
+    return asyncio.get_running_loop().create_future()

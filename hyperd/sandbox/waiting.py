@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who waits for what of a sandbox. Whatever becomes of it, nobody waits for ever."""
+
+import asyncio
+
+from hyperd.errors import HyperError
+from hyperd.model.container import Exit
+from hyperd.sandbox.message import Done
+
+
+class Waiting:
+    def __init__(self) -> None:
+        self.starts: list[Done] = []
+        self.stops: list[Done] = []
+        self.removes: list[Done] = []
+        self.end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    def tell_end(self, exit_: Exit) -> None:
+        """To all who wait for the end of the run; later ones wait for the next run's."""
+        end, self.end = self.end, asyncio.get_running_loop().create_future()
+        end.set_result(exit_)
+
+    def abandon(self, error: HyperError) -> None:
+        """Everybody is told the same, for good."""
+        for waiting in (self.starts, self.stops, self.removes):
+            fail(waiting, error)
+        if not self.end.done():
+            self.end.set_exception(error)
+            self.end.exception()  # perhaps nobody waits: no complaint about that
+
+
+def resolve(waiting: list[Done]) -> None:
+    for done in waiting:
+        if not done.done():
+            done.set_result(None)
+    waiting.clear()
+
+
+def fail(waiting: list[Done], error: HyperError) -> None:
+    for done in waiting:
+        if not done.done():
+            done.set_exception(error)
+    waiting.clear()

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One body, two subjects: the fake that the rooms above are tested with promises what the real store does."""
+
+import contextlib
+
+import pytest
+
+from hyperd.errors import ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
+from hyperd.image.base import ImageStore
+from hyperd.model.image import Image, ImageId
+from tests import images
+from tests.contract.image.conftest import opened
+from tests.fakes.image import FakeImageStore, full_name
+
+
+class Subject:
+    """A store and a way to publish something that it can pull."""
+
+    def __init__(self, store: ImageStore, hub: images.Registry | None) -> None:
+        self.store = store
+        self._hub = hub
+
+    async def publish(self, name: str) -> str:
+        if isinstance(self.store, FakeImageStore):
+            self.store.publish(name)
+            return full_name(name)
+        assert self._hub is not None
+        return await self._hub.push(images.build([[images.file("name", name)], [images.file("b")]]), name)
+
+    def unknown(self) -> str:
+        return "unknown:1" if self._hub is None else f"{self._hub.address}/unknown:1"
+
+
+@pytest.fixture(params=["fake", "oci"])
+async def subject(request, tmp_path):
+    if request.param == "fake":
+        yield Subject(FakeImageStore(), None)
+        return
+    async with images.registry(tmp_path / "hub") as hub, opened(tmp_path / "images") as store:
+        yield Subject(store, hub)
+
+
+async def pull(store, name) -> Image:
+    last = None
+    async with contextlib.aclosing(store.pull(name)) as events:
+        async for event in events:
+            last = event
+    assert isinstance(last, Image)
+    return last
+
+
+async def test_what_was_pulled_is_found_by_name_and_id(subject):
+    store = subject.store
+    name = await subject.publish("app:1")
+    image = await pull(store, name)
+    assert image.tags == (name,)
+    for reference in (name, image.image_id, image.image_id[7:19], image.digests[0]):
+        assert await store.get(reference) == image
+    assert await store.list_images() == [image]
+    disk = await store.root_disk(image.image_id)
+    assert (disk.layers, disk.path.suffix) == (2, ".vmdk")
+
+
+async def test_what_is_not_there_is_said(subject):
+    store = subject.store
+    with pytest.raises(ImageNotFoundError):
+        await store.get("nothing:1")
+    with pytest.raises(InvalidError):
+        await store.get("")
+    with pytest.raises(NotFoundError):
+        await pull(store, subject.unknown())
+    with pytest.raises(ImageNotFoundError):
+        await store.remove("nothing:1")
+    with pytest.raises(ImageNotFoundError):
+        await store.root_disk(ImageId("sha256:" + "0" * 64))
+    assert await store.list_images() == []
+
+
+async def test_removing_respects_who_uses_it(subject):
+    store = subject.store
+    name = await subject.publish("app:1")
+    image = await pull(store, name)
+    in_use = frozenset({image.image_id})
+    with pytest.raises(WrongStateError):
+        await store.remove(name, in_use=in_use)
+    forced = await store.remove(name, force=True, in_use=in_use)
+    assert name in forced.untagged
+    assert forced.deleted == ()
+    assert (await store.get(image.image_id)).tags == ()
+    assert image.image_id in (await store.remove(image.image_id)).deleted
+    assert await store.list_images() == []

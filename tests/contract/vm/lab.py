@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A directory with guests to start and a look at what is left of them."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from hyperd.model.vm import Accelerator, Channel, SandboxId, VmDefinition
+from hyperd.vm.libvirt import LibvirtSettings
+from tests.contract.vm import tiny_guest
+
+GUESTS = {
+    "halt": tiny_guest.say(b"hello\n") + tiny_guest.HALT,
+    "power-off": tiny_guest.POWER_OFF,
+    "reboot": tiny_guest.REBOOT,
+    "panic": tiny_guest.say(b"oops\n") + tiny_guest.panic(),
+    "chatter": tiny_guest.chatter(b"x" * 1023 + b"\n"),
+}
+
+
+def new_id() -> SandboxId:
+    return SandboxId(secrets.token_hex(32))
+
+
+class Lab:
+    def __init__(self, path: Path, root: Path) -> None:
+        self.path = path
+        self.settings = LibvirtSettings(root=root)
+        for name, code in GUESTS.items():
+            (path / name).write_bytes(tiny_guest.render_kernel(code))
+
+    @property
+    def console(self) -> Path:
+        return self.path / "console.log"
+
+    def define(
+        self, guest: str = "halt", sandbox_id: SandboxId | None = None, **changes: object
+    ) -> VmDefinition:
+        fields: dict[str, object] = {
+            "sandbox_id": sandbox_id or new_id(),
+            "vcpus": 1,
+            "memory_mib": 64,
+            "accelerator": Accelerator.TCG,
+            "kernel": self.path / guest,
+            "initramfs": self.path / guest,  # any file: these guests do not look at it
+            "cmdline": "quiet",
+            "console_log": self.console,
+            "channels": (Channel("hyper.control", self.path / "control"),),
+        }
+        return VmDefinition(**{**fields, **changes})  # type: ignore[arg-type]
+
+    def qemu_pids(self) -> list[int]:
+        """Every QEMU of this laboratory, however it came to be."""
+        pids = []
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    command_line = (entry / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if b"qemu-system" in command_line.split(b"\0")[0] and os.fsencode(self.path) in command_line:
+                    pids.append(int(entry.name))
+        return pids
+
+    def require_nothing_left(self) -> None:
+        pids = self.qemu_pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        assert not pids, "QEMU processes were left behind"
+        assert not list(self.settings.log_dir.glob("hyper-*")), "logs were left behind"
+        assert not list(self.settings.pid_dir.glob("hyper-*")), "libvirt keeps state of a VM"
+
+
+@contextlib.contextmanager
+def short_directory() -> Iterator[Path]:
+    """Not tmp_path: QEMU's user must be able to pass, and a socket's path has 107 bytes."""
+    path = Path(tempfile.mkdtemp(prefix="hv", dir="/tmp"))
+    path.chmod(0o755)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+async def eventually(condition: Callable[[], bool], *, timeout_s: float = 15) -> None:
+    """For what has no event of its own to wait for."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - a file or a process, which cannot be awaited
+            await asyncio.sleep(0.01)

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every hypervisor promises: one body, two subjects, the fake and libvirt with real QEMU."""
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hyperd.errors import ExistsError, HyperError
+from hyperd.host.reaper import Reaper
+from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause
+from hyperd.vm import Hypervisor
+from hyperd.vm.libvirt import LibvirtHypervisor
+from tests.contract.vm.lab import Lab
+from tests.fakes.hypervisor import FakeHypervisor, qemu_died
+
+
+@dataclass
+class Subject:
+    hypervisor: Hypervisor
+    lab: Lab
+
+    def broken(self) -> VmDefinition:
+        """A VM whose process dies at once."""
+        if isinstance(self.hypervisor, FakeHypervisor):
+            self.hypervisor.fail_next_start = qemu_died()
+        return self.lab.define(kernel=self.lab.path / "absent")
+
+    async def start_and_end(self, sandbox_id: SandboxId, guest: str) -> None:
+        await self.hypervisor.start(self.lab.define(guest, sandbox_id))
+        if isinstance(self.hypervisor, FakeHypervisor):
+            end = self.hypervisor.crash if guest == "panic" else self.hypervisor.shut_down
+            end(sandbox_id)
+
+
+@pytest.fixture(params=["fake", pytest.param("libvirt", marks=pytest.mark.integration)])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Lab]:
+    return request.param, Lab(tmp_path, tmp_path) if request.param == "fake" else request.getfixturevalue(
+        "lab"
+    )
+
+
+@pytest.fixture
+async def subject(place: tuple[str, Lab]) -> AsyncIterator[Subject]:
+    kind, lab = place
+    if kind == "fake":
+        yield Subject(FakeHypervisor(), lab)
+        return
+    async with Reaper(), LibvirtHypervisor(lab.settings) as hypervisor:
+        yield Subject(hypervisor, lab)
+
+
+async def next_event(hypervisor: Hypervisor) -> VmGone:
+    async with asyncio.timeout(10):
+        return await anext(aiter(hypervisor.events()))
+
+
+async def test_a_started_vm_is_listed_until_it_is_destroyed(subject: Subject) -> None:
+    definition = subject.lab.define()
+    status = await subject.hypervisor.start(definition)
+    assert status.sandbox_id == definition.sandbox_id
+    assert status.pid > 1
+    assert await subject.hypervisor.list_running() == [status]
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    assert await subject.hypervisor.list_running() == []
+
+
+async def test_destroying_is_an_event_and_may_be_repeated(subject: Subject) -> None:
+    definition = subject.lab.define()
+    await subject.hypervisor.start(definition)
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    event = await next_event(subject.hypervisor)
+    assert event == VmGone(definition.sandbox_id, VmGoneCause.DESTROYED)
+
+
+async def test_destroying_what_never_was_is_no_error(subject: Subject) -> None:
+    await subject.hypervisor.destroy(SandboxId("0" * 64))
+
+
+async def test_a_second_vm_of_one_sandbox_is_refused_and_the_first_goes_on(subject: Subject) -> None:
+    definition = subject.lab.define()
+    status = await subject.hypervisor.start(definition)
+    with pytest.raises(ExistsError):
+        await subject.hypervisor.start(dataclasses.replace(definition, memory_mib=32))
+    assert await subject.hypervisor.list_running() == [status]
+    await subject.hypervisor.destroy(definition.sandbox_id)
+
+
+async def test_a_destroyed_vm_can_be_started_again_at_once(subject: Subject) -> None:
+    definition = subject.lab.define()
+    first = await subject.hypervisor.start(definition)
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    second = await subject.hypervisor.start(definition)
+    assert second.pid != first.pid
+    assert await subject.hypervisor.list_running() == [second]
+    await subject.hypervisor.destroy(definition.sandbox_id)
+
+
+async def test_a_failed_start_leaves_nothing_and_can_be_repeated(subject: Subject) -> None:
+    definition = subject.broken()
+    with pytest.raises(HyperError) as caught:
+        await subject.hypervisor.start(definition)
+    assert "qemu" in caught.value.evidence
+    assert await subject.hypervisor.list_running() == []
+    good = subject.lab.define(sandbox_id=definition.sandbox_id)
+    await subject.hypervisor.start(good)
+    await subject.hypervisor.destroy(good.sandbox_id)
+
+
+@pytest.mark.parametrize(
+    ("guest", "cause"), [("panic", VmGoneCause.CRASHED), ("power-off", VmGoneCause.SHUTDOWN)]
+)
+async def test_a_vm_that_ends_by_itself_says_why(subject: Subject, guest: str, cause: VmGoneCause) -> None:
+    sandbox_id = SandboxId("a" * 64)
+    with contextlib.suppress(HyperError):  # a guest may be gone before its start is done
+        await subject.start_and_end(sandbox_id, guest)
+    event = await next_event(subject.hypervisor)
+    assert (event.sandbox_id, event.cause) == (sandbox_id, cause)
+    assert await subject.hypervisor.list_running() == []
+    await subject.hypervisor.destroy(sandbox_id)
+
+
+async def test_several_vms_start_at_the_same_time(subject: Subject) -> None:
+    definitions = [
+        subject.lab.define(channels=(), console_log=subject.lab.path / f"console-{number}")
+        for number in range(4)
+    ]
+    async with asyncio.TaskGroup() as tasks:
+        for definition in definitions:
+            tasks.create_task(subject.hypervisor.start(definition))
+    running = await subject.hypervisor.list_running()
+    assert {status.sandbox_id for status in running} == {one.sandbox_id for one in definitions}
+    async with asyncio.TaskGroup() as tasks:
+        for definition in definitions:
+            tasks.create_task(subject.hypervisor.destroy(definition.sandbox_id))
+    assert await subject.hypervisor.list_running() == []

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What holds for QEMU through embedded libvirt in particular."""
+
+import asyncio
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import socket
+import stat
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from hyperd.errors import UnavailableError, WrongStateError
+from hyperd.host import process
+from hyperd.host.reaper import Reaper
+from hyperd.model.vm import Disk, DiskFormat, Nic, SandboxId, VmGoneCause
+from hyperd.vm import console_tail
+from hyperd.vm.libvirt import LibvirtHypervisor
+from tests.contract.vm.lab import Lab, eventually, new_id, short_directory
+
+pytestmark = pytest.mark.integration
+
+HOLDER = Path(__file__).with_name("holder.py")
+
+
+@pytest.fixture
+async def hypervisor(lab: Lab) -> AsyncIterator[LibvirtHypervisor]:
+    async with Reaper(), LibvirtHypervisor(lab.settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def own_lab(libvirt_root: Path) -> Iterator[Lab]:
+    """With a root of its own, for processes of their own."""
+    with short_directory() as path:
+        shutil.copytree(libvirt_root / "cache", path / "libvirt/cache")
+        lab = Lab(path, path / "libvirt")
+        yield lab
+        lab.require_nothing_left()
+
+
+def mount_namespace(pid: int) -> Path:
+    return Path(f"/proc/{pid}/ns/mnt").readlink()
+
+
+def open_files(pid: int) -> list[Path]:
+    return [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+async def test_qemu_has_no_rights(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    vm = await hypervisor.start(lab.define())
+    status = status_of(vm.pid)
+    assert set(status["Uid"].split()) == {str(pwd.getpwnam("libvirt-qemu").pw_uid)}
+    assert int(status["CapEff"], 16) == 0
+    assert int(status["CapPrm"], 16) == 0
+    assert status["NoNewPrivs"] == "1"
+    assert status["Seccomp"] == "2"
+    assert mount_namespace(vm.pid) != mount_namespace(os.getpid())
+    await hypervisor.destroy(vm.sandbox_id)
+
+
+async def test_a_channel_can_be_connected_to_as_soon_as_the_vm_runs(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    definition = lab.define()
+    await hypervisor.start(definition)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(os.fspath(definition.channels[0].path))
+    await hypervisor.destroy(definition.sandbox_id)
+
+
+async def test_the_console_goes_to_a_file_that_only_root_reads_and_is_appended_to(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    definition = lab.define()
+    for times in (1, 2):
+        await hypervisor.start(definition)
+        await eventually(lambda: console_tail(lab.console).count("hello") == times)  # noqa: B023
+        await hypervisor.destroy(definition.sandbox_id)
+    assert stat.S_IMODE(lab.console.stat().st_mode) == 0o600
+
+
+async def test_disks_open_for_the_unprivileged_qemu_and_keep_their_owners(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    layers = lab.path / "layers"
+    layers.mkdir(mode=0o711)
+    for name in ("head", "layer"):
+        (layers / name).write_bytes(bytes(1024 * 1024))
+    extents = "\n".join(f'RW 2048 FLAT "{layers / name}" 0' for name in ("head", "layer"))
+    descriptor = layers / "image.vmdk"
+    descriptor.write_text(
+        '# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType="twoGbMaxExtentFlat"\n'
+        f'{extents}\n\nddb.adapterType = "ide"\n'
+    )
+    writable = lab.path / "writable.raw"
+    writable.write_bytes(b"")
+    os.truncate(writable, 64 * 1024 * 1024)
+    writable.chmod(0o600)
+    shutil.chown(writable, "libvirt-qemu", "libvirt-qemu")
+    vm = await hypervisor.start(
+        lab.define(
+            disks=(
+                Disk("layers", descriptor, DiskFormat.VMDK, readonly=True),
+                Disk("writable", writable, DiskFormat.RAW, readonly=False),
+            )
+        )
+    )
+    opened = open_files(vm.pid)
+    assert {layers / "head", layers / "layer", writable} <= set(opened)
+    assert (layers / "layer").owner() == "root"
+    await hypervisor.destroy(vm.sandbox_id)
+    assert writable.owner() == "libvirt-qemu"
+
+
+async def test_a_disk_that_qemu_may_not_open_is_named_in_the_error(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    private = lab.path / "private.raw"
+    private.write_bytes(bytes(1024 * 1024))
+    private.chmod(0o600)
+    with pytest.raises(UnavailableError) as caught:
+        await hypervisor.start(lab.define(disks=(Disk("disk", private, DiskFormat.RAW, readonly=False),)))
+    assert str(private) in str(caught.value)
+    assert "Permission denied" in str(caught.value)
+
+
+async def test_a_killed_qemu_is_a_lost_vm(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    definition = lab.define()
+    vm = await hypervisor.start(definition)
+    os.kill(vm.pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        event = await anext(hypervisor.events())
+    assert (event.sandbox_id, event.cause) == (vm.sandbox_id, VmGoneCause.LOST)
+    assert await hypervisor.list_running() == []
+    await hypervisor.destroy(vm.sandbox_id)
+    await hypervisor.start(definition)
+    await hypervisor.destroy(vm.sandbox_id)
+
+
+async def test_destroying_a_vm_whose_qemu_was_killed_a_moment_ago(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    vm = await hypervisor.start(lab.define())
+    os.kill(vm.pid, signal.SIGKILL)
+    await hypervisor.destroy(vm.sandbox_id)
+    assert await hypervisor.list_running() == []
+
+
+async def test_a_guest_that_reboots_is_gone(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    definition = lab.define("reboot")
+    with contextlib.suppress(UnavailableError):  # it may be gone before its start is done
+        await hypervisor.start(definition)
+    async with asyncio.timeout(10):
+        event = await anext(hypervisor.events())
+    assert (event.sandbox_id, event.cause) == (definition.sandbox_id, VmGoneCause.SHUTDOWN)
+    await hypervisor.destroy(definition.sandbox_id)
+
+
+async def test_a_cancelled_start_leaves_nothing(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    definition = lab.define()
+    async with asyncio.TaskGroup() as tasks:
+        start = tasks.create_task(hypervisor.start(definition))
+        await eventually(lambda: bool(lab.qemu_pids()))
+        start.cancel()
+    await eventually(lambda: not lab.qemu_pids())
+    assert await hypervisor.list_running() == []
+
+
+async def test_starting_and_destroying_leaks_no_descriptor(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    async def once() -> int:
+        definition = lab.define()
+        await hypervisor.start(definition)
+        await hypervisor.destroy(definition.sandbox_id)
+        await hypervisor.start(definition)  # waits until libvirt has tidied up
+        await hypervisor.destroy(definition.sandbox_id)
+        await hypervisor.prepare()
+        return len(open_files(os.getpid()))
+
+    await once()
+    before = await once()
+    after = 0
+    for _ in range(3):
+        after = await once()
+    assert after <= before + 2  # libvirt's tidying of the last one may be under way
+
+
+async def test_leaving_lets_vms_run_and_coming_back_adopts_them(lab: Lab) -> None:
+    async with Reaper():
+        async with LibvirtHypervisor(lab.settings) as first:
+            vm = await first.start(lab.define())
+        assert lab.qemu_pids() == [vm.pid]
+        async with LibvirtHypervisor(lab.settings) as second:
+            assert await second.list_running() == [vm]
+            os.kill(vm.pid, signal.SIGKILL)
+            async with asyncio.timeout(10):
+                event = await anext(second.events())
+            assert (event.sandbox_id, event.cause) == (vm.sandbox_id, VmGoneCause.LOST)
+
+
+async def test_vms_outlive_a_killed_process_and_can_be_destroyed_in_the_first_moment_after(
+    own_lab: Lab,
+) -> None:
+    await hold_and_kill(own_lab, [new_id() for _ in range(3)])
+    assert len(own_lab.qemu_pids()) == 3
+    assert await end_all(own_lab) == "3 0"
+    assert not own_lab.qemu_pids()
+
+
+async def test_vms_that_ended_while_nobody_looked_are_not_adopted(own_lab: Lab) -> None:
+    await hold_and_kill(own_lab, [new_id()])
+    for pid in own_lab.qemu_pids():
+        os.kill(pid, signal.SIGKILL)
+    await eventually(lambda: not own_lab.qemu_pids())
+    assert await end_all(own_lab) == "0 0"
+
+
+async def test_a_second_process_is_refused_and_told_who_has_the_root(
+    lab: Lab, hypervisor: LibvirtHypervisor
+) -> None:
+    assert await hypervisor.list_running() == []
+    finished = await process.run(holder(lab, []), timeout_s=30)
+    assert finished.returncode != 0
+    assert WrongStateError.__name__ in finished.stderr_tail
+    assert f"pid {os.getpid()}" in finished.stderr_tail
+
+
+async def test_a_vm_gets_its_nic_on_the_tap_that_is_there(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    if any(not name.startswith(("lo", "hv", "hyper")) for _, name in socket.if_nameindex()):
+        pytest.skip("makes a tap: run inside a private network namespace")
+    await process.run_checked(["ip", "tuntap", "add", "hvtest0", "mode", "tap"], timeout_s=5)
+    try:
+        vm = await hypervisor.start(lab.define(nics=(Nic("hvtest0", "52:54:00:00:00:01"),)))
+        assert "hvtest0" in taps_of(vm.pid)
+        await hypervisor.destroy(vm.sandbox_id)
+        link = await process.run_checked(["ip", "link", "show", "hvtest0"], timeout_s=5)
+        assert b"hvtest0" in link.stdout  # it was there before the VM and is there after
+    finally:
+        await process.run_checked(["ip", "link", "del", "hvtest0"], timeout_s=5)
+
+
+def taps_of(pid: int) -> str:
+    infos = [path.read_text() for path in Path(f"/proc/{pid}/fdinfo").iterdir()]
+    return " ".join(info for info in infos if "iff:" in info)
+
+
+async def end_all(lab: Lab) -> str:
+    finished = await process.run_checked(holder(lab, []), timeout_s=60)
+    return finished.stdout.decode().strip()
+
+
+def holder(lab: Lab, ids: list[SandboxId]) -> list[str]:
+    return [sys.executable, os.fspath(HOLDER), os.fspath(lab.path), os.fspath(lab.settings.root), *ids]
+
+
+async def hold_and_kill(lab: Lab, ids: list[SandboxId]) -> None:
+    """Start VMs in a process of its own and kill that with SIGKILL."""
+    async with process.spawn(holder(lab, ids)) as child:
+        assert child.stdout is not None
+        async with asyncio.timeout(60):
+            line = await child.stdout.readline()
+        assert line == b"running\n", (await child.stderr.read()).decode() if child.stderr else ""

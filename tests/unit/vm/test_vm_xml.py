@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Domain XML, against golden files. ``HYPER_WRITE_GOLDEN=1`` writes them anew: read the difference, then commit it."""
+
+import dataclasses
+import os
+import string
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperd.errors import InvalidError
+from hyperd.model.vm import Accelerator, Channel, Disk, DiskFormat, Nic, SandboxId, VmDefinition
+from hyperd.vm.libvirt import LibvirtSettings
+from hyperd.vm.libvirt.xml import METADATA_URI, domain_name, domain_uuid, find_sandbox_id, render_domain
+
+GOLDEN = Path(__file__).parents[2] / "golden/vm"
+SETTINGS = LibvirtSettings(root=Path("/var/lib/hyper/libvirt"))
+SMALL = VmDefinition(
+    sandbox_id=SandboxId("0123456789abcdef" * 4),
+    vcpus=1,
+    memory_mib=128,
+    accelerator=Accelerator.TCG,
+    kernel=Path("/usr/lib/hyper/vmlinux"),
+    initramfs=Path("/usr/lib/hyper/initramfs"),
+    cmdline="quiet panic=-1",
+    console_log=Path("/var/lib/hyper/sandboxes/0123/console.log"),
+)
+FULL = dataclasses.replace(
+    SMALL,
+    vcpus=4,
+    memory_mib=2048,
+    accelerator=Accelerator.KVM,
+    channels=(
+        Channel("hyper.control", Path("/run/hyper/0123/control")),
+        Channel("hyper.stream", Path("/run/hyper/0123/stream")),
+    ),
+    disks=(
+        Disk("layers", Path("/var/lib/hyper/disks/a&b.vmdk"), DiskFormat.VMDK, readonly=True),
+        Disk("writable", Path("/var/lib/hyper/sandboxes/0123/writable.raw"), DiskFormat.RAW, readonly=False),
+    ),
+    nics=(Nic("hyp0123", "52:54:00:12:34:56"),),
+)
+
+
+@pytest.mark.parametrize(("name", "definition"), [("small-tcg", SMALL), ("full-kvm", FULL)])
+def test_the_domain_is_as_the_golden_file_says(name: str, definition: VmDefinition) -> None:
+    golden = GOLDEN / f"{name}.xml"
+    rendered = render_domain(definition, SETTINGS)
+    if os.environ.get("HYPER_WRITE_GOLDEN"):
+        golden.write_text(rendered)
+    assert rendered == golden.read_text()
+
+
+def test_no_two_devices_have_one_address() -> None:
+    addresses = [
+        tuple(sorted(address.attrib.items()))
+        for address in ET.fromstring(render_domain(FULL, SETTINGS)).iter("address")
+        if address.get("type") == "pci"
+    ]
+    without_functions = [dict(one) | {"multifunction": ""} for one in addresses]
+    assert len({tuple(sorted(one.items())) for one in without_functions}) == len(addresses)
+
+
+def test_a_device_of_its_own_never_moves_another_of_the_same_kind() -> None:
+    """A saved guest finds its disks where they were, whatever else has changed."""
+    first_disk = ET.fromstring(render_domain(FULL, SETTINGS)).find("devices/disk/address")
+    more = dataclasses.replace(FULL, nics=(*FULL.nics, Nic("hyp9999", "52:54:00:12:34:57")))
+    assert first_disk is not None
+    again = ET.fromstring(render_domain(more, SETTINGS)).find("devices/disk/address")
+    assert again is not None
+    assert again.attrib == first_disk.attrib
+
+
+def test_qemu_never_runs_as_root_whatever_its_configuration_says() -> None:
+    domain = ET.fromstring(render_domain(SMALL, SETTINGS))
+    assert domain.findtext("seclabel/label") == "libvirt-qemu:libvirt-qemu"
+    labels = domain.findall("seclabel")
+    assert [label.get("relabel") for label in labels] == ["no"]
+
+
+def test_the_driver_is_configuration() -> None:
+    settings = dataclasses.replace(SETTINGS, tcg_driver="test")
+    assert ET.fromstring(render_domain(SMALL, settings)).get("type") == "test"
+
+
+def test_name_and_uuid_follow_from_the_sandbox() -> None:
+    assert find_sandbox_id(domain_name(SMALL.sandbox_id)) == SMALL.sandbox_id
+    assert find_sandbox_id("debian12") is None
+    assert domain_uuid(SMALL.sandbox_id) == domain_uuid(SMALL.sandbox_id)
+    assert domain_uuid(SandboxId("b" * 64)) != domain_uuid(SMALL.sandbox_id)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"vcpus": 0}, "0 CPUs"),
+        ({"memory_mib": 0}, "0 MiB"),
+        ({"cmdline": "quiet\nevil"}, "evil"),
+        ({"kernel": Path("vmlinux")}, "vmlinux"),
+        ({"console_log": Path("/tmp/a\x07b")}, "x07"),
+        ({"channels": (Channel("hyper.control", Path("/" + "s" * 107)),)}, "sss"),
+        ({"channels": (Channel("a b", Path("/s")),)}, "a b"),
+        ({"disks": (Disk("s" * 21, Path("/d"), DiskFormat.RAW, readonly=True),)}, "sss"),
+        ({"disks": (Disk("", Path("/d"), DiskFormat.RAW, readonly=True),)}, "''"),
+        (
+            {"disks": tuple(Disk(f"d{n}", Path("/d"), DiskFormat.RAW, readonly=True) for n in range(30))},
+            "0123",
+        ),
+        ({"nics": (Nic("tap0", "not a mac"),)}, "not a mac"),
+        ({"nics": (Nic("t" * 16, "52:54:00:12:34:56"),)}, "ttt"),
+    ],
+)
+def test_the_impossible_is_refused_and_named(change: dict[str, object], named: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        render_domain(dataclasses.replace(SMALL, **change), SETTINGS)  # type: ignore[arg-type]
+    assert named in caught.value.subject
+
+
+@given(cmdline=st.text(max_size=200), name=st.text(string.printable, min_size=1, max_size=40))
+def test_text_from_outside_is_text_or_refused_but_never_markup(cmdline: str, name: str) -> None:
+    definition = dataclasses.replace(SMALL, cmdline=cmdline, kernel=Path("/k") / name.strip("/"))
+    try:
+        rendered = render_domain(definition, SETTINGS)
+    except InvalidError:
+        return
+    domain = ET.fromstring(rendered)
+    assert (domain.findtext("os/cmdline") or "") == cmdline
+    assert domain.findtext("os/kernel") == str(definition.kernel)
+    sandbox = domain.find(f"metadata/{{{METADATA_URI}}}sandbox")
+    assert sandbox is not None
+    assert sandbox.get("id") == SMALL.sandbox_id
