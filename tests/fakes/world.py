@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service over fakes of all its rooms, joined as the real ones are: no VM, no agent; no agent, no VM."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.model.container import ContainerSpec, Sizing
+from hyperd.model.guest import FIRST_PROCESS
+from hyperd.model.image import Platform
+from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmGoneCause, VmStatus
+from hyperd.sandbox import (
+    Admission,
+    Fleet,
+    FleetSettings,
+    GuestSettings,
+    Ledger,
+    Records,
+    Rooms,
+    Runner,
+    RunSettings,
+    SandboxHandle,
+    Services,
+)
+from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
+from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.image import FakeImageStore
+from tests.fakes.network import FakeNetwork
+from tests.fakes.storage import FakeStorage
+
+PATIENCE_S = 5.0
+
+
+async def eventually(condition: Callable[[], object], timeout_s: float = PATIENCE_S) -> None:
+    """Let the others run until the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        await asyncio.sleep(0)
+
+
+class JoinedHypervisor(FakeHypervisor):
+    """Every VM has a fresh agent behind its socket; they end together."""
+
+    def __init__(self, dialer: FakeDialer) -> None:
+        super().__init__()
+        self._dialer = dialer
+        self.agents: dict[SandboxId, FakeAgent] = {}
+
+    async def start(self, definition: VmDefinition) -> VmStatus:
+        status = await super().start(definition)
+        sandbox_id = definition.sandbox_id
+        agent = FakeAgent(scripts=self._dialer.scripts)
+        agent.on_power_off = lambda: self.shut_down(sandbox_id)
+        self._dialer.agents[definition.channels[0].path] = self.agents[sandbox_id] = agent
+        return status
+
+    def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
+        if sandbox_id in self.running and sandbox_id in self.agents:
+            self.agents[sandbox_id].crash()
+        super()._end(sandbox_id, cause, detail)
+
+
+@dataclass
+class World:
+    """What outlives a daemon, and one daemon at a time (``daemon``)."""
+
+    root: Path
+    dialer: FakeDialer = field(default_factory=FakeDialer)
+    images: FakeImageStore = field(default_factory=FakeImageStore)
+    storage: FakeStorage = field(default_factory=FakeStorage)
+    network: FakeNetwork = field(default_factory=FakeNetwork)
+    memory_mib: int = 4096
+    log_max_bytes: int = 1 << 24
+
+    def __post_init__(self) -> None:
+        self.hypervisor = JoinedHypervisor(self.dialer)
+        self.images.add("alpine")
+        self.platform = Platform("linux", "amd64")  # of the fake images
+        self.scripts = self.dialer.scripts
+        self.accelerator_gate = asyncio.Event()
+        self.accelerator_gate.set()
+
+    async def accelerator(self) -> Accelerator:
+        await self.accelerator_gate.wait()
+        return Accelerator.TCG
+
+    @contextlib.asynccontextmanager
+    async def daemon(self) -> AsyncIterator[Fleet]:
+        """A fleet that runs; at the end it is cancelled, and what runs is left running."""
+        files = Workers("files", 2)
+        database = Database(self.root / "records.sqlite")
+        await database.open()
+        records = Records(database)
+        await records.open()
+        guest = GuestSettings(Path("/k"), Path("/i"), "quiet", Sizing(1, 256))
+        settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
+        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network)
+        self.runner = Runner(rooms, settings, files)
+        self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
+        self.records = records
+        fleet = Fleet(
+            Services(self.runner, records, self.ledger, self.accelerator),
+            FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
+        )
+        ready = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                running = tasks.create_task(fleet.run(ready))
+                opened = tasks.create_task(ready.wait())
+                await asyncio.wait({running, opened}, return_when=asyncio.FIRST_COMPLETED)
+                try:
+                    if not running.done():
+                        yield fleet
+                finally:
+                    opened.cancel()
+                    running.cancel()
+        finally:
+            await database.close()
+            files.close()
+
+    def agent(self, handle: SandboxHandle) -> FakeAgent:
+        return self.hypervisor.agents[handle.record.sandbox_id]
+
+    def process(self, handle: SandboxHandle) -> FakeProcess:
+        agent = self.agent(handle)
+        return next(iter(agent.containers.values())).processes[FIRST_PROCESS]
+
+    def script(self, name: str, script: Script) -> None:
+        self.scripts[name] = script
+
+    def require_nothing_left_of(self, handle: SandboxHandle) -> None:
+        sandbox_id = handle.record.sandbox_id
+        assert sandbox_id not in self.hypervisor.running
+        assert sandbox_id not in self.network.taps
+        assert sandbox_id not in dict(self.ledger.admission.held)
+
+
+async def created(fleet: Fleet, *args: str, **fields: object) -> SandboxHandle:
+    spec = ContainerSpec("alpine", args=args or ("sleep",), **fields)  # type: ignore[arg-type]
+    view, _ = await fleet.create(spec)
+    return fleet.get(view.record.sandbox_id)
+
+
+async def started(fleet: Fleet, *args: str, **fields: object) -> SandboxHandle:
+    handle = await created(fleet, *args, **fields)
+    await handle.start()
+    return handle

@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many sandboxes: names, references, and what a new hyperd makes of what an earlier one left."""
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from hyperd.errors import (
+    ExistsError,
+    ImageNotFoundError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+)
+from hyperd.model.container import ContainerSpec, ContainerState, ExecSpec, Exit, ExitReason
+from hyperd.model.guest import FIRST_PROCESS, ProcessExit
+from hyperd.model.vm import SandboxId, VmStatus
+from hyperd.sandbox import Fleet, SandboxHandle, is_running, machine
+from hyperd.sandbox.machine import RunFacts
+from tests.fakes.world import World, created, eventually, started
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+FACTS = RunFacts(NOW, 4242, 17, "tcg", "6.12", 90, None)
+
+
+async def test_a_container_is_found_by_id_name_and_unique_prefix(fleet: Fleet) -> None:
+    handle = await created(fleet, name="web")
+    for reference in (handle.record.sandbox_id, "web", "/web", handle.record.sandbox_id[:12]):
+        assert fleet.get(reference).record is handle.record
+    for unknown in ("", "we", "zz", "0" * 64):
+        with pytest.raises(NotFoundError):
+            fleet.get(unknown)
+
+
+async def test_an_ambiguous_prefix_is_refused(fleet: Fleet) -> None:
+    for _ in range(17):  # of 17 ids two begin alike
+        handle = await created(fleet)
+    ids = [view.record.sandbox_id for view in fleet.list_views((), everything=True)]
+    twice = next(digit for digit in "0123456789abcdef" if sum(key[0] == digit for key in ids) > 1)
+    with pytest.raises(InvalidError, match="begin with it"):
+        fleet.get(twice)
+    assert handle.record.sandbox_id in ids
+
+
+async def test_a_name_like_the_prefix_of_an_id_means_the_name(fleet: Fleet) -> None:
+    other = await created(fleet)
+    named = await created(fleet, name=other.record.sandbox_id[:8])
+    assert fleet.get(other.record.sandbox_id[:8]).record is named.record
+
+
+async def test_a_taken_name_is_refused_and_says_whose_it_is(fleet: Fleet) -> None:
+    handle = await created(fleet, name="web")
+    with pytest.raises(ExistsError, match=handle.record.sandbox_id[:12]):
+        await created(fleet, name="web")
+    with pytest.raises(InvalidError, match="not a container name"):
+        await created(fleet, name="-web")
+
+
+async def test_two_creations_of_one_name_at_once_make_one(fleet: Fleet) -> None:
+    results = await asyncio.gather(*(created(fleet, name="web") for _ in range(5)), return_exceptions=True)
+    assert sum(isinstance(result, SandboxHandle) for result in results) == 1
+    assert sum(isinstance(result, ExistsError) for result in results) == 4
+
+
+async def test_hanging_up_in_a_creation_leaves_no_record(world: World, fleet: Fleet) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        creation = tasks.create_task(created(fleet, name="web"))
+        await eventually(lambda: fleet._creating)
+        creation.cancel()
+    assert await world.records.load() == []
+    await created(fleet, name="web")
+
+
+async def test_what_cannot_be_created_is_refused(fleet: Fleet) -> None:
+    with pytest.raises(ImageNotFoundError):
+        await fleet.create(ContainerSpec("unknown"))
+    with pytest.raises(InvalidError, match="too little to boot"):
+        await created(fleet, memory_bytes=16 << 20)
+    with pytest.raises(InvalidError, match="more than the host"):
+        await created(fleet, memory_bytes=1 << 50)
+    with pytest.raises(InvalidError, match="CPUs"):
+        await created(fleet, cpus=99.0)
+    with pytest.raises(UnsupportedError, match="this host runs"):
+        await created(fleet, platform="linux/s390x")
+    assert fleet.list_views((), everything=True) == []
+
+
+async def test_an_image_for_another_architecture_is_refused(world: World, fleet: Fleet) -> None:
+    image = world.images.add("foreign")
+    world.images.images[image.image_id] = replace(
+        image, platform=replace(image.platform, architecture="s390x")
+    )
+    with pytest.raises(UnsupportedError, match="s390x"):
+        await fleet.create(ContainerSpec("foreign"))
+
+
+async def test_a_bad_stop_signal_of_an_image_is_a_warning(world: World, fleet: Fleet) -> None:
+    image = world.images.add("odd")
+    world.images.images[image.image_id] = replace(image, config=replace(image.config, stop_signal="NOPE"))
+    _, warnings = await fleet.create(ContainerSpec("odd", network="none", dns_servers=("1.1.1.1",)))
+    assert len(warnings) == 2
+
+
+async def test_images_of_containers_are_in_use(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet)
+    assert fleet.images_in_use() == {handle.record.image_id}
+    await handle.remove(force=False)
+    assert fleet.images_in_use() == frozenset()
+
+
+async def test_a_killed_hyperd_finds_its_running_container_again(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet, name="web")
+        exec_ = await handle.exec(ExecSpec(("tail",)))
+        world.process(handle).emit(b"before ")
+        await eventually(lambda: handle.journal.end_offset == 7)
+        facts = handle.view()
+    agent, process = world.agent(handle), world.process(handle)
+    process.emit(b"between ")
+    orphan = next(iter(agent.containers.values())).processes
+    orphan[next(key for key in orphan if key != FIRST_PROCESS)].emit(b"o" * 1_000_000)
+    async with world.daemon() as fleet:
+        handle = fleet.get("web")
+        assert handle.view().state is ContainerState.RUNNING
+        assert handle.view().vm_pid == facts.vm_pid
+        session = await handle.exec(ExecSpec(("ls",)))
+        await session.aclose()
+        process.emit(b"after")
+        await eventually(lambda: handle.journal.end_offset == 20)
+        assert b"".join([entry.data async for entry in handle.journal.read()]) == b"before between after"
+        # what was exec'd by the earlier hyperd is not held up by its unread output
+        orphaned = orphan[exec_.exec_id]  # type: ignore[index]
+        await eventually(lambda: orphaned.start_offset == 1_000_000)
+        assert dict(world.ledger.admission.held)[handle.record.sandbox_id].memory_mib == 256
+        await handle.stop()
+        assert handle.view().exit == Exit(143, ExitReason.STOPPED, signal=15)
+    world.require_nothing_left_of(handle)
+
+
+async def test_an_end_while_hyperd_was_away_is_told_with_its_status(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet, name="web")
+    world.process(handle).emit(b"last words")
+    world.process(handle).finish(ProcessExit(7))
+    async with world.daemon() as fleet:
+        handle = fleet.get("web")
+        async with asyncio.timeout(5):
+            assert await handle.wait_ended() == Exit(7, ExitReason.EXITED)
+        assert [entry.data async for entry in handle.journal.read()] == [b"last words"]
+
+
+async def test_a_vm_that_went_while_hyperd_was_away_is_lost(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet, name="web")
+    world.hypervisor.lose(handle.record.sandbox_id)
+    async with world.daemon() as fleet:
+        handle = fleet.get("web")
+        async with asyncio.timeout(5):
+            assert (await handle.wait_ended()).reason is ExitReason.VM_LOST
+        world.require_nothing_left_of(handle)
+        await handle.start()
+
+
+async def test_an_agent_that_does_not_know_a_new_hyperd_loses_its_vm(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet, name="web")
+    world.dialer.fail_next_connect = UnavailableError("refused")
+    async with world.daemon() as fleet:
+        async with asyncio.timeout(5):
+            assert (await fleet.get("web").wait_ended()).reason is ExitReason.AGENT_LOST
+        world.require_nothing_left_of(handle)
+
+
+@pytest.mark.parametrize("ask", ["stop", "remove", "kill"])
+async def test_requests_during_the_adoption_are_answered(world: World, ask: str) -> None:
+    async with world.daemon() as fleet:
+        await started(fleet, name="web")
+    world.dialer.gate.clear()
+    async with world.daemon() as fleet, asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        handle = fleet.get("web")
+        work = {
+            "stop": handle.stop,
+            "remove": lambda: handle.remove(force=True),
+            "kill": lambda: handle.kill(15),
+        }
+        asked = tasks.create_task(work[ask]())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        world.dialer.gate.set()
+        await asked
+        if ask == "remove":
+            assert fleet.list_views((), everything=True) == []
+        else:
+            assert (await handle.wait_ended()).signal == 15
+        world.require_nothing_left_of(handle)
+
+
+async def record_of(world: World, state: machine.State, **fields: object) -> SandboxHandle:
+    """A record as an earlier hyperd left it."""
+    async with world.daemon() as fleet:
+        handle = await created(fleet, name="web", **fields)
+        await world.records.save_state(handle.record.sandbox_id, state, 5)
+    return handle
+
+
+KNOWN_EXIT = Exit(7, ExitReason.EXITED)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected", "reason"),
+    [
+        (machine.Created(), ContainerState.CREATED, None),
+        (machine.Starting(NOW), ContainerState.FAILED, ExitReason.START_FAILED),
+        (machine.Running(FACTS), ContainerState.FAILED, ExitReason.VM_LOST),
+        (machine.Stopping(FACTS), ContainerState.FAILED, ExitReason.VM_LOST),
+        (machine.Stopping(FACTS, KNOWN_EXIT), ContainerState.EXITED, ExitReason.EXITED),
+        (machine.Exited(KNOWN_EXIT, NOW, NOW), ContainerState.EXITED, ExitReason.EXITED),
+        (machine.Failed(KNOWN_EXIT, None, NOW), ContainerState.FAILED, ExitReason.EXITED),
+    ],
+)
+@pytest.mark.parametrize("vm", [False, True])
+async def test_each_recorded_state_is_brought_to_rest(
+    world: World, recorded: machine.State, expected: ContainerState, reason: ExitReason | None, *, vm: bool
+) -> None:
+    handle = await record_of(world, recorded)
+    sandbox_id = handle.record.sandbox_id
+    if vm and not isinstance(recorded, machine.Running) and recorded != machine.Stopping(FACTS):
+        world.hypervisor.running[sandbox_id] = VmStatus(sandbox_id, 4242)
+    async with world.daemon() as fleet:
+        await eventually(lambda: fleet.get("web").view().state is expected)
+        await eventually(lambda: sandbox_id not in world.hypervisor.running)
+        exit_ = fleet.get("web").view().exit
+        assert (exit_.reason if exit_ else None) is reason
+        await fleet.get("web").start()
+
+
+async def test_a_removal_that_was_cut_short_is_finished(world: World) -> None:
+    await record_of(world, machine.Removing())
+    async with world.daemon() as fleet:
+        await eventually(lambda: not fleet.list_views((), everything=True))
+
+
+async def test_an_ended_container_that_should_have_been_removed_is(world: World) -> None:
+    await record_of(world, machine.Exited(KNOWN_EXIT, NOW, NOW), auto_remove=True)
+    async with world.daemon() as fleet:
+        await eventually(lambda: not fleet.list_views((), everything=True))
+
+
+async def test_what_no_record_knows_is_removed(world: World) -> None:
+    vm, disk, lease = (SandboxId(digit * 64) for digit in "abc")
+    world.hypervisor.running[vm] = VmStatus(vm, 1)
+    await world.storage.create_writable(disk)
+    await world.network.attach(lease)
+    world.network.fail_next_release = UnavailableError(
+        "netlink is busy"
+    )  # one that fails does not stop the others
+    async with world.daemon():
+        assert not world.hypervisor.running
+    async with world.daemon():
+        assert not world.storage.disks
+        assert not world.network.leases
+
+
+async def test_a_record_that_cannot_be_read_is_named(world: World) -> None:
+    handle = await record_of(world, machine.Created())
+    async with world.daemon():
+        await world.records._database.transaction(
+            lambda connection: connection.execute("UPDATE sandbox SET spec = '[1]'").rowcount
+        )
+    with pytest.raises(ExceptionGroup) as caught:
+        async with world.daemon():
+            pass
+    assert caught.group_contains(UnavailableError, match="record cannot be read")
+    assert handle.record.name in str(caught.value.exceptions[0])
+
+
+async def test_reconciling_finds_a_vm_that_went_without_a_word(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    del world.hypervisor.running[handle.record.sandbox_id]
+    await fleet.reconcile()
+    assert handle.view().state is ContainerState.RUNNING  # one look is none
+    await fleet.reconcile()
+    async with asyncio.timeout(5):
+        assert (await handle.wait_ended()).reason is ExitReason.VM_LOST
+
+
+async def test_reconciling_ends_a_vm_that_should_not_be(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet)
+    sandbox_id = handle.record.sandbox_id
+    world.hypervisor.running[sandbox_id] = VmStatus(sandbox_id, 1)
+    await fleet.reconcile()
+    world.hypervisor.fail_next_destroy = UnavailableError("busy")  # no reason for hyperd to end
+    await fleet.reconcile()
+    await fleet.reconcile()
+    assert sandbox_id not in world.hypervisor.running
+
+
+async def test_lists_are_newest_first_and_by_default_of_what_runs(fleet: Fleet) -> None:
+    first = await started(fleet)
+    second = await created(fleet)
+    views = fleet.list_views((), everything=True)
+    assert [view.record.name for view in views] == [second.record.name, first.record.name]
+    assert [is_running(view) for view in views] == [False, True]
+    assert [view.record.name for view in fleet.list_views((), everything=False)] == [first.record.name]
