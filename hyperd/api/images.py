@@ -21,7 +21,9 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
     async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             platform = convert.decode_platform(request.platform)
-            events = self._images.pull(request.reference, platform=platform, tls_insecure=request.tls_insecure)
+            events = self._images.pull(
+                request.reference, platform=platform, tls_insecure=request.tls_insecure
+            )
             async with contextlib.aclosing(events):  # a caller who hangs up leaves the pull at once
                 async for event in events:
                     await context.write(_encode(event))
