@@ -65,7 +65,7 @@ class GuestSettings:
     default_sizing: Sizing
 
     def cmdline_under(self, accelerator: Accelerator) -> str:
-        # Emulated on a busy host, the guest calibrates its TSC wrongly now and then (seen: 35 times too fast): HPET it is.
+        # Emulated on a busy host, a guest calibrates its TSC wrongly now and then (seen: 35 times too fast): HPET then.
         return f"{self.cmdline} tsc=unstable" if accelerator is Accelerator.TCG else self.cmdline
 
 
