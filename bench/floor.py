@@ -33,7 +33,7 @@ async def bare_vm(accelerator: str, memory_mib: int = 256) -> AsyncIterator[Bare
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", f"q35,accel={accelerator}", "-cpu", "host" if accelerator == "kvm" else "max",
             "-m", str(memory_mib), "-smp", "1", "-bios", "/usr/share/qemu/qboot.rom",
-            "-kernel", str(ASSETS / "vmlinux"), "-initrd", str(ASSETS / "initramfs.cpio"), 
+            "-kernel", str(ASSETS / "vmlinux"), "-initrd", str(ASSETS / "initramfs.cpio"),
             "-append", GUEST_CMDLINE + (" tsc=unstable" if accelerator == "tcg" else ""),
             "-device", "virtio-serial-pci", "-serial", "null",
             "-chardev", f"socket,id=c,path={control},server=on,wait=off",
