@@ -52,7 +52,7 @@ VERSION = "0.1.0"
 API_VERSION = "1"
 RECONNECT_TIMEOUT_S = 10.0
 # reboot=t with QEMU's -no-reboot: a panicking guest ends its VM instead of hanging. The serial console is slow: quiet.
-GUEST_CMDLINE = "console=ttyS0 quiet panic=1 reboot=t no_timer_check tsc=reliable"
+GUEST_CMDLINE = "console=ttyS0 quiet panic=1 reboot=t no_timer_check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,9 @@ async def _run(
         running = tasks.create_task(fleet.run(ready))
         opened = tasks.create_task(ready.wait())
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
-        tasks.create_task(desk.probe())  # only now: the fleet would remove the probe's VM as one no record knows
+        tasks.create_task(
+            desk.probe()
+        )  # only now: the fleet would remove the probe's VM as one no record knows
         system = SystemServicer(desk.version, desk.info, desk.checks)
         async with serving(
             config.socket,

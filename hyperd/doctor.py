@@ -123,7 +123,7 @@ async def _agent(config: Config) -> HostCheck:
 
 
 async def _mkfs_erofs(config: Config) -> HostCheck:
-    return await _version_check("mkfs.erofs", (str(config.image.mkfs_erofs), "-V"), (1, 7), _SET_UP)
+    return await _version_check("mkfs.erofs", (str(config.image.mkfs_erofs), "-V"), (1, 8), _SET_UP)
 
 
 async def _skopeo(config: Config) -> HostCheck:
@@ -131,7 +131,7 @@ async def _skopeo(config: Config) -> HostCheck:
 
 
 async def _mkfs_ext4(_config: Config) -> HostCheck:
-    return await _version_check("mkfs.ext4", ("mkfs.ext4", "-V"), (1, 45), "install e2fsprogs")
+    return await _version_check("mkfs.ext4", ("mkfs.ext4", "-V"), (1, 47), "install e2fsprogs >= 1.47")
 
 
 async def _nft(_config: Config) -> HostCheck:

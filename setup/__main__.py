@@ -15,7 +15,7 @@ from setup.packages import Packages
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
 
-NAMES = ("packages", "python", "erofs", "kernel", "agent", "prepare")
+NAMES = ("packages", "kernel", "python", "erofs", "agent", "prepare")
 
 
 def main() -> None:
@@ -27,8 +27,8 @@ def main() -> None:
     arguments = parser.parse_args()
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
-        *(Packages(), Environment(), Erofs()),
-        *(Kernel(renew="kernel" in force), Agent(), Prepare()),
+        *(Packages(), Kernel(renew="kernel" in force)),
+        *(Environment(), Erofs(), Agent(), Prepare()),
     )
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)
@@ -36,7 +36,9 @@ def main() -> None:
         fcntl.flock(
             lock, fcntl.LOCK_EX
         )  # a second set-up of this checkout waits, then finds everything current
-        run_steps([step for step in steps if not arguments.only or step.name in arguments.only], force=force)
+        chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
+        # The kernel takes longest and needs no other step: it is built while the others download.
+        run_steps(chosen, force=force, alongside=frozenset({"kernel"}))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,7 @@ def build(job: Job) -> Path:
         work = BUILD / "kernel"
         tarball = fetch(job, version, work)
         job.hint = "the log's first error counts; guestkernel/README.md says how to change an option"
-        job.say(f"building Linux {version}: some 5 minutes on 2 cores")
+        job.say(f"building Linux {version}: some 10 minutes on 2 cores, while the other steps go on")
         job.run(
             "nice",
             "/usr/bin/python3",

@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol
@@ -142,12 +143,37 @@ def logging_to(name: str) -> Iterator[IO[str]]:
         yield log
 
 
-def run_steps(steps: Sequence[Step], *, force: frozenset[str] = frozenset()) -> None:
-    """Run the steps that are not current, in order; exits with status 1 at the first that fails."""
+def run_steps(
+    steps: Sequence[Step], *, force: frozenset[str] = frozenset(), alongside: frozenset[str] = frozenset()
+) -> None:
+    """Run the steps that are not current, in order; exits with status 1 at the first that fails.
+
+    A step that is `alongside` runs beside those after it; the last of all waits for it.
+    """
     began = time.monotonic()
-    did = [step.name for step in steps if run_step(step, forced=step.name in force)]
+    did: list[str] = []
+
+    def run(step: Step) -> None:
+        if run_step(step, forced=step.name in force):
+            did.append(step.name)
+
+    with ThreadPoolExecutor(max_workers=1) as background:
+        beside: list[Future[None]] = []
+        for step in steps:
+            if step is steps[-1]:
+                wait_for(beside)
+            if step.name in alongside and step is not steps[-1]:
+                beside.append(background.submit(run, step))
+            else:
+                run(step)
     what = f"did {', '.join(did)}" if did else "everything is current"
     print(f"setup: {what} ({time.monotonic() - began:.1f} s)", flush=True)
+
+
+def wait_for(beside: Sequence[Future[None]]) -> None:
+    """A failure there has explained itself; here it ends the set-up (SystemExit travels through the future)."""
+    for future in beside:
+        future.result()
 
 
 def run_step(step: Step, *, forced: bool) -> bool:

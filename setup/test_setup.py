@@ -75,6 +75,23 @@ def test_a_failed_step_says_which_why_and_what_to_do(capsys: pytest.CaptureFixtu
     assert broken.runs == 2
 
 
+def test_a_step_alongside_is_over_before_the_last_one_begins(capsys: pytest.CaptureFixture[str]) -> None:
+    slow, quick, last = FakeStep(command=("sleep", "0.3")), FakeStep(), FakeStep()
+    slow.name, quick.name, last.name = "slow", "quick", "last"
+    step.run_steps([slow, quick, last], alongside=frozenset({"slow"}))
+    told = [line for line in capsys.readouterr().out.splitlines() if " done in " in line]
+    assert [line.split()[1] for line in told] == ["quick", "slow", "last"]
+
+
+def test_a_failure_alongside_keeps_the_last_step_from_running(capsys: pytest.CaptureFixture[str]) -> None:
+    broken, quick, last = FakeStep(command=("false",)), FakeStep(), FakeStep()
+    broken.name, quick.name, last.name = "broken", "quick", "last"
+    with pytest.raises(SystemExit):
+        step.run_steps([broken, quick, last], alongside=frozenset({"broken"}))
+    assert (quick.runs, last.runs) == (1, 0)
+    assert "`broken` FAILED" in capsys.readouterr().err
+
+
 def test_a_program_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         step.run_steps([FakeStep(command=("no-such-program-here",))])

@@ -214,6 +214,9 @@ fn stay_as_init(socket: &mut Option<UnixStream>, program: &exec::Program, slave:
         return Err(program.run(slave).into());
     };
     drop(slave);
+    let _ = rustix::thread::set_name(c"hyper-init");
+    // All it needs from here on is to signal the user's processes.
+    capability::Set::parse(&["KILL"])?.apply(true)?;
     // Our copies would keep the pipes and the report open.
     *socket = None;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;

@@ -57,6 +57,10 @@ impl Kernel for Linux {
         let explain = |what: &str, cause: rustix::io::Errno| {
             Error::internal(format!("mount {kind}: {what}: {}{}", std::io::Error::from(cause), complaint(&context)))
         };
+        if !filesystem.parameters.iter().any(|(key, _)| key == "source") {
+            // What /proc/mounts shows in front of " on ".
+            let _ = rustix::mount::fsconfig_set_string(&context, "source", kind.as_str());
+        }
         for (key, value) in &filesystem.parameters {
             let set = if value.is_empty() {
                 rustix::mount::fsconfig_set_flag(&context, key.as_str())

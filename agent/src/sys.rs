@@ -24,10 +24,12 @@ pub fn use_one_heap() {
     }
 }
 
+const MAX_FDS: usize = 16;
+
 pub struct Spawn<'a> {
     pub program: &'a CStr,
     pub argv: &'a [CString],
-    /// `(ours, theirs)`: what the child finds open, and under which number (below 16).
+    /// `(ours, theirs)`: what the child finds open, and under which number; at most [`MAX_FDS`], below that number.
     pub fds: &'a [(RawFd, RawFd)],
     /// CLONE_NEW*
     pub namespaces: u64,
@@ -56,15 +58,13 @@ pub fn spawn(spec: &Spawn<'_>) -> Result<(u32, OwnedFd)> {
     let pid = unsafe {
         let pid = libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>());
         if pid == 0 {
-            for &(ours, theirs) in spec.fds {
-                // Out of the way first, so that no target is overwritten before it was read.
-                let high = libc::fcntl(ours, libc::F_DUPFD_CLOEXEC, 32 + theirs);
-                if high < 0 || high != 32 + theirs && libc::dup3(high, 32 + theirs, libc::O_CLOEXEC) < 0 {
-                    libc::_exit(125);
-                }
+            // Free numbers first, so that no target is overwritten before it was read.
+            let mut aside = [-1; MAX_FDS];
+            for (slot, &(ours, _)) in aside.iter_mut().zip(spec.fds) {
+                *slot = libc::fcntl(ours, libc::F_DUPFD_CLOEXEC, MAX_FDS as RawFd);
             }
-            for &(_, theirs) in spec.fds {
-                if libc::dup2(32 + theirs, theirs) < 0 {
+            for (&slot, &(_, theirs)) in aside.iter().zip(spec.fds) {
+                if libc::dup2(slot, theirs) < 0 {
                     libc::_exit(125);
                 }
             }

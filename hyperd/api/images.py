@@ -2,8 +2,7 @@
 """ImageService: decode, delegate to the store, encode."""
 
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
-from typing import cast
+from collections.abc import Sequence
 
 from hyper.v1 import image_pb2 as wire
 from hyper.v1 import image_pb2_grpc
@@ -22,9 +21,8 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
     async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             platform = convert.decode_platform(request.platform)
-            events = cast(
-                "AsyncGenerator[PullEvent, None]",
-                self._images.pull(request.reference, platform=platform, tls_insecure=request.tls_insecure),
+            events = self._images.pull(
+                request.reference, platform=platform, tls_insecure=request.tls_insecure
             )
             async with contextlib.aclosing(events):  # a caller who hangs up leaves the pull at once
                 async for event in events:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image store's door."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Protocol
 
 from hyperd.model.image import Image, ImageId, LayerProgress, Platform, PullNotice, Removal, RootDisk
@@ -12,7 +12,7 @@ PullEvent = LayerProgress | PullNotice | Image
 class ImageStore(Protocol):
     def pull(
         self, reference: str, *, platform: Platform | None = None, tls_insecure: bool = False
-    ) -> AsyncIterator[PullEvent]:
+    ) -> AsyncGenerator[PullEvent, None]:
         """Make an image present; the last event is the Image. One pull at a time does the work for all who ask.
 
         Raises InvalidError (malformed reference), NotFoundError (unknown tag), UnavailableError (unreachable registry),

@@ -129,7 +129,7 @@ class AcceleratorChooser:
             accelerator=Accelerator.KVM,
             kernel=self._guest.kernel,
             initramfs=self._guest.initramfs,
-            cmdline=self._guest.cmdline,
+            cmdline=self._guest.cmdline_under(Accelerator.KVM),
             console_log=paths.console_log,
             channels=(Channel(CONTROL_PORT, paths.control_socket), Channel(STREAM_PORT, paths.stream_socket)),
         )

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest's serial console on disk. The guest wrote what is in it: bounded and cleaned before anybody reads it."""
 
+import asyncio
+import contextlib
 import ctypes
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from hyperd.model.vm import SandboxId
+
+_log = logging.getLogger(__name__)
 
 CONSOLE_LIMIT_BYTES = 1024 * 1024
 CONSOLE_KEEP_BYTES = 64 * 1024
+TRIM_INTERVAL_S = 10.0
 
 _FALLOC_FL_KEEP_SIZE = 0x01
 _FALLOC_FL_PUNCH_HOLE = 0x02
@@ -55,3 +64,34 @@ def trim_console(path: Path, *, limit_bytes: int = CONSOLE_LIMIT_BYTES) -> bool:
         return bool(_libc.fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, 0, length) == 0)
     finally:
         os.close(fd)
+
+
+class Consoles:
+    """The consoles of running VMs, looked at now and then: a guest can write to its own without end."""
+
+    def __init__(self, interval_s: float = TRIM_INTERVAL_S) -> None:
+        self._paths: dict[SandboxId, Path] = {}
+        self._interval_s = interval_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, sandbox_id: SandboxId, path: Path) -> None:
+        self._paths[sandbox_id] = path
+
+    def remove(self, sandbox_id: SandboxId) -> None:
+        """Idempotent. The file stays."""
+        self._paths.pop(sandbox_id, None)
+
+    @contextlib.contextmanager
+    def kept_short(self) -> Iterator[None]:
+        self._trim()
+        try:
+            yield
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _trim(self) -> None:
+        for sandbox_id, path in self._paths.items():
+            if trim_console(path):
+                _log.info("console trimmed", extra={"sandbox": sandbox_id})
+        self._timer = asyncio.get_running_loop().call_later(self._interval_s, self._trim)

@@ -3,7 +3,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -82,7 +82,7 @@ class FakeImageStore:
 
     async def pull(
         self, reference: str, *, platform: Platform | None = None, tls_insecure: bool = False
-    ) -> AsyncIterator[PullEvent]:
+    ) -> AsyncGenerator[PullEvent, None]:
         del platform, tls_insecure
         self.pulls.append(reference)
         error, self.fail_next_pull = self.fail_next_pull, None

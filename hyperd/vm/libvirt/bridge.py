@@ -9,7 +9,6 @@ values. Urgent calls have threads of their own, so that no number of stuck boots
 import asyncio
 import contextlib
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
@@ -77,30 +76,6 @@ class LibvirtBridge:
         """
         workers = self._urgent if urgent else self._calls
         return await workers.call(function, self._opened())
-
-    async def call_or_undo(self, function: Call[R], undo: Call[object]) -> R:
-        """As ``call``; when the caller is cancelled, ``undo`` runs as soon as ``function`` has succeeded."""
-        guard = threading.Lock()
-        abandoned = finished = False
-
-        def work(connection: libvirt.virConnect) -> R:
-            nonlocal finished
-            result = function(connection)
-            with guard:
-                finished = True
-                if not abandoned:
-                    return result
-            undo(connection)
-            return result
-
-        try:
-            return await self.call(work)
-        except asyncio.CancelledError:
-            with guard:
-                abandoned = True
-            if finished:  # the result was on its way to us
-                await self.call(undo, urgent=True)
-            raise
 
     def _opened(self) -> libvirt.virConnect:
         if self._connection is None:

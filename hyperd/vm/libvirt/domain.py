@@ -8,9 +8,10 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
+from hyperd.errors import ExistsError
 from hyperd.model.vm import SandboxId, VmGoneCause
 from hyperd.vm.libvirt.errors import is_gone
-from hyperd.vm.libvirt.xml import domain_uuid, find_sandbox_id
+from hyperd.vm.libvirt.xml import domain_name, domain_uuid, find_sandbox_id
 
 _CAUSES = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: VmGoneCause.SHUTDOWN,
@@ -31,11 +32,19 @@ def cause_of(detail: int) -> VmGoneCause:
     return _CAUSES.get(detail, VmGoneCause.LOST)
 
 
-def exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:
+def create(connection: libvirt.virConnect, sandbox_id: SandboxId, described: str) -> bool:
+    """False when libvirt still removes an earlier one of that name: to be tried again soon.
+
+    Raises ExistsError when there is one that lives.
+    """
     try:
-        _lookup(connection, sandbox_id)
-    except libvirt.libvirtError:
-        return False
+        connection.createXML(described, 0)
+    except libvirt.libvirtError as error:
+        if "already being removed" in (error.get_error_message() or ""):
+            return False
+        if _exists(connection, sandbox_id):
+            raise ExistsError("the VM exists", subject=domain_name(sandbox_id)) from error
+        raise
     return True
 
 
@@ -74,6 +83,14 @@ def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
             path = source.get("path") if source is not None else None
             found.append(OurDomain(ours.sandbox_id, ours.paused, Path(path) if path else None))
     return found
+
+
+def _exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:
+    try:
+        _lookup(connection, sandbox_id)
+    except libvirt.libvirtError:
+        return False
+    return True
 
 
 def _lookup(connection: libvirt.virConnect, sandbox_id: SandboxId) -> libvirt.virDomain:

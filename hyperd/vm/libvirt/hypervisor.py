@@ -3,8 +3,9 @@
 
 A VM is in exactly one of these places:
 
-    (nowhere) --start--> _running --destroy--> _ending --libvirt has tidied up--> (nowhere)
-                             └--- it ended by itself: libvirt's event ---------------^
+    (nowhere) --start--> _starting --> _running --destroy--> _ending --libvirt has tidied up--> (nowhere)
+                             │             └--- it ended by itself: libvirt's event ---------------^
+                             └--- it failed, or nobody waits for it any more: nothing stays -------^
 """
 
 import asyncio
@@ -12,7 +13,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Self
 
 import libvirt
@@ -20,10 +20,10 @@ import libvirt
 from hyperd.errors import ExistsError, HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
-from hyperd.vm.console import trim_console
+from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
-from hyperd.vm.libvirt.domain import cause_of, destroy, exists, list_ours, settle_ours
+from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settle_ours
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.process import QemuProcess
@@ -33,8 +33,18 @@ from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 _log = logging.getLogger(__name__)
 
 _MAX_EVENTS = 4096
-_TRIM_CONSOLES_S = 10.0
 _EVENT_TIMEOUT_S = 2.0
+_POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class _Starting:
+    """A VM that libvirt is making. Cancelled outcome: nobody waits for it any more."""
+
+    outcome: "asyncio.Future[VmStatus]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +66,10 @@ class LibvirtHypervisor:
         self.settings = settings
         self._stack = contextlib.AsyncExitStack()
         self._running: dict[SandboxId, QemuProcess] = {}
-        self._consoles: dict[SandboxId, Path] = {}
-        self._starting: set[SandboxId] = set()
+        self._consoles = Consoles()
+        self._starting: dict[SandboxId, _Starting] = {}
         self._ending: dict[SandboxId, _Ending] = {}
         self._events: asyncio.Queue[VmGone] = asyncio.Queue(_MAX_EVENTS)
-        self._trimmer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         """Raises WrongStateError when another process has this root, UnavailableError when something is missing."""
@@ -77,7 +86,7 @@ class LibvirtHypervisor:
             await self._adopt()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
             self._tasks.create_task(self._warm_up())
-            self._trim_consoles()
+            stack.enter_context(self._consoles.kept_short())
             self._stack = stack.pop_all()
         return self
 
@@ -90,40 +99,45 @@ class LibvirtHypervisor:
             return await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
 
     async def start(self, definition: VmDefinition) -> VmStatus:
+        """As ``Hypervisor.start``. A cancelled caller stops waiting; what it began is ended behind it."""
         sandbox_id = definition.sandbox_id
-        name = domain_name(sandbox_id)
         described = render_domain(definition, self.settings)
-        if sandbox_id in self._running or sandbox_id in self._starting:
-            raise ExistsError("the VM exists", subject=name)
-        self._starting.add(sandbox_id)
+        starting = _Starting()
         try:
             async with asyncio.timeout(self.settings.start_timeout_s):
-                if (ending := self._ending.get(sandbox_id)) is not None:
-                    await ending.forgotten.wait()
-                process = await self._create(sandbox_id, described)
+                await self._wait_startable(sandbox_id)
+                self._starting[sandbox_id] = starting
+                self._tasks.create_task(self._start(definition, described, starting))
+                try:
+                    return await starting.outcome
+                except asyncio.CancelledError:
+                    if (
+                        starting.outcome.done() and sandbox_id in self._running
+                    ):  # the good news was on its way
+                        self._tasks.create_task(self._abandon(sandbox_id))
+                    raise
         except TimeoutError as error:
             raise TimeoutExpiredError(
-                f"did not start in {self.settings.start_timeout_s:g} s", subject=name
+                f"did not start in {self.settings.start_timeout_s:g} s", subject=domain_name(sandbox_id)
             ) from error
-        finally:
-            self._starting.discard(sandbox_id)
-        self._running[sandbox_id] = process
-        self._consoles[sandbox_id] = definition.console_log
-        return VmStatus(sandbox_id, process.pid)
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
-                ending = self._ending.get(sandbox_id)
-                if ending is None:
+                while (ending := self._ending.get(sandbox_id)) is None:
                     process = self._take(sandbox_id) or QemuProcess.find(self.settings.pid_dir, name)
-                    if process is None:
+                    if process is not None:
+                        process.kill()
+                        ending = self._ending[sandbox_id] = _Ending(process)
+                        self._tasks.create_task(self._finish(sandbox_id, ending))
+                        break
+                    if sandbox_id not in self._starting:
                         await self._forget(sandbox_id)
                         return
-                    process.kill()
-                    ending = self._ending[sandbox_id] = _Ending(process)
-                    self._tasks.create_task(self._finish(sandbox_id, ending))
+                    await asyncio.sleep(
+                        _POLL_S
+                    )  # a start under way that has no process yet: no event will tell us
                 await ending.process.wait_gone()
         except TimeoutError as error:
             raise TimeoutExpiredError(
@@ -135,7 +149,7 @@ class LibvirtHypervisor:
             found = await self._bridge.call(list_ours, urgent=True)
         statuses = []
         for domain in found:
-            if domain.sandbox_id in self._ending:
+            if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
                 continue
             process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
             if process is not None:  # else it ended meanwhile, and its event is on the way
@@ -146,46 +160,82 @@ class LibvirtHypervisor:
         while True:
             yield await self._events.get()
 
+    async def _wait_startable(self, sandbox_id: SandboxId) -> None:
+        """Until what came before is quite gone. Raises ExistsError when it is not going."""
+        while True:
+            starting, ending = self._starting.get(sandbox_id), self._ending.get(sandbox_id)
+            if sandbox_id in self._running or (starting is not None and not starting.outcome.done()):
+                raise ExistsError("the VM exists", subject=domain_name(sandbox_id))
+            if ending is not None:
+                await ending.forgotten.wait()
+            elif starting is not None:
+                await starting.over.wait()
+            else:
+                return
+
+    async def _start(self, definition: VmDefinition, described: str, starting: "_Starting") -> None:
+        """Never raises: ``starting`` has the outcome, for the caller who may have gone."""
+        sandbox_id = definition.sandbox_id
+        try:
+            process = await self._create(sandbox_id, described)
+        except Exception as error:  # noqa: BLE001 - handed on, bugs too
+            if not starting.outcome.done():
+                starting.outcome.set_exception(error)
+        else:
+            self._running[sandbox_id] = process
+            self._consoles.add(sandbox_id, definition.console_log)
+            if not starting.outcome.done():
+                starting.outcome.set_result(VmStatus(sandbox_id, process.pid))
+            else:
+                await self._abandon(sandbox_id)
+        finally:
+            del self._starting[sandbox_id]
+            starting.over.set()
+
+    async def _abandon(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self.destroy(sandbox_id)
+        except HyperError as error:
+            _log.warning("a VM nobody waits for stays", extra={"sandbox": sandbox_id, "error": str(error)})
+
     async def _create(self, sandbox_id: SandboxId, described: str) -> QemuProcess:
         name = domain_name(sandbox_id)
         log_dir = self.settings.log_dir
-
-        def create(connection: libvirt.virConnect) -> None:
-            try:
-                connection.createXML(described, 0)
-            except libvirt.libvirtError as error:
-                if exists(connection, sandbox_id):
-                    raise ExistsError("the VM exists", subject=name) from error
-                raise
-
-        def undo(connection: libvirt.virConnect) -> None:
-            destroy(connection, sandbox_id)
-            remove_qemu_log(log_dir, name)
-
         try:
             with libvirt_errors(name, evidence=lambda: qemu_log_tail(log_dir, name)):
-                await self._bridge.call_or_undo(create, undo)
+                await self._create_domain(sandbox_id, described)
+            process = QemuProcess.find(self.settings.pid_dir, name)
+            if process is None:
+                evidence = qemu_log_tail(log_dir, name)
+                await self._forget(sandbox_id)
+                raise UnavailableError("the VM ended as soon as it ran", subject=name, evidence=evidence)
         except ExistsError:
             raise
         except HyperError:
             remove_qemu_log(log_dir, name)
             raise
-        process = QemuProcess.find(self.settings.pid_dir, name)
-        if process is None:
-            evidence = qemu_log_tail(log_dir, name)
-            await self._bridge.call(undo, urgent=True)
-            raise UnavailableError("the VM ended as soon as it ran", subject=name, evidence=evidence)
         return process
+
+    async def _create_domain(self, sandbox_id: SandboxId, described: str) -> None:
+        while True:
+            if await self._bridge.call(lambda connection: create(connection, sandbox_id, described)):
+                return
+            await asyncio.sleep(
+                _POLL_S
+            )  # the one before is being removed, and nothing says when that is done
 
     async def _finish(self, sandbox_id: SandboxId, ending: "_Ending") -> None:
         """Wait in the background until libvirt has tidied up and said so; the name is free again then."""
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
                 await self._forget(sandbox_id)
-            async with asyncio.timeout(_EVENT_TIMEOUT_S):
-                await ending.stopped.wait()
         except (HyperError, TimeoutError) as error:
-            _log.warning("libvirt is slow to forget a VM", extra={"sandbox": sandbox_id, "error": str(error)})
+            _log.warning("libvirt cannot forget a VM", extra={"sandbox": sandbox_id, "error": str(error)})
+        else:
+            # A late event must not be taken for the next VM of this sandbox. One that never was announced has none.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_EVENT_TIMEOUT_S):
+                    await ending.stopped.wait()
         finally:
             del self._ending[sandbox_id]
             ending.process.close()
@@ -204,7 +254,7 @@ class LibvirtHypervisor:
             found = await self._bridge.call(settle_ours)
         for domain in found:
             if domain.console is not None:
-                self._consoles[domain.sandbox_id] = domain.console
+                self._consoles.add(domain.sandbox_id, domain.console)
             self._hold(domain.sandbox_id)
         if self.settings.embedded:
             for log in self.settings.log_dir.glob("*.log"):
@@ -218,7 +268,7 @@ class LibvirtHypervisor:
         return process
 
     def _take(self, sandbox_id: SandboxId) -> QemuProcess | None:
-        self._consoles.pop(sandbox_id, None)
+        self._consoles.remove(sandbox_id)
         return self._running.pop(sandbox_id, None)
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
@@ -255,14 +305,6 @@ class LibvirtHypervisor:
                 extra={"libvirt": capabilities.libvirt_version, "qemu": capabilities.qemu_version},
             )
 
-    def _trim_consoles(self) -> None:
-        for sandbox_id, console in self._consoles.items():
-            if trim_console(console):
-                _log.info("console trimmed", extra={"sandbox": sandbox_id})
-        self._trimmer = asyncio.get_running_loop().call_later(_TRIM_CONSOLES_S, self._trim_consoles)
-
     def _close(self) -> None:
-        if self._trimmer is not None:
-            self._trimmer.cancel()
         for process in self._running.values():
             process.close()

@@ -20,7 +20,6 @@ GUESTS = {
     "power-off": tiny_guest.POWER_OFF,
     "reboot": tiny_guest.REBOOT,
     "panic": tiny_guest.say(b"oops\n") + tiny_guest.panic(),
-    "chatter": tiny_guest.chatter(b"x" * 1023 + b"\n"),
 }
 
 

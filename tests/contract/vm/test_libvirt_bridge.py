@@ -64,34 +64,6 @@ async def test_stuck_calls_do_not_keep_an_urgent_one_waiting(opened: tuple[Libvi
         release.set()
 
 
-async def test_a_cancelled_call_is_undone_once_it_has_succeeded(opened: tuple[LibvirtBridge, Events]) -> None:
-    bridge, _ = opened
-    entered, release, undone = threading.Event(), threading.Event(), threading.Event()
-
-    def function(_connection: libvirt.virConnect) -> None:
-        entered.set()
-        release.wait(30)
-
-    async with asyncio.TaskGroup() as tasks:
-        call = tasks.create_task(bridge.call_or_undo(function, lambda _: undone.set()))
-        await bridge.call(lambda _: entered.wait(5), urgent=True)
-        call.cancel()
-        await asyncio.wait([call])
-        assert not undone.is_set()
-        release.set()
-        assert await bridge.call(lambda _: undone.wait(5), urgent=True)
-
-
-async def test_a_failed_call_is_not_undone(opened: tuple[LibvirtBridge, Events]) -> None:
-    bridge, _ = opened
-    undone = threading.Event()
-    with pytest.raises(libvirt.libvirtError):
-        await bridge.call_or_undo(
-            lambda connection: connection.lookupByName("absent"), lambda _: undone.set()
-        )
-    assert not undone.is_set()
-
-
 async def test_the_event_thread_ends_with_its_last_user() -> None:
     def pumps() -> int:
         return sum(thread.name == "libvirt-events" for thread in threading.enumerate())

@@ -177,6 +177,35 @@ async def test_a_cancelled_start_leaves_nothing(hypervisor: LibvirtHypervisor, l
     assert await hypervisor.list_running() == []
 
 
+async def test_a_sandbox_whose_start_was_cancelled_can_be_started_at_once(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    definition = lab.define()
+    for timeout_s in (0.0, 0.01, 0.05, 0.1, 0.2):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await hypervisor.start(definition)
+        await hypervisor.destroy(definition.sandbox_id)
+        vm = await hypervisor.start(definition)
+        assert await hypervisor.list_running() == [vm]
+        await hypervisor.destroy(definition.sandbox_id)
+
+
+async def test_a_start_under_way_can_be_destroyed(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
+    definition = lab.define()
+
+    async def start() -> None:
+        with contextlib.suppress(UnavailableError):
+            await hypervisor.start(definition)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(start())
+        await asyncio.sleep(0)
+        await hypervisor.destroy(definition.sandbox_id)
+    assert not lab.qemu_pids()
+    assert await hypervisor.list_running() == []
+
+
 async def test_starting_and_destroying_leaks_no_descriptor(hypervisor: LibvirtHypervisor, lab: Lab) -> None:
     async def once() -> int:
         definition = lab.define()

@@ -21,12 +21,6 @@ def say(text: bytes) -> bytes:
     return bytes.fromhex("66baf803") + b"".join(b"\xb0" + bytes([char]) + b"\xee" for char in text)
 
 
-def chatter(text: bytes) -> bytes:
-    """Write it again and again: jmp to the beginning."""
-    body = say(text)
-    return body + b"\xe9" + struct.pack("<i", -(len(body) + 5))
-
-
 def panic() -> bytes:
     """Find the pvpanic device on bus 0, map it at 0xfe800000, report a panic."""
     code = b""

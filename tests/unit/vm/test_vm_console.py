@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+import asyncio
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperd.model.vm import SandboxId
 from hyperd.vm import console_tail
-from hyperd.vm.console import CONSOLE_KEEP_BYTES, trim_console
+from hyperd.vm.console import CONSOLE_KEEP_BYTES, CONSOLE_LIMIT_BYTES, Consoles, trim_console
 from hyperd.vm.libvirt.log import parse_qemu_words, qemu_log_tail, remove_qemu_log
 
 LOG = """\
@@ -55,6 +57,20 @@ def test_an_overlong_console_gives_its_space_back_and_keeps_its_end(tmp_path: Pa
     assert console_tail(console, 100).endswith("Kernel panic\nmore")
     assert not trim_console(console, limit_bytes=500_000)
     assert not trim_console(tmp_path / "absent")
+
+
+async def test_consoles_of_running_vms_are_kept_short(tmp_path: Path) -> None:
+    console = tmp_path / "console"
+    console.touch()
+    consoles = Consoles(interval_s=0.01)
+    consoles.add(SandboxId("a"), console)
+    with consoles.kept_short():
+        console.write_bytes(b"x" * (2 * CONSOLE_LIMIT_BYTES))
+        async with asyncio.timeout(10):
+            while console.stat().st_blocks * 512 > CONSOLE_LIMIT_BYTES:  # noqa: ASYNC110 - nobody tells us
+                await asyncio.sleep(0.01)
+    consoles.remove(SandboxId("a"))
+    consoles.remove(SandboxId("a"))
 
 
 def test_qemus_words_are_told_from_libvirts() -> None:
