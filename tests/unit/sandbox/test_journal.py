@@ -134,20 +134,22 @@ async def test_killed_between_rotating_and_writing_it_knows_its_offset(tmp_path:
 
 async def test_who_follows_gets_what_comes_and_ends_with_the_run(tmp_path: Path) -> None:
     journal = open_journal(tmp_path, fresh=True, max_bytes=2 << 20)
-    got: list[bytes] = []
+    got = [b"", b""]
 
-    async def follow() -> None:
+    async def follow(reader: int) -> None:
         async for entry in journal.read(follow=True):
-            got.append(entry.data)  # noqa: PERF401
+            got[reader] += entry.data
 
+    written = b""
     async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        followers = [tasks.create_task(follow()) for _ in range(2)]
+        followers = [tasks.create_task(follow(reader)) for reader in range(2)]
         for number in range(40):
             journal.append(OutputChunk(number * 65536, Stream.STDOUT, bytes([number]) * 65536))
-            await eventually(lambda: len(got) % 2 == 0 and got and got[-1][0] == number)
+            written += bytes([number]) * 65536
+            await eventually(lambda: [len(read) for read in got] == [journal.end_offset] * 2)
         journal.close()
     assert all(follower.done() for follower in followers)
-    assert b"".join(got[::2]) == b"".join(bytes([number]) * 65536 for number in range(40))
+    assert got == [written, written]
 
 
 async def test_a_reader_behind_the_rotation_goes_on_with_what_is_left(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def chunk(number: int, size: int = CHUNK_BYTES, stream: Stream = Stream.STDOUT) 
 
 def guest_with_process() -> tuple[FakeGuest, FakeProcess]:
     agent = FakeAgent()
-    agent.create(ContainerPlan(ID, (), None, False, ProcessPlan(("x",), ())))  # noqa: FBT003
+    agent.create(ContainerPlan(ID, (), None, False, ProcessPlan(("x",), ())))
     agent.start(ID)
     return FakeGuest(agent), agent.process(ID)
 
