@@ -13,6 +13,7 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2, system_pb2_
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.sandbox import Fleet
+from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
 
