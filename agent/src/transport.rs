@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! One HTTP/2 connection at a time over a pipe that never closes.
 //!
-//!     Skipping --opening--> Connected --any flag, hang-up--> Skipping
+//!     Skipping --opening--> Connected --any flag--> Skipping
 //!
 //! A virtio-serial port without a host reads 0 and polls HUP for as long as the host is away. tokio's
 //! `AsyncFd` would take that for a closed file for ever and spin, so the port sits edge-triggered in an
@@ -131,13 +131,13 @@ pub async fn serve_pipe<S: Serve>(fd: OwnedFd, hangup: Hangup, service: &S) -> R
                 break true;
             }
             match rustix::io::read(&port.shared.fd, &mut buffer) {
-                Ok(0) => {
+                Ok(0) if hangup == Hangup::Ends => {
                     port.hang_up();
-                    if hangup == Hangup::Ends {
-                        return Ok(());
-                    }
-                    break false;
+                    return Ok(());
                 }
+                // No host. Not the end of a connection: "closed" and "open" come on a queue of their own, so the
+                // close of the last host may be seen after the opening of the next was read. Only a flag ends one.
+                Ok(0) => break false,
                 Ok(n) => port.take(&buffer[..n]),
                 Err(Errno::AGAIN) => break false,
                 Err(Errno::INTR) => {}
