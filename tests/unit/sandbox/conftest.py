@@ -24,4 +24,4 @@ async def fleet(world: World) -> AsyncIterator[Fleet]:
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadlines of the tenure, short: what is waited for here does not come."""
     for name in ("KILL_TIMEOUT_S", "LOST_GRACE_S", "REDIAL_DELAY_S", "DRAIN_TIMEOUT_S"):
-        monkeypatch.setattr(f"hyperd.sandbox.tenure.{name}", 0.02)
+        monkeypatch.setattr(f"hyperd.sandbox.tenure.{name}", 0.001 if name == "REDIAL_DELAY_S" else 0.02)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The servicers over a real UNIX socket, the service over fakes."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc.aio
+import pytest_asyncio
+
+from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2, system_pb2_grpc
+from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
+from hyperd.model.host import CheckLevel, HostCheck
+from hyperd.sandbox import Fleet
+from tests.fakes.world import World
+
+
+@dataclass
+class Api:
+    world: World
+    fleet: Fleet
+    path: Path
+    containers: container_pb2_grpc.ContainerServiceStub
+    images: image_pb2_grpc.ImageServiceStub
+    system: system_pb2_grpc.SystemServiceStub
+
+
+async def _info() -> system_pb2.GetInfoResponse:
+    return system_pb2.GetInfoResponse(accelerator="tcg")
+
+
+async def _checks() -> list[HostCheck]:
+    return [HostCheck("qemu", CheckLevel.FAILED, "missing", "install it")]
+
+
+def servicers(world: World, fleet: Fleet) -> tuple[ContainerServicer, ImageServicer, SystemServicer]:
+    version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
+    system = SystemServicer(lambda: version, _info, _checks)
+    return ContainerServicer(fleet), ImageServicer(world.images, fleet), system
+
+
+@pytest_asyncio.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    world = World(tmp_path)
+    path = tmp_path / "s"
+    async with (
+        world.daemon() as fleet,
+        serving(path, "no-such-group", *servicers(world, fleet)),
+        grpc.aio.insecure_channel(f"unix:{path}") as channel,
+    ):
+        yield Api(
+            world,
+            fleet,
+            path,
+            container_pb2_grpc.ContainerServiceStub(channel),
+            image_pb2_grpc.ImageServiceStub(channel),
+            system_pb2_grpc.SystemServiceStub(channel),
+        )

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperd.errors import ExhaustedError, HyperError, InvalidError
+from hyperd.model.container import Sizing
+from hyperd.model.vm import SandboxId
+from hyperd.sandbox import Admission, Ledger
+
+ids = st.sampled_from([SandboxId(digit) for digit in "abcdef"])
+sizings = st.builds(Sizing, st.integers(0, 6), st.integers(0, 1500))
+requests = st.lists(st.tuples(st.sampled_from(["admit", "release"]), ids, sizings), max_size=40)
+
+
+@given(requests)
+def test_what_is_admitted_always_fits(history: list[tuple[str, SandboxId, Sizing]]) -> None:
+    ledger = Ledger(Admission(2048, 3, 4))
+    for verb, sandbox_id, sizing in history:
+        before = ledger.admission
+        try:
+            if verb == "admit":
+                ledger.admit(sandbox_id, sizing)
+            else:
+                ledger.release(sandbox_id)
+        except HyperError:
+            assert ledger.admission is before
+        held = ledger.admission
+        assert held.held_memory_mib <= 2048
+        assert len(held.held) <= 3
+        assert len(dict(held.held)) == len(held.held)
+        assert (sandbox_id in dict(held.held)) or verb == "release" or held is before
+
+
+@given(requests)
+def test_releasing_everything_gives_everything_back(history: list[tuple[str, SandboxId, Sizing]]) -> None:
+    held = Admission(2048, 3, 4)
+    for _, sandbox_id, sizing in history:
+        held = held.hold(sandbox_id, sizing)
+    for _, sandbox_id, _ in history:
+        held = held.release(sandbox_id)
+    assert held == Admission(2048, 3, 4)
+
+
+def test_a_vm_that_exists_is_counted_even_when_it_does_not_fit() -> None:
+    ledger = Ledger(Admission(1024, 1, 1))
+    ledger.hold(SandboxId("a"), Sizing(8, 4096))
+    with pytest.raises(ExhaustedError, match="no more than 1"):
+        ledger.admit(SandboxId("b"), Sizing(1, 64))
+
+
+@pytest.mark.parametrize("sizing", [Sizing(1, 63), Sizing(1, 4096), Sizing(0, 64), Sizing(9, 64)])
+def test_what_could_never_fit_is_invalid(sizing: Sizing) -> None:
+    with pytest.raises(InvalidError):
+        Admission(1024, 1, 8).admit(SandboxId("a"), sizing)
+
+
+def test_a_sandbox_that_starts_again_is_counted_once() -> None:
+    held = Admission(1024, 1, 8).admit(SandboxId("a"), Sizing(1, 1024))
+    assert held.admit(SandboxId("a"), Sizing(1, 1024)) == held

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+
+from hyperd.errors import ExistsError, UnavailableError
+from hyperd.host.database import Database
+from hyperd.model.container import ContainerRecord, ContainerSpec, Exit, ExitReason, Sizing
+from hyperd.model.image import ImageId
+from hyperd.model.vm import SandboxId
+from hyperd.sandbox import Records, machine
+from hyperd.sandbox.records import dumps, loads
+from tests.unit.sandbox.states import specs, states
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def record(digit: str = "a", name: str = "web") -> ContainerRecord:
+    spec = ContainerSpec("alpine", env=("A=1",), labels={"k": "v"}, entrypoint=())
+    return ContainerRecord(
+        SandboxId(digit * 64), name, spec, ImageId("sha256:0"), ("sh",), Sizing(2, 512), NOW
+    )
+
+
+@pytest_asyncio.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(tmp_path / "records.sqlite")
+    await database.open()
+    yield database
+    await database.close()
+
+
+@given(specs)
+def test_every_spec_survives_the_round_trip(spec: ContainerSpec) -> None:
+    assert loads(ContainerSpec, dumps(spec)) == spec
+
+
+@given(states)
+def test_every_state_survives_the_round_trip(state: machine.State) -> None:
+    assert loads(type(state), dumps(state)) == state
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "1", '{"image": 1}', '{"image": "a", "unheard": 1}', '{"image": "a", "args": "x"}', "{}",
+     '{"image": "a", "tty": 1}', '{"image": "a", "labels": []}', '{"image": "a", "ulimits": [1]}',
+     '{"image": "a", "memory_bytes": true}', '{"image": "a", "terminal_size": 3}',
+     '{"image": "a", "labels": {"a": 1}}'],
+)  # fmt: skip
+def test_what_is_no_spec_is_refused(text: str) -> None:
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        loads(ContainerSpec, text)
+
+
+async def test_what_was_recorded_is_loaded_oldest_first(database: Database) -> None:
+    records = Records(database)
+    await records.open()
+    await records.insert(record())
+    await records.insert(record("b", "other"))
+    exited = machine.Exited(Exit(3, ExitReason.OOM, message="x"), NOW, NOW)
+    await records.save_state(SandboxId("b" * 64), exited, 7)
+    first, second = await records.load()
+    assert (first.record, first.state, first.generation) == (record(), machine.Created(), 0)
+    assert (second.state, second.generation) == (exited, 7)
+    await records.delete(first.record.sandbox_id)
+    assert [stored.record.name for stored in await records.load()] == ["other"]
+
+
+async def test_a_name_is_taken_once(database: Database) -> None:
+    records = Records(database)
+    await records.open()
+    await records.insert(record())
+    with pytest.raises(ExistsError, match="in use by container aaaaaaaaaaaa"):
+        await records.insert(record("b"))
+
+
+@pytest.mark.parametrize("column", ["spec", "state", "state_kind", "created_at", "command"])
+async def test_a_corrupt_record_is_named(database: Database, column: str) -> None:
+    records = Records(database)
+    await records.open()
+    await records.insert(record())
+    await database.transaction(lambda db: db.execute(f"UPDATE sandbox SET {column} = 'rubbish'").rowcount)
+    with pytest.raises(UnavailableError, match="container web"):
+        await records.load()
+
+
+async def test_records_of_a_newer_hyperd_are_left_alone(database: Database) -> None:
+    records = Records(database)
+    await records.open()
+    await records.open()  # idempotent
+    await database.transaction(lambda db: db.execute("UPDATE room_schema SET version = 99").rowcount)
+    with pytest.raises(UnavailableError, match="version 99"):
+        await records.open()
