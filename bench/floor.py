@@ -32,9 +32,10 @@ async def bare_vm(accelerator: str, memory_mib: int = 256) -> AsyncIterator[Bare
     """
     with tempfile.TemporaryDirectory(prefix="hyper-b-", dir="/var/tmp") as directory:
         control, stream = Path(directory) / "c", Path(directory) / "s"
-        disk = Path(directory) / "disk"
-        disk.touch()
-        os.truncate(disk, 1 << 30)
+        image, writable = Path(directory) / "image", Path(directory) / "writable"
+        for disk in (image, writable):
+            disk.touch()
+            os.truncate(disk, 1 << 30)
         argv = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", f"q35,accel={accelerator}", "-cpu", "host" if accelerator == "kvm" else "max",
@@ -42,10 +43,10 @@ async def bare_vm(accelerator: str, memory_mib: int = 256) -> AsyncIterator[Bare
             "-kernel", str(ASSETS / "vmlinux"), "-initrd", str(ASSETS / "initramfs.cpio"),
             "-append", GUEST_CMDLINE + (" tsc=unstable" if accelerator == "tcg" else ""),
             "-device", "pcie-root-port,id=p1,chassis=1,slot=1", "-device", "pcie-root-port,id=p2,chassis=2,slot=2",
-            "-blockdev", f"file,node-name=image,read-only=on,filename={disk}",
+            "-blockdev", f"file,node-name=image,read-only=on,filename={image}",
             "-device", "virtio-blk-pci-non-transitional,drive=image",
-            "-blockdev", f"file,node-name=writable,read-only=off,filename={disk}",
-            "-device", "virtio-blk-pci-non-transitional,drive=writable,share-rw=on",
+            "-blockdev", f"file,node-name=writable,read-only=off,filename={writable}",
+            "-device", "virtio-blk-pci-non-transitional,drive=writable",
             "-netdev", "hubport,id=net,hubid=0", "-device", "virtio-net-pci-non-transitional,netdev=net,romfile=",
             "-device", "virtio-balloon-pci-non-transitional,deflate-on-oom=on,free-page-reporting=on",
             "-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci-non-transitional,rng=rng",
