@@ -26,16 +26,31 @@ class BareVm:
 
 @asynccontextmanager
 async def bare_vm(accelerator: str, memory_mib: int = 256) -> AsyncIterator[BareVm]:
-    """Our kernel and agent under a bare QEMU command line: no libvirt, no daemon, no disks, no network."""
+    """Our kernel and agent on the same machine, started by a bare QEMU command line: no libvirt and no daemon.
+
+    The machine is hyperd's (hyperd/vm/libvirt/xml.py): the same devices, with empty disks and a NIC on nothing.
+    """
     with tempfile.TemporaryDirectory(prefix="hyper-b-", dir="/var/tmp") as directory:
         control, stream = Path(directory) / "c", Path(directory) / "s"
+        image, writable = Path(directory) / "image", Path(directory) / "writable"
+        for disk in (image, writable):
+            disk.touch()
+            os.truncate(disk, 1 << 30)
         argv = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
             "-machine", f"q35,accel={accelerator}", "-cpu", "host" if accelerator == "kvm" else "max",
             "-m", str(memory_mib), "-smp", "1", "-bios", "/usr/share/qemu/qboot.rom",
             "-kernel", str(ASSETS / "vmlinux"), "-initrd", str(ASSETS / "initramfs.cpio"),
             "-append", GUEST_CMDLINE + (" tsc=unstable" if accelerator == "tcg" else ""),
-            "-device", "virtio-serial-pci", "-serial", "null",
+            "-device", "pcie-root-port,id=p1,chassis=1,slot=1", "-device", "pcie-root-port,id=p2,chassis=2,slot=2",
+            "-blockdev", f"file,node-name=image,read-only=on,filename={image}",
+            "-device", "virtio-blk-pci-non-transitional,drive=image",
+            "-blockdev", f"file,node-name=writable,read-only=off,filename={writable}",
+            "-device", "virtio-blk-pci-non-transitional,drive=writable",
+            "-netdev", "hubport,id=net,hubid=0", "-device", "virtio-net-pci-non-transitional,netdev=net,romfile=",
+            "-device", "virtio-balloon-pci-non-transitional,deflate-on-oom=on,free-page-reporting=on",
+            "-object", "rng-builtin,id=rng", "-device", "virtio-rng-pci-non-transitional,rng=rng",
+            "-device", "pvpanic-pci", "-device", "virtio-serial-pci-non-transitional", "-serial", "null",
             "-chardev", f"socket,id=c,path={control},server=on,wait=off",
             "-device", "virtserialport,chardev=c,name=hyper.control",
             "-chardev", f"socket,id=s,path={stream},server=on,wait=off",

@@ -8,6 +8,7 @@ of its own, so that the host's network is left as it was.
 import contextlib
 import os
 import platform
+import select
 import socket
 import subprocess
 import sys
@@ -67,6 +68,7 @@ def _show(reference: str) -> None:
         "exec", "hyper-demo", "sh", "-c", "echo exec in the same VM: $(hostname), $(nproc) CPU; id -un"
     )
     _require("demo" in output, "exec runs as the image's user", output)
+    _wait_for_output("hyper-demo")
     _require("tick" in _hyper("logs", "--tail", "3", "hyper-demo"), "logs show its output", "")
     _hyper("stop", "-t", "2", "hyper-demo")
     _hyper("ps", "-a")
@@ -89,6 +91,14 @@ def _hyper(*arguments: str) -> str:
         raise SystemExit(f"demo: `hyper {' '.join(arguments)}` ended with status {finished.returncode}")
     print(f"  ({took:.2f} s)", flush=True)
     return finished.stdout
+
+
+def _wait_for_output(name: str) -> None:
+    """Follow the log to its first line: Python takes its time to start under emulation."""
+    with subprocess.Popen([HYPER, "logs", "-f", name], stdout=subprocess.PIPE) as following:
+        ready, _, _ = select.select([following.stdout], [], [], 60)
+        following.terminate()
+    _require(bool(ready), f"{name} writes something within a minute", "")
 
 
 @contextlib.contextmanager

@@ -89,9 +89,14 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
     if !link.name.is_empty() && link.name != name {
         // A link that is up may not be renamed.
         ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
-        let mut wanted = link.name.clone().into_bytes();
-        wanted.push(0);
-        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_IFNAME, &wanted)).what(format_args!("rename {name} to {}", link.name))?;
+        let what = format!("rename {name} to {}", link.name);
+        match rename(socket, index, &link.name) {
+            Err(rustix::io::Errno::EXIST) => {
+                move_aside(socket, &link.name)?;
+                rename(socket, index, &link.name).what(what)?;
+            }
+            renamed => renamed.what(what)?,
+        }
     }
     if link.mtu > 0 {
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_MTU, &link.mtu.to_ne_bytes())).what(format_args!("set mtu {}", link.mtu))?;
@@ -105,6 +110,20 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
         tolerate_existing(ask(socket, route_message(index, route)?)).what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
     }
     Ok(())
+}
+
+fn rename(socket: &OwnedFd, index: u32, name: &str) -> rustix::io::Result<()> {
+    let mut wanted = name.as_bytes().to_vec();
+    wanted.push(0);
+    ask(socket, Message::link(index, 0, 0).with(libc::IFLA_IFNAME, &wanted))
+}
+
+/// The kernel named another link so; it will get its own name, or keep a number.
+fn move_aside(socket: &OwnedFd, name: &str) -> Result<()> {
+    let holder = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifindex")).what(format_args!("find {name}"))?;
+    let index = holder.trim().parse().map_err(|_| Error::internal(format!("index of {name}")))?;
+    ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
+    rename(socket, index, &format!("link{index}")).what(format_args!("rename {name}"))
 }
 
 fn tolerate_existing(result: rustix::io::Result<()>) -> rustix::io::Result<()> {

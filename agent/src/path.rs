@@ -146,7 +146,7 @@ pub mod tests {
     fn symlinks_and_dots_never_lead_out() {
         let (scratch, handle, root) = image();
         symlink("../outside", root.join("up")).unwrap();
-        symlink(&scratch.0.join("outside"), root.join("absolute")).unwrap();
+        symlink(scratch.0.join("outside"), root.join("absolute")).unwrap();
         symlink("/../../../../../outside", root.join("many")).unwrap();
         for path in ["up/secret", "absolute/secret", "many/secret", "../outside/secret", "/../../outside/secret"] {
             assert!(handle.find(path).unwrap().is_none(), "{path}");

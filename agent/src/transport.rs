@@ -135,8 +135,8 @@ pub async fn serve_pipe<S: Serve>(fd: OwnedFd, hangup: Hangup, service: &S) -> R
                     port.hang_up();
                     return Ok(());
                 }
-                // No host just now, or one whose bytes came before the news that it is there: the guest kernel hears of
-                // a host by another queue. So this ends nothing; the next opening does.
+                // No host. Not the end of a connection: "closed" and "open" come on a queue of their own, so the
+                // close of the last host may be seen after the opening of the next was read. Only a flag ends one.
                 Ok(0) => break false,
                 Ok(n) => port.take(&buffer[..n]),
                 Err(Errno::AGAIN) => break false,
