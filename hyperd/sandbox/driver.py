@@ -80,6 +80,7 @@ class SandboxDriver(Actor[Message]):
         self._giving_up = False  # the bring-up was cancelled: once, or its clean-up would be
         self._stop_asked: AskStop | None = None  # before there was a process to signal
         self._rumour: VmGone | None = None  # heard while starting
+        self._late: Live | None = None  # came up when hyperd was ending
         self._start_called_ms = 0.0
         self._ending = False
         self._removing = False
@@ -244,6 +245,17 @@ class SandboxDriver(Actor[Message]):
         if self._ending:  # while it was taken over its VM went, or it was removed
             self._spawn(live.guest.close())
             return
+        # First of all: should hyperd end in the middle of this, somebody has to hang up.
+        run = self._run
+        self.tenure = Tenure(
+            self.record,
+            live,
+            self.pump,
+            self.journal,
+            self.services.runner,
+            lambda news: self._post(run, news),
+            self._spawn,
+        )
         if isinstance(self.state, machine.Starting):
             facts = machine.RunFacts(
                 started_at=_now(),
@@ -256,16 +268,6 @@ class SandboxDriver(Actor[Message]):
             )
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
-        run = self._run
-        self.tenure = Tenure(
-            self.record,
-            live,
-            self.pump,
-            self.journal,
-            self.services.runner,
-            lambda news: self._post(run, news),
-            self._spawn,
-        )
         self._changed.beat()
         self.tenure.begin()
         self.tenure.adopt_execs(live.execs)
@@ -419,6 +421,8 @@ class SandboxDriver(Actor[Message]):
             fail(waiting, failure)
 
     def _refuse(self, message: Message) -> None:
+        if isinstance(message, OfRun) and isinstance(message.news, IsUp):
+            self._late = message.news.live
         if not isinstance(message, Ask):
             return
         if self.removed and not isinstance(message, AskStart):
@@ -434,6 +438,10 @@ class SandboxDriver(Actor[Message]):
     async def _close(self) -> None:
         self._changed.beat()
         self.waiting.abandon(self._over_error())
+        self.journal.close()
+        if self._late is not None:
+            self._late.stack.pop_all()
+            await self._late.guest.close()
         if self.tenure is not None and not self._ending:
             await self.tenure.leave()
 
