@@ -132,10 +132,8 @@ def step(state: State, event: Event) -> State:
             return Starting(at)
         case Starting(), Started(facts):
             return Running(facts)
-        case Starting(since), StartFailed(exit_, at):
-            # A process that could not be executed did have a VM: it counts as run and exited.
-            never_ran = exit_.code not in (126, 127)
-            return Failed(exit_, None, at) if never_ran else Exited(exit_, since, at)
+        case Starting(), StartFailed(exit_, at):
+            return Failed(exit_, None, at)
         case ((Running(facts) | Stopping(facts, None)), Stop(exit_)):
             return Stopping(facts, exit_)
         case ((Running(facts) | Stopping(facts)), Gone(exit_, at)):

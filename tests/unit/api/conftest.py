@@ -4,6 +4,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest_asyncio
@@ -12,6 +13,7 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2, system_pb2_
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.sandbox import Fleet
+from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
 
@@ -20,9 +22,9 @@ class Api:
     world: World
     fleet: Fleet
     path: Path
-    containers: container_pb2_grpc.ContainerServiceStub
-    images: image_pb2_grpc.ImageServiceStub
-    system: system_pb2_grpc.SystemServiceStub
+    containers: Any  # stubs: their types know only the blocking calls
+    images: Any
+    system: Any
 
 
 async def _info() -> system_pb2.GetInfoResponse:

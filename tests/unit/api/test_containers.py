@@ -33,7 +33,8 @@ DEADLINE_S = 10
 
 async def create(api: Api, *args: str, **fields: object) -> str:
     spec = pb.ContainerSpec(image="alpine", args=args or ("sleep",), **fields)  # type: ignore[arg-type]
-    return (await api.containers.CreateContainer(pb.CreateContainerRequest(spec=spec))).container_id
+    response = await api.containers.CreateContainer(pb.CreateContainerRequest(spec=spec))
+    return str(response.container_id)
 
 
 def detail_of(error: grpc.aio.AioRpcError) -> system_pb2.ErrorDetail:
@@ -139,7 +140,9 @@ async def test_a_bug_is_internal_and_its_id_stands_in_the_log(
         await create(api)
     assert caught.value.code() is grpc.StatusCode.INTERNAL
     bug_id = detail_of(caught.value).bug_id
-    assert [record.bug_id for record in caplog.records if record.levelno == logging.ERROR] == [bug_id]
+    assert [vars(record)["bug_id"] for record in caplog.records if record.levelno == logging.ERROR] == [
+        bug_id
+    ]
     assert "secret detail" not in str(caught.value)
 
 

@@ -58,7 +58,7 @@ async def test_one_who_hangs_up_leaves_the_pull(api: Api) -> None:
         finally:
             left.append(True)
 
-    store.pull = watched  # type: ignore[method-assign,assignment]
+    store.pull = watched  # type: ignore[method-assign]
     call = api.images.PullImage(pb.PullImageRequest(reference="busybox"))
     await call.read()
     call.cancel()

@@ -2,6 +2,7 @@
 """Standard streams over one call: in, out, signals, sizes, hanging up."""
 
 import asyncio
+from typing import Any
 
 import grpc
 import pytest
@@ -19,7 +20,7 @@ DEADLINE_S = 10
 class Caller:
     """One session as a client holds it."""
 
-    def __init__(self, call, first: pb.SessionRequest) -> None:
+    def __init__(self, call: Any, first: pb.SessionRequest) -> None:
         self.call = call
         self._first = first
         self.out = b""
@@ -29,20 +30,22 @@ class Caller:
         await self.call.write(self._first)
         async with asyncio.timeout(DEADLINE_S):
             response = await self.call.read()
+        assert isinstance(response, pb.SessionResponse)
         assert response.HasField("started")
         return response.started
 
-    async def send(self, **kind: object) -> None:
+    async def send(self, **kind: Any) -> None:
         await self.call.write(pb.SessionRequest(**kind))
 
     async def finish(self) -> pb.ExitStatus:
         async with asyncio.timeout(DEADLINE_S):
+            last = pb.SessionResponse()
             while (response := await self.call.read()) is not grpc.aio.EOF:
+                last = response
                 self.out += response.stdout
                 self.err += response.stderr
-                if response.HasField("exit"):
-                    exit_ = response.exit
-            return exit_
+        assert last.HasField("exit")
+        return last.exit
 
 
 def run(api: Api, *args: str, detach: bool = False, **fields: object) -> Caller:
@@ -200,7 +203,7 @@ async def test_a_call_without_a_word_is_refused(api: Api) -> None:
 
 @pytest.mark.parametrize("later", [{"run": pb.RunOptions()}, {"stdin": b"x" * ((1 << 20) + 1)}])
 async def test_what_cannot_come_later_ends_the_call_and_not_the_process(
-    api: Api, later: dict[str, object]
+    api: Api, later: dict[str, Any]
 ) -> None:
     caller = run(api, stdin=True)
     started = await caller.start()

@@ -40,9 +40,8 @@ async def test_at_the_deadline_the_whole_group_is_killed(tmp_path: Path) -> None
     script = f"echo $$ > {tmp_path}/pid; sleep 600 & echo $! > {tmp_path}/child; wait"
     with pytest.raises(TimeoutExpiredError):
         await process.run(["sh", "-c", script], timeout_s=0.5)
-    for name in ("pid", "child"):
-        pid = int((tmp_path / name).read_text())
-        await eventually(lambda pid=pid: not alive(pid))
+    pids = [int((tmp_path / name).read_text()) for name in ("pid", "child")]
+    await eventually(lambda: not [pid for pid in pids if alive(pid)])
 
 
 async def test_a_cancelled_caller_leaves_no_child() -> None:

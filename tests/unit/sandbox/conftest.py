@@ -6,6 +6,7 @@ import pytest
 import pytest_asyncio
 
 from hyperd.sandbox import Fleet
+from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
 

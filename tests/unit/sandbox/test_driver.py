@@ -476,7 +476,7 @@ async def test_a_bug_ends_its_sandbox_as_failed_and_no_other(
     with caplog.at_level(logging.ERROR):
         world.agent(handle).drop_connections()
         exit_ = await ended(handle)
-    bug_id = next(record.bug_id for record in caplog.records if record.message == "bug")
+    bug_id = next(vars(record)["bug_id"] for record in caplog.records if record.message == "bug")
     assert bug_id in exit_.message
     assert state(handle) is ContainerState.FAILED
     world.require_nothing_left_of(handle)
