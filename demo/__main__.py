@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HYPER = str(Path(sys.executable).parent / "hyper")
 SOCKET = Path("/run/hyper/hyperd.sock")
 INSIDE = "HYPER_DEMO_INSIDE"
+NAME = f"demo-{os.getpid()}"
 
 T = TypeVar("T")
 
@@ -62,17 +63,15 @@ def _show(reference: str) -> None:
         output,
     )
     _require("left: two" in output and "uid 1000" in output, "layers and user are as the image says", output)
-    _hyper("run", "-d", "--name", "hyper-demo", reference, "count")
-    _require("hyper-demo" in _hyper("ps"), "ps lists it", "")
-    output = _hyper(
-        "exec", "hyper-demo", "sh", "-c", "echo exec in the same VM: $(hostname), $(nproc) CPU; id -un"
-    )
+    _hyper("run", "-d", "--name", NAME, reference, "count")
+    _require(NAME in _hyper("ps"), "ps lists it", "")
+    output = _hyper("exec", NAME, "sh", "-c", "echo exec in the same VM: $(hostname), $(nproc) CPU; id -un")
     _require("demo" in output, "exec runs as the image's user", output)
-    _wait_for_output("hyper-demo")
-    _require("tick" in _hyper("logs", "--tail", "3", "hyper-demo"), "logs show its output", "")
-    _hyper("stop", "-t", "2", "hyper-demo")
+    _wait_for_output(NAME)
+    _require("tick" in _hyper("logs", "--tail", "3", NAME), "logs show its output", "")
+    _hyper("stop", "-t", "2", NAME)
     _hyper("ps", "-a")
-    _hyper("rm", "hyper-demo")
+    _hyper("rm", NAME)
     code = subprocess.run([HYPER, "run", "--rm", reference, "sh", "-c", "exit 42"], check=False).returncode
     _require(code == 42, "the exit status travels back: 42", str(code))
     _hyper("info")
@@ -96,7 +95,7 @@ def _hyper(*arguments: str) -> str:
 def _wait_for_output(name: str) -> None:
     """Follow the log to its first line: Python takes its time to start under emulation."""
     with subprocess.Popen([HYPER, "logs", "-f", name], stdout=subprocess.PIPE) as following:
-        ready, _, _ = select.select([following.stdout], [], [], 60)
+        ready = following.stdout is not None and select.select([following.stdout.fileno()], [], [], 60)[0]
         following.terminate()
     _require(bool(ready), f"{name} writes something within a minute", "")
 
@@ -154,7 +153,7 @@ def _answers() -> bool:
 
 def _forget() -> None:
     subprocess.run(
-        [HYPER, "rm", "-f", "hyper-demo"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        [HYPER, "rm", "-f", NAME], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
     )
 
 

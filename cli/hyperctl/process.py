@@ -33,7 +33,7 @@ TAIL_LINES = 20
 def find_hyperd() -> str:
     """Beside our own program, where they were installed together, else on PATH. Raises CliError."""
     own = Path(sys.argv[0])
-    directories = (own.resolve().parent, own.parent, Path(sys.executable).parent)
+    directories = (own.resolve().parent, own.parent)
     beside = [directory / "hyperd" for directory in directories]
     for candidate in beside:
         if candidate.is_file() and os.access(candidate, os.X_OK):

@@ -140,14 +140,22 @@ class AcceleratorChooser:
             )
             await guest.close()
         except HyperError as error:
-            evidence = (error.evidence or error.brief).strip().splitlines()
-            detail = evidence[-1] if evidence else error.brief
+            detail = _telling_line(error)
             return Choice(Accelerator.TCG, f"a guest does not come up under {self._device}: {detail}")
         finally:
             with contextlib.suppress(HyperError):
                 await self._hypervisor.destroy(sandbox_id)
             await self._files.call(_remove, paths)
         return Choice(Accelerator.KVM, f"a guest came up under {self._device}")
+
+
+def _telling_line(error: HyperError) -> str:
+    """QEMU's own complaint where it has one, without its time stamp; else what hyperd saw."""
+    for line in error.evidence.splitlines():
+        _, program, complaint = line.partition("qemu-system-")
+        if program:
+            return complaint.partition(": ")[2]
+    return error.brief
 
 
 def _boot_id() -> str:

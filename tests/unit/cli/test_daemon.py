@@ -139,7 +139,8 @@ def test_the_doctor_works_without_a_daemon(hyper, tmp_path):
     )
 
 
-def test_a_missing_hyperd_is_said(hyper, tmp_path):
+def test_a_missing_hyperd_is_said(hyper, tmp_path, environ):
+    environ["PATH"] = "/nonexistent"  # an installed hyperd would be found, and started
     (tmp_path / "bin/hyperd").unlink()
     result = hyper("daemon", "start")
     assert result.returncode == 7
