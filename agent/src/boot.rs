@@ -83,13 +83,18 @@ pub fn open_port(wanted: &str) -> Result<OwnedFd> {
             let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
             if name.trim_end() == wanted {
                 let node = Path::new("/dev").join(entry.file_name());
-                if let Ok(port) = rustix::fs::open(&node, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+                if let Ok(port) =
+                    rustix::fs::open(&node, OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+                {
                     return Ok(port);
                 }
             }
         }
         if Instant::now() >= deadline {
-            return Err(Error::not_found(format!("no virtio-serial port {wanted} within {} s", PORT_DEADLINE.as_secs())));
+            return Err(Error::not_found(format!(
+                "no virtio-serial port {wanted} within {} s",
+                PORT_DEADLINE.as_secs()
+            )));
         }
         std::thread::sleep(pause);
         pause = (pause * 2).min(Duration::from_millis(10));

@@ -134,7 +134,8 @@ fn remove_children(path: &Path) {
 }
 
 fn open(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).what(format_args!("open {}", path.display()))
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .what(format_args!("open {}", path.display()))
 }
 
 fn limits(resources: &Resources) -> Vec<(&'static str, String)> {
@@ -187,7 +188,17 @@ mod tests {
         let log = kernel.log.borrow();
         assert_eq!(log[0], "/cgroup.subtree_control = +cpu +memory +pids +io");
         assert_eq!(log[1], "/hyper/cgroup.subtree_control = +cpu +memory +pids +io");
-        assert_eq!(log[2..], ["/hyper/web/memory.oom.group = 0", "/hyper/web/memory.max = 67108864", "/hyper/web/memory.swap.max = 0", "/hyper/web/cpu.max = 50000 100000", "/hyper/web/cpu.weight = 100", "/hyper/web/pids.max = 10"]);
+        assert_eq!(
+            log[2..],
+            [
+                "/hyper/web/memory.oom.group = 0",
+                "/hyper/web/memory.max = 67108864",
+                "/hyper/web/memory.swap.max = 0",
+                "/hyper/web/cpu.max = 50000 100000",
+                "/hyper/web/cpu.weight = 100",
+                "/hyper/web/pids.max = 10"
+            ]
+        );
     }
 
     #[test]

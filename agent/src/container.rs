@@ -68,7 +68,9 @@ impl Workshop {
         std::fs::create_dir_all(&files).what("create the container's directory")?;
         let resources = request.resources.unwrap_or_default();
         let cgroup = match &self.cgroups {
-            Some(mount) => Some(Arc::new(Cgroup::create(&Linux, mount, &id, &resources).inspect_err(|_| remove_files(&files))?)),
+            Some(mount) => {
+                Some(Arc::new(Cgroup::create(&Linux, mount, &id, &resources).inspect_err(|_| remove_files(&files))?))
+            }
             None => None,
         };
         let made = self.bear_first(&mut request, identity, shared, cgroup.clone(), files.clone());
@@ -82,7 +84,14 @@ impl Workshop {
         made
     }
 
-    fn bear_first(&self, request: &mut CreateContainerRequest, identity: &Identity, shared: &Shared, cgroup: Option<Arc<Cgroup>>, files: PathBuf) -> Result<Made> {
+    fn bear_first(
+        &self,
+        request: &mut CreateContainerRequest,
+        identity: &Identity,
+        shared: &Shared,
+        cgroup: Option<Arc<Cgroup>>,
+        files: PathBuf,
+    ) -> Result<Made> {
         if request.hostname.is_empty() {
             request.hostname = identity.hostname();
         }
@@ -110,7 +119,12 @@ impl Workshop {
             start: false,
             create: Some(std::mem::take(request)),
         };
-        let birth = Birth { namespaces, join, cgroup: cgroup.as_ref().map(|c| c.fd()), handle: (root.mount.as_fd(), init::ROOT) };
+        let birth = Birth {
+            namespaces,
+            join,
+            cgroup: cgroup.as_ref().map(|c| c.fd()),
+            handle: (root.mount.as_fd(), init::ROOT),
+        };
         let newborn = process::bear(&self.reaper, &config, &birth)?;
         Ok(Made { newborn, cgroup, files, leases })
     }
@@ -190,7 +204,10 @@ impl Container {
                 return Err(Error::new(Kind::Exists, format!("process {id} exists in container {}", self.id)));
             }
             if execs.len() >= MAX_PROCESSES {
-                return Err(Error::new(Kind::Exhausted, format!("container {} has {MAX_PROCESSES} processes", self.id)));
+                return Err(Error::new(
+                    Kind::Exhausted,
+                    format!("container {} has {MAX_PROCESSES} processes", self.id),
+                ));
             }
             execs.insert(id.to_owned(), None);
         }
@@ -213,14 +230,21 @@ impl Container {
     fn bear_exec(&self, workshop: &Workshop, spec: ProcessSpec) -> Result<Newborn> {
         let config = Config { process: Some(spec), privileged: self.privileged, start: true, ..Config::default() };
         let target = self.first.pidfd.as_fd();
-        let birth = |cgroup| Birth { namespaces: 0, join: vec![(target, libc::CLONE_NEWPID)], cgroup, handle: (target, init::TARGET) };
+        let birth = |cgroup| Birth {
+            namespaces: 0,
+            join: vec![(target, libc::CLONE_NEWPID)],
+            cgroup,
+            handle: (target, init::TARGET),
+        };
         process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())))
     }
 
     pub fn forget(&self, id: &str) -> Result<()> {
         let mut execs = self.execs();
         match execs.get(id) {
-            Some(Some(process)) if process.exit().is_none() => Err(Error::wrong_state(format!("process {id} is running"))),
+            Some(Some(process)) if process.exit().is_none() => {
+                Err(Error::wrong_state(format!("process {id} is running")))
+            }
             Some(None) => Err(Error::wrong_state(format!("process {id} is being started"))),
             _ => {
                 execs.remove(id);
@@ -243,7 +267,9 @@ impl Container {
         self.kill_all();
         for process in self.processes() {
             let waited = tokio::time::timeout(KILL_DEADLINE, process.wait()).await;
-            waited.map_err(|_| Error::new(Kind::TimedOut, format!("process {} of container {} does not die", process.pid, self.id)))??;
+            waited.map_err(|_| {
+                Error::new(Kind::TimedOut, format!("process {} of container {} does not die", process.pid, self.id))
+            })??;
         }
         let (cgroup, files) = (self.cgroup.clone(), self.files.clone());
         blocking(move || {

@@ -101,14 +101,27 @@ impl<K: Kernel> Disks<K> {
 
     fn lease_layer(&self, layer: &Layer) -> Result<Lease> {
         if layer.filesystem == "dir" && self.directories {
-            return Ok(Lease { key: String::new(), path: PathBuf::from(&layer.disk_serial), mounted: self.mounted.clone() });
+            return Ok(Lease {
+                key: String::new(),
+                path: PathBuf::from(&layer.disk_serial),
+                mounted: self.mounted.clone(),
+            });
         }
-        self.lease(&layer.disk_serial, layer.partition, &layer.filesystem, Attributes::MOUNT_ATTR_RDONLY | Attributes::MOUNT_ATTR_NODEV)
+        self.lease(
+            &layer.disk_serial,
+            layer.partition,
+            &layer.filesystem,
+            Attributes::MOUNT_ATTR_RDONLY | Attributes::MOUNT_ATTR_NODEV,
+        )
     }
 
     fn lease_writable(&self, writable: &WritableLayer) -> Result<Lease> {
         if writable.filesystem == "dir" && self.directories {
-            return Ok(Lease { key: String::new(), path: PathBuf::from(&writable.disk_serial), mounted: self.mounted.clone() });
+            return Ok(Lease {
+                key: String::new(),
+                path: PathBuf::from(&writable.disk_serial),
+                mounted: self.mounted.clone(),
+            });
         }
         self.lease(&writable.disk_serial, 0, &writable.filesystem, Attributes::MOUNT_ATTR_NOATIME)
     }
@@ -129,7 +142,8 @@ impl<K: Kernel> Disks<K> {
             parameters.push(("ro", ""));
         }
         let made = self.kernel.make(&Filesystem::new(filesystem, &parameters, attributes))?;
-        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
+        let place =
+            rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
         self.kernel.attach(made.as_fd(), place.as_fd())?;
         mounted.insert(key.clone(), Mounted { path: path.clone(), users: 1 });
         Ok(Lease { key, path, mounted: self.mounted.clone() })
@@ -146,7 +160,8 @@ impl<K: Kernel> Disks<K> {
         }
         let path = make_directory(self.state.join("disks").join(&key))?;
         let made = self.kernel.make(&Filesystem::new("virtiofs", &[("source", tag)], Attributes::empty()))?;
-        let place = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
+        let place =
+            rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
         self.kernel.attach(made.as_fd(), place.as_fd())?;
         mounted.insert(key.clone(), Mounted { path: path.clone(), users: 1 });
         Ok(Lease { key, path, mounted: self.mounted.clone() })
@@ -177,7 +192,9 @@ fn overlay(lower: &[PathBuf], upper: Option<&Path>) -> Result<Filesystem> {
 fn prepare_upper(disk: &Path, writable: &WritableLayer, topmost: &Path) -> Result<PathBuf> {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let relative = Path::new(&writable.directory);
-    let inside = relative.components().all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
+    let inside = relative
+        .components()
+        .all(|part| matches!(part, std::path::Component::Normal(_) | std::path::Component::CurDir));
     if !inside || writable.directory.len() > 255 || writable.directory.contains('\0') {
         return Err(Error::invalid(format!("bad writable directory {:?}", writable.directory)));
     }
@@ -189,7 +206,8 @@ fn prepare_upper(disk: &Path, writable: &WritableLayer, topmost: &Path) -> Resul
         // The merged root shows the upper directory's own mode and owner.
         if let Ok(below) = std::fs::metadata(topmost) {
             std::os::unix::fs::chown(&upper, Some(below.uid()), Some(below.gid())).what("chown the upper directory")?;
-            std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(below.mode() & 0o7777)).what("chmod the upper directory")?;
+            std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(below.mode() & 0o7777))
+                .what("chmod the upper directory")?;
         }
     }
     Ok(path)
@@ -205,7 +223,11 @@ fn make_skeleton(path: &Path, request: &CreateContainerRequest) -> Result<PathBu
     }
     for mount in &request.mounts {
         let is_file = mount.r#type == "bind" && !Path::new(&mount.source).is_dir();
-        if is_file { skeleton.file(&mount.destination)? } else { skeleton.directory(&mount.destination)? };
+        if is_file {
+            skeleton.file(&mount.destination)?
+        } else {
+            skeleton.directory(&mount.destination)?
+        };
     }
     if let Some(process) = &request.process {
         skeleton.directory(&process.working_directory)?;
@@ -219,7 +241,8 @@ fn make_directory(path: PathBuf) -> Result<PathBuf> {
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd> {
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).what(format_args!("open {}", path.display()))
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .what(format_args!("open {}", path.display()))
 }
 
 fn check_serial(serial: &str) -> Result<()> {
@@ -236,13 +259,20 @@ fn wait_device(serial: &str, partition: u32) -> Result<String> {
     loop {
         if let Some(disk) = find_disk(serial) {
             let separator = if partition > 0 && disk.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
-            let node = if partition == 0 { format!("/dev/{disk}") } else { format!("/dev/{disk}{separator}{partition}") };
+            let node =
+                if partition == 0 { format!("/dev/{disk}") } else { format!("/dev/{disk}{separator}{partition}") };
             if Path::new(&node).exists() {
                 return Ok(node);
             }
         }
         if Instant::now() >= deadline {
-            return Err(Error::new(Kind::NotFound, format!("no disk with serial {serial:?} and partition {partition} within {} s", DISK_DEADLINE.as_secs())));
+            return Err(Error::new(
+                Kind::NotFound,
+                format!(
+                    "no disk with serial {serial:?} and partition {partition} within {} s",
+                    DISK_DEADLINE.as_secs()
+                ),
+            ));
         }
         std::thread::sleep(POLL);
     }

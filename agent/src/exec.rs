@@ -44,7 +44,12 @@ pub struct Program {
 }
 
 impl Program {
-    pub fn prepare(spec: &ProcessSpec, user: User, capabilities: capability::Set, filter: Option<Vec<libc::sock_filter>>) -> Result<Self> {
+    pub fn prepare(
+        spec: &ProcessSpec,
+        user: User,
+        capabilities: capability::Set,
+        filter: Option<Vec<libc::sock_filter>>,
+    ) -> Result<Self> {
         if spec.args.first().is_none_or(String::is_empty) {
             return Err(Error::invalid("no command specified"));
         }
@@ -112,7 +117,8 @@ impl Program {
         }
         match std::env::set_current_dir(&self.directory) {
             Err(cause) if cause.kind() == ErrorKind::NotFound => {
-                std::fs::create_dir_all(&self.directory).what(format_args!("create working directory {}", self.directory))?;
+                std::fs::create_dir_all(&self.directory)
+                    .what(format_args!("create working directory {}", self.directory))?;
                 std::env::set_current_dir(&self.directory).what(format_args!("chdir to cwd ({:?})", self.directory))
             }
             result => result.what(format_args!("chdir to cwd ({:?})", self.directory)),
@@ -120,7 +126,11 @@ impl Program {
     }
 
     fn to_strings(&self, list: &[String]) -> Result<Vec<CString>> {
-        list.iter().map(|text| CString::new(text.as_str()).map_err(|_| Error::invalid("a NUL in the command or its environment"))).collect()
+        list.iter()
+            .map(|text| {
+                CString::new(text.as_str()).map_err(|_| Error::invalid("a NUL in the command or its environment"))
+            })
+            .collect()
     }
 }
 
@@ -153,14 +163,22 @@ fn find_program(name: &str, env: &[String]) -> std::result::Result<PathBuf, Refu
         let path = PathBuf::from(name);
         return match std::fs::metadata(&path) {
             Ok(data) if data.is_dir() => Err(Refusal { code: 126, message: format!("exec: {name:?}: is a directory") }),
-            Ok(_) if !may_execute(&path) => Err(Refusal { code: 126, message: format!("exec: {name:?}: permission denied") }),
+            Ok(_) if !may_execute(&path) => {
+                Err(Refusal { code: 126, message: format!("exec: {name:?}: permission denied") })
+            }
             Ok(_) => Ok(path),
-            Err(cause) if cause.kind() == ErrorKind::PermissionDenied => Err(Refusal { code: 126, message: format!("exec: {name:?}: permission denied") }),
-            Err(cause) => Err(Refusal { code: 127, message: format!("exec: {name:?}: stat {name}: {}", describe(&cause)) }),
+            Err(cause) if cause.kind() == ErrorKind::PermissionDenied => {
+                Err(Refusal { code: 126, message: format!("exec: {name:?}: permission denied") })
+            }
+            Err(cause) => {
+                Err(Refusal { code: 127, message: format!("exec: {name:?}: stat {name}: {}", describe(&cause)) })
+            }
         };
     }
     let directories = value_of(env, "PATH").unwrap_or(DEFAULT_PATH);
-    let candidates = directories.split(':').map(|directory| Path::new(if directory.is_empty() { "." } else { directory }).join(name));
+    let candidates = directories
+        .split(':')
+        .map(|directory| Path::new(if directory.is_empty() { "." } else { directory }).join(name));
     let found = candidates.into_iter().find(|path| path.is_file() && may_execute(path));
     found.ok_or_else(|| Refusal { code: 127, message: format!("exec: {name:?}: executable file not found in $PATH") })
 }
@@ -180,8 +198,22 @@ fn refuse(path: &str, cause: &std::io::Error) -> Refusal {
 
 fn parse_limit(limit: &Rlimit) -> Result<(u32, u64, u64)> {
     const NAMES: [&str; 16] = [
-        "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING",
-        "MSGQUEUE", "NICE", "RTPRIO", "RTTIME",
+        "CPU",
+        "FSIZE",
+        "DATA",
+        "STACK",
+        "CORE",
+        "RSS",
+        "NPROC",
+        "NOFILE",
+        "MEMLOCK",
+        "AS",
+        "LOCKS",
+        "SIGPENDING",
+        "MSGQUEUE",
+        "NICE",
+        "RTPRIO",
+        "RTTIME",
     ];
     let name = limit.name.to_ascii_uppercase();
     let bare = name.strip_prefix("RLIMIT_").unwrap_or(&name);
@@ -209,14 +241,23 @@ mod tests {
         let tool = scratch.0.join("tool");
         std::fs::write(&tool, "#!/bin/sh\n").unwrap();
         let refusal = find_program("tool", &env(&scratch.0)).unwrap_err();
-        assert_eq!(refusal, Refusal { code: 127, message: "exec: \"tool\": executable file not found in $PATH".into() });
+        assert_eq!(
+            refusal,
+            Refusal { code: 127, message: "exec: \"tool\": executable file not found in $PATH".into() }
+        );
         let named = tool.to_str().unwrap();
-        assert_eq!(find_program(named, &[]).unwrap_err(), Refusal { code: 126, message: format!("exec: {named:?}: permission denied") });
+        assert_eq!(
+            find_program(named, &[]).unwrap_err(),
+            Refusal { code: 126, message: format!("exec: {named:?}: permission denied") }
+        );
         std::fs::set_permissions(&tool, std::fs::Permissions::from_mode(0o755)).unwrap();
         assert_eq!(find_program("tool", &env(&scratch.0)).unwrap(), tool);
         let directory = scratch.0.to_str().unwrap();
         assert_eq!(find_program(directory, &[]).unwrap_err().code, 126);
-        assert_eq!(find_program("/none/such", &[]).unwrap_err(), Refusal { code: 127, message: "exec: \"/none/such\": stat /none/such: no such file or directory".into() });
+        assert_eq!(
+            find_program("/none/such", &[]).unwrap_err(),
+            Refusal { code: 127, message: "exec: \"/none/such\": stat /none/such: no such file or directory".into() }
+        );
     }
 
     #[test]
@@ -239,6 +280,9 @@ mod tests {
     fn refusals_carry_a_shells_status() {
         let of = |errno| refuse("/x", &std::io::Error::from_raw_os_error(errno)).code;
         assert_eq!([libc::ENOENT, libc::EACCES, libc::ENOEXEC, libc::ENOMEM].map(of), [127, 126, 126, 125]);
-        assert_eq!(refuse("/x", &std::io::Error::from_raw_os_error(libc::ENOEXEC)).message, "exec /x: exec format error");
+        assert_eq!(
+            refuse("/x", &std::io::Error::from_raw_os_error(libc::ENOEXEC)).message,
+            "exec /x: exec format error"
+        );
     }
 }

@@ -44,7 +44,8 @@ impl Identity {
             rustix::time::clock_settime(ClockId::Realtime, time).what("step the clock")?;
         }
         if !request.entropy.is_empty() {
-            let random = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).what("open /dev/urandom")?;
+            let random = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .what("open /dev/urandom")?;
             sys::add_entropy(random.as_fd(), &request.entropy).what("add entropy")?;
         }
         if !request.hostname.is_empty() {
@@ -139,7 +140,11 @@ mod tests {
 
     #[test]
     fn a_container_finds_itself_and_its_neighbours() {
-        let known = Known { addresses: vec!["10.0.0.2".into()], hosts: vec![HostEntry { address: "10.0.0.3".into(), names: vec!["db".into(), "db.local".into()] }], ..Known::default() };
+        let known = Known {
+            addresses: vec!["10.0.0.2".into()],
+            hosts: vec![HostEntry { address: "10.0.0.3".into(), names: vec!["db".into(), "db.local".into()] }],
+            ..Known::default()
+        };
         let hosts = render_hosts(&known, "web");
         assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));
         assert!(hosts.ends_with("10.0.0.3\tdb db.local\n10.0.0.2\tweb\n"));
@@ -159,8 +164,14 @@ mod tests {
             ConfigureGuestRequest { hostname: "a\nb".into(), ..Default::default() },
             ConfigureGuestRequest { hostname: "x".repeat(65), ..Default::default() },
             ConfigureGuestRequest { entropy: vec![0; 513], ..Default::default() },
-            ConfigureGuestRequest { dns: Some(Dns { servers: vec!["1.1.1.1\nnameserver 2".into()], ..Default::default() }), ..Default::default() },
-            ConfigureGuestRequest { hosts: vec![HostEntry { address: "1".into(), names: vec!["a b".into()] }], ..Default::default() },
+            ConfigureGuestRequest {
+                dns: Some(Dns { servers: vec!["1.1.1.1\nnameserver 2".into()], ..Default::default() }),
+                ..Default::default()
+            },
+            ConfigureGuestRequest {
+                hosts: vec![HostEntry { address: "1".into(), names: vec!["a b".into()] }],
+                ..Default::default()
+            },
         ];
         for request in bad {
             assert!(check(&request).is_err());

@@ -139,7 +139,10 @@ fn run(report: &mut Option<UnixStream>) -> std::result::Result<i32, Failure> {
             sys::setns(target.as_fd(), namespaces).what("enter the container's namespaces")?;
         }
     }
-    let root = Root::new(rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).what("open the root")?);
+    let root = Root::new(
+        rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .what("open the root")?,
+    );
     let passwd = root.read("/etc/passwd", user::DATABASE_LIMIT)?;
     let group = root.read("/etc/group", user::DATABASE_LIMIT)?;
     let user = user::resolve(&process.user, &process.additional_groups, &passwd, &group)?;
@@ -181,12 +184,19 @@ fn enter_new(config: &Config, request: &CreateContainerRequest) -> Result<()> {
     sys::unshare(libc::CLONE_NEWCGROUP).what("unshare the cgroup namespace")?;
     rustix::system::sethostname(request.hostname.as_bytes()).what("set the host name")?;
     // Nothing that is mounted here may show up in the guest's own namespace.
-    rustix::mount::mount_change("/", rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC).what("make mounts private")?;
+    rustix::mount::mount_change(
+        "/",
+        rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
+    )
+    .what("make mounts private")?;
 
     let mount = sys::inherited(ROOT).what("take the root")?;
-    let stage = rustix::fs::open(config.stage.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open the stage")?;
+    let stage = rustix::fs::open(config.stage.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .what("open the stage")?;
     Linux.attach(mount.as_fd(), stage.as_fd())?;
-    let directory: OwnedFd = rustix::fs::open(config.stage.as_str(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).what("open the root")?;
+    let directory: OwnedFd =
+        rustix::fs::open(config.stage.as_str(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .what("open the root")?;
     let root = Root::new(directory);
     Builder { kernel: &Linux, root: &root, request, files: Path::new(&config.files) }.build()?;
 
@@ -207,7 +217,11 @@ fn bind_console(root: &Root, slave: &OwnedFd) -> Result<()> {
 }
 
 /// PID 1 of the container: reaps what it inherits, hands signals on, ends with its child's status.
-fn stay_as_init(socket: &mut Option<UnixStream>, program: &exec::Program, slave: Option<OwnedFd>) -> std::result::Result<i32, Failure> {
+fn stay_as_init(
+    socket: &mut Option<UnixStream>,
+    program: &exec::Program,
+    slave: Option<OwnedFd>,
+) -> std::result::Result<i32, Failure> {
     sys::block_signals();
     let Some(child) = sys::fork().what("fork")? else {
         sys::reset_signals();
@@ -220,7 +234,8 @@ fn stay_as_init(socket: &mut Option<UnixStream>, program: &exec::Program, slave:
     // Our copies would keep the pipes and the report open.
     *socket = None;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
-    let quiet = [rustix::stdio::dup2_stdin(&null), rustix::stdio::dup2_stdout(&null), rustix::stdio::dup2_stderr(&null)];
+    let quiet =
+        [rustix::stdio::dup2_stdin(&null), rustix::stdio::dup2_stdout(&null), rustix::stdio::dup2_stderr(&null)];
     quiet.into_iter().collect::<rustix::io::Result<()>>().what("leave the streams")?;
     loop {
         match sys::wait_signal() {

@@ -181,7 +181,11 @@ mod tests {
     }
 
     fn all_bytes() -> Vec<u8> {
-        (0..1024_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).chain(0..=255).chain([FLAG, ESCAPE, FLAG]).collect()
+        (0..1024_u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .chain(0..=255)
+            .chain([FLAG, ESCAPE, FLAG])
+            .collect()
     }
 
     #[test]
@@ -220,7 +224,15 @@ mod tests {
 
     #[test]
     fn what_is_no_opening_is_skipped() {
-        for noise in [&b"garbage"[..], b"~~~~", b"~HYPER1short~", b"~HYPER1XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX~", b"~HYPER2aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa~", &[b'~'; 3], &[0x7d, 0x7d]] {
+        for noise in [
+            &b"garbage"[..],
+            b"~~~~",
+            b"~HYPER1short~",
+            b"~HYPER1XXXXXXXXXXXXXXXXXXXXXXXXXXXXXXXX~",
+            b"~HYPER2aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa~",
+            &[b'~'; 3],
+            &[0x7d, 0x7d],
+        ] {
             let (data, events) = drive(&[noise, &opening(&[b'c'; 32])].concat(), 0);
             assert!(data.is_empty(), "{noise:?}");
             assert_eq!(events.last(), Some(&Event::Opened([b'c'; 32])), "{noise:?}");

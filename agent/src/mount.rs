@@ -75,7 +75,8 @@ impl Kernel for Linux {
     }
 
     fn copy(&self, source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd> {
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+        let mut flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
         if recursive {
             flags |= OpenTreeFlags::AT_RECURSIVE;
         }
@@ -94,16 +95,19 @@ impl Kernel for Linux {
     fn make_device(&self, directory: BorrowedFd<'_>, name: &str, device: Device, mode: u32) -> Result<()> {
         let kind = if device.block { FileType::BlockDevice } else { FileType::CharacterDevice };
         let number = rustix::fs::makedev(device.major, device.minor);
-        rustix::fs::mknodat(directory, name, kind, Mode::from_raw_mode(mode), number).what(format_args!("make device {name}"))?;
+        rustix::fs::mknodat(directory, name, kind, Mode::from_raw_mode(mode), number)
+            .what(format_args!("make device {name}"))?;
         // The umask does not decide about device nodes.
-        rustix::fs::chmodat(directory, name, Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty()).what(format_args!("chmod device {name}"))
+        rustix::fs::chmodat(directory, name, Mode::from_raw_mode(mode), rustix::fs::AtFlags::empty())
+            .what(format_args!("chmod device {name}"))
     }
 
     fn write(&self, directory: BorrowedFd<'_>, name: &str, value: &str) -> Result<()> {
         use rustix::fs::{OFlags, ResolveFlags};
         let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY;
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let file = rustix::fs::openat2(directory, name, flags, Mode::empty(), resolve).what(format_args!("open {name}"))?;
+        let file =
+            rustix::fs::openat2(directory, name, flags, Mode::empty(), resolve).what(format_args!("open {name}"))?;
         rustix::io::write(&file, value.as_bytes()).what(format_args!("write {value:?} to {name}"))?;
         Ok(())
     }
@@ -200,7 +204,11 @@ pub mod recording {
     }
 
     fn flags(attributes: Attributes) -> String {
-        let names: Vec<String> = attributes.iter_names().map(|(n, _)| n.replace("MOUNT_ATTR_", "").to_lowercase()).filter(|n| n != "_atime").collect();
+        let names: Vec<String> = attributes
+            .iter_names()
+            .map(|(n, _)| n.replace("MOUNT_ATTR_", "").to_lowercase())
+            .filter(|n| n != "_atime")
+            .collect();
         names.join(",")
     }
 
@@ -232,7 +240,10 @@ pub mod recording {
         let options = ["ro", "nosuid", "size=1m", "rw", "nr_inodes=5", "relatime", "huge"].map(String::from);
         let (attributes, parameters) = parse_options(&options).unwrap();
         assert_eq!(attributes, Attributes::MOUNT_ATTR_NOSUID);
-        assert_eq!(parameters, [("size", "1m"), ("nr_inodes", "5"), ("huge", "")].map(|(a, b)| (a.to_owned(), b.to_owned())));
+        assert_eq!(
+            parameters,
+            [("size", "1m"), ("nr_inodes", "5"), ("huge", "")].map(|(a, b)| (a.to_owned(), b.to_owned()))
+        );
         assert!(parse_options(&["=x".to_owned()]).is_err());
     }
 }

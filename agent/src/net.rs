@@ -72,7 +72,8 @@ pub fn configure(links: &[Link]) -> Result<()> {
     if links.len() > MAX_LINKS {
         return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
     }
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).what("open rtnetlink")?;
+    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
+        .what("open rtnetlink")?;
     ask(&socket, Message::link(LOOPBACK_INDEX, libc::IFF_UP, libc::IFF_UP)).what("bring up lo")?;
     for link in links {
         configure_link(&socket, link)?;
@@ -99,15 +100,18 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
         }
     }
     if link.mtu > 0 {
-        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_MTU, &link.mtu.to_ne_bytes())).what(format_args!("set mtu {}", link.mtu))?;
+        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_MTU, &link.mtu.to_ne_bytes()))
+            .what(format_args!("set mtu {}", link.mtu))?;
     }
     ask(socket, Message::link(index, libc::IFF_UP, libc::IFF_UP)).what(format_args!("bring up {}", link.name))?;
     for address in &link.addresses {
         let (ip, prefix) = parse_cidr(address)?;
-        tolerate_existing(ask(socket, address_message(index, ip, prefix))).what(format_args!("add address {address}"))?;
+        tolerate_existing(ask(socket, address_message(index, ip, prefix)))
+            .what(format_args!("add address {address}"))?;
     }
     for route in &link.routes {
-        tolerate_existing(ask(socket, route_message(index, route)?)).what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
+        tolerate_existing(ask(socket, route_message(index, route)?))
+            .what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
     }
     Ok(())
 }
@@ -120,7 +124,8 @@ fn rename(socket: &OwnedFd, index: u32, name: &str) -> rustix::io::Result<()> {
 
 /// The kernel named another link so; it will get its own name, or keep a number.
 fn move_aside(socket: &OwnedFd, name: &str) -> Result<()> {
-    let holder = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifindex")).what(format_args!("find {name}"))?;
+    let holder = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifindex"))
+        .what(format_args!("find {name}"))?;
     let index = holder.trim().parse().map_err(|_| Error::internal(format!("index of {name}")))?;
     ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
     rename(socket, index, &format!("link{index}")).what(format_args!("rename {name}"))
@@ -132,10 +137,13 @@ fn tolerate_existing(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
 
 fn address_message(index: u32, ip: IpAddr, prefix: u8) -> Message {
     // No duplicate detection: the host gave the address, and it must work at once.
-    let mut header = vec![family(ip), prefix, libc::IFA_F_NODAD as u8 * u8::from(ip.is_ipv6()), libc::RT_SCOPE_UNIVERSE];
+    let mut header =
+        vec![family(ip), prefix, libc::IFA_F_NODAD as u8 * u8::from(ip.is_ipv6()), libc::RT_SCOPE_UNIVERSE];
     header.extend_from_slice(&index.to_ne_bytes());
     let bytes = octets(ip);
-    let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header).with(libc::IFA_LOCAL, &bytes).with(libc::IFA_ADDRESS, &bytes);
+    let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header)
+        .with(libc::IFA_LOCAL, &bytes)
+        .with(libc::IFA_ADDRESS, &bytes);
     if let IpAddr::V4(v4) = ip {
         if prefix < 31 {
             let broadcast = u32::from(v4) | (u32::MAX >> prefix);
@@ -148,14 +156,17 @@ fn address_message(index: u32, ip: IpAddr, prefix: u8) -> Message {
 fn route_message(index: u32, route: &Route) -> Result<Message> {
     let (destination, prefix) = parse_cidr(&route.destination)?;
     let scope = if route.gateway.is_empty() { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
-    let mut header = vec![family(destination), prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST];
+    let mut header =
+        vec![family(destination), prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST];
     header.extend_from_slice(&[0; 4]);
-    let mut message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header).with(libc::RTA_OIF, &index.to_ne_bytes());
+    let mut message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header)
+        .with(libc::RTA_OIF, &index.to_ne_bytes());
     if prefix > 0 {
         message = message.with(libc::RTA_DST, &octets(destination));
     }
     if !route.gateway.is_empty() {
-        let gateway: IpAddr = route.gateway.parse().map_err(|_| Error::invalid(format!("bad gateway {:?}", route.gateway)))?;
+        let gateway: IpAddr =
+            route.gateway.parse().map_err(|_| Error::invalid(format!("bad gateway {:?}", route.gateway)))?;
         if gateway.is_ipv4() != destination.is_ipv4() {
             return Err(Error::invalid(format!("gateway {gateway} is not of {destination}'s family")));
         }
@@ -202,7 +213,10 @@ fn wait_link(mac: &str) -> Result<(u32, String)> {
             }
         }
         if Instant::now() >= deadline {
-            return Err(Error::new(Kind::NotFound, format!("no link with MAC {mac} within {} s", LINK_DEADLINE.as_secs())));
+            return Err(Error::new(
+                Kind::NotFound,
+                format!("no link with MAC {mac} within {} s", LINK_DEADLINE.as_secs()),
+            ));
         }
         std::thread::sleep(POLL);
     }
@@ -247,7 +261,9 @@ mod tests {
         for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c"] {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
-        let route = |destination: &str, gateway: &str| route_message(1, &Route { destination: destination.into(), gateway: gateway.into() });
+        let route = |destination: &str, gateway: &str| {
+            route_message(1, &Route { destination: destination.into(), gateway: gateway.into() })
+        };
         assert!(route("0.0.0.0/0", "10.0.0.1").is_ok());
         assert!(route("::/0", "10.0.0.1").is_err());
         assert!(route("0.0.0.0/0", "gw").is_err());

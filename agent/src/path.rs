@@ -55,7 +55,8 @@ impl Root {
             parent = match self.open(&done, flags) {
                 Err(Errno::NOENT) => {
                     // EEXIST would be a symlink into nowhere: no place to put a mount.
-                    rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)).what(format_args!("create directory {done}"))?;
+                    rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+                        .what(format_args!("create directory {done}"))?;
                     self.open(&done, flags).what(format_args!("open directory {done}"))?
                 }
                 opened => opened.what(format_args!("open directory {done}"))?,
@@ -76,7 +77,8 @@ impl Root {
         }
         let parent = self.directory(parent)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).what(format_args!("create file {path}"))?;
+        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
+            .what(format_args!("create file {path}"))?;
         self.open(path, OFlags::PATH).what(format_args!("open {path}"))
     }
 
@@ -186,7 +188,14 @@ pub mod tests {
         let (_scratch, handle, root) = image();
         std::fs::write(root.join("etc/passwd"), vec![b'x'; 5000]).unwrap();
         assert_eq!(handle.read("etc/passwd", 100).unwrap().len(), 100);
-        rustix::fs::mknodat(rustix::fs::CWD, root.join("etc/group"), rustix::fs::FileType::Fifo, Mode::from_raw_mode(0o600), 0).unwrap();
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            root.join("etc/group"),
+            rustix::fs::FileType::Fifo,
+            Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
         assert!(handle.read("etc/group", 100).unwrap().is_empty());
         assert!(handle.read("etc", 100).unwrap().is_empty());
         assert!(handle.read("etc/absent", 100).unwrap().is_empty());

@@ -74,11 +74,19 @@ pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>) -> Result<Newbo
         (birth.handle.0.as_raw_fd(), birth.handle.1),
     ];
     let argv = [CString::from(c"hyper-agent"), CString::new(init::ARGUMENT).map_err(|_| Error::internal("argv"))?];
-    let spawn = sys::Spawn { program: c"/proc/self/exe", argv: &argv, fds: &fds, namespaces: birth.namespaces, cgroup: birth.cgroup };
+    let spawn = sys::Spawn {
+        program: c"/proc/self/exe",
+        argv: &argv,
+        fds: &fds,
+        namespaces: birth.namespaces,
+        cgroup: birth.cgroup,
+    };
     let child = spawn_in(reaper, &spawn, &birth.join)?;
     drop((theirs, child_ends));
 
-    let ready = init::write_message(&ours, config).map_err(|cause| Error::internal(format!("send the configuration: {cause}"))).and_then(|()| wait_ready(&ours, spec.terminal));
+    let ready = init::write_message(&ours, config)
+        .map_err(|cause| Error::internal(format!("send the configuration: {cause}")))
+        .and_then(|()| wait_ready(&ours, spec.terminal));
     match ready {
         Ok(master) => Ok(Newborn { child, socket: ours, stdin, outputs, master }),
         Err(error) => {
@@ -107,7 +115,9 @@ fn spawn_in(reaper: &Reaper, spawn: &sys::Spawn<'_>, join: &[(BorrowedFd<'_>, i3
 fn wait_ready(socket: &UnixStream, wants_terminal: bool) -> Result<Option<OwnedFd>> {
     socket.set_read_timeout(Some(READY_DEADLINE)).what("set a deadline")?;
     let late = |cause: std::io::Error| match cause.kind() {
-        std::io::ErrorKind::WouldBlock => Error::new(Kind::TimedOut, format!("container-init was not ready within {} s", READY_DEADLINE.as_secs())),
+        std::io::ErrorKind::WouldBlock => {
+            Error::new(Kind::TimedOut, format!("container-init was not ready within {} s", READY_DEADLINE.as_secs()))
+        }
         std::io::ErrorKind::UnexpectedEof => Error::internal("container-init died before it was ready"),
         _ => Error::internal(format!("container-init: {cause}")),
     };
@@ -145,7 +155,10 @@ impl Process {
         let Newborn { child, socket, stdin, outputs, master } = newborn;
         socket.set_nonblocking(true).what("report socket")?;
         let (report, go) = tokio::net::UnixStream::from_std(socket).what("report socket")?.into_split();
-        let master = master.map(|fd| stdio::watched(fd, Interest::READABLE | Interest::WRITABLE)).transpose().what("watch the terminal")?;
+        let master = master
+            .map(|fd| stdio::watched(fd, Interest::READABLE | Interest::WRITABLE))
+            .transpose()
+            .what("watch the terminal")?;
         let sink = match (&master, stdin) {
             (Some(master), _) => Some(master.clone()),
             (None, Some(pipe)) => Some(stdio::watched(pipe, Interest::WRITABLE).what("watch standard input")?),
@@ -201,7 +214,9 @@ impl Process {
         match sys::pidfd_send_signal(self.pidfd.as_fd(), signal) {
             Ok(()) => Ok(true),
             Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => Ok(false),
-            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => Err(Error::invalid(format!("no signal {signal}"))),
+            Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => {
+                Err(Error::invalid(format!("no signal {signal}")))
+            }
             Err(cause) => Err(cause).what(format_args!("send signal {signal}")),
         }
     }
@@ -225,7 +240,13 @@ impl Process {
 
     pub fn status(&self) -> ProcessStatus {
         let exit = self.exit();
-        ProcessStatus { process_id: self.id.clone(), pid: self.pid, running: exit.is_none(), exit, output_end_offset: self.output.end_offset() }
+        ProcessStatus {
+            process_id: self.id.clone(),
+            pid: self.pid,
+            running: exit.is_none(),
+            exit,
+            output_end_offset: self.output.end_offset(),
+        }
     }
 }
 
@@ -244,5 +265,11 @@ fn exit_status(status: i32, refusal: Option<Report>, oom_killed: bool) -> ExitSt
         start_error = refusal.message;
     }
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    ExitStatus { code, signal, oom_killed, exited_unix_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX), start_error }
+    ExitStatus {
+        code,
+        signal,
+        oom_killed,
+        exited_unix_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
+        start_error,
+    }
 }

@@ -39,8 +39,22 @@ fn standard_mounts(privileged: bool, shm_bytes: u64) -> Vec<(&'static str, Files
     let shm = (if shm_bytes == 0 { DEFAULT_SHM_BYTES } else { shm_bytes }).to_string();
     vec![
         ("/proc", Filesystem::new("proc", &[], plain)),
-        ("/dev", Filesystem::new("tmpfs", &[("mode", "755"), ("size", "65536k")], Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_STRICTATIME)),
-        ("/dev/pts", Filesystem::new("devpts", &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")], Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC)),
+        (
+            "/dev",
+            Filesystem::new(
+                "tmpfs",
+                &[("mode", "755"), ("size", "65536k")],
+                Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_STRICTATIME,
+            ),
+        ),
+        (
+            "/dev/pts",
+            Filesystem::new(
+                "devpts",
+                &[("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")],
+                Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NOEXEC,
+            ),
+        ),
         ("/sys", Filesystem::new("sysfs", &[], kernels)),
         ("/sys/fs/cgroup", Filesystem::new("cgroup2", &[], kernels)),
         ("/dev/mqueue", Filesystem::new("mqueue", &[], plain)),
@@ -82,7 +96,9 @@ impl<K: Kernel> Builder<'_, K> {
                 self.mask(path)?;
             }
         }
-        if let Some(cwd) = self.request.process.as_ref().map(|p| p.working_directory.as_str()).filter(|cwd| !cwd.is_empty()) {
+        if let Some(cwd) =
+            self.request.process.as_ref().map(|p| p.working_directory.as_str()).filter(|cwd| !cwd.is_empty())
+        {
             self.root.directory(cwd)?;
         }
         if self.request.root.as_ref().is_some_and(|root| root.readonly) {
@@ -94,7 +110,15 @@ impl<K: Kernel> Builder<'_, K> {
     fn mount_standard(&self, target: &str, filesystem: &Filesystem) -> Result<()> {
         let place = self.root.directory(target)?;
         // As runc does: a /proc that the image made a symlink would put the real one where nothing is masked.
-        if rustix::fs::openat2(self.root.fd(), &target[1..], OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty(), rustix::fs::ResolveFlags::NO_SYMLINKS | rustix::fs::ResolveFlags::BENEATH).is_err() {
+        if rustix::fs::openat2(
+            self.root.fd(),
+            &target[1..],
+            OFlags::PATH | OFlags::CLOEXEC,
+            rustix::fs::Mode::empty(),
+            rustix::fs::ResolveFlags::NO_SYMLINKS | rustix::fs::ResolveFlags::BENEATH,
+        )
+        .is_err()
+        {
             return Err(Error::invalid(format!("{target} of the image is a symbolic link")));
         }
         let mount = self.kernel.make(filesystem)?;
@@ -119,12 +143,17 @@ impl<K: Kernel> Builder<'_, K> {
         use std::os::unix::fs::{FileTypeExt, MetadataExt};
         for entry in std::fs::read_dir("/dev").what("list /dev")?.flatten() {
             let (Ok(data), Ok(name)) = (entry.metadata(), entry.file_name().into_string()) else { continue };
-            let known = DEVICES.iter().any(|&(device, ..)| device == name) || LINKS.iter().any(|&(link, _)| link == name);
+            let known =
+                DEVICES.iter().any(|&(device, ..)| device == name) || LINKS.iter().any(|&(link, _)| link == name);
             let kind = data.file_type();
             if known || name == "console" || !(kind.is_block_device() || kind.is_char_device()) {
                 continue;
             }
-            let device = Device { block: kind.is_block_device(), major: rustix::fs::major(data.rdev()), minor: rustix::fs::minor(data.rdev()) };
+            let device = Device {
+                block: kind.is_block_device(),
+                major: rustix::fs::major(data.rdev()),
+                minor: rustix::fs::minor(data.rdev()),
+            };
             self.kernel.make_device(dev, &name, device, data.mode() & 0o777)?;
         }
         Ok(())
@@ -167,7 +196,8 @@ impl<K: Kernel> Builder<'_, K> {
 
     fn mask(&self, path: &str) -> Result<()> {
         let Some(place) = self.root.find(path)? else { return Ok(()) };
-        let is_directory = rustix::fs::fstat(&place).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir());
+        let is_directory =
+            rustix::fs::fstat(&place).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir());
         let cover: OwnedFd = if is_directory {
             self.kernel.make(&Filesystem::new("tmpfs", &[("size", "4k")], Attributes::MOUNT_ATTR_RDONLY))?
         } else {

@@ -33,7 +33,12 @@ fn asked(mounts: Vec<Mount>) -> CreateContainerRequest {
 }
 
 fn tmpfs(destination: &str, options: &[&str]) -> Mount {
-    Mount { source: String::new(), destination: destination.into(), r#type: "tmpfs".into(), options: options.iter().map(|&o| o.into()).collect() }
+    Mount {
+        source: String::new(),
+        destination: destination.into(),
+        r#type: "tmpfs".into(),
+        options: options.iter().map(|&o| o.into()).collect(),
+    }
 }
 
 #[test]
@@ -71,7 +76,9 @@ fn standard_links_are_there() {
 #[test]
 fn asked_mounts_go_parents_first_and_with_their_options() {
     let image = Image::new();
-    let log = image.build(&asked(vec![tmpfs("/data/cache/deep", &[]), tmpfs("/data", &["size=1m", "noexec", "ro"])])).unwrap();
+    let log = image
+        .build(&asked(vec![tmpfs("/data/cache/deep", &[]), tmpfs("/data", &["size=1m", "noexec", "ro"])]))
+        .unwrap();
     let mine: Vec<&String> = log.iter().filter(|line| line.starts_with("/data")).collect();
     assert_eq!(mine, ["/data <- tmpfs [size=1m] rdonly,noexec", "/data/cache/deep <- tmpfs [] "]);
 }
@@ -109,16 +116,24 @@ fn paths_are_masked_and_made_readonly_last_and_only_where_they_exist() {
         readonly_paths: vec!["/proc/sys".into(), "/proc/bus".into()],
         ..Default::default()
     };
-    let request = CreateContainerRequest { isolation: Some(isolation.clone()), root: Some(RootFilesystem { readonly: true, ..Default::default() }), ..Default::default() };
+    let request = CreateContainerRequest {
+        isolation: Some(isolation.clone()),
+        root: Some(RootFilesystem { readonly: true, ..Default::default() }),
+        ..Default::default()
+    };
     let log = image.build(&request).unwrap();
-    assert_eq!(log[log.len() - 5..], [
-        "bind /proc/sys set rdonly",
-        "/proc/sys <- bind /proc/sys",
-        "/proc/kcore <- bind /dev/null",
-        "/proc/scsi <- tmpfs [size=4k] rdonly",
-        " set rdonly",
-    ]);
-    let privileged = CreateContainerRequest { isolation: Some(Isolation { privileged: true, ..isolation }), ..Default::default() };
+    assert_eq!(
+        log[log.len() - 5..],
+        [
+            "bind /proc/sys set rdonly",
+            "/proc/sys <- bind /proc/sys",
+            "/proc/kcore <- bind /dev/null",
+            "/proc/scsi <- tmpfs [size=4k] rdonly",
+            " set rdonly",
+        ]
+    );
+    let privileged =
+        CreateContainerRequest { isolation: Some(Isolation { privileged: true, ..isolation }), ..Default::default() };
     let open = Image::new().build(&privileged).unwrap();
     assert!(!open.iter().any(|line| line.contains("rdonly")), "{open:?}");
 }
@@ -126,7 +141,10 @@ fn paths_are_masked_and_made_readonly_last_and_only_where_they_exist() {
 #[test]
 fn the_working_directory_is_made() {
     let image = Image::new();
-    let request = CreateContainerRequest { process: Some(ProcessSpec { working_directory: "/srv/app".into(), ..Default::default() }), ..Default::default() };
+    let request = CreateContainerRequest {
+        process: Some(ProcessSpec { working_directory: "/srv/app".into(), ..Default::default() }),
+        ..Default::default()
+    };
     image.build(&request).unwrap();
     assert!(image.scratch.0.join("srv/app").is_dir());
 }
@@ -136,7 +154,8 @@ fn sysctls_are_written_below_proc_sys() {
     let image = Image::new();
     std::fs::create_dir_all(image.scratch.0.join("proc/sys")).unwrap();
     let sysctls = [("kernel.shmmax".to_owned(), "1000".to_owned())].into();
-    let request = CreateContainerRequest { isolation: Some(Isolation { sysctls, ..Default::default() }), ..Default::default() };
+    let request =
+        CreateContainerRequest { isolation: Some(Isolation { sysctls, ..Default::default() }), ..Default::default() };
     let log = image.build(&request).unwrap();
     assert!(log.contains(&"/proc/sys/kernel/shmmax = 1000".to_owned()), "{log:?}");
     for bad in ["", "a..b", "../x", "a/../../b", ".a"] {
@@ -149,6 +168,19 @@ fn sysctls_are_written_below_proc_sys() {
 fn mounts_of_unknown_kind_or_without_a_place_are_refused() {
     let image = Image::new();
     assert!(image.build(&asked(vec![tmpfs("relative", &[])])).is_err());
-    assert!(image.build(&asked(vec![Mount { r#type: "nfs".into(), destination: "/x".into(), ..Default::default() }])).is_err());
-    assert!(image.build(&asked(vec![Mount { r#type: "bind".into(), source: "/no/such/source".into(), destination: "/x".into(), ..Default::default() }])).is_err());
+    assert!(
+        image
+            .build(&asked(vec![Mount { r#type: "nfs".into(), destination: "/x".into(), ..Default::default() }]))
+            .is_err()
+    );
+    assert!(
+        image
+            .build(&asked(vec![Mount {
+                r#type: "bind".into(),
+                source: "/no/such/source".into(),
+                destination: "/x".into(),
+                ..Default::default()
+            }]))
+            .is_err()
+    );
 }

@@ -39,6 +39,7 @@ const SYS_removexattrat: i64 = 466;
 /// The newest call that the profile has an opinion on.
 const NEWEST: u32 = SYS_removexattrat as u32;
 
+#[rustfmt::skip]
 const ALLOWED: &[i64] = &[
     SYS_accept, SYS_accept4, SYS_access, SYS_adjtimex, SYS_alarm, SYS_bind, SYS_brk, SYS_cachestat, SYS_capget,
     SYS_capset, SYS_chdir, SYS_chmod, SYS_chown, SYS_clock_adjtime, SYS_clock_getres, SYS_clock_gettime,
@@ -86,6 +87,7 @@ const ALLOWED: &[i64] = &[
 ];
 
 /// Allowed with the capability alone.
+#[rustfmt::skip]
 const WITH_CAPABILITY: &[(&str, &[i64])] = &[
     ("DAC_READ_SEARCH", &[SYS_open_by_handle_at]),
     ("SYS_ADMIN", &[
@@ -133,7 +135,8 @@ pub fn program(capabilities: capability::Set) -> Result<Vec<sock_filter>> {
         for &family in SOCKET_FAMILIES {
             sockets.push(when(SeccompCmpOp::Eq, family)?);
         }
-        let personalities = PERSONALITIES.iter().map(|&value| when(SeccompCmpOp::Eq, value)).collect::<std::result::Result<_, _>>()?;
+        let personalities =
+            PERSONALITIES.iter().map(|&value| when(SeccompCmpOp::Eq, value)).collect::<std::result::Result<_, _>>()?;
         Ok((sockets, personalities, vec![when(SeccompCmpOp::MaskedEq(NAMESPACE_FLAGS), 0)?]))
     };
     let (sockets, personalities, clones) = conditional().map_err(broken)?;
@@ -142,7 +145,9 @@ pub fn program(capabilities: capability::Set) -> Result<Vec<sock_filter>> {
     if !admin {
         rules.insert(SYS_clone, clones);
     }
-    let filter = SeccompFilter::new(rules, SeccompAction::Errno(EPERM as u32), SeccompAction::Allow, TargetArch::x86_64).map_err(broken)?;
+    let filter =
+        SeccompFilter::new(rules, SeccompAction::Errno(EPERM as u32), SeccompAction::Allow, TargetArch::x86_64)
+            .map_err(broken)?;
     let profile: BpfProgram = filter.try_into().map_err(broken)?;
     let mut program = unknown_calls(admin);
     program.extend(profile.iter().map(|i| sock_filter { code: i.code, jt: i.jt, jf: i.jf, k: i.k }));
@@ -217,10 +222,37 @@ mod tests {
     #[test]
     fn everyday_calls_pass_and_dangerous_ones_do_not() {
         let p = default();
-        for call in [SYS_read, SYS_execve, SYS_openat, SYS_exit_group, SYS_setuid, SYS_capset, SYS_seccomp, SYS_prctl, SYS_chroot, SYS_mseal] {
+        for call in [
+            SYS_read,
+            SYS_execve,
+            SYS_openat,
+            SYS_exit_group,
+            SYS_setuid,
+            SYS_capset,
+            SYS_seccomp,
+            SYS_prctl,
+            SYS_chroot,
+            SYS_mseal,
+        ] {
             assert_eq!(verdict(&p, call, 0), ALLOW, "{call}");
         }
-        for call in [SYS_mount, SYS_unshare, SYS_setns, SYS_bpf, SYS_reboot, SYS_init_module, SYS_keyctl, SYS_add_key, SYS_userfaultfd, SYS_io_uring_setup, SYS_kexec_load, SYS_swapon, SYS_pivot_root, SYS_settimeofday, SYS_open_by_handle_at] {
+        for call in [
+            SYS_mount,
+            SYS_unshare,
+            SYS_setns,
+            SYS_bpf,
+            SYS_reboot,
+            SYS_init_module,
+            SYS_keyctl,
+            SYS_add_key,
+            SYS_userfaultfd,
+            SYS_io_uring_setup,
+            SYS_kexec_load,
+            SYS_swapon,
+            SYS_pivot_root,
+            SYS_settimeofday,
+            SYS_open_by_handle_at,
+        ] {
             assert_eq!(verdict(&p, call, 0), DENY, "{call}");
         }
     }
@@ -229,7 +261,9 @@ mod tests {
     fn clone_makes_threads_but_no_namespaces() {
         let p = default();
         assert_eq!(verdict(&p, SYS_clone, (CLONE_VM | CLONE_THREAD | SIGCHLD) as u64), ALLOW);
-        for flag in [CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP] {
+        for flag in
+            [CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWCGROUP]
+        {
             assert_eq!(verdict(&p, SYS_clone, (flag | SIGCHLD) as u64), DENY, "{flag:#x}");
         }
         assert_eq!(verdict(&p, SYS_clone3, 0), UNKNOWN);

@@ -115,7 +115,8 @@ pub fn on_host(control: &Path, stream: &Path) -> Result<()> {
     for directory in ["stage", "disks", "containers", "empty"] {
         std::fs::create_dir_all(state.join(directory)).what("create the state directory")?;
     }
-    let cgroups = Path::new(cgroup::MOUNT).join("cgroup.controllers").exists() && cgroup::prepare(&Linux, Path::new(cgroup::MOUNT)).is_ok();
+    let cgroups = Path::new(cgroup::MOUNT).join("cgroup.controllers").exists()
+        && cgroup::prepare(&Linux, Path::new(cgroup::MOUNT)).is_ok();
     runtime()?.block_on(async {
         let reaper = Reaper::default();
         let services = Services::new(agent(reaper.clone(), &state, cgroups.then(|| cgroup::MOUNT.into()), false));

@@ -46,7 +46,8 @@ enum Slot {
 
 impl Agent {
     pub fn new(workshop: Workshop, power: Power) -> Self {
-        let inner = Inner { workshop: Arc::new(workshop), identity: Arc::default(), power, containers: Mutex::default() };
+        let inner =
+            Inner { workshop: Arc::new(workshop), identity: Arc::default(), power, containers: Mutex::default() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -136,7 +137,10 @@ impl Agent {
 
     fn ready(&self) -> Vec<Arc<Container>> {
         let containers = self.containers();
-        containers.values().filter_map(|slot| if let Slot::Ready(container) = slot { Some(container.clone()) } else { None }).collect()
+        containers
+            .values()
+            .filter_map(|slot| if let Slot::Ready(container) = slot { Some(container.clone()) } else { None })
+            .collect()
     }
 }
 
@@ -271,7 +275,10 @@ fn check_create(request: &CreateContainerRequest) -> Result<()> {
     if request.hostname.len() > 64 || request.hostname.contains(['/', '\0', '\n', ' ']) {
         return Err(Error::invalid(format!("bad host name {:?}", request.hostname)));
     }
-    if request.mounts.len() > MAX_MOUNTS || isolation.masked_paths.len() > MAX_PATHS || isolation.readonly_paths.len() > MAX_PATHS {
+    if request.mounts.len() > MAX_MOUNTS
+        || isolation.masked_paths.len() > MAX_PATHS
+        || isolation.readonly_paths.len() > MAX_PATHS
+    {
         return Err(Error::invalid("too many mounts or paths"));
     }
     Ok(())
@@ -291,14 +298,21 @@ mod tests {
 
     #[test]
     fn requests_are_bounded() {
-        let good = CreateContainerRequest { container_id: "a".into(), process: Some(ProcessSpec::default()), ..Default::default() };
+        let good = CreateContainerRequest {
+            container_id: "a".into(),
+            process: Some(ProcessSpec::default()),
+            ..Default::default()
+        };
         assert!(check_create(&good).is_ok());
         let bad = [
             CreateContainerRequest { process: None, ..good.clone() },
             CreateContainerRequest { container_id: "../x".into(), ..good.clone() },
             CreateContainerRequest { hostname: "a\nb".into(), ..good.clone() },
             CreateContainerRequest { mounts: vec![Mount::default(); MAX_MOUNTS + 1], ..good.clone() },
-            CreateContainerRequest { isolation: Some(Isolation { masked_paths: vec![String::new(); MAX_PATHS + 1], ..Default::default() }), ..good },
+            CreateContainerRequest {
+                isolation: Some(Isolation { masked_paths: vec![String::new(); MAX_PATHS + 1], ..Default::default() }),
+                ..good
+            },
         ];
         for request in bad {
             assert_eq!(check_create(&request).unwrap_err().kind, Kind::Invalid);

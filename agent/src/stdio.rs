@@ -54,7 +54,11 @@ impl Ring {
     }
 
     /// Fills free space by one call of `read`.
-    fn fill<E>(&mut self, stream: Stream, read: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>) -> std::result::Result<usize, E> {
+    fn fill<E>(
+        &mut self,
+        stream: Stream,
+        read: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
+    ) -> std::result::Result<usize, E> {
         if self.bytes.is_empty() {
             self.bytes = vec![0; RING];
         }
@@ -71,7 +75,12 @@ impl Ring {
 
     fn chunk_at(&self, offset: u64) -> Option<Chunk> {
         if offset >= self.end {
-            return (self.writers == 0).then_some(Chunk { offset, stream: Stream::Unspecified, data: Bytes::new(), eof: true });
+            return (self.writers == 0).then_some(Chunk {
+                offset,
+                stream: Stream::Unspecified,
+                data: Bytes::new(),
+                eof: true,
+            });
         }
         let next = self.segments.partition_point(|&(first, _)| first <= offset);
         let (_, stream) = *self.segments.get(next.checked_sub(1)?)?;
@@ -146,7 +155,10 @@ impl Output {
     pub fn attach(self: &Arc<Self>, from: u64) -> Result<OutputReader> {
         let mut ring = self.lock();
         if from < ring.start || from > ring.end {
-            return Err(Error::invalid(format!("offset {from} is outside what is kept, {} to {}", ring.start, ring.end)));
+            return Err(Error::invalid(format!(
+                "offset {from} is outside what is kept, {} to {}",
+                ring.start, ring.end
+            )));
         }
         if ring.acknowledge(from) {
             self.space.send_replace(());
@@ -157,7 +169,13 @@ impl Output {
             *n += 1;
             number = *n;
         });
-        Ok(OutputReader { output: self.clone(), offset: from, number, news: self.news.subscribe(), readers: self.readers.subscribe() })
+        Ok(OutputReader {
+            output: self.clone(),
+            offset: from,
+            number,
+            news: self.news.subscribe(),
+            readers: self.readers.subscribe(),
+        })
     }
 }
 

@@ -20,7 +20,9 @@ fn text(ring: &Ring, offset: u64) -> (u64, Stream, Vec<u8>) {
 #[test]
 fn streams_keep_their_order_and_their_names() {
     let mut ring = Ring { writers: 1, ..Ring::default() };
-    for (stream, data) in [(Stream::Stdout, &b"one"[..]), (Stream::Stdout, b"two"), (Stream::Stderr, b"err"), (Stream::Stdout, b"three")] {
+    for (stream, data) in
+        [(Stream::Stdout, &b"one"[..]), (Stream::Stdout, b"two"), (Stream::Stderr, b"err"), (Stream::Stdout, b"three")]
+    {
         fill(&mut ring, stream, data);
     }
     assert_eq!(text(&ring, 0), (0, Stream::Stdout, b"onetwo".to_vec()));

@@ -41,13 +41,18 @@ impl StreamService for Agent {
         Ok(Response::new(Receiver(receiver)))
     }
 
-    async fn write_input(&self, request: Request<Streaming<WriteInputRequest>>) -> Result<Response<WriteInputResponse>, Status> {
+    async fn write_input(
+        &self,
+        request: Request<Streaming<WriteInputRequest>>,
+    ) -> Result<Response<WriteInputResponse>, Status> {
         let mut requests = request.into_inner();
         let mut process = None;
         let mut accepted_bytes = 0;
         while let Some(piece) = requests.message().await? {
             if piece.data.len() > CHUNK {
-                return Err(Error::invalid(format!("{} bytes in one piece are more than {CHUNK}", piece.data.len())).into());
+                return Err(
+                    Error::invalid(format!("{} bytes in one piece are more than {CHUNK}", piece.data.len())).into()
+                );
             }
             let process = match &process {
                 Some(process) => process,

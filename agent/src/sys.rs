@@ -87,9 +87,7 @@ pub fn fork() -> Result<Option<u32>> {
 }
 
 pub fn execve(program: &CStr, argv: &[CString], env: &[CString]) -> Error {
-    let pointers = |list: &[CString]| {
-        list.iter().map(|a| a.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>()
-    };
+    let pointers = |list: &[CString]| list.iter().map(|a| a.as_ptr()).chain([std::ptr::null()]).collect::<Vec<_>>();
     let (argv, env) = (pointers(argv), pointers(env));
     // SAFETY: both arrays end in null and point to strings that outlive the call.
     unsafe { libc::execve(program.as_ptr(), argv.as_ptr(), env.as_ptr()) };
@@ -124,9 +122,7 @@ pub fn decode_status(status: i32) -> (i32, i32) {
 
 pub fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     // SAFETY: no pointer is passed.
-    check(unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0)
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, std::ptr::null::<u8>(), 0) })?;
     Ok(())
 }
 
@@ -169,8 +165,7 @@ pub fn wait_signal() -> i32 {
 }
 
 pub fn mount_setattr(at: BorrowedFd<'_>, recursive: bool, set: u64, clear: u64) -> Result<()> {
-    let attributes =
-        libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
+    let attributes = libc::mount_attr { attr_set: set, attr_clr: clear, propagation: 0, userns_fd: 0 };
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the structure and its size are passed together and live across the call.
     check(unsafe {
@@ -207,14 +202,9 @@ pub fn set_rlimit(resource: u32, soft: u64, hard: u64) -> Result<()> {
 
 /// Installs a seccomp filter on the calling thread. Without no_new_privs this needs CAP_SYS_ADMIN.
 pub fn install_seccomp(program: &[libc::sock_filter]) -> Result<()> {
-    let program = libc::sock_fprog {
-        len: program.len() as u16,
-        filter: program.as_ptr().cast_mut(),
-    };
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
     // SAFETY: the kernel reads `len` instructions behind `filter`, both of which live across the call.
-    check(unsafe {
-        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program)
-    })?;
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &program) })?;
     Ok(())
 }
 
@@ -223,9 +213,7 @@ pub fn keep_bounding(keep: u64) -> Result<()> {
     for capability in 0..64_u64 {
         if keep & (1 << capability) == 0 {
             // SAFETY: no pointer is passed. EINVAL marks the end of what this kernel knows.
-            let dropped = check(
-                unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into(),
-            );
+            let dropped = check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into());
             if dropped.is_err_and(|cause| cause.raw_os_error() != Some(libc::EINVAL)) {
                 return Err(Error::last_os_error());
             }

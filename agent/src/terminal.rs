@@ -7,7 +7,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
 use rustix::pty::OpenptFlags;
 use rustix::termios::Winsize;
 
@@ -32,7 +34,8 @@ pub fn open(size: Option<&TerminalSize>, user: &User) -> Result<(OwnedFd, OwnedF
         return Err(Error::internal("/dev/pts of the container is not a devpts"));
     }
     rustix::pty::unlockpt(&master).what("unlock the terminal")?;
-    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).what("open the terminal")?;
+    let slave = rustix::pty::ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .what("open the terminal")?;
     if let Some(size) = size.filter(|size| size.rows > 0 && size.columns > 0) {
         rustix::termios::tcsetwinsize(&slave, window(size)).what("size the terminal")?;
     }

@@ -131,7 +131,8 @@ fn a_thousand_reconnects_lose_and_repeat_nothing_of_100_mb() {
                 writer.write_all(&torn[..(number as usize * 7) % torn.len()]).unwrap();
             }
             let mut connection = Host::open(&host, &nonce, offset);
-            let wanted = if number + 1 == CONNECTIONS { TOTAL - offset } else { (TOTAL - offset).min(TOTAL / CONNECTIONS) };
+            let wanted =
+                if number + 1 == CONNECTIONS { TOTAL - offset } else { (TOTAL - offset).min(TOTAL / CONNECTIONS) };
             if (connection.data.len() as u64) < wanted {
                 connection.read_until(|event, have| {
                     assert_eq!(event, None, "a flag in the middle of a connection");

@@ -44,7 +44,9 @@ pub fn resolve(wanted: &str, additional: &[String], passwd: &[u8], group: &[u8])
     let (uid, mut gid, home) = match (&listed, number) {
         (Some(entry), _) => (entry.uid, entry.gid, entry.home),
         (None, Some(uid)) => (uid, 0, ""),
-        (None, None) => return Err(Error::invalid(format!("unable to find user {user_part}: no matching entries in passwd file"))),
+        (None, None) => {
+            return Err(Error::invalid(format!("unable to find user {user_part}: no matching entries in passwd file")));
+        }
     };
 
     let mut supplementary = Vec::new();
@@ -72,7 +74,9 @@ fn find_group(wanted: &str, group: &str) -> Result<u32> {
         return Ok(gid);
     }
     let found = group.lines().filter_map(parse_group).find(|entry| entry.name == wanted);
-    found.map(|entry| entry.gid).ok_or_else(|| Error::invalid(format!("unable to find group {wanted}: no matching entries in group file")))
+    found
+        .map(|entry| entry.gid)
+        .ok_or_else(|| Error::invalid(format!("unable to find group {wanted}: no matching entries in group file")))
 }
 
 fn parse_id(text: &str) -> Result<Option<u32>> {
@@ -143,8 +147,14 @@ mod tests {
 
     #[test]
     fn unknown_names_are_told_in_dockers_words() {
-        assert_eq!(resolve("eve", &[], PASSWD, GROUP).unwrap_err().message, "unable to find user eve: no matching entries in passwd file");
-        assert_eq!(resolve("ada:eve", &[], PASSWD, GROUP).unwrap_err().message, "unable to find group eve: no matching entries in group file");
+        assert_eq!(
+            resolve("eve", &[], PASSWD, GROUP).unwrap_err().message,
+            "unable to find user eve: no matching entries in passwd file"
+        );
+        assert_eq!(
+            resolve("ada:eve", &[], PASSWD, GROUP).unwrap_err().message,
+            "unable to find group eve: no matching entries in group file"
+        );
         assert!(resolve("4294967295", &[], PASSWD, GROUP).is_err());
         assert!(resolve("-1", &[], PASSWD, GROUP).is_err());
     }
