@@ -44,8 +44,16 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout_s: float = D
 class Hyper:
     """One hyper on this host. Paths are short (UNIX sockets) and passable for QEMU's user (not below pytest's 0700)."""
 
-    def __init__(self, *, accel: str = "tcg", settings: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *, accel: str = "tcg", settings: dict[str, str] | None = None, tmpfs_mib: int = 0
+    ) -> None:
+        """``tmpfs_mib``: keep everything on a file system of just that size."""
         self.home = Path(tempfile.mkdtemp(prefix="hyper-t-", dir="/var/tmp"))
+        self._tmpfs = bool(tmpfs_mib)
+        if tmpfs_mib:
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={tmpfs_mib}m", "none", self.home], check=True
+            )
         self.home.chmod(0o711)
         self.state_dir = self.home / "state"
         self.run_dir = self.home / "run"
@@ -154,6 +162,8 @@ class Hyper:
         for pid in self.qemu_processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self._tmpfs:
+            subprocess.run(["umount", "-l", self.home], check=True)
         shutil.rmtree(self.home, ignore_errors=True)
 
     def _answers_or_ended(self) -> bool:
@@ -168,10 +178,12 @@ class Hyper:
 
 
 @contextlib.contextmanager
-def hyper(*, accel: str = "tcg", settings: dict[str, str] | None = None) -> Iterator[Hyper]:
+def hyper(
+    *, accel: str = "tcg", settings: dict[str, str] | None = None, tmpfs_mib: int = 0
+) -> Iterator[Hyper]:
     """A running one; everything of it is gone afterwards."""
     require_private_network()
-    host = Hyper(accel=accel, settings=settings)
+    host = Hyper(accel=accel, settings=settings, tmpfs_mib=tmpfs_mib)
     try:
         host.start()
         yield host

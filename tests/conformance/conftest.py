@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The product as a black box: a daemon, the command, a registry on loopback. Nothing here imports hyperd."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import images
+from tests.harness import Hyper, hyper
+
+
+@pytest.fixture(scope="session")
+def shared() -> Iterator[Hyper]:
+    with hyper() as host:
+        yield host
+
+
+@pytest.fixture
+def host(shared: Hyper) -> Iterator[Hyper]:
+    """The suite's daemon; the test leaves neither containers nor images behind."""
+    yield shared
+    containers = shared.ok("ps", "-aq").split()
+    if containers:
+        shared.ok("rm", "-f", *containers)
+    stored = sorted(set(shared.ok("images", "-q", "--no-trunc").split()))
+    if stored:
+        shared.ok("rmi", "-f", *stored)
+    assert not shared.leaks()
+
+
+@pytest.fixture
+async def hub(tmp_path: Path) -> AsyncIterator[images.Registry]:
+    async with images.registry(tmp_path) as registry:
+        yield registry
