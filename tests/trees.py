@@ -44,7 +44,7 @@ json.dump(tree, sys.stdout)
 
 async def tree_of(layers: Sequence[Path], work: Path) -> dict[str, dict[str, Any]]:
     """Layers lowest first; path -> kind (as in `ls -l`), mode, uid, gid, links, mtime, xattrs, data or target."""
-    work.mkdir(exist_ok=True)  # noqa: ASYNC240  # a test
+    work.mkdir(exist_ok=True)  # a test
     argv = ["unshare", "--mount", "--propagation=private", sys.executable, "-c", _LOOK, str(work)]
     finished = await process.run([*argv, *map(str, layers)], timeout_s=60)
     assert finished.returncode == 0, finished.stderr_tail

@@ -53,9 +53,9 @@ async def pull(store, name, **options) -> Image:
 
 async def wait_for(path: Path) -> str:
     async with asyncio.timeout(20):
-        while not (path.is_file() and path.read_text().strip()):  # noqa: ASYNC110, ASYNC240  # another process writes it
+        while not (path.is_file() and path.read_text().strip()):  # another process writes it
             await asyncio.sleep(0.01)
-    return path.read_text().strip()  # noqa: ASYNC240  # a test
+    return path.read_text().strip()  # a test
 
 
 def is_alive(pid: str) -> bool:

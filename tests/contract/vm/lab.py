@@ -90,5 +90,5 @@ def short_directory() -> Iterator[Path]:
 async def eventually(condition: Callable[[], bool], *, timeout_s: float = 15) -> None:
     """For what has no event of its own to wait for."""
     async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - a file or a process, which cannot be awaited
+        while not condition():
             await asyncio.sleep(0.01)

@@ -38,7 +38,7 @@ def children() -> list[int]:
 
 async def gone(pid: int) -> None:
     async with asyncio.timeout(10):
-        while Path(f"/proc/{pid}").exists():  # noqa: ASYNC110, ASYNC240 - nobody tells us
+        while Path(f"/proc/{pid}").exists():
             await asyncio.sleep(0.005)
 
 
@@ -67,7 +67,7 @@ async def test_an_orphan_is_reaped_as_soon_as_it_is_dead() -> None:
     async with Reaper(tick_s=600):
         finished = await process.run_checked([sys.executable, "-c", DAEMONIZE], timeout_s=20)
         pid = int(finished.stdout)
-        assert f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{pid}/status").read_text()  # noqa: ASYNC240
+        assert f"PPid:\t{os.getpid()}\n" in Path(f"/proc/{pid}/status").read_text()
         os.kill(pid, signal.SIGKILL)
         await gone(pid)
 

@@ -67,7 +67,7 @@ async def test_consoles_of_running_vms_are_kept_short(tmp_path: Path) -> None:
     with consoles.kept_short():
         console.write_bytes(b"x" * (2 * CONSOLE_LIMIT_BYTES))
         async with asyncio.timeout(10):
-            while console.stat().st_blocks * 512 > CONSOLE_LIMIT_BYTES:  # noqa: ASYNC110 - nobody tells us
+            while console.stat().st_blocks * 512 > CONSOLE_LIMIT_BYTES:
                 await asyncio.sleep(0.01)
     consoles.remove(SandboxId("a"))
     consoles.remove(SandboxId("a"))

@@ -47,9 +47,9 @@ def test_a_bad_pid_file_finds_nothing(tmp_path: Path, text: str) -> None:
 async def test_a_cancelled_wait_leaves_no_descriptor(tmp_path: Path) -> None:
     (tmp_path / "hyper-0.pid").write_text(str(os.getpid()))
     found = QemuProcess(os.getpid(), os.pidfd_open(os.getpid()))
-    before = len(list(Path("/proc/self/fd").iterdir()))  # noqa: ASYNC240 - procfs
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await found.wait_gone()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before  # noqa: ASYNC240
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
     found.close()
