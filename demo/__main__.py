@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shows hyper at its main job: a real image, pulled from a registry, in a microVM of its own.
 
-Uses the daemon that runs, if one does. Else everything happens in a network namespace of the demo's own, with a daemon
-of its own, so that the host's network is left as it was.
+Uses the daemon that runs, if one does. Else everything happens in a network namespace and a directory of the demo's
+own, with a daemon that is no business of systemd's, so that the host's network and /var/lib/hyper stay as they were.
 """
 
 import contextlib
 import os
 import platform
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,9 @@ from demo import image
 
 ROOT = Path(__file__).resolve().parent.parent
 HYPER = str(Path(sys.executable).parent / "hyper")
-SOCKET = Path("/run/hyper/hyperd.sock")
+ADDRESS = "HYPER_HOST"  # where the command looks for its daemon
+SOCKET = Path(os.environ.get(ADDRESS, "/run/hyper/hyperd.sock").removeprefix("unix:").replace("//", "/"))
+PREPARED_CACHE = Path("/var/lib/hyper/libvirt/cache")  # set-up filled it: QEMU need not be probed again
 INSIDE = "HYPER_DEMO_INSIDE"
 NAME = f"demo-{os.getpid()}"
 
@@ -106,11 +109,25 @@ def _daemon() -> Iterator[None]:
         _say("a daemon runs already: it is used")
         yield
         return
-    _hyper("daemon", "start")
+    home = Path(tempfile.mkdtemp(prefix="hyper-demo-", dir="/var/tmp"))  # short: sockets lie below it
     try:
-        yield
+        home.chmod(0o711)  # QEMU's user passes
+        if PREPARED_CACHE.is_dir():
+            shutil.copytree(PREPARED_CACHE, home / "state/libvirt/cache")
+        os.environ[ADDRESS] = f"unix://{home}/run/hyperd.sock"
+        _hyper(*start_arguments(home))
+        try:
+            yield
+        finally:
+            _hyper("daemon", "stop")
     finally:
-        _hyper("daemon", "stop")
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def start_arguments(home: Path) -> list[str]:
+    """Arguments for hyperd keep `daemon start` from asking systemd, whose hyperd has the host's network."""
+    flags = (f"daemon.state_dir={home}/state", f"daemon.run_dir={home}/run")
+    return ["daemon", "start", "--log", f"{home}/log", "--", *(f"--set={flag}" for flag in flags)]
 
 
 @contextlib.contextmanager
