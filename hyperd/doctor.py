@@ -2,11 +2,14 @@
 """Every requirement of hyper held against this host, each with what to do about it."""
 
 import asyncio
+import grp
+import json
 import os
 import platform
 import pwd
 import re
 import shutil
+import stat
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
@@ -19,12 +22,16 @@ from hyperd.sandbox import Choice
 
 _SET_UP = "run `make setup` in the checkout, or install again"
 _MIN_FREE_MIB = 2048
+_KVM = Path("/dev/kvm")
+_LINKS = Path("/sys/class/net")
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 async def check_host(config: Config, choice: Choice | None) -> list[HostCheck]:
     """All checks, in the order in which they matter. ``choice``: what the accelerator's probe found, if it has run."""
     checks: Sequence[Callable[[Config], Coroutine[None, None, HostCheck]]] = (
-        _root, _qemu, _libvirt, _qemu_user, _kernel, _agent, _mkfs_erofs, _skopeo, _mkfs_ext4, _nft, _tun, _disk,
+        _root, _qemu, _libvirt, _qemu_user, _kvm, _kernel, _agent, _mkfs_erofs, _skopeo, _mkfs_ext4,
+        _nft, _tun, _forwarding, _firewall, _socket, _disk,
     )  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(check(config)) for check in checks]
@@ -40,7 +47,7 @@ def worst(checks: Sequence[HostCheck]) -> CheckLevel:
 
 def _accelerator(config: Config, choice: Choice | None) -> HostCheck:
     if choice is None:
-        device = "is there" if Path("/dev/kvm").exists() else "is not there"
+        device = "is there" if _KVM.exists() else "is not there"
         return HostCheck(
             "accelerator",
             CheckLevel.WARNING,
@@ -63,8 +70,9 @@ async def _root(_config: Config) -> HostCheck:
     if os.geteuid() == 0:
         return HostCheck("user", CheckLevel.OK, "root")
     return HostCheck(
-        "user", CheckLevel.FAILED, f"uid {os.geteuid()}", "hyperd needs root for taps and mounts of its own"
-    )
+        "user", CheckLevel.FAILED, f"uid {os.geteuid()}",
+        "hyperd needs root for bridge and taps, and to run QEMU as another user",
+    )  # fmt: skip
 
 
 async def _qemu(_config: Config) -> HostCheck:
@@ -114,6 +122,36 @@ async def _qemu_user(config: Config) -> HostCheck:
     return HostCheck("qemu user", CheckLevel.OK, user)
 
 
+async def _kvm(config: Config) -> HostCheck:
+    try:
+        groups = os.getgrouplist(config.vm.qemu_user, grp.getgrnam(config.vm.qemu_group).gr_gid)
+        uid = pwd.getpwnam(config.vm.qemu_user).pw_uid
+    except KeyError as error:
+        return HostCheck("kvm device", CheckLevel.FAILED, str(error.args[0]), _SET_UP)
+    return judge_kvm(config, _find_status(_KVM), uid, frozenset(groups))
+
+
+def judge_kvm(config: Config, device: os.stat_result | None, uid: int, groups: frozenset[int]) -> HostCheck:
+    """Whether QEMU's user may open /dev/kvm; ``device`` None when there is none."""
+    level = {"tcg": CheckLevel.OK, "kvm": CheckLevel.FAILED}.get(config.vm.accel, CheckLevel.WARNING)
+    if device is None:
+        return HostCheck(
+            "kvm device", level, f"{_KVM} is not there", "modprobe kvm_intel or kvm_amd, where the CPU can"
+        )
+    mode = device.st_mode
+    needed = (
+        stat.S_IRUSR | stat.S_IWUSR if device.st_uid == uid
+        else stat.S_IRGRP | stat.S_IWGRP if device.st_gid in groups
+        else stat.S_IROTH | stat.S_IWOTH
+    )  # fmt: skip
+    if mode & needed == needed:
+        return HostCheck("kvm device", CheckLevel.OK, f"{config.vm.qemu_user} may open {_KVM}")
+    return HostCheck(
+        "kvm device", level, f"{config.vm.qemu_user} may not open {_KVM} (mode {stat.S_IMODE(mode):04o})",
+        f"chgrp {config.vm.qemu_group} {_KVM}; chmod 660 {_KVM} (udev does so where it runs)",
+    )  # fmt: skip
+
+
 async def _kernel(config: Config) -> HostCheck:
     return _file_check("guest kernel", config.vm.kernel)
 
@@ -144,6 +182,87 @@ async def _tun(_config: Config) -> HostCheck:
     return HostCheck("tun", CheckLevel.FAILED, "/dev/net/tun cannot be opened", "load the kernel module tun")
 
 
+async def _forwarding(config: Config) -> HostCheck:
+    bridge = _find_status(_LINKS / config.network.bridge)
+    return judge_forwarding(_read(_FORWARDING), bridge_exists=bridge is not None)
+
+
+def judge_forwarding(text: str, *, bridge_exists: bool) -> HostCheck:
+    if text.strip() == "1":
+        return HostCheck("forwarding", CheckLevel.OK, "net.ipv4.ip_forward is 1")
+    if not bridge_exists:
+        return HostCheck(
+            "forwarding", CheckLevel.OK, "net.ipv4.ip_forward is 0; hyperd sets it to 1 at its start"
+        )
+    return HostCheck(
+        "forwarding", CheckLevel.WARNING, "net.ipv4.ip_forward is 0: guests have no way out",
+        "sysctl -w net.ipv4.ip_forward=1, or restart hyperd; find out who set it to 0",
+    )  # fmt: skip
+
+
+async def _firewall(config: Config) -> HostCheck:
+    try:
+        chains = await run(["nft", "-j", "list", "chains"], timeout_s=10)
+        rules = [
+            (await run(["nft", "list", "chain", family, table, chain], timeout_s=10)).stdout.decode(
+                errors="replace"
+            )
+            for family, table, chain in (*dropping_chains(chains.stdout), ("ip", "filter", "DOCKER-USER"))
+        ]
+    except HyperError as error:
+        return HostCheck("firewall", CheckLevel.WARNING, error.brief, "install nftables")
+    return judge_firewall(dropping_chains(chains.stdout), "\n".join(rules), config.network.bridge)
+
+
+def dropping_chains(listing: bytes) -> list[tuple[str, str, str]]:
+    """Family, table and name of what drops forwarded packets that it does not know: Docker's does."""
+    try:
+        objects = json.loads(listing or b"{}").get("nftables", [])
+    except ValueError:
+        return []
+    chains = (item["chain"] for item in objects if "chain" in item)
+    return [
+        (chain["family"], chain["table"], chain["name"])
+        for chain in chains
+        if chain.get("hook") == "forward"
+        and chain.get("policy") == "drop"
+        and chain["family"] in ("ip", "inet")
+    ]
+
+
+def judge_firewall(dropping: Sequence[tuple[str, str, str]], rules: str, bridge: str) -> HostCheck:
+    """``rules``: of these chains and of DOCKER-USER, in which an administrator may have let the bridge through."""
+    let_through = re.search(rf'iifname "{re.escape(bridge)}".*accept', rules)
+    if not dropping or let_through:
+        return HostCheck("firewall", CheckLevel.OK, f"packets of {bridge} are forwarded")
+    names = ", ".join(" ".join(chain) for chain in dropping)
+    place = "DOCKER-USER" if "chain DOCKER-USER" in rules else "FORWARD"
+    return HostCheck(
+        "firewall", CheckLevel.WARNING, f"forwarded packets are dropped by default ({names}): guests have no way out",
+        f"iptables -I {place} -i {bridge} -j ACCEPT; "
+        f"iptables -I {place} -o {bridge} -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT",
+    )  # fmt: skip
+
+
+async def _socket(config: Config) -> HostCheck:
+    group = config.daemon.socket_group
+    directory = config.socket.parent
+    if directory.exists() and not directory.stat().st_mode & stat.S_IXOTH:
+        return HostCheck(
+            "socket", CheckLevel.WARNING, f"only root passes {directory}", f"chmod o+x {directory}"
+        )
+    try:
+        members = grp.getgrnam(group).gr_mem
+    except KeyError:
+        return HostCheck(
+            "socket", CheckLevel.WARNING, f"there is no group {group}: {config.socket} is for root alone",
+            f"groupadd --system {group}; usermod -aG {group} USER; then restart hyperd. Who is in it is root in effect",
+        )  # fmt: skip
+    return HostCheck(
+        "socket", CheckLevel.OK, f"{config.socket}, for root and {group} ({', '.join(members) or 'nobody'})"
+    )
+
+
 async def _disk(config: Config) -> HostCheck:
     place = next(
         path for path in (config.daemon.state_dir, *config.daemon.state_dir.parents) if path.exists()
@@ -157,6 +276,20 @@ async def _disk(config: Config) -> HostCheck:
     return HostCheck(
         "disk space", CheckLevel.OK, f"{free_mib / 1024:.1f} GiB free for {config.daemon.state_dir}"
     )
+
+
+def _find_status(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def _file_check(name: str, path: Path) -> HostCheck:
