@@ -2,14 +2,16 @@
 """Writable disks as sparse files on the host's filesystem.
 
     ROOT/templates/ext4-KEY.img            made once; KEY names the size and how it was made
-    ROOT/sandboxes/ID/writable.img         a sparse copy, mode 0600, owned by QEMU's user
+    ROOT/sandboxes/ID/writable.img         a sparse copy, mode 0600, owned by the user of the sandbox's QEMU
 
 mkfs.ext4 runs once per size and never on the way to a start: a start copies the few blocks that an empty ext4 has.
 """
 
 import asyncio
 import hashlib
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
@@ -41,10 +43,14 @@ _ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,127}")
 
 
 class LocalStorage:
-    """``owner`` is QEMU's (uid, gid); None leaves the files to the daemon's own user."""
+    """``owner_of`` tells the (uid, gid) of a sandbox's QEMU; None leaves the files to the daemon's own user."""
 
     def __init__(
-        self, root: Path, *, size_bytes: int = DEFAULT_SIZE_BYTES, owner: tuple[int, int] | None = None
+        self,
+        root: Path,
+        *,
+        size_bytes: int = DEFAULT_SIZE_BYTES,
+        owner_of: Callable[[SandboxId], tuple[int, int]] | None = None,
     ) -> None:
         if size_bytes < MINIMUM_SIZE_BYTES:
             raise InvalidError(
@@ -54,7 +60,7 @@ class LocalStorage:
         self._templates = root / "templates"
         self._sandboxes = root / "sandboxes"
         self._size_bytes = size_bytes - size_bytes % 4096
-        self._owner = owner
+        self._owner_of = owner_of
         key = hashlib.sha256(repr((self._size_bytes, MKFS_OPTIONS)).encode()).hexdigest()[:16]
         self._template = self._templates / f"ext4-{key}.img"
         self._workers = Workers("storage", 2)
@@ -121,14 +127,17 @@ class LocalStorage:
 
     def _create(self, sandbox_id: SandboxId) -> Path:
         disk = self._disk(sandbox_id)
+        owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
         with files.file_errors(disk):
             if disk.is_file():
+                if owner is not None:  # the configuration may have changed since it was made
+                    os.chown(disk, *owner, follow_symlinks=False)
                 return disk
             existed = disk.parent.is_dir()
             try:
                 self._require_space(self._sandboxes)
                 files.make_directory(disk.parent, 0o711)
-                files.copy_sparse(self._template, disk, mode=0o600, owner=self._owner)
+                files.copy_sparse(self._template, disk, mode=0o600, owner=owner)
             except BaseException:
                 if not existed:
                     files.remove_tree(disk.parent)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.errors import InvalidError, UnavailableError
-from hyperd.model.vm import Accelerator
+from hyperd.model.vm import OWN_UIDS, Accelerator
 from hyperd.vm.libvirt.platform import X86_64, Platform
 
 # `<root>/lib/qemu/domain-ID-NAME/monitor.sock`, NAME cut to 20 characters, must fit into sun_path (108 bytes).
@@ -41,6 +41,9 @@ class LibvirtSettings:
     root: Path
     qemu_user: str = "libvirt-qemu"
     qemu_group: str = "libvirt-qemu"
+    own_uids: bool = (
+        False  # each QEMU runs under a uid of its own instead of qemu_user's; see model.vm.own_uid
+    )
     uri: str = ""  # "": embedded in this process, under ``root``
     kvm_driver: str = "kvm"  # libvirt's domain types
     tcg_driver: str = "qemu"
@@ -90,10 +93,14 @@ def write_configuration(settings: LibvirtSettings) -> None:
                 subject=str(program),
                 hint="Debian's packages qemu-system-x86 and qemu-system-data have it",
             )
-    uid, groups = _identity(settings)
+    uid, gid = _identity(settings)
+    groups = frozenset(os.getgrouplist(settings.qemu_user, gid))
     try:
         (root / "etc").mkdir(parents=True, exist_ok=True)
-        _require_searchable(root, uid, groups)
+        if settings.own_uids:
+            _require_searchable(root, OWN_UIDS.start, frozenset({gid}))
+        else:
+            _require_searchable(root, uid, groups)
         # libvirt checks /dev/kvm with the rights of `user`, but its capability probe may open it whatever its mode
         # (CAP_DAC_OVERRIDE). Where the two disagree it declares its cache stale at every single start: 17 s instead of
         # 0.1 s. Then the probes get the rights they take anyway. No VM is touched by this: each names its own user.
@@ -107,7 +114,7 @@ def write_configuration(settings: LibvirtSettings) -> None:
         ) from error
 
 
-def _identity(settings: LibvirtSettings) -> tuple[int, frozenset[int]]:
+def _identity(settings: LibvirtSettings) -> tuple[int, int]:
     try:
         user = pwd.getpwnam(settings.qemu_user)
         group = grp.getgrnam(settings.qemu_group)
@@ -117,7 +124,7 @@ def _identity(settings: LibvirtSettings) -> tuple[int, frozenset[int]]:
             subject=f"{settings.qemu_user}:{settings.qemu_group}",
             hint="Debian's package libvirt-daemon-driver-qemu makes libvirt-qemu; or set another one",
         ) from error
-    return user.pw_uid, frozenset(os.getgrouplist(settings.qemu_user, group.gr_gid))
+    return user.pw_uid, group.gr_gid
 
 
 def _require_searchable(path: Path, uid: int, groups: frozenset[int]) -> None:

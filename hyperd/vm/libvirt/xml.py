@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from hyperd.model.vm import Accelerator, Channel, Disk, Nic, SandboxId, VmDefinition
+from hyperd.model.vm import Accelerator, Channel, Disk, Nic, SandboxId, VmDefinition, own_uid
 from hyperd.vm.libvirt.limits import require_possible
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
@@ -89,7 +89,8 @@ def _render_machine(domain: ET.Element, definition: VmDefinition, settings: Libv
     ET.SubElement(domain, "clock", offset="utc")
     # The user is named here whatever qemu.conf says, and no file of ours is ever relabelled for a VM.
     label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
-    _add(label, "label", text=f"{settings.qemu_user}:{settings.qemu_group}")
+    user = f"+{own_uid(definition.sandbox_id)}" if settings.own_uids else settings.qemu_user
+    _add(label, "label", text=f"{user}:{settings.qemu_group}")
     for event in ("on_poweroff", "on_reboot", "on_crash"):
         _add(domain, event, text="destroy")
 

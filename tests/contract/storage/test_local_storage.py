@@ -128,3 +128,21 @@ async def test_the_fake_fails_when_told():
     with pytest.raises(ExhaustedError):
         await storage.create_writable(BOX)
     assert await storage.list_sandboxes() == set()
+
+
+@pytest.mark.parametrize("earlier", [70001, 70003])
+async def test_each_disk_belongs_to_its_sandboxs_user_also_after_the_configuration_changed(tmp_path, earlier):
+    for uid in (earlier, 70001):
+        uids = {BOX: uid, OTHER: 70002}
+        local = LocalStorage(tmp_path, size_bytes=64 << 20, owner_of=owner_among(uids))
+        try:
+            for sandbox_id in (BOX, OTHER):
+                status = (await local.create_writable(sandbox_id)).stat()
+                assert (status.st_uid, status.st_gid) == (uids[sandbox_id], 70000)
+                assert status.st_mode & 0o777 == 0o600
+        finally:
+            local.close()
+
+
+def owner_among(uids):
+    return lambda sandbox_id: (uids[sandbox_id], 70000)

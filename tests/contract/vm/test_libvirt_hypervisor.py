@@ -3,6 +3,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import grp
 import os
 import pwd
 import shutil
@@ -18,7 +20,7 @@ import pytest
 from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.host import process
 from hyperd.host.reaper import Reaper
-from hyperd.model.vm import Disk, DiskFormat, Nic, SandboxId, VmGoneCause
+from hyperd.model.vm import Disk, DiskFormat, Nic, SandboxId, VmGoneCause, own_uid
 from hyperd.vm import console_tail
 from hyperd.vm.libvirt import LibvirtHypervisor
 from tests.contract.vm.lab import Lab, eventually, new_id, short_directory
@@ -69,6 +71,28 @@ async def test_qemu_has_no_rights(hypervisor: LibvirtHypervisor, lab: Lab) -> No
     await hypervisor.destroy(vm.sandbox_id)
 
 
+async def test_a_qemu_under_a_uid_of_its_own_opens_its_own_disk_and_nobody_elses(lab: Lab) -> None:
+    settings = dataclasses.replace(lab.settings, own_uids=True)
+    one, two = new_id(), new_id()
+    disks = {}
+    for sandbox_id in (one, two):
+        path = lab.path / sandbox_id[:12]
+        path.write_bytes(bytes(1024 * 1024))
+        path.chmod(0o600)
+        os.chown(path, own_uid(sandbox_id), 0)
+        disks[sandbox_id] = Disk("writable", path, DiskFormat.RAW, readonly=False)
+    async with Reaper(), LibvirtHypervisor(settings) as hypervisor:
+        vm = await hypervisor.start(lab.define(sandbox_id=one, disks=(disks[one],)))
+        assert disks[one].path in open_files(vm.pid)
+        status = status_of(vm.pid)
+        assert set(status["Uid"].split()) == {str(own_uid(one))}
+        assert int(status["CapEff"], 16) == 0
+        assert set(status["Groups"].split()) <= {str(grp.getgrnam(settings.qemu_group).gr_gid)}
+        await hypervisor.destroy(one)
+        with pytest.raises(UnavailableError, match=f"{two[:12]}': Permission denied"):
+            await hypervisor.start(lab.define(sandbox_id=one, disks=(disks[two],)))
+
+
 async def test_a_channel_can_be_connected_to_as_soon_as_the_vm_runs(
     hypervisor: LibvirtHypervisor, lab: Lab
 ) -> None:
@@ -76,6 +100,9 @@ async def test_a_channel_can_be_connected_to_as_soon_as_the_vm_runs(
     await hypervisor.start(definition)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(os.fspath(definition.channels[0].path))
+    opened = definition.channels[0].path.stat()
+    assert opened.st_mode & 0o002 == 0, "connecting takes the right to write"
+    assert (opened.st_uid, opened.st_gid) == (0, 0)
     await hypervisor.destroy(definition.sandbox_id)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperd.errors import InvalidError
-from hyperd.model.vm import Accelerator, Channel, Disk, DiskFormat, Nic, SandboxId, VmDefinition
+from hyperd.model.vm import Accelerator, Channel, Disk, DiskFormat, Nic, SandboxId, VmDefinition, own_uid
 from hyperd.vm.libvirt import LibvirtSettings
 from hyperd.vm.libvirt.xml import METADATA_URI, domain_name, domain_uuid, find_sandbox_id, render_domain
 
@@ -79,6 +79,22 @@ def test_qemu_never_runs_as_root_whatever_its_configuration_says() -> None:
     assert domain.findtext("seclabel/label") == "libvirt-qemu:libvirt-qemu"
     labels = domain.findall("seclabel")
     assert [label.get("relabel") for label in labels] == ["no"]
+
+
+def test_two_vms_run_under_two_users() -> None:
+    settings = dataclasses.replace(SETTINGS, own_uids=True, qemu_group="kvm")
+    other = dataclasses.replace(SMALL, sandbox_id=SandboxId("b" * 64))
+    labels = {
+        ET.fromstring(render_domain(one, settings)).findtext("seclabel/label") for one in (SMALL, other)
+    }
+    assert labels == {f"+{own_uid(one.sandbox_id)}:kvm" for one in (SMALL, other)}
+    assert len(labels) == 2
+
+
+@given(sandbox_id=st.text("0123456789abcdef", min_size=64, max_size=64).map(SandboxId))
+def test_the_uid_of_a_sandbox_is_nobody_elses(sandbox_id: SandboxId) -> None:
+    assert own_uid(sandbox_id) == own_uid(sandbox_id)
+    assert 0x6FFF_FFFF < own_uid(sandbox_id) < 1 << 31
 
 
 def test_the_driver_is_configuration() -> None:
