@@ -42,6 +42,7 @@ class VmConfig:
     hypervisor_uri: str = ""  # default: qemu:///embed?root=STATE_DIR/libvirt
     qemu_user: str = "libvirt-qemu"
     qemu_group: str = "kvm"
+    qemu_users: Literal["own", "shared"] = "own"  # own: each QEMU under a uid of its own; shared: qemu_user's
     default_vcpus: int = 1
     default_memory_mib: int = 256
     max_sandboxes: int = 1000

@@ -9,6 +9,7 @@ import os
 import platform as python_platform
 import pwd
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
@@ -19,7 +20,7 @@ from hyperd.doctor import check_host
 from hyperd.errors import HyperError, InvalidError, UnavailableError
 from hyperd.guest import AgentDialer
 from hyperd.guest.client import PROTOCOL_VERSION
-from hyperd.host import systemd
+from hyperd.host import systemd, users
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
@@ -27,6 +28,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
+from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
 from hyperd.network import BridgeNetwork, BridgeSettings
 from hyperd.sandbox import (
     AcceleratorChooser,
@@ -80,7 +82,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         storage = LocalStorage(
             config.daemon.state_dir / "storage",
             size_bytes=config.storage.writable_size_mib << 20,
-            owner=_qemu_owner(config),
+            owner_of=_disk_owner(config),
         )
         await storage.prepare()
         network = BridgeNetwork(_bridge_settings(config), floor.database)
@@ -162,6 +164,7 @@ def _libvirt_settings(config: Config) -> LibvirtSettings:
         root=config.daemon.state_dir / "libvirt",
         qemu_user=config.vm.qemu_user,
         qemu_group=config.vm.qemu_group,
+        own_uids=_has_own_uids(config),
         uri=config.vm.hypervisor_uri,
     )
 
@@ -198,6 +201,25 @@ def _qemu_owner(config: Config) -> tuple[int, int]:
             subject="[vm] qemu_user, qemu_group",
             hint="Debian's package libvirt-daemon-driver-qemu makes libvirt-qemu",
         ) from error
+
+
+def _has_own_uids(config: Config) -> bool:
+    """Whether each QEMU gets a uid of its own; not where hyperd runs in a user namespace without those uids."""
+    if config.vm.qemu_users == "shared":
+        return False
+    if users.are_mapped(OWN_UIDS, users.read_uid_map()):
+        return True
+    log.warning(
+        "uids are missing in this user namespace: all QEMUs share one", extra={"user": config.vm.qemu_user}
+    )
+    return False
+
+
+def _disk_owner(config: Config) -> Callable[[SandboxId], tuple[int, int]]:
+    shared, group = _qemu_owner(config)
+    if not _has_own_uids(config):
+        return lambda _: (shared, group)
+    return lambda sandbox_id: (own_uid(sandbox_id), group)
 
 
 def _run_settings(config: Config) -> RunSettings:

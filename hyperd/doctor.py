@@ -17,7 +17,7 @@ from hyperd.config import Config
 from hyperd.errors import HyperError
 from hyperd.host.process import run
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.model.vm import Accelerator
+from hyperd.model.vm import OWN_UIDS, Accelerator
 from hyperd.sandbox import Choice
 
 _SET_UP = "run `make setup` in the checkout, or install again"
@@ -124,8 +124,12 @@ async def _qemu_user(config: Config) -> HostCheck:
 
 async def _kvm(config: Config) -> HostCheck:
     try:
-        groups = os.getgrouplist(config.vm.qemu_user, grp.getgrnam(config.vm.qemu_group).gr_gid)
-        uid = pwd.getpwnam(config.vm.qemu_user).pw_uid
+        uid, gid = pwd.getpwnam(config.vm.qemu_user).pw_uid, grp.getgrnam(config.vm.qemu_group).gr_gid
+        groups = [gid]
+        if config.vm.qemu_users == "own":
+            uid = OWN_UIDS.start
+        else:
+            groups = os.getgrouplist(config.vm.qemu_user, gid)
     except KeyError as error:
         return HostCheck("kvm device", CheckLevel.FAILED, str(error.args[0]), _SET_UP)
     return judge_kvm(config, _find_status(_KVM), uid, frozenset(groups))
@@ -145,9 +149,9 @@ def judge_kvm(config: Config, device: os.stat_result | None, uid: int, groups: f
         else stat.S_IROTH | stat.S_IWOTH
     )  # fmt: skip
     if mode & needed == needed:
-        return HostCheck("kvm device", CheckLevel.OK, f"{config.vm.qemu_user} may open {_KVM}")
+        return HostCheck("kvm device", CheckLevel.OK, f"QEMU may open {_KVM}")
     return HostCheck(
-        "kvm device", level, f"{config.vm.qemu_user} may not open {_KVM} (mode {stat.S_IMODE(mode):04o})",
+        "kvm device", level, f"QEMU's user may not open {_KVM} (mode {stat.S_IMODE(mode):04o})",
         f"chgrp {config.vm.qemu_group} {_KVM}; chmod 660 {_KVM} (udev does so where it runs)",
     )  # fmt: skip
 
