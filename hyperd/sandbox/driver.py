@@ -94,6 +94,7 @@ class SandboxDriver(Actor[Message]):
         self._late: Live | None = None  # came up when hyperd was ending
         self._trouble: HyperError | None = None  # why the agent of the VM that runs cannot be reached
         self._start_called_ms = 0.0
+        self._unreadable: HyperError | None = None
         self._ending = False
         self._removing = False
         self._discarding = record.spec.auto_remove
@@ -112,11 +113,18 @@ class SandboxDriver(Actor[Message]):
         """First message after a restart of hyperd: what is left of this sandbox's VM."""
         self.post(Adopt(vm))
 
+    def set_aside(self, error: HyperError, vm: VmStatus | None) -> None:
+        """Its record cannot be read: it can be removed, its VM with it, and nothing else."""
+        self._unreadable = error
+        if vm is not None:
+            self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+
     def should_have_vm(self) -> bool:
         return isinstance(self.state, machine.Running) and not self._ending
 
     def should_have_no_vm(self) -> bool:
-        return isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+        at_rest = isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+        return at_rest and self._unreadable is None
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
@@ -191,7 +199,7 @@ class SandboxDriver(Actor[Message]):
             self.waiting.starts.append(done)
             return
         try:
-            machine.require_startable(self.state, self.record.name)
+            self._require_startable()
         except HyperError as error:
             fail([done], error)
             return
@@ -210,6 +218,12 @@ class SandboxDriver(Actor[Message]):
         self.renew_pump()
         await self._advance(machine.Start(_now()))
         self._come_up(self._errands.bring_up)
+
+    def _require_startable(self) -> None:
+        if self._unreadable is not None:
+            error = self._unreadable
+            raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
+        machine.require_startable(self.state, self.record.name)
 
     async def _on_stop(self, message: AskStop) -> None:
         if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
@@ -348,8 +362,11 @@ class SandboxDriver(Actor[Message]):
         if error is not None:
             log.error("not removed", extra={"sandbox": self.record.name, "error": str(error)})
             fail(self.waiting.removes, error)
+            if self._last_exit is None:
+                self.waiting.fail_end(error)
         else:
             self.removed = self.over = True
+            self.services.ledger.release(self.record.sandbox_id)  # of one that was set aside
             log.info("removed", extra={"sandbox": self.record.name})
             resolve(self.waiting.removes)
         if self._last_exit is not None:
@@ -467,8 +484,15 @@ class SandboxDriver(Actor[Message]):
             self._last_exit = exit_
             self.waiting.tell_end(exit_)
         failure = HyperError(brief, subject=self.subject)
-        for waiting in (self.waiting.starts, self.waiting.stops, self.waiting.removes):
+        discard = self._discarding and not isinstance(
+            self.state, machine.Removing
+        )  # a bug in that would be met again
+        for waiting in (self.waiting.starts, self.waiting.stops):
             fail(waiting, failure)
+        if discard:
+            self.post(AskRemove(asyncio.get_running_loop().create_future(), force=True))
+        else:
+            fail(self.waiting.removes, failure)
 
     def _refuse(self, message: Message) -> None:
         if isinstance(message, OfRun) and isinstance(message.news, IsUp):

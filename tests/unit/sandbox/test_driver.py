@@ -362,6 +362,18 @@ async def test_one_who_waits_for_a_container_that_never_ran_is_told_of_its_remov
         await ended(handle)
 
 
+async def test_one_who_waits_is_told_of_a_removal_that_failed(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet)
+    world.network.fail_next_release = UnavailableError("netlink is busy")
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        removal = tasks.create_task(_swallow(handle.remove(force=False)))
+        await eventually(lambda: state(handle) is ContainerState.REMOVING)
+        wait = tasks.create_task(_swallow(handle.wait_ended()))
+        await asyncio.sleep(0)
+    assert isinstance(removal.result(), UnavailableError)
+    assert isinstance(wait.result(), UnavailableError)
+
+
 async def test_auto_remove_frees_the_name_before_the_end_is_told(world: World, fleet: Fleet) -> None:
     world.script("echo", Script([(Stream.STDOUT, b"hi\n")], ProcessExit(4)))
     handle = await created(fleet, "echo", name="once", auto_remove=True)
@@ -508,6 +520,14 @@ async def test_a_bug_ends_its_sandbox_as_failed_and_no_other(
     assert state(bystander) is ContainerState.RUNNING
     await handle.start()  # and it goes on
     await handle.remove(force=True)
+
+
+async def test_a_bug_does_not_keep_a_container_that_was_to_be_removed(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet, name="once", auto_remove=True)
+    world.agent(handle).fail_next("wait_process", ZeroDivisionError("a bug"))  # type: ignore[arg-type]
+    world.agent(handle).drop_connections()
+    await eventually(lambda: not fleet.list_views((), everything=True))
+    assert not world.storage.disks
 
 
 async def test_a_bug_in_a_start_is_told_to_who_waits(world: World, fleet: Fleet) -> None:

@@ -112,6 +112,23 @@ async def test_images_of_containers_are_in_use(world: World, fleet: Fleet) -> No
     assert fleet.images_in_use() == frozenset()
 
 
+async def test_an_image_whose_removal_met_a_creation_has_no_container(world: World, fleet: Fleet) -> None:
+    """In whatever order: the removal is refused, or the creation is."""
+    image = await world.images.get("alpine")
+    insert = world.records.insert
+
+    async def insert_late(record) -> None:
+        assert fleet.images_in_use() == {image.image_id}  # a removal that asks now is refused
+        del world.images.images[image.image_id]  # one that asked before is not
+        await insert(record)
+
+    world.records.insert = insert_late  # type: ignore[method-assign]
+    with pytest.raises(ImageNotFoundError):
+        await created(fleet, name="web")
+    assert fleet.images_in_use() == frozenset()
+    assert await world.records.load() == []
+
+
 async def test_a_killed_hyperd_finds_its_running_container_again(world: World) -> None:
     async with world.daemon() as fleet:
         handle = await started(fleet, name="web")
@@ -357,17 +374,30 @@ async def test_what_no_record_knows_is_removed(world: World) -> None:
         assert not world.network.leases
 
 
-async def test_a_record_that_cannot_be_read_is_named(world: World) -> None:
-    handle = await record_of(world, machine.Created())
-    async with world.daemon():
-        await world.records._database.transaction(
-            lambda connection: connection.execute("UPDATE sandbox SET spec = '[1]'").rowcount
+async def test_a_record_that_cannot_be_read_is_set_aside_and_stops_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.daemon() as fleet:
+        odd = await started(fleet, name="odd")
+        await started(fleet, name="web")
+        spoil = "UPDATE sandbox SET spec = '[1]' WHERE name = 'odd'"
+        await world.records._database.transaction(lambda connection: connection.execute(spoil).rowcount)
+    async with world.daemon() as fleet:
+        await (await fleet.get("web").exec(ExecSpec(("ls",)))).aclose()
+        handle = fleet.get("odd")
+        assert odd.record.sandbox_id in caplog.text or any(
+            vars(record).get("id") == odd.record.sandbox_id for record in caplog.records
         )
-    with pytest.raises(ExceptionGroup) as caught:
-        async with world.daemon():
-            pass
-    assert caught.group_contains(UnavailableError, match="record cannot be read")
-    assert handle.record.name in str(caught.value.exceptions[0])
+        assert handle.view().state is ContainerState.FAILED
+        assert "cannot be read" in (await handle.wait_ended()).message
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await handle.start()
+        for _ in range(2):
+            await fleet.reconcile()
+        assert odd.record.sandbox_id in world.hypervisor.running  # not ours to end
+        await handle.remove(force=False)
+        world.require_nothing_left_of(odd)
+        assert [view.record.name for view in fleet.list_views((), everything=True)] == ["web"]
 
 
 async def test_reconciling_finds_a_vm_that_went_without_a_word(world: World, fleet: Fleet) -> None:
