@@ -5,6 +5,7 @@ Shared by the integration and conformance suites and by the benchmarks.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -23,6 +24,7 @@ PREPARED_CACHE = Path(
     "/var/lib/hyper/libvirt/cache"
 )  # set-up filled it: no daemon of a test needs to probe QEMU again
 DEADLINE_S = 60.0
+_numbers = itertools.count()  # daemons that run side by side share neither bridge nor subnet
 
 
 def require_private_network() -> None:
@@ -60,7 +62,11 @@ class Hyper:
         self.run_dir = self.home / "run"
         self.log = self.home / "hyperd.log"
         self.bin = Path(sys.executable).parent
+        number = next(_numbers)
+        self.bridge, self.gateway = f"hyper{number}", f"10.213.{number}.1"
         self.settings = {
+            "network.bridge": self.bridge,
+            "network.subnet": f"10.213.{number}.0/24",
             "daemon.state_dir": str(self.state_dir),
             "daemon.run_dir": str(self.run_dir),
             "daemon.log_level": "debug",
