@@ -2,10 +2,7 @@
 """A real image in a real guest: what `hyper run` promises."""
 
 import hashlib
-import os
 import platform
-import pty
-import subprocess
 
 from tests.harness import Hyper
 
@@ -123,26 +120,3 @@ def test_out_of_memory_is_called_that(host: Hyper, name: str):
     finished = host.run("run", "--name", name, "-m", "128m", BUSYBOX, "tail", "/dev/zero")
     assert finished.returncode == 137
     assert host.ok("inspect", "-f", "{{.State.OOMKilled}}", name) == "true"
-
-
-def test_a_terminal_is_one(host: Hyper):
-
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        host.argv("run", "--rm", "-it", BUSYBOX, "sh", "-c", "tty; stty size; read x; echo got $x"),
-        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-    ) as child:  # fmt: skip
-        os.close(follower)
-        seen = b""
-        while b"/dev/" not in seen:
-            seen += os.read(leader, 1024)
-        os.write(leader, b"typed\r")
-        try:
-            while piece := os.read(leader, 1024):
-                seen += piece
-        except OSError:
-            pass  # EIO: the other end is closed
-        assert child.wait(30) == 0
-    os.close(leader)
-    assert b"/dev/pts/0" in seen
-    assert b"got typed" in seen
