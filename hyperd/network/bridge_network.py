@@ -50,38 +50,22 @@ class BridgeNetwork:
     async def prepare(self) -> None:
         """Make or repair everything. Idempotent. Raises WrongStateError when another process has this bridge."""
         async with self._preparing:
-            await self._prepare_records()
-            self._lock.acquire()
-            self._bridge = await ensure_bridge(self._settings)
-            resolver = read_resolver()
-            await apply_rules(self._settings, resolver.servers)
-            changed = enable_forwarding()
-        fields = {
-            "bridge": self._settings.bridge,
-            "subnet": str(self._settings.subnet),
-            "mtu": self._bridge.mtu,
-        }
-        _log.info("network is ready", extra=fields)
-        if changed:
-            _log.info("net.ipv4.ip_forward was 0 and is now 1")
-        if not resolver.servers:
-            _log.warning("the host has no name server that a guest could reach; guests cannot resolve names")
+            await self._prepare()
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: what was prepared once and lost its rules (`nft flush ruleset`) is prepared again."""
         while True:
             await asyncio.sleep(every_s)
-            if self._bridge is None or has_rules(self._settings):
+            if self._bridge is None or self._is_prepared():
                 continue
             _log.warning("the rules for the network of sandboxes are gone: making them again")
             try:
-                await self.prepare()
+                await self._require_prepared()
             except HyperError as error:
                 _log.error("not repaired", extra={"error": str(error)})
 
     async def attach(self, sandbox_id: SandboxId) -> Attachment:
-        if self._bridge is None or not has_rules(self._settings):
-            await self.prepare()
+        await self._require_prepared()
         lease = await self._leases.lease(sandbox_id)
         try:
             try:
@@ -129,6 +113,35 @@ class BridgeNetwork:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
         self._lock.release()
+
+    async def _require_prepared(self) -> None:
+        """Look first, so that many who find the rules gone make them once."""
+        if not self._is_prepared():
+            async with self._preparing:
+                if not self._is_prepared():
+                    await self._prepare()
+
+    def _is_prepared(self) -> bool:
+        return self._bridge is not None and has_rules(self._settings)
+
+    async def _prepare(self) -> None:
+        await self._prepare_records()
+        self._lock.acquire()
+        bridge = await ensure_bridge(self._settings)
+        resolver = read_resolver()
+        await apply_rules(self._settings, resolver.servers)
+        changed = enable_forwarding()
+        self._bridge = bridge  # only now: who finds one has all the rest too
+        fields = {
+            "bridge": self._settings.bridge,
+            "subnet": str(self._settings.subnet),
+            "mtu": bridge.mtu,
+        }
+        _log.info("network is ready", extra=fields)
+        if changed:
+            _log.info("net.ipv4.ip_forward was 0 and is now 1")
+        if not resolver.servers:
+            _log.warning("the host has no name server that a guest could reach; guests cannot resolve names")
 
     async def _prepare_records(self) -> None:
         if not self._owner:

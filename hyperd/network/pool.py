@@ -54,9 +54,6 @@ class Pool:
             hint="remove sandboxes that are no longer used, or configure a wider subnet",
         )
 
-    def take_back(self, address: IPv4Address) -> Self:
-        return replace(self, taken=self.taken - {address})
-
 
 def mac_of(address: IPv4Address) -> str:
     """A locally administered unicast MAC, as unique as the address it is made from."""

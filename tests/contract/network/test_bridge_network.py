@@ -3,6 +3,7 @@ import asyncio
 import dataclasses
 import fcntl
 import os
+import shutil
 import struct
 from ipaddress import IPv4Network
 
@@ -82,6 +83,18 @@ async def test_the_next_sandbox_brings_back_rules_that_somebody_flushed(bridge_n
     await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
     await bridge_network.attach(BOX)
     assert await rules() == before
+
+
+async def test_many_who_find_the_rules_gone_make_them_once(bridge_network, tmp_path, monkeypatch):
+    nft = tmp_path / "nft"
+    nft.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexec {shutil.which("nft")} "$@"\n')
+    nft.chmod(0o755)
+    await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    async with asyncio.TaskGroup() as tasks:
+        for number in range(20):
+            tasks.create_task(bridge_network.attach(box(number)))
+    assert (tmp_path / "calls").read_text() == "-f -\n"
 
 
 @pytest.mark.parametrize("family", ["inet", "bridge"])
