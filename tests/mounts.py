@@ -21,3 +21,7 @@ async def small_filesystem(target: Path, *, size_mib: int) -> AsyncIterator[Path
         yield target
     finally:
         await process.run_checked(["umount", "--lazy", str(target)], timeout_s=10)
+
+
+def allocated_bytes(path: Path) -> int:
+    return path.stat().st_blocks * 512

@@ -157,10 +157,6 @@ def free_bytes(path: Path) -> int:
     return status.f_bavail * status.f_frsize
 
 
-def allocated_bytes(path: Path) -> int:
-    return path.stat().st_blocks * 512
-
-
 def remove_tree(path: Path) -> None:
     """Idempotent; never follows a symbolic link."""
     if path.is_symlink() or path.is_file():

@@ -6,11 +6,11 @@ import asyncio
 import pytest
 
 from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
-from hyperd.host import files, process
+from hyperd.host import process
 from hyperd.model.vm import SandboxId
 from hyperd.storage import LocalStorage
 from tests.fakes.storage import FakeStorage, no_space
-from tests.mounts import names_in, small_filesystem
+from tests.mounts import allocated_bytes, names_in, small_filesystem
 
 BOX, OTHER = SandboxId("a" * 64), SandboxId("b" * 64)
 
@@ -47,7 +47,7 @@ async def test_a_disk_is_made_once_and_removed_once(storage):
 async def test_the_disk_is_an_empty_ext4_that_costs_next_to_nothing(local):
     disk = await local.create_writable(BOX)
     assert disk.stat().st_size == 10 << 30
-    assert files.allocated_bytes(disk) < 512 << 10
+    assert allocated_bytes(disk) < 512 << 10
     assert disk.stat().st_mode & 0o777 == 0o600
     await process.run_checked(["e2fsck", "-fn", str(disk)], timeout_s=60)
 
@@ -68,7 +68,7 @@ async def test_a_kernel_mounts_it_and_writes_little_of_its_own(local, tmp_path):
     ]
     finished = await process.run_checked(argv, timeout_s=30)
     assert int(finished.stdout) > 9_900
-    assert files.allocated_bytes(disk) < 1 << 20
+    assert allocated_bytes(disk) < 1 << 20
     await process.run_checked(["e2fsck", "-fn", str(disk)], timeout_s=60)
 
 

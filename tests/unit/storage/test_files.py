@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hyperd.errors import DeniedError, ExhaustedError, NotFoundError, UnavailableError
 from hyperd.host import files
-from tests.mounts import names_in
+from tests.mounts import allocated_bytes, names_in
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_a_sparse_copy_has_the_same_bytes_and_no_more_blocks(tmp_path, writes, t
         file.truncate(file.seek(0, os.SEEK_END) + tail)
     files.copy_sparse(source, target)
     assert target.read_bytes() == source.read_bytes()
-    assert files.allocated_bytes(target) <= files.allocated_bytes(source) + 8192
+    assert allocated_bytes(target) <= allocated_bytes(source) + 8192
     assert names_in(tmp_path) == ["source", "target"]
 
 
