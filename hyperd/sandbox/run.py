@@ -30,12 +30,11 @@ from hyperd.sandbox import assembly
 from hyperd.sandbox.assembly import GuestSettings, SandboxPaths
 from hyperd.sandbox.journal import Journal
 from hyperd.storage.base import Storage
-from hyperd.vm.base import Hypervisor
+from hyperd.vm import Hypervisor, console_tail
 
 log = logging.getLogger(__name__)
 
 ENTROPY_BYTES = 64
-CONSOLE_TAIL_BYTES = 2048
 SYNC_TIMEOUT_S = 5.0
 
 
@@ -171,7 +170,7 @@ class Runner:
         journal.open(await self._files.call(journal.examine), fresh=fresh)
 
     async def console_tail(self, sandbox_id: SandboxId) -> str:
-        return await self._files.call(_tail, self.settings.paths(sandbox_id).console_log)
+        return await self._files.call(console_tail, self.settings.paths(sandbox_id).console_log)
 
     async def _attach(self, record: ContainerRecord, stack: contextlib.AsyncExitStack) -> Attachment | None:
         if record.spec.network == "none":
@@ -196,7 +195,7 @@ class Runner:
         try:
             yield
         except (UnavailableError, TimeoutExpiredError) as error:
-            tail = await self._files.call(_tail, paths.console_log)
+            tail = await self._files.call(console_tail, paths.console_log)
             raise type(error)(
                 f"the guest did not come up: {error.brief}",
                 subject=f"container {record.name}",
@@ -241,14 +240,3 @@ def _remove_directories(paths: SandboxPaths) -> None:
     for directory in (paths.run_dir, paths.state_dir):
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)
-
-
-def _tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - CONSOLE_TAIL_BYTES))
-            text = file.read(CONSOLE_TAIL_BYTES).decode(errors="replace")
-    except OSError:
-        return ""
-    return "".join(char if char.isprintable() or char == "\n" else "" for char in text).strip()
