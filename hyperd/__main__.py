@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--doctor", action="store_true", help="check this host and end")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of --doctor")
     parser.add_argument(
-        "--prepare", action="store_true", help="fill the caches that a first start would fill, and end"
+        "--prepare",
+        action="store_true",
+        help="fill the capability cache that a first start would fill, and end",
     )
     return parser
 

@@ -84,6 +84,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             size_bytes=config.storage.writable_size_mib << 20,
             owner_of=_disk_owner(config),
         )
+        stack.callback(storage.close)
         await storage.prepare()
         network = BridgeNetwork(_bridge_settings(config), floor.database)
         await network.prepare()
@@ -131,7 +132,7 @@ async def _run(
 
 
 async def prepare(config: Config) -> None:
-    """What set-up does once so that no user's first run has to: capability cache, ext4 template, the probe."""
+    """What set-up does once so that no user's first start of hyperd has to: fill libvirt's capability cache."""
     async with contextlib.AsyncExitStack() as stack:
         await _open_floor(config, stack)
         await stack.enter_async_context(Reaper())
