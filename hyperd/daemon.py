@@ -41,6 +41,7 @@ from hyperd.sandbox import (
     Runner,
     RunSettings,
     Services,
+    fingerprint,
     is_running,
 )
 from hyperd.storage import LocalStorage
@@ -226,7 +227,7 @@ def _fleet_settings(config: Config) -> FleetSettings:
 def _admission(config: Config) -> Admission:
     host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     return Admission(
-        memory_mib=int(host_mib * config.vm.memory_overcommit),
+        memory_mib=int(host_mib * config.vm.memory_overcommit) - config.vm.host_reserve_mib,
         max_sandboxes=config.vm.max_sandboxes,
         max_vcpus_each=os.cpu_count() or 1,
     )
@@ -236,7 +237,8 @@ def _accelerator(
     config: Config, rooms: Rooms, runner: Runner, files: Workers, qemu_version: str
 ) -> AcceleratorChooser:
     guest = runner.settings.guest
-    key = (str(guest.kernel), str(guest.initramfs), qemu_version)
+    emulator = _libvirt_settings(config).platform.emulator
+    key = (*(fingerprint(path) for path in (guest.kernel, guest.initramfs, emulator)), qemu_version)
     findings = Findings(config.daemon.state_dir / "accelerator.json", key, files)
     return AcceleratorChooser(
         config.vm.accel, rooms.hypervisor, rooms.dialer, guest, runner.settings.paths, findings, files

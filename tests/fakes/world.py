@@ -75,7 +75,7 @@ class World:
     images: FakeImageStore = field(default_factory=FakeImageStore)
     storage: FakeStorage = field(default_factory=FakeStorage)
     network: FakeNetwork = field(default_factory=FakeNetwork)
-    memory_mib: int = 4096
+    memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
 
     def __post_init__(self) -> None:
