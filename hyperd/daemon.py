@@ -15,10 +15,9 @@ from ipaddress import IPv4Network
 from hyper.v1 import system_pb2
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.config import Config
-from hyperd.doctor import check_host
+from hyperd.doctor import check_host, network_check
 from hyperd.errors import HyperError, InvalidError, UnavailableError
-from hyperd.guest import AgentDialer
-from hyperd.guest.client import PROTOCOL_VERSION
+from hyperd.guest import PROTOCOL_VERSION, AgentDialer
 from hyperd.host import systemd
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
@@ -27,7 +26,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
-from hyperd.network import BridgeNetwork, BridgeSettings
+from hyperd.network import BridgeNetwork, BridgeSettings, Network
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -83,10 +82,11 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             size_bytes=config.storage.writable_size_mib << 20,
             owner=_qemu_owner(config),
         )
+        stack.callback(storage.close)
         await storage.prepare()
         network = BridgeNetwork(_bridge_settings(config), floor.database)
-        await network.prepare()
         stack.callback(network.close)
+        await prepare_network(network)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
         runner = Runner(rooms, _run_settings(config), floor.files)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
@@ -95,7 +95,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         fleet = Fleet(
             Services(runner, records, Ledger(_admission(config)), chooser.choose), _fleet_settings(config)
         )
-        desk = _Desk(config, capabilities, chooser, fleet, images)
+        desk = _Desk(config, capabilities, chooser, fleet, images, network)
         await _run(config, fleet, images, desk, stop)
 
 
@@ -127,8 +127,16 @@ async def _run(
     log.info("ended; virtual machines run on")
 
 
+async def prepare_network(network: Network) -> None:
+    """Containers run without it, too: a start that needs it tries again, and is told the reason."""
+    try:
+        await network.prepare()
+    except HyperError as error:
+        log.error("the network is not ready", extra={"error": str(error)})  # noqa: TRY400
+
+
 async def prepare(config: Config) -> None:
-    """What set-up does once so that no user's first run has to: capability cache, ext4 template, the probe."""
+    """What set-up does once so that no user's first run has to: libvirt's cache of QEMU's capabilities."""
     async with contextlib.AsyncExitStack() as stack:
         await _open_floor(config, stack)
         await stack.enter_async_context(Reaper())
@@ -204,7 +212,6 @@ def _run_settings(config: Config) -> RunSettings:
         kernel=config.vm.kernel.resolve(),
         initramfs=config.vm.initramfs.resolve(),
         cmdline=f"{GUEST_CMDLINE} {config.vm.cmdline}".strip(),
-        default_sizing=Sizing(config.vm.default_vcpus, config.vm.default_memory_mib),
     )
     return RunSettings(
         guest=guest,
@@ -255,12 +262,14 @@ class _Desk:
         chooser: AcceleratorChooser,
         fleet: Fleet,
         images: OciImageStore,
+        network: Network,
     ) -> None:
         self._config = config
         self._capabilities = capabilities
         self._chooser = chooser
         self._fleet = fleet
         self._images = images
+        self._network = network
 
     async def probe(self) -> None:
         """Choose the accelerator before the first user needs it."""
@@ -311,10 +320,11 @@ class _Desk:
             default_vcpus=config.vm.default_vcpus,
             bridge=config.network.bridge,
             subnet=config.network.subnet,
+            network_trouble=str(self._network.trouble or ""),
         )
 
     async def checks(self) -> list[HostCheck]:
-        return await check_host(self._config, self._chooser.choice)
+        return [*await check_host(self._config, self._chooser.choice), network_check(self._network)]
 
 
 def _operating_system() -> str:

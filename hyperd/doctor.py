@@ -15,6 +15,7 @@ from hyperd.errors import HyperError
 from hyperd.host.process import run
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.vm import Accelerator
+from hyperd.network import Network
 from hyperd.sandbox import Choice
 
 _SET_UP = "run `make setup` in the checkout, or install again"
@@ -29,6 +30,15 @@ async def check_host(config: Config, choice: Choice | None) -> list[HostCheck]:
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(check(config)) for check in checks]
     return [_accelerator(config, choice), *(task.result() for task in running)]
+
+
+def network_check(network: Network) -> HostCheck:
+    """What the daemon met when it prepared the network."""
+    trouble = network.trouble
+    if trouble is None:
+        return HostCheck("network", CheckLevel.OK, "is prepared")
+    finding = f"{trouble.subject}: {trouble.brief}" if trouble.subject else trouble.brief
+    return HostCheck("network", CheckLevel.FAILED, finding, trouble.hint or "see the daemon's log")
 
 
 def worst(checks: Sequence[HostCheck]) -> CheckLevel:
@@ -63,7 +73,10 @@ async def _root(_config: Config) -> HostCheck:
     if os.geteuid() == 0:
         return HostCheck("user", CheckLevel.OK, "root")
     return HostCheck(
-        "user", CheckLevel.FAILED, f"uid {os.geteuid()}", "hyperd needs root for taps and mounts of its own"
+        "user",
+        CheckLevel.FAILED,
+        f"uid {os.geteuid()}",
+        "hyperd needs root for taps, nftables and QEMU's own user",
     )
 
 

@@ -36,20 +36,26 @@ class BridgeNetwork:
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
-        self._bridge: Bridge | None = None
+        self._bridge: Bridge | None = None  # only with its rules in force
+        self.trouble: HyperError | None = None
 
     async def prepare(self) -> None:
         """Make or repair everything. Idempotent; call it again when somebody flushed the host's rules."""
         async with self._preparing:
             await self._leases.prepare()
-            self._bridge = await ensure_bridge(self._settings)
-            resolver = read_resolver()
-            await apply_rules(self._settings, resolver.servers)
-            changed = enable_forwarding()
+            try:
+                bridge = await ensure_bridge(self._settings)
+                resolver = read_resolver()
+                await apply_rules(self._settings, resolver.servers)
+                changed = enable_forwarding()
+            except HyperError as error:
+                self._bridge, self.trouble = None, error
+                raise
+            self._bridge, self.trouble = bridge, None
         fields = {
             "bridge": self._settings.bridge,
             "subnet": str(self._settings.subnet),
-            "mtu": self._bridge.mtu,
+            "mtu": bridge.mtu,
         }
         _log.info("network is ready", extra=fields)
         if changed:
@@ -108,7 +114,7 @@ class BridgeNetwork:
     async def _plug(self, sandbox_id: SandboxId) -> Bridge:
         bridge = self._bridge
         if bridge is None:
-            raise HyperError("attached before the network was prepared", subject=sandbox_id)
+            raise UnavailableError("the network is not prepared", subject=sandbox_id)
         name = tap_name(sandbox_id)
         with network_errors(name):
             index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
