@@ -10,7 +10,7 @@ from hyperd.model.vm import SandboxId
 MIN_MEMORY_MIB = 64  # below it the guest kernel and agent do not come up
 MAX_VCPUS = 255
 # What QEMU takes of the host beyond its guest's memory: measured resident under TCG with its translated code, 135 MiB.
-# KVM has no such buffer; which of the two it will be is not known when a container is created, and the safe side is more.
+# KVM has no such buffer; which it will be is not known when a container is created, and the safe side is more.
 OVERHEAD_MIB = 136
 
 

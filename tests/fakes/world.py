@@ -98,7 +98,7 @@ class World:
         await database.open()
         records = Records(database)
         await records.open()
-        guest = GuestSettings(Path("/k"), Path("/i"), "quiet", Sizing(1, 256))
+        guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
         rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network)
         self.runner = Runner(rooms, settings, files)

@@ -11,13 +11,12 @@ import pytest
 
 from hyperd.errors import ExhaustedError, HyperError, NotFoundError, TimeoutExpiredError, UnavailableError
 from hyperd.host.workers import Workers
-from hyperd.model.container import Sizing
 from hyperd.model.vm import Accelerator
 from hyperd.sandbox import AcceleratorChooser, Findings, GuestSettings, SandboxPaths, fingerprint
 from tests.fakes.guest import FakeDialer
 from tests.fakes.hypervisor import FakeHypervisor, kvm_refused, qemu_died
 
-GUEST = GuestSettings(Path("/k"), Path("/i"), "quiet", Sizing(1, 256))
+GUEST = GuestSettings(Path("/k"), Path("/i"), "quiet")
 
 
 @dataclass

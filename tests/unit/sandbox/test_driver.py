@@ -626,6 +626,21 @@ async def test_a_slow_reader_makes_the_process_wait_and_loses_nothing(world: Wor
     await session.aclose()
 
 
+async def test_a_second_reader_who_takes_nothing_is_dropped_and_told(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.handle.STALL_TIMEOUT_S", 0.02)
+    handle = await created(fleet)
+    first = await handle.attach(start=True)
+    stalled = await handle.attach(start=False)
+    total = 4 << 20
+    world.process(handle).emit(b"y" * total)
+    world.process(handle).finish(ProcessExit(0))
+    assert len((await all_of(first))[0]) == total
+    with pytest.raises(UnavailableError, match="took no output"):
+        await all_of(stalled)
+
+
 async def test_what_is_left_when_the_process_ends_waits_for_a_slow_reader(world: World, fleet: Fleet) -> None:
     handle = await created(fleet)
     session = await handle.attach(start=True)
