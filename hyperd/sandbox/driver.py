@@ -297,6 +297,8 @@ class SandboxDriver(Actor[Message]):
             self._tell_trouble,
             self._spawn,
         )
+        # Listening comes before saving: nothing is lost by it, the process runs in any case.
+        self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         if isinstance(self.state, machine.Starting):
             facts = machine.RunFacts(
                 started_at=_now(),
@@ -310,7 +312,6 @@ class SandboxDriver(Actor[Message]):
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
         self._changed.beat()
-        self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         self.tenure.adopt_execs(live.execs)
         resolve(self.waiting.starts)
         if self.waiting.removes:
