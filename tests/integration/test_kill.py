@@ -46,6 +46,23 @@ def test_a_killed_daemon_loses_nothing(own: Hyper):
     assert numbers == list(range(1, len(numbers) + 1)), "a line is missing or came twice"
 
 
+WRITE_MUCH = (
+    "[ -f /done ] && exec cat /done; "
+    "dd if=/dev/zero of=/big bs=1M count=48 2>/dev/null; echo kept > /done; echo end; exit 3"
+)
+
+
+@pytest.mark.parametrize("how", ["kill_daemon", "stop"])
+def test_a_daemon_that_ends_while_a_container_ends_loses_neither_output_nor_files(own: Hyper, how: str):
+    own.ok("run", "-d", "--name", "ending", BUSYBOX, "sh", "-c", WRITE_MUCH)
+    wait_until(lambda: own.ok("inspect", "-f", "{{.State.Status}}", "ending") != "running", "it ends")
+    getattr(own, how)()
+    own.start()
+    assert own.ok("wait", "ending") == "3"
+    assert own.ok("logs", "ending") == "end"
+    assert own.ok("start", "-a", "ending") == "kept"
+
+
 def test_a_killed_qemu_is_reported_as_lost(own: Hyper):
     own.ok("run", "-d", "--name", "victim", BUSYBOX, "sleep", "1000")
     os.kill(next(iter(own.qemu_processes())), signal.SIGKILL)
