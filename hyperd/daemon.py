@@ -16,7 +16,7 @@ from hyper.v1 import system_pb2
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.config import Config
 from hyperd.doctor import check_host, network_check
-from hyperd.errors import HyperError, InvalidError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.guest import PROTOCOL_VERSION, AgentDialer
 from hyperd.host import systemd
 from hyperd.host.database import Database
@@ -87,6 +87,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         network = BridgeNetwork(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
+        keeping = tasks.create_task(network.keep())
+        stack.callback(keeping.cancel)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
         runner = Runner(rooms, _run_settings(config), floor.files)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
@@ -128,9 +130,14 @@ async def _run(
 
 
 async def prepare_network(network: Network) -> None:
-    """Containers run without it, too: a start that needs it tries again, and is told the reason."""
+    """Containers run without it, too: a start that needs it tries again, and is told the reason.
+
+    Raises WrongStateError when another hyperd has the bridge.
+    """
     try:
         await network.prepare()
+    except WrongStateError:
+        raise
     except HyperError as error:
         log.error("the network is not ready", extra={"error": str(error)})  # noqa: TRY400
 

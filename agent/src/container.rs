@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
+use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context, Error, Kind, Result};
 use crate::guest::Identity;
@@ -32,6 +33,7 @@ pub struct Workshop {
     pub state: PathBuf,
     /// The cgroup2 mount; absent only on a host that has none.
     pub cgroups: Option<PathBuf>,
+    pub devices: Filter,
 }
 
 pub struct Container {
@@ -101,6 +103,9 @@ impl Workshop {
         leases.extend(root.leases);
 
         let isolation = request.isolation.clone().unwrap_or_default();
+        if let (Some(cgroup), false) = (&cgroup, isolation.privileged) {
+            self.devices.attach(cgroup.fd())?;
+        }
         let mut namespaces = (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64;
         let mut join = Vec::new();
         for (other, flag) in [(&shared.pid, libc::CLONE_NEWPID), (&shared.ipc, libc::CLONE_NEWIPC)] {

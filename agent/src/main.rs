@@ -11,6 +11,7 @@ mod boot;
 mod capability;
 mod cgroup;
 mod container;
+mod devices;
 mod disk;
 mod error;
 mod exec;

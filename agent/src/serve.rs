@@ -13,6 +13,7 @@ use tower_service::Service as _;
 use crate::boot;
 use crate::cgroup;
 use crate::container::Workshop;
+use crate::devices::Filter;
 use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
 use crate::mount::Linux;
@@ -87,7 +88,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool) -> Agent {
-    let workshop = Workshop { reaper, disks: Disks::new(Linux, state, !in_guest), state: state.to_owned(), cgroups };
+    let disks = Disks::new(Linux, state, !in_guest);
+    let workshop = Workshop { reaper, disks, state: state.to_owned(), cgroups, devices: Filter::default() };
     Agent::new(workshop, Power { state: state.to_owned(), in_guest })
 }
 

@@ -7,7 +7,7 @@ import pytest
 
 from hyperd.daemon import prepare_network
 from hyperd.doctor import network_check
-from hyperd.errors import UnavailableError
+from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.model.host import CheckLevel
 from tests.fakes.network import FakeNetwork
 
@@ -27,3 +27,10 @@ async def test_a_network_that_cannot_be_prepared_is_told_by_log_and_doctor(
     assert "tun0" in check.finding
     await prepare_network(network)
     assert network_check(network).level is CheckLevel.OK
+
+
+async def test_a_bridge_that_another_hyperd_has_is_no_network_to_go_without() -> None:
+    network = FakeNetwork()
+    network.fail_next_prepare = WrongStateError("in use by another process, pid 1", subject="bridge hyper0")
+    with pytest.raises(WrongStateError, match="in use"):
+        await prepare_network(network)
