@@ -63,6 +63,22 @@ def test_a_daemon_that_ends_while_a_container_ends_loses_neither_output_nor_file
     assert own.ok("start", "-a", "ending") == "kept"
 
 
+def test_a_guest_that_is_stalled_when_a_daemon_starts_is_kept_and_reached_later(own: Hyper):
+    own.ok("run", "-d", "--name", "slow", BUSYBOX, "sleep", "1000")
+    qemu = next(iter(own.qemu_processes()))
+    own.kill_daemon()
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        own.start()  # libvirt waits 30 s for the monitor of the stalled QEMU
+        wait_until(lambda: "(agent not reached)" in own.ok("ps"), "it says so")
+        assert "no agent answered" in own.ok("inspect", "-f", "{{.State.Error}}", "slow")
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    wait_until(lambda: "(agent not reached)" not in own.ok("ps"), "it is reached")
+    assert own.ok("exec", "slow", "echo", "still here") == "still here"
+    assert qemu in own.qemu_processes()
+
+
 def test_a_killed_qemu_is_reported_as_lost(own: Hyper):
     own.ok("run", "-d", "--name", "victim", BUSYBOX, "sleep", "1000")
     os.kill(next(iter(own.qemu_processes())), signal.SIGKILL)
