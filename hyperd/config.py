@@ -47,6 +47,7 @@ class VmConfig:
     default_memory_mib: int = 256
     max_sandboxes: int = 1000
     memory_overcommit: float = 1.0  # share of the host's memory that VMs may be promised
+    host_reserve_mib: int = 512  # less this, for the host itself, hyperd and what else runs
     boot_timeout_s: float = 60.0  # from QEMU's start to the agent's hello
     kernel: Path = field(default_factory=lambda: _assets_dir() / "vmlinux")
     initramfs: Path = field(default_factory=lambda: _assets_dir() / "initramfs.cpio")

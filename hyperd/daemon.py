@@ -16,10 +16,9 @@ from ipaddress import IPv4Network
 from hyper.v1 import system_pb2
 from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
 from hyperd.config import Config
-from hyperd.doctor import check_host
-from hyperd.errors import HyperError, InvalidError, UnavailableError
-from hyperd.guest import AgentDialer
-from hyperd.guest.client import PROTOCOL_VERSION
+from hyperd.doctor import check_host, network_check
+from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
+from hyperd.guest import PROTOCOL_VERSION, AgentDialer
 from hyperd.host import systemd, users
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
@@ -29,7 +28,7 @@ from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetwork, BridgeSettings
+from hyperd.network import BridgeNetwork, BridgeSettings, Network
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -43,6 +42,7 @@ from hyperd.sandbox import (
     Runner,
     RunSettings,
     Services,
+    fingerprint,
     is_running,
 )
 from hyperd.storage import LocalStorage
@@ -87,8 +87,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         stack.callback(storage.close)
         await storage.prepare()
         network = BridgeNetwork(_bridge_settings(config), floor.database)
-        await network.prepare()
         stack.callback(network.close)
+        await prepare_network(network)
         keeping = tasks.create_task(network.keep())
         stack.callback(keeping.cancel)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
@@ -99,7 +99,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         fleet = Fleet(
             Services(runner, records, Ledger(_admission(config)), chooser.choose), _fleet_settings(config)
         )
-        desk = _Desk(config, capabilities, chooser, fleet, images)
+        desk = _Desk(config, capabilities, chooser, fleet, images, network)
         await _run(config, fleet, images, desk, stop)
 
 
@@ -129,6 +129,19 @@ async def _run(
         opened.cancel()
         running.cancel()
     log.info("ended; virtual machines run on")
+
+
+async def prepare_network(network: Network) -> None:
+    """Containers run without it, too: a start that needs it tries again, and is told the reason.
+
+    Raises WrongStateError when another hyperd has the bridge.
+    """
+    try:
+        await network.prepare()
+    except WrongStateError:
+        raise
+    except HyperError as error:
+        log.error("the network is not ready", extra={"error": str(error)})  # noqa: TRY400
 
 
 async def prepare(config: Config) -> None:
@@ -228,7 +241,6 @@ def _run_settings(config: Config) -> RunSettings:
         kernel=config.vm.kernel.resolve(),
         initramfs=config.vm.initramfs.resolve(),
         cmdline=f"{GUEST_CMDLINE} {config.vm.cmdline}".strip(),
-        default_sizing=Sizing(config.vm.default_vcpus, config.vm.default_memory_mib),
     )
     return RunSettings(
         guest=guest,
@@ -251,7 +263,7 @@ def _fleet_settings(config: Config) -> FleetSettings:
 def _admission(config: Config) -> Admission:
     host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     return Admission(
-        memory_mib=int(host_mib * config.vm.memory_overcommit),
+        memory_mib=int(host_mib * config.vm.memory_overcommit) - config.vm.host_reserve_mib,
         max_sandboxes=config.vm.max_sandboxes,
         max_vcpus_each=os.cpu_count() or 1,
     )
@@ -261,7 +273,8 @@ def _accelerator(
     config: Config, rooms: Rooms, runner: Runner, files: Workers, qemu_version: str
 ) -> AcceleratorChooser:
     guest = runner.settings.guest
-    key = (str(guest.kernel), str(guest.initramfs), qemu_version)
+    emulator = _libvirt_settings(config).platform.emulator
+    key = (*(fingerprint(path) for path in (guest.kernel, guest.initramfs, emulator)), qemu_version)
     findings = Findings(config.daemon.state_dir / "accelerator.json", key, files)
     return AcceleratorChooser(
         config.vm.accel, rooms.hypervisor, rooms.dialer, guest, runner.settings.paths, findings, files
@@ -278,12 +291,14 @@ class _Desk:
         chooser: AcceleratorChooser,
         fleet: Fleet,
         images: OciImageStore,
+        network: Network,
     ) -> None:
         self._config = config
         self._capabilities = capabilities
         self._chooser = chooser
         self._fleet = fleet
         self._images = images
+        self._network = network
 
     async def probe(self) -> None:
         """Choose the accelerator before the first user needs it."""
@@ -334,10 +349,11 @@ class _Desk:
             default_vcpus=config.vm.default_vcpus,
             bridge=config.network.bridge,
             subnet=config.network.subnet,
+            network_trouble=str(self._network.trouble or ""),
         )
 
     async def checks(self) -> list[HostCheck]:
-        return await check_host(self._config, self._chooser.choice)
+        return [*await check_host(self._config, self._chooser.choice), network_check(self._network)]
 
 
 def _operating_system() -> str:

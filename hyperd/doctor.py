@@ -18,6 +18,7 @@ from hyperd.errors import HyperError
 from hyperd.host.process import run
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.vm import OWN_UIDS, Accelerator
+from hyperd.network import Network
 from hyperd.sandbox import Choice
 
 _SET_UP = "run `make setup` in the checkout, or install again"
@@ -36,6 +37,15 @@ async def check_host(config: Config, choice: Choice | None) -> list[HostCheck]:
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(check(config)) for check in checks]
     return [_accelerator(config, choice), *(task.result() for task in running)]
+
+
+def network_check(network: Network) -> HostCheck:
+    """What the daemon met when it prepared the network."""
+    trouble = network.trouble
+    if trouble is None:
+        return HostCheck("network", CheckLevel.OK, "is prepared")
+    finding = f"{trouble.subject}: {trouble.brief}" if trouble.subject else trouble.brief
+    return HostCheck("network", CheckLevel.FAILED, finding, trouble.hint or "see the daemon's log")
 
 
 def worst(checks: Sequence[HostCheck]) -> CheckLevel:

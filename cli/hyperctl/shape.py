@@ -61,7 +61,9 @@ def describe_status(container: pb.Container, now_s: float) -> str:
     match container.state:
         case pb.CONTAINER_STATE_RUNNING | pb.CONTAINER_STATE_STOPPING:
             up = f"Up {render_ago(container.started_at, now_s).removesuffix(' ago')}".rstrip()
-            return f"{up} (stopping)" if container.state == pb.CONTAINER_STATE_STOPPING else up
+            if container.state == pb.CONTAINER_STATE_STOPPING:
+                return f"{up} (stopping)"
+            return f"{up} (agent not reached)" if container.trouble else up
         case pb.CONTAINER_STATE_EXITED:
             why = WHY_FAILED.get(container.exit.reason)
             text = f"Exited ({container.exit.code}) {ended}".rstrip()

@@ -35,9 +35,17 @@ class Bridge:
 
 
 def require_free(subnet: IPv4Network, routes: Iterable[HostRoute], bridge: str) -> None:
-    """Raises UnavailableError when the host sends part of ``subnet`` elsewhere. The default route does not count."""
+    """Raises UnavailableError when the host sends part of ``subnet`` elsewhere. The default route does not count.
+
+    Nor does a wider route, a VPN's for 10.0.0.0/8, once the bridge is there: its own is the more specific one, and the
+    sandboxes have been there longer.
+    """
+    routes = tuple(routes)
+    ours = any(route.interface == bridge and route.destination == subnet for route in routes)
     for route in routes:
         if route.interface == bridge or route.destination.prefixlen == 0:
+            continue
+        if ours and route.destination.prefixlen < subnet.prefixlen:
             continue
         if route.destination.overlaps(subnet):
             raise UnavailableError(

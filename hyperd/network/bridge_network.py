@@ -39,7 +39,8 @@ class BridgeNetwork:
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
-        self._bridge: Bridge | None = None
+        self._bridge: Bridge | None = None  # only with its rules in force
+        self.trouble: HyperError | None = None
         self._owner = ""
         self._lock = FileLock(
             settings.lock_dir / f"{_namespace()}-{settings.bridge}.lock",
@@ -53,12 +54,13 @@ class BridgeNetwork:
             await self._prepare()
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
-        """Until cancelled: what was prepared once and lost its rules (`nft flush ruleset`) is prepared again."""
+        """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
         while True:
             await asyncio.sleep(every_s)
-            if self._bridge is None or self._is_prepared():
-                continue
-            _log.warning("the rules for the network of sandboxes are gone: making them again")
+            if self.trouble is None:
+                if self._bridge is None or self._is_prepared():
+                    continue
+                _log.warning("the rules for the network of sandboxes are gone: making them again")
             try:
                 await self._require_prepared()
             except HyperError as error:
@@ -126,12 +128,16 @@ class BridgeNetwork:
 
     async def _prepare(self) -> None:
         await self._prepare_records()
-        self._lock.acquire()
-        bridge = await ensure_bridge(self._settings)
-        resolver = read_resolver()
-        await apply_rules(self._settings, resolver.servers)
-        changed = enable_forwarding()
-        self._bridge = bridge  # only now: who finds one has all the rest too
+        try:
+            self._lock.acquire()
+            bridge = await ensure_bridge(self._settings)
+            resolver = read_resolver()
+            await apply_rules(self._settings, resolver.servers)
+            changed = enable_forwarding()
+        except HyperError as error:
+            self._bridge, self.trouble = None, error
+            raise
+        self._bridge, self.trouble = bridge, None  # only now: who finds a bridge has all the rest too
         fields = {
             "bridge": self._settings.bridge,
             "subnet": str(self._settings.subnet),
@@ -151,7 +157,7 @@ class BridgeNetwork:
     async def _plug(self, sandbox_id: SandboxId) -> Bridge:
         bridge = self._bridge
         if bridge is None:
-            raise HyperError("attached before the network was prepared", subject=sandbox_id)
+            raise UnavailableError("the network is not prepared", subject=sandbox_id)
         name = tap_name(sandbox_id)
         with network_errors(name):
             index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)

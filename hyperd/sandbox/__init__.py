@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The service: sandboxes and the containers in them."""
 
-from hyperd.sandbox.accelerator import AcceleratorChooser, Choice, Findings
+from hyperd.sandbox.accelerator import AcceleratorChooser, Choice, Findings, fingerprint
 from hyperd.sandbox.admission import Admission
 from hyperd.sandbox.assembly import GuestSettings, SandboxPaths, parse_signal
 from hyperd.sandbox.errands import Services
@@ -33,6 +33,7 @@ __all__ = [
     "SandboxPaths",
     "Services",
     "Session",
+    "fingerprint",
     "is_running",
     "parse_signal",
 ]

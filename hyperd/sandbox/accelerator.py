@@ -3,13 +3,15 @@
 
 `/dev/kvm` existing proves nothing: on a PVM host a stock guest hangs at 100 % CPU. So the probe is a boot: the guest's
 agent says hello under KVM in time, or TCG it is. What was found is remembered for this boot of the host, kernel, agent
-and QEMU.
+and QEMU, by their contents. Only a verdict is remembered: QEMU that refuses KVM, or a healthy one in which no agent
+says hello in time. Anything else that goes wrong means TCG for now, and another probe later.
 """
 
 import asyncio
 import contextlib
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperd.errors import HyperError, UnavailableError
+from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import GuestDialer
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
@@ -30,6 +32,7 @@ log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 10.0
 PROBE_SIZING = Sizing(1, 128)
+PROBE_AGAIN_S = 300.0  # after one that ended without a verdict
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -37,6 +40,15 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class Choice:
     accelerator: Accelerator
     reason: str
+
+
+def fingerprint(path: Path) -> str:
+    """Changes when the file is replaced in place, without reading it."""
+    try:
+        found = path.stat()
+    except OSError:
+        return f"{path} absent"
+    return f"{path} {found.st_size} {found.st_mtime_ns}"
 
 
 class Findings:
@@ -81,12 +93,13 @@ class AcceleratorChooser:
         self._files = files
         self._device = device
         self._lock = asyncio.Lock()
+        self._probe_again_at = math.inf  # by the loop's clock
         self.choice: Choice | None = None
 
     async def choose(self) -> Accelerator:
         """Raises UnavailableError when `accel = "kvm"` is configured and KVM does not work."""
         async with self._lock:
-            if self.choice is None:
+            if self.choice is None or asyncio.get_running_loop().time() >= self._probe_again_at:
                 self.choice = await self._decide()
                 log.info(
                     "accelerator chosen",
@@ -112,12 +125,18 @@ class AcceleratorChooser:
             return Choice(Accelerator.TCG, f"{self._device} is not there or cannot be opened")
         recalled = await self._findings.recall()
         if recalled is not None:
+            self._probe_again_at = math.inf
             return recalled
-        choice = await self._probe()
-        await self._findings.remember(choice)
+        choice, is_verdict = await self._probe()
+        if is_verdict:
+            self._probe_again_at = math.inf
+            await self._findings.remember(choice)
+        else:
+            self._probe_again_at = asyncio.get_running_loop().time() + PROBE_AGAIN_S
         return choice
 
-    async def _probe(self) -> Choice:
+    async def _probe(self) -> tuple[Choice, bool]:
+        """What to use, and whether that is a verdict on KVM."""
         sandbox_id = SandboxId(secrets.token_hex(32))
         paths = self._scratch(sandbox_id)
         with file_errors(paths.state_dir):
@@ -141,12 +160,24 @@ class AcceleratorChooser:
             await guest.close()
         except HyperError as error:
             detail = _telling_line(error)
-            return Choice(Accelerator.TCG, f"a guest does not come up under {self._device}: {detail}")
+            is_verdict = await self._is_verdict(error, sandbox_id)
+            return Choice(
+                Accelerator.TCG, f"a guest does not come up under {self._device}: {detail}"
+            ), is_verdict
         finally:
             with contextlib.suppress(HyperError):
                 await self._hypervisor.destroy(sandbox_id)
             await self._files.call(_remove, paths)
-        return Choice(Accelerator.KVM, f"a guest came up under {self._device}")
+        return Choice(Accelerator.KVM, f"a guest came up under {self._device}"), True
+
+    async def _is_verdict(self, error: HyperError, sandbox_id: SandboxId) -> bool:
+        if not isinstance(error, TimeoutExpiredError):
+            return isinstance(error, UnavailableError) and "kvm" in f"{error.brief} {error.evidence}".lower()
+        try:
+            vms = await self._hypervisor.list_running()
+        except HyperError:
+            return False
+        return any(vm.sandbox_id == sandbox_id for vm in vms)
 
 
 def _telling_line(error: HyperError) -> str:

@@ -62,7 +62,6 @@ class GuestSettings:
     kernel: Path
     initramfs: Path
     cmdline: str
-    default_sizing: Sizing
 
     def cmdline_under(self, accelerator: Accelerator) -> str:
         # Emulated on a busy host, a guest calibrates its TSC wrongly now and then (seen: 35 times too fast): HPET then.

@@ -14,24 +14,17 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
 from signal import SIGKILL
 
 from hyperd.errors import (
     HyperError,
-    NotFoundError,
-    TimeoutExpiredError,
     UnavailableError,
-    UnsupportedError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerRecord, ContainerView, Exit, ExitReason
-from hyperd.model.guest import FIRST_PROCESS
-from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
-from hyperd.sandbox import assembly, machine
-from hyperd.sandbox.actor import Actor
-from hyperd.sandbox.errands import Errands, Services
-from hyperd.sandbox.journal import Journal
+from hyperd.model.container import Exit, ExitReason
+from hyperd.model.vm import VmGone, VmStatus
+from hyperd.sandbox import machine
+from hyperd.sandbox.instance import SandboxInstance, now
 from hyperd.sandbox.message import (
     Adopt,
     Ask,
@@ -49,115 +42,18 @@ from hyperd.sandbox.message import (
     ProcessEnded,
     UpFailed,
 )
-from hyperd.sandbox.pulse import Pulse
-from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, now_ms
 from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
-from hyperd.sandbox.view import view_of
-from hyperd.sandbox.waiting import Waiting, fail, resolve
+from hyperd.sandbox.waiting import fail, resolve
 
 log = logging.getLogger(__name__)
 
-LIVE_TIMEOUT_S = 30.0  # for a running container whose VM is being taken over
 # For the agent of a VM that was to end when an earlier hyperd ended. By then its kernel has written back by itself what
 # it will (dirty_expire_centisecs is 30 s), so that a VM taken away unsynced loses next to nothing.
 FINISH_TIMEOUT_S = 60.0
 
 
-class SandboxDriver(Actor[Message]):
-    def __init__(
-        self,
-        record: ContainerRecord,
-        services: Services,
-        journal: Journal,
-        state: machine.State,
-        generation: int,
-    ) -> None:
-        super().__init__()
-        self.record = record
-        self.services = services
-        self.journal = journal
-        self.state = state
-        self.generation = generation
-        self.removed = False
-        self.waiting = Waiting()
-        self.tenure: Tenure | None = None
-        self.pump = self._new_pump()
-        self._errands = Errands(record, services, journal)
-        self._changed = Pulse()  # state, tenure
-        self._run = 0
-        self._last_exit = machine.exit_of(state)
-        self._coming_up: asyncio.Task[None] | None = None
-        self._giving_up = False  # the bring-up was cancelled: once, or its clean-up would be
-        self._stop_asked: AskStop | None = None  # before there was a process to signal
-        self._rumour: VmGone | None = None  # heard while starting
-        self._late: Live | None = None  # came up when hyperd was ending
-        self._trouble: HyperError | None = None  # why the agent of the VM that runs cannot be reached
-        self._start_called_ms = 0.0
-        self._unreadable: HyperError | None = None
-        self._ending = False
-        self._removing = False
-        self._discarding = record.spec.auto_remove
-
-    @property
-    def subject(self) -> str:
-        return f"container {self.record.name}"
-
-    def view(self) -> ContainerView:
-        return view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
-
-    def vm_gone(self, gone: VmGone) -> None:
-        self.post(gone)
-
-    def adopt(self, vm: VmStatus | None) -> None:
-        """First message after a restart of hyperd: what is left of this sandbox's VM."""
-        self.post(Adopt(vm))
-
-    def set_aside(self, error: HyperError, vm: VmStatus | None) -> None:
-        """Its record cannot be read: it can be removed, its VM with it, and nothing else."""
-        self._unreadable = error
-        if vm is not None:
-            self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
-
-    def should_have_vm(self) -> bool:
-        return isinstance(self.state, machine.Running) and not self._ending
-
-    def should_have_no_vm(self) -> bool:
-        at_rest = isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
-        return at_rest and self._unreadable is None
-
-    def vm_is_missing(self) -> None:
-        self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
-
-    async def find_tenure(self) -> Tenure | None:
-        """Waits while a VM is coming up or being taken over; None when none is.
-
-        Raises TimeoutExpiredError, and UnsupportedError when its agent speaks another protocol.
-        """
-        try:
-            async with asyncio.timeout(LIVE_TIMEOUT_S):
-                while self.tenure is None and not self.over:
-                    if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
-                        return None
-                    if isinstance(self._trouble, UnsupportedError):
-                        raise UnsupportedError(
-                            self._trouble.brief, subject=self.subject, hint=self._trouble.hint
-                        )
-                    await self._changed.wait()
-        except TimeoutError as error:
-            raise TimeoutExpiredError(
-                "its agent has not answered yet",
-                subject=self.subject,
-                evidence=self._trouble.brief if self._trouble else "",
-                hint="it is tried again and again; `hyper stop` and `hyper rm -f` do not need it",
-            ) from error
-        return self.tenure
-
-    def renew_pump(self) -> None:
-        """For a new run, unless somebody who attached before its start did so already."""
-        if self.pump.ended.is_set():
-            self.pump = self._new_pump()
-
+class SandboxDriver(SandboxInstance):
     async def _handle(self, message: Message) -> None:
         match message:
             case AskStart(done):
@@ -216,14 +112,8 @@ class SandboxDriver(Actor[Message]):
         self._ending = self._giving_up = False
         self._stop_asked = self._rumour = None
         self.renew_pump()
-        await self._advance(machine.Start(_now()))
+        await self._advance(machine.Start(now()))
         self._come_up(self._errands.bring_up)
-
-    def _require_startable(self) -> None:
-        if self._unreadable is not None:
-            error = self._unreadable
-            raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
-        machine.require_startable(self.state, self.record.name)
 
     async def _on_stop(self, message: AskStop) -> None:
         if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
@@ -297,9 +187,11 @@ class SandboxDriver(Actor[Message]):
             self._tell_trouble,
             self._spawn,
         )
+        # Listening comes before saving: nothing is lost by it, the process runs in any case.
+        self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         if isinstance(self.state, machine.Starting):
             facts = machine.RunFacts(
-                started_at=_now(),
+                started_at=now(),
                 vm_pid=live.vm_pid,
                 guest_pid=live.guest_pid,
                 accelerator=live.accelerator,
@@ -310,7 +202,6 @@ class SandboxDriver(Actor[Message]):
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
         self._changed.beat()
-        self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         self.tenure.adopt_execs(live.execs)
         resolve(self.waiting.starts)
         if self.waiting.removes:
@@ -333,7 +224,7 @@ class SandboxDriver(Actor[Message]):
         self.pump.finish()
         self.journal.close()
         exit_ = Exit(machine.LOST_EXIT_CODE, ExitReason.START_FAILED, message=str(error))
-        await self._advance(machine.StartFailed(exit_, _now()))
+        await self._advance(machine.StartFailed(exit_, now()))
         log.info("start failed", extra={"sandbox": self.record.name, "error": str(error)})
         fail(self.waiting.starts, error)
         await self._after_end(exit_)
@@ -350,7 +241,7 @@ class SandboxDriver(Actor[Message]):
         self.pump.finish()
         self.journal.close()
         self.services.ledger.release(self.record.sandbox_id)
-        event = machine.Lost(exit_, _now()) if machine.is_lost(exit_) else machine.Gone(exit_, _now())
+        event = machine.Lost(exit_, now()) if machine.is_lost(exit_) else machine.Gone(exit_, now())
         await self._advance(event)
         log.info(
             "ended", extra={"sandbox": self.record.name, "code": exit_.code, "reason": exit_.reason.value}
@@ -371,19 +262,6 @@ class SandboxDriver(Actor[Message]):
             resolve(self.waiting.removes)
         if self._last_exit is not None:
             self.waiting.tell_end(self._last_exit)
-
-    async def _advance(self, event: machine.Event) -> None:
-        after = machine.step(self.state, event)
-        if after == self.state:
-            return
-        self.state = after
-        self.generation += 1
-        self._changed.beat()
-        try:
-            await self.services.records.save_state(self.record.sandbox_id, after, self.generation)
-        except HyperError as error:
-            # Memory stays true; after a restart the record is held against what exists.
-            log.error("state not saved", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
 
     def _give_up(self) -> None:
         """Cancel the start. One that has ended already is met in ``_on_up``."""
@@ -430,15 +308,6 @@ class SandboxDriver(Actor[Message]):
         if self.tenure is None:
             self._post(run, IsLost(exit_))
 
-    def _tell_trouble(self, error: HyperError | None) -> None:
-        """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""
-        if error is not None and self._trouble is None:
-            log.warning("agent not reached", extra={"sandbox": self.record.name, "error": str(error)})
-        self._trouble = error
-        self._changed.beat()
-        if error is not None:
-            self.vm_is_missing()
-
     def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
         self._giving_up = False
         run = self._run
@@ -479,7 +348,7 @@ class SandboxDriver(Actor[Message]):
         if had_run:
             self.services.ledger.release(self.record.sandbox_id)
             await self._advance(
-                machine.StartFailed(exit_, _now()) if was_starting else machine.Lost(exit_, _now())
+                machine.StartFailed(exit_, now()) if was_starting else machine.Lost(exit_, now())
             )
             self._last_exit = exit_
             self.waiting.tell_end(exit_)
@@ -504,11 +373,6 @@ class SandboxDriver(Actor[Message]):
         else:
             fail([message.done], self._over_error())
 
-    def _over_error(self) -> HyperError:
-        if self.removed:
-            return NotFoundError("was removed", subject=self.subject)
-        return UnavailableError("hyperd is ending", subject=self.subject)
-
     async def _close(self) -> None:
         self._changed.beat()
         self.waiting.abandon(self._over_error())
@@ -521,24 +385,3 @@ class SandboxDriver(Actor[Message]):
 
     async def _discard(self) -> None:
         self.post(await self._errands.discard())
-
-    def _send(self, errand: Callable[[], Awaitable[News | None]]) -> "asyncio.Task[None]":
-        """On an errand of the present run; what it comes back with goes into the inbox."""
-        run = self._run
-
-        async def carry_out() -> None:
-            news = await errand()
-            if news is not None:
-                self._post(run, news)
-
-        return self._spawn(carry_out())
-
-    def _post(self, run: int, news: News) -> None:
-        self.post(OfRun(run, news))
-
-    def _new_pump(self) -> Pump:
-        return Pump(assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, self.journal)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)

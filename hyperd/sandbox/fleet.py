@@ -80,7 +80,7 @@ class Fleet:
         spec, warnings = assembly.with_image_defaults(spec, image.config)
         sizing = assembly.sizing_of(spec, self._settings.default_sizing)
         held = self._services.ledger.admission
-        admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, host_memory_mib=held.memory_mib)
+        admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, largest_mib=held.largest_mib)
         name = spec.name.removeprefix("/")
         if name:
             names.require_valid(name)

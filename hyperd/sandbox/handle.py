@@ -21,6 +21,7 @@ from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import AskRemove, AskStart, AskStop, Done
 from hyperd.sandbox.process import ProcessSession
 from hyperd.sandbox.pump import Pump
+from hyperd.sandbox.session import STALL_TIMEOUT_S
 from hyperd.sandbox.tenure import Tenure
 
 
@@ -88,8 +89,12 @@ class SandboxHandle:
         return await asyncio.shield(self._driver.waiting.end)
 
     async def attach(self, *, start: bool, stdin: bool = True) -> ProcessSession:
-        """Join the first process's streams; with ``start`` from its first byte on."""
+        """Join the first process's streams; with ``start`` from its first byte on.
+
+        Who starts it can hold the process up by not reading, as a pipe does; who joins one that runs is dropped.
+        """
         driver = self._driver
+        looks_on = not start or isinstance(driver.state, machine.Running)
         if not start:
             machine.require_running(driver.state, self.record.name)
         elif not isinstance(driver.state, machine.Running | machine.Starting):
@@ -103,6 +108,7 @@ class SandboxHandle:
             driver.waiting.end,
             tty=self.record.spec.tty,
             stdin=stdin and self.record.spec.stdin,
+            patience_s=STALL_TIMEOUT_S if looks_on else None,
         )
         if start:
             try:

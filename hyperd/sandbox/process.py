@@ -31,8 +31,9 @@ class ProcessSession:
         *,
         tty: bool,
         stdin: bool,
+        patience_s: float | None = None,
     ) -> None:
-        """``tenure``: waits for the run to be up; None when it is over."""
+        """``tenure``: waits for the run to be up; None when it is over. ``patience_s``: see Subscription."""
         self.container_id: str = record.sandbox_id
         self.name = record.name
         self.exec_id: str = process_id
@@ -40,7 +41,7 @@ class ProcessSession:
         self._container = container_id_of(record.sandbox_id)
         self._process = process_id
         self._pump = pump
-        self._subscription = pump.subscribe()
+        self._subscription = pump.subscribe(patience_s)
         self._tenure = tenure
         self._ended = ended
         self._input: InputWriter | None = None

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 class Pump:
     """Reads until the process's streams end. With a journal, output counts as taken once it is written there.
 
-    A subscriber who does not read makes the process wait, as a full pipe would. ``ended`` is set when everything the
+    A subscriber who does not read makes the process wait, as a full pipe would, but for as long as its patience.
+    ``ended`` is set when everything the
     process wrote has been handed on; a lost connection leaves it unset, and ``run`` may be called again. A journal that
     cannot be written (a full disk) leaves a gap in the log and a line in hyperd's, and does not stop the process.
     """
@@ -36,9 +37,9 @@ class Pump:
         self._subscribers: set[Subscription] = set()
         self.ended = asyncio.Event()
 
-    def subscribe(self) -> Subscription:
-        """Everything from now on."""
-        subscription = Subscription()
+    def subscribe(self, patience_s: float | None = None) -> Subscription:
+        """Everything from now on; see Subscription."""
+        subscription = Subscription(patience_s)
         self._subscribers.add(subscription)
         if self._draining:
             subscription.drain()

@@ -28,7 +28,7 @@ from hyperd.model.vm import Accelerator, SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox import assembly
 from hyperd.sandbox.assembly import GuestSettings, SandboxPaths
-from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.journal import Journal, Kept
 from hyperd.storage.base import Storage
 from hyperd.vm import Hypervisor, console_tail
 
@@ -95,7 +95,7 @@ class Runner:
         async with contextlib.AsyncExitStack() as stack:
             with file_errors(paths.state_dir):
                 await self._files.call(_make_directories, paths)
-            async with _one_error(), asyncio.TaskGroup() as tasks:
+            async with one_error(), asyncio.TaskGroup() as tasks:
                 root_task = tasks.create_task(self.rooms.images.root_disk(image.image_id))
                 writable_task = tasks.create_task(self.rooms.storage.create_writable(record.sandbox_id))
                 attachment = await self._attach(record, stack)
@@ -166,8 +166,8 @@ class Runner:
         with file_errors(sandbox_id):
             await self._files.call(_remove_directories, self.settings.paths(sandbox_id))
 
-    async def open_journal(self, journal: Journal, *, fresh: bool) -> None:
-        journal.open(await self._files.call(journal.examine), fresh=fresh)
+    async def examine_journal(self, journal: Journal) -> Kept:
+        return await self._files.call(journal.examine)
 
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(console_tail, self.settings.paths(sandbox_id).console_log)
@@ -205,7 +205,7 @@ class Runner:
 
 
 @contextlib.asynccontextmanager
-async def _one_error() -> AsyncIterator[None]:
+async def one_error() -> AsyncIterator[None]:
     """A group of tasks that fails with one error is that error to the caller."""
     try:
         yield

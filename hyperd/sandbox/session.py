@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process's standard streams as a caller holds them."""
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+from hyperd.errors import UnavailableError
 from hyperd.model.container import Exit
 from hyperd.model.guest import OutputChunk, TerminalSize
 from hyperd.sandbox.pulse import Pulse
@@ -13,12 +15,18 @@ CHUNK_BYTES = 64 * 1024
 QUEUED_CHUNKS = 16  # what a slow reader may be behind before the process has to wait
 DRAINED_CHUNKS = 4096  # and once the process has ended: what the agent's ring and its pipes can hold
 DRAINED_BYTES = 2 << 20
+STALL_TIMEOUT_S = 10.0  # for one who looks on, before the process stops waiting for it
 
 
 class Subscription:
-    """A bounded queue from a pump to one reader. Closing it frees a pump that waits."""
+    """A bounded queue from a pump to one reader. Closing it frees a pump that waits.
 
-    def __init__(self) -> None:
+    With ``patience_s`` a reader who takes nothing for so long while the queue is full is dropped, and told.
+    """
+
+    def __init__(self, patience_s: float | None = None) -> None:
+        self._patience_s = patience_s
+        self._dropped = False
         self._chunks: deque[OutputChunk] = deque()
         self._bytes = 0
         self._draining = False
@@ -29,7 +37,12 @@ class Subscription:
     async def put(self, chunk: OutputChunk) -> None:
         """Waits while the reader is far behind; returns at once when it has gone."""
         while self._is_full() and not self._closed:
-            await self._changed.wait()
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._dropped = True
+                self.close()
         if self._closed:
             return
         self._bytes += len(chunk.data)
@@ -67,6 +80,11 @@ class Subscription:
                 return
             else:
                 await self._changed.wait()
+        if self._dropped:
+            raise UnavailableError(
+                f"was detached: it took no output for {self._patience_s:g} s while the process wrote",
+                hint="attach again; `hyper logs` has what was missed",
+            )
 
     def _is_full(self) -> bool:
         if self._draining:

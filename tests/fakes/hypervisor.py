@@ -64,6 +64,12 @@ class FakeHypervisor:
             self._events.put_nowait(VmGone(sandbox_id, cause, detail))
 
 
+def kvm_refused() -> UnavailableError:
+    """What a start raises when QEMU may not use KVM."""
+    line = "qemu-system-x86_64: Could not access KVM kernel module: Permission denied"
+    return UnavailableError("QEMU ended", subject="hyper-box", evidence=line)
+
+
 def qemu_died() -> UnavailableError:
     """What a start raises when QEMU ends at once, for ``fail_next_start``."""
     return UnavailableError("QEMU ended", subject="hyper-box", evidence="qemu-system-x86_64: bad luck")

@@ -17,6 +17,7 @@ class FakeNetwork:
         self.leases: dict[SandboxId, str] = {}
         self.taps: set[SandboxId] = set()
         self.prepared = 0
+        self.trouble: HyperError | None = None
         self.fail_next_prepare: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
         self.fail_next_release: HyperError | None = None
@@ -26,9 +27,9 @@ class FakeNetwork:
         self._last = 1
 
     async def prepare(self) -> None:
-        error, self.fail_next_prepare = self.fail_next_prepare, None
-        if error is not None:
-            raise error
+        self.trouble, self.fail_next_prepare = self.fail_next_prepare, None
+        if self.trouble is not None:
+            raise self.trouble
         self.prepared += 1
 
     async def attach(self, sandbox_id: SandboxId) -> Attachment:

@@ -75,7 +75,7 @@ class World:
     images: FakeImageStore = field(default_factory=FakeImageStore)
     storage: FakeStorage = field(default_factory=FakeStorage)
     network: FakeNetwork = field(default_factory=FakeNetwork)
-    memory_mib: int = 4096
+    memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class World:
         await database.open()
         records = Records(database)
         await records.open()
-        guest = GuestSettings(Path("/k"), Path("/i"), "quiet", Sizing(1, 256))
+        guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
         rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network)
         self.runner = Runner(rooms, settings, files)

@@ -46,6 +46,39 @@ def test_a_killed_daemon_loses_nothing(own: Hyper):
     assert numbers == list(range(1, len(numbers) + 1)), "a line is missing or came twice"
 
 
+WRITE_MUCH = (
+    "[ -f /done ] && exec cat /done; "
+    "dd if=/dev/zero of=/big bs=1M count=48 2>/dev/null; echo kept > /done; echo end; exit 3"
+)
+
+
+@pytest.mark.parametrize("how", ["kill_daemon", "stop"])
+def test_a_daemon_that_ends_while_a_container_ends_loses_neither_output_nor_files(own: Hyper, how: str):
+    own.ok("run", "-d", "--name", "ending", BUSYBOX, "sh", "-c", WRITE_MUCH)
+    wait_until(lambda: own.ok("inspect", "-f", "{{.State.Status}}", "ending") != "running", "it ends")
+    getattr(own, how)()
+    own.start()
+    assert own.ok("wait", "ending") == "3"
+    assert own.ok("logs", "ending") == "end"
+    assert own.ok("start", "-a", "ending") == "kept"
+
+
+def test_a_guest_that_is_stalled_when_a_daemon_starts_is_kept_and_reached_later(own: Hyper):
+    own.ok("run", "-d", "--name", "slow", BUSYBOX, "sleep", "1000")
+    qemu = next(iter(own.qemu_processes()))
+    own.kill_daemon()
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        own.start()  # libvirt waits 30 s for the monitor of the stalled QEMU
+        wait_until(lambda: "(agent not reached)" in own.ok("ps"), "it says so")
+        assert "no agent answered" in own.ok("inspect", "-f", "{{.State.Error}}", "slow")
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    wait_until(lambda: "(agent not reached)" not in own.ok("ps"), "it is reached")
+    assert own.ok("exec", "slow", "echo", "still here") == "still here"
+    assert qemu in own.qemu_processes()
+
+
 def test_a_killed_qemu_is_reported_as_lost(own: Hyper):
     own.ok("run", "-d", "--name", "victim", BUSYBOX, "sleep", "1000")
     os.kill(next(iter(own.qemu_processes())), signal.SIGKILL)

@@ -2,8 +2,11 @@
 """Detached containers: exec, logs, stop, start again, remove."""
 
 import json
+import subprocess
+import time
+from pathlib import Path
 
-from tests.harness import Hyper, wait_until
+from tests.harness import Hyper, hyper, wait_until
 
 BUSYBOX = "test.local/busybox"
 TICKS = "i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.2; done"
@@ -66,3 +69,34 @@ def test_a_hundred_megabytes_of_output_arrive_whole(host: Hyper):
     finished = host.run("run", "--rm", BUSYBOX, "head", "-c", "100000000", "/dev/zero", timeout_s=240)
     assert len(finished.stdout) == 100_000_000
     assert not finished.stdout.strip(b"\0")
+
+
+def test_an_exec_ends_with_its_process_and_leaves_its_child_running(host: Hyper, name: str):
+    host.ok("run", "-d", "--name", name, BUSYBOX, "sleep", "1000")
+    began = time.monotonic()
+    assert host.ok("exec", name, "sh", "-c", "sleep 600 & echo started; exit 0") == "started"
+    assert host.run("exec", name, "sh", "-c", "sleep 601 & exit 7").returncode == 7
+    assert time.monotonic() - began < 30
+    assert host.ok("exec", name, "sh", "-c", "ps | grep -c '[s]leep 60'") == "2"
+
+
+def test_without_a_network_hyperd_starts_and_says_so(layouts: Path):
+    subprocess.run(["ip", "link", "add", "vpn0", "type", "bridge"], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", "vpn0", "up"], check=True)
+        subprocess.run(["ip", "route", "add", "10.99.7.0/24", "dev", "vpn0"], check=True)
+        with hyper(settings={"network.subnet": "10.99.0.0/16", "network.bridge": "hyper9"}) as own:
+            own.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
+            assert own.ok("run", "--rm", "--network", "none", BUSYBOX, "echo", "alone") == "alone"
+            refused = own.run("run", "--rm", BUSYBOX, "true")
+            assert refused.returncode == 125
+            assert b"vpn0" in refused.stderr
+            assert "vpn0" in own.ok("info")
+            assert "vpn0" in own.run("doctor").stdout.decode()
+            subprocess.run(["ip", "link", "del", "vpn0"], check=True)
+            assert own.ok("run", "--rm", BUSYBOX, "echo", "again") == "again"
+            assert "vpn0" not in own.ok("info")
+            assert not own.leaks()
+    finally:
+        subprocess.run(["ip", "link", "del", "vpn0"], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", "hyper9"], check=False, capture_output=True)

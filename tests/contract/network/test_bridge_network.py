@@ -227,6 +227,45 @@ async def test_without_nft_the_error_says_what_to_install(database, monkeypatch)
         await clean()
 
 
+async def test_a_network_that_cannot_be_prepared_says_why_and_is_tried_again_by_the_next_start(database):
+    await process.run_checked(["ip", "link", "add", "vpn0", "type", "bridge"], timeout_s=20)
+    await process.run_checked(["ip", "link", "set", "vpn0", "up"], timeout_s=20)
+    await process.run_checked(["ip", "route", "add", "10.213.0.128/25", "dev", "vpn0"], timeout_s=20)
+    network = BridgeNetwork(SETTINGS, database)
+    try:
+        for ask in (network.prepare, lambda: network.attach(BOX)):
+            with pytest.raises(UnavailableError, match="vpn0"):
+                await ask()
+            assert "vpn0" in str(network.trouble)
+        assert await network.list_attached() == set()
+        await process.run_checked(["ip", "link", "del", "vpn0"], timeout_s=20)
+        await network.attach(BOX)
+        assert network.trouble is None
+        assert "masquerade" in await rules()
+        await network.release(BOX)
+    finally:
+        network.close()
+        await clean()
+
+
+async def test_without_its_rules_nothing_is_attached(database, monkeypatch):
+    async def refuse(*_):
+        raise UnavailableError("nft is missing")
+
+    network = BridgeNetwork(SETTINGS, database)
+    try:
+        with monkeypatch.context() as broken:
+            broken.setattr("hyperd.network.bridge_network.apply_rules", refuse)
+            for ask in (network.prepare, lambda: network.attach(BOX)):
+                with pytest.raises(UnavailableError, match="nft is missing"):
+                    await ask()
+        await network.attach(BOX)
+        await network.release(BOX)
+    finally:
+        network.close()
+        await clean()
+
+
 @pytest.fixture
 async def other_database(tmp_path):
     it = Database(tmp_path / "other.db")

@@ -24,6 +24,13 @@ def test_a_subnet_that_the_host_sends_elsewhere_is_refused(destination):
     assert "another subnet" in caught.value.hint
 
 
+def test_a_wider_route_is_no_overlap_once_the_bridge_is_there():
+    ours = route("10.213.0.0/16", "hyper0")
+    require_free(SETTINGS.subnet, [ours, route("10.0.0.0/8", "tun0")], "hyper0")
+    with pytest.raises(UnavailableError):
+        require_free(SETTINGS.subnet, [ours, route("10.213.4.0/24", "tun0")], "hyper0")
+
+
 def test_the_default_route_and_our_own_are_no_overlap():
     routes = [route("0.0.0.0/0"), route("10.213.0.0/16", "hyper0"), route("172.17.0.0/16", "docker0")]
     require_free(SETTINGS.subnet, routes, "hyper0")

@@ -2,21 +2,21 @@
 """KVM by booting under it, TCG when that fails, and neither in silence."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from hyperd.errors import TimeoutExpiredError, UnavailableError
+from hyperd.errors import ExhaustedError, HyperError, NotFoundError, TimeoutExpiredError, UnavailableError
 from hyperd.host.workers import Workers
-from hyperd.model.container import Sizing
 from hyperd.model.vm import Accelerator
-from hyperd.sandbox import AcceleratorChooser, Findings, GuestSettings, SandboxPaths
+from hyperd.sandbox import AcceleratorChooser, Findings, GuestSettings, SandboxPaths, fingerprint
 from tests.fakes.guest import FakeDialer
-from tests.fakes.hypervisor import FakeHypervisor, qemu_died
+from tests.fakes.hypervisor import FakeHypervisor, kvm_refused, qemu_died
 
-GUEST = GuestSettings(Path("/k"), Path("/i"), "quiet", Sizing(1, 256))
+GUEST = GuestSettings(Path("/k"), Path("/i"), "quiet")
 
 
 @dataclass
@@ -62,11 +62,47 @@ async def test_tcg_is_chosen_when_none_does_and_says_why(host: Host, how: str) -
     if how == "hangs":
         host.dialer.fail_next_connect = TimeoutExpiredError("no hello in time")
     else:
-        host.hypervisor.fail_next_start = qemu_died()
+        host.hypervisor.fail_next_start = kvm_refused()
     chooser = host.chooser()
     assert await chooser.choose() is Accelerator.TCG
-    assert ("no hello in time" if how == "hangs" else "bad luck") in chooser.choice.reason
+    assert await chooser.choose() is Accelerator.TCG
+    assert await host.chooser().choose() is Accelerator.TCG  # after a restart of hyperd, too
+    assert host.probes == 1
+    assert ("no hello in time" if how == "hangs" else "Permission denied") in chooser.choice.reason
     assert not host.hypervisor.running
+
+
+@pytest.mark.parametrize(
+    "passing",
+    [
+        ExhaustedError("no space left"),
+        NotFoundError("there is no such kernel"),
+        UnavailableError("libvirt did not answer"),
+        TimeoutExpiredError("the VM did not start in time"),
+        qemu_died(),
+    ],
+)
+async def test_what_says_nothing_about_kvm_is_not_remembered(
+    host: Host, passing: HyperError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.hypervisor.fail_next_start = passing
+    chooser = host.chooser()
+    assert await chooser.choose() is Accelerator.TCG
+    assert await chooser.choose() is Accelerator.TCG  # not again at once
+    assert host.probes == 1
+    assert await host.chooser().choose() is Accelerator.KVM
+    chooser._probe_again_at = 0.0
+    (host.root / "accelerator.json").unlink()
+    assert await chooser.choose() is Accelerator.KVM
+
+
+async def test_a_file_that_was_replaced_in_place_has_another_fingerprint(tmp_path: Path) -> None:
+    kernel = tmp_path / "vmlinux"
+    absent = fingerprint(kernel)
+    kernel.write_text("one")
+    first = fingerprint(kernel)
+    os.utime(kernel, ns=(1, 1))
+    assert len({absent, first, fingerprint(kernel)}) == 3
 
 
 async def test_the_finding_is_remembered_until_something_it_depends_on_changes(host: Host) -> None:

@@ -7,6 +7,7 @@ from hyperd.errors import ExhaustedError, HyperError, InvalidError
 from hyperd.model.container import Sizing
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import Admission, Ledger
+from hyperd.sandbox.admission import OVERHEAD_MIB
 
 ids = st.sampled_from([SandboxId(digit) for digit in "abcdef"])
 sizings = st.builds(Sizing, st.integers(0, 6), st.integers(0, 1500))
@@ -30,6 +31,16 @@ def test_what_is_admitted_always_fits(history: list[tuple[str, SandboxId, Sizing
         assert len(held.held) <= 3
         assert len(dict(held.held)) == len(held.held)
         assert (sandbox_id in dict(held.held)) or verb == "release" or held is before
+
+
+def test_the_memory_of_each_qemu_counts_too() -> None:
+    held = Admission(2 * (256 + OVERHEAD_MIB) + 255, 9, 1)
+    for name in "ab":
+        held = held.admit(SandboxId(name), Sizing(1, 256))
+    with pytest.raises(ExhaustedError, match="for its QEMU, 255 of"):
+        held.admit(SandboxId("c"), Sizing(1, 256))
+    with pytest.raises(InvalidError, match="more than the host has"):
+        Admission(1024, 9, 1).admit(SandboxId("c"), Sizing(1, 1024))
 
 
 @given(requests)
@@ -56,5 +67,5 @@ def test_what_could_never_fit_is_invalid(sizing: Sizing) -> None:
 
 
 def test_a_sandbox_that_starts_again_is_counted_once() -> None:
-    held = Admission(1024, 1, 8).admit(SandboxId("a"), Sizing(1, 1024))
+    held = Admission(1024 + OVERHEAD_MIB, 1, 8).admit(SandboxId("a"), Sizing(1, 1024))
     assert held.admit(SandboxId("a"), Sizing(1, 1024)) == held

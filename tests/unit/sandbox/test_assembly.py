@@ -135,7 +135,7 @@ def test_the_guest_s_identity_has_the_lease_and_the_user_s_hosts() -> None:
 
 
 def test_a_vm_has_the_image_s_disk_first_and_a_nic_only_with_a_lease() -> None:
-    guest = GuestSettings(Path("/k"), Path("/i"), "quiet", Sizing(1, 256))
+    guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
     paths = SandboxPaths(Path("/run/x"), Path("/state/x"))
     args = (Path("/disk"), WIRE, paths, guest, Accelerator.TCG)
     full = assembly.vm_definition(record(), ROOT, *args)

@@ -21,6 +21,7 @@ from hyperd.model.guest import FIRST_PROCESS, OutputChunk, ProcessExit, Stream
 from hyperd.model.image import ImageConfig
 from hyperd.model.vm import VmGone, VmGoneCause
 from hyperd.sandbox import Fleet, SandboxHandle
+from hyperd.sandbox.machine import name_of
 from tests.fakes.guest import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.storage import no_space
@@ -92,6 +93,52 @@ async def test_how_a_process_ended_is_told(
     handle = await started(fleet, "x")
     assert await ended(handle) == expected
     assert state(handle) is ContainerState.EXITED
+
+
+async def test_the_first_byte_waits_for_no_record_and_no_log(world: World, fleet: Fleet) -> None:
+    world.script("echo", Script([(Stream.STDOUT, b"first")]))
+    handle = await created(fleet, "echo")
+    saving, examined = asyncio.Event(), asyncio.Event()
+    save, start = world.records.save_state, world.hypervisor.start
+
+    async def save_late(sandbox_id, state, generation) -> None:
+        if name_of(state) is ContainerState.RUNNING:
+            await saving.wait()
+        await save(sandbox_id, state, generation)
+
+    async def start_late(definition):
+        await examined.wait()  # the log is looked through while the VM comes up
+        return await start(definition)
+
+    examine = handle.journal.examine
+    loop = asyncio.get_running_loop()
+
+    def examine_and_tell():
+        loop.call_soon_threadsafe(examined.set)
+        return examine()
+
+    world.records.save_state = save_late  # type: ignore[method-assign]
+    world.hypervisor.start = start_late  # type: ignore[method-assign]
+    handle.journal.examine = examine_and_tell  # type: ignore[method-assign]
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        starting = tasks.create_task(handle.start())
+        await eventually(lambda: handle.journal.end_offset == 5)
+        assert not starting.done()
+        saving.set()
+
+
+async def test_a_log_that_cannot_be_read_leaves_nothing_of_the_start(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet)
+
+    def unreadable():
+        raise UnavailableError("the container's log cannot be written")
+
+    with pytest.MonkeyPatch.context() as broken:
+        broken.setattr(handle.journal, "examine", unreadable)
+        with pytest.raises(UnavailableError, match="log cannot be written"):
+            await handle.start()
+    world.require_nothing_left_of(handle)
+    await handle.start()
 
 
 async def test_starting_a_running_container_changes_nothing(fleet: Fleet) -> None:
@@ -624,6 +671,21 @@ async def test_a_slow_reader_makes_the_process_wait_and_loses_nothing(world: Wor
     out, _, _ = await all_of(session)
     assert len(out) == total
     await session.aclose()
+
+
+async def test_a_second_reader_who_takes_nothing_is_dropped_and_told(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.handle.STALL_TIMEOUT_S", 0.02)
+    handle = await created(fleet)
+    first = await handle.attach(start=True)
+    stalled = await handle.attach(start=False)
+    total = 4 << 20
+    world.process(handle).emit(b"y" * total)
+    world.process(handle).finish(ProcessExit(0))
+    assert len((await all_of(first))[0]) == total
+    with pytest.raises(UnavailableError, match="took no output"):
+        await all_of(stalled)
 
 
 async def test_what_is_left_when_the_process_ends_waits_for_a_slow_reader(world: World, fleet: Fleet) -> None:

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One sandbox: what it is made of, its state, and what others see of it. What it does is driver.py's.
+
+A change of state is true at once, in memory; the record follows. Trouble is no state: the VM runs, and its agent cannot
+be reached at this moment.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+
+from hyperd.errors import (
+    HyperError,
+    NotFoundError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+)
+from hyperd.model.container import ContainerRecord, ContainerView
+from hyperd.model.guest import FIRST_PROCESS
+from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
+from hyperd.sandbox import assembly, machine
+from hyperd.sandbox.actor import Actor
+from hyperd.sandbox.errands import Errands, Services
+from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.message import (
+    Adopt,
+    AskStop,
+    Message,
+    News,
+    OfRun,
+)
+from hyperd.sandbox.pulse import Pulse
+from hyperd.sandbox.pump import Pump
+from hyperd.sandbox.run import Live
+from hyperd.sandbox.tenure import Tenure
+from hyperd.sandbox.view import view_of
+from hyperd.sandbox.waiting import Waiting
+
+log = logging.getLogger(__name__)
+
+LIVE_TIMEOUT_S = 30.0  # for a running container whose VM is being taken over
+
+
+class SandboxInstance(Actor[Message]):
+    def __init__(
+        self,
+        record: ContainerRecord,
+        services: Services,
+        journal: Journal,
+        state: machine.State,
+        generation: int,
+    ) -> None:
+        super().__init__()
+        self.record = record
+        self.services = services
+        self.journal = journal
+        self.state = state
+        self.generation = generation
+        self.removed = False
+        self.waiting = Waiting()
+        self.tenure: Tenure | None = None
+        self.pump = self._new_pump()
+        self._errands = Errands(record, services, journal)
+        self._changed = Pulse()  # state, tenure
+        self._run = 0
+        self._last_exit = machine.exit_of(state)
+        self._coming_up: asyncio.Task[None] | None = None
+        self._giving_up = False  # the bring-up was cancelled: once, or its clean-up would be
+        self._stop_asked: AskStop | None = None  # before there was a process to signal
+        self._rumour: VmGone | None = None  # heard while starting
+        self._late: Live | None = None  # came up when hyperd was ending
+        self._trouble: HyperError | None = None  # why the agent of the VM that runs cannot be reached
+        self._start_called_ms = 0.0
+        self._unreadable: HyperError | None = None
+        self._ending = False
+        self._removing = False
+        self._discarding = record.spec.auto_remove
+
+    @property
+    def subject(self) -> str:
+        return f"container {self.record.name}"
+
+    def view(self) -> ContainerView:
+        return view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
+
+    def vm_gone(self, gone: VmGone) -> None:
+        self.post(gone)
+
+    def adopt(self, vm: VmStatus | None) -> None:
+        """First message after a restart of hyperd: what is left of this sandbox's VM."""
+        self.post(Adopt(vm))
+
+    def set_aside(self, error: HyperError, vm: VmStatus | None) -> None:
+        """Its record cannot be read: it can be removed, its VM with it, and nothing else."""
+        self._unreadable = error
+        if vm is not None:
+            self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+
+    def should_have_vm(self) -> bool:
+        return isinstance(self.state, machine.Running) and not self._ending
+
+    def should_have_no_vm(self) -> bool:
+        at_rest = isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+        return at_rest and self._unreadable is None
+
+    def vm_is_missing(self) -> None:
+        self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
+
+    async def find_tenure(self) -> Tenure | None:
+        """Waits while a VM is coming up or being taken over; None when none is.
+
+        Raises TimeoutExpiredError, and UnsupportedError when its agent speaks another protocol.
+        """
+        try:
+            async with asyncio.timeout(LIVE_TIMEOUT_S):
+                while self.tenure is None and not self.over:
+                    if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
+                        return None
+                    if isinstance(self._trouble, UnsupportedError):
+                        raise UnsupportedError(
+                            self._trouble.brief, subject=self.subject, hint=self._trouble.hint
+                        )
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise TimeoutExpiredError(
+                "its agent has not answered yet",
+                subject=self.subject,
+                evidence=self._trouble.brief if self._trouble else "",
+                hint="it is tried again and again; `hyper stop` and `hyper rm -f` do not need it",
+            ) from error
+        return self.tenure
+
+    def renew_pump(self) -> None:
+        """For a new run, unless somebody who attached before its start did so already."""
+        if self.pump.ended.is_set():
+            self.pump = self._new_pump()
+
+    def _require_startable(self) -> None:
+        if self._unreadable is not None:
+            error = self._unreadable
+            raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
+        machine.require_startable(self.state, self.record.name)
+
+    async def _advance(self, event: machine.Event) -> None:
+        after = machine.step(self.state, event)
+        if after == self.state:
+            return
+        self.state = after
+        self.generation += 1
+        self._changed.beat()
+        try:
+            await self.services.records.save_state(self.record.sandbox_id, after, self.generation)
+        except HyperError as error:
+            # Memory stays true; after a restart the record is held against what exists.
+            log.error("state not saved", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
+
+    def _tell_trouble(self, error: HyperError | None) -> None:
+        """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""
+        if error is not None and self._trouble is None:
+            log.warning("agent not reached", extra={"sandbox": self.record.name, "error": str(error)})
+        self._trouble = error
+        self._changed.beat()
+        if error is not None:
+            self.vm_is_missing()
+
+    def _send(self, errand: Callable[[], Awaitable[News | None]]) -> "asyncio.Task[None]":
+        """On an errand of the present run; what it comes back with goes into the inbox."""
+        run = self._run
+
+        async def carry_out() -> None:
+            news = await errand()
+            if news is not None:
+                self._post(run, news)
+
+        return self._spawn(carry_out())
+
+    def _post(self, run: int, news: News) -> None:
+        self.post(OfRun(run, news))
+
+    def _new_pump(self) -> Pump:
+        return Pump(assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, self.journal)
+
+    def _over_error(self) -> HyperError:
+        if self.removed:
+            return NotFoundError("was removed", subject=self.subject)
+        return UnavailableError("hyperd is ending", subject=self.subject)
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
