@@ -68,7 +68,7 @@ agent-check: ## format, lint and tests of the agent
 	cd agent && cargo test --quiet --locked
 
 bench: setup ## measure, against the floors of this machine
-	$(BIN)/python -m bench
+	$(PRIVATE) $(BIN)/python -m bench $(ARGS)
 
 ##@ Development
 .PHONY: proto lock kernel-config help

@@ -37,17 +37,29 @@ def main() -> None:
     with hyper(accel="auto") as host, tempfile.TemporaryDirectory() as scratch:
         images.write_layout(images.busybox_image(), Path(scratch) / "busybox", f"{IMAGE}:latest")
         host.ok("pull", "-q", f"oci:{scratch}/busybox:{IMAGE}:latest")
-        info = asyncio.run(_info(host))
+        info, version = asyncio.run(_info(host))
+        guest_kernel = host.ok("run", "--rm", IMAGE, "uname", "-r")
         results = [_cold_start(host, info.accelerator, options.n)]
         host.ok("run", "-d", "--name", "bench", IMAGE, "sleep", "100000")
         results += [_exec(host, options.n * 5), _version(host, options.n), _stdout(host)]
         results += _memory(host, info.accelerator)
         host.ok("rm", "-f", "bench")
     about: dict[str, object] = {
-        "host": {"cpus": os.cpu_count(), "kernel": platform.release(), "memory_mib": info.memory_bytes >> 20},
+        "host": {
+            "cpu": _cpu(),
+            "cpus": os.cpu_count(),
+            "kernel": platform.release(),
+            "memory_mib": info.memory_bytes >> 20,
+        },
         "accelerator": info.accelerator,
         "accelerator_reason": info.accelerator_reason,
-        "versions": {"hyper": info.version, "python": platform.python_version()},
+        "versions": {
+            "hyper": version.version,
+            "python": version.python_version,
+            "qemu": version.qemu_version,
+            "libvirt": version.libvirt_version,
+            "guest_kernel": guest_kernel,
+        },
     }
     print(f"accelerator {info.accelerator}: {info.accelerator_reason}")
     print(f"{os.cpu_count()} CPUs, Linux {platform.release()}\n")
@@ -143,14 +155,21 @@ async def _unary_calls(host: Hyper, n: int) -> list[float]:
     return samples
 
 
-async def _info(host: Hyper) -> system_pb2.GetInfoResponse:
+async def _info(host: Hyper) -> tuple[system_pb2.GetInfoResponse, system_pb2.GetVersionResponse]:
     async with grpc.aio.insecure_channel(host.address.replace("unix://", "unix:")) as channel:
         stub = system_pb2_grpc.SystemServiceStub(channel)
         while True:  # the probe of the accelerator is bounded by hyperd
             info = await stub.GetInfo(system_pb2.GetInfoRequest())
             if info.accelerator:
-                return info
+                return info, await stub.GetVersion(system_pb2.GetVersionRequest())
             await asyncio.sleep(0.2)
+
+
+def _cpu() -> str:
+    models = [
+        line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")
+    ]
+    return models[0].partition(": ")[2] if models else platform.machine()
 
 
 async def _requests(first: container_pb2.SessionRequest) -> AsyncIterator[container_pb2.SessionRequest]:

@@ -86,6 +86,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         network = BridgeNetwork(_bridge_settings(config), floor.database)
         await network.prepare()
         stack.callback(network.close)
+        keeping = tasks.create_task(network.keep())
+        stack.callback(keeping.cancel)
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
         runner = Runner(rooms, _run_settings(config), floor.files)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)

@@ -8,6 +8,7 @@ import fcntl
 import os
 
 from setup.agent import Agent
+from setup.busybox import Busybox
 from setup.environment import Environment
 from setup.erofs import Erofs
 from setup.kernel import Kernel
@@ -15,7 +16,7 @@ from setup.packages import Packages
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
 
-NAMES = ("packages", "kernel", "python", "erofs", "agent", "prepare")
+NAMES = ("packages", "kernel", "python", "erofs", "busybox", "agent", "prepare")
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
         *(Packages(), Kernel(renew="kernel" in force)),
-        *(Environment(), Erofs(), Agent(), Prepare()),
+        *(Environment(), Erofs(), Busybox(), Agent(), Prepare()),
     )
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step `erofs`: an mkfs.erofs that reads tar streams (1.7 or later).
+"""Step `erofs`: an mkfs.erofs that reads tar streams (1.8 or later).
 
 Debian 13 has one. On Debian 12 it is built from Debian 13's source package, which a private apt configuration
 downloads and checks: the host's own sources stay as they are.
@@ -18,7 +18,7 @@ from setup.step import BUILD, StepError, capture, hash_of, link_asset
 if TYPE_CHECKING:
     from setup.step import Job
 
-MINIMUM = (1, 7)
+MINIMUM = (1, 8)  # --sort=none
 RELEASE = "trixie"
 KIND = "erofs"
 PROGRAM = "mkfs.erofs"

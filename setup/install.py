@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make install` and `make uninstall`: hyper below a prefix, without the checkout that it came from.
 
-PREFIX/lib/hyper/venv        the runtime lock and the project
-PREFIX/lib/hyper/assets      kernel, initramfs, mkfs.erofs: copies, not links into the cache
+PREFIX/lib/hyper/N/venv      the runtime lock and the project
+PREFIX/lib/hyper/N/assets    kernel, initramfs, mkfs.erofs: copies, not links into the cache
+PREFIX/lib/hyper/current     link to the N in use
 PREFIX/lib/hyper/installed   what was put elsewhere, for uninstall
-PREFIX/bin/{hyper,hyperd}    links into the venv
+PREFIX/bin/{hyper,hyperd}    links into current's venv
 hyperd.service               where systemd looks for units of that prefix, if systemd runs this machine
+
+An N is made whole before `current` is moved to it, and the one before stays until the next install: a hyperd that runs
+goes on with its own program, kernel and agent until it is restarted, and a failed install changes nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +17,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from setup.environment import RUNTIME_LOCK, install_project, make_venv
@@ -24,6 +30,7 @@ ASSET_NAMES = ("vmlinux", "initramfs.cpio", "hyper-agent", "mkfs.erofs")
 PROGRAMS = ("hyper", "hyperd")
 UNIT = "hyperd.service"
 STATE = (Path("/var/lib/hyper"), Path("/run/hyper"))
+SOCKET = Path("/run/hyper/hyperd.sock")
 # Where systemd.unit(5) looks besides /etc; a unit of another prefix goes to /etc.
 UNIT_DIRECTORIES = {
     Path("/usr"): Path("/usr/lib/systemd/system"),
@@ -59,29 +66,67 @@ def main() -> None:
 
 def install(prefix: Path, job: Job) -> None:
     home = prefix / "lib" / "hyper"
-    remove_installed(prefix)
-    home.mkdir(parents=True)
-    make_venv(job, home / "venv", RUNTIME_LOCK)
-    install_project(job, home / "venv", editable=False)
-    copy_assets(home / "assets")
+    put_version(home, lambda place: fill_version(job, place))
     if (ROOT / "README.md").exists():
         shutil.copyfile(ROOT / "README.md", home / "README.md")
+    before = recorded(home)
     outside: list[Path] = []
     (prefix / "bin").mkdir(exist_ok=True)
     for name in PROGRAMS:
         outside.append(prefix / "bin" / name)
-        outside[-1].unlink(missing_ok=True)
-        outside[-1].symlink_to(home / "venv" / "bin" / name)
+        move_link(outside[-1], home / "current" / "venv" / "bin" / name)
     outside += write_completions(prefix)
-    unit = write_unit(prefix)
-    outside.append(unit)
+    outside.append(write_unit(prefix))
     (home / "installed").write_text("".join(f"{path}\n" for path in outside))
+    for path in set(before) - set(outside):
+        path.unlink(missing_ok=True)
     print(f"install: {home}, {', '.join(str(path) for path in outside)}")
     if has_systemd():
         job.run("systemctl", "daemon-reload")
-        print("install: start it now and at every boot: systemctl enable --now hyperd")
-    else:
-        print("install: systemd does not run this machine; start it with: hyper daemon start")
+    print(f"install: {next_step()}")
+
+
+def next_step() -> str:
+    restart, start = "hyper daemon stop && hyper daemon start", "hyper daemon start"
+    if has_systemd():
+        restart, start = "systemctl restart hyperd", "systemctl enable --now hyperd"
+    if is_answering():
+        return f"the hyperd that runs is the one from before; containers run on through: {restart}"
+    return f"start it: {start}"
+
+
+def put_version(home: Path, fill: Callable[[Path], None]) -> Path:
+    """Make the next version with `fill`, then make it the current one. A `fill` that fails leaves what was."""
+    home.mkdir(parents=True, exist_ok=True)
+    current = home / "current"
+    previous = home / current.readlink() if current.is_symlink() else None
+    numbers = [int(path.name) for path in home.iterdir() if path.name.isdecimal()]
+    place = home / str(max(numbers, default=0) + 1)
+    try:
+        place.mkdir()
+        fill(place)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+    move_link(current, Path(place.name))
+    for path in home.iterdir():
+        if path.is_dir() and not path.is_symlink() and path not in (place, previous):
+            shutil.rmtree(path)
+    return place
+
+
+def fill_version(job: Job, place: Path) -> None:
+    make_venv(job, place / "venv", RUNTIME_LOCK)
+    install_project(job, place / "venv", editable=False)
+    copy_assets(place / "assets")
+
+
+def move_link(link: Path, target: Path) -> None:
+    """At no moment is there no link."""
+    beside = link.with_name(f".{link.name}.new")
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(target)
+    beside.replace(link)
 
 
 def copy_assets(assets: Path) -> None:
@@ -144,13 +189,22 @@ def uninstall(prefix: Path, *, purge: bool) -> None:
 def remove_installed(prefix: Path) -> list[Path]:
     """Remove exactly what an earlier `install` wrote down."""
     home = prefix / "lib" / "hyper"
-    record = home / "installed"
-    outside = [Path(line) for line in record.read_text().splitlines()] if record.exists() else []
+    outside = recorded(home)
     for path in outside:
         path.unlink(missing_ok=True)
     existed = home.exists()
     shutil.rmtree(home, ignore_errors=True)
     return [*outside, *([home] if existed else [])]
+
+
+def recorded(home: Path) -> list[Path]:
+    record = home / "installed"
+    return [Path(line) for line in record.read_text().splitlines()] if record.exists() else []
+
+
+def is_answering() -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(SOCKET)) == 0
 
 
 def running_guests() -> list[str]:

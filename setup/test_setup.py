@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guestkernel import build
-from setup import agent, cache, debian, erofs, initramfs, kernel, packages, step
+from setup import agent, cache, debian, erofs, initramfs, install, kernel, packages, step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -205,3 +206,40 @@ def test_a_program_that_tells_no_version_is_too_old(tmp_path: Path) -> None:
 
 def test_a_debian_version_is_shown_plainly() -> None:
     assert packages.plain("1:10.0.2+ds-2+deb13u1~bpo12+1") == "10.0.2"
+
+
+def fill_with(text: str) -> Callable[[Path], None]:
+    def fill(place: Path) -> None:
+        (place / "file").write_text(text)
+
+    return fill
+
+
+def test_a_version_replaces_the_one_before_and_leaves_it_to_who_still_runs_it(tmp_path: Path) -> None:
+    home = tmp_path / "lib/hyper"
+    places = []
+    for text in ("one", "two", "three"):
+        places.append(install.put_version(home, fill_with(text)))
+        assert (home / "current/file").read_text() == text
+    assert sorted(path.name for path in home.iterdir()) == ["2", "3", "current"]
+    assert (places[1] / "file").read_text() == "two"
+
+
+def test_a_version_that_cannot_be_made_leaves_the_installed_one(tmp_path: Path) -> None:
+    def fail(place: Path) -> None:
+        (place / "half").touch()
+        assert (home / "current/file").read_text() == "one", "it works while the next one is made"
+        raise step.StepError("no mirror")
+
+    home = tmp_path / "hyper"
+    install.put_version(home, fill_with("one"))
+    with pytest.raises(step.StepError):
+        install.put_version(home, fail)
+    assert (home / "current/file").read_text() == "one"
+    assert sorted(path.name for path in home.iterdir()) == ["1", "current"]
+
+
+def test_systemd_is_told_when_the_daemon_answers() -> None:
+    """`systemctl start hyperd && hyper run` must not race; hyperd/host/systemd.py sends what the unit waits for."""
+    lines = (step.ROOT / "packaging/hyperd.service").read_text().splitlines()
+    assert {"Type=notify", "NotifyAccess=main", "KillMode=process"} <= set(lines)

@@ -5,10 +5,12 @@ Shared by the integration and conformance suites and by the benchmarks.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ PREPARED_CACHE = Path(
     "/var/lib/hyper/libvirt/cache"
 )  # set-up filled it: no daemon of a test needs to probe QEMU again
 DEADLINE_S = 60.0
+_numbers = itertools.count()  # daemons that run side by side share neither bridge nor subnet
 
 
 def require_private_network() -> None:
@@ -59,7 +62,11 @@ class Hyper:
         self.run_dir = self.home / "run"
         self.log = self.home / "hyperd.log"
         self.bin = Path(sys.executable).parent
+        number = next(_numbers)
+        self.bridge, self.gateway = f"hyper{number}", f"10.213.{number}.1"
         self.settings = {
+            "network.bridge": self.bridge,
+            "network.subnet": f"10.213.{number}.0/24",
             "daemon.state_dir": str(self.state_dir),
             "daemon.run_dir": str(self.run_dir),
             "daemon.log_level": "debug",
@@ -130,13 +137,18 @@ class Hyper:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
 
     def leaks(self) -> list[str]:
-        """What is left of sandboxes although no container exists: processes, taps, disks, sockets."""
+        """What is left of sandboxes although no container exists: processes, taps, leases, disks, sockets, mounts."""
         left = [f"process {pid}: {command}" for pid, command in self.qemu_processes().items()]
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         left += [line for line in links.splitlines() if " hyt" in line]
         for place in ("storage/sandboxes", "sandboxes"):
             left += [str(path) for path in (self.state_dir / place).glob("*")]
         left += [str(path) for path in (self.run_dir / "vm").glob("*")]
+        with contextlib.closing(sqlite3.connect(self.state_dir / "records.sqlite")) as records:
+            left += [f"lease {row}" for row in records.execute("SELECT * FROM network_lease")]
+            left += [f"record {row}" for row in records.execute("SELECT name FROM sandbox")]
+        mounts = Path("/proc/mounts").read_text().splitlines()
+        left += [line for line in mounts if f" {self.home}/" in line]
         return left
 
     def qemu_processes(self) -> dict[int, str]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real small OCI images made from nothing but this machine's busybox, and a registry on loopback to pull them from.
+"""Real small OCI images made from nothing but Debian's busybox, and a registry on loopback to pull them from.
 
     built = build([BASE, [file("etc/motd", b"hi")]], config={"Cmd": ["cat", "/etc/motd"]})
     write_layout(built, tmp_path / "layout", "docker.io/library/motd:latest")      # oci:
@@ -18,7 +18,6 @@ import hashlib
 import http.client
 import io
 import json
-import shutil
 import socket
 import subprocess
 import tarfile
@@ -31,6 +30,7 @@ import zstandard
 
 from hyperd.host import process
 
+ROOT = Path(__file__).resolve().parent.parent
 MTIME = 1_700_000_000
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -119,13 +119,12 @@ def digest_of(data: bytes) -> str:
 
 @functools.cache
 def busybox_entries() -> tuple[Entry, ...]:
-    """This machine's dynamic busybox, its libraries, and every applet as a hard link."""
-    found = shutil.which("busybox")
-    assert found, "the tests' images need Debian's package busybox"
-    busybox = Path(found).resolve()
+    """Debian's dynamic busybox, its libraries, and every applet as a hard link."""
+    busybox = (ROOT / "build/assets/busybox").resolve()
+    assert busybox.exists(), "the tests' images need build/assets/busybox, which `make setup` puts there"
     ldd = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False).stdout.splitlines()
     libraries = [word for line in ldd for word in line.split() if word.startswith("/")]
-    applets = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
+    applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
     names = ("bin", "dev", "etc", "home", "lib", "lib64", "proc", "root", "sys", "usr", "usr/bin", "var")
     entries = [directory(name) for name in names]
     entries += [directory("tmp", 0o1777), directory("var/tmp", 0o1777)]

@@ -141,7 +141,9 @@ def _state(container: pb.Container) -> dict[str, Any]:
         "Pid": container.vm_pid,
         "GuestPid": container.guest_pid,
         "ExitCode": container.exit.code,
-        "Error": (container.exit.message or WHY_FAILED[container.exit.reason]) if failed else "",
+        "Error": (container.exit.message or WHY_FAILED[container.exit.reason])
+        if failed
+        else container.trouble,
         "StartedAt": _time(container.started_at),
         "FinishedAt": _time(container.finished_at),
     }

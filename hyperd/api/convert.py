@@ -20,7 +20,7 @@ from hyperd.model.container import (
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.image import Image, LayerPhase, LayerProgress, Platform
-from hyperd.sandbox.journal import LogEntry
+from hyperd.sandbox import LogEntry
 
 _STATES = {state: wire.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState}
 _REASONS = {reason: wire.ExitReason.Value(f"EXIT_REASON_{reason.name}") for reason in ExitReason}
@@ -159,6 +159,7 @@ def encode_container(view: ContainerView) -> wire.Container:
         log_path=view.log_path,
         guest_kernel=view.guest_kernel,
         start_ms=view.start_ms,
+        trouble=view.trouble,
     )
     if view.attachment is not None:
         message.networks.add(

@@ -4,6 +4,7 @@
 WAL, one connection, one thread. Each room brings its own tables as a list of migrations.
 """
 
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from hyperd.errors import ExhaustedError, HyperError, UnavailableError
 from hyperd.host.workers import Workers
 
 R = TypeVar("R")
+PRIVATE_MODE = 0o600
 Transaction = Callable[[sqlite3.Connection], R]
 
 
@@ -65,7 +67,21 @@ class Database:
         """
         return await self._thread.call(self._transact, work)
 
+    def _make_private(self) -> None:
+        """Records hold environments and arguments: root's alone. SQLite gives its -wal and -shm the same mode."""
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, PRIVATE_MODE)
+            try:
+                os.fchmod(fd, PRIVATE_MODE)  # one that an earlier hyperd made wider
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise UnavailableError(
+                f"the records cannot be opened: {error.strerror}", subject=str(self._path)
+            ) from error
+
     def _connect(self) -> sqlite3.Connection:
+        self._make_private()
         try:
             connection = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5)
         except sqlite3.Error as error:

@@ -11,12 +11,19 @@ from hyperd.errors import UnavailableError, WrongStateError
 class FileLock:
     """Held until ``release`` or the end of the process, however it ends."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, *, subject: str = "", remedy: str = "a state directory of its own"
+    ) -> None:
+        """``subject``: what is locked, by default the file's directory. ``remedy``: what a second process needs."""
         self._path = path
+        self._subject = subject or str(path.parent)
+        self._remedy = remedy
         self._fd = -1
 
     def acquire(self) -> None:
-        """Raises WrongStateError that names the holder's pid."""
+        """Idempotent. Raises WrongStateError that names the holder's pid."""
+        if self._fd >= 0:
+            return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -29,8 +36,8 @@ class FileLock:
             os.close(fd)
             raise WrongStateError(
                 f"in use by another process, pid {holder}",
-                subject=str(self._path.parent),
-                hint="stop that hyperd first, or give this one a state directory of its own",
+                subject=self._subject,
+                hint=f"stop that hyperd first, or give this one {self._remedy}",
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -195,6 +195,8 @@ def _judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: s
         )
     if "Cannot allocate memory" in said:
         raise ExhaustedError("the layer has too many files", subject=diff_id, evidence=said)
+    if streamed.complaint:
+        raise InvalidError("the layer is not a tar archive", subject=diff_id, evidence=streamed.complaint)
     if returncode < 0:
         raise UnavailableError(f"mkfs.erofs ended by signal {-returncode}", subject=diff_id, evidence=said)
     if returncode != 0:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A layer's blob on its way into a pipe: decompressed, hashed, counted and bounded. Blocks; runs on a worker thread."""
+"""A layer's blob on its way into a pipe: decompressed, hashed, bounded, and seen to be a tar.
+
+Blocks; runs on a worker thread.
+"""
 
 import gzip
 import hashlib
@@ -18,6 +21,7 @@ from isal import igzip, isal_zlib
 
 from hyperd.errors import ExhaustedError, InvalidError, UnsupportedError
 from hyperd.host import files
+from hyperd.image.framing import Framing
 from hyperd.model.image import Digest
 
 CHUNK_BYTES = 1 << 20
@@ -44,6 +48,7 @@ class Limits:
 class Streamed:
     diff_id: Digest
     size_bytes: int
+    complaint: str = ""  # why it is no tar
 
 
 class LayerStream:
@@ -86,12 +91,14 @@ class LayerStream:
 
     def _pump(self, compressed: BinaryIO, reader: BinaryIO) -> Streamed | None:
         hashed, size, checked, listening = hashlib.sha256(), 0, 0, True
+        framing = Framing()
         buffer = memoryview(bytearray(CHUNK_BYTES))
         while count := self._read(reader, buffer):
             if self._stopped:
                 return None
             chunk = buffer[:count]
             hashed.update(chunk)
+            framing.feed(chunk)
             size += count
             if size - checked >= _CHECK_EVERY_BYTES:
                 checked = size
@@ -99,7 +106,7 @@ class LayerStream:
                 self._require_room(size)
             listening = listening and write_all(self._pipe, chunk)
         self._require_room(size)
-        return Streamed(Digest(f"sha256:{hashed.hexdigest()}"), size)
+        return Streamed(Digest(f"sha256:{hashed.hexdigest()}"), size, framing.finish())
 
     def _read(self, reader: BinaryIO, buffer: memoryview) -> int:
         try:

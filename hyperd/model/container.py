@@ -142,3 +142,4 @@ class ContainerView:
     start_ms: int = 0
     attachment: Attachment | None = None
     log_path: str = ""
+    trouble: str = ""  # why the agent cannot be reached, while the VM runs

@@ -2,32 +2,35 @@
 """``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
 
 ``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
-transaction, four ioctls, one netlink message.
+transaction, four ioctls, three netlink messages. A second hyperd in the same network namespace needs another bridge
+and subnet; neither touches what is the other's.
 """
 
 import asyncio
 import errno
 import logging
+from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from hyperd.errors import HyperError, UnavailableError
 from hyperd.host.database import Database
+from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
 from hyperd.network.leases import Lease, Leases
-from hyperd.network.nat import apply_rules, enable_forwarding
+from hyperd.network.nat import apply_rules, enable_forwarding, has_rules
 from hyperd.network.netlink import network_errors
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import PREFIX, create_tap, remove_unused_tap, tap_name
 
 _log = logging.getLogger(__name__)
-_ALIAS = "hyper sandbox "  # the rest of a tap's alias is the whole id, of which its name has only a part
 _MISSING = (errno.ENODEV, errno.ENOENT)
+LOOK_EVERY_S = 60.0
 
 
 class BridgeNetwork:
@@ -37,11 +40,18 @@ class BridgeNetwork:
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._bridge: Bridge | None = None
+        self._owner = ""
+        self._lock = FileLock(
+            settings.lock_dir / f"{_namespace()}-{settings.bridge}.lock",
+            subject=f"bridge {settings.bridge}",
+            remedy="a bridge and a subnet of its own: [network] bridge, subnet",
+        )
 
     async def prepare(self) -> None:
-        """Make or repair everything. Idempotent; call it again when somebody flushed the host's rules."""
+        """Make or repair everything. Idempotent. Raises WrongStateError when another process has this bridge."""
         async with self._preparing:
-            await self._leases.prepare()
+            await self._prepare_records()
+            self._lock.acquire()
             self._bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
             await apply_rules(self._settings, resolver.servers)
@@ -57,8 +67,20 @@ class BridgeNetwork:
         if not resolver.servers:
             _log.warning("the host has no name server that a guest could reach; guests cannot resolve names")
 
+    async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
+        """Until cancelled: what was prepared once and lost its rules (`nft flush ruleset`) is prepared again."""
+        while True:
+            await asyncio.sleep(every_s)
+            if self._bridge is None or has_rules(self._settings):
+                continue
+            _log.warning("the rules for the network of sandboxes are gone: making them again")
+            try:
+                await self.prepare()
+            except HyperError as error:
+                _log.error("not repaired", extra={"error": str(error)})
+
     async def attach(self, sandbox_id: SandboxId) -> Attachment:
-        if self._bridge is None:
+        if self._bridge is None or not has_rules(self._settings):
             await self.prepare()
         lease = await self._leases.lease(sandbox_id)
         try:
@@ -92,18 +114,26 @@ class BridgeNetwork:
         await self._leases.release(sandbox_id)
 
     async def list_attached(self) -> set[SandboxId]:
+        await self._prepare_records()
         owners = await self._leases.list_owners()
+        alias_start = _alias(self._owner, "")
         with network_errors(self._settings.bridge):
             async with AsyncIPRoute() as netlink:
                 async for link in await netlink.link("dump"):
                     name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
-                    if name.startswith(PREFIX) and alias.startswith(_ALIAS):
-                        owners.add(SandboxId(alias.removeprefix(_ALIAS)))
+                    if name.startswith(PREFIX) and alias.startswith(alias_start):
+                        owners.add(SandboxId(alias.removeprefix(alias_start)))
         return owners
 
     def close(self) -> None:
-        """End the room's thread; what sandboxes use stays."""
+        """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
+        self._lock.release()
+
+    async def _prepare_records(self) -> None:
+        if not self._owner:
+            await self._leases.prepare()
+            self._owner = await self._leases.owner()
 
     async def _plug(self, sandbox_id: SandboxId) -> Bridge:
         bridge = self._bridge
@@ -118,7 +148,7 @@ class BridgeNetwork:
                     index=index,
                     master=bridge.index,
                     mtu=bridge.mtu,
-                    ifalias=f"{_ALIAS}{sandbox_id}",
+                    ifalias=_alias(self._owner, sandbox_id),
                     state="up",
                 )
         return bridge
@@ -147,3 +177,13 @@ class BridgeNetwork:
             dns_searches=resolver.searches,
             dns_options=resolver.options,
         )
+
+
+def _alias(owner: str, sandbox_id: str) -> str:
+    """A tap's: whose it is, and the whole id, of which its name has only a part."""
+    return f"hyper {owner} sandbox {sandbox_id}"
+
+
+def _namespace() -> int:
+    """A number for the network namespace that this process is in: bridges of one name may exist in several."""
+    return Path("/proc/self/ns/net").stat().st_ino

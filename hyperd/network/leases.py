@@ -2,6 +2,7 @@
 """Who has which address, in the records: a lease outlives taps, sandboxes' stops and hyperd itself."""
 
 import asyncio
+import secrets
 import sqlite3
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -17,6 +18,7 @@ _MIGRATIONS = (
         PRIMARY KEY (network, sandbox_id), UNIQUE (network, address)
     ) STRICT""",
     "CREATE TABLE network_cursor (network TEXT PRIMARY KEY, last_address INTEGER NOT NULL) STRICT",
+    "CREATE TABLE network_owner (id TEXT PRIMARY KEY) STRICT",
 )
 
 
@@ -40,6 +42,19 @@ class Leases:
 
     async def prepare(self) -> None:
         await self._database.migrate("network", _MIGRATIONS)
+
+    async def owner(self) -> str:
+        """What tells the taps of these records from those of another state directory on the same host."""
+
+        def work(connection: sqlite3.Connection) -> str:
+            row = connection.execute("SELECT id FROM network_owner").fetchone()
+            if row is not None:
+                return str(row[0])
+            made = secrets.token_hex(8)
+            connection.execute("INSERT INTO network_owner (id) VALUES (?)", (made,))
+            return made
+
+        return await self._database.transaction(work)
 
     async def lease(self, sandbox_id: SandboxId) -> Lease:
         """The sandbox's lease, made when it has none in this subnet. Raises ExhaustedError.

@@ -1,22 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The way out, and what guests may not reach: one nftables table of our own, replaced as a whole.
+"""The way out, and what guests may not reach: two nftables tables of our own, replaced as a whole.
 
-What the rules promise is in docs/network.md. Nothing outside our table is touched.
+What the rules promise is in docs/network.md. Nothing outside our tables is touched.
 """
 
+import socket
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 
 from hyperd.errors import DeniedError, HyperError, UnavailableError
 from hyperd.host import process
 from hyperd.network.settings import BridgeSettings
+from hyperd.network.tap import PREFIX
 
 _NFT_TIMEOUT_S = 20.0
+_ANSWER_S = 1.0
+_ANSWER_BYTES = 8192
+_NETLINK_NETFILTER = 12
+_NLM_F_REQUEST = 1
+_NLMSG_ERROR = 2
+_NFT_MSG_GETTABLE = 10 << 8 | 1
+_NFTA_TABLE_NAME = 1
+_INET, _BRIDGE = 1, 7  # NFPROTO_*
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
 def render_rules(settings: BridgeSettings, dns_servers: Sequence[str]) -> str:
-    """The table as input for ``nft -f``: atomic, and the same result whatever was there before."""
+    """The tables as input for ``nft -f``: atomic, and the same result whatever was there before."""
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
     dns = f"ip daddr {{ {', '.join(dns_servers)} }} th dport 53 accept" if dns_servers else ""
     return f"""\
@@ -51,6 +62,15 @@ table inet {table} {{
         ip saddr {subnet} oifname != "{bridge}" masquerade
     }}
 }}
+table bridge {table}
+delete table bridge {table}
+table bridge {table} {{
+    comment "made by hyperd; replaced as a whole, so do not edit"
+    chain prerouting {{
+        type filter hook prerouting priority filter; policy accept;
+        iifname "{PREFIX}*" ether type != {{ ip, arp }} counter drop comment "guests have IPv4 only"
+    }}
+}}
 """
 
 
@@ -74,6 +94,28 @@ async def apply_rules(settings: BridgeSettings, dns_servers: Sequence[str]) -> N
         subject=f"table inet {settings.table}",
         evidence=finished.stderr_tail,
     )
+
+
+def has_rules(settings: BridgeSettings) -> bool:
+    """Whether our tables are still there; cheap enough for every start: the kernel answers while it is asked."""
+    try:
+        with socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+        ) as kernel:
+            kernel.settimeout(_ANSWER_S)
+            return all(_has_table(kernel, family, settings.table) for family in (_INET, _BRIDGE))
+    except OSError:  # TimeoutError is one: what cannot be seen is made again
+        return False
+
+
+def _has_table(kernel: socket.socket, family: int, table: str) -> bool:
+    """NFT_MSG_GETTABLE by hand; see linux/netfilter/nf_tables.h."""
+    name = table.encode() + b"\0"
+    attribute = struct.pack("=HH", 4 + len(name), _NFTA_TABLE_NAME) + name + b"\0" * (-len(name) % 4)
+    body = struct.pack("=BBH", family, 0, 0) + attribute
+    kernel.send(struct.pack("=IHHII", 16 + len(body), _NFT_MSG_GETTABLE, _NLM_F_REQUEST, 0, 0) + body)
+    (kind,) = struct.unpack_from("=H", kernel.recv(_ANSWER_BYTES), 4)
+    return bool(kind != _NLMSG_ERROR)
 
 
 def enable_forwarding() -> bool:

@@ -4,6 +4,7 @@
 import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 from hyperd.errors import InvalidError
 
@@ -22,19 +23,22 @@ class BridgeSettings:
     bridge: str = "hyper0"
     subnet: IPv4Network = DEFAULT_SUBNET
     mtu: int = 0
-    table: str = "hyper"
+    lock_dir: Path = Path("/run/hyper-net")  # of all hyperds of this host, whatever their configuration
 
     def __post_init__(self) -> None:
         if not _INTERFACE.fullmatch(self.bridge):
             raise InvalidError("not the name of a network interface", subject=self.bridge)
-        if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", self.table):
-            raise InvalidError("not a name for an nftables table", subject=self.table)
         if self.subnet.prefixlen > 29:
             raise InvalidError(
                 "a subnet needs room for at least a few sandboxes: /29 or wider", subject=str(self.subnet)
             )
         if self.mtu and not 576 <= self.mtu <= 65535:
             raise InvalidError(f"an MTU of {self.mtu} is out of range", subject=self.bridge)
+
+    @property
+    def table(self) -> str:
+        """Of nftables, in the families inet and bridge: another bridge's hyperd has one of its own."""
+        return f"hyper_{self.bridge}"
 
     @property
     def gateway(self) -> IPv4Address:

@@ -10,13 +10,21 @@ A bug ends the sandbox as failed, with an id in the log and in the exit's messag
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from signal import SIGKILL
 
-from hyperd.errors import HyperError, NotFoundError, TimeoutExpiredError, UnavailableError, WrongStateError
+from hyperd.errors import (
+    HyperError,
+    NotFoundError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
 from hyperd.model.container import ContainerRecord, ContainerView, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
@@ -51,6 +59,9 @@ from hyperd.sandbox.waiting import Waiting, fail, resolve
 log = logging.getLogger(__name__)
 
 LIVE_TIMEOUT_S = 30.0  # for a running container whose VM is being taken over
+# For the agent of a VM that was to end when an earlier hyperd ended. By then its kernel has written back by itself what
+# it will (dirty_expire_centisecs is 30 s), so that a VM taken away unsynced loses next to nothing.
+FINISH_TIMEOUT_S = 60.0
 
 
 class SandboxDriver(Actor[Message]):
@@ -81,7 +92,9 @@ class SandboxDriver(Actor[Message]):
         self._stop_asked: AskStop | None = None  # before there was a process to signal
         self._rumour: VmGone | None = None  # heard while starting
         self._late: Live | None = None  # came up when hyperd was ending
+        self._trouble: HyperError | None = None  # why the agent of the VM that runs cannot be reached
         self._start_called_ms = 0.0
+        self._unreadable: HyperError | None = None
         self._ending = False
         self._removing = False
         self._discarding = record.spec.auto_remove
@@ -91,7 +104,7 @@ class SandboxDriver(Actor[Message]):
         return f"container {self.record.name}"
 
     def view(self) -> ContainerView:
-        return view_of(self.record, self.state, self.generation, self.journal.directory)
+        return view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
 
     def vm_gone(self, gone: VmGone) -> None:
         self.post(gone)
@@ -100,25 +113,44 @@ class SandboxDriver(Actor[Message]):
         """First message after a restart of hyperd: what is left of this sandbox's VM."""
         self.post(Adopt(vm))
 
+    def set_aside(self, error: HyperError, vm: VmStatus | None) -> None:
+        """Its record cannot be read: it can be removed, its VM with it, and nothing else."""
+        self._unreadable = error
+        if vm is not None:
+            self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+
     def should_have_vm(self) -> bool:
         return isinstance(self.state, machine.Running) and not self._ending
 
     def should_have_no_vm(self) -> bool:
-        return isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+        at_rest = isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+        return at_rest and self._unreadable is None
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
 
     async def find_tenure(self) -> Tenure | None:
-        """Waits while a VM is coming up or being taken over; None when none is. Raises TimeoutExpiredError."""
+        """Waits while a VM is coming up or being taken over; None when none is.
+
+        Raises TimeoutExpiredError, and UnsupportedError when its agent speaks another protocol.
+        """
         try:
             async with asyncio.timeout(LIVE_TIMEOUT_S):
                 while self.tenure is None and not self.over:
                     if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
                         return None
+                    if isinstance(self._trouble, UnsupportedError):
+                        raise UnsupportedError(
+                            self._trouble.brief, subject=self.subject, hint=self._trouble.hint
+                        )
                     await self._changed.wait()
         except TimeoutError as error:
-            raise TimeoutExpiredError("its agent has not answered yet", subject=self.subject) from error
+            raise TimeoutExpiredError(
+                "its agent has not answered yet",
+                subject=self.subject,
+                evidence=self._trouble.brief if self._trouble else "",
+                hint="it is tried again and again; `hyper stop` and `hyper rm -f` do not need it",
+            ) from error
         return self.tenure
 
     def renew_pump(self) -> None:
@@ -167,7 +199,7 @@ class SandboxDriver(Actor[Message]):
             self.waiting.starts.append(done)
             return
         try:
-            machine.require_startable(self.state, self.record.name)
+            self._require_startable()
         except HyperError as error:
             fail([done], error)
             return
@@ -187,6 +219,12 @@ class SandboxDriver(Actor[Message]):
         await self._advance(machine.Start(_now()))
         self._come_up(self._errands.bring_up)
 
+    def _require_startable(self) -> None:
+        if self._unreadable is not None:
+            error = self._unreadable
+            raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
+        machine.require_startable(self.state, self.record.name)
+
     async def _on_stop(self, message: AskStop) -> None:
         if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
             resolve([message.done])
@@ -199,6 +237,7 @@ class SandboxDriver(Actor[Message]):
         await self._advance(machine.Stop())
         if self.tenure is None:
             self._stop_asked = message
+            self._spawn(self._end_unless_reached(message.timeout_s + KILL_TIMEOUT_S, STOPPED_BY_FORCE))
         elif not self._ending:
             self.tenure.stop(message.signal, message.timeout_s)
 
@@ -222,12 +261,12 @@ class SandboxDriver(Actor[Message]):
 
     async def _on_adopt(self, vm: VmStatus | None) -> None:
         match self.state:
-            case machine.Stopping(_, Exit() as exit_):
-                self._ending = True
-                self._send(lambda: self._errands.clean_up(IsDown(exit_)))
             case machine.Running(facts) | machine.Stopping(facts) if vm is not None:
                 self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
-                self._come_up(lambda: self._errands.take_over(vm, facts))
+                self._come_up(lambda: self._errands.take_over(vm, facts, self._tell_trouble))
+                if isinstance(self.state, machine.Stopping):
+                    exit_ = self.state.exit or STOPPED_BY_FORCE
+                    self._spawn(self._end_unless_reached(FINISH_TIMEOUT_S, exit_))
             case machine.Running() | machine.Stopping():
                 await self._end(machine.lost(ExitReason.VM_LOST, "the VM ended while hyperd was not running"))
             case machine.Starting():
@@ -247,6 +286,7 @@ class SandboxDriver(Actor[Message]):
             return
         # First of all: should hyperd end in the middle of this, somebody has to hang up.
         run = self._run
+        exit_ = self.state.exit if isinstance(self.state, machine.Stopping) else None
         self.tenure = Tenure(
             self.record,
             live,
@@ -254,6 +294,7 @@ class SandboxDriver(Actor[Message]):
             self.journal,
             self.services.runner,
             lambda news: self._post(run, news),
+            self._tell_trouble,
             self._spawn,
         )
         if isinstance(self.state, machine.Starting):
@@ -269,11 +310,13 @@ class SandboxDriver(Actor[Message]):
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
         self._changed.beat()
-        self.tenure.begin()
+        self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         self.tenure.adopt_execs(live.execs)
         resolve(self.waiting.starts)
         if self.waiting.removes:
             await self._end(STOPPED_BY_FORCE)
+        elif exit_ is not None:  # an earlier hyperd ended while it was going down
+            await self._end(exit_)
         elif self._stop_asked is not None:  # the stop came when the process already ran
             await self._advance(machine.Stop())
             self.tenure.stop(self._stop_asked.signal, self._stop_asked.timeout_s)
@@ -303,7 +346,7 @@ class SandboxDriver(Actor[Message]):
             self._send(lambda: self._errands.verify_gone(gone, vm_pid))
 
     async def _on_down(self, exit_: Exit) -> None:
-        self.tenure = None
+        self.tenure = self._trouble = None
         self.pump.finish()
         self.journal.close()
         self.services.ledger.release(self.record.sandbox_id)
@@ -319,8 +362,11 @@ class SandboxDriver(Actor[Message]):
         if error is not None:
             log.error("not removed", extra={"sandbox": self.record.name, "error": str(error)})
             fail(self.waiting.removes, error)
+            if self._last_exit is None:
+                self.waiting.fail_end(error)
         else:
             self.removed = self.over = True
+            self.services.ledger.release(self.record.sandbox_id)  # of one that was set aside
             log.info("removed", extra={"sandbox": self.record.name})
             resolve(self.waiting.removes)
         if self._last_exit is not None:
@@ -349,6 +395,8 @@ class SandboxDriver(Actor[Message]):
         """The run is over, for whatever reason: take the VM down. Only the first call counts."""
         if self._ending or not isinstance(self.state, machine.Running | machine.Stopping):
             return
+        if isinstance(self.state, machine.Stopping) and self.state.exit is not None:
+            exit_ = self.state.exit  # known to an earlier hyperd
         self._ending = True
         await self._advance(machine.Stop(exit_))
         if self.tenure is not None:
@@ -372,7 +420,26 @@ class SandboxDriver(Actor[Message]):
             self._removing = True
             self._spawn(self._discard())
 
-    def _come_up(self, errand: Callable[[], Awaitable[News]]) -> None:
+    async def _end_unless_reached(self, patience_s: float, exit_: Exit) -> None:
+        """Nobody is there to be signalled or to sync: have patience, then take the VM away."""
+        run = self._run
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self.tenure is None and not self._ending:
+                    await self._changed.wait()
+        if self.tenure is None:
+            self._post(run, IsLost(exit_))
+
+    def _tell_trouble(self, error: HyperError | None) -> None:
+        """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""
+        if error is not None and self._trouble is None:
+            log.warning("agent not reached", extra={"sandbox": self.record.name, "error": str(error)})
+        self._trouble = error
+        self._changed.beat()
+        if error is not None:
+            self.vm_is_missing()
+
+    def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
         self._giving_up = False
         run = self._run
         self._coming_up = self._send(errand)
@@ -395,7 +462,7 @@ class SandboxDriver(Actor[Message]):
         had_run = was_starting or isinstance(self.state, machine.Running | machine.Stopping)
         exit_ = machine.lost(ExitReason.START_FAILED if was_starting else ExitReason.AGENT_LOST, brief)
         self._run += 1
-        tenure, self.tenure, self._coming_up = self.tenure, None, None
+        tenure, self.tenure, self._coming_up, self._trouble = self.tenure, None, None, None
         self._ending, self._removing = True, False
         if tenure is not None:
             tenure.begin_end(exit_)
@@ -417,8 +484,15 @@ class SandboxDriver(Actor[Message]):
             self._last_exit = exit_
             self.waiting.tell_end(exit_)
         failure = HyperError(brief, subject=self.subject)
-        for waiting in (self.waiting.starts, self.waiting.stops, self.waiting.removes):
+        discard = self._discarding and not isinstance(
+            self.state, machine.Removing
+        )  # a bug in that would be met again
+        for waiting in (self.waiting.starts, self.waiting.stops):
             fail(waiting, failure)
+        if discard:
+            self.post(AskRemove(asyncio.get_running_loop().create_future(), force=True))
+        else:
+            fail(self.waiting.removes, failure)
 
     def _refuse(self, message: Message) -> None:
         if isinstance(message, OfRun) and isinstance(message.news, IsUp):
@@ -442,7 +516,7 @@ class SandboxDriver(Actor[Message]):
         if self._late is not None:
             self._late.stack.pop_all()
             await self._late.guest.close()
-        if self.tenure is not None and not self._ending:
+        if self.tenure is not None:  # one that is going down, too: the next hyperd finds how far it came
             await self.tenure.leave()
 
     async def _discard(self) -> None:

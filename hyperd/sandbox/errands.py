@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What takes time in a sandbox's life. Each errand runs as a task of its driver and comes back with news."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from hyperd.errors import HyperError
+from hyperd.errors import HyperError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
@@ -13,9 +14,12 @@ from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
-from hyperd.sandbox.run import Runner
+from hyperd.sandbox.run import Live, Runner
 
 log = logging.getLogger(__name__)
+
+ADOPT_DELAY_S = 1.0  # times the tries that failed, up to
+MAX_ADOPT_DELAY_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +55,39 @@ class Errands:
             return UpFailed(error)
         return IsUp(live)
 
-    async def take_over(self, vm: VmStatus, facts: machine.RunFacts) -> News:
-        """Find the agent of a VM that an earlier hyperd started."""
+    async def take_over(
+        self, vm: VmStatus, facts: machine.RunFacts, tell_trouble: Callable[[HyperError | None], None]
+    ) -> News | None:
+        """Find the agent of a VM that an earlier hyperd started: for as long as it takes, the VM is left as it is.
+
+        None for an agent of another protocol, which no patience makes reachable.
+        """
+        failures = 0
+        while True:
+            try:
+                live = await self._adopt(vm, facts)
+            except HyperError as error:
+                failures += 1
+                tell_trouble(error)
+                if isinstance(error, UnsupportedError):
+                    return None
+                await asyncio.sleep(min(ADOPT_DELAY_S * failures, MAX_ADOPT_DELAY_S))
+            else:
+                log.info("adopted", extra={"sandbox": self._record.name})
+                tell_trouble(None)
+                return IsUp(live)
+
+    async def _adopt(self, vm: VmStatus, facts: machine.RunFacts) -> Live:
+        live = await self._runner.adopt(
+            self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
+        )
         try:
-            accelerator = Accelerator(facts.accelerator)
-            live = await self._runner.adopt(self._record, vm.pid, accelerator, facts.attachment)
             await self._runner.open_journal(self._journal, fresh=False)
-        except HyperError as error:
-            log.error("not adopted", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
-            message = f"its agent did not answer a new hyperd: {error}"
-            return IsLost(machine.lost(ExitReason.AGENT_LOST, message))
-        log.info("adopted", extra={"sandbox": self._record.name})
-        return IsUp(live)
+        except BaseException:
+            live.stack.pop_all()
+            await live.guest.close()
+            raise
+        return live
 
     async def verify_gone(self, gone: VmGone, vm_pid: int) -> News | None:
         """Events are hints, and this one may be of an earlier run's VM: ask whether ours is there."""

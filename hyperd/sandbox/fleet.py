@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
+from hyperd.errors import (
+    ExistsError,
+    HyperError,
+    ImageNotFoundError,
+    InvalidError,
+    NotFoundError,
+    UnsupportedError,
+)
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerState, ContainerView, Sizing
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.vm import SandboxId
@@ -38,22 +45,27 @@ class Fleet:
         self._settings = settings
         self._drivers: dict[SandboxId, SandboxDriver] = {}
         self._tasks = asyncio.TaskGroup()
-        self._creating: set[str] = set()
+        self._creating: dict[str, ImageId] = {}  # by name
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
 
     async def run(self, ready: asyncio.Event) -> None:
         """Adopt what exists, then serve until cancelled; running VMs are left running.
 
-        Raises what the rooms raise when they cannot say what exists, and UnavailableError for a record that cannot
-        be read.
+        Raises what the rooms raise when they cannot say what exists. A record that cannot be read is set aside: shown
+        as failed, with its VM left alone, until somebody removes it.
         """
         stored = await self._services.records.load()
         running = {vm.sandbox_id: vm for vm in await self._services.runner.rooms.hypervisor.list_running()}
         async with self._tasks:
             for item in stored:
                 driver = self._admit(item.record, item.state, item.generation)
-                driver.adopt(running.get(item.record.sandbox_id))
+                if item.unreadable is None:
+                    driver.adopt(running.get(item.record.sandbox_id))
+                else:
+                    fields = {"id": item.record.sandbox_id, "error": str(item.unreadable)}
+                    log.error("record set aside", extra=fields)
+                    driver.set_aside(item.unreadable, running.get(item.record.sandbox_id))
             await self._discard_unknown(set(running))
             self._tasks.create_task(self._listen())
             self._tasks.create_task(self._reconcile_regularly())
@@ -74,7 +86,7 @@ class Fleet:
             names.require_valid(name)
             self._require_free(name)
         else:
-            name = names.invent({driver.record.name for driver in self._present()} | self._creating)
+            name = names.invent({driver.record.name for driver in self._present()} | set(self._creating))
         record = ContainerRecord(
             sandbox_id=SandboxId(secrets.token_hex(32)),
             name=name,
@@ -99,7 +111,8 @@ class Fleet:
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
 
     def images_in_use(self) -> frozenset[ImageId]:
-        return frozenset(driver.record.image_id for driver in self._present())
+        """Those of containers that are being created, too."""
+        return frozenset((*(driver.record.image_id for driver in self._present()), *self._creating.values()))
 
     async def reconcile(self) -> None:
         """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way."""
@@ -145,15 +158,17 @@ class Fleet:
         return matching[0]
 
     async def _insert(self, record: ContainerRecord) -> None:
-        self._creating.add(record.name)
+        self._creating[record.name] = record.image_id
         try:
             await self._services.records.insert(record)
-        except asyncio.CancelledError:
-            # The insert may happen all the same, and nobody would know of the record.
+            # Again: somebody may have asked for the image's removal just before this creation counted as its user.
+            await self._services.runner.rooms.images.get(record.image_id)
+        except (asyncio.CancelledError, ImageNotFoundError):
+            # Cancelled, the insert may happen all the same, and nobody would know of the record.
             await self._services.records.delete(record.sandbox_id)
             raise
         finally:
-            self._creating.discard(record.name)
+            del self._creating[record.name]
 
     async def _discard_unknown(self, running: set[SandboxId]) -> None:
         """What no record knows is of a removal or a probe that was cut short."""

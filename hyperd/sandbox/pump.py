@@ -65,6 +65,16 @@ class Pump:
             await self._carry(guest)
         self.finish()
 
+    async def wait_quiet(self, carrying: "asyncio.Task[None]", *, idle_s: float, total_s: float) -> None:
+        """Until all is carried, or nothing came for ``idle_s``, and no longer than ``total_s``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(total_s):
+                while not carrying.done():
+                    before = self._offset
+                    await asyncio.wait((carrying,), timeout=idle_s)
+                    if self._offset == before:
+                        return
+
     def drain(self) -> None:
         """The process has ended: slow readers do not hold up what is left."""
         self._draining = True

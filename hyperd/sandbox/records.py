@@ -6,13 +6,13 @@ import json
 import sqlite3
 import types
 import typing
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from hyperd.errors import ExistsError, UnavailableError
+from hyperd.errors import ExistsError, HyperError, UnavailableError
 from hyperd.host.database import Database
-from hyperd.model.container import ContainerRecord, ContainerSpec, Sizing
+from hyperd.model.container import ContainerRecord, ContainerSpec, ExitReason, Sizing
 from hyperd.model.image import ImageId
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import machine
@@ -40,6 +40,7 @@ class Stored:
     record: ContainerRecord
     state: machine.State
     generation: int
+    unreadable: HyperError | None = None  # then record and state are what could be made out
 
 
 class Records:
@@ -98,7 +99,7 @@ class Records:
         await self._database.transaction(work)
 
     async def load(self) -> list[Stored]:
-        """Oldest first. Raises UnavailableError naming the record that cannot be read."""
+        """Oldest first. One that cannot be read is ``unreadable`` and stops no other."""
 
         def work(connection: sqlite3.Connection) -> list[Stored]:
             return [_stored(row) for row in connection.execute("SELECT * FROM sandbox ORDER BY created_at")]
@@ -123,10 +124,32 @@ def _stored(row: sqlite3.Row) -> Stored:
         )
         state = loads(_STATES[row["state_kind"]], row["state"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise UnavailableError(
-            "the record cannot be read", subject=f"container {row['name']}", evidence=f"{error!r}"
-        ) from error
+        return _set_aside(row, error)
     return Stored(record, typing.cast("machine.State", state), row["generation"])
+
+
+def _set_aside(row: sqlite3.Row, cause: Exception) -> Stored:
+    error = UnavailableError(
+        "the record cannot be read",
+        subject=f"container {row['name']}",
+        evidence=f"{cause!r}",
+        hint=f"a newer hyperd may have written it: run that one again; `hyper rm {row['name']}` gives it up",
+    )
+    try:
+        created_at = datetime.fromisoformat(row["created_at"]).astimezone(UTC)
+    except ValueError:
+        created_at = datetime.fromtimestamp(0, UTC)
+    record = ContainerRecord(
+        sandbox_id=SandboxId(row["sandbox_id"]),
+        name=row["name"],
+        spec=ContainerSpec(image=row["image_id"]),
+        image_id=ImageId(row["image_id"]),
+        command=(),
+        sizing=Sizing(row["vcpus"], row["memory_mib"]),
+        created_at=created_at,
+    )
+    exit_ = machine.lost(ExitReason.START_FAILED, str(error))
+    return Stored(record, machine.Failed(exit_, None, created_at), row["generation"], error)
 
 
 def dumps(value: Any) -> str:

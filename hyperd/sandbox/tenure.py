@@ -7,7 +7,7 @@ The driver decides; this carries. Each coroutine runs as a task of the driver's 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from signal import SIGKILL
 
 from hyperd.errors import HyperError, UnavailableError, WrongStateError
@@ -27,9 +27,10 @@ log = logging.getLogger(__name__)
 DRAIN_TIMEOUT_S = 10.0  # for output still in pipes when the first process has ended
 KILL_TIMEOUT_S = 5.0  # from SIGKILL to its effect, before the VM is destroyed
 LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection broke
-MAX_REDIALS = 8  # of connections that break as soon as they are made
 STEADY_S = 10.0  # a connection that held so long counts as one that works
-REDIAL_DELAY_S = 0.1  # times the number of failures so far
+REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
+MAX_REDIAL_DELAY_S = 30.0
+EXEC_DRAIN_TIMEOUT_S = 2.0  # without output, once an exec'd process has ended: something else holds its pipes
 
 STOPPED_BY_FORCE = Exit(128 + SIGKILL, ExitReason.STOPPED, signal=SIGKILL)
 
@@ -45,8 +46,10 @@ class Tenure:
         journal: Journal,
         runner: Runner,
         post: Callable[[News], None],
+        tell_trouble: Callable[[HyperError | None], None],
         spawn: Spawn,
     ) -> None:
+        """``tell_trouble``: why the agent cannot be reached, None once it is."""
         self.live = live
         self.stop_asked = False
         self.killed_with: set[int] = set()
@@ -56,6 +59,7 @@ class Tenure:
         self._journal = journal
         self._runner = runner
         self._post = post
+        self._tell_trouble = tell_trouble
         self._spawn = spawn
         self._process_ended = False
         self._exit: Exit | None = None
@@ -68,7 +72,9 @@ class Tenure:
     def is_ending(self) -> bool:
         return self._exit is not None
 
-    def begin(self) -> None:
+    def begin(self, *, process_ended: bool = False) -> None:
+        """``process_ended``: an earlier hyperd has seen that."""
+        self._process_ended = process_ended
         self._watching = self._spawn(self._watch())
 
     def adopt_execs(self, processes: dict[ProcessId, int]) -> None:
@@ -82,7 +88,7 @@ class Tenure:
         if status.start_error:
             return Exit(status.code, ExitReason.START_FAILED, message=status.start_error)
         reason = ExitReason.EXITED
-        if status.oom_killed:
+        if status.oom_killed and status.signal == SIGKILL:  # the kernel may have killed a child alone
             reason = ExitReason.OOM
         elif self.stop_asked or (status.signal and status.signal in self.killed_with):
             reason = ExitReason.STOPPED
@@ -140,7 +146,11 @@ class Tenure:
         await self.live.guest.close()
 
     async def _watch(self) -> None:
-        """Carry output and wait for the first process; dial again when only the connection broke."""
+        """Carry output and wait for the first process; dial again when only the connection broke.
+
+        For as long as the VM is there: a guest that is paused, swapped out or starved answers again some day, and its
+        processes are not hyperd's to kill.
+        """
         loop = asyncio.get_running_loop()
         failures = 0
         while True:
@@ -152,23 +162,31 @@ class Tenure:
             else:
                 return
             failures = 1 if loop.time() - began > STEADY_S else failures + 1
-            await self._ended_within(REDIAL_DELAY_S * (failures - 1))
-            if self.is_ending:
-                return
-            try:
-                if failures > MAX_REDIALS:
-                    raise cause
-                await self._runner.reconnect(self._record, self.live)
-            except HyperError:
-                await self._ended_within(LOST_GRACE_S)
-                self._post(IsLost(machine.lost(ExitReason.AGENT_LOST, f"the agent is gone: {cause}")))
+            if not await self._redial(failures):
                 return
             log.info("agent reached again", extra={"sandbox": self._record.name, "cause": cause.brief})
+            self._tell_trouble(None)
             self._changed.beat()
+
+    async def _redial(self, failures: int) -> bool:
+        """Until it is reached: True; or until the run is over: False."""
+        while True:
+            await self._ended_within(redial_delay_s(failures))
+            if self.is_ending:
+                return False
+            try:
+                await self._runner.reconnect(self._record, self.live)
+            except HyperError as error:
+                failures += 1
+                await self._ended_within(LOST_GRACE_S)
+                if not self.is_ending:
+                    self._tell_trouble(error)
+            else:
+                return True
 
     async def _watch_connection(self) -> None:
         guest = self.live.guest
-        try:
+        with _first_error():
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump.run(guest))
                 status = await guest.wait_process(self._container_id, FIRST_PROCESS)
@@ -177,11 +195,6 @@ class Tenure:
                     self._process_ended = True
                     self._changed.beat()
                     self._post(ProcessEnded(status))
-        except BaseExceptionGroup as group:
-            lost, bugs = group.split(HyperError)
-            if bugs is not None or lost is None:
-                raise
-            raise _first(lost) from group
 
     async def _ended_within(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -192,9 +205,9 @@ class Tenure:
     async def _stop_gently(self, signal: int, timeout_s: float) -> None:
         try:
             for number, patience_s, everyone in ((signal, timeout_s, False), (SIGKILL, KILL_TIMEOUT_S, True)):
-                await self.live.guest.signal(self._container_id, FIRST_PROCESS, number, everyone=everyone)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):
+                        await self._signal(number, everyone=everyone)
                         while not (self._process_ended or self.is_ending):
                             await self._changed.wait()
                 if self._process_ended or self.is_ending:
@@ -202,6 +215,17 @@ class Tenure:
         except HyperError as error:
             log.warning("cannot signal", extra={"sandbox": self._record.name, "error": str(error)})
         self._post(IsLost(STOPPED_BY_FORCE))
+
+    async def _signal(self, number: int, *, everyone: bool) -> None:
+        """Over the next connection when this one is broken."""
+        guest: Guest | None = self.live.guest
+        while guest is not None:
+            try:
+                await guest.signal(self._container_id, FIRST_PROCESS, number, everyone=everyone)
+            except UnavailableError:
+                guest = await self.other_guest(guest)
+            else:
+                return
 
     def _watch_exec_in_background(
         self,
@@ -249,8 +273,7 @@ class Tenure:
         guest: Guest | None = self.live.guest
         while guest is not None:
             try:
-                await pump.run(guest)
-                exit_ = self.exit_of(await guest.wait_process(self._container_id, process_id))
+                exit_ = self.exit_of(await self._carry_exec(guest, process_id, pump))
                 if not end.done():
                     end.set_result(exit_)
                 await guest.forget_process(self._container_id, process_id)
@@ -262,9 +285,38 @@ class Tenure:
             else:
                 return
 
+    async def _carry_exec(self, guest: Guest, process_id: ProcessId, pump: Pump) -> ProcessExit:
+        """Its output until the end; not until the end of a child that it left behind with its pipes in hand."""
+        with _first_error():
+            async with asyncio.TaskGroup() as both:
+                carrying = both.create_task(pump.run(guest))
+                status = await guest.wait_process(self._container_id, process_id)
+                pump.drain()
+                await pump.wait_quiet(carrying, idle_s=EXEC_DRAIN_TIMEOUT_S, total_s=DRAIN_TIMEOUT_S)
+                carrying.cancel()
+        pump.finish()
+        return status
+
     def _exit_without_status(self) -> Exit:
         """Of an exec'd process that went with the VM."""
         return self._exit if self._exit is not None and machine.is_lost(self._exit) else STOPPED_BY_FORCE
+
+
+def redial_delay_s(failures: int) -> float:
+    """At once, then after longer and longer."""
+    return min(REDIAL_DELAY_S * 2 ** min(failures - 2, 30), MAX_REDIAL_DELAY_S) if failures > 1 else 0.0
+
+
+@contextlib.contextmanager
+def _first_error() -> Iterator[None]:
+    """A group of tasks that fails with errors of hyper's own fails with the first of them."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        lost, bugs = group.split(HyperError)
+        if bugs is not None or lost is None:
+            raise
+        raise _first(lost) from group
 
 
 def _first(group: BaseExceptionGroup[HyperError]) -> HyperError:

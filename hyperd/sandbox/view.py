@@ -4,11 +4,19 @@
 from dataclasses import replace
 from pathlib import Path
 
+from hyperd.errors import HyperError
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.sandbox import machine
 
 
-def view_of(record: ContainerRecord, state: machine.State, generation: int, log_path: Path) -> ContainerView:
+def view_of(
+    record: ContainerRecord,
+    state: machine.State,
+    generation: int,
+    log_path: Path,
+    trouble: HyperError | None = None,
+) -> ContainerView:
+    """``trouble``: why the agent of a VM that runs cannot be reached."""
     shown = ContainerView(
         record=record,
         state=machine.name_of(state),
@@ -27,6 +35,7 @@ def view_of(record: ContainerRecord, state: machine.State, generation: int, log_
                 guest_kernel=facts.guest_kernel,
                 start_ms=facts.start_ms,
                 attachment=facts.attachment,
+                trouble=str(trouble) if trouble is not None else "",
             )
         case machine.Exited(_, started_at, finished_at) | machine.Failed(_, started_at, finished_at):
             return replace(shown, started_at=started_at, finished_at=finished_at)

@@ -20,6 +20,12 @@ class Waiting:
         end, self.end = self.end, asyncio.get_running_loop().create_future()
         end.set_result(exit_)
 
+    def fail_end(self, error: HyperError) -> None:
+        """There is no end to be told of; who asks again may learn more."""
+        end, self.end = self.end, asyncio.get_running_loop().create_future()
+        end.set_exception(error)
+        end.exception()  # perhaps nobody waits: no complaint about that
+
     def abandon(self, error: HyperError) -> None:
         """Everybody is told the same, for good."""
         for waiting in (self.starts, self.stops, self.removes):

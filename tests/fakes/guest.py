@@ -104,10 +104,11 @@ class FakeProcess:
         self._blocked: deque[tuple[Stream, bytes]] = deque()
         self._ring: deque[_Segment] = deque()
         self._started = False
+        self._pipes_held = False
 
     @property
     def output_ended(self) -> bool:
-        return self.exit is not None and not self._blocked
+        return self.exit is not None and not self._blocked and not self._pipes_held
 
     def start(self) -> None:
         self._started = True
@@ -117,6 +118,10 @@ class FakeProcess:
         """Write now, beyond the script; what does not fit into the ring waits."""
         self._blocked.extend((stream, data[at : at + CHUNK_BYTES]) for at in range(0, len(data), CHUNK_BYTES))
         self._move()
+
+    def hold_pipes(self) -> None:
+        """A child has them, too, and outlives the process."""
+        self._pipes_held = True
 
     def finish(self, exit_: ProcessExit) -> None:
         if self.exit is None:
@@ -514,6 +519,7 @@ class FakeDialer:
         self.agents: dict[Path, FakeAgent] = {}
         self.scripts: dict[str, Script] = {}  # shared by the agents it makes
         self.fail_next_connect: HyperError | None = None
+        self.fail_connects: list[HyperError] = []  # one a dial
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -527,6 +533,8 @@ class FakeDialer:
         if self.fail_next_connect is not None:
             error, self.fail_next_connect = self.fail_next_connect, None
             raise error
+        if self.fail_connects:
+            raise self.fail_connects.pop()
         agent = self.agent(control_socket)
         if agent.powered_off:
             raise UnavailableError("the agent's socket is closed", subject=subject)

@@ -124,6 +124,16 @@ class World:
             await database.close()
             files.close()
 
+    @contextlib.asynccontextmanager
+    async def stored(self) -> AsyncIterator[Records]:
+        """The records while no daemon has them."""
+        database = Database(self.root / "records.sqlite")
+        await database.open()
+        try:
+            yield Records(database)
+        finally:
+            await database.close()
+
     def agent(self, handle: SandboxHandle) -> FakeAgent:
         return self.hypervisor.agents[handle.record.sandbox_id]
 

@@ -57,3 +57,19 @@ def test_kvm_or_an_error_when_the_configuration_asks_for_it(layouts: Path, accel
         else:
             assert finished.returncode == 125
             assert "KVM does not work here" in finished.stderr.decode()
+
+
+def test_a_full_host_disk_is_an_error_in_the_guest_and_not_its_end(layouts: Path):
+    with hyper(tmpfs_mib=330) as host:
+        room = host.home / "room"
+        room.write_bytes(bytes(4 << 20))
+        _pulled(host, layouts).ok("run", "-d", "--name", "full", BUSYBOX, "sleep", "600")
+        filled = host.run(
+            "exec", "full", "dd", "if=/dev/zero", "of=/fill", "bs=1M", "count=400", "conv=fsync"
+        )
+        assert filled.returncode == 1
+        assert b"I/O error" in filled.stderr or b"Input/output error" in filled.stderr, filled.stderr
+        assert host.ok("exec", "full", "echo", "on it goes") == "on it goes"
+        room.unlink()  # records need some to be removed
+        host.ok("rm", "-f", "full")
+        assert not host.leaks()

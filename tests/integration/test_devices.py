@@ -44,5 +44,7 @@ def test_the_devices_of_every_container_work(host: Hyper):
         "wc -c < /dev/null; echo x > /dev/full || echo full; mknod /tmp/n c 1 3; echo gone > /tmp/n"
     )
     assert host.ok("run", "--rm", BUSYBOX, "sh", "-c", script).split() == ["4", "4", "4", "4", "0", "full"]
-    typed = host.ok("run", "--rm", "-t", BUSYBOX, "sh", "-c", "echo told > /dev/tty; echo said > /dev/console")
+    typed = host.ok(
+        "run", "--rm", "-t", BUSYBOX, "sh", "-c", "echo told > /dev/tty; echo said > /dev/console"
+    )
     assert typed.split() == ["told", "said"]

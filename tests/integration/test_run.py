@@ -2,10 +2,7 @@
 """A real image in a real guest: what `hyper run` promises."""
 
 import hashlib
-import os
 import platform
-import pty
-import subprocess
 
 from tests.harness import Hyper
 
@@ -54,12 +51,12 @@ def test_the_environment_is_merged_over_the_images(host: Hyper):
 
 
 def test_the_guest_has_an_address_a_route_and_its_names(host: Hyper):
-    script = "ip -4 addr show eth0; ip route; cat /etc/hosts; hostname; ping -c 1 -W 5 10.213.0.1"
+    script = f"ip -4 addr show eth0; ip route; cat /etc/hosts; hostname; ping -c 1 -W 5 {host.gateway}"
     output = host.ok(
         "run", "--rm", "--hostname", "box", "--add-host", "db:10.9.8.7", BUSYBOX, "sh", "-c", script
     )
     assert "inet 10.213." in output
-    assert "default via 10.213.0.1" in output
+    assert f"default via {host.gateway}" in output
     assert "10.9.8.7\tdb" in output
     assert "\nbox\n" in output
     assert "1 packets received" in output
@@ -123,26 +120,3 @@ def test_out_of_memory_is_called_that(host: Hyper, name: str):
     finished = host.run("run", "--name", name, "-m", "128m", BUSYBOX, "tail", "/dev/zero")
     assert finished.returncode == 137
     assert host.ok("inspect", "-f", "{{.State.OOMKilled}}", name) == "true"
-
-
-def test_a_terminal_is_one(host: Hyper):
-
-    leader, follower = pty.openpty()
-    with subprocess.Popen(
-        host.argv("run", "--rm", "-it", BUSYBOX, "sh", "-c", "tty; stty size; read x; echo got $x"),
-        stdin=follower, stdout=follower, stderr=follower, start_new_session=True,
-    ) as child:  # fmt: skip
-        os.close(follower)
-        seen = b""
-        while b"/dev/" not in seen:
-            seen += os.read(leader, 1024)
-        os.write(leader, b"typed\r")
-        try:
-            while piece := os.read(leader, 1024):
-                seen += piece
-        except OSError:
-            pass  # EIO: the other end is closed
-        assert child.wait(30) == 0
-    os.close(leader)
-    assert b"/dev/pts/0" in seen
-    assert b"got typed" in seen

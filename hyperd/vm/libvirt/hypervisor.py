@@ -28,6 +28,7 @@ from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
+from hyperd.vm.libvirt.unfinished import end_unfinished
 from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 
 _log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class LibvirtHypervisor:
                 lock.acquire()
                 stack.callback(lock.release)
                 write_configuration(self.settings)
+                await end_unfinished(self.settings)
             self._bridge = await stack.enter_async_context(
                 LibvirtBridge(self.settings.connection_uri, self._on_lifecycle)
             )

@@ -110,6 +110,9 @@ def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int) -> Non
     element = ET.SubElement(devices, "disk", type="file", device="disk", model="virtio-non-transitional")
     # writeback: reads share the host's page cache between VMs of one image; a guest's flush reaches the host's disk.
     driver = ET.SubElement(element, "driver", name="qemu", type=str(disk.format), cache="writeback")
+    # The guest is told of an error. QEMU's default pauses the whole VM when the host's disk is full, and for good.
+    driver.set("error_policy", "report")
+    driver.set("rerror_policy", "report")
     if not disk.readonly:
         driver.set("discard", "unmap")
     ET.SubElement(element, "source", file=str(disk.path))

@@ -433,6 +433,7 @@ class Container(_message.Message):
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     GUEST_KERNEL_FIELD_NUMBER: _builtins.int
     START_MS_FIELD_NUMBER: _builtins.int
+    TROUBLE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     image: _builtins.str
@@ -455,6 +456,8 @@ class Container(_message.Message):
     """uname -r in the VM, when known"""
     start_ms: _builtins.int
     """of the last start: call to running"""
+    trouble: _builtins.str
+    """in RUNNING and STOPPING: why the agent cannot be reached; "" when it can"""
     @_builtins.property
     def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """entrypoint + args as run"""
@@ -498,10 +501,11 @@ class Container(_message.Message):
         restart_count: _builtins.int = ...,
         guest_kernel: _builtins.str = ...,
         start_ms: _builtins.int = ...,
+        trouble: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "command", b"command", "created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "generation", b"generation", "guest_kernel", b"guest_kernel", "guest_pid", b"guest_pid", "id", b"id", "image", b"image", "image_id", b"image_id", "log_path", b"log_path", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "restart_count", b"restart_count", "spec", b"spec", "start_ms", b"start_ms", "started_at", b"started_at", "state", b"state", "vcpus", b"vcpus", "vm_pid", b"vm_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "command", b"command", "created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "generation", b"generation", "guest_kernel", b"guest_kernel", "guest_pid", b"guest_pid", "id", b"id", "image", b"image", "image_id", b"image_id", "log_path", b"log_path", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "restart_count", b"restart_count", "spec", b"spec", "start_ms", b"start_ms", "started_at", b"started_at", "state", b"state", "trouble", b"trouble", "vcpus", b"vcpus", "vm_pid", b"vm_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -128,6 +128,21 @@ async def test_nonsense_is_a_clear_error_and_leaves_nothing(layers, tmp_path, da
     assert names_in(layers.root) == []
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00garbage" * 1000,
+        b"\x00" * 512 + b"garbage!" * 64,
+        images.layer_tar([file("a", "b")])[:1024] + b"\x00garbage" * 1000,
+        b"\x00" * 700,
+    ],
+)
+async def test_what_mkfs_takes_for_the_end_of_a_tar_is_refused(layers, tmp_path, data):
+    with pytest.raises(InvalidError, match="not a tar archive"):
+        await convert(layers, tmp_path, data)
+    assert names_in(layers.root) == []
+
+
 async def test_a_bomb_ends_at_the_limit(tmp_path):
     layers = layers_in(tmp_path, limits=Limits(64 << 20, 0))
     with pytest.raises(ExhaustedError, match="unpacks to more than 64 MiB"):

@@ -20,9 +20,7 @@ from hyperd.host.database import Database
 from hyperd.network import BridgeNetwork, BridgeSettings
 
 CLONE_NEWNET = 0x40000000
-SETTINGS = BridgeSettings(
-    tap_owner_uid=65534, bridge="hypert0", subnet=IPv4Network("10.213.0.0/24"), table="hypertest"
-)
+SETTINGS = BridgeSettings(tap_owner_uid=65534, bridge="hypert0", subnet=IPv4Network("10.213.0.0/24"))
 
 
 @pytest.fixture(autouse=True)
@@ -81,17 +79,13 @@ async def bridge_network(database) -> AsyncIterator[BridgeNetwork]:
         await clean()
 
 
-async def clean() -> None:
+async def clean(settings: BridgeSettings = SETTINGS) -> None:
     async with AsyncIPRoute() as netlink:
-        for name in (SETTINGS.bridge,):
-            for index in await netlink.link_lookup(ifname=name):
-                await netlink.link("del", index=index)
-    child = await asyncio.create_subprocess_exec(
-        "nft", "destroy", "table", "inet", SETTINGS.table, stderr=asyncio.subprocess.DEVNULL
-    )
-    if await child.wait() != 0:  # an older nft has no destroy
+        for index in await netlink.link_lookup(ifname=settings.bridge):
+            await netlink.link("del", index=index)
+    for family in ("inet", "bridge"):
         child = await asyncio.create_subprocess_exec(
-            "nft", "delete", "table", "inet", SETTINGS.table, stderr=asyncio.subprocess.DEVNULL
+            "nft", "delete", "table", family, settings.table, stderr=asyncio.subprocess.DEVNULL
         )
         await child.wait()
 

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import dataclasses
 import fcntl
 import os
 import struct
@@ -8,8 +9,9 @@ from ipaddress import IPv4Network
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.errors import UnavailableError
+from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.host import process
+from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetwork, BridgeSettings
 from hyperd.network.nat import enable_forwarding
@@ -29,7 +31,7 @@ async def links():
 
 
 async def rules():
-    return (await process.run(["nft", "list", "table", "inet", SETTINGS.table], timeout_s=20)).stdout.decode()
+    return (await process.run(["nft", "list", "ruleset"], timeout_s=20)).stdout.decode()
 
 
 async def test_a_tap_is_on_the_bridge_up_and_its_owners(bridge_network):
@@ -73,6 +75,31 @@ async def test_preparing_again_changes_nothing_and_repairs_what_was_flushed(brid
     ).stdout.decode()
     assert "10.213.0.1/24" in shown
     assert not enable_forwarding(), "it is on"
+
+
+async def test_the_next_sandbox_brings_back_rules_that_somebody_flushed(bridge_network):
+    before = await rules()
+    await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+    await bridge_network.attach(BOX)
+    assert await rules() == before
+
+
+@pytest.mark.parametrize("family", ["inet", "bridge"])
+async def test_flushed_rules_are_brought_back_without_any_start(bridge_network, family):
+    before = await rules()
+    keeping = asyncio.create_task(bridge_network.keep(0.01))
+    try:
+        await process.run_checked(["nft", "delete", "table", family, SETTINGS.table], timeout_s=20)
+        async with asyncio.timeout(20):
+            while await rules() != before:  # each look is a child process: no busy loop
+                assert not keeping.done()
+    finally:
+        keeping.cancel()
+
+
+async def test_a_start_with_everything_in_place_runs_no_program(bridge_network, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    await bridge_network.attach(BOX)
 
 
 async def test_a_bridge_that_somebody_removed_is_made_again_for_the_next_sandbox(bridge_network):
@@ -147,10 +174,9 @@ async def test_a_subnet_that_the_host_uses_is_refused(database):
 
 
 async def test_another_subnet_in_the_configuration_moves_the_bridge(bridge_network, database):
+    bridge_network.close()
     moved = BridgeNetwork(
-        BridgeSettings(
-            tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=IPv4Network("10.214.0.0/24"), table=SETTINGS.table
-        ),
+        BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=IPv4Network("10.214.0.0/24")),
         database,
     )
     try:
@@ -186,3 +212,64 @@ async def test_without_nft_the_error_says_what_to_install(database, monkeypatch)
         network.close()
         monkeypatch.undo()
         await clean()
+
+
+@pytest.fixture
+async def other_database(tmp_path):
+    it = Database(tmp_path / "other.db")
+    await it.open()
+    yield it
+    await it.close()
+
+
+async def test_a_second_daemon_on_the_same_bridge_is_refused_and_changes_nothing(
+    bridge_network, other_database
+):
+    attachment = await bridge_network.attach(BOX)
+    before = await rules()
+    second = BridgeNetwork(dataclasses.replace(SETTINGS, subnet=IPv4Network("10.214.0.0/24")), other_database)
+    try:
+        with pytest.raises(WrongStateError, match=f"bridge {SETTINGS.bridge}.*pid {os.getpid()}") as caught:
+            await second.prepare()
+        assert "[network] bridge, subnet" in caught.value.hint
+        with pytest.raises(WrongStateError):
+            await second.attach(box(1))
+        assert await second.list_attached() == set()
+    finally:
+        second.close()
+    assert await rules() == before
+    assert attachment.tap in await links()
+
+
+async def test_a_second_daemon_with_a_bridge_of_its_own_leaves_the_first_ones_taps_and_rules(
+    bridge_network, other_database
+):
+    first = await bridge_network.attach(BOX)
+    before = await rules()
+    settings = dataclasses.replace(SETTINGS, bridge="hypert1", subnet=IPv4Network("10.214.0.0/24"))
+    second = BridgeNetwork(settings, other_database)
+    try:
+        await second.prepare()
+        assert await second.list_attached() == set(), (
+            "a tap of the first's is none that the second may discard"
+        )
+        attached = await second.attach(box(1))
+        assert await second.list_attached() == {box(1)}
+        assert await bridge_network.list_attached() == {BOX}
+        found = await links()
+        assert found[attached.tap].get_attr("IFLA_MASTER") == found["hypert1"]["index"]
+        assert found[first.tap].get_attr("IFLA_MASTER") == found[SETTINGS.bridge]["index"]
+        assert before in await rules(), "both have their own"
+        await second.release(box(1))
+    finally:
+        second.close()
+        await clean(settings)
+
+
+async def test_the_bridge_is_free_when_its_daemon_has_ended(bridge_network, other_database):
+    bridge_network.close()
+    second = BridgeNetwork(SETTINGS, other_database)
+    try:
+        await second.prepare()
+    finally:
+        second.close()

@@ -23,9 +23,7 @@ async def network(request, database):
     if request.param == "fake":
         yield FakeNetwork(str(SUBNET))
         return
-    real = BridgeNetwork(
-        BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=SUBNET, table=SETTINGS.table), database
-    )
+    real = BridgeNetwork(BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=SUBNET), database)
     await real.prepare()
     yield real
     for owner in await real.list_attached():

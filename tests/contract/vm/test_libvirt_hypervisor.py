@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -252,6 +253,34 @@ async def test_vms_that_ended_while_nobody_looked_are_not_adopted(own_lab: Lab) 
         os.kill(pid, signal.SIGKILL)
     await eventually(lambda: not own_lab.qemu_pids())
     assert await end_all(own_lab) == "0 0"
+
+
+async def test_a_start_that_was_cut_off_is_ended_before_libvirt_waits_for_it(own_lab: Lab) -> None:
+    sandbox_id = new_id()
+    status = own_lab.settings.pid_dir / f"hyper-{sandbox_id}.xml"
+    async with process.spawn(holder(own_lab, [sandbox_id])) as child:
+        await eventually(lambda: status.exists() and "starting up" in status.read_text(), timeout_s=60)
+        child.kill()
+        await child.wait()
+    async with asyncio.timeout(20):
+        assert await end_all(own_lab) in {"0 0", "1 0"}  # 1: it was running by then
+
+
+@pytest.mark.parametrize("alive", [True, False])
+async def test_a_start_that_was_cut_off_leaves_nothing(own_lab: Lab, alive: bool) -> None:
+    sandbox_id = new_id()
+    await hold_and_kill(own_lab, [sandbox_id])
+    status = own_lab.settings.pid_dir / f"hyper-{sandbox_id}.xml"
+    text = re.sub(
+        r"<domstatus [^>]*>", "<domstatus state='paused' reason='starting up' pid='0'>", status.read_text()
+    )
+    status.write_text(text)
+    if not alive:
+        for pid in own_lab.qemu_pids():
+            os.kill(pid, signal.SIGKILL)
+    assert await end_all(own_lab) == "0 0"
+    assert not own_lab.qemu_pids()
+    assert not list((own_lab.settings.root / "lib/qemu").glob("domain-*"))
 
 
 async def test_a_second_process_is_refused_and_told_who_has_the_root(

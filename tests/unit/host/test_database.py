@@ -71,3 +71,13 @@ async def test_a_closed_database_is_a_bug_of_the_caller(tmp_path: Path) -> None:
     with pytest.raises(HyperError, match="not open"):
         await database.transaction(lambda db: None)
     await database.close()
+
+
+async def test_records_are_for_root_alone(tmp_path: Path):
+    (tmp_path / "records.sqlite").touch(0o644)
+    database = Database(tmp_path / "records.sqlite")
+    await database.open()
+    await database.migrate("room", ["CREATE TABLE thing (name TEXT) STRICT"])
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    await database.close()
+    assert set(modes.values()) == {0o600}, modes

@@ -38,7 +38,11 @@ def test_the_mtu_is_as_configured_else_that_of_the_way_out_else_ethernets():
 
 def test_rules_replace_the_table_as_a_whole():
     lines = render_rules(SETTINGS, []).splitlines()
-    assert lines[:3] == ["table inet hyper", "delete table inet hyper", "table inet hyper {"]
+    assert lines[:3] == [
+        "table inet hyper_hyper0",
+        "delete table inet hyper_hyper0",
+        "table inet hyper_hyper0 {",
+    ]
 
 
 def test_name_servers_on_the_host_itself_are_reachable_and_nothing_else_is():
@@ -52,7 +56,6 @@ def test_name_servers_on_the_host_itself_are_reachable_and_nothing_else_is():
     [
         {"bridge": "much-too-long-name"},
         {"bridge": 'hyper0" accept'},
-        {"table": "hyper; flush ruleset"},
         {"subnet": IPv4Network("10.1.2.0/30")},
         {"mtu": 100},
     ],

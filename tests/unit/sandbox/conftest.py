@@ -24,5 +24,13 @@ async def fleet(world: World) -> AsyncIterator[Fleet]:
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The deadlines of the tenure, short: what is waited for here does not come."""
-    for name in ("KILL_TIMEOUT_S", "LOST_GRACE_S", "REDIAL_DELAY_S", "DRAIN_TIMEOUT_S"):
+    for name in (
+        "KILL_TIMEOUT_S",
+        "LOST_GRACE_S",
+        "REDIAL_DELAY_S",
+        "DRAIN_TIMEOUT_S",
+        "EXEC_DRAIN_TIMEOUT_S",
+    ):
         monkeypatch.setattr(f"hyperd.sandbox.tenure.{name}", 0.001 if name == "REDIAL_DELAY_S" else 0.02)
+    for name in ("driver.KILL_TIMEOUT_S", "errands.ADOPT_DELAY_S"):
+        monkeypatch.setattr(f"hyperd.sandbox.{name}", 0.02)

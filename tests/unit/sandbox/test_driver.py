@@ -77,6 +77,7 @@ async def test_an_exited_container_starts_again_and_its_log_goes_on(world: World
     ("status", "expected"),
     [
         (ProcessExit(137, signal=9, oom_killed=True), Exit(137, ExitReason.OOM, signal=9)),
+        (ProcessExit(0, oom_killed=True), Exit(0, ExitReason.EXITED)),  # a child of its was killed
         (
             ProcessExit(127, start_error="no such file"),
             Exit(127, ExitReason.START_FAILED, message="no such file"),
@@ -361,6 +362,18 @@ async def test_one_who_waits_for_a_container_that_never_ran_is_told_of_its_remov
         await ended(handle)
 
 
+async def test_one_who_waits_is_told_of_a_removal_that_failed(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet)
+    world.network.fail_next_release = UnavailableError("netlink is busy")
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        removal = tasks.create_task(_swallow(handle.remove(force=False)))
+        await eventually(lambda: state(handle) is ContainerState.REMOVING)
+        wait = tasks.create_task(_swallow(handle.wait_ended()))
+        await asyncio.sleep(0)
+    assert isinstance(removal.result(), UnavailableError)
+    assert isinstance(wait.result(), UnavailableError)
+
+
 async def test_auto_remove_frees_the_name_before_the_end_is_told(world: World, fleet: Fleet) -> None:
     world.script("echo", Script([(Stream.STDOUT, b"hi\n")], ProcessExit(4)))
     handle = await created(fleet, "echo", name="once", auto_remove=True)
@@ -434,30 +447,54 @@ async def test_a_lost_connection_is_dialled_again_and_nothing_is_lost_or_doubled
     await session.aclose()
 
 
-async def test_an_agent_that_hangs_up_for_ever_is_given_up(
-    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+async def test_an_agent_that_hangs_up_again_and_again_is_dialled_until_the_container_is_stopped(
+    world: World, fleet: Fleet
 ) -> None:
     handle = await started(fleet)
     connect = world.dialer.connect
+    dials = 0
 
     async def connect_and_lose(*args, **kwargs):
+        nonlocal dials
+        dials += 1
         guest = await connect(*args, **kwargs)
         world.agent(handle).drop_connections()
         return guest
 
     world.dialer.connect = connect_and_lose  # type: ignore[method-assign]
     world.agent(handle).drop_connections()
-    assert (await ended(handle)).reason is ExitReason.AGENT_LOST
+    await eventually(lambda: dials > 4)
+    assert state(handle) is ContainerState.RUNNING
+    await handle.stop(timeout_s=0)
     world.require_nothing_left_of(handle)
 
 
-async def test_an_agent_that_never_comes_back_is_told_as_such(world: World, fleet: Fleet) -> None:
-    handle = await started(fleet)
-    world.dialer.fail_next_connect = TimeoutExpiredError("no answer")
+async def test_an_agent_that_does_not_come_back_for_long_keeps_its_vm(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet)
+    session = await handle.attach(start=True)
+    world.dialer.fail_connects = [TimeoutExpiredError("no answer")] * 3
     world.agent(handle).drop_connections()
-    exit_ = await ended(handle)
-    assert exit_.reason is ExitReason.AGENT_LOST
-    assert state(handle) is ContainerState.FAILED
+    await eventually(lambda: handle.view().trouble)
+    assert state(handle) is ContainerState.RUNNING
+    await eventually(lambda: not handle.view().trouble)
+    world.process(handle).emit(b"here again")
+    world.process(handle).finish(ProcessExit(0))
+    assert await all_of(session) == (b"here again", b"", Exit(0, ExitReason.EXITED))
+
+
+async def test_a_stop_while_the_agent_is_dialled_again_still_reaches_the_process(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)
+    process = world.process(handle)
+    world.dialer.gate.clear()
+    world.agent(handle).drop_connections()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(handle.stop())
+        await eventually(lambda: state(handle) is ContainerState.STOPPING)
+        world.dialer.gate.set()
+    assert process.signals == [SIGTERM]
+    assert handle.view().exit == Exit(143, ExitReason.STOPPED, signal=SIGTERM)
 
 
 async def test_a_guest_that_cannot_shut_down_is_destroyed_all_the_same(world: World, fleet: Fleet) -> None:
@@ -485,6 +522,14 @@ async def test_a_bug_ends_its_sandbox_as_failed_and_no_other(
     await handle.remove(force=True)
 
 
+async def test_a_bug_does_not_keep_a_container_that_was_to_be_removed(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet, name="once", auto_remove=True)
+    world.agent(handle).fail_next("wait_process", ZeroDivisionError("a bug"))  # type: ignore[arg-type]
+    world.agent(handle).drop_connections()
+    await eventually(lambda: not fleet.list_views((), everything=True))
+    assert not world.storage.disks
+
+
 async def test_a_bug_in_a_start_is_told_to_who_waits(world: World, fleet: Fleet) -> None:
     handle = await created(fleet)
     world.hypervisor.fail_next_start = ZeroDivisionError("a bug")  # type: ignore[assignment]
@@ -504,6 +549,19 @@ async def test_exec_has_its_own_streams_and_status(world: World, fleet: Fleet) -
     assert await all_of(session) == (b"hello", b"", Exit(0, ExitReason.EXITED))
     await session.aclose()
     await eventually(lambda: len(next(iter(world.agent(handle).containers.values())).processes) == 1)
+
+
+async def test_an_exec_ends_with_its_process_whoever_still_has_its_pipes(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    session = await handle.exec(ExecSpec(("sh",)))
+    processes = next(iter(world.agent(handle).containers.values())).processes
+    process = next(process for key, process in processes.items() if key != FIRST_PROCESS)
+    process.hold_pipes()  # a child in the background
+    process.emit(b"started\n")
+    process.finish(ProcessExit(0))
+    assert await all_of(session) == (b"started\n", b"", Exit(0, ExitReason.EXITED))
+    await eventually(lambda: len(processes) == 1)
+    assert state(handle) is ContainerState.RUNNING
 
 
 async def test_an_exec_lives_through_a_lost_connection(world: World, fleet: Fleet) -> None:

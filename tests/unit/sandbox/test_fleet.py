@@ -12,6 +12,7 @@ from hyperd.errors import (
     ImageNotFoundError,
     InvalidError,
     NotFoundError,
+    TimeoutExpiredError,
     UnavailableError,
     UnsupportedError,
 )
@@ -20,6 +21,7 @@ from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.model.vm import SandboxId, VmStatus
 from hyperd.sandbox import Fleet, SandboxHandle, is_running, machine
 from hyperd.sandbox.machine import RunFacts
+from hyperd.sandbox.tenure import STOPPED_BY_FORCE
 from tests.fakes.world import World, created, eventually, started
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -110,6 +112,23 @@ async def test_images_of_containers_are_in_use(world: World, fleet: Fleet) -> No
     assert fleet.images_in_use() == frozenset()
 
 
+async def test_an_image_whose_removal_met_a_creation_has_no_container(world: World, fleet: Fleet) -> None:
+    """In whatever order: the removal is refused, or the creation is."""
+    image = await world.images.get("alpine")
+    insert = world.records.insert
+
+    async def insert_late(record) -> None:
+        assert fleet.images_in_use() == {image.image_id}  # a removal that asks now is refused
+        del world.images.images[image.image_id]  # one that asked before is not
+        await insert(record)
+
+    world.records.insert = insert_late  # type: ignore[method-assign]
+    with pytest.raises(ImageNotFoundError):
+        await created(fleet, name="web")
+    assert fleet.images_in_use() == frozenset()
+    assert await world.records.load() == []
+
+
 async def test_a_killed_hyperd_finds_its_running_container_again(world: World) -> None:
     async with world.daemon() as fleet:
         handle = await started(fleet, name="web")
@@ -163,14 +182,91 @@ async def test_a_vm_that_went_while_hyperd_was_away_is_lost(world: World) -> Non
         await handle.start()
 
 
-async def test_an_agent_that_does_not_know_a_new_hyperd_loses_its_vm(world: World) -> None:
+async def test_an_agent_that_is_late_for_a_new_hyperd_keeps_its_vm(world: World) -> None:
+    async with world.daemon() as fleet:
+        pid = (await started(fleet, name="web")).view().vm_pid
+    world.dialer.fail_connects = [TimeoutExpiredError("no agent answered within 10 s")] * 3
+    world.dialer.gate.clear()
+    async with world.daemon() as fleet:
+        handle = fleet.get("web")
+        world.dialer.gate.set()
+        await eventually(lambda: handle.view().trouble)
+        assert handle.view().state is ContainerState.RUNNING
+        session = await handle.exec(ExecSpec(("ls",)))  # waits until it is reached
+        await session.aclose()
+        assert not world.dialer.fail_connects
+        assert (handle.view().vm_pid, handle.view().trouble) == (pid, "")
+        assert not world.hypervisor.destroyed
+
+
+async def test_an_agent_of_another_protocol_keeps_its_vm_and_says_so(world: World) -> None:
+    async with world.daemon() as fleet:
+        await started(fleet, name="web")
+    world.dialer.fail_connects = [UnsupportedError("speaks protocol 1, this hyperd speaks 2")] * 9
+    async with world.daemon() as fleet:
+        handle = fleet.get("web")
+        with pytest.raises(UnsupportedError, match="protocol 1"):
+            await handle.exec(ExecSpec(("ls",)))
+        assert handle.view().state is ContainerState.RUNNING
+        assert "protocol 1" in handle.view().trouble
+        assert not world.hypervisor.destroyed
+        async with asyncio.timeout(5):
+            await handle.stop(timeout_s=0)
+        assert handle.view().exit == STOPPED_BY_FORCE
+        world.require_nothing_left_of(handle)
+
+
+@pytest.mark.parametrize("ask", ["stop", "remove", "nothing"])
+async def test_a_vm_whose_agent_is_not_reached_ends_when_asked_or_by_itself(world: World, ask: str) -> None:
+    async with world.daemon() as fleet:
+        await started(fleet, name="web")
+    world.dialer.fail_connects = [UnavailableError("refused")] * 99
+    async with world.daemon() as fleet, asyncio.timeout(5):
+        handle = fleet.get("web")
+        await eventually(lambda: handle.view().trouble)
+        if ask == "stop":
+            await handle.stop(timeout_s=0)
+        elif ask == "remove":
+            await handle.remove(force=True)
+        else:
+            del world.hypervisor.running[handle.record.sandbox_id]  # and no event of it
+            assert (await handle.wait_ended()).reason is ExitReason.VM_LOST
+        world.require_nothing_left_of(handle)
+
+
+async def test_a_hyperd_that_ends_while_a_container_goes_down_leaves_that_to_the_next(world: World) -> None:
     async with world.daemon() as fleet:
         handle = await started(fleet, name="web")
-    world.dialer.fail_next_connect = UnavailableError("refused")
-    async with world.daemon() as fleet:
-        async with asyncio.timeout(5):
-            assert (await fleet.get("web").wait_ended()).reason is ExitReason.AGENT_LOST
+        agent = world.agent(handle)
+        gate = agent.hold("shutdown")
+        world.process(handle).emit(b"last words")
+        world.process(handle).finish(ProcessExit(7))
+        await agent.wait_called("shutdown")
+    assert handle.record.sandbox_id in world.hypervisor.running
+    assert not world.hypervisor.destroyed
+    gate.set()
+    async with world.daemon() as fleet, asyncio.timeout(5):
+        handle = fleet.get("web")
+        assert await handle.wait_ended() == Exit(7, ExitReason.EXITED)
+        assert agent.calls.count("shutdown") == 2  # synced before it was destroyed
+        assert [entry.data async for entry in handle.journal.read()] == [b"last words"]
         world.require_nothing_left_of(handle)
+
+
+async def test_output_of_a_container_that_was_going_down_is_still_read(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet, name="web")
+        facts = machine.RunFacts(NOW, handle.view().vm_pid, 17, "tcg", "6.12", 90, handle.view().attachment)
+    async with world.stored() as records:
+        await records.save_state(handle.record.sandbox_id, machine.Stopping(facts, KNOWN_EXIT), 9)
+    process = world.process(handle)
+    process.emit(b"last words")
+    process.finish(ProcessExit(7))
+    async with world.daemon() as fleet, asyncio.timeout(5):
+        handle = fleet.get("web")
+        assert await handle.wait_ended() == KNOWN_EXIT
+        assert [entry.data async for entry in handle.journal.read()] == [b"last words"]
+        assert "shutdown" in world.agent(handle).calls
 
 
 @pytest.mark.parametrize("ask", ["stop", "remove", "kill"])
@@ -194,6 +290,21 @@ async def test_requests_during_the_adoption_are_answered(world: World, ask: str)
             assert fleet.list_views((), everything=True) == []
         else:
             assert (await handle.wait_ended()).signal == 15
+        world.require_nothing_left_of(handle)
+
+
+async def test_a_vm_that_was_going_down_ends_even_when_nobody_answers_in_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.driver.FINISH_TIMEOUT_S", 0.02)
+    async with world.daemon() as fleet:
+        handle = await started(fleet, name="web")
+        facts = machine.RunFacts(NOW, handle.view().vm_pid, 17, "tcg", "6.12", 90, handle.view().attachment)
+    async with world.stored() as records:
+        await records.save_state(handle.record.sandbox_id, machine.Stopping(facts, KNOWN_EXIT), 9)
+    world.dialer.fail_connects = [UnavailableError("refused")] * 99
+    async with world.daemon() as fleet, asyncio.timeout(5):
+        assert await fleet.get("web").wait_ended() == KNOWN_EXIT
         world.require_nothing_left_of(handle)
 
 
@@ -263,17 +374,30 @@ async def test_what_no_record_knows_is_removed(world: World) -> None:
         assert not world.network.leases
 
 
-async def test_a_record_that_cannot_be_read_is_named(world: World) -> None:
-    handle = await record_of(world, machine.Created())
-    async with world.daemon():
-        await world.records._database.transaction(
-            lambda connection: connection.execute("UPDATE sandbox SET spec = '[1]'").rowcount
+async def test_a_record_that_cannot_be_read_is_set_aside_and_stops_no_other(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.daemon() as fleet:
+        odd = await started(fleet, name="odd")
+        await started(fleet, name="web")
+        spoil = "UPDATE sandbox SET spec = '[1]' WHERE name = 'odd'"
+        await world.records._database.transaction(lambda connection: connection.execute(spoil).rowcount)
+    async with world.daemon() as fleet:
+        await (await fleet.get("web").exec(ExecSpec(("ls",)))).aclose()
+        handle = fleet.get("odd")
+        assert odd.record.sandbox_id in caplog.text or any(
+            vars(record).get("id") == odd.record.sandbox_id for record in caplog.records
         )
-    with pytest.raises(ExceptionGroup) as caught:
-        async with world.daemon():
-            pass
-    assert caught.group_contains(UnavailableError, match="record cannot be read")
-    assert handle.record.name in str(caught.value.exceptions[0])
+        assert handle.view().state is ContainerState.FAILED
+        assert "cannot be read" in (await handle.wait_ended()).message
+        with pytest.raises(UnavailableError, match="cannot be read"):
+            await handle.start()
+        for _ in range(2):
+            await fleet.reconcile()
+        assert odd.record.sandbox_id in world.hypervisor.running  # not ours to end
+        await handle.remove(force=False)
+        world.require_nothing_left_of(odd)
+        assert [view.record.name for view in fleet.list_views((), everything=True)] == ["web"]
 
 
 async def test_reconciling_finds_a_vm_that_went_without_a_word(world: World, fleet: Fleet) -> None:

@@ -79,13 +79,18 @@ async def test_a_name_is_taken_once(database: Database) -> None:
 
 
 @pytest.mark.parametrize("column", ["spec", "state", "state_kind", "created_at", "command"])
-async def test_a_corrupt_record_is_named(database: Database, column: str) -> None:
+async def test_a_corrupt_record_is_set_aside_by_its_name(database: Database, column: str) -> None:
     records = Records(database)
     await records.open()
     await records.insert(record())
-    await database.transaction(lambda db: db.execute(f"UPDATE sandbox SET {column} = 'rubbish'").rowcount)
-    with pytest.raises(UnavailableError, match="container web"):
-        await records.load()
+    await records.insert(record("b", "other"))
+    spoil = f"UPDATE sandbox SET {column} = 'rubbish' WHERE name = 'web'"
+    await database.transaction(lambda db: db.execute(spoil).rowcount)
+    found = {stored.record.name: stored for stored in await records.load()}
+    assert "container web" in str(found["web"].unreadable)
+    assert isinstance(found["web"].state, machine.Failed)
+    assert found["web"].record.sandbox_id == record().sandbox_id
+    assert found["other"].unreadable is None
 
 
 async def test_records_of_a_newer_hyperd_are_left_alone(database: Database) -> None:

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts that were cut off because hyperd was killed in their midst.
+
+libvirt keeps the start as a job that nobody owns: at the next open every question to that domain waits 30 s for the
+job, and no destroy ever ends it. Nobody was told that such a VM runs, so before libvirt is opened its process is
+ended and what libvirt wrote of it goes.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+from hyperd.vm.libvirt.process import QemuProcess
+from hyperd.vm.libvirt.settings import LibvirtSettings
+from hyperd.vm.libvirt.xml import find_sandbox_id
+
+_log = logging.getLogger(__name__)
+
+_NAME_IN_PATHS = 20  # characters of a domain's name in libvirt's directories
+_KILL_TIMEOUT_S = 5.0
+
+
+async def end_unfinished(settings: LibvirtSettings) -> None:
+    """Of the embedded driver's root, which no other process may have open."""
+    for status in list(settings.pid_dir.glob("hyper-*.xml")):
+        name = status.stem
+        if find_sandbox_id(name) is None or not _is_unfinished(status):
+            continue
+        _log.warning("a start was cut off", extra={"domain": name})
+        process = QemuProcess.find(settings.pid_dir, name)
+        if process is not None:
+            process.kill()
+            try:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_KILL_TIMEOUT_S):
+                        await process.wait_gone()
+            finally:
+                process.close()
+        for directory in _directories(settings, name):
+            shutil.rmtree(directory, ignore_errors=True)
+        for path in (settings.pid_dir / f"{name}.pid", status):
+            path.unlink(missing_ok=True)
+
+
+def _is_unfinished(status: Path) -> bool:
+    try:
+        root = ET.parse(status).getroot()  # noqa: S314 - libvirt's own
+    except (OSError, ET.ParseError):
+        return False
+    return root.get("reason") == "starting up" or any(job.get("async") == "start" for job in root.iter("job"))
+
+
+def _directories(settings: LibvirtSettings, name: str) -> Iterator[Path]:
+    short = name[:_NAME_IN_PATHS]
+    yield from (settings.root / "lib/qemu").glob(f"domain-*-{short}")
+    yield from (settings.pid_dir / "channel").glob(f"*-{short}")
