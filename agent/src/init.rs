@@ -152,7 +152,7 @@ fn run(report: &mut Option<UnixStream>) -> std::result::Result<i32, Failure> {
         None => capability::Set::docker_default(),
     };
     let unconfined = config.privileged || process.seccomp() == crate::proto::SeccompMode::Unconfined;
-    let filter = if unconfined { None } else { Some(seccomp::program(capabilities)?) };
+    let filter = if unconfined { None } else { Some(seccomp::program(capabilities)) };
     let program = exec::Program::prepare(&process, user, capabilities, filter)?;
 
     let ready = Report { ready: true, ..Report::default() };
