@@ -3,6 +3,8 @@
 
     HyperError                    INTERNAL: a bug
     ├── InvalidError              the request itself is wrong; the same request will fail again
+    │   ├── CommandNotFoundError       a shell's 127
+    │   └── CommandNotExecutableError  a shell's 126
     ├── NotFoundError
     │   └── ImageNotFoundError    a caller pulls and tries again
     ├── ExistsError
@@ -41,6 +43,14 @@ class HyperError(Exception):
 
 class InvalidError(HyperError):
     code = "INVALID_ARGUMENT"
+
+
+class CommandNotFoundError(InvalidError):
+    reason = "command-not-found"
+
+
+class CommandNotExecutableError(InvalidError):
+    reason = "command-not-executable"
 
 
 class NotFoundError(HyperError):

@@ -20,7 +20,7 @@ use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::{self, Linux};
 use crate::process::{self, Birth, Newborn, Process};
-use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ProcessSpec};
+use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec};
 use crate::reaper::Reaper;
 
 const MAX_PROCESSES: usize = 1024;
@@ -183,7 +183,8 @@ impl Container {
         }
     }
 
-    pub async fn start(&self) -> Result<()> {
+    /// `Some` when the program could not be executed.
+    pub async fn start(&self) -> Result<Option<ExitStatus>> {
         if self.started.swap(true, Ordering::AcqRel) || self.first.exit().is_some() {
             return Err(Error::wrong_state(format!("container {} was started before", self.id)));
         }

@@ -39,6 +39,11 @@ impl Error {
     pub fn wrong_state(message: impl Into<String>) -> Self {
         Self::new(Kind::WrongState, message)
     }
+    /// The same, of something named.
+    #[must_use]
+    pub fn of(self, subject: impl fmt::Display) -> Self {
+        Self::new(self.kind, format!("{subject}: {}", self.message))
+    }
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
@@ -71,11 +76,16 @@ impl From<Error> for Status {
 /// `.what("mount /proc")`: the evidence behind the words.
 pub trait Context<T> {
     fn what(self, what: impl fmt::Display) -> Result<T>;
+    /// As `what`, of something that the host asked for: where the kernel says that it cannot be, the request is wrong.
+    fn asked(self, what: impl fmt::Display) -> Result<T>;
 }
 
 impl<T> Context<T> for rustix::io::Result<T> {
     fn what(self, what: impl fmt::Display) -> Result<T> {
         self.map_err(std::io::Error::from).what(what)
+    }
+    fn asked(self, what: impl fmt::Display) -> Result<T> {
+        self.map_err(std::io::Error::from).asked(what)
     }
 }
 
@@ -83,6 +93,19 @@ impl<T> Context<T> for std::io::Result<T> {
     fn what(self, what: impl fmt::Display) -> Result<T> {
         self.map_err(|cause| Error::internal(format!("{what}: {}", describe(&cause))))
     }
+    fn asked(self, what: impl fmt::Display) -> Result<T> {
+        self.map_err(|cause| {
+            let kind = if is_refusal(&cause) { Kind::Invalid } else { Kind::Internal };
+            Error::new(kind, format!("{what}: {}", describe(&cause)))
+        })
+    }
+}
+
+/// The kernel has understood and will say the same again; it is not out of anything.
+fn is_refusal(cause: &std::io::Error) -> bool {
+    use libc::{EEXIST, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ERANGE, EROFS};
+    let errno = cause.raw_os_error().unwrap_or_default();
+    [EEXIST, EINVAL, ELOOP, ENAMETOOLONG, ENOENT, ENOTDIR, ERANGE, EROFS].contains(&errno)
 }
 
 /// The kernel's words without Rust's "(os error 2)".

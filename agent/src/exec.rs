@@ -50,7 +50,8 @@ impl Program {
         capabilities: capability::Set,
         filter: Option<Vec<libc::sock_filter>>,
     ) -> Result<Self> {
-        if spec.args.first().is_none_or(String::is_empty) {
+        // An empty word is a command that is not found.
+        if spec.args.is_empty() {
             return Err(Error::invalid("no command specified"));
         }
         Ok(Self {
@@ -80,7 +81,9 @@ impl Program {
             terminal::take(&slave).what("take the terminal")?;
         }
         give_pipes(Uid::from_raw(self.user.uid));
-        self.enter_directory()?;
+        if let Err(refusal) = self.enter_directory() {
+            return Ok(refusal);
+        }
         for &(resource, soft, hard) in &self.limits {
             sys::set_rlimit(resource, soft, hard).what(format_args!("set rlimit {resource}"))?;
         }
@@ -108,21 +111,17 @@ impl Program {
         };
         let file = CString::new(path.as_os_str().as_bytes()).map_err(|_| Error::invalid("a NUL in the command"))?;
         let cause = sys::execve(&file, &program, &env);
-        Ok(refuse(&path.to_string_lossy(), &cause))
+        Ok(refuse(&format!("exec {}", path.display()), &cause))
     }
 
-    fn enter_directory(&self) -> Result<()> {
+    /// A container's own directory was made with its root; one that is asked for later has to be there.
+    fn enter_directory(&self) -> std::result::Result<(), Refusal> {
         if !self.directory.starts_with('/') {
-            return Err(Error::invalid(format!("working directory {:?} is not absolute", self.directory)));
+            let message = format!("working directory {:?} is not absolute", self.directory);
+            return Err(Error::invalid(message).into());
         }
-        match std::env::set_current_dir(&self.directory) {
-            Err(cause) if cause.kind() == ErrorKind::NotFound => {
-                std::fs::create_dir_all(&self.directory)
-                    .what(format_args!("create working directory {}", self.directory))?;
-                std::env::set_current_dir(&self.directory).what(format_args!("chdir to cwd ({:?})", self.directory))
-            }
-            result => result.what(format_args!("chdir to cwd ({:?})", self.directory)),
-        }
+        std::env::set_current_dir(&self.directory)
+            .map_err(|cause| refuse(&format!("chdir to cwd ({:?})", self.directory), &cause))
     }
 
     fn to_strings(&self, list: &[String]) -> Result<Vec<CString>> {
@@ -187,13 +186,13 @@ fn may_execute(path: &Path) -> bool {
     rustix::fs::accessat(rustix::fs::CWD, path, rustix::fs::Access::EXEC_OK, rustix::fs::AtFlags::EACCESS).is_ok()
 }
 
-fn refuse(path: &str, cause: &std::io::Error) -> Refusal {
+fn refuse(what: &str, cause: &std::io::Error) -> Refusal {
     let code = match cause.raw_os_error() {
         Some(libc::ENOENT) => 127,
-        Some(libc::EACCES | libc::ENOEXEC | libc::EISDIR | libc::EPERM | libc::ETXTBSY) => 126,
+        Some(libc::EACCES | libc::ENOEXEC | libc::EISDIR | libc::ENOTDIR | libc::EPERM | libc::ETXTBSY) => 126,
         _ => 125,
     };
-    Refusal { code, message: format!("exec {path}: {}", describe(cause)) }
+    Refusal { code, message: format!("{what}: {}", describe(cause)) }
 }
 
 fn parse_limit(limit: &Rlimit) -> Result<(u32, u64, u64)> {
@@ -278,10 +277,10 @@ mod tests {
 
     #[test]
     fn refusals_carry_a_shells_status() {
-        let of = |errno| refuse("/x", &std::io::Error::from_raw_os_error(errno)).code;
+        let of = |errno| refuse("exec /x", &std::io::Error::from_raw_os_error(errno)).code;
         assert_eq!([libc::ENOENT, libc::EACCES, libc::ENOEXEC, libc::ENOMEM].map(of), [127, 126, 126, 125]);
         assert_eq!(
-            refuse("/x", &std::io::Error::from_raw_os_error(libc::ENOEXEC)).message,
+            refuse("exec /x", &std::io::Error::from_raw_os_error(libc::ENOEXEC)).message,
             "exec /x: exec format error"
         );
     }

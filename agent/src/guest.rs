@@ -99,8 +99,10 @@ fn render_hosts(known: &Known, hostname: &str) -> String {
         let _ = writeln!(text, "{}\t{}", entry.address, entry.names.join(" "));
     }
     let own = if known.addresses.is_empty() { &["127.0.1.1".to_owned()][..] } else { &known.addresses[..] };
+    // As Docker: the short name beside a full one.
+    let alias = hostname.split_once('.').map_or_else(String::new, |(short, _)| format!(" {short}"));
     for address in own {
-        let _ = writeln!(text, "{address}\t{hostname}");
+        let _ = writeln!(text, "{address}\t{hostname}{alias}");
     }
     text
 }
@@ -149,6 +151,7 @@ mod tests {
         assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));
         assert!(hosts.ends_with("10.0.0.3\tdb db.local\n10.0.0.2\tweb\n"));
         assert!(render_hosts(&Known::default(), "web").ends_with("127.0.1.1\tweb\n"));
+        assert!(render_hosts(&known, "web.example.com").ends_with("10.0.0.2\tweb.example.com web\n"));
     }
 
     #[test]

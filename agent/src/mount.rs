@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Error, Kind, Result, describe};
 use crate::sys;
 
 pub use rustix::mount::MountAttrFlags as Attributes;
@@ -55,7 +55,14 @@ impl Kernel for Linux {
         let context = rustix::mount::fsopen(kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|cause| unknown_filesystem(kind, cause))?;
         let explain = |what: &str, cause: rustix::io::Errno| {
-            Error::internal(format!("mount {kind}: {what}: {}{}", std::io::Error::from(cause), complaint(&context)))
+            let cause = describe(&std::io::Error::from(cause));
+            Error::internal(format!("{kind}: {what}: {cause}{}", complaint(&context)))
+        };
+        let refuse = |option: &str, cause: rustix::io::Errno| {
+            let error = explain(&format!("option {option}"), cause);
+            let wrong =
+                matches!(cause, rustix::io::Errno::INVAL | rustix::io::Errno::RANGE | rustix::io::Errno::TOOBIG);
+            if wrong { Error::invalid(error.message) } else { error }
         };
         if !filesystem.parameters.iter().any(|(key, _)| key == "source") {
             // What /proc/mounts shows in front of " on ".
@@ -67,7 +74,8 @@ impl Kernel for Linux {
             } else {
                 rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())
             };
-            set.map_err(|cause| explain(&format!("option {key}={value}"), cause))?;
+            let option = if value.is_empty() { key.clone() } else { format!("{key}={value}") };
+            set.map_err(|cause| refuse(&option, cause))?;
         }
         rustix::mount::fsconfig_create(&context).map_err(|cause| explain("create", cause))?;
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, filesystem.attributes)

@@ -56,10 +56,10 @@ impl Root {
                 Err(Errno::NOENT) => {
                     // EEXIST would be a symlink into nowhere: no place to put a mount.
                     rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
-                        .what(format_args!("create directory {done}"))?;
-                    self.open(&done, flags).what(format_args!("open directory {done}"))?
+                        .asked(format_args!("create directory {done}"))?;
+                    self.open(&done, flags).asked(format_args!("open directory {done}"))?
                 }
-                opened => opened.what(format_args!("open directory {done}"))?,
+                opened => opened.asked(format_args!("open directory {done}"))?,
             };
         }
         Ok(parent)
@@ -78,8 +78,8 @@ impl Root {
         let parent = self.directory(parent)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
-            .what(format_args!("create file {path}"))?;
-        self.open(path, OFlags::PATH).what(format_args!("open {path}"))
+            .asked(format_args!("create file {path}"))?;
+        self.open(path, OFlags::PATH).asked(format_args!("open {path}"))
     }
 
     /// The beginning of a file, at most `limit` bytes; empty when there is none or it is no regular file.

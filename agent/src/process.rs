@@ -145,7 +145,7 @@ pub struct Process {
     terminal: Option<Arc<AsyncFd<OwnedFd>>>,
     go: tokio::sync::Mutex<Option<tokio::net::unix::OwnedWriteHalf>>,
     /// True once it executes the user's program, or never will.
-    settled: watch::Sender<bool>,
+    settled: watch::Sender<Option<bool>>,
     exit: watch::Sender<Option<ExitStatus>>,
 }
 
@@ -181,14 +181,14 @@ impl Process {
             input: Input::new(sink, master.is_some()),
             terminal: master,
             go: tokio::sync::Mutex::new(Some(go)),
-            settled: watch::Sender::new(false),
+            settled: watch::Sender::new(None),
             exit: watch::Sender::new(None),
         });
         let kills_before = cgroup.as_ref().map_or(0, |group| group.oom_kills());
         let watched = process.clone();
         tokio::spawn(async move {
             let refusal = read_refusal(report).await;
-            watched.settled.send_replace(true);
+            watched.settled.send_replace(Some(refusal.is_some()));
             let status = child.exited.await.unwrap_or(0);
             let oom_killed = cgroup.is_some_and(|group| group.oom_kills() > kills_before);
             watched.exit.send_replace(Some(exit_status(status, refusal, oom_killed)));
@@ -196,15 +196,15 @@ impl Process {
         Ok(process)
     }
 
-    /// Lets it execve, and waits until it did or could not.
-    pub async fn start(&self) -> Result<()> {
+    /// Lets it execve, and waits until it did or could not: `Some` says why.
+    pub async fn start(&self) -> Result<Option<ExitStatus>> {
         if let Some(go) = self.go.lock().await.take() {
             // A child that died meanwhile is told by its exit.
             let _ = go.try_write(b"g");
         }
         let mut settled = self.settled.subscribe();
-        let _ = settled.wait_for(|settled| *settled).await;
-        Ok(())
+        let refused = settled.wait_for(Option::is_some).await.is_ok_and(|settled| *settled == Some(true));
+        if refused { self.wait().await.map(Some) } else { Ok(None) }
     }
 
     pub fn signal(&self, signal: i32) -> Result<bool> {

@@ -83,7 +83,7 @@ impl<K: Kernel> Builder<'_, K> {
         let mut mounts: Vec<&Mount> = self.request.mounts.iter().collect();
         mounts.sort_by_key(|m| m.destination.split('/').filter(|part| !part.is_empty()).count());
         for mount in mounts {
-            self.mount_asked(mount)?;
+            self.mount_asked(mount).map_err(|error| error.of(format_args!("mount {}", mount.destination)))?;
         }
         for (name, value) in &isolation.sysctls {
             write_sysctl(self.kernel, self.root, name, value)?;
@@ -99,7 +99,7 @@ impl<K: Kernel> Builder<'_, K> {
         if let Some(cwd) =
             self.request.process.as_ref().map(|p| p.working_directory.as_str()).filter(|cwd| !cwd.is_empty())
         {
-            self.root.directory(cwd)?;
+            self.root.directory(cwd).map_err(|error| error.of(format_args!("working directory {cwd}")))?;
         }
         if self.request.root.as_ref().is_some_and(|root| root.readonly) {
             self.kernel.set_attributes(self.root.fd(), false, Attributes::MOUNT_ATTR_RDONLY)?;

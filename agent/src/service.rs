@@ -177,7 +177,7 @@ impl AgentService for Agent {
 
     async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
         let container = self.container(&request.into_inner().container_id)?;
-        detached(async move { container.start().await.map(|()| StartContainerResponse {}) }).await
+        detached(async move { container.start().await.map(|refused| StartContainerResponse { refused }) }).await
     }
 
     async fn delete_container(&self, request: Request<DeleteContainerRequest>) -> Answer<DeleteContainerResponse> {

@@ -25,6 +25,8 @@ EXIT_STATUS = {
     "PERMISSION_DENIED": DENIED,
     "UNIMPLEMENTED": UNSUPPORTED,
 }
+# A program that the container cannot execute is told as a shell does.
+EXIT_STATUS_OF_REASON = {"command-not-executable": 126, "command-not-found": 127}
 DETAIL_KEY = "hyper-error-bin"
 
 
@@ -77,7 +79,7 @@ def decode_status(error: "grpc.aio.AioRpcError") -> CliError:
         if key == DETAIL_KEY and isinstance(value, bytes):
             detail = system_pb2.ErrorDetail.FromString(value)
     code = error.code().name
-    exit_status = EXIT_STATUS.get(code, BUG)
+    exit_status = EXIT_STATUS_OF_REASON.get(detail.reason) or EXIT_STATUS.get(code, BUG)
     if code == "CANCELLED":
         detail.brief = detail.brief or "the daemon cancelled the call"
     hint = detail.hint

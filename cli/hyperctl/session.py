@@ -60,6 +60,7 @@ class Session:
         self._ended: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._signals: asyncio.Queue[int] = asyncio.Queue(MAX_PENDING_SIGNALS)
         self._interrupts = 0
+        self._output_lost: CliError | None = None
         self._sending = asyncio.Lock()  # grpc.aio takes one write at a time
         self._raw = terminal.RawMode(0)
         self._output = OutputStream(1, self._break_locally)
@@ -79,6 +80,8 @@ class Session:
             self._call.cancel()
         await self._finish_output()
         outcome = self._ended.result()
+        if outcome.exit is not None and self._output_lost is not None:
+            raise self._output_lost  # the exit was heard before the last of the output failed
         if outcome.detached and terminal.is_terminal(1):
             print()  # the shell's prompt gets a line of its own
         return outcome
@@ -114,7 +117,8 @@ class Session:
             self._break(error)
         else:
             brief = f"cannot go on reading and writing here: {error.strerror or error}"
-            self._break(CliError(brief, subject=error.filename or "", exit_status=HYPER_FAILED))
+            self._output_lost = CliError(brief, subject=error.filename or "", exit_status=HYPER_FAILED)
+            self._break(self._output_lost)
 
     def _end(self, outcome: Outcome) -> None:
         if not self._ended.done():

@@ -51,7 +51,8 @@ class Guest(Protocol):
     async def create_container(self, plan: ContainerPlan) -> int:
         """Return the first process's pid in the guest. InvalidError: the image or the plan is wrong."""
 
-    async def start_container(self, container_id: ContainerId) -> None: ...
+    async def start_container(self, container_id: ContainerId) -> ProcessExit | None:
+        """Return when the first process was executed; its exit, with ``start_error``, when it could not be."""
 
     async def delete_container(self, container_id: ContainerId) -> None: ...
 

@@ -71,9 +71,13 @@ class AgentGuest:
         response = await self._call(self._agent.CreateContainer, request, CREATE_S)
         return self._decoded_pid(response.pid)
 
-    async def start_container(self, container_id: ContainerId) -> None:
+    async def start_container(self, container_id: ContainerId) -> ProcessExit | None:
         request = pb.StartContainerRequest(container_id=container_id)
-        await self._call(self._agent.StartContainer, request, SHORT_S)
+        response = await self._call(self._agent.StartContainer, request, SHORT_S)
+        if not response.HasField("refused"):
+            return None
+        with agent_errors(self._subject):
+            return convert.decode_exit(response.refused)
 
     async def delete_container(self, container_id: ContainerId) -> None:
         request = pb.DeleteContainerRequest(container_id=container_id)

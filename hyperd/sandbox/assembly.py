@@ -160,7 +160,7 @@ def command_of(spec: ContainerSpec, image: ImageConfig) -> tuple[str, ...]:
         command = (*(spec.entrypoint if spec.entrypoint != ("",) else ()), *spec.args)
     else:
         command = (*image.entrypoint, *(spec.args or image.cmd))
-    if not command or not command[0]:
+    if not command:  # an empty first word is a program that is not found
         raise InvalidError("no command was given and the image has none", subject=f"image {spec.image}")
     return command
 
@@ -250,7 +250,7 @@ def container_id_of(sandbox_id: SandboxId) -> ContainerId:
 
 def exec_plan(record: ContainerRecord, image: ImageConfig, spec: ExecSpec) -> ProcessPlan:
     """An exec'd process inherits the container's environment, user, directory and confinement (docker exec)."""
-    if not spec.args or not spec.args[0]:
+    if not spec.args:
         raise InvalidError("no command was given", subject=f"exec in {record.name}")
     first = _process(record, image)
     env = _merged(first.env, (*(("TERM=xterm",) if spec.tty else ()), *spec.env))

@@ -22,6 +22,7 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.model.container import Exit, ExitReason
+from hyperd.model.guest import ProcessExit
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
 from hyperd.sandbox.instance import SandboxInstance, now
@@ -40,11 +41,12 @@ from hyperd.sandbox.message import (
     News,
     OfRun,
     ProcessEnded,
+    Started,
     UpFailed,
 )
 from hyperd.sandbox.run import Live, now_ms
 from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
-from hyperd.sandbox.waiting import fail, resolve
+from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +77,8 @@ class SandboxDriver(SandboxInstance):
 
     async def _on_news(self, news: News) -> None:
         match news:
-            case IsUp(live):
-                await self._on_up(live)
+            case IsUp(live, refused):
+                await self._on_up(live, refused)
             case UpFailed(error):
                 await self._on_up_failed(error)
             case ProcessEnded(status):
@@ -87,9 +89,9 @@ class SandboxDriver(SandboxInstance):
             case IsDown(exit_):
                 await self._on_down(exit_)
 
-    async def _on_start(self, done: Done) -> None:
+    async def _on_start(self, done: Started) -> None:
         if isinstance(self.state, machine.Running):
-            resolve([done])
+            resolve_starts([done])
             return
         if isinstance(self.state, machine.Starting):
             self.waiting.starts.append(done)
@@ -169,7 +171,7 @@ class SandboxDriver(SandboxInstance):
             case _ if vm is not None:
                 self._send(lambda: self._errands.clean_up(None))
 
-    async def _on_up(self, live: Live) -> None:
+    async def _on_up(self, live: Live, refused: ProcessExit | None) -> None:
         self._coming_up = None
         if self._ending:  # while it was taken over its VM went, or it was removed
             self._spawn(live.guest.close())
@@ -203,7 +205,7 @@ class SandboxDriver(SandboxInstance):
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
         self._changed.beat()
         self.tenure.adopt_execs(live.execs)
-        resolve(self.waiting.starts)
+        resolve_starts(self.waiting.starts, refused)
         if self.waiting.removes:
             await self._end(STOPPED_BY_FORCE)
         elif exit_ is not None:  # an earlier hyperd ended while it was going down
@@ -356,8 +358,8 @@ class SandboxDriver(SandboxInstance):
         discard = self._discarding and not isinstance(
             self.state, machine.Removing
         )  # a bug in that would be met again
-        for waiting in (self.waiting.starts, self.waiting.stops):
-            fail(waiting, failure)
+        fail(self.waiting.starts, failure)
+        fail(self.waiting.stops, failure)
         if discard:
             self.post(AskRemove(asyncio.get_running_loop().create_future(), force=True))
         else:
@@ -370,8 +372,8 @@ class SandboxDriver(SandboxInstance):
             return
         if self.removed and not isinstance(message, AskStart):
             resolve([message.done])
-        else:
-            fail([message.done], self._over_error())
+        elif not message.done.done():
+            message.done.set_exception(self._over_error())
 
     async def _close(self) -> None:
         self._changed.beat()

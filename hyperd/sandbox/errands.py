@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hyperd.errors import HyperError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
+from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Image
 from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
@@ -45,12 +46,12 @@ class Errands:
         try:
             accelerator = await self._services.accelerator()
             image = await self._runner.rooms.images.get(self._record.image_id)
-            live = await self._bring_up(image, accelerator)
+            live, refused = await self._bring_up(image, accelerator)
         except HyperError as error:
             return UpFailed(error)
-        return IsUp(live)
+        return IsUp(live, refused)
 
-    async def _bring_up(self, image: Image, accelerator: Accelerator) -> Live:
+    async def _bring_up(self, image: Image, accelerator: Accelerator) -> tuple[Live, ProcessExit | None]:
         live: Live | None = None
         try:
             async with one_error(), asyncio.TaskGroup() as beside:
@@ -58,12 +59,12 @@ class Errands:
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
                 live = await self._runner.bring_up(self._record, image, accelerator)
             self._journal.open(examining.result(), fresh=True)
-            await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
+            refused = await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
         except BaseException:
             if live is not None:
                 await live.stack.aclose()
             raise
-        return live
+        return live, refused
 
     async def take_over(
         self, vm: VmStatus, facts: machine.RunFacts, tell_trouble: Callable[[HyperError | None], None]

@@ -5,7 +5,15 @@ import asyncio
 import secrets
 from signal import SIGKILL
 
-from hyperd.errors import HyperError, NotFoundError, UnavailableError, WrongStateError
+from hyperd.errors import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
+    HyperError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    WrongStateError,
+)
 from hyperd.model.container import (
     DEFAULT_STOP_TIMEOUT_S,
     ContainerRecord,
@@ -14,15 +22,17 @@ from hyperd.model.container import (
     Exit,
     ExitReason,
 )
-from hyperd.model.guest import FIRST_PROCESS, ProcessId
+from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.journal import Journal
-from hyperd.sandbox.message import AskRemove, AskStart, AskStop, Done
+from hyperd.sandbox.message import AskRemove, AskStart, AskStop, Done, Started
 from hyperd.sandbox.process import ProcessSession
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.session import STALL_TIMEOUT_S
 from hyperd.sandbox.tenure import Tenure
+
+_REFUSALS: dict[int, type[HyperError]] = {126: CommandNotExecutableError, 127: CommandNotFoundError}
 
 
 class SandboxHandle:
@@ -41,10 +51,13 @@ class SandboxHandle:
         return self._driver.view()
 
     async def start(self) -> None:
-        """Return when the first process runs; at once when it already does."""
-        done = _future()
-        self._driver.post(AskStart(done))
-        await done
+        """Return when the first process runs; at once when it already does.
+
+        Raises CommandNotFoundError or CommandNotExecutableError for a program that cannot be executed.
+        """
+        refused = await self._start()
+        if refused is not None:
+            raise self._refusal(refused)
 
     async def stop(self, *, timeout_s: float | None = None, signal: int | None = None) -> None:
         """Return when the VM is off; at once when there is none."""
@@ -112,7 +125,7 @@ class SandboxHandle:
         )
         if start:
             try:
-                await self.start()
+                await self._start()  # a program that is not executed is the session's exit
             except BaseException:
                 await session.aclose()
                 raise
@@ -141,6 +154,19 @@ class SandboxHandle:
             await session.aclose()
             raise
         return session
+
+    async def _start(self) -> ProcessExit | None:
+        started: Started = asyncio.get_running_loop().create_future()
+        self._driver.post(AskStart(started))
+        return await started
+
+    def _refusal(self, refused: ProcessExit) -> HyperError:
+        kind = _REFUSALS.get(refused.code, InvalidError)
+        return kind(
+            "the process could not be started",
+            subject=f"container {self.record.name}",
+            evidence=refused.start_error,
+        )
 
     async def _require_tenure(self) -> Tenure:
         state = self._driver.state

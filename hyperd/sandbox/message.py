@@ -11,11 +11,12 @@ from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox.run import Live
 
 Done = asyncio.Future[None]
+Started = asyncio.Future[ProcessExit | None]  # an exit: the process could not be executed
 
 
 @dataclass(frozen=True, slots=True)
 class AskStart:
-    done: Done
+    done: Started
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Adopt:
 @dataclass(frozen=True, slots=True)
 class IsUp:
     live: Live
+    refused: ProcessExit | None = None  # why the first process was not executed
 
 
 @dataclass(frozen=True, slots=True)

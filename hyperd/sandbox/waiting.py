@@ -5,12 +5,13 @@ import asyncio
 
 from hyperd.errors import HyperError
 from hyperd.model.container import Exit
-from hyperd.sandbox.message import Done
+from hyperd.model.guest import ProcessExit
+from hyperd.sandbox.message import Done, Started
 
 
 class Waiting:
     def __init__(self) -> None:
-        self.starts: list[Done] = []
+        self.starts: list[Started] = []
         self.stops: list[Done] = []
         self.removes: list[Done] = []
         self.end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -35,6 +36,13 @@ class Waiting:
             self.end.exception()  # perhaps nobody waits: no complaint about that
 
 
+def resolve_starts(waiting: list[Started], refused: ProcessExit | None = None) -> None:
+    for done in waiting:
+        if not done.done():
+            done.set_result(refused)
+    waiting.clear()
+
+
 def resolve(waiting: list[Done]) -> None:
     for done in waiting:
         if not done.done():
@@ -42,7 +50,7 @@ def resolve(waiting: list[Done]) -> None:
     waiting.clear()
 
 
-def fail(waiting: list[Done], error: HyperError) -> None:
+def fail(waiting: list[Done] | list[Started], error: HyperError) -> None:
     for done in waiting:
         if not done.done():
             done.set_exception(error)

@@ -263,8 +263,10 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def StartContainer(self, request, context):
         async with answering(context):
             await self.agent.enter("start_container")
-            self.agent.start(ContainerId(request.container_id))
-        return pb.StartContainerResponse()
+            container_id = ContainerId(request.container_id)
+            self.agent.start(container_id)
+            refusal = self.agent.refusal(container_id)
+        return pb.StartContainerResponse(refused=encode_exit(refusal) if refusal else None)
 
     async def DeleteContainer(self, request, context):
         async with answering(context):

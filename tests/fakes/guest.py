@@ -300,6 +300,10 @@ class FakeAgent:
         container.started = True
         container.processes[FIRST_PROCESS].start()
 
+    def refusal(self, container_id: ContainerId) -> ProcessExit | None:
+        exit_ = self.container(container_id).processes[FIRST_PROCESS].exit
+        return exit_ if exit_ is not None and exit_.start_error else None
+
     def delete(self, container_id: ContainerId) -> None:
         container = self.containers.pop(container_id, None)
         for process in container.processes.values() if container else ():
@@ -388,9 +392,10 @@ class FakeGuest:
         await self._enter("create_container")
         return self.agent.create(plan)
 
-    async def start_container(self, container_id: ContainerId) -> None:
+    async def start_container(self, container_id: ContainerId) -> ProcessExit | None:
         await self._enter("start_container")
         self.agent.start(container_id)
+        return self.agent.refusal(container_id)
 
     async def delete_container(self, container_id: ContainerId) -> None:
         await self._enter("delete_container")

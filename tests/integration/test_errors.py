@@ -12,6 +12,11 @@ BUSYBOX = "test.local/busybox"
     ("arguments", "status", "says"),
     [
         (("run", "--rm", BUSYBOX, "no-such-program"), 127, "no-such-program"),
+        (("run", "--rm", "-d", BUSYBOX, "no-such-program"), 127, "no-such-program"),
+        (("run", "--rm", "-d", "--init", BUSYBOX, "/etc"), 126, "/etc"),
+        (("run", "--rm", BUSYBOX, ""), 127, 'exec: "": executable file not found'),
+        (("run", "--rm", "-w", "/bin/sh", BUSYBOX, "true"), 125, "working directory /bin/sh"),
+        (("run", "--rm", "--tmpfs", "/t:foo=1", BUSYBOX, "true"), 125, "foo=1"),
         (("run", "--rm", BUSYBOX, "/srv/not-executable"), 126, "not-executable"),
         (("run", "--rm", BUSYBOX, "/etc"), 126, "/etc"),
         (("run", "--rm", "-u", "nobody-knows", BUSYBOX, "true"), 125, "nobody-knows"),
@@ -34,6 +39,7 @@ def test_what_cannot_be_done_is_said(host: Hyper, arguments: tuple[str, ...], st
     message = finished.stderr.decode()
     assert says in message
     assert "Traceback" not in message
+    assert "a bug" not in message
     expected = (status,) if status != 1 else (1, 3)
     assert finished.returncode in expected, message
 

@@ -15,7 +15,7 @@ from hyperctl import client as hyperd
 from hyperctl import completion, terminal, tree
 from hyperctl.client import Client
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
-from hyperctl.errors import HYPER_FAILED, CliError, InvalidError
+from hyperctl.errors import EXIT_STATUS_OF_REASON, HYPER_FAILED, CliError, InvalidError
 from hyperctl.outcome import exit_status
 from hyperctl.pull import pull_image, pull_missing
 from hyperctl.session import Session, SessionSetup, SignalSender
@@ -149,11 +149,12 @@ async def with_image(
 
 @contextlib.contextmanager
 def hyper_failures() -> Iterator[None]:
-    """Of `run` and `exec`: whatever is not the process's own status is 125."""
+    """Of `run` and `exec`: 125 whatever is not the process's own status, nor that it could not be executed."""
     try:
         yield
     except CliError as error:
-        error.exit_status = HYPER_FAILED
+        if error.reason not in EXIT_STATUS_OF_REASON:
+            error.exit_status = HYPER_FAILED
         raise
 
 

@@ -60,8 +60,10 @@ async def test_a_killed_process_says_so_and_a_later_signal_is_not_delivered(site
 
 async def test_a_missing_executable_is_an_exit_status_with_a_reason(site):
     async with site.guest() as guest:
-        await site.run(guest, ABSENT)
+        await guest.create_container(site.container(ABSENT))
+        refused = await guest.start_container(BOX)
         ended = await guest.wait_process(BOX, FIRST_PROCESS)
+        assert ended == refused
         assert ended.code == 127
         assert ended.start_error
 

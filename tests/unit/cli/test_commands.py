@@ -490,6 +490,20 @@ def test_every_status_has_its_exit_status(daemon, hyper, code):
     assert result.err == "hyper: thing: it failed\n  line 1\n  line 2\nhint: do so\n"
 
 
+@pytest.mark.parametrize(
+    ("reason", "status"),
+    [("command-not-found", 127), ("command-not-executable", 126), ("", 2), ("", 125)],
+)
+def test_what_could_not_be_executed_has_a_shells_status(daemon, hyper, reason, status):
+    call, arguments = (
+        ("RunOptions", ("run", "-d", "alpine", "x")) if status != 2 else ("StartContainer", ("start", "web"))
+    )
+    daemon.fail_next(
+        call, grpc.StatusCode.INVALID_ARGUMENT, "the process could not be started", reason=reason
+    )
+    assert hyper(*arguments).status == status
+
+
 def test_a_bug_names_its_id(daemon, hyper):
     daemon.fail_next("ListContainers", grpc.StatusCode.INTERNAL, "internal error", bug_id="b7f3")
     result = hyper("ps")

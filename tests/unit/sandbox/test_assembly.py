@@ -55,12 +55,14 @@ def test_entrypoint_and_arguments_combine_as_docker_has_it(
     assert record(**fields).command == expected
 
 
-@pytest.mark.parametrize(
-    "spec", [ContainerSpec("i"), ContainerSpec("i", entrypoint=("",)), ContainerSpec("i", args=("",))]
-)
+@pytest.mark.parametrize("spec", [ContainerSpec("i"), ContainerSpec("i", entrypoint=("",))])
 def test_nothing_to_run_is_refused(spec: ContainerSpec) -> None:
     with pytest.raises(InvalidError, match="no command"):
         assembly.command_of(spec, ImageConfig())
+
+
+def test_an_empty_word_is_a_command() -> None:
+    assert assembly.command_of(ContainerSpec("i", args=("",)), ImageConfig(cmd=("sh",))) == ("",)
 
 
 def test_the_environment_is_the_image_s_then_the_user_s() -> None:

@@ -8,6 +8,8 @@ from signal import SIGHUP, SIGKILL, SIGTERM
 import pytest
 
 from hyperd.errors import (
+    CommandNotExecutableError,
+    CommandNotFoundError,
     ExhaustedError,
     HyperError,
     InvalidError,
@@ -90,7 +92,10 @@ async def test_how_a_process_ended_is_told(
     world: World, fleet: Fleet, status: ProcessExit, expected: Exit
 ) -> None:
     world.script("x", Script(exit=status))
-    handle = await started(fleet, "x")
+    handle = await created(fleet, "x")
+    session = await handle.attach(start=True)
+    assert (await all_of(session))[2] == expected
+    await session.aclose()
     assert await ended(handle) == expected
     assert state(handle) is ContainerState.EXITED
 
@@ -139,6 +144,18 @@ async def test_a_log_that_cannot_be_read_leaves_nothing_of_the_start(world: Worl
             await handle.start()
     world.require_nothing_left_of(handle)
     await handle.start()
+
+
+@pytest.mark.parametrize(("code", "kind"), [(126, CommandNotExecutableError), (127, CommandNotFoundError)])
+async def test_a_start_without_a_session_fails_when_there_is_nothing_to_execute(
+    world: World, fleet: Fleet, code: int, kind: type[HyperError]
+) -> None:
+    world.script("x", Script(exit=ProcessExit(code, start_error="exec: no")))
+    handle = await created(fleet, "x")
+    with pytest.raises(kind, match="exec: no"):
+        await handle.start()
+    assert (await ended(handle)).code == code
+    world.require_nothing_left_of(handle)
 
 
 async def test_starting_a_running_container_changes_nothing(fleet: Fleet) -> None:

@@ -536,7 +536,7 @@ class ProcessSpec(_message.Message):
     SECCOMP_FIELD_NUMBER: _builtins.int
     CGROUP_FIELD_NUMBER: _builtins.int
     working_directory: _builtins.str
-    """"" = "/"; created when absent"""
+    """"" = "/"; of a first process it is created when absent"""
     user: _builtins.str
     """name|uid[:group|gid], resolved in the image's own passwd and group; "" = root"""
     terminal: _builtins.bool
@@ -783,12 +783,19 @@ Global___StartContainerRequest: _TypeAlias = StartContainerRequest  # noqa: Y015
 class StartContainerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    REFUSED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def refused(self) -> Global___ExitStatus:
+        """set when it could not be executed: start_error says why; the container has exited"""
+
     def __init__(
         self,
+        *,
+        refused: Global___ExitStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refused", b"refused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -153,7 +153,7 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StartContainer(self, request, context):
-        """Lets the first process execve. FAILED_PRECONDITION unless just created.
+        """Lets the first process execve, and answers when it has, or could not. FAILED_PRECONDITION unless just created.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

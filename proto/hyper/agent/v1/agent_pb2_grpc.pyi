@@ -54,7 +54,7 @@ class AgentServiceStub:
     before execve. ALREADY_EXISTS if the id is taken. Nothing stays behind when it fails.
     """
     StartContainer: _grpc.UnaryUnaryMultiCallable[_agent_pb2.StartContainerRequest, _agent_pb2.StartContainerResponse]
-    """Lets the first process execve. FAILED_PRECONDITION unless just created."""
+    """Lets the first process execve, and answers when it has, or could not. FAILED_PRECONDITION unless just created."""
     DeleteContainer: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DeleteContainerRequest, _agent_pb2.DeleteContainerResponse]
     """Unmounts and forgets. Kills what still runs in it. Idempotent: an unknown id is success."""
     ListContainers: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListContainersRequest, _agent_pb2.ListContainersResponse]
@@ -98,7 +98,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
     before execve. ALREADY_EXISTS if the id is taken. Nothing stays behind when it fails.
     """
     StartContainer: _aio.UnaryUnaryMultiCallable[_agent_pb2.StartContainerRequest, _agent_pb2.StartContainerResponse]  # type: ignore[assignment]
-    """Lets the first process execve. FAILED_PRECONDITION unless just created."""
+    """Lets the first process execve, and answers when it has, or could not. FAILED_PRECONDITION unless just created."""
     DeleteContainer: _aio.UnaryUnaryMultiCallable[_agent_pb2.DeleteContainerRequest, _agent_pb2.DeleteContainerResponse]  # type: ignore[assignment]
     """Unmounts and forgets. Kills what still runs in it. Idempotent: an unknown id is success."""
     ListContainers: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListContainersRequest, _agent_pb2.ListContainersResponse]  # type: ignore[assignment]
@@ -163,7 +163,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.StartContainerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.StartContainerResponse, _abc.Awaitable[_agent_pb2.StartContainerResponse]]:
-        """Lets the first process execve. FAILED_PRECONDITION unless just created."""
+        """Lets the first process execve, and answers when it has, or could not. FAILED_PRECONDITION unless just created."""
 
     @_abc_1.abstractmethod
     def DeleteContainer(
