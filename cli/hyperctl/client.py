@@ -145,11 +145,16 @@ def ask(question: Callable[[Client], Awaitable[T]]) -> T:
 
 
 async def for_each(
-    client: Client, names: Sequence[str], act: Callable[[str], Awaitable[object]], *, echo: bool = True
+    client: Client,
+    names: Sequence[str],
+    act: Callable[[str], Awaitable[object]],
+    *,
+    echo: bool = True,
+    forgiven: frozenset[int] = frozenset(),
 ) -> int:
     """Do it to each, in order; one that fails is told and does not stop the rest.
 
-    Prints the names that were done. The exit status is that of the first failure.
+    Prints the names that were done. The exit status is that of the first failure that is not ``forgiven``.
     """
     status = 0
     for name in names:
@@ -160,7 +165,8 @@ async def for_each(
             if error.exit_status == errors.UNAVAILABLE and error.subject == client.address:
                 raise  # no daemon: the others will not fare better
             print_error(error)
-            status = status or error.exit_status
+            if error.exit_status not in forgiven:
+                status = status or error.exit_status
         else:
             if echo:
                 print(name, flush=True)

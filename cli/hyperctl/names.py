@@ -35,9 +35,3 @@ def with_default_tag(reference: str) -> str:
         return reference
     _, tag, digest = split_reference(reference)
     return reference if tag or digest else f"{reference}:latest"
-
-
-def repository_path(name: str) -> str:
-    """The name as its registry knows it, as `docker pull` prints it: alpine -> library/alpine."""
-    name = name.removeprefix("docker.io/")
-    return name if "/" in name else f"library/{name}"

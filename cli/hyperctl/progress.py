@@ -23,7 +23,7 @@ FINISHED = frozenset({pb.LAYER_PHASE_DONE, pb.LAYER_PHASE_EXISTS})
 
 
 class PullProgress:
-    """Shows LayerProgress messages on ``out``; ``downloaded`` says whether any layer had to be fetched."""
+    """Shows LayerProgress messages on ``out``."""
 
     def __init__(self, out: TextIO, *, quiet: bool = False) -> None:
         self._out = out
@@ -32,12 +32,10 @@ class PullProgress:
         self._layers: dict[str, pb.LayerProgress] = {}
         self._drawn = 0
         self._last_draw_s = 0.0
-        self.downloaded = False
 
     def show(self, layer: pb.LayerProgress) -> None:
         before = self._layers.get(layer.digest)
         self._layers[layer.digest] = layer
-        self.downloaded |= layer.phase not in {pb.LAYER_PHASE_EXISTS, pb.LAYER_PHASE_WAITING}
         if self._quiet:
             return
         new_phase = before is None or before.phase != layer.phase

@@ -7,21 +7,21 @@ from typing import TextIO
 from hyper.v1 import image_pb2 as pb
 from hyperctl.client import Client
 from hyperctl.errors import CliError
-from hyperctl.names import is_registry_reference, repository_path, split_reference, with_default_tag
+from hyperctl.names import with_default_tag
 from hyperctl.progress import PullProgress
 
 
 async def pull_image(
-    client: Client, request: pb.PullImageRequest, *, out: TextIO, quiet: bool = False
+    client: Client, request: pb.PullImageRequest, *, out: TextIO, quiet: bool = False, headline: str = ""
 ) -> pb.Image:
-    """Show it on ``out`` in Docker's words. Hanging up (Ctrl-C) ends a pull that nobody else waits for."""
+    """Show it on ``out``; hyperd has Docker's words. Hanging up (Ctrl-C) ends a pull that nobody else waits for."""
     progress = PullProgress(out, quiet=quiet)
-    name, tag, digest = split_reference(with_default_tag(request.reference))
-    if is_registry_reference(request.reference):
-        progress.note(f"{digest or tag}: Pulling from {repository_path(name)}")
     image: pb.Image | None = None
     try:
         async for response in client.images.PullImage(request):
+            if headline:  # only now: hyperd has understood the reference
+                progress.note(headline)
+                headline = ""
             match response.WhichOneof("kind"):
                 case "layer":
                     progress.show(response.layer)
@@ -33,10 +33,6 @@ async def pull_image(
         progress.finish()
     if image is None:
         raise CliError("the daemon ended the pull without an image", subject=request.reference)
-    if image.manifest_digest:
-        progress.note(f"Digest: {image.manifest_digest}")
-    what = "Downloaded newer image" if progress.downloaded else "Image is up to date"
-    progress.note(f"Status: {what} for {with_default_tag(request.reference)}")
     return image
 
 

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containers as Docker shapes them: the rows of `ps` and the documents of `inspect`."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
+from hyper.v1 import image_pb2
 from hyperctl.names import SHORT_ID, familiar_name
 from hyperctl.render import ellipsis, quote, render_duration, render_pairs, render_rfc3339, render_time
 from hyperctl.template import OpenMap
@@ -99,8 +100,11 @@ def container_row(container: pb.Container, *, now_s: float, truncate: bool) -> M
     }
 
 
-def container_document(container: pb.Container) -> dict[str, Any]:
-    """What `docker inspect` prints of a container, plus `.Sandbox` for its virtual machine."""
+def container_document(container: pb.Container, image: image_pb2.Image | None = None) -> dict[str, Any]:
+    """What `docker inspect` prints of a container, plus `.Sandbox` for its virtual machine.
+
+    `.Config` holds what the image adds to what was asked for, unless the image is gone.
+    """
     command = list(container.command)
     return {
         "Id": container.id,
@@ -114,7 +118,7 @@ def container_document(container: pb.Container) -> dict[str, Any]:
         "RestartCount": container.restart_count,
         "Platform": container.spec.platform.partition("/")[0] or "linux",
         "HostConfig": _host_config(container.spec),
-        "Config": _config(container),
+        "Config": _config(container, (image or image_pb2.Image()).config),
         "NetworkSettings": _network_settings(container),
         "Sandbox": {
             "Accelerator": container.accelerator,
@@ -151,22 +155,35 @@ def _state(container: pb.Container) -> dict[str, Any]:
     }
 
 
-def _config(container: pb.Container) -> dict[str, Any]:
+def _config(container: pb.Container, image: image_pb2.ImageConfig) -> dict[str, Any]:
+    """Merged as Docker merges (moby daemon/container.go: an entrypoint of one's own drops the image's command)."""
     spec = container.spec
+    entrypoint, command = list(spec.entrypoint), list(spec.args)
+    if not spec.override_entrypoint:
+        entrypoint = list(image.entrypoint)
+        command = command or list(image.cmd)
     return {
         "Hostname": spec.hostname or container.id[:SHORT_ID],
-        "User": spec.user,
+        "User": spec.user or image.user,
         "Tty": spec.tty,
         "OpenStdin": spec.stdin,
-        "Env": list(spec.env),
-        "Cmd": list(spec.args) or None,
+        "Env": _merged_env(image.env, spec.env),
+        "Cmd": command or None,
         "Image": container.image,
-        "WorkingDir": spec.working_directory,
-        "Entrypoint": list(spec.entrypoint) or None,
-        "Labels": OpenMap(sorted(spec.labels.items())),
-        "StopSignal": spec.stop_signal,
+        "WorkingDir": spec.working_directory or image.working_directory,
+        "Entrypoint": entrypoint or None,
+        "Labels": OpenMap(sorted({**image.labels, **spec.labels}.items())),
+        "StopSignal": spec.stop_signal or image.stop_signal,
         "StopTimeout": spec.stop_timeout_s if spec.HasField("stop_timeout_s") else None,
     }
+
+
+def _merged_env(image: Iterable[str], own: Iterable[str]) -> list[str]:
+    """What was asked for first, then what the image adds; a name without a value takes the image's away."""
+    own = list(own)
+    names = {entry.partition("=")[0] for entry in own}
+    added = [entry for entry in image if entry.partition("=")[0] not in names]
+    return [entry for entry in own if "=" in entry] + added
 
 
 def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:

@@ -55,6 +55,14 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """An image that was here; news when it had none of these names before."""
+
+    image: Image
+    is_news: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """The rooms' own pieces that a pull works with."""
 
@@ -79,7 +87,7 @@ class Pull:
 
     async def run(self) -> Image:
         parts = self._parts
-        self._notice("source", f"Pulling {self._subject} for {self._remote.platform}")
+        self._notice("source", self._headline())
         raw = await parts.skopeo.raw_manifest(self._remote)
         names = await self._names(digest_of(raw))
         top = manifests.parse_manifest(raw, self._subject)
@@ -87,10 +95,9 @@ class Pull:
             None if isinstance(top, Manifest) else manifests.choose(top, self._remote.platform, self._subject)
         )
         known = await self._find_known(digest_of(raw) if child is None else child.digest, names)
-        self._notice("digest", f"Digest: {digest_of(raw)}")
         if known is not None:
-            self._notice("status", f"Image is up to date for {self._subject}")
-            return known
+            self._conclude(digest_of(raw), is_news=known.is_news)
+            return known.image
         resolved = await self._resolve(raw, child)
         async with parts.garbage.pinned(_digests_of(resolved)):
             self._announce(resolved)
@@ -105,7 +112,7 @@ class Pull:
                 names,
             )
             image = await parts.database.transaction(lambda connection: records.save_image(connection, new))
-        self._notice("status", f"Downloaded newer image for {self._subject}")
+        self._conclude(digest_of(raw), is_news=True)
         return image
 
     async def _resolve(self, raw: bytes, child: Descriptor | None) -> Resolved:
@@ -159,7 +166,7 @@ class Pull:
             return tuple(parse_named(tag) for tag in tags)
         return () if source.named is None else (source.named,)
 
-    async def _find_known(self, manifest_digest: Digest, names: tuple[Named, ...]) -> Image | None:
+    async def _find_known(self, manifest_digest: Digest, names: tuple[Named, ...]) -> Known | None:
         """An image that is here whole only gets its names."""
         parts = self._parts
 
@@ -172,7 +179,7 @@ class Pull:
         async with parts.garbage.pinned([Digest(image_id), manifest_digest]):
             return await self._name_known(image_id, names)
 
-    async def _name_known(self, image_id: ImageId, names: tuple[Named, ...]) -> Image | None:
+    async def _name_known(self, image_id: ImageId, names: tuple[Named, ...]) -> Known | None:
         parts = self._parts
         try:
             image = await parts.database.transaction(
@@ -184,9 +191,11 @@ class Pull:
         if not await parts.workers.call(parts.disks.has_all, image.diff_ids):
             return None
 
-        def save(connection: sqlite3.Connection) -> Image:
+        def save(connection: sqlite3.Connection) -> Known:
+            before = records.get_image(connection, image_id)
             records.save_names(connection, image_id, names)
-            return records.get_image(connection, image_id)
+            image = records.get_image(connection, image_id)
+            return Known(image, is_news=(image.tags, image.digests) != (before.tags, before.digests))
 
         return await parts.database.transaction(save)
 
@@ -264,6 +273,21 @@ class Pull:
             content.put(resolved.manifest_digest, resolved.manifest_raw)
             content.put(resolved.manifest.config.digest, resolved.config_raw)
             self._parts.disks.make(resolved.image_id, resolved.config.diff_ids)
+
+    def _headline(self) -> str:
+        """As `docker pull` begins."""
+        source = self._remote.source
+        if source.transport is not Transport.DOCKER or source.named is None:
+            return f"Pulling {self._subject}"
+        return f"{source.named.digest or source.named.tag}: Pulling from {source.named.path}"
+
+    def _conclude(self, digest: Digest, *, is_news: bool) -> None:
+        """As it ends."""
+        named = self._remote.source.named
+        name = self._subject if named is None else named.familiar
+        self._notice("digest", f"Digest: {digest}")
+        what = "Downloaded newer image" if is_news else "Image is up to date"
+        self._notice("status", f"Status: {what} for {name}")
 
     def _notice(self, kind: str, text: str) -> None:
         self._hub.publish(kind, PullNotice(text))

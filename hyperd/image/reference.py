@@ -35,6 +35,12 @@ _HEX = re.compile(r"[0-9a-f]{1,64}", re.ASCII)
 _HINT = "a reference is [REGISTRY/]NAME[:TAG][@sha256:DIGEST] in lower case"
 
 
+_SUPPORTED = (
+    "supported are NAME[:TAG], docker-archive:/FILE[:NAME], oci-archive:/FILE[:NAME], oci:/DIR[:NAME] and "
+    "docker-daemon:NAME"
+)
+
+
 class Transport(enum.StrEnum):
     DOCKER = "docker"
     DOCKER_ARCHIVE = "docker-archive"
@@ -55,6 +61,14 @@ class Named:
     @property
     def repository(self) -> str:
         return f"{self.registry}/{self.path}"
+
+    @property
+    def familiar(self) -> str:
+        """As short as Docker shows it: docker.io/library/alpine:1 is alpine:1."""
+        prefix = f"{DEFAULT_REGISTRY}/"
+        short = str(self).removeprefix(prefix)
+        official = short.removeprefix(f"{DEFAULT_NAMESPACE}/")
+        return official if self.registry == DEFAULT_REGISTRY and "/" not in official else short
 
     def __str__(self) -> str:
         tag = f":{self.tag}" if self.tag else ""
@@ -118,16 +132,20 @@ def parse_source(text: str) -> Source:
     scheme, colon, rest = text.partition(":")
     if colon and scheme == Transport.DOCKER and rest.startswith("//"):
         return Source(Transport.DOCKER, parse_named(rest[2:]))
+    if colon and rest.startswith("/") and scheme not in set(Transport):
+        raise InvalidError(
+            f"{scheme}: is not where an image can come from", subject=text[:300], hint=_SUPPORTED
+        )
     if not colon or scheme == Transport.DOCKER or scheme not in set(Transport) or rest.isdecimal():
         return Source(Transport.DOCKER, parse_named(text))
     transport = Transport(scheme)
     if transport is Transport.DOCKER_DAEMON:
         return Source(transport, parse_named(rest))
-    if transport is Transport.OCI and not rest.startswith(("/", ".")):
+    if transport is Transport.OCI and not rest.startswith(".") and "/" not in rest:
         return Source(Transport.DOCKER, parse_named(text))  # an image that is called "oci"
     path, _, inner = rest.partition(":")
     if not path.startswith("/") or "\x00" in rest or len(rest) > MAX_REFERENCE_LENGTH:
-        raise InvalidError(f"{transport}: needs an absolute path", subject=text[:300])
+        raise InvalidError(f"{transport}: needs an absolute path", subject=text[:300], hint=_SUPPORTED)
     return Source(transport, _named_inside(transport, inner), path, inner)
 
 

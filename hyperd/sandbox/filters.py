@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `ps --filter` chooses by. Pure."""
 
+import re
 from collections.abc import Callable, Sequence
 
 from hyperd.errors import InvalidError
@@ -26,9 +27,14 @@ def _ancestor(view: ContainerView, wanted: str) -> bool:
     )
 
 
+def _name(view: ContainerView, wanted: str) -> bool:
+    """A regular expression, of the name with or without Docker's slash."""
+    return any(re.search(wanted, name) for name in (view.record.name, f"/{view.record.name}"))
+
+
 _TESTS: dict[str, Test] = {
     "id": lambda view, wanted: view.record.sandbox_id.startswith(wanted),
-    "name": lambda view, wanted: wanted.removeprefix("/") in view.record.name,
+    "name": _name,
     "label": _label,
     "status": lambda view, wanted: view.state == wanted,
     "ancestor": _ancestor,
@@ -59,6 +65,13 @@ def choose(
             raise InvalidError(
                 "is not a status", subject=repr(status), hint=f"known: {', '.join(ContainerState)}"
             )
+    for pattern in wanted.get("name", []):
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise InvalidError(
+                f"is not a regular expression: {error}", subject=repr(pattern[:100])
+            ) from error
     before = [find(value).record.created_at for value in wanted.pop("before", [])]
     since = [find(value).record.created_at for value in wanted.pop("since", [])]
     if not everything and "status" not in wanted and "exited" not in wanted:

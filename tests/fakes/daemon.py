@@ -519,6 +519,8 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
             await abort(context, grpc.StatusCode.NOT_FOUND, detail)
         phases = (image_pb2.LAYER_PHASE_DOWNLOADING, image_pb2.LAYER_PHASE_CONVERTING)
         layers = [digest(f"{name} {number}") for number in range(3)]
+        tag = request.reference.partition(":")[2] or "latest"
+        yield image_pb2.PullImageResponse(notice=f"{tag}: Pulling from library/{name}")
         for layer in layers:
             yield _progress(layer, image_pb2.LAYER_PHASE_WAITING, 0)
         for layer in layers:
@@ -527,7 +529,10 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
                     await asyncio.sleep(self._daemon.pull_pace_s)
                     yield _progress(layer, phase, done * 100_000)
             yield _progress(layer, image_pb2.LAYER_PHASE_DONE, 10_000_000)
-        yield image_pb2.PullImageResponse(image=self._daemon.add_image(request.reference))
+        image = self._daemon.add_image(request.reference)
+        yield image_pb2.PullImageResponse(notice=f"Digest: {image.manifest_digest}")
+        yield image_pb2.PullImageResponse(notice=f"Status: Downloaded newer image for {name}:{tag}")
+        yield image_pb2.PullImageResponse(image=image)
 
     async def ListImages(self, request, context):
         await self._daemon.check(request, context)

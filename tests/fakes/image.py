@@ -89,7 +89,7 @@ class FakeImageStore:
         if error is not None:
             raise error
         name = full_name(reference)
-        yield PullNotice(f"pulling {name}")
+        yield PullNotice(f"latest: Pulling from {name}")
         await self.gate.wait()
         image = self.remote.get(name)
         if image is None:

@@ -12,7 +12,7 @@ from hyperctl import client as hyperd
 from hyperctl import completion, options, tree
 from hyperctl.client import Client
 from hyperctl.image_shape import IMAGE_COLUMNS, IMAGE_COLUMNS_DIGESTS, IMAGE_HEADERS, image_rows
-from hyperctl.names import is_registry_reference, split_reference, with_default_tag
+from hyperctl.names import is_registry_reference, with_default_tag
 from hyperctl.output import print_rows, render_rows
 from hyperctl.pull import pull_image
 
@@ -42,10 +42,10 @@ def pull(
 ) -> int:
     """Download an image from a registry, or take one from an archive."""
     request = pb.PullImageRequest(reference=reference, platform=platform, tls_insecure=tls_insecure)
-    _, tag, digest = split_reference(reference)
-    if is_registry_reference(reference) and not (tag or digest or quiet):
-        print("Using default tag: latest", flush=True)
-    image = hyperd.ask(lambda client: pull_image(client, request, out=sys.stdout, quiet=quiet))
+    headline = "" if with_default_tag(reference) == reference else "Using default tag: latest"
+    image = hyperd.ask(
+        lambda client: pull_image(client, request, out=sys.stdout, quiet=quiet, headline=headline)
+    )
     print(_full_name(image, reference))
     return 0
 

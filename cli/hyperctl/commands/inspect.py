@@ -121,6 +121,18 @@ async def _ask(client: Client, name: str, kind: str) -> Mapping[str, Any]:
         container = await client.containers.InspectContainer(
             container_pb2.InspectContainerRequest(container=name), timeout=timeout_s
         )
-        return container_document(container.container)
+        return container_document(container.container, await _image_of(client, container.container))
     image = await client.images.InspectImage(image_pb2.InspectImageRequest(image=name), timeout=timeout_s)
     return image_document(image.image)
+
+
+async def _image_of(client: Client, container: container_pb2.Container) -> image_pb2.Image | None:
+    """None when it was removed: the container still runs from what it holds."""
+    request = image_pb2.InspectImageRequest(image=container.image_id)
+    try:
+        with hyperd.rpc_errors(client.address):
+            return (await client.images.InspectImage(request, timeout=hyperd.QUERY_TIMEOUT_S)).image
+    except CliError as error:
+        if error.exit_status != errors.NOT_FOUND:
+            raise
+    return None

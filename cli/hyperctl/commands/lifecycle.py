@@ -12,7 +12,7 @@ from hyperctl import completion, options, tree
 from hyperctl.client import Client
 from hyperctl.commands.attach import DetachKeys, attach_session
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
-from hyperctl.errors import InvalidError
+from hyperctl.errors import NOT_FOUND, InvalidError
 
 app = tree.group()
 
@@ -34,10 +34,18 @@ Running = Annotated[
 ]
 
 
-def _each(names: list[str], act: Callable[[Client, str], Awaitable[object]], *, echo: bool = True) -> int:
+def _each(
+    names: list[str],
+    act: Callable[[Client, str], Awaitable[object]],
+    *,
+    echo: bool = True,
+    forgiven: frozenset[int] = frozenset(),
+) -> int:
     async def work() -> int:
         async with hyperd.connect() as client:
-            return await hyperd.for_each(client, names, lambda name: act(client, name), echo=echo)
+            return await hyperd.for_each(
+                client, names, lambda name: act(client, name), echo=echo, forgiven=forgiven
+            )
 
     return hyperd.run(work())
 
@@ -108,13 +116,12 @@ def rm(
     *,
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill it first if it runs")] = False,
 ) -> int:
-    """Remove containers."""
-    return _each(
-        containers,
-        lambda client, name: client.containers.RemoveContainer(
-            pb.RemoveContainerRequest(container=name, force=force)
-        ),
-    )
+    """Remove containers. With --force one that is not there is told, and no failure."""
+
+    async def remove(client: Client, name: str) -> None:
+        await client.containers.RemoveContainer(pb.RemoveContainerRequest(container=name, force=force))
+
+    return _each(containers, remove, forgiven=frozenset({NOT_FOUND}) if force else frozenset())
 
 
 @tree.command(app, "wait")

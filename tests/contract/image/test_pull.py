@@ -15,7 +15,7 @@ from hyperd.errors import (
     UnsupportedError,
 )
 from hyperd.image import PullEvent, parse_platform
-from hyperd.model.image import Image, LayerPhase, LayerProgress
+from hyperd.model.image import Image, LayerPhase, LayerProgress, PullNotice
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.images import file
@@ -34,6 +34,10 @@ async def pulled(store, reference, **options) -> tuple[Image, list[PullEvent]]:
 
 def phases(events) -> dict[str, LayerPhase]:
     return {event.digest: event.phase for event in events if isinstance(event, LayerProgress)}
+
+
+def notices(events) -> list[str]:
+    return [event.text for event in events if isinstance(event, PullNotice)]
 
 
 def leftovers(store) -> list[str]:
@@ -91,6 +95,18 @@ async def test_every_compression_gives_the_same_image_as_its_digest_says(hub, st
     assert (tagged.image_id, tagged.tags, phases(events)) == (image.image_id, (name,), {})
     kept = {f"sha256:{name}" for name in names_in(store._content.shared_blob_dir / "sha256")}
     assert kept == {*built.blobs, built.manifest_digest}
+
+
+async def test_a_pull_tells_what_docker_tells(hub, store):
+    built = images.busybox_image()
+    first, second = await hub.push(built, "small:1"), await hub.push(built, "small:2")
+    told = [notices((await pulled(store, name))[1]) for name in (first, first, second)]
+    head, digest = "{}: Pulling from small", f"Digest: {built.manifest_digest}"
+    assert told == [
+        [head.format(1), digest, f"Status: Downloaded newer image for {first}"],
+        [head.format(1), digest, f"Status: Image is up to date for {first}"],
+        [head.format(2), digest, f"Status: Downloaded newer image for {second}"],
+    ]
 
 
 async def test_a_second_image_shares_layers(hub, store):

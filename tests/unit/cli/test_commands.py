@@ -262,8 +262,13 @@ def test_stop_leaves_the_time_to_the_container(daemon, web, hyper):
 
 
 def test_one_that_fails_does_not_stop_the_rest(daemon, web, hyper):
-    result = hyper("rm", "-f", "nosuch", "web")
+    result = hyper("stop", "nosuch", "web")
     assert (result.status, result.out, result.err) == (3, "web\n", "hyper: nosuch: no such container\n")
+
+
+def test_to_remove_by_force_what_is_not_there_is_told_and_no_failure(daemon, hyper):
+    result = hyper("rm", "-f", "nosuch")
+    assert (result.status, result.out, result.err) == (0, "", "hyper: nosuch: no such container\n")
 
 
 def test_an_exec_sends_all_it_was_told(daemon, web, hyper):
@@ -376,6 +381,16 @@ def test_images(daemon, hyper):
     )
 
 
+def test_what_a_pull_says_comes_after_the_reference_was_understood(daemon, hyper):
+    assert hyper("pull", "busybox").out.splitlines()[:2] == [
+        "Using default tag: latest",
+        "latest: Pulling from library/busybox",
+    ]
+    daemon.fail_next("PullImage", grpc.StatusCode.INVALID_ARGUMENT, "malformed image reference")
+    result = hyper("pull", "foo bar")
+    assert (result.status, result.out) == (2, "")
+
+
 def test_pull_and_rmi(daemon, hyper):
     result = hyper("pull", "busybox:1")
     assert result.status == 0
@@ -387,6 +402,30 @@ def test_pull_and_rmi(daemon, hyper):
 
 
 # --- inspect, logs, system
+
+
+def test_the_config_of_inspect_is_merged_with_the_images(daemon, hyper):
+    image = daemon.add_image("app")
+    image.config.env[:] = ["PATH=/bin", "A=image", "GONE=1"]
+    image.config.entrypoint[:] = ["/entry"]
+    image.config.working_directory, image.config.user, image.config.stop_signal = "/w", "app", "SIGINT"
+    specs = {
+        "plain": pb.ContainerSpec(env=["A=own", "GONE"], labels={"maintainer": "me"}),
+        "own": pb.ContainerSpec(entrypoint=["/mine"], override_entrypoint=True, user="root", args=["x"]),
+        "none": pb.ContainerSpec(override_entrypoint=True),
+    }
+    found = {}
+    for name, spec in specs.items():
+        spec.name, spec.image = name, "app"
+        daemon.add_container(spec).image_id = image.id
+        found[name] = json.loads(hyper("inspect", name).out)[0]["Config"]
+    plain, own = found["plain"], found["own"]
+    assert plain["Env"] == ["A=own", "PATH=/bin"]
+    assert (plain["Entrypoint"], plain["Cmd"]) == (["/entry"], ["sh"])
+    assert (plain["WorkingDir"], plain["User"], plain["StopSignal"]) == ("/w", "app", "SIGINT")
+    assert plain["Labels"] == {"maintainer": "me"}
+    assert (own["Entrypoint"], own["Cmd"], own["User"]) == (["/mine"], ["x"], "root")
+    assert (found["none"]["Entrypoint"], found["none"]["Cmd"]) == (None, None)
 
 
 def test_inspect_is_dockers_document(daemon, web, hyper):

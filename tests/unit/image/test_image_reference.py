@@ -66,6 +66,20 @@ def test_what_docker_refuses_is_refused(text):
         parse_source(text)
 
 
+@pytest.mark.parametrize(
+    "text", ["dir:/etc", "oci:relative/dir", "https://example.org/x", "oci-archive:x.tar"]
+)
+def test_where_no_image_can_come_from_is_told_with_where_it_can(text):
+    with pytest.raises(InvalidError) as caught:
+        parse_source(text)
+    assert "oci:/DIR" in caught.value.hint
+
+
+def test_a_familiar_name_is_as_short_as_dockers():
+    for text in ("alpine:3", "user/app:1", "example.org/x:1", f"alpine@{SHA}", "docker.io/library/a/b:1"):
+        assert parse_named(text).familiar == text.removeprefix("docker.io/")
+
+
 def test_other_digests_are_named_unsupported():
     with pytest.raises(UnsupportedError):
         parse_named("alpine@sha512:" + "a" * 128)

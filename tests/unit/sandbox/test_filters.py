@@ -54,6 +54,9 @@ def test_without_a_filter_everything_newest_first_or_what_runs() -> None:
     [
         ([("name", "web")], ["webhook", "web"]),
         ([("name", "/db")], ["db"]),
+        ([("name", "^web$")], ["web"]),
+        ([("name", "^/?(web|db)$")], ["db", "web"]),
+        ([("name", "b$")], ["job", "db", "web"]),
         ([("id", "cc")], ["webhook"]),
         ([("label", "tier")], ["db", "web"]),
         ([("label", "tier=back")], ["db"]),
@@ -84,3 +87,8 @@ def test_what_is_no_filter_is_refused() -> None:
         names(("colour", "red"))
     with pytest.raises(InvalidError, match="is not a status"):
         names(("status", "asleep"))
+
+
+def test_a_name_that_is_no_regular_expression_is_refused() -> None:
+    with pytest.raises(InvalidError, match="regular expression"):
+        names(("name", "web("))
