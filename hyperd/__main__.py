@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hyperd import config as configuration
 from hyperd import log
-from hyperd.errors import HyperError, InvalidError
+from hyperd.errors import HyperError, WrongStateError, InvalidError
 
 # gRPC's fork handlers are for programs that fork and go on in Python; ours only ever exec.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -32,8 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from hyperd import daemon  # noqa: PLC0415
 
         if options.prepare:
-            asyncio.run(daemon.prepare(config))
-            return 0
+            return _prepare(config)
         asyncio.run(_serve(config))
     except HyperError as error:
         sys.stderr.write(f"hyperd: {error}\n")
@@ -62,6 +61,17 @@ async def _serve(config: configuration.Config) -> None:
     stop = asyncio.Event()
     daemon.stop_on_signals(stop)
     await daemon.serve(config, stop)
+
+
+def _prepare(config: configuration.Config) -> int:
+    from hyperd import daemon  # noqa: PLC0415
+
+    try:
+        asyncio.run(daemon.prepare(config))
+    except WrongStateError as error:
+        # A daemon that runs has filled its caches; set-up beside it is no failure.
+        sys.stdout.write(f"hyperd: nothing to prepare: {error.subject}: {error.brief}\n")
+    return 0
 
 
 def _doctor(config: configuration.Config, style: str) -> int:

@@ -72,6 +72,10 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     """
     async with contextlib.AsyncExitStack() as stack:
         floor = await _open_floor(config, stack)
+        # Before anything is looked at: what no record knows is removed, and another daemon's has no record here.
+        run_lock = FileLock(config.daemon.run_dir / "hyperd.lock", remedy="a run directory of its own")
+        run_lock.acquire()
+        stack.callback(run_lock.release)
         await stack.enter_async_context(Reaper())
         hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
         capabilities = await hypervisor.prepare()

@@ -2,6 +2,7 @@
 """`hyper`: the tree of commands, and the one place where a failure becomes a message and an exit status."""
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -65,6 +66,8 @@ def root(
 
 def main() -> None:
     """Entry point of the `hyper` program."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see entry.py
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _fill_closed_streams()
     status = run(sys.argv[1:])
     # What grpc and asyncio tear down at a regular exit takes longer than many a command; all is closed and flushed.

@@ -19,6 +19,9 @@ def test_a_detached_container_lives_through_its_whole_life(host: Hyper, name: st
     wait_until(lambda: "tick 3" in host.ok("logs", name), "three ticks in the log")
     assert host.ok("exec", name, "hostname") == container_id[:12]
     assert host.run("exec", name, "sh", "-c", "exit 9").returncode == 9
+    refused = host.run("exec", "-w", "/absent", name, "pwd")
+    assert (refused.returncode, b'chdir to cwd ("/absent")' in refused.stderr) == (127, True)
+    assert host.run("exec", name, "ls", "-d", "/absent").returncode == 1
     host.ok("stop", "-t", "1", name)
     state = json.loads(host.ok("inspect", name))[0]["State"]
     assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 137, False)

@@ -53,12 +53,22 @@ def test_the_environment_is_merged_over_the_images(host: Hyper):
 def test_the_guest_has_an_address_a_route_and_its_names(host: Hyper):
     script = f"ip -4 addr show eth0; ip route; cat /etc/hosts; hostname; ping -c 1 -W 5 {host.gateway}"
     output = host.ok(
-        "run", "--rm", "--hostname", "box", "--add-host", "db:10.9.8.7", BUSYBOX, "sh", "-c", script
+        "run",
+        "--rm",
+        "--hostname",
+        "box.example.org",
+        "--add-host",
+        "db:10.9.8.7",
+        BUSYBOX,
+        "sh",
+        "-c",
+        script,
     )
     assert "inet 10.213." in output
     assert f"default via {host.gateway}" in output
     assert "10.9.8.7\tdb" in output
-    assert "\nbox\n" in output
+    assert "\tbox.example.org box\n" in output
+    assert "\nbox.example.org\n" in output
     assert "1 packets received" in output
 
 

@@ -172,6 +172,20 @@ def test_an_output_that_was_closed_from_the_start_is_no_error(daemon, web, envir
     assert subprocess.run(["sh", "-c", command], env=environ, timeout=DEADLINE_S, check=False).returncode == 3
 
 
+def test_an_interrupt_while_it_is_loaded_is_silent(environ, tmp_path):
+    slow = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "typer.py").write_text(slow)
+    path = os.pathsep.join((str(tmp_path), environ.get("PYTHONPATH", "")))
+    finished = subprocess.run(
+        [sys.executable, "-c", "import hyperctl.entry"],
+        env={**environ, "PYTHONPATH": path},
+        timeout=DEADLINE_S,
+        capture_output=True,
+        check=False,
+    )
+    assert (finished.returncode, finished.stderr) == (-signal.SIGINT, b"")
+
+
 def test_a_full_disk_is_said(daemon, web, spawn):
     with Path("/dev/full").open("wb") as full:
         child = spawn("exec", "web", "echo", "hi", stdout=full, stderr=subprocess.PIPE)

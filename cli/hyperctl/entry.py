@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the `hyper` program begins: an interrupt while it is still being loaded ends it without a traceback."""
+
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, and stays so
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+from hyperctl.main import main
+
+__all__ = ["main"]
