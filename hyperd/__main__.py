@@ -11,7 +11,7 @@ from pathlib import Path
 
 from hyperd import config as configuration
 from hyperd import log
-from hyperd.errors import HyperError, WrongStateError, InvalidError
+from hyperd.errors import HyperError, InvalidError, WrongStateError
 
 # gRPC's fork handlers are for programs that fork and go on in Python; ours only ever exec.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
@@ -29,7 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.doctor:
             return _doctor(config, options.format)
         # The rooms load libvirt and gRPC: not for --print-config.
-        from hyperd import daemon  # noqa: PLC0415
 
         if options.prepare:
             return _prepare(config)
