@@ -31,19 +31,29 @@ async def end_unfinished(settings: LibvirtSettings) -> None:
         if find_sandbox_id(name) is None or not _is_unfinished(status):
             continue
         _log.warning("a start was cut off", extra={"domain": name})
-        process = QemuProcess.find(settings.pid_dir, name)
-        if process is not None:
-            process.kill()
-            try:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_KILL_TIMEOUT_S):
-                        await process.wait_gone()
-            finally:
-                process.close()
+        await _end_process(settings, name)
         for directory in _directories(settings, name):
             shutil.rmtree(directory, ignore_errors=True)
         for path in (settings.pid_dir / f"{name}.pid", status):
             path.unlink(missing_ok=True)
+    for orphan in list(settings.pid_dir.glob("hyper-*.pid")):
+        # Written by libvirt's launcher, which may outlive a killed hyperd by a moment.
+        if not orphan.with_suffix(".xml").exists() and find_sandbox_id(orphan.stem) is not None:
+            await _end_process(settings, orphan.stem)
+            orphan.unlink(missing_ok=True)
+
+
+async def _end_process(settings: LibvirtSettings, name: str) -> None:
+    process = QemuProcess.find(settings.pid_dir, name)
+    if process is None:
+        return
+    process.kill()
+    try:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_KILL_TIMEOUT_S):
+                await process.wait_gone()
+    finally:
+        process.close()
 
 
 def _is_unfinished(status: Path) -> bool:
