@@ -26,9 +26,14 @@ _KILL_TIMEOUT_S = 5.0
 
 async def end_unfinished(settings: LibvirtSettings) -> None:
     """Of the embedded driver's root, which no other process may have open."""
-    for status in list(settings.pid_dir.glob("hyper-*.xml")):
-        name = status.stem
-        if find_sandbox_id(name) is None or not _is_unfinished(status):
+    for name in {path.name.split(".")[0] for path in settings.pid_dir.glob("hyper-*.*")}:
+        if find_sandbox_id(name) is None:
+            continue
+        status = settings.pid_dir / f"{name}.xml"
+        # libvirt was killed while it wrote.
+        status.with_suffix(".xml.new").unlink(missing_ok=True)
+        # A pid without a status is from libvirt's launcher, which may outlive a killed hyperd by a moment.
+        if status.exists() and not _is_unfinished(status):
             continue
         _log.warning("a start was cut off", extra={"domain": name})
         await _end_process(settings, name)
@@ -36,11 +41,6 @@ async def end_unfinished(settings: LibvirtSettings) -> None:
             shutil.rmtree(directory, ignore_errors=True)
         for path in (settings.pid_dir / f"{name}.pid", status):
             path.unlink(missing_ok=True)
-    for orphan in list(settings.pid_dir.glob("hyper-*.pid")):
-        # Written by libvirt's launcher, which may outlive a killed hyperd by a moment.
-        if not orphan.with_suffix(".xml").exists() and find_sandbox_id(orphan.stem) is not None:
-            await _end_process(settings, orphan.stem)
-            orphan.unlink(missing_ok=True)
 
 
 async def _end_process(settings: LibvirtSettings, name: str) -> None:

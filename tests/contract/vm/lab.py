@@ -73,7 +73,8 @@ class Lab:
             os.kill(pid, signal.SIGKILL)
         assert not pids, "QEMU processes were left behind"
         assert not list(self.settings.log_dir.glob("hyper-*")), "logs were left behind"
-        assert not list(self.settings.pid_dir.glob("hyper-*")), "libvirt keeps state of a VM"
+        kept = {path.name: path.read_text() for path in self.settings.pid_dir.glob("hyper-*")}
+        assert not kept, f"libvirt keeps state of a VM: {kept}"
 
 
 @contextlib.contextmanager
