@@ -12,6 +12,7 @@
     ├── ExhaustedError            memory, disk, addresses
     ├── TimeoutExpiredError
     ├── UnavailableError          a peer is gone: registry, QEMU, agent
+    │   └── RestoreError          a saved VM cannot be restored: discard it, boot instead
     ├── DeniedError
     └── UnsupportedError
 
@@ -79,6 +80,10 @@ class TimeoutExpiredError(HyperError):
 
 class UnavailableError(HyperError):
     code = "UNAVAILABLE"
+
+
+class RestoreError(UnavailableError):
+    reason = "restore"
 
 
 class DeniedError(HyperError):

@@ -46,7 +46,31 @@ class Guest(Protocol):
 
     hello: AgentHello
 
-    async def configure(self, identity: GuestIdentity) -> None: ...
+    async def configure(self, identity: GuestIdentity) -> None:
+        """Give the guest its identity. Idempotent, and all that a clone needs before its processes may run:
+
+        RNG reseeded, wall clock stepped (verified: raises UnavailableError when it is more than 50 ms off), disks and
+        NICs that no driver holds bound, MACs and addresses replaced, names and ids of its containers, forkpoints.
+        It thaws nothing.
+        """
+
+    async def set_clock(self) -> None:
+        """Step the guest's wall clock to the host's, verified as in ``configure``: after a pause."""
+
+    async def release_devices(self) -> None:
+        """Unbind disks and NICs from their drivers, so that a clone finds its own.
+
+        Raises WrongStateError when a container exists.
+        """
+
+    async def freeze(self) -> None:
+        """Stop every container's processes, sync, and freeze the writable file systems. Returns when all stand still.
+
+        Idempotent. They stand still until ``thaw``, in the clones of what is saved then, too.
+        """
+
+    async def thaw(self) -> None:
+        """Undo ``freeze``. Idempotent; nothing frozen is success."""
 
     async def create_container(self, plan: ContainerPlan) -> int:
         """Return the first process's pid in the guest. InvalidError: the image or the plan is wrong."""

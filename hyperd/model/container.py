@@ -100,8 +100,25 @@ class ContainerState(enum.StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     EXITED = "exited"
+    PAUSED = "paused"
+    HIBERNATED = "hibernated"
     REMOVING = "removing"
     FAILED = "failed"
+
+
+class StartPath(enum.StrEnum):
+    """How a VM came to run."""
+
+    TEMPLATE = "template"
+    COLD = "cold"
+    SNAPSHOT = "snapshot"
+
+
+@dataclass(frozen=True, slots=True)
+class StartReport:
+    path: StartPath = StartPath.COLD
+    note: str = ""  # why a faster path was not taken
+    phases_ms: dict[str, int] = field(default_factory=dict)  # in order; those that ran side by side overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +157,7 @@ class ContainerView:
     accelerator: str = ""
     guest_kernel: str = ""
     start_ms: int = 0
+    start: StartReport | None = None
     attachment: Attachment | None = None
     log_path: str = ""
     trouble: str = ""  # why the agent cannot be reached, while the VM runs

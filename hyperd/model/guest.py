@@ -40,6 +40,23 @@ class HostEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerIdentity:
+    """A new identity for a container that a clone was born with."""
+
+    container_id: ContainerId
+    hostname: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForkIdentity:
+    """What /run/hyper/forkpoint returns with in this clone."""
+
+    index: int  # from 0
+    count: int
+    env: tuple[str, ...] = field(default=(), repr=False)  # KEY=VALUE
+
+
+@dataclass(frozen=True, slots=True)
 class GuestIdentity:
     hostname: str
     entropy: bytes = field(repr=False)
@@ -49,6 +66,12 @@ class GuestIdentity:
     dns_options: tuple[str, ...] = ()
     hosts: tuple[HostEntry, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
+    machine_id: str = ""  # 32 hexadecimal digits; of containers made from now on, and of those that exist
+    boot_id: str = ""  # a UUID, as containers see it
+    containers: tuple[
+        ContainerIdentity, ...
+    ] = ()  # those that a clone was born with; unknown ones are an error
+    fork: ForkIdentity | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +163,7 @@ class ProcessStatus:
     running: bool
     exit: ProcessExit | None
     output_end_offset: int
+    output_start_offset: int = 0  # of what the agent still keeps: all before was acknowledged
 
 
 class GuestContainerState(enum.StrEnum):

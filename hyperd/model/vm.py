@@ -57,6 +57,19 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryFile:
+    """The guest's RAM as a file of exactly its size.
+
+    ``shared``: the guest writes into it (a template in the making). Otherwise it is mapped private and opened
+    read-only: the guest's writes are its own (copy-on-write), untouched pages are shared by all who map it. It must not
+    change while anyone does; unlinking it is harmless.
+    """
+
+    path: Path
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class VmDefinition:
     sandbox_id: SandboxId
     vcpus: int
@@ -69,6 +82,12 @@ class VmDefinition:
     channels: tuple[Channel, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
+    memory_file: MemoryFile | None = None
+    # A state that ``Hypervisor.save`` wrote of a VM with the same layout: devices in the same order, sizes, CPU,
+    # machine, free_page_reporting. File names, taps, sockets, MACs may differ.
+    restore_from: Path | None = None
+    # Memory that the guest frees goes back to the host. Not possible on a private mapping of a file.
+    free_page_reporting: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,7 @@ class SandboxDriver(SandboxInstance):
                 guest_kernel=live.guest.hello.kernel_release,
                 start_ms=round(now_ms() - self._start_called_ms),
                 attachment=live.attachment,
+                start=live.start,
             )
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import assert_never
 
 from hyperd.errors import WrongStateError
-from hyperd.model.container import ContainerState, Exit, ExitReason
+from hyperd.model.container import ContainerState, Exit, ExitReason, StartReport
 from hyperd.model.network import Attachment
 
 
@@ -31,6 +31,7 @@ class RunFacts:
     guest_kernel: str
     start_ms: int
     attachment: Attachment | None
+    start: StartReport | None = None
 
 
 @dataclass(frozen=True, slots=True)

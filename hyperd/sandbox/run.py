@@ -20,7 +20,7 @@ from hyperd.guest.base import Guest, GuestDialer
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.image.base import ImageStore
-from hyperd.model.container import ContainerRecord
+from hyperd.model.container import ContainerRecord, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.image import Image
 from hyperd.model.network import Attachment
@@ -72,6 +72,7 @@ class Live:
     accelerator: Accelerator
     attachment: Attachment | None
     stack: contextlib.AsyncExitStack
+    start: StartReport | None = None
     execs: dict[ProcessId, int] = field(
         default_factory=dict
     )  # taken over: further processes, end of their output
@@ -131,7 +132,7 @@ class Runner:
                 stack.pop_all()
                 raise
             stack.push_async_callback(guest.close)
-            return Live(guest, vm_pid, 0, accelerator, attachment, stack.pop_all(), execs)
+            return Live(guest, vm_pid, 0, accelerator, attachment, stack.pop_all(), execs=execs)
 
     async def reconnect(self, record: ContainerRecord, live: Live) -> None:
         """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``."""

@@ -34,6 +34,7 @@ def view_of(
                 accelerator=facts.accelerator,
                 guest_kernel=facts.guest_kernel,
                 start_ms=facts.start_ms,
+                start=facts.start,
                 attachment=facts.attachment,
                 trouble=str(trouble) if trouble is not None else "",
             )

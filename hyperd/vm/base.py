@@ -2,6 +2,7 @@
 """The one protocol behind which every hypervisor stands."""
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Protocol
 
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmStatus
@@ -11,8 +12,26 @@ class Hypervisor(Protocol):
     async def start(self, definition: VmDefinition) -> VmStatus:
         """Create and run a transient VM; return once its CPUs run.
 
+        With ``restore_from`` it goes on where that was saved.
         Raises ExistsError when one of that id exists, InvalidError for a definition that the hypervisor refuses,
-        UnavailableError when its process dies at once (evidence: the end of its log). Nothing stays behind.
+        UnavailableError when its process dies at once (evidence: the end of its log) or the saved state cannot be
+        restored (RestoreError). Nothing stays behind.
+        """
+
+    async def pause(self, sandbox_id: SandboxId) -> None:
+        """Stop its CPUs. Idempotent. Raises NotFoundError, UnavailableError."""
+
+    async def resume(self, sandbox_id: SandboxId) -> None:
+        """Let its CPUs run. Idempotent. Raises NotFoundError, UnavailableError."""
+
+    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
+        """Write what is needed to go on elsewhere to ``state``, which exists and belongs to QEMU's user.
+
+        Pauses the VM first and leaves it paused, also on failure: resume or destroy it.
+
+        The RAM goes in too (QEMU's mapped-ram), unless it is a shared MemoryFile: that holds it already.
+        Raises NotFoundError, ExhaustedError (no space: the VM is as it was), UnavailableError. On failure ``state``
+        may be half-written: the caller's to remove.
         """
 
     async def destroy(self, sandbox_id: SandboxId) -> None:

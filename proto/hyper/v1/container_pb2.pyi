@@ -34,6 +34,10 @@ class _ContainerStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Contai
     CONTAINER_STATE_EXITED: _ContainerState.ValueType  # 5
     CONTAINER_STATE_REMOVING: _ContainerState.ValueType  # 6
     CONTAINER_STATE_FAILED: _ContainerState.ValueType  # 7
+    CONTAINER_STATE_PAUSED: _ContainerState.ValueType  # 8
+    """its CPUs stand still; it keeps its memory"""
+    CONTAINER_STATE_HIBERNATED: _ContainerState.ValueType  # 9
+    """on disk; it holds no memory of the host"""
 
 class ContainerState(_ContainerState, metaclass=_ContainerStateEnumTypeWrapper):
     """A state holds exactly what exists in it, see docs/lifecycle.md."""
@@ -46,6 +50,10 @@ CONTAINER_STATE_STOPPING: ContainerState.ValueType  # 4
 CONTAINER_STATE_EXITED: ContainerState.ValueType  # 5
 CONTAINER_STATE_REMOVING: ContainerState.ValueType  # 6
 CONTAINER_STATE_FAILED: ContainerState.ValueType  # 7
+CONTAINER_STATE_PAUSED: ContainerState.ValueType  # 8
+"""its CPUs stand still; it keeps its memory"""
+CONTAINER_STATE_HIBERNATED: ContainerState.ValueType  # 9
+"""on disk; it holds no memory of the host"""
 Global___ContainerState: _TypeAlias = ContainerState  # noqa: Y015
 
 class _ExitReason:
@@ -434,6 +442,7 @@ class Container(_message.Message):
     GUEST_KERNEL_FIELD_NUMBER: _builtins.int
     START_MS_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     image: _builtins.str
@@ -476,6 +485,10 @@ class Container(_message.Message):
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkAttachment]: ...
+    @_builtins.property
+    def start(self) -> Global___StartReport:
+        """of the last start, while a VM exists"""
+
     def __init__(
         self,
         *,
@@ -502,14 +515,69 @@ class Container(_message.Message):
         guest_kernel: _builtins.str = ...,
         start_ms: _builtins.int = ...,
         trouble: _builtins.str = ...,
+        start: Global___StartReport | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "spec", b"spec", "started_at", b"started_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "spec", b"spec", "start", b"start", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "command", b"command", "created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "generation", b"generation", "guest_kernel", b"guest_kernel", "guest_pid", b"guest_pid", "id", b"id", "image", b"image", "image_id", b"image_id", "log_path", b"log_path", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "restart_count", b"restart_count", "spec", b"spec", "start_ms", b"start_ms", "started_at", b"started_at", "state", b"state", "trouble", b"trouble", "vcpus", b"vcpus", "vm_pid", b"vm_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "command", b"command", "created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "generation", b"generation", "guest_kernel", b"guest_kernel", "guest_pid", b"guest_pid", "id", b"id", "image", b"image", "image_id", b"image_id", "log_path", b"log_path", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "restart_count", b"restart_count", "spec", b"spec", "start", b"start", "start_ms", b"start_ms", "started_at", b"started_at", "state", b"state", "trouble", b"trouble", "vcpus", b"vcpus", "vm_pid", b"vm_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Container: _TypeAlias = Container  # noqa: Y015
+
+@_typing.final
+class StartReport(_message.Message):
+    """How a VM came to run, and how long each part took."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    PHASES_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """template | cold | snapshot"""
+    note: _builtins.str
+    """why a faster path was not taken"""
+    @_builtins.property
+    def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Phase]:
+        """in order; those that ran side by side overlap"""
+
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        note: _builtins.str = ...,
+        phases: _abc.Iterable[Global___Phase] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["note", b"note", "path", b"path", "phases", b"phases"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartReport: _TypeAlias = StartReport  # noqa: Y015
+
+@_typing.final
+class Phase(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DURATION_MS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    duration_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        duration_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_ms", b"duration_ms", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Phase: _TypeAlias = Phase  # noqa: Y015
 
 @_typing.final
 class NetworkAttachment(_message.Message):
@@ -904,6 +972,316 @@ class WaitContainerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitContainerResponse: _TypeAlias = WaitContainerResponse  # noqa: Y015
+
+@_typing.final
+class PauseContainerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseContainerRequest: _TypeAlias = PauseContainerRequest  # noqa: Y015
+
+@_typing.final
+class PauseContainerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseContainerResponse: _TypeAlias = PauseContainerResponse  # noqa: Y015
+
+@_typing.final
+class UnpauseContainerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpauseContainerRequest: _TypeAlias = UnpauseContainerRequest  # noqa: Y015
+
+@_typing.final
+class UnpauseContainerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnpauseContainerResponse: _TypeAlias = UnpauseContainerResponse  # noqa: Y015
+
+@_typing.final
+class HibernateContainerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HibernateContainerRequest: _TypeAlias = HibernateContainerRequest  # noqa: Y015
+
+@_typing.final
+class HibernateContainerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HibernateContainerResponse: _TypeAlias = HibernateContainerResponse  # noqa: Y015
+
+@_typing.final
+class WakeContainerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeContainerRequest: _TypeAlias = WakeContainerRequest  # noqa: Y015
+
+@_typing.final
+class WakeContainerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WakeContainerResponse: _TypeAlias = WakeContainerResponse  # noqa: Y015
+
+@_typing.final
+class ForkContainerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    @_builtins.property
+    def options(self) -> Global___CloneOptions: ...
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        options: Global___CloneOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkContainerRequest: _TypeAlias = ForkContainerRequest  # noqa: Y015
+
+@_typing.final
+class ForkContainerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLONES_FIELD_NUMBER: _builtins.int
+    PAUSE_MS_FIELD_NUMBER: _builtins.int
+    pause_ms: _builtins.int
+    """how long the source stood still"""
+    @_builtins.property
+    def clones(self) -> _containers.RepeatedCompositeFieldContainer[Global___Clone]: ...
+    def __init__(
+        self,
+        *,
+        clones: _abc.Iterable[Global___Clone] | None = ...,
+        pause_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clones", b"clones", "pause_ms", b"pause_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkContainerResponse: _TypeAlias = ForkContainerResponse  # noqa: Y015
+
+@_typing.final
+class CloneOptions(_message.Message):
+    """What the clones of one request have in common."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COUNT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    AUTO_REMOVE_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """0 = 1"""
+    name: _builtins.str
+    """of one clone; of several NAME-0, NAME-1, ...; "" = made up"""
+    network: _builtins.str
+    """"" = the source's"""
+    auto_remove: _builtins.bool
+    @_builtins.property
+    def env(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """KEY=VALUE, for /run/hyper/forkpoint"""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """beyond the source's"""
+
+    def __init__(
+        self,
+        *,
+        count: _builtins.int = ...,
+        name: _builtins.str = ...,
+        env: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        network: _builtins.str = ...,
+        auto_remove: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["auto_remove", b"auto_remove", "count", b"count", "env", b"env", "labels", b"labels", "name", b"name", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneOptions: _TypeAlias = CloneOptions  # noqa: Y015
+
+@_typing.final
+class Clone(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    name: _builtins.str
+    index: _builtins.int
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "index", b"index", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Clone: _TypeAlias = Clone  # noqa: Y015
+
+@_typing.final
+class RollbackContainerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    snapshot: _builtins.str
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackContainerRequest: _TypeAlias = RollbackContainerRequest  # noqa: Y015
+
+@_typing.final
+class RollbackContainerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RollbackContainerResponse: _TypeAlias = RollbackContainerResponse  # noqa: Y015
 
 @_typing.final
 class ReadLogsRequest(_message.Message):

@@ -78,6 +78,36 @@ class ContainerServiceStub:
                 request_serializer=hyper_dot_v1_dot_container__pb2.WaitContainerRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_container__pb2.WaitContainerResponse.FromString,
                 _registered_method=True)
+        self.PauseContainer = channel.unary_unary(
+                '/hyper.v1.ContainerService/PauseContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.PauseContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.PauseContainerResponse.FromString,
+                _registered_method=True)
+        self.UnpauseContainer = channel.unary_unary(
+                '/hyper.v1.ContainerService/UnpauseContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.UnpauseContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.UnpauseContainerResponse.FromString,
+                _registered_method=True)
+        self.HibernateContainer = channel.unary_unary(
+                '/hyper.v1.ContainerService/HibernateContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.HibernateContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.HibernateContainerResponse.FromString,
+                _registered_method=True)
+        self.WakeContainer = channel.unary_unary(
+                '/hyper.v1.ContainerService/WakeContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.WakeContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.WakeContainerResponse.FromString,
+                _registered_method=True)
+        self.ForkContainer = channel.unary_unary(
+                '/hyper.v1.ContainerService/ForkContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.ForkContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.ForkContainerResponse.FromString,
+                _registered_method=True)
+        self.RollbackContainer = channel.unary_unary(
+                '/hyper.v1.ContainerService/RollbackContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.RollbackContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.RollbackContainerResponse.FromString,
+                _registered_method=True)
         self.ReadLogs = channel.unary_stream(
                 '/hyper.v1.ContainerService/ReadLogs',
                 request_serializer=hyper_dot_v1_dot_container__pb2.ReadLogsRequest.SerializeToString,
@@ -158,6 +188,46 @@ class ContainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseContainer(self, request, context):
+        """Its CPUs stand still. Idempotent. FAILED_PRECONDITION unless running or paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpauseContainer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HibernateContainer(self, request, context):
+        """To disk: the host's memory is free afterwards. Idempotent. Waking goes on where it was.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WakeContainer(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkContainer(self, request, context):
+        """A snapshot of a running container and `count` clones of it in one step. All of them, or none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollbackContainer(self, request, context):
+        """The same container, back at one of its own snapshots. What it did since is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLogs(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -228,6 +298,36 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.WaitContainer,
                     request_deserializer=hyper_dot_v1_dot_container__pb2.WaitContainerRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_container__pb2.WaitContainerResponse.SerializeToString,
+            ),
+            'PauseContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.PauseContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.PauseContainerResponse.SerializeToString,
+            ),
+            'UnpauseContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpauseContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.UnpauseContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.UnpauseContainerResponse.SerializeToString,
+            ),
+            'HibernateContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.HibernateContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.HibernateContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.HibernateContainerResponse.SerializeToString,
+            ),
+            'WakeContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.WakeContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.WakeContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.WakeContainerResponse.SerializeToString,
+            ),
+            'ForkContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.ForkContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.ForkContainerResponse.SerializeToString,
+            ),
+            'RollbackContainer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollbackContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.RollbackContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.RollbackContainerResponse.SerializeToString,
             ),
             'ReadLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLogs,
@@ -470,6 +570,168 @@ class ContainerService:
             '/hyper.v1.ContainerService/WaitContainer',
             hyper_dot_v1_dot_container__pb2.WaitContainerRequest.SerializeToString,
             hyper_dot_v1_dot_container__pb2.WaitContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/PauseContainer',
+            hyper_dot_v1_dot_container__pb2.PauseContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.PauseContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpauseContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/UnpauseContainer',
+            hyper_dot_v1_dot_container__pb2.UnpauseContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.UnpauseContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HibernateContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/HibernateContainer',
+            hyper_dot_v1_dot_container__pb2.HibernateContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.HibernateContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WakeContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/WakeContainer',
+            hyper_dot_v1_dot_container__pb2.WakeContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.WakeContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/ForkContainer',
+            hyper_dot_v1_dot_container__pb2.ForkContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.ForkContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RollbackContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/RollbackContainer',
+            hyper_dot_v1_dot_container__pb2.RollbackContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.RollbackContainerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,16 @@ class ContainerServiceStub:
     InspectContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.InspectContainerRequest, _container_pb2.InspectContainerResponse]
     WaitContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]
     """Answers when the container is not running: at once when it already is not."""
+    PauseContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.PauseContainerRequest, _container_pb2.PauseContainerResponse]
+    """Its CPUs stand still. Idempotent. FAILED_PRECONDITION unless running or paused."""
+    UnpauseContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.UnpauseContainerRequest, _container_pb2.UnpauseContainerResponse]
+    HibernateContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.HibernateContainerRequest, _container_pb2.HibernateContainerResponse]
+    """To disk: the host's memory is free afterwards. Idempotent. Waking goes on where it was."""
+    WakeContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.WakeContainerRequest, _container_pb2.WakeContainerResponse]
+    ForkContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.ForkContainerRequest, _container_pb2.ForkContainerResponse]
+    """A snapshot of a running container and `count` clones of it in one step. All of them, or none."""
+    RollbackContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.RollbackContainerRequest, _container_pb2.RollbackContainerResponse]
+    """The same container, back at one of its own snapshots. What it did since is gone."""
     ReadLogs: _grpc.UnaryStreamMultiCallable[_container_pb2.ReadLogsRequest, _container_pb2.ReadLogsResponse]
     RunContainer: _grpc.StreamStreamMultiCallable[_container_pb2.SessionRequest, _container_pb2.SessionResponse]
     """Sessions: standard streams of one process over one call. The first request says of which:
@@ -78,6 +88,16 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     InspectContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.InspectContainerRequest, _container_pb2.InspectContainerResponse]  # type: ignore[assignment]
     WaitContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]  # type: ignore[assignment]
     """Answers when the container is not running: at once when it already is not."""
+    PauseContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.PauseContainerRequest, _container_pb2.PauseContainerResponse]  # type: ignore[assignment]
+    """Its CPUs stand still. Idempotent. FAILED_PRECONDITION unless running or paused."""
+    UnpauseContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.UnpauseContainerRequest, _container_pb2.UnpauseContainerResponse]  # type: ignore[assignment]
+    HibernateContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.HibernateContainerRequest, _container_pb2.HibernateContainerResponse]  # type: ignore[assignment]
+    """To disk: the host's memory is free afterwards. Idempotent. Waking goes on where it was."""
+    WakeContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.WakeContainerRequest, _container_pb2.WakeContainerResponse]  # type: ignore[assignment]
+    ForkContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.ForkContainerRequest, _container_pb2.ForkContainerResponse]  # type: ignore[assignment]
+    """A snapshot of a running container and `count` clones of it in one step. All of them, or none."""
+    RollbackContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.RollbackContainerRequest, _container_pb2.RollbackContainerResponse]  # type: ignore[assignment]
+    """The same container, back at one of its own snapshots. What it did since is gone."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_container_pb2.ReadLogsRequest, _container_pb2.ReadLogsResponse]  # type: ignore[assignment]
     RunContainer: _aio.StreamStreamMultiCallable[_container_pb2.SessionRequest, _container_pb2.SessionResponse]  # type: ignore[assignment]
     """Sessions: standard streams of one process over one call. The first request says of which:
@@ -153,6 +173,52 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_container_pb2.WaitContainerResponse, _abc.Awaitable[_container_pb2.WaitContainerResponse]]:
         """Answers when the container is not running: at once when it already is not."""
+
+    @_abc_1.abstractmethod
+    def PauseContainer(
+        self,
+        request: _container_pb2.PauseContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.PauseContainerResponse, _abc.Awaitable[_container_pb2.PauseContainerResponse]]:
+        """Its CPUs stand still. Idempotent. FAILED_PRECONDITION unless running or paused."""
+
+    @_abc_1.abstractmethod
+    def UnpauseContainer(
+        self,
+        request: _container_pb2.UnpauseContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.UnpauseContainerResponse, _abc.Awaitable[_container_pb2.UnpauseContainerResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def HibernateContainer(
+        self,
+        request: _container_pb2.HibernateContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.HibernateContainerResponse, _abc.Awaitable[_container_pb2.HibernateContainerResponse]]:
+        """To disk: the host's memory is free afterwards. Idempotent. Waking goes on where it was."""
+
+    @_abc_1.abstractmethod
+    def WakeContainer(
+        self,
+        request: _container_pb2.WakeContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.WakeContainerResponse, _abc.Awaitable[_container_pb2.WakeContainerResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ForkContainer(
+        self,
+        request: _container_pb2.ForkContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.ForkContainerResponse, _abc.Awaitable[_container_pb2.ForkContainerResponse]]:
+        """A snapshot of a running container and `count` clones of it in one step. All of them, or none."""
+
+    @_abc_1.abstractmethod
+    def RollbackContainer(
+        self,
+        request: _container_pb2.RollbackContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.RollbackContainerResponse, _abc.Awaitable[_container_pb2.RollbackContainerResponse]]:
+        """The same container, back at one of its own snapshots. What it did since is gone."""
 
     @_abc_1.abstractmethod
     def ReadLogs(

@@ -106,7 +106,7 @@ class HelloResponse(_message.Message):
     KERNEL_RELEASE_FIELD_NUMBER: _builtins.int
     UPTIME_MS_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
-    """now 1"""
+    """now 1; what is only added does not change it: an older agent answers UNIMPLEMENTED"""
     agent_version: _builtins.str
     kernel_release: _builtins.str
     """uname -r"""
@@ -159,11 +159,19 @@ class ConfigureGuestRequest(_message.Message):
     DNS_FIELD_NUMBER: _builtins.int
     HOSTS_FIELD_NUMBER: _builtins.int
     SYSCTLS_FIELD_NUMBER: _builtins.int
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    FORK_FIELD_NUMBER: _builtins.int
     hostname: _builtins.str
     wall_clock_unix_ns: _builtins.int
     """0: leave the clock alone"""
     entropy: _builtins.bytes
     """credited to the guest's RNG, then RNDRESEEDCRNG; at most 512 bytes"""
+    machine_id: _builtins.str
+    """32 hex digits: /etc/machine-id of containers"""
+    boot_id: _builtins.str
+    """a UUID: /proc/sys/kernel/random/boot_id as containers see it"""
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Link]:
         """matched by MAC; `lo` is always brought up"""
@@ -178,6 +186,12 @@ class ConfigureGuestRequest(_message.Message):
     def sysctls(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """of the VM (net.*, kernel.*)"""
 
+    @_builtins.property
+    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerIdentity]: ...
+    @_builtins.property
+    def fork(self) -> Global___ForkIdentity:
+        """set: forkpoints return with this"""
+
     def __init__(
         self,
         *,
@@ -188,17 +202,134 @@ class ConfigureGuestRequest(_message.Message):
         dns: Global___Dns | None = ...,
         hosts: _abc.Iterable[Global___HostEntry] | None = ...,
         sysctls: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        machine_id: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+        containers: _abc.Iterable[Global___ContainerIdentity] | None = ...,
+        fork: Global___ForkIdentity | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "fork", b"fork"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dns", b"dns", "entropy", b"entropy", "hostname", b"hostname", "hosts", b"hosts", "links", b"links", "sysctls", b"sysctls", "wall_clock_unix_ns", b"wall_clock_unix_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "containers", b"containers", "dns", b"dns", "entropy", b"entropy", "fork", b"fork", "hostname", b"hostname", "hosts", b"hosts", "links", b"links", "machine_id", b"machine_id", "sysctls", b"sysctls", "wall_clock_unix_ns", b"wall_clock_unix_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConfigureGuestRequest: _TypeAlias = ConfigureGuestRequest  # noqa: Y015
 
 @_typing.final
+class ContainerIdentity(_message.Message):
+    """A new identity for a container that a clone was born with. NOT_FOUND for one that is not there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    hostname: _builtins.str
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "hostname", b"hostname"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContainerIdentity: _TypeAlias = ContainerIdentity  # noqa: Y015
+
+@_typing.final
+class ForkIdentity(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """HYPER_FORK_INDEX, from 0"""
+    count: _builtins.int
+    """HYPER_FORK_COUNT"""
+    @_builtins.property
+    def env(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """KEY=VALUE"""
+
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        count: _builtins.int = ...,
+        env: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "env", b"env", "index", b"index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForkIdentity: _TypeAlias = ForkIdentity  # noqa: Y015
+
+@_typing.final
 class ConfigureGuestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_CLOCK_UNIX_NS_FIELD_NUMBER: _builtins.int
+    wall_clock_unix_ns: _builtins.int
+    """the guest's, when it answered: the host verifies it"""
+    def __init__(
+        self,
+        *,
+        wall_clock_unix_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wall_clock_unix_ns", b"wall_clock_unix_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfigureGuestResponse: _TypeAlias = ConfigureGuestResponse  # noqa: Y015
+
+@_typing.final
+class SetClockRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_CLOCK_UNIX_NS_FIELD_NUMBER: _builtins.int
+    wall_clock_unix_ns: _builtins.int
+    def __init__(
+        self,
+        *,
+        wall_clock_unix_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wall_clock_unix_ns", b"wall_clock_unix_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetClockRequest: _TypeAlias = SetClockRequest  # noqa: Y015
+
+@_typing.final
+class SetClockResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALL_CLOCK_UNIX_NS_FIELD_NUMBER: _builtins.int
+    wall_clock_unix_ns: _builtins.int
+    """the guest's, when it answered"""
+    def __init__(
+        self,
+        *,
+        wall_clock_unix_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["wall_clock_unix_ns", b"wall_clock_unix_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetClockResponse: _TypeAlias = SetClockResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseDevicesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     def __init__(
@@ -210,7 +341,82 @@ class ConfigureGuestResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ConfigureGuestResponse: _TypeAlias = ConfigureGuestResponse  # noqa: Y015
+Global___ReleaseDevicesRequest: _TypeAlias = ReleaseDevicesRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseDevicesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseDevicesResponse: _TypeAlias = ReleaseDevicesResponse  # noqa: Y015
+
+@_typing.final
+class FreezeGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeGuestRequest: _TypeAlias = FreezeGuestRequest  # noqa: Y015
+
+@_typing.final
+class FreezeGuestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeGuestResponse: _TypeAlias = FreezeGuestResponse  # noqa: Y015
+
+@_typing.final
+class ThawGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawGuestRequest: _TypeAlias = ThawGuestRequest  # noqa: Y015
+
+@_typing.final
+class ThawGuestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawGuestResponse: _TypeAlias = ThawGuestResponse  # noqa: Y015
 
 @_typing.final
 class Link(_message.Message):
@@ -222,7 +428,7 @@ class Link(_message.Message):
     ROUTES_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     mac: _builtins.str
-    """aa:bb:cc:dd:ee:ff, must exist in the guest within 5 s"""
+    """aa:bb:cc:dd:ee:ff; in a clone the link called `name` gets it; must exist within 5 s"""
     name: _builtins.str
     """wanted name, e.g. eth0"""
     mtu: _builtins.int
@@ -907,10 +1113,13 @@ class ProcessStatus(_message.Message):
     RUNNING_FIELD_NUMBER: _builtins.int
     EXIT_FIELD_NUMBER: _builtins.int
     OUTPUT_END_OFFSET_FIELD_NUMBER: _builtins.int
+    OUTPUT_START_OFFSET_FIELD_NUMBER: _builtins.int
     process_id: _builtins.str
     pid: _builtins.int
     running: _builtins.bool
     output_end_offset: _builtins.int
+    output_start_offset: _builtins.int
+    """of what is still kept: all before was acknowledged"""
     @_builtins.property
     def exit(self) -> Global___ExitStatus:
         """when not running"""
@@ -923,10 +1132,11 @@ class ProcessStatus(_message.Message):
         running: _builtins.bool = ...,
         exit: Global___ExitStatus | None = ...,
         output_end_offset: _builtins.int = ...,
+        output_start_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "output_end_offset", b"output_end_offset", "pid", b"pid", "process_id", b"process_id", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit", b"exit", "output_end_offset", b"output_end_offset", "output_start_offset", b"output_start_offset", "pid", b"pid", "process_id", b"process_id", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

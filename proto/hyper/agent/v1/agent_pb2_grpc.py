@@ -102,6 +102,26 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ForgetProcessRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ForgetProcessResponse.FromString,
                 _registered_method=True)
+        self.SetClock = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/SetClock',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.SetClockRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.SetClockResponse.FromString,
+                _registered_method=True)
+        self.ReleaseDevices = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/ReleaseDevices',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDevicesRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDevicesResponse.FromString,
+                _registered_method=True)
+        self.FreezeGuest = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/FreezeGuest',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeGuestRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeGuestResponse.FromString,
+                _registered_method=True)
+        self.ThawGuest = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/ThawGuest',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/hyper.agent.v1.AgentService/GetStats',
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GetStatsRequest.SerializeToString,
@@ -138,7 +158,9 @@ class AgentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ConfigureGuest(self, request, context):
-        """Gives the guest its identity: clock, entropy, host name, links, name resolution. Idempotent.
+        """Gives the guest its identity: clock, entropy, host name, links, name resolution, ids. Idempotent, and all that a
+        clone needs before its processes may run: disks and NICs that no driver holds are bound, MACs and addresses of
+        links replaced, containers that it was born with renamed, forkpoints released. It thaws nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -203,6 +225,34 @@ class AgentServiceServicer:
     def ForgetProcess(self, request, context):
         """Forgets an exited exec'd process and its output. Idempotent.
         """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetClock(self, request, context):
+        """Steps the wall clock: after a pause.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseDevices(self, request, context):
+        """Unbinds disks and NICs from their drivers, so that a clone finds its own. FAILED_PRECONDITION if a container exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeGuest(self, request, context):
+        """Stops the processes of all containers, syncs, freezes the writable file systems, and answers when all stand still.
+        It stays so until ThawGuest, in every clone of what is saved then, too. Both are idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ThawGuest(self, request, context):
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -277,6 +327,26 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.ForgetProcess,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ForgetProcessRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ForgetProcessResponse.SerializeToString,
+            ),
+            'SetClock': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetClock,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.SetClockRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.SetClockResponse.SerializeToString,
+            ),
+            'ReleaseDevices': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseDevices,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDevicesRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDevicesResponse.SerializeToString,
+            ),
+            'FreezeGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeGuest,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeGuestRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeGuestResponse.SerializeToString,
+            ),
+            'ThawGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.ThawGuest,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestResponse.SerializeToString,
             ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
@@ -599,6 +669,114 @@ class AgentService:
             '/hyper.agent.v1.AgentService/ForgetProcess',
             hyper_dot_agent_dot_v1_dot_agent__pb2.ForgetProcessRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.ForgetProcessResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetClock(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/SetClock',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.SetClockRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.SetClockResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseDevices(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/ReleaseDevices',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDevicesRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDevicesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/FreezeGuest',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeGuestRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ThawGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/ThawGuest',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

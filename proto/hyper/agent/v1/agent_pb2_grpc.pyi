@@ -48,7 +48,10 @@ class AgentServiceStub:
     Hello: _grpc.UnaryUnaryMultiCallable[_agent_pb2.HelloRequest, _agent_pb2.HelloResponse]
     """First call on every connection. The host refuses a protocol_version other than its own."""
     ConfigureGuest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ConfigureGuestRequest, _agent_pb2.ConfigureGuestResponse]
-    """Gives the guest its identity: clock, entropy, host name, links, name resolution. Idempotent."""
+    """Gives the guest its identity: clock, entropy, host name, links, name resolution, ids. Idempotent, and all that a
+    clone needs before its processes may run: disks and NICs that no driver holds are bound, MACs and addresses of
+    links replaced, containers that it was born with renamed, forkpoints released. It thaws nothing.
+    """
     CreateContainer: _grpc.UnaryUnaryMultiCallable[_agent_pb2.CreateContainerRequest, _agent_pb2.CreateContainerResponse]
     """Mounts the root filesystem and starts the container's first process up to the point just
     before execve. ALREADY_EXISTS if the id is taken. Nothing stays behind when it fails.
@@ -68,6 +71,15 @@ class AgentServiceStub:
     """Answers when the process has exited; at once when it already had."""
     ForgetProcess: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ForgetProcessRequest, _agent_pb2.ForgetProcessResponse]
     """Forgets an exited exec'd process and its output. Idempotent."""
+    SetClock: _grpc.UnaryUnaryMultiCallable[_agent_pb2.SetClockRequest, _agent_pb2.SetClockResponse]
+    """Steps the wall clock: after a pause."""
+    ReleaseDevices: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReleaseDevicesRequest, _agent_pb2.ReleaseDevicesResponse]
+    """Unbinds disks and NICs from their drivers, so that a clone finds its own. FAILED_PRECONDITION if a container exists."""
+    FreezeGuest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.FreezeGuestRequest, _agent_pb2.FreezeGuestResponse]
+    """Stops the processes of all containers, syncs, freezes the writable file systems, and answers when all stand still.
+    It stays so until ThawGuest, in every clone of what is saved then, too. Both are idempotent.
+    """
+    ThawGuest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ThawGuestRequest, _agent_pb2.ThawGuestResponse]
     GetStats: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
@@ -92,7 +104,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     Hello: _aio.UnaryUnaryMultiCallable[_agent_pb2.HelloRequest, _agent_pb2.HelloResponse]  # type: ignore[assignment]
     """First call on every connection. The host refuses a protocol_version other than its own."""
     ConfigureGuest: _aio.UnaryUnaryMultiCallable[_agent_pb2.ConfigureGuestRequest, _agent_pb2.ConfigureGuestResponse]  # type: ignore[assignment]
-    """Gives the guest its identity: clock, entropy, host name, links, name resolution. Idempotent."""
+    """Gives the guest its identity: clock, entropy, host name, links, name resolution, ids. Idempotent, and all that a
+    clone needs before its processes may run: disks and NICs that no driver holds are bound, MACs and addresses of
+    links replaced, containers that it was born with renamed, forkpoints released. It thaws nothing.
+    """
     CreateContainer: _aio.UnaryUnaryMultiCallable[_agent_pb2.CreateContainerRequest, _agent_pb2.CreateContainerResponse]  # type: ignore[assignment]
     """Mounts the root filesystem and starts the container's first process up to the point just
     before execve. ALREADY_EXISTS if the id is taken. Nothing stays behind when it fails.
@@ -112,6 +127,15 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Answers when the process has exited; at once when it already had."""
     ForgetProcess: _aio.UnaryUnaryMultiCallable[_agent_pb2.ForgetProcessRequest, _agent_pb2.ForgetProcessResponse]  # type: ignore[assignment]
     """Forgets an exited exec'd process and its output. Idempotent."""
+    SetClock: _aio.UnaryUnaryMultiCallable[_agent_pb2.SetClockRequest, _agent_pb2.SetClockResponse]  # type: ignore[assignment]
+    """Steps the wall clock: after a pause."""
+    ReleaseDevices: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReleaseDevicesRequest, _agent_pb2.ReleaseDevicesResponse]  # type: ignore[assignment]
+    """Unbinds disks and NICs from their drivers, so that a clone finds its own. FAILED_PRECONDITION if a container exists."""
+    FreezeGuest: _aio.UnaryUnaryMultiCallable[_agent_pb2.FreezeGuestRequest, _agent_pb2.FreezeGuestResponse]  # type: ignore[assignment]
+    """Stops the processes of all containers, syncs, freezes the writable file systems, and answers when all stand still.
+    It stays so until ThawGuest, in every clone of what is saved then, too. Both are idempotent.
+    """
+    ThawGuest: _aio.UnaryUnaryMultiCallable[_agent_pb2.ThawGuestRequest, _agent_pb2.ThawGuestResponse]  # type: ignore[assignment]
     GetStats: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
@@ -145,7 +169,10 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ConfigureGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ConfigureGuestResponse, _abc.Awaitable[_agent_pb2.ConfigureGuestResponse]]:
-        """Gives the guest its identity: clock, entropy, host name, links, name resolution. Idempotent."""
+        """Gives the guest its identity: clock, entropy, host name, links, name resolution, ids. Idempotent, and all that a
+        clone needs before its processes may run: disks and NICs that no driver holds are bound, MACs and addresses of
+        links replaced, containers that it was born with renamed, forkpoints released. It thaws nothing.
+        """
 
     @_abc_1.abstractmethod
     def CreateContainer(
@@ -219,6 +246,39 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ForgetProcessResponse, _abc.Awaitable[_agent_pb2.ForgetProcessResponse]]:
         """Forgets an exited exec'd process and its output. Idempotent."""
+
+    @_abc_1.abstractmethod
+    def SetClock(
+        self,
+        request: _agent_pb2.SetClockRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.SetClockResponse, _abc.Awaitable[_agent_pb2.SetClockResponse]]:
+        """Steps the wall clock: after a pause."""
+
+    @_abc_1.abstractmethod
+    def ReleaseDevices(
+        self,
+        request: _agent_pb2.ReleaseDevicesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ReleaseDevicesResponse, _abc.Awaitable[_agent_pb2.ReleaseDevicesResponse]]:
+        """Unbinds disks and NICs from their drivers, so that a clone finds its own. FAILED_PRECONDITION if a container exists."""
+
+    @_abc_1.abstractmethod
+    def FreezeGuest(
+        self,
+        request: _agent_pb2.FreezeGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.FreezeGuestResponse, _abc.Awaitable[_agent_pb2.FreezeGuestResponse]]:
+        """Stops the processes of all containers, syncs, freezes the writable file systems, and answers when all stand still.
+        It stays so until ThawGuest, in every clone of what is saved then, too. Both are idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def ThawGuest(
+        self,
+        request: _agent_pb2.ThawGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ThawGuestResponse, _abc.Awaitable[_agent_pb2.ThawGuestResponse]]: ...
 
     @_abc_1.abstractmethod
     def GetStats(
