@@ -29,6 +29,7 @@ from hyperd.network.base import Network
 from hyperd.sandbox import assembly
 from hyperd.sandbox.assembly import GuestSettings, SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
+from hyperd.snapshot.base import SnapshotStore
 from hyperd.storage.base import Storage
 from hyperd.vm import Hypervisor, console_tail
 
@@ -47,6 +48,7 @@ class Rooms:
     images: ImageStore
     storage: Storage
     network: Network
+    snapshots: SnapshotStore
 
 
 @dataclass(frozen=True, slots=True)
