@@ -161,6 +161,11 @@ def encode_container(view: ContainerView) -> wire.Container:
         start_ms=view.start_ms,
         trouble=view.trouble,
     )
+    if view.start is not None:
+        message.start.path = view.start.path.value
+        message.start.note = view.start.note
+        for name, duration_ms in view.start.phases_ms.items():
+            message.start.phases.add(name=name, duration_ms=duration_ms)
     if view.attachment is not None:
         message.networks.add(
             network=view.attachment.network,

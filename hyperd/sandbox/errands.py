@@ -17,6 +17,7 @@ from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.run import Live, Runner, one_error
+from hyperd.sandbox.standstill import step_clock, thaw
 
 log = logging.getLogger(__name__)
 
@@ -88,11 +89,21 @@ class Errands:
                 tell_trouble(None)
                 return IsUp(live)
 
+    async def pause_again(self) -> None:
+        try:
+            await self._runner.rooms.hypervisor.pause(self._record.sandbox_id)
+        except HyperError as error:
+            log.error("not paused again", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+
     async def _adopt(self, vm: VmStatus, facts: machine.RunFacts) -> Live:
+        if vm.paused:  # an earlier hyperd was killed while it had the VM stand still
+            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
         live = await self._runner.adopt(
             self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
         )
         try:
+            await step_clock(live.guest)
+            await thaw(live.guest)
             self._journal.open(await self._runner.examine_journal(self._journal), fresh=False)
         except BaseException:
             live.stack.pop_all()

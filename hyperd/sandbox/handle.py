@@ -26,7 +26,7 @@ from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.journal import Journal
-from hyperd.sandbox.message import AskRemove, AskStart, AskStop, Done, Started
+from hyperd.sandbox.message import AskPause, AskRemove, AskStart, AskStop, AskUnpause, Done, Started
 from hyperd.sandbox.process import ProcessSession
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.session import STALL_TIMEOUT_S
@@ -91,6 +91,18 @@ class SandboxHandle:
             raise self._has_ended() from error
         if not delivered:
             raise self._has_ended()
+
+    async def pause(self) -> None:
+        """Return when its CPUs stand still. Raises WrongStateError unless running."""
+        done = _future()
+        self._driver.post(AskPause(done))
+        await done
+
+    async def unpause(self) -> None:
+        """Return when it runs and its clock is right again. Raises WrongStateError unless paused."""
+        done = _future()
+        self._driver.post(AskUnpause(done))
+        await done
 
     async def wait_ended(self) -> Exit:
         """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""

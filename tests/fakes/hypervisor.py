@@ -3,8 +3,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
 
-from hyperd.errors import ExistsError, HyperError, UnavailableError
+from hyperd.errors import ExistsError, HyperError, NotFoundError, UnavailableError
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 
 
@@ -15,6 +17,10 @@ class FakeHypervisor:
         self.destroyed: list[SandboxId] = []  # of every destroy that was asked for
         self.fail_next_start: HyperError | None = None
         self.fail_next_destroy: HyperError | None = None
+        self.calls: list[str] = []  # of pause, resume and save
+        self.saved: list[Path] = []
+        self._failures: dict[str, HyperError] = {}
+        self._gates: dict[str, asyncio.Event] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
         self._pid = 4241
@@ -32,6 +38,28 @@ class FakeHypervisor:
         status = VmStatus(definition.sandbox_id, self._pid)
         self.running[definition.sandbox_id] = status
         return status
+
+    def fail_next(self, verb: str, error: HyperError) -> None:
+        """The next pause, resume or save raises ``error``; a save has paused the VM by then."""
+        self._failures[verb] = error
+
+    def hold(self, verb: str) -> asyncio.Event:
+        """Calls of ``verb`` wait until the returned gate is set; `calls` shows that one has come."""
+        return self._gates.setdefault(verb, asyncio.Event())
+
+    async def pause(self, sandbox_id: SandboxId) -> None:
+        await self._enter("pause")
+        self._set_paused(sandbox_id, paused=True)
+
+    async def resume(self, sandbox_id: SandboxId) -> None:
+        await self._enter("resume")
+        self._set_paused(sandbox_id, paused=False)
+
+    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
+        self._set_paused(sandbox_id, paused=True)
+        await self._enter("save")
+        self._status(sandbox_id)
+        self.saved.append(state)
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)
@@ -58,6 +86,22 @@ class FakeHypervisor:
     def lose(self, sandbox_id: SandboxId) -> None:
         """The hypervisor's process is killed by somebody else."""
         self._end(sandbox_id, VmGoneCause.LOST, "terminating on signal 9")
+
+    async def _enter(self, verb: str) -> None:
+        self.calls.append(verb)
+        if (gate := self._gates.get(verb)) is not None:
+            await gate.wait()
+        if (error := self._failures.pop(verb, None)) is not None:
+            raise error
+
+    def _set_paused(self, sandbox_id: SandboxId, *, paused: bool) -> None:
+        self.running[sandbox_id] = replace(self._status(sandbox_id), paused=paused)
+
+    def _status(self, sandbox_id: SandboxId) -> VmStatus:
+        status = self.running.get(sandbox_id)
+        if status is None:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        return status
 
     def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
         if self.running.pop(sandbox_id, None) is not None:

@@ -31,6 +31,7 @@ from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
+from tests.fakes.snapshot import FakeSnapshotStore
 from tests.fakes.storage import FakeStorage
 
 PATIENCE_S = 5.0
@@ -51,14 +52,26 @@ class JoinedHypervisor(FakeHypervisor):
         super().__init__()
         self._dialer = dialer
         self.agents: dict[SandboxId, FakeAgent] = {}
+        self.saved_agents: dict[Path, FakeAgent] = {}
 
     async def start(self, definition: VmDefinition) -> VmStatus:
         status = await super().start(definition)
         sandbox_id = definition.sandbox_id
-        agent = FakeAgent(scripts=self._dialer.scripts)
+        if definition.restore_from is not None:
+            agent = self.saved_agents[definition.restore_from].copy()
+        else:
+            agent = FakeAgent(scripts=self._dialer.scripts)
         agent.on_power_off = lambda: self.shut_down(sandbox_id)
         self._dialer.agents[definition.channels[0].path] = self.agents[sandbox_id] = agent
         return status
+
+    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
+        await super().save(sandbox_id, state)
+        self.saved_agents[state] = self.agents[sandbox_id].copy()
+
+    def _set_paused(self, sandbox_id: SandboxId, *, paused: bool) -> None:
+        super()._set_paused(sandbox_id, paused=paused)
+        self.agents[sandbox_id].set_paused(paused=paused)
 
     def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
         if sandbox_id in self.running and sandbox_id in self.agents:
@@ -80,6 +93,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.hypervisor = JoinedHypervisor(self.dialer)
+        self.snapshots = FakeSnapshotStore(self.root / "snapshots")
         self.images.add("alpine")
         self.platform = Platform("linux", "amd64")  # of the fake images
         self.scripts = self.dialer.scripts
@@ -100,7 +114,8 @@ class World:
         await records.open()
         guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
-        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network)
+        await self.snapshots.open()
+        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network, self.snapshots)
         self.runner = Runner(rooms, settings, files)
         self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
         self.records = records
