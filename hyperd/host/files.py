@@ -88,11 +88,17 @@ def write_atomic(target: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def copy_sparse(
-    source: Path, target: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = None
+    source: Path,
+    target: Path,
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    keep_free_bytes: int | None = None,
 ) -> None:
     """A copy under its name only when it is whole: shared blocks where the filesystem can (FICLONE), else data only.
 
-    Not synced: for files that mean nothing after a power cut. An existing target is replaced.
+    Not synced: for files that mean nothing after a power cut. An existing target is replaced. With ``keep_free_bytes``
+    a copy of data that would leave less than that on the filesystem is refused before it begins (ExhaustedError).
     """
     temporary = temporary_beside(target)
     try:
@@ -103,6 +109,9 @@ def copy_sparse(
                 if owner is not None:
                     os.fchown(descriptor, *owner)
                 if not _clone(reader.fileno(), descriptor):
+                    if keep_free_bytes is not None:
+                        need_bytes = os.fstat(reader.fileno()).st_blocks * 512
+                        require_free(target.parent, need_bytes, keep_bytes=keep_free_bytes, what="a copy")
                     _copy_data(reader.fileno(), descriptor)
             finally:
                 os.close(descriptor)
@@ -155,6 +164,19 @@ def free_bytes(path: Path) -> int:
     """What an unprivileged writer can still get on the filesystem of ``path``."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def require_free(directory: Path, need_bytes: int, *, keep_bytes: int, what: str) -> None:
+    """Raises ExhaustedError, with the arithmetic, when ``need_bytes`` would leave less than ``keep_bytes``."""
+    free = free_bytes(directory)
+    if free - need_bytes < keep_bytes:
+        needed = f"{need_bytes >> 20} MiB are needed, " if need_bytes else ""
+        raise ExhaustedError(
+            f"no space for {what}",
+            subject=str(directory),
+            evidence=f"{needed}{free >> 20} MiB are free, {keep_bytes >> 20} MiB are kept in reserve",
+            hint="remove images, snapshots or sandboxes that are not needed",
+        )
 
 
 def remove_tree(path: Path) -> None:
