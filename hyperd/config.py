@@ -80,7 +80,9 @@ class LogsConfig:
 @dataclass(frozen=True, slots=True)
 class TemplateConfig:
     enabled: bool = True  # containers start from a saved VM where they can, instead of booting one
-    share_memory: bool = True  # what such VMs never write, they share: less memory, and a side channel (CVE-2015-2877)
+    share_memory: bool = (
+        True  # what such VMs never write, they share: less memory, and a side channel (CVE-2015-2877)
+    )
     budget_mib: int = 2048  # of disk; beyond it the least recently used go
 
 
@@ -163,7 +165,9 @@ def _with_value(config: Config, section: str, key: str, value: object, source: s
             f"unknown key {key!r} in [{section}]", subject=source, hint=f"known: {', '.join(hints)}"
         )
     converted = _converted(hints[key], value, f"[{section}] {key}", source)
-    if converted == 0 and hints[key] is not bool and getattr(type(part)(), key) != 0:  # 0 has a meaning only where it is the default
+    if (
+        converted == 0 and hints[key] is not bool and getattr(type(part)(), key) != 0
+    ):  # 0 has a meaning only where it is the default
         raise InvalidError(f"[{section}] {key} cannot be 0", subject=source)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})
 
