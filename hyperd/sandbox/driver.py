@@ -218,6 +218,7 @@ class SandboxDriver(SandboxOperations):
                 start_ms=round(now_ms() - self._start_called_ms),
                 attachment=live.attachment,
                 start=live.start,
+                made_of=live.made_of,
             )
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots in memory, their files below a directory; satisfies hyperd.snapshot.base.SnapshotStore."""
+"""Snapshots that are directories and an entry in a dict; satisfies hyperd.snapshot.base.SnapshotStore."""
 
 import asyncio
+import dataclasses
 import secrets
+import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, ExistsError, HyperError, InvalidError, NotFoundError
+from hyperd.errors import ExhaustedError, ExistsError, HyperError, InvalidError, NotFoundError, RestoreError
 from hyperd.model.snapshot import Compatibility, Manifest, SavedFile, Snapshot, SnapshotId, SnapshotKind
+from hyperd.snapshot import Draft
 from hyperd.snapshot.base import Draft
 
 
@@ -18,38 +21,39 @@ class FakeDraft:
     store: "FakeSnapshotStore"
     snapshot_id: SnapshotId
     directory: Path
-    files: dict[str, Path] = field(default_factory=dict)
 
     async def create_file(self, name: str, *, size_bytes: int = 0, owner: tuple[int, int]) -> Path:
         await self.store.enter("create_file")
-        return self._add(name)
+        path = self.directory / name
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+        return path
 
     async def add_copy(self, name: str, source: Path) -> Path:
         await self.store.enter("add_copy")
-        return self._add(name)
-
-    def _add(self, name: str) -> Path:
-        path = self.files[name] = self.directory / name
-        return path
+        return Path(shutil.copy(source, self.directory / name))
 
 
 class FakeSnapshotStore:
-    """Can be told to fail (``fail_next``) and to stall (``hold``) in each call by its name."""
-
     def __init__(self, root: Path) -> None:
         self.root = root
         self.snapshots: dict[SnapshotId, Snapshot] = {}
-        self.drafts: dict[SnapshotId, FakeDraft] = {}
+        self.drafts: set[SnapshotId] = set()
+        self.damaged: set[SnapshotId] = set()
+        self.touched: list[SnapshotId] = []
         self.needed: list[int] = []  # by each begin
         self.calls: list[str] = []
-        self.free_bytes = 1 << 40
         self._failures: dict[str, HyperError] = {}
         self._gates: dict[str, asyncio.Event] = {}
+        self.fail_next_begin: HyperError | None = None
+        self.fail_next_publish: HyperError | None = None
 
     def fail_next(self, verb: str, error: HyperError) -> None:
+        """The next call of ``verb`` (of a draft's, too) raises ``error``."""
         self._failures[verb] = error
 
     def hold(self, verb: str) -> asyncio.Event:
+        """Calls of ``verb`` wait until the returned gate is set; `calls` shows that one has come."""
         return self._gates.setdefault(verb, asyncio.Event())
 
     async def enter(self, verb: str) -> None:
@@ -62,15 +66,20 @@ class FakeSnapshotStore:
     async def open(self) -> None:
         self.drafts.clear()
         self._gates.clear()
+        self.root.mkdir(parents=True, exist_ok=True)
+        for path in self.root.iterdir():
+            if path.name not in self.snapshots:
+                shutil.rmtree(path)
 
     async def begin(self, *, need_bytes: int = 0) -> FakeDraft:
+        self._raise_once("fail_next_begin")
         await self.enter("begin")
         self.needed.append(need_bytes)
-        if need_bytes > self.free_bytes:
-            raise ExhaustedError(f"{need_bytes} bytes are needed, {self.free_bytes} are free")
         snapshot_id = SnapshotId(secrets.token_hex(32))
-        draft = self.drafts[snapshot_id] = FakeDraft(self, snapshot_id, self.root / snapshot_id)
-        return draft
+        directory = self.root / snapshot_id
+        directory.mkdir(parents=True)
+        self.drafts.add(snapshot_id)
+        return FakeDraft(self, snapshot_id, directory)
 
     async def publish(
         self,
@@ -81,62 +90,84 @@ class FakeSnapshotStore:
         name: str = "",
         source: dict[str, str] | None = None,
     ) -> Snapshot:
+        self._raise_once("fail_next_publish")
         await self.enter("publish")
-        if name and any(snapshot.manifest.name == name for snapshot in self.list(kind)):
+        if name and any(item.manifest.name == name for item in self.list(kind)):
             raise ExistsError("the name is in use", subject=name)
-        now = datetime.now(UTC)
-        files = tuple(SavedFile(file, 1, "0" * 64) for file in self.drafts[draft.snapshot_id].files)
-        manifest = Manifest(draft.snapshot_id, name, kind, now, compatibility, files, source or {})
-        snapshot = Snapshot(manifest, draft.directory, 1, now)
+        files = tuple(
+            SavedFile(path.name, path.stat().st_size, "00" * 32) for path in sorted(draft.directory.iterdir())
+        )
+        manifest = Manifest(
+            draft.snapshot_id, name, kind, datetime.now(UTC), compatibility, files, source or {}
+        )
+        snapshot = Snapshot(manifest, draft.directory, 1 << 20, datetime.now(UTC))
+        self.drafts.discard(draft.snapshot_id)
         self.snapshots[draft.snapshot_id] = snapshot
-        del self.drafts[draft.snapshot_id]
         return snapshot
 
     async def discard(self, draft: Draft) -> None:
-        self.drafts.pop(draft.snapshot_id, None)
+        if draft.snapshot_id in self.drafts:
+            self.drafts.discard(draft.snapshot_id)
+            shutil.rmtree(draft.directory)
 
     def list(self, kind: SnapshotKind) -> list[Snapshot]:
-        found = [snapshot for snapshot in self.snapshots.values() if snapshot.manifest.kind is kind]
-        return sorted(found, key=lambda snapshot: snapshot.manifest.created_at, reverse=True)
+        return [item for item in reversed(self.snapshots.values()) if item.manifest.kind is kind]
 
     def get(self, kind: SnapshotKind, reference: str) -> Snapshot:
-        found = [
-            snapshot
-            for snapshot in self.list(kind)
-            if reference
-            and (snapshot.manifest.name == reference or snapshot.manifest.snapshot_id.startswith(reference))
+        found = [item for item in self.list(kind) if item.manifest.name == reference != ""] or [
+            item for item in self.list(kind) if item.manifest.snapshot_id.startswith(reference)
         ]
         if len(found) > 1:
-            raise InvalidError("several snapshots begin with it", subject=reference)
+            raise InvalidError("several begin with it", subject=reference)
         if not found:
             raise NotFoundError("no such snapshot", subject=reference)
         return found[0]
 
     def find_compatible(self, kind: SnapshotKind, compatibility: Compatibility) -> Snapshot | None:
-        found = (item for item in self.list(kind) if item.manifest.compatibility == compatibility)
-        return next(found, None)
+        return next((i for i in self.list(kind) if i.manifest.compatibility == compatibility), None)
 
     async def require_intact(self, snapshot: Snapshot) -> None:
         await self.enter("require_intact")
+        if snapshot.manifest.snapshot_id in self.damaged:
+            raise RestoreError("does not match its digest", subject=str(snapshot.path("state")))
 
     async def touch(self, snapshot: Snapshot) -> None:
-        await self.enter("touch")
+        snapshot_id = snapshot.manifest.snapshot_id
+        self.touched.append(snapshot_id)
+        if snapshot_id in self.snapshots:
+            self.snapshots[snapshot_id] = dataclasses.replace(snapshot, last_used_at=datetime.now(UTC))
 
     async def remove(self, snapshot_id: SnapshotId) -> None:
         await self.enter("remove")
-        self.snapshots.pop(snapshot_id, None)
+        snapshot = self.snapshots.pop(snapshot_id, None)
+        if snapshot is not None:
+            shutil.rmtree(snapshot.directory)
 
     async def trim(
         self, kind: SnapshotKind, budget_bytes: int, keep: frozenset[SnapshotId] = frozenset()
     ) -> int:
-        return 0
+        count = 0
+        candidates = sorted(self.list(kind), key=lambda item: item.last_used_at)
+        taken = sum(item.allocated_bytes for item in candidates)
+        for item in candidates:
+            if taken > budget_bytes and item.manifest.snapshot_id not in keep:
+                await self.remove(item.manifest.snapshot_id)
+                taken -= item.allocated_bytes
+                count += 1
+        return count
 
     async def export(self, snapshot: Snapshot) -> AsyncGenerator[bytes]:
-        yield snapshot.manifest.snapshot_id.encode()
+        yield b""
 
     async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
-        text = b"".join([data async for data in stream]).decode()
-        snapshot = self.snapshots.get(SnapshotId(text))
-        if snapshot is None:
-            raise InvalidError("not a snapshot")
-        return snapshot
+        raise InvalidError("is not such a stream")
+
+    def _raise_once(self, failure: str) -> None:
+        error: HyperError | None = getattr(self, failure)
+        if error is not None:
+            setattr(self, failure, None)
+            raise error
+
+
+def no_room() -> ExhaustedError:
+    return ExhaustedError("needs 136 MiB, 7 MiB are free", subject="/fake/snapshots")

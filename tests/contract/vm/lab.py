@@ -19,6 +19,8 @@ GUESTS = {
     "halt": tiny_guest.say(b"hello\n") + tiny_guest.HALT,
     "power-off": tiny_guest.POWER_OFF,
     "reboot": tiny_guest.REBOOT,
+    "count": tiny_guest.count(),
+    "fill": tiny_guest.count(fill_mib=24),
     "panic": tiny_guest.say(b"oops\n") + tiny_guest.panic(),
 }
 

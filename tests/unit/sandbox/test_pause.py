@@ -96,12 +96,12 @@ async def test_a_vm_that_goes_while_paused_is_lost(world: World, fleet: Fleet) -
 
 async def test_a_pause_that_fails_leaves_it_running(world: World, fleet: Fleet) -> None:
     handle = await started(fleet)
-    world.hypervisor.fail_next("pause", UnavailableError("no"))
+    world.hypervisor.fail_next_pause = UnavailableError("no")
     with pytest.raises(UnavailableError):
         await handle.pause()
     assert state(handle) is ContainerState.RUNNING
     await handle.pause()
-    world.hypervisor.fail_next("resume", UnavailableError("no"))
+    world.hypervisor.fail_next_resume = UnavailableError("no")
     with pytest.raises(UnavailableError):
         await handle.unpause()
     assert state(handle) is ContainerState.PAUSED
