@@ -30,6 +30,7 @@ from hyperd.sandbox.message import (
     Ask,
     AskPause,
     AskRemove,
+    AskSnapshot,
     AskStart,
     AskStop,
     AskUnpause,
@@ -67,7 +68,7 @@ class SandboxDriver(SandboxOperations):
                 await self._on_stop(message)
             case AskRemove(done, force):
                 await self._on_remove(done, force=force)
-            case AskPause() | AskUnpause():
+            case AskPause() | AskUnpause() | AskSnapshot():
                 self._on_operation(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
@@ -206,6 +207,7 @@ class SandboxDriver(SandboxOperations):
             self._spawn,
         )
         self.tenure.operations = self._operations
+        self.tenure.paused = isinstance(self.state, machine.Paused)
         # Listening comes before saving: nothing is lost by it, the process runs in any case.
         self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         if isinstance(self.state, machine.Starting):
@@ -375,7 +377,7 @@ class SandboxDriver(SandboxOperations):
             self._late = message.news.live
         if not isinstance(message, Ask):
             return
-        if self.removed and not isinstance(message, AskStart):
+        if self.removed and isinstance(message, AskStop | AskRemove):
             resolve([message.done])
         elif not message.done.done():
             message.done.set_exception(self._over_error())

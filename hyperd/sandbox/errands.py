@@ -64,7 +64,7 @@ class Errands:
                 facts = beside.create_task(self._services.facts.get())
                 live = await self._runner.bring_up(self._record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
-            refused = await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
+            refused = await live.guest.start_container(assembly.container_id_of(self._record))
             phases.mark("start")
             if live.definition is not None:
                 live.made_of = compatibility_of(live.definition, facts.result())

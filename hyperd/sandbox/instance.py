@@ -200,7 +200,7 @@ class SandboxInstance(Actor[Message]):
         self.post(OfRun(run, news))
 
     def _new_pump(self) -> Pump:
-        return Pump(assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, self.journal)
+        return Pump(assembly.container_id_of(self.record), FIRST_PROCESS, self.journal)
 
     def _over_error(self) -> HyperError:
         if self.removed:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hyperd.errors import HyperError
 from hyperd.model.container import Exit
 from hyperd.model.guest import ProcessExit
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
 from hyperd.sandbox.run import Live
@@ -41,6 +42,13 @@ class AskPause:
 @dataclass(frozen=True, slots=True)
 class AskUnpause:
     done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    done: "asyncio.Future[Snapshot]"
+    name: str = ""
+    passing: bool = False  # of a fork: nobody sees it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,6 @@ class OfRun:
     news: News
 
 
-Operation = AskPause | AskUnpause
+Operation = AskPause | AskUnpause | AskSnapshot
 Ask = AskStart | AskStop | AskRemove | Operation
 Message = Ask | Adopt | OfRun | IsRemoved | VmGone

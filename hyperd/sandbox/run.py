@@ -219,6 +219,10 @@ class Runner:
         with file_errors(self.settings.state_dir):
             return await self._files.call(_list_directories, self.settings.state_dir)
 
+    async def allocated_bytes(self, path: Path) -> int:
+        with file_errors(path):
+            return (await self._files.call(path.stat)).st_blocks * 512
+
     async def examine_journal(self, journal: Journal) -> Kept:
         return await self._files.call(journal.examine)
 

@@ -21,7 +21,7 @@ from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
 from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, Runner
-from hyperd.sandbox.standstill import step_clock
+from hyperd.sandbox.standstill import step_clock, thaw
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection
 STEADY_S = 10.0  # a connection that held so long counts as one that works
 REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
 MAX_REDIAL_DELAY_S = 30.0
+THAW_TRIES = 10
+THAW_PATIENCE_S = 5.0  # for another connection, between two of them
 EXEC_DRAIN_TIMEOUT_S = 2.0  # without output, once an exec'd process has ended: something else holds its pipes
 
 STOPPED_BY_FORCE = Exit(128 + SIGKILL, ExitReason.STOPPED, signal=SIGKILL)
@@ -59,7 +61,7 @@ class Tenure:
             set()
         )  # the driver's, that have the VM stand still for a time
         self._record = record
-        self._container_id = container_id_of(record.sandbox_id)
+        self._container_id = container_id_of(record)
         self._pump = pump
         self._journal = journal
         self._runner = runner
@@ -121,13 +123,26 @@ class Tenure:
         return None if self.is_ending else self.live.guest
 
     async def unpause(self) -> None:
-        """The VM runs again: its clock is stepped, if need be over the next connection."""
+        """The VM runs again: its clock is stepped, and its guest thawed where a snapshot was made meanwhile."""
         self.paused = False
         self._changed.beat()
-        try:
-            await step_clock(self.live.guest)
-        except HyperError as error:
-            log.warning("clock not stepped yet", extra={"sandbox": self._record.name, "error": str(error)})
+        await self.thaw()
+
+    async def thaw(self) -> None:
+        """Over the next connection when this one is broken. Raises what the last try raised."""
+        for left in reversed(range(THAW_TRIES)):
+            guest = self.live.guest
+            await step_clock(guest)
+            try:
+                return await thaw(guest)
+            except HyperError as error:
+                if not left or self.is_ending:
+                    raise
+                log.warning("not thawed yet", extra={"sandbox": self._record.name, "error": str(error)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(THAW_PATIENCE_S):
+                    await self.other_guest(guest)
+        return None
 
     def begin_end(self, exit_: Exit) -> None:
         self._exit = exit_

@@ -13,7 +13,6 @@ from pathlib import Path
 from hyperd.errors import ExhaustedError, ExistsError, HyperError, InvalidError, NotFoundError, RestoreError
 from hyperd.model.snapshot import Compatibility, Manifest, SavedFile, Snapshot, SnapshotId, SnapshotKind
 from hyperd.snapshot import Draft
-from hyperd.snapshot.base import Draft
 
 
 @dataclass

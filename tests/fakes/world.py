@@ -74,6 +74,9 @@ class JoinedHypervisor(FakeHypervisor):
         await super().save(sandbox_id, state)
         self.saved_agents[state] = self.agents[sandbox_id].copy()
 
+    def saved_agents_frozen(self, state: Path) -> bool:
+        return self.saved_agents[state].frozen
+
     def _set_paused(self, sandbox_id: SandboxId, *, paused: bool, failure: str = "") -> None:
         super()._set_paused(sandbox_id, paused=paused, failure=failure)
         self.agents[sandbox_id].set_paused(paused=paused)
