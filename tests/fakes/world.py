@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,9 +14,11 @@ from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerSpec, Sizing
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.image import Platform
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmGoneCause, VmStatus
 from hyperd.sandbox import (
     Admission,
+    Facts,
     Fleet,
     FleetSettings,
     GuestSettings,
@@ -26,11 +29,16 @@ from hyperd.sandbox import (
     RunSettings,
     SandboxHandle,
     Services,
+    Shape,
+    TemplateBuilder,
+    Templates,
+    TemplateSettings,
 )
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
+from tests.fakes.snapshot import FakeSnapshotStore
 from tests.fakes.storage import FakeStorage
 
 PATIENCE_S = 5.0
@@ -77,9 +85,13 @@ class World:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
+    templates_enabled: bool = False  # most tests are about what is the same without
+    share_memory: bool = True
+    template_budget_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         self.hypervisor = JoinedHypervisor(self.dialer)
+        self.snapshots = FakeSnapshotStore(self.root / "snapshots")
         self.images.add("alpine")
         self.platform = Platform("linux", "amd64")  # of the fake images
         self.scripts = self.dialer.scripts
@@ -98,19 +110,32 @@ class World:
         await database.open()
         records = Records(database)
         await records.open()
-        guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
+        guest = GuestSettings(self.root / "kernel", self.root / "initramfs", "quiet")
+        for asset in (guest.kernel, guest.initramfs):
+            asset.write_text("asset")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
-        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network)
-        self.runner = Runner(rooms, settings, files)
+        await self.snapshots.open()
+        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network, self.snapshots)
         self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
         self.records = records
+        owner = (os.getuid(), os.getgid())
+        template_settings = TemplateSettings(
+            lambda _: owner, self.template_budget_bytes, self.templates_enabled, self.share_memory
+        )
+        facts = Facts(guest.kernel, guest.initramfs, qemu_version="10.0", machine="q35", files=files)
+        builder = TemplateBuilder(rooms, settings, template_settings, files)
+        background = asyncio.TaskGroup()
+        self.templates = Templates(
+            builder, self.snapshots, facts, self.ledger, guest, template_settings, background
+        )
+        self.runner = Runner(rooms, settings, self.templates, files)
         fleet = Fleet(
             Services(self.runner, records, self.ledger, self.accelerator),
             FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
         )
         ready = asyncio.Event()
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with background, asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(fleet.run(ready))
                 opened = tasks.create_task(ready.wait())
                 await asyncio.wait({running, opened}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,6 +145,7 @@ class World:
                 finally:
                     opened.cancel()
                     running.cancel()
+                    await self.templates.close()
         finally:
             await database.close()
             files.close()
@@ -133,6 +159,11 @@ class World:
             yield Records(database)
         finally:
             await database.close()
+
+    async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
+        sizing = Sizing(vcpus or 1, memory_mib or 256)
+        shapes = [Shape(sizing, has_nic, Accelerator.TCG) for has_nic in (True, False)]
+        return [await self.templates.build(shape) for shape in shapes]
 
     def agent(self, handle: SandboxHandle) -> FakeAgent:
         return self.hypervisor.agents[handle.record.sandbox_id]
