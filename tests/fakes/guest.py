@@ -433,20 +433,6 @@ class FakeGuest:
         await self._enter("thaw")
         self.agent.frozen = False
 
-    async def set_clock(self) -> None:
-        await self._enter("set_clock")
-
-    async def release_devices(self) -> None:
-        await self._enter("release_devices")
-        if self.agent.containers:
-            raise WrongStateError("a container exists")
-
-    async def freeze(self) -> None:
-        await self._enter("freeze")
-
-    async def thaw(self) -> None:
-        await self._enter("thaw")
-
     async def create_container(self, plan: ContainerPlan) -> int:
         await self._enter("create_container")
         return self.agent.create(plan)
