@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerSpec, Sizing
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.image import Platform
-from hyperd.model.snapshot import Snapshot
+from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmGoneCause, VmStatus
 from hyperd.sandbox import (
     Admission,
@@ -34,11 +35,12 @@ from hyperd.sandbox import (
     Templates,
     TemplateSettings,
 )
+from hyperd.snapshot import Draft
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
-from tests.fakes.snapshot import FakeSnapshotStore
+from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
 
 PATIENCE_S = 5.0
@@ -74,6 +76,67 @@ class JoinedHypervisor(FakeHypervisor):
         super()._end(sandbox_id, cause, detail)
 
 
+class JoinedDraft(FakeDraft):
+    """With files, for the hypervisor to write into."""
+
+    async def create_file(self, name: str, *, size_bytes: int = 0, owner: tuple[int, int]) -> Path:
+        path = await super().create_file(name, size_bytes=size_bytes, owner=owner)
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+        return path
+
+    async def add_copy(self, name: str, source: Path) -> Path:
+        path = await super().add_copy(name, source)
+        path.write_bytes(source.read_bytes() if source.exists() else b"")
+        return path
+
+
+class JoinedSnapshots(FakeSnapshots):
+    """Its files are where it says."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.touched: list[SnapshotId] = []
+
+    async def open(self) -> None:
+        await super().open()
+        for draft in self.root.glob(".draft-*"):
+            shutil.rmtree(draft)
+
+    async def begin(self, *, need_bytes: int = 0) -> JoinedDraft:
+        made = await super().begin(need_bytes=need_bytes)
+        draft = self.drafts[made.snapshot_id] = JoinedDraft(self, made.snapshot_id)
+        draft.directory.mkdir(parents=True)
+        return draft
+
+    async def publish(
+        self,
+        draft: Draft,
+        kind: SnapshotKind,
+        compatibility: Compatibility,
+        *,
+        name: str = "",
+        source: dict[str, str] | None = None,
+    ) -> Snapshot:
+        snapshot = await super().publish(draft, kind, compatibility, name=name, source=source)
+        snapshot.directory.parent.mkdir(exist_ok=True)
+        draft.directory.rename(snapshot.directory)
+        return snapshot
+
+    async def discard(self, draft: Draft) -> None:
+        await super().discard(draft)
+        shutil.rmtree(draft.directory, ignore_errors=True)
+
+    async def touch(self, snapshot: Snapshot) -> None:
+        await super().touch(snapshot)
+        self.touched.append(snapshot.manifest.snapshot_id)
+
+    async def remove(self, snapshot_id: SnapshotId) -> None:
+        await super().remove(snapshot_id)
+        for directory in self.root.glob(f"*/{snapshot_id}"):
+            shutil.rmtree(directory)
+
+
 @dataclass
 class World:
     """What outlives a daemon, and one daemon at a time (``daemon``)."""
@@ -91,7 +154,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.hypervisor = JoinedHypervisor(self.dialer)
-        self.snapshots = FakeSnapshotStore(self.root / "snapshots")
+        self.snapshots = JoinedSnapshots(self.root / "snapshots")
         self.images.add("alpine")
         self.platform = Platform("linux", "amd64")  # of the fake images
         self.scripts = self.dialer.scripts

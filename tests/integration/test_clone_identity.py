@@ -67,7 +67,8 @@ class Clone:
 
 
 def start_of(host: Hyper, name: str) -> dict[str, object]:
-    return json.loads(host.ok("inspect", name))[0]["Start"]
+    start: dict[str, object] = json.loads(host.ok("inspect", name))[0]["Start"]
+    return start
 
 
 def make(host: Hyper) -> Clone:

@@ -25,7 +25,7 @@ def started(host: Hyper, *options: str) -> dict[str, str]:
     """How a container started that is gone again."""
     name = f"t-{secrets.token_hex(4)}"
     host.ok("run", "-d", "--name", name, *options, BUSYBOX, "sleep", "1000", timeout_s=200)
-    shown = json.loads(host.ok("inspect", name))[0]["Start"]
+    shown: dict[str, str] = json.loads(host.ok("inspect", name))[0]["Start"]
     host.ok("rm", "-f", name)
     return shown
 

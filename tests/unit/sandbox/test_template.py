@@ -23,7 +23,7 @@ from hyperd.model.vm import Accelerator, VmDefinition
 from hyperd.sandbox import Fleet, SandboxHandle, Shape, template
 from tests.fakes.guest import FakeAgent
 from tests.fakes.hypervisor import qemu_died, restore_failed
-from tests.fakes.snapshot import no_room
+from tests.fakes.snapshot import no_space
 from tests.fakes.world import World, created, eventually, started
 
 SHAPE = Shape(Sizing(1, 256), has_nic=True, accelerator=Accelerator.TCG)
@@ -140,7 +140,7 @@ async def test_sizes_and_wires_have_templates_of_their_own(world: World, fleet: 
             "clock is off",
         ),
         (lambda world: on_clone(world, FakeAgent.crash), "the agent's socket is closed"),
-        (lambda world: world.snapshots.damaged.add(templates(world)[0].manifest.snapshot_id), "does not match"),
+        (lambda world: world.snapshots.damaged.add(templates(world)[0].manifest.snapshot_id), "has another content"),
         (lambda world: templates(world)[0].path("ram").unlink(), "cannot be restored"),
     ],
     ids=["restore", "vm", "hello", "configure", "crash", "damaged", "unlinked"],
@@ -221,13 +221,13 @@ async def test_what_fails_behind_the_identity_is_the_start_s_own_failure(world: 
 
 
 FAILURES = {
-    "draft": lambda world: setattr(world.snapshots, "fail_next_begin", no_room()),
+    "draft": lambda world: setattr(world.snapshots, "fail_next_begin", no_space()),
     "tap": lambda world: setattr(world.network, "fail_next_attach", ExhaustedError("no address is left")),
     "vm": lambda world: setattr(world.hypervisor, "fail_next_start", qemu_died()),
     "hello": lambda world: setattr(world.dialer, "fail_next_connect", TimeoutExpiredError("no hello")),
     "save": lambda world: setattr(world.hypervisor, "fail_next_save", ExhaustedError("no space left")),
     "destroy": lambda world: setattr(world.hypervisor, "fail_next_destroy", UnavailableError("libvirt is busy")),
-    "publish": lambda world: setattr(world.snapshots, "fail_next_publish", no_room()),
+    "publish": lambda world: setattr(world.snapshots, "fail_next_publish", no_space()),
 }  # fmt: skip
 
 
@@ -265,7 +265,8 @@ def require_nothing_left(world: World) -> None:
     assert not world.network.leases
     assert not world.network.taps
     assert not world.snapshots.drafts
-    for place in ("snapshots", "sandboxes", "run"):
+    assert not list((world.root / "snapshots").glob(".draft-*"))
+    for place in ("sandboxes", "run"):
         assert not (world.root / place).exists() or not list((world.root / place).iterdir())
 
 
@@ -273,16 +274,16 @@ async def test_a_failed_build_is_not_tried_again_by_each_start(
     world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for wait_s in (30, 60):
-        world.snapshots.fail_next_begin = no_room()
+        world.snapshots.fail_next_begin = no_space()
         with pytest.raises(ExhaustedError):
             await world.templates.build(SHAPE)
         note = report(await started(fleet)).note
-        assert note.endswith(f"needs 136 MiB, 7 MiB are free; tried again in {wait_s} s")
+        assert note.endswith(f"no space for a snapshot; tried again in {wait_s} s")
         assert "no template yet for 1 vCPU, 256 MiB: " in note
     assert not templates(world)
     assert isinstance(world.templates.trouble, ExhaustedError)
     monkeypatch.setattr(template, "RETRY_S", 0.0)
-    world.snapshots.fail_next_begin = no_room()
+    world.snapshots.fail_next_begin = no_space()
     with pytest.raises(ExhaustedError):
         await world.templates.build(SHAPE)
     assert "being built" in report(await started(fleet)).note  # its time has come
@@ -292,7 +293,7 @@ async def test_a_failed_build_is_not_tried_again_by_each_start(
 
 async def test_the_wait_has_a_limit(world: World, fleet: Fleet) -> None:
     for _ in range(10):
-        world.snapshots.fail_next_begin = no_room()
+        world.snapshots.fail_next_begin = no_space()
         with pytest.raises(ExhaustedError):
             await world.templates.build(SHAPE)
     assert "tried again in 3600 s" in (await world.templates.offer(SHAPE)).note
@@ -318,7 +319,7 @@ async def test_a_build_takes_no_memory_from_a_start(world: World) -> None:
 
 
 async def test_the_least_recently_used_goes_but_none_that_a_start_uses(world: World) -> None:
-    world.template_budget_bytes = 2 << 20  # two of the fake's
+    world.template_budget_bytes = 16384  # two of the fake's
     async with world.daemon() as fleet:
         first = await world.templates.build(SHAPE)
         second = await world.templates.build(Shape(Sizing(2, 256), True, Accelerator.TCG))
@@ -360,7 +361,6 @@ async def test_a_build_that_was_killed_in_the_middle_is_cleared_away(world: Worl
     assert world.network.leases
     assert world.snapshots.drafts
     async with world.daemon():
-        world.snapshots.drafts.clear()
         require_nothing_left(world)
 
 
