@@ -51,7 +51,7 @@ from hyperd.sandbox import (
     fingerprint,
     is_running,
 )
-from hyperd.snapshot import FileSnapshotStore
+from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage
 from hyperd.vm.libvirt import HypervisorCapabilities, LibvirtHypervisor, LibvirtSettings
 
@@ -102,9 +102,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
         stack.callback(keeping.cancel)
-        snapshots = FileSnapshotStore(
-            config.daemon.state_dir / "snapshots", qemu_group_id=_qemu_owner(config)[1]
-        )
+        snapshots = LocalSnapshots(config.daemon.state_dir / "snapshots", qemu_gid=_qemu_owner(config)[1])
         stack.callback(snapshots.close)
         await snapshots.open()
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots)

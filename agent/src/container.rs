@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::boot;
 use crate::cgroup::Cgroup;
 use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
@@ -22,6 +23,7 @@ use crate::mount::{self, Linux};
 use crate::process::{self, Birth, Newborn, Process};
 use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec};
 use crate::reaper::Reaper;
+use crate::sys;
 
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -118,6 +120,7 @@ impl Workshop {
             process: request.process.clone(),
             files: files.to_string_lossy().into_owned(),
             stage: self.state.join("stage").to_string_lossy().into_owned(),
+            share: self.state.join(boot::SHARE).to_string_lossy().into_owned(),
             privileged: isolation.privileged,
             // Only a PID 1 inherits orphans.
             init: isolation.init && shared.pid.is_none(),
@@ -253,7 +256,9 @@ impl Container {
             }
             Some(None) => Err(Error::wrong_state(format!("process {id} is being started"))),
             _ => {
-                execs.remove(id);
+                if let Some(Some(process)) = execs.remove(id) {
+                    process.output.forget();
+                }
                 Ok(())
             }
         }
@@ -294,6 +299,28 @@ impl Container {
     pub fn status(&self) -> ContainerStatus {
         let processes = self.processes().iter().map(|process| process.status()).collect();
         ContainerStatus { container_id: self.id.clone(), state: self.state().into(), processes }
+    }
+
+    /// The agent's directory of this container's files.
+    pub fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// Of its UTS namespace, which a thread of its own enters. Blocking.
+    pub fn set_hostname(&self, hostname: &str) -> Result<()> {
+        let set = || {
+            sys::setns(self.first.pidfd.as_fd(), libc::CLONE_NEWUTS)?;
+            rustix::system::sethostname(hostname.as_bytes())?;
+            Ok(())
+        };
+        let done: std::io::Result<()> = std::thread::scope(|scope| {
+            scope.spawn(set).join().unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")))
+        });
+        match done {
+            // It has exited, and its namespace with it.
+            Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            done => done.what(format_args!("set the host name of container {}", self.id)),
+        }
     }
 
     pub fn cgroup(&self) -> Option<&Cgroup> {

@@ -53,6 +53,9 @@ pub struct Config {
     /// Go on after `ready` without waiting.
     #[prost(bool, tag = "7")]
     pub start: bool,
+    /// The directory that every container finds as /run/hyper.
+    #[prost(string, tag = "8")]
+    pub share: String,
 }
 
 /// What comes back: ready, or why not.
@@ -198,7 +201,8 @@ fn enter_new(config: &Config, request: &CreateContainerRequest) -> Result<()> {
         rustix::fs::open(config.stage.as_str(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .what("open the root")?;
     let root = Root::new(directory);
-    Builder { kernel: &Linux, root: &root, request, files: Path::new(&config.files) }.build()?;
+    Builder { kernel: &Linux, root: &root, request, files: Path::new(&config.files), share: Path::new(&config.share) }
+        .build()?;
 
     // The old root ends up beneath the new one, where it is let go.
     rustix::process::fchdir(root.fd()).what("enter the root")?;

@@ -246,6 +246,7 @@ impl Process {
             running: exit.is_none(),
             exit,
             output_end_offset: self.output.end_offset(),
+            output_start_offset: self.output.start_offset(),
         }
     }
 }

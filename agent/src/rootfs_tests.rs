@@ -23,7 +23,7 @@ impl Image {
     fn build(&self, request: &CreateContainerRequest) -> Result<Vec<String>> {
         let kernel = Recorder::below(&self.scratch.0);
         let root = Root::new(std::fs::File::open(&self.scratch.0).unwrap().into());
-        Builder { kernel: &kernel, root: &root, request, files: &self.files.0 }.build()?;
+        Builder { kernel: &kernel, root: &root, request, files: &self.files.0, share: &self.share.0 }.build()?;
         Ok(kernel.log.into_inner())
     }
 }

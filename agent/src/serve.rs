@@ -16,6 +16,8 @@ use crate::container::Workshop;
 use crate::devices::Filter;
 use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
+use crate::fork;
+use crate::guest::Identity;
 use crate::mount::Linux;
 use crate::power::Power;
 use crate::proto::agent_service_server::AgentServiceServer;
@@ -23,6 +25,7 @@ use crate::proto::stream_service_server::StreamServiceServer;
 use crate::reaper::Reaper;
 use crate::service::Agent;
 use crate::transport::{Connection, Hangup, Scope, ScopeGuard, Serve, serve_pipe};
+use crate::virtio;
 
 const BLOCKING_THREADS: usize = 16;
 const THREAD_STACK: usize = 256 * 1024;
@@ -90,7 +93,8 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool) -> Agent {
     let disks = Disks::new(Linux, state, !in_guest);
     let workshop = Workshop { reaper, disks, state: state.to_owned(), cgroups, devices: Filter::default() };
-    Agent::new(workshop, Power { state: state.to_owned(), in_guest })
+    let identity = Identity::new(Path::new(virtio::DRIVERS), &state.join(boot::SHARE));
+    Agent::new(workshop, identity, Power { state: state.to_owned(), in_guest })
 }
 
 pub fn in_guest() -> Result<()> {
@@ -114,9 +118,11 @@ pub fn on_host(control: &Path, stream: &Path) -> Result<()> {
     // Orphans of containers come to us, as they would to PID 1.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).what("become a subreaper")?;
     let state = control.with_extension("state");
-    for directory in ["stage", "disks", "containers", "empty"] {
+    for directory in ["stage", "disks", "containers", "empty", boot::SHARE] {
         std::fs::create_dir_all(state.join(directory)).what("create the state directory")?;
     }
+    // A guest binds it, but on a host no mount may be left.
+    std::fs::copy("/proc/self/exe", state.join(boot::SHARE).join(fork::PROGRAM)).what("copy forkpoint")?;
     let cgroups = Path::new(cgroup::MOUNT).join("cgroup.controllers").exists()
         && cgroup::prepare(&Linux, Path::new(cgroup::MOUNT)).is_ok();
     runtime()?.block_on(async {

@@ -297,6 +297,21 @@ pub fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Waits until all that is written is on the disk, and lets nobody write from then on.
+pub fn freeze_filesystem(directory: BorrowedFd<'_>) -> Result<()> {
+    const FIFREEZE: u64 = 0xc004_5877;
+    // SAFETY: no pointer is passed.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FIFREEZE, 0) }.into())?;
+    Ok(())
+}
+
+pub fn thaw_filesystem(directory: BorrowedFd<'_>) -> Result<()> {
+    const FITHAW: u64 = 0xc004_5878;
+    // SAFETY: no pointer is passed.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FITHAW, 0) }.into())?;
+    Ok(())
+}
+
 /// Puts a descriptor under the runtime's watch.
 pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one and the same open descriptor until the AsyncFd, which owns it, is dropped.

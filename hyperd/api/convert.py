@@ -16,7 +16,6 @@ from hyperd.model.container import (
     ExecSpec,
     Exit,
     ExitReason,
-    StartReport,
     Ulimit,
 )
 from hyperd.model.guest import Stream, TerminalSize
@@ -163,8 +162,12 @@ def encode_container(view: ContainerView) -> wire.Container:
         guest_kernel=view.guest_kernel,
         start_ms=view.start_ms,
         trouble=view.trouble,
-        start=encode_start(view.start) if view.start else None,
     )
+    if view.start is not None:
+        message.start.path = view.start.path.value
+        message.start.note = view.start.note
+        for name, duration_ms in view.start.phases_ms.items():
+            message.start.phases.add(name=name, duration_ms=duration_ms)
     if view.attachment is not None:
         message.networks.add(
             network=view.attachment.network,
@@ -174,11 +177,6 @@ def encode_container(view: ContainerView) -> wire.Container:
             gateway=view.attachment.gateway,
         )
     return message
-
-
-def encode_start(report: StartReport) -> wire.StartReport:
-    phases = [wire.Phase(name=name, duration_ms=duration) for name, duration in report.phases_ms.items()]
-    return wire.StartReport(path=report.path.value, note=report.note, phases=phases)
 
 
 def encode_exit(exit_: Exit) -> wire.ExitStatus:

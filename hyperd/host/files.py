@@ -13,7 +13,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hyperd.errors import DeniedError, ExhaustedError, HyperError, NotFoundError, UnavailableError
+from hyperd.errors import (
+    DeniedError,
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    NotFoundError,
+    UnavailableError,
+)
 
 _FICLONE = 0x40049409  # linux/fs.h
 _CHUNK_BYTES = 4 << 20
@@ -40,6 +47,8 @@ def file_errors(subject: object) -> Iterator[None]:
             )
         elif isinstance(error, FileNotFoundError):
             kind = NotFoundError
+        elif isinstance(error, FileExistsError):
+            kind = ExistsError
         elif isinstance(error, PermissionError):
             kind = DeniedError
         raise kind(brief, subject=str(error.filename or subject), hint=hint) from error
@@ -51,8 +60,9 @@ def make_directory(path: Path, mode: int) -> None:
     path.chmod(mode)
 
 
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Of a file its content, of a directory its entries."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -61,13 +71,9 @@ def sync_directory(path: Path) -> None:
 
 def publish(temporary: Path, target: Path) -> None:
     """Give a finished file its name so that after a power cut it is whole or absent."""
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(temporary)
     temporary.rename(target)
-    sync_directory(target.parent)
+    sync(target.parent)
 
 
 def temporary_beside(target: Path) -> Path:
@@ -134,17 +140,24 @@ def _clone(source: int, target: int) -> bool:
 def _copy_data(source: int, target: int) -> None:
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
+    for start, end in data_extents(source, size):
+        _copy_range(source, target, start, end)
+
+
+def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what the filesystem does not know to be a hole. A hint: it may report zeros, or all, as data."""
     offset = 0
     while offset < size:
         try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        end = os.lseek(source, start, os.SEEK_HOLE)
-        _copy_range(source, target, start, end)
-        offset = end
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if start < end:
+            yield start, end
+        offset = max(end, offset + 1)  # of a file that shrinks meanwhile
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
@@ -153,11 +166,17 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         data = os.pread(source, min(_CHUNK_BYTES, end - offset), offset)
         if not data:
             return
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(target, view, offset)
-            offset += written
-            view = view[written:]
+        write_at(target, data, offset)
+        offset += len(data)
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """All of it."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        offset += written
+        view = view[written:]
 
 
 def free_bytes(path: Path) -> int:

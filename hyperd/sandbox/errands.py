@@ -11,7 +11,7 @@ from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.vm import Accelerator, SandboxId, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
-from hyperd.sandbox.compatibility import compatibility_of
+from hyperd.sandbox.compatibility import HostFacts, compatibility_of
 from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
@@ -61,13 +61,14 @@ class Errands:
             async with one_error(), asyncio.TaskGroup() as beside:
                 # Looking through the log of earlier runs takes up to 60 ms: not between the boot and the first byte.
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
-                facts = beside.create_task(self._services.facts.get())
+                facts = beside.create_task(self._host_facts())
                 live = await self._runner.bring_up(self._record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
             refused = await live.guest.start_container(assembly.container_id_of(self._record))
             phases.mark("start")
-            if live.definition is not None:
-                live.made_of = compatibility_of(live.definition, facts.result())
+            host = facts.result()
+            if live.definition is not None and host is not None:
+                live.made_of = compatibility_of(live.definition, host)
             if live.start is not None:
                 live.start = replace(live.start, phases_ms=phases.in_ms())
         except BaseException:
@@ -75,6 +76,12 @@ class Errands:
                 await live.stack.aclose()
             raise
         return live, refused
+
+    async def _host_facts(self) -> HostFacts | None:
+        try:
+            return await self._services.facts.get()
+        except HyperError:  # a kernel that is missing is told by the boot that misses it
+            return None
 
     async def take_over(
         self, vm: VmStatus, facts: machine.RunFacts, tell_trouble: Callable[[HyperError | None], None]

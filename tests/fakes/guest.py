@@ -241,11 +241,12 @@ class FakeAgent:
     scripts: dict[str, Script] = field(default_factory=dict)
     hello: AgentHello = HELLO
     identity: GuestIdentity | None = None
+    frozen: bool = False
+    has_devices: bool = True
     containers: dict[ContainerId, FakeContainer] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     powered_off: bool = False
     on_power_off: Callable[[], None] = lambda: None
-    frozen: bool = False
     paused: bool = False  # its VM is: nothing answers
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
@@ -313,7 +314,23 @@ class FakeAgent:
         except KeyError:
             raise NotFoundError("no such process in the guest", subject=process_id) from None
 
+    def configure(self, identity: GuestIdentity) -> None:
+        for container in identity.containers:
+            self.container(container.container_id)
+        self.identity = identity
+        self.has_devices = True
+
+    def release_devices(self) -> None:
+        if self.containers or self.frozen:
+            raise WrongStateError("there are containers, or the guest is frozen")
+        self.has_devices = False
+
+    def require_moving(self) -> None:
+        if self.frozen:
+            raise WrongStateError("the guest is frozen")
+
     def create(self, plan: ContainerPlan) -> int:
+        self.require_moving()
         if plan.container_id in self.containers:
             raise ExistsError("the guest has such a container", subject=plan.container_id)
         process = self._new_process(plan.process)
@@ -322,6 +339,7 @@ class FakeAgent:
 
     def start(self, container_id: ContainerId) -> None:
         container = self.container(container_id)
+        self.require_moving()
         if container.started:
             raise WrongStateError("the container was started already", subject=container_id)
         container.started = True
@@ -332,12 +350,15 @@ class FakeAgent:
         return exit_ if exit_ is not None and exit_.start_error else None
 
     def delete(self, container_id: ContainerId) -> None:
+        if container_id in self.containers:
+            self.require_moving()
         container = self.containers.pop(container_id, None)
         for process in container.processes.values() if container else ():
             process.finish(KILLED)
 
     def exec(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         container = self.container(container_id)
+        self.require_moving()
         if container.state is not GuestContainerState.RUNNING:
             raise WrongStateError("the container does not run", subject=container_id)
         if process_id in container.processes:
@@ -396,6 +417,7 @@ class FakeAgent:
         return GuestStats(1_000_000, 8 << 20, 0, running, 0, 0, 4 << 20)
 
     def power_off(self) -> None:
+        self.frozen = False
         for container_id in list(self.containers):
             self.delete(container_id)
         self.powered_off = True
@@ -420,13 +442,14 @@ class FakeGuest:
 
     async def configure(self, identity: GuestIdentity) -> None:
         await self._enter("configure")
-        self.agent.identity = identity
+        self.agent.configure(identity)
 
     async def set_clock(self) -> None:
         await self._enter("set_clock")
 
     async def release_devices(self) -> None:
         await self._enter("release_devices")
+        self.agent.release_devices()
 
     async def freeze(self) -> None:
         await self._enter("freeze")

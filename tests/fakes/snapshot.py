@@ -1,84 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Snapshots that are directories and an entry in a dict; satisfies hyperd.snapshot.base.SnapshotStore."""
+"""Snapshots that are only names: no file is made. Can be told to fail, to stall, and which of them are damaged."""
 
 import asyncio
 import dataclasses
+import hashlib
 import secrets
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, ExistsError, HyperError, InvalidError, NotFoundError, RestoreError
-from hyperd.model.snapshot import Compatibility, Manifest, SavedFile, Snapshot, SnapshotId, SnapshotKind
-from hyperd.snapshot import Draft
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    InvalidError,
+    RestoreError,
+    WrongStateError,
+)
+from hyperd.model.snapshot import (
+    Compatibility,
+    Manifest,
+    SavedFile,
+    Snapshot,
+    SnapshotId,
+    SnapshotKind,
+)
+from hyperd.snapshot import manifest as manifests
+from hyperd.snapshot.base import Draft
+from hyperd.snapshot.catalog import Catalog
+
+ALLOCATED_BYTES = 4096  # of each file
 
 
-@dataclass
 class FakeDraft:
-    store: "FakeSnapshotStore"
-    snapshot_id: SnapshotId
-    directory: Path
+    def __init__(self, store: "FakeSnapshots", snapshot_id: SnapshotId) -> None:
+        self.snapshot_id = snapshot_id
+        self.directory = store.root / f".draft-{snapshot_id}"
+        self.sizes: dict[str, int] = {}
+        self.copies: dict[str, Path] = {}  # name -> source
+        self.ended = ""
+        self._store = store
 
     async def create_file(self, name: str, *, size_bytes: int = 0, owner: tuple[int, int]) -> Path:
-        await self.store.enter("create_file")
-        path = self.directory / name
-        with path.open("xb") as file:
-            file.truncate(size_bytes)
-        return path
+        self._require_new(name)
+        self.sizes[name] = size_bytes
+        return self.directory / name
 
     async def add_copy(self, name: str, source: Path) -> Path:
-        await self.store.enter("add_copy")
-        return Path(shutil.copy(source, self.directory / name))
+        self._require_new(name)
+        await self._store.pass_gate("fail_next_copy")
+        self.sizes[name] = 0
+        self.copies[name] = source
+        return self.directory / name
+
+    def require_open(self) -> None:
+        if self.ended:
+            raise WrongStateError(f"the draft was {self.ended} already", subject=self.snapshot_id)
+
+    def _require_new(self, name: str) -> None:
+        manifests.require_file_name(name)
+        self.require_open()
+        if name in self.sizes:
+            raise ExistsError("the draft has such a file", subject=name)
 
 
-class FakeSnapshotStore:
-    def __init__(self, root: Path) -> None:
+class FakeSnapshots:
+    """Each ``fail_next_*`` is raised once by that call; while ``gate`` is closed, all that takes time waits."""
+
+    def __init__(self, root: Path = Path("/fake/snapshots")) -> None:
         self.root = root
-        self.snapshots: dict[SnapshotId, Snapshot] = {}
-        self.drafts: set[SnapshotId] = set()
-        self.damaged: set[SnapshotId] = set()
-        self.touched: list[SnapshotId] = []
-        self.needed: list[int] = []  # by each begin
-        self.calls: list[str] = []
-        self._failures: dict[str, HyperError] = {}
-        self._gates: dict[str, asyncio.Event] = {}
+        self.drafts: dict[
+            SnapshotId, FakeDraft
+        ] = {}  # neither published nor discarded: a leak, at a test's end
+        self.damaged: set[SnapshotId] = set()  # ``require_intact`` refuses these
+        self.checked: list[SnapshotId] = []  # by ``require_intact``
+        self.removed: list[SnapshotId] = []
+        self.free_bytes: int | None = None
         self.fail_next_begin: HyperError | None = None
+        self.fail_next_copy: HyperError | None = None
         self.fail_next_publish: HyperError | None = None
-
-    def fail_next(self, verb: str, error: HyperError) -> None:
-        """The next call of ``verb`` (of a draft's, too) raises ``error``."""
-        self._failures[verb] = error
-
-    def hold(self, verb: str) -> asyncio.Event:
-        """Calls of ``verb`` wait until the returned gate is set; `calls` shows that one has come."""
-        return self._gates.setdefault(verb, asyncio.Event())
-
-    async def enter(self, verb: str) -> None:
-        self.calls.append(verb)
-        if (gate := self._gates.get(verb)) is not None:
-            await gate.wait()
-        if (error := self._failures.pop(verb, None)) is not None:
-            raise error
+        self.fail_next_remove: HyperError | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._catalog = Catalog()
 
     async def open(self) -> None:
         self.drafts.clear()
-        self._gates.clear()
-        self.root.mkdir(parents=True, exist_ok=True)
-        for path in self.root.iterdir():
-            if path.name not in self.snapshots:
-                shutil.rmtree(path)
+
+    def close(self) -> None:
+        """As the real one ends its threads."""
 
     async def begin(self, *, need_bytes: int = 0) -> FakeDraft:
-        self._raise_once("fail_next_begin")
-        await self.enter("begin")
-        self.needed.append(need_bytes)
-        snapshot_id = SnapshotId(secrets.token_hex(32))
-        directory = self.root / snapshot_id
-        directory.mkdir(parents=True)
-        self.drafts.add(snapshot_id)
-        return FakeDraft(self, snapshot_id, directory)
+        await self.pass_gate("fail_next_begin")
+        if self.free_bytes is not None and need_bytes > self.free_bytes:
+            raise no_space()
+        draft = FakeDraft(self, SnapshotId(secrets.token_hex(32)))
+        self.drafts[draft.snapshot_id] = draft
+        return draft
 
     async def publish(
         self,
@@ -89,84 +107,105 @@ class FakeSnapshotStore:
         name: str = "",
         source: dict[str, str] | None = None,
     ) -> Snapshot:
-        self._raise_once("fail_next_publish")
-        await self.enter("publish")
-        if name and any(item.manifest.name == name for item in self.list(kind)):
-            raise ExistsError("the name is in use", subject=name)
-        files = tuple(
-            SavedFile(path.name, path.stat().st_size, "00" * 32) for path in sorted(draft.directory.iterdir())
+        manifests.require_name(name)
+        own = _own(draft)
+        own.require_open()
+        self._catalog.require_free(kind, draft.snapshot_id, name)
+        await self.pass_gate("fail_next_publish")
+        saved = tuple(
+            SavedFile(each, size, hashlib.sha256(f"{draft.snapshot_id}/{each}".encode()).hexdigest())
+            for each, size in own.sizes.items()
         )
-        manifest = Manifest(
-            draft.snapshot_id, name, kind, datetime.now(UTC), compatibility, files, source or {}
-        )
-        snapshot = Snapshot(manifest, draft.directory, 1 << 20, datetime.now(UTC))
-        self.drafts.discard(draft.snapshot_id)
-        self.snapshots[draft.snapshot_id] = snapshot
-        return snapshot
+        now = datetime.now(UTC)
+        manifest = Manifest(draft.snapshot_id, name, kind, now, compatibility, saved, dict(source or {}))
+        return self._appear(own, manifest)
 
     async def discard(self, draft: Draft) -> None:
-        if draft.snapshot_id in self.drafts:
-            self.drafts.discard(draft.snapshot_id)
-            shutil.rmtree(draft.directory)
+        own = _own(draft)
+        own.ended = own.ended or "discarded"
+        self.drafts.pop(draft.snapshot_id, None)
 
-    def list(self, kind: SnapshotKind) -> list[Snapshot]:
-        return [item for item in reversed(self.snapshots.values()) if item.manifest.kind is kind]
+    def list(self, kind: SnapshotKind) -> "list[Snapshot]":
+        return self._catalog.of_kind(kind)
 
     def get(self, kind: SnapshotKind, reference: str) -> Snapshot:
-        found = [item for item in self.list(kind) if item.manifest.name == reference != ""] or [
-            item for item in self.list(kind) if item.manifest.snapshot_id.startswith(reference)
-        ]
-        if len(found) > 1:
-            raise InvalidError("several begin with it", subject=reference)
-        if not found:
-            raise NotFoundError("no such snapshot", subject=reference)
-        return found[0]
+        return self._catalog.get(kind, reference)
 
     def find_compatible(self, kind: SnapshotKind, compatibility: Compatibility) -> Snapshot | None:
-        return next((i for i in self.list(kind) if i.manifest.compatibility == compatibility), None)
+        return self._catalog.find_compatible(kind, compatibility)
 
     async def require_intact(self, snapshot: Snapshot) -> None:
-        await self.enter("require_intact")
-        if snapshot.manifest.snapshot_id in self.damaged:
-            raise RestoreError("does not match its digest", subject=str(snapshot.path("state")))
+        snapshot_id = snapshot.manifest.snapshot_id
+        self.checked.append(snapshot_id)
+        if self._catalog.find(snapshot_id) is None:
+            raise RestoreError("is missing", subject=str(snapshot.directory))
+        if snapshot_id in self.damaged:
+            raise damaged(snapshot)
 
     async def touch(self, snapshot: Snapshot) -> None:
-        snapshot_id = snapshot.manifest.snapshot_id
-        self.touched.append(snapshot_id)
-        if snapshot_id in self.snapshots:
-            self.snapshots[snapshot_id] = dataclasses.replace(snapshot, last_used_at=datetime.now(UTC))
+        self._catalog.mark_used(snapshot.manifest.snapshot_id, datetime.now(UTC))
 
     async def remove(self, snapshot_id: SnapshotId) -> None:
-        await self.enter("remove")
-        snapshot = self.snapshots.pop(snapshot_id, None)
-        if snapshot is not None:
-            shutil.rmtree(snapshot.directory)
+        await self.pass_gate("fail_next_remove")
+        if self._catalog.find(snapshot_id) is not None:
+            self.removed.append(snapshot_id)
+        self._catalog.discard(snapshot_id)
 
     async def trim(
         self, kind: SnapshotKind, budget_bytes: int, keep: frozenset[SnapshotId] = frozenset()
     ) -> int:
-        count = 0
-        candidates = sorted(self.list(kind), key=lambda item: item.last_used_at)
-        taken = sum(item.allocated_bytes for item in candidates)
-        for item in candidates:
-            if taken > budget_bytes and item.manifest.snapshot_id not in keep:
-                await self.remove(item.manifest.snapshot_id)
-                taken -= item.allocated_bytes
-                count += 1
-        return count
+        going = self._catalog.over_budget(kind, budget_bytes, keep)
+        for snapshot in going:
+            await self.remove(snapshot.manifest.snapshot_id)
+        return len(going)
 
     async def export(self, snapshot: Snapshot) -> AsyncGenerator[bytes]:
-        yield b""
+        _require_movable(snapshot.manifest.kind)
+        await self.require_intact(snapshot)
+        yield manifests.encode(snapshot.manifest)
 
     async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
-        raise InvalidError("is not such a stream")
+        """What ``export`` gave."""
+        manifests.require_name(name)
+        draft = await self.begin()
+        try:
+            manifest = manifests.decode(b"".join([piece async for piece in stream]))
+            _require_movable(manifest.kind)
+            return self._appear(draft, dataclasses.replace(manifest, name=name or manifest.name))
+        finally:
+            await self.discard(draft)
 
-    def _raise_once(self, failure: str) -> None:
-        error: HyperError | None = getattr(self, failure)
+    async def pass_gate(self, failure: str) -> None:
+        await self.gate.wait()
+        error = getattr(self, failure)
+        setattr(self, failure, None)
         if error is not None:
-            setattr(self, failure, None)
             raise error
 
+    def _appear(self, draft: FakeDraft, manifest: Manifest) -> Snapshot:
+        manifests.encode(manifest)  # the rules are the real ones
+        directory = self.root / manifest.kind.value / manifest.snapshot_id
+        allocated = ALLOCATED_BYTES * len(manifest.files)
+        snapshot = Snapshot(manifest, directory, allocated, datetime.now(UTC))
+        self._catalog.add(snapshot)
+        draft.ended = "published"
+        self.drafts.pop(draft.snapshot_id, None)
+        return snapshot
 
-def no_room() -> ExhaustedError:
-    return ExhaustedError("needs 136 MiB, 7 MiB are free", subject="/fake/snapshots")
+
+def no_space() -> ExhaustedError:
+    return ExhaustedError("no space for a snapshot", subject="/fake/snapshots")
+
+
+def damaged(snapshot: Snapshot) -> RestoreError:
+    return RestoreError("has another content", subject=str(snapshot.path("ram")))
+
+
+def _own(draft: Draft) -> FakeDraft:
+    assert isinstance(draft, FakeDraft)
+    return draft
+
+
+def _require_movable(kind: SnapshotKind) -> None:
+    if kind is not SnapshotKind.SANDBOX:
+        raise InvalidError("only snapshots of sandboxes are exported and imported", subject=kind.value)

@@ -4,17 +4,19 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hyperd.errors import HyperError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerSpec, Sizing
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.image import Platform
-from hyperd.model.snapshot import Snapshot
+from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmGoneCause, VmStatus
 from hyperd.sandbox import (
     Admission,
@@ -34,11 +36,12 @@ from hyperd.sandbox import (
     Templates,
     TemplateSettings,
 )
+from hyperd.snapshot import Draft
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
-from tests.fakes.snapshot import FakeSnapshotStore
+from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
 
 PATIENCE_S = 5.0
@@ -74,8 +77,9 @@ class JoinedHypervisor(FakeHypervisor):
         await super().save(sandbox_id, state)
         self.saved_agents[state] = self.agents[sandbox_id].copy()
 
-    def saved_agents_frozen(self, state: Path) -> bool:
-        return self.saved_agents[state].frozen
+    def published(self, draft: Path, snapshot: Path) -> None:
+        for state in [path for path in self.saved_agents if path.parent == draft]:
+            self.saved_agents[snapshot / state.name] = self.saved_agents.pop(state)
 
     def _set_paused(self, sandbox_id: SandboxId, *, paused: bool, failure: str = "") -> None:
         super()._set_paused(sandbox_id, paused=paused, failure=failure)
@@ -85,6 +89,106 @@ class JoinedHypervisor(FakeHypervisor):
         if sandbox_id in self.running and sandbox_id in self.agents:
             self.agents[sandbox_id].crash()
         super()._end(sandbox_id, cause, detail)
+
+
+class JoinedDraft(FakeDraft):
+    """With files, for the hypervisor to write into."""
+
+    def __init__(self, store: "JoinedSnapshots", snapshot_id: SnapshotId) -> None:
+        super().__init__(store, snapshot_id)
+        self._joined = store
+
+    async def create_file(self, name: str, *, size_bytes: int = 0, owner: tuple[int, int]) -> Path:
+        await self._joined.enter("create_file")
+        path = await super().create_file(name, size_bytes=size_bytes, owner=owner)
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+        return path
+
+    async def add_copy(self, name: str, source: Path) -> Path:
+        await self._joined.enter("add_copy")
+        path = await super().add_copy(name, source)
+        path.write_bytes(source.read_bytes() if source.exists() else b"")
+        return path
+
+
+class JoinedSnapshots(FakeSnapshots):
+    """Its files are where it says."""
+
+    def __init__(self, root: Path, on_publish: Callable[[Path, Path], None]) -> None:
+        super().__init__(root)
+        self.touched: list[SnapshotId] = []
+        self.needed: list[int] = []  # by each begin
+        self.calls: list[str] = []  # of what takes time
+        self._on_publish = on_publish
+        self._failures: dict[str, HyperError] = {}
+        self._gates: dict[str, asyncio.Event] = {}
+
+    def fail_next(self, verb: str, error: HyperError) -> None:
+        """The next call of ``verb`` (of a draft's, too) raises ``error``."""
+        self._failures[verb] = error
+
+    def hold(self, verb: str) -> asyncio.Event:
+        """Calls of ``verb`` wait until the returned gate is set; `calls` shows that one has come."""
+        return self._gates.setdefault(verb, asyncio.Event())
+
+    async def enter(self, verb: str) -> None:
+        self.calls.append(verb)
+        if (gate := self._gates.get(verb)) is not None:
+            await gate.wait()
+        if (error := self._failures.pop(verb, None)) is not None:
+            raise error
+
+    def everything(self) -> list[Snapshot]:
+        return [snapshot for kind in SnapshotKind for snapshot in self.list(kind)]
+
+    async def open(self) -> None:
+        await super().open()
+        self._gates.clear()
+        for draft in self.root.glob(".draft-*"):
+            shutil.rmtree(draft)
+
+    async def begin(self, *, need_bytes: int = 0) -> JoinedDraft:
+        await self.enter("begin")
+        self.needed.append(need_bytes)
+        made = await super().begin(need_bytes=need_bytes)
+        draft = self.drafts[made.snapshot_id] = JoinedDraft(self, made.snapshot_id)
+        draft.directory.mkdir(parents=True)
+        return draft
+
+    async def publish(
+        self,
+        draft: Draft,
+        kind: SnapshotKind,
+        compatibility: Compatibility,
+        *,
+        name: str = "",
+        source: dict[str, str] | None = None,
+    ) -> Snapshot:
+        await self.enter("publish")
+        snapshot = await super().publish(draft, kind, compatibility, name=name, source=source)
+        snapshot.directory.parent.mkdir(exist_ok=True)
+        draft.directory.rename(snapshot.directory)
+        self._on_publish(draft.directory, snapshot.directory)
+        return snapshot
+
+    async def discard(self, draft: Draft) -> None:
+        await super().discard(draft)
+        shutil.rmtree(draft.directory, ignore_errors=True)
+
+    async def require_intact(self, snapshot: Snapshot) -> None:
+        await self.enter("require_intact")
+        await super().require_intact(snapshot)
+
+    async def touch(self, snapshot: Snapshot) -> None:
+        await super().touch(snapshot)
+        self.touched.append(snapshot.manifest.snapshot_id)
+
+    async def remove(self, snapshot_id: SnapshotId) -> None:
+        await self.enter("remove")
+        await super().remove(snapshot_id)
+        for directory in self.root.glob(f"*/{snapshot_id}"):
+            shutil.rmtree(directory)
 
 
 @dataclass
@@ -104,7 +208,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.hypervisor = JoinedHypervisor(self.dialer)
-        self.snapshots = FakeSnapshotStore(self.root / "snapshots")
+        self.snapshots = JoinedSnapshots(self.root / "snapshots", self.hypervisor.published)
         self.storage.root = self.root / "disks"
         self.images.add("alpine")
         self.platform = Platform("linux", "amd64")  # of the fake images

@@ -194,6 +194,8 @@ class LibvirtHypervisor:
         """Never raises: ``starting`` has the outcome, for the caller who may have gone."""
         sandbox_id = definition.sandbox_id
         try:
+            if definition.restore_from is not None:
+                starting.outcome.add_done_callback(lambda outcome: self._kill_unwanted(sandbox_id, outcome))
             process = await self._create(definition, described)
         except Exception as error:  # noqa: BLE001 - handed on, bugs too
             if not starting.outcome.done():
@@ -247,6 +249,14 @@ class LibvirtHypervisor:
             except RestoreError:
                 await self._end_failed(definition.sandbox_id)
                 raise
+
+    def _kill_unwanted(self, sandbox_id: SandboxId, outcome: "asyncio.Future[VmStatus]") -> None:
+        """A QEMU that hangs reading a state would hold a thread for good: only its end lets that go."""
+        if outcome.cancelled():
+            process = QemuProcess.find(self.settings.pid_dir, domain_name(sandbox_id))
+            if process is not None:
+                process.kill()
+                process.close()
 
     async def _end_failed(self, sandbox_id: SandboxId) -> None:
         """Of a VM that never ran: return when its process is gone; libvirt tidies up in the background."""

@@ -18,12 +18,15 @@ from hyperd.errors import ExhaustedError, RestoreError, UnavailableError
 from hyperd.model.vm import SandboxId, VmDefinition
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.domain import create, is_paused, look_up
-from hyperd.vm.libvirt.errors import MonitorError
+from hyperd.vm.libvirt.errors import MonitorError, kind_of
 from hyperd.vm.libvirt.monitor import Phase
 from hyperd.vm.libvirt.xml import RAM_BACKEND, domain_name
 
 Log = Callable[[], str]
 
+_RAM_FILE_WORDS = (
+    "backing store"  # QEMU's, when the file that has the RAM is missing, closed to it or of another size
+)
 _NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
@@ -43,13 +46,22 @@ class Restore:
     def runs(self, connection: libvirt.virConnect) -> bool:
         """Raises RestoreError; libvirtError and ExistsError from the creation."""
         if not self._created:
-            if not create(connection, self._sandbox_id, self._described, paused=True):
+            if not self._create(connection):
                 return False
             self._created = True
             with self._restore_errors():
                 self._begin(look_up(connection, self._sandbox_id))
         with self._restore_errors():
             return self._finish(look_up(connection, self._sandbox_id))
+
+    def _create(self, connection: libvirt.virConnect) -> bool:
+        try:
+            return create(connection, self._sandbox_id, self._described, paused=True)
+        except libvirt.libvirtError as error:
+            message = error.get_error_message() or ""
+            if _RAM_FILE_WORDS in message and kind_of(0, message) is UnavailableError:
+                raise self._error(message) from error
+            raise
 
     def _begin(self, domain: libvirt.virDomain) -> None:
         monitor.set_capabilities(domain, ram_elsewhere=self._ram_elsewhere)
@@ -70,13 +82,15 @@ class Restore:
     def _restore_errors(self) -> Iterator[None]:
         try:
             yield
-        except (MonitorError, libvirt.libvirtError) as error:
-            words = str(error) if isinstance(error, MonitorError) else "QEMU ended while it read the state"
-            evidence = "\n".join(part for part in (words, self._log()) if part)
-            subject = domain_name(self._sandbox_id)
-            raise RestoreError(
-                "the saved state cannot be restored", subject=subject, evidence=evidence
-            ) from error
+        except MonitorError as error:
+            raise self._error(str(error)) from error
+        except libvirt.libvirtError as error:
+            raise self._error("QEMU ended while it read the state") from error
+
+    def _error(self, words: str) -> RestoreError:
+        evidence = "\n".join(part for part in (words, self._log()) if part)
+        subject = domain_name(self._sandbox_id)
+        return RestoreError("the saved state cannot be restored", subject=subject, evidence=evidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +117,14 @@ def resume(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:
     return True
 
 
-def begin_save(connection: libvirt.virConnect, sandbox_id: SandboxId, state: Path) -> None:
+def begin_save(
+    connection: libvirt.virConnect, sandbox_id: SandboxId, state: Path, *, bytes_per_s: int
+) -> None:
     """Pause the VM and let QEMU write."""
     domain = look_up(connection, sandbox_id)
     domain.suspend()
     monitor.set_capabilities(domain, ram_elsewhere=monitor.has_shared_ram(domain, RAM_BACKEND))
-    monitor.migrate(domain, state)
+    monitor.migrate(domain, state, bytes_per_s=bytes_per_s)
 
 
 def progress_of_save(connection: libvirt.virConnect, sandbox_id: SandboxId) -> SaveProgress:

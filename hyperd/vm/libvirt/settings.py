@@ -53,6 +53,7 @@ class LibvirtSettings:
     destroy_timeout_s: float = 30.0
     save_timeout_s: float = 1800.0  # 64 GiB at 40 MB/s
     save_stall_s: float = 30.0  # without a byte written
+    save_bytes_per_s: int = 1 << 40  # no limit
     kvm_device: Path = Path("/dev/kvm")
 
     @property

@@ -36,7 +36,10 @@ class VmStates:
         """A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
         name = domain_name(sandbox_id)
         with errors_of_existing(name):
-            await self._bridge.call(lambda connection: saving.begin_save(connection, sandbox_id, state))
+            limit = self._settings.save_bytes_per_s
+            await self._bridge.call(
+                lambda connection: saving.begin_save(connection, sandbox_id, state, bytes_per_s=limit)
+            )
             try:
                 async with asyncio.timeout(self._settings.save_timeout_s):
                     await self._wait_saved(sandbox_id)

@@ -30,7 +30,7 @@ def require_going_on(world: World, handle: SandboxHandle) -> None:
 
 
 def require_no_snapshot(world: World) -> None:
-    assert not world.snapshots.snapshots
+    assert not world.snapshots.everything()
     assert not world.snapshots.drafts
 
 
@@ -61,7 +61,7 @@ async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_r
     assert agent.calls[-2:] == ["set_clock", "thaw"]
     require_going_on(world, handle)
     assert {file.name for file in snapshot.manifest.files} == {"state", "disk"}
-    assert world.hypervisor.saved == [(sandbox_id, snapshot.path("state"))]
+    assert [saved for saved, _ in world.hypervisor.saved] == [sandbox_id]
     source = parse_source(snapshot.manifest)
     assert (source.spec, source.image_id, source.command) == (
         handle.record.spec,
@@ -71,7 +71,7 @@ async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_r
     assert (source.sandbox_id, source.name, source.container_id) == (sandbox_id, "web", sandbox_id)
     assert (source.execs, source.output_offset) == (1, 5)
     assert source.pause_ms >= source.stopped_ms
-    assert world.snapshots.get(SnapshotKind.SANDBOX, "first") is snapshot
+    assert world.snapshots.get(SnapshotKind.SANDBOX, "first") == snapshot
 
 
 async def test_room_for_memory_in_use_and_disk_is_asked_for_first(world: World, fleet: Fleet) -> None:
@@ -152,7 +152,7 @@ async def test_it_is_broken_off_in_every_phase(world: World, fleet: Fleet, how: 
         case "hang up":  # its wait ends, the snapshot goes on
             making.cancel()
             _release(world, handle, phase)
-            await eventually(lambda: world.snapshots.snapshots)
+            await eventually(world.snapshots.everything)
             require_going_on(world, handle)
     assert isinstance((await asyncio.gather(making, return_exceptions=True))[0], BaseException)
     if how != "hang up":
@@ -175,7 +175,8 @@ async def test_a_daemon_killed_in_any_phase_leaves_a_sandbox_that_goes_on(world:
             _release(world, handle, phase)
     agent.frozen = frozen
     world.hypervisor._set_paused(reference, paused=paused)
-    world.snapshots.snapshots.clear()
+    for snapshot in world.snapshots.everything():
+        await world.snapshots.remove(snapshot.manifest.snapshot_id)
     async with world.daemon() as fleet:
         handle = fleet.get(reference)
         await eventually(lambda: "thaw" in agent.calls and not world.hypervisor.running[reference].paused)
@@ -203,7 +204,7 @@ async def test_a_paused_one_stays_paused(world: World, fleet: Fleet) -> None:
     snapshot = await handle.snapshot("p")
     assert state(handle) is ContainerState.PAUSED
     assert world.hypervisor.running[handle.record.sandbox_id].paused
-    assert world.hypervisor.saved_agents_frozen(snapshot.path("state"))
+    assert world.hypervisor.saved_agents[snapshot.path("state")].frozen
     await handle.unpause()
     require_going_on(world, handle)
 
