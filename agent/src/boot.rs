@@ -12,12 +12,18 @@ use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 
 use crate::cgroup;
 use crate::error::{Context, Error, Result};
+use crate::fork;
 use crate::log;
 use crate::mount::Linux;
+use crate::net;
 
 pub const STATE: &str = "/run/hyper";
+/// Below the state directory: what every container finds as its own /run/hyper.
+pub const SHARE: &str = "share";
 pub const CONTROL: &str = "hyper.control";
 pub const STREAM: &str = "hyper.stream";
+/// In the initramfs.
+const OWN_BINARY: &str = "/init";
 const PORTS: &str = "/sys/class/virtio-ports";
 const PORT_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -46,11 +52,22 @@ pub fn prepare() -> Result<()> {
     // The kernel must rather kill a container than the one who could tell of it.
     std::fs::write("/proc/self/oom_score_adj", "-1000").what("protect the agent from the OOM killer")?;
     cgroup::prepare(&Linux, Path::new(cgroup::MOUNT))?;
-    for directory in ["stage", "disks", "containers", "empty"] {
+    for directory in ["stage", "disks", "containers", "empty", SHARE] {
         std::fs::create_dir_all(Path::new(STATE).join(directory)).what("create the agent's directories")?;
     }
+    share_forkpoint()?;
+    net::bring_up_lo()?;
     // From here on nobody, whatever handle they get hold of, writes to the agent's own file.
     rustix::mount::mount_remount("/", MountFlags::BIND | MountFlags::RDONLY, "").what("make / read-only")
+}
+
+/// The agent's own binary, under a name by which it is another program.
+fn share_forkpoint() -> Result<()> {
+    let place = Path::new(STATE).join(SHARE).join(fork::PROGRAM);
+    std::fs::write(&place, "").what("create forkpoint")?;
+    mount_bind(OWN_BINARY, &place).what("bind forkpoint")?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount_remount(&place, flags, "").what("make forkpoint read-only")
 }
 
 /// pivot_root refuses to leave the kernel's rootfs, so that no container could get a root of its own.

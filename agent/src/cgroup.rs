@@ -5,12 +5,13 @@
 //!     /sys/fs/cgroup/hyper/ID a container
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Kind, Result};
 use crate::mount::Kernel;
 use crate::proto::{GetStatsResponse, Resources};
 
@@ -39,6 +40,40 @@ pub fn prepare<K: Kernel>(kernel: &K, mount: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Stops every process of every container. Blocking; when it fails some may stand still: see [`thaw`].
+/// At the parent, so that no container with a writable cgroup file system can undo it.
+pub fn freeze(mount: &Path, deadline: Duration) -> Result<()> {
+    let parent = mount.join("hyper");
+    let give_up = Instant::now() + deadline;
+    std::fs::write(parent.join("cgroup.freeze"), "1").what("freeze the containers' cgroup")?;
+    let events = std::fs::File::open(parent.join("cgroup.events")).what("open cgroup.events")?;
+    loop {
+        let mut text = [0; 256];
+        let length = events.read_at(&mut text, 0).what("read cgroup.events")?;
+        if find_field(&String::from_utf8_lossy(&text[..length]), "frozen") == 1 {
+            return Ok(());
+        }
+        let left = give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::new(
+                Kind::TimedOut,
+                format!("the containers' processes did not stand still within {} s", deadline.as_secs()),
+            ));
+        }
+        // The kernel says when the file has changed since it was read.
+        let left = rustix::event::Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        let mut changed = [rustix::event::PollFd::new(&events, rustix::event::PollFlags::PRI)];
+        match rustix::event::poll(&mut changed, Some(&left)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(cause) => return Err(cause).what("wait for the containers to stand still"),
+        }
+    }
+}
+
+pub fn thaw(mount: &Path) -> Result<()> {
+    std::fs::write(mount.join("hyper/cgroup.freeze"), "0").what("thaw the containers' cgroup")
 }
 
 impl Cgroup {

@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::boot;
 use crate::cgroup::Cgroup;
 use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
@@ -22,6 +23,8 @@ use crate::mount::{self, Linux};
 use crate::process::{self, Birth, Newborn, Process};
 use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec};
 use crate::reaper::Reaper;
+use crate::spare::Spare;
+use crate::sys;
 
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -34,6 +37,7 @@ pub struct Workshop {
     /// The cgroup2 mount; absent only on a host that has none.
     pub cgroups: Option<PathBuf>,
     pub devices: Filter,
+    pub spare: Mutex<Option<Spare>>,
 }
 
 pub struct Container {
@@ -63,6 +67,26 @@ pub struct Shared {
 }
 
 impl Workshop {
+    /// What the first container would have to wait for. Blocking. Called before a template is saved.
+    pub fn prepare(&self) -> Result<()> {
+        self.devices.load()?;
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_none() {
+            *spare = Some(Spare::bear(&self.reaper)?);
+        }
+        Ok(())
+    }
+
+    /// Only the first container may have it: what the agent mounts afterwards is not in its namespace.
+    fn take_spare(&self, request: &CreateContainerRequest) -> Option<Spare> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if Spare::serves(request) {
+            return Some(spare);
+        }
+        spare.end();
+        None
+    }
+
     /// Blocking. Leaves nothing behind when it fails.
     pub fn make(&self, mut request: CreateContainerRequest, identity: &Identity, shared: &Shared) -> Result<Made> {
         let id = request.container_id.clone();
@@ -114,10 +138,12 @@ impl Workshop {
                 None => namespaces |= flag as u64,
             }
         }
+        let spare = self.take_spare(request);
         let config = Config {
             process: request.process.clone(),
             files: files.to_string_lossy().into_owned(),
             stage: self.state.join("stage").to_string_lossy().into_owned(),
+            share: self.state.join(boot::SHARE).to_string_lossy().into_owned(),
             privileged: isolation.privileged,
             // Only a PID 1 inherits orphans.
             init: isolation.init && shared.pid.is_none(),
@@ -130,7 +156,7 @@ impl Workshop {
             cgroup: cgroup.as_ref().map(|c| c.fd()),
             handle: (root.mount.as_fd(), init::ROOT),
         };
-        let newborn = process::bear(&self.reaper, &config, &birth)?;
+        let newborn = process::bear(&self.reaper, &config, &birth, spare)?;
         Ok(Made { newborn, cgroup, files, leases })
     }
 
@@ -242,7 +268,7 @@ impl Container {
             cgroup,
             handle: (target, init::TARGET),
         };
-        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())))
+        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), None)
     }
 
     pub fn forget(&self, id: &str) -> Result<()> {
@@ -253,7 +279,9 @@ impl Container {
             }
             Some(None) => Err(Error::wrong_state(format!("process {id} is being started"))),
             _ => {
-                execs.remove(id);
+                if let Some(Some(process)) = execs.remove(id) {
+                    process.output.forget();
+                }
                 Ok(())
             }
         }
@@ -294,6 +322,28 @@ impl Container {
     pub fn status(&self) -> ContainerStatus {
         let processes = self.processes().iter().map(|process| process.status()).collect();
         ContainerStatus { container_id: self.id.clone(), state: self.state().into(), processes }
+    }
+
+    /// The agent's directory of this container's files.
+    pub fn files(&self) -> &Path {
+        &self.files
+    }
+
+    /// Of its UTS namespace, which a thread of its own enters. Blocking.
+    pub fn set_hostname(&self, hostname: &str) -> Result<()> {
+        let set = || {
+            sys::setns(self.first.pidfd.as_fd(), libc::CLONE_NEWUTS)?;
+            rustix::system::sethostname(hostname.as_bytes())?;
+            Ok(())
+        };
+        let done: std::io::Result<()> = std::thread::scope(|scope| {
+            scope.spawn(set).join().unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")))
+        });
+        match done {
+            // It has exited, and its namespace with it.
+            Err(cause) if cause.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+            done => done.what(format_args!("set the host name of container {}", self.id)),
+        }
     }
 
     pub fn cgroup(&self) -> Option<&Cgroup> {

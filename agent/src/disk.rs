@@ -14,7 +14,7 @@ use rustix::mount::UnmountFlags;
 use crate::error::{Context, Error, Kind, Result};
 use crate::mount::{Attributes, Filesystem, Kernel};
 use crate::proto::{CreateContainerRequest, Layer, WritableLayer};
-use crate::rootfs::{NAME_FILES, standard_directories};
+use crate::rootfs::{MACHINE_ID, NAME_FILES, standard_directories};
 
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
@@ -31,6 +31,8 @@ pub struct Disks<K: Kernel> {
 
 struct Mounted {
     path: PathBuf,
+    /// A disk that may be written to.
+    writable: bool,
     users: u32,
 }
 
@@ -145,8 +147,15 @@ impl<K: Kernel> Disks<K> {
         let place =
             rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
         self.kernel.attach(made.as_fd(), place.as_fd())?;
-        mounted.insert(key.clone(), Mounted { path: path.clone(), users: 1 });
+        let writable = !attributes.contains(Attributes::MOUNT_ATTR_RDONLY);
+        mounted.insert(key.clone(), Mounted { path: path.clone(), writable, users: 1 });
         Ok(Lease { key, path, mounted: self.mounted.clone() })
+    }
+
+    /// Where the disks that may be written to are mounted.
+    pub fn writable(&self) -> Vec<PathBuf> {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.values().filter(|entry| entry.writable).map(|entry| entry.path.clone()).collect()
     }
 
     /// A directory that the host shares by virtio-fs.
@@ -163,7 +172,7 @@ impl<K: Kernel> Disks<K> {
         let place =
             rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
         self.kernel.attach(made.as_fd(), place.as_fd())?;
-        mounted.insert(key.clone(), Mounted { path: path.clone(), users: 1 });
+        mounted.insert(key.clone(), Mounted { path: path.clone(), writable: false, users: 1 });
         Ok(Lease { key, path, mounted: self.mounted.clone() })
     }
 }
@@ -218,7 +227,7 @@ fn make_skeleton(path: &Path, request: &CreateContainerRequest) -> Result<PathBu
     for directory in standard_directories() {
         skeleton.directory(directory)?;
     }
-    for name in NAME_FILES {
+    for name in NAME_FILES.into_iter().chain([MACHINE_ID]) {
         skeleton.file(&format!("/etc/{name}"))?;
     }
     for mount in &request.mounts {

@@ -1,52 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The guest's identity: clock, entropy, host name, links, name resolution. Given at start and again after a
-//! restore, so that no two clones share any of it before user code runs.
+//! The guest's identity: entropy, clock, host name, devices, links, name resolution, ids. Given at start and again to a
+//! clone, so that no two share any of it before user code runs.
 
-use std::fmt::Write as _;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::time::{ClockId, Timespec};
 
+use crate::container::Container;
 use crate::error::{Context, Error, Result};
+use crate::fork::Releases;
 use crate::mount::Linux;
-use crate::net;
+use crate::names::Names;
+use crate::net::Links;
 use crate::path::Root;
-use crate::proto::{ConfigureGuestRequest, Dns, HostEntry};
+use crate::proto::ConfigureGuestRequest;
+use crate::virtio::Released;
 use crate::{rootfs, sys};
 
 const MAX_ENTROPY: usize = 512;
 const MAX_HOSTNAME: usize = 64;
+const MAX_CONTAINERS: usize = 256;
+const MAX_VARIABLES: usize = 1024;
+const MAX_VARIABLE_BYTES: usize = 128 * 1024;
 
-/// What containers learn about the guest they are in.
-#[derive(Default)]
+/// What makes this guest another one than its clones.
 pub struct Identity {
-    known: Mutex<Known>,
-}
-
-#[derive(Default, Clone)]
-struct Known {
-    hostname: String,
-    addresses: Vec<String>,
-    dns: Dns,
-    hosts: Vec<HostEntry>,
+    pub devices: Released,
+    links: Links,
+    names: Mutex<Names>,
+    releases: Releases,
 }
 
 impl Identity {
-    /// Blocking: links may take seconds to appear.
-    pub fn configure(&self, request: &ConfigureGuestRequest) -> Result<()> {
-        check(request)?;
-        if request.wall_clock_unix_ns != 0 {
-            let nanos = request.wall_clock_unix_ns;
-            let time = Timespec { tv_sec: nanos.div_euclid(1_000_000_000), tv_nsec: nanos.rem_euclid(1_000_000_000) };
-            rustix::time::clock_settime(ClockId::Realtime, time).what("step the clock")?;
+    /// `share` is the directory that containers see as /run/hyper.
+    pub fn new(drivers: &Path, share: &Path) -> Self {
+        Self {
+            devices: Released::new(drivers),
+            links: Links::default(),
+            names: Mutex::default(),
+            releases: Releases::new(share.to_owned()),
         }
+    }
+
+    fn names(&self) -> MutexGuard<'_, Names> {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `containers` are all that exist. Blocking: links may take seconds to appear.
+    pub fn configure(&self, request: &ConfigureGuestRequest, containers: &[Arc<Container>]) -> Result<()> {
+        check(request)?;
+        let mut renamed = Vec::new();
+        for asked in &request.containers {
+            let found = containers.iter().find(|container| container.id == asked.container_id);
+            renamed.push((
+                found.ok_or_else(|| Error::not_found(format!("no container {}", asked.container_id)))?,
+                &asked.hostname,
+            ));
+        }
+        // First of all: what follows may ask for random numbers.
         if !request.entropy.is_empty() {
             let random = rustix::fs::open("/dev/urandom", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .what("open /dev/urandom")?;
             sys::add_entropy(random.as_fd(), &request.entropy).what("add entropy")?;
+        }
+        if request.wall_clock_unix_ns != 0 {
+            step_clock(request.wall_clock_unix_ns)?;
         }
         if !request.hostname.is_empty() {
             rustix::system::sethostname(request.hostname.as_bytes()).what("set the host name")?;
@@ -57,76 +78,78 @@ impl Identity {
                 rootfs::write_sysctl(&Linux, &root, name, value)?;
             }
         }
-        net::configure(&request.links)?;
+        self.devices.bind()?;
+        self.links.configure(&request.links)?;
+        let names = self.learn(request);
+        for container in containers {
+            names.write_ids(container.files(), true)?;
+        }
+        for (container, hostname) in renamed {
+            let hostname = if hostname.is_empty() { &self.hostname() } else { hostname };
+            names.write(container.files(), hostname)?;
+            container.set_hostname(hostname)?;
+        }
+        request.fork.as_ref().map_or(Ok(()), |fork| self.releases.publish(fork))
+    }
 
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+    fn learn(&self, request: &ConfigureGuestRequest) -> Names {
+        let mut names = self.names();
         if !request.hostname.is_empty() {
-            known.hostname.clone_from(&request.hostname);
+            names.hostname.clone_from(&request.hostname);
+        }
+        if !request.machine_id.is_empty() {
+            names.machine_id.clone_from(&request.machine_id);
+        }
+        if !request.boot_id.is_empty() {
+            names.boot_id.clone_from(&request.boot_id);
         }
         let addresses = request.links.iter().flat_map(|link| &link.addresses);
-        known.addresses = addresses.map(|cidr| cidr.split('/').next().unwrap_or(cidr).to_owned()).collect();
-        known.dns = request.dns.clone().unwrap_or_default();
-        known.hosts.clone_from(&request.hosts);
-        Ok(())
+        names.addresses = addresses.map(|cidr| cidr.split('/').next().unwrap_or(cidr).to_owned()).collect();
+        names.dns = request.dns.clone().unwrap_or_default();
+        names.hosts.clone_from(&request.hosts);
+        names.clone()
     }
 
     pub fn hostname(&self) -> String {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).hostname.clone();
+        let known = self.names().hostname.clone();
         if known.is_empty() { rustix::system::uname().nodename().to_string_lossy().into_owned() } else { known }
     }
 
-    /// hosts, hostname and resolv.conf of one container.
+    /// The files of a container that is being made.
     pub fn write_files(&self, directory: &Path, hostname: &str) -> Result<()> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let files = [
-            ("hosts", render_hosts(&known, hostname)),
-            ("hostname", format!("{hostname}\n")),
-            ("resolv.conf", render_resolv(&known.dns)),
-        ];
-        for (name, content) in files {
-            std::fs::write(directory.join(name), content).what(format_args!("write {name}"))?;
-        }
-        Ok(())
+        let names = self.names().clone();
+        names.write(directory, hostname)?;
+        names.write_ids(directory, false)
     }
 }
 
-fn render_hosts(known: &Known, hostname: &str) -> String {
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\n\
-         ff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n",
-    );
-    for entry in &known.hosts {
-        let _ = writeln!(text, "{}\t{}", entry.address, entry.names.join(" "));
-    }
-    let own = if known.addresses.is_empty() { &["127.0.1.1".to_owned()][..] } else { &known.addresses[..] };
-    // As Docker: the short name beside a full one.
-    let alias = hostname.split_once('.').map_or_else(String::new, |(short, _)| format!(" {short}"));
-    for address in own {
-        let _ = writeln!(text, "{address}\t{hostname}{alias}");
-    }
-    text
+pub fn step_clock(unix_ns: i64) -> Result<()> {
+    let time = Timespec { tv_sec: unix_ns.div_euclid(1_000_000_000), tv_nsec: unix_ns.rem_euclid(1_000_000_000) };
+    rustix::time::clock_settime(ClockId::Realtime, time).what("step the clock")
 }
 
-fn render_resolv(dns: &Dns) -> String {
-    let mut text = String::new();
-    for server in &dns.servers {
-        let _ = writeln!(text, "nameserver {server}");
+pub fn wall_clock_unix_ns() -> i64 {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+pub fn check_hostname(name: &str) -> Result<()> {
+    if name.len() > MAX_HOSTNAME || name.contains(['/', '\0', '\n', ' ']) {
+        return Err(Error::invalid(format!("bad host name {name:?}")));
     }
-    for (word, list) in [("search", &dns.searches), ("options", &dns.options)] {
-        if !list.is_empty() {
-            let _ = writeln!(text, "{word} {}", list.join(" "));
-        }
-    }
-    text
+    Ok(())
 }
 
 fn check(request: &ConfigureGuestRequest) -> Result<()> {
     if request.entropy.len() > MAX_ENTROPY {
         return Err(Error::invalid(format!("{} bytes of entropy are more than {MAX_ENTROPY}", request.entropy.len())));
     }
-    if request.hostname.len() > MAX_HOSTNAME || request.hostname.contains(['/', '\0', '\n', ' ']) {
-        return Err(Error::invalid(format!("bad host name {:?}", request.hostname)));
+    check_hostname(&request.hostname)?;
+    if request.containers.len() > MAX_CONTAINERS {
+        return Err(Error::invalid("too many containers"));
     }
+    request.containers.iter().try_for_each(|container| check_hostname(&container.hostname))?;
+    check_ids(request)?;
     let dns = request.dns.clone().unwrap_or_default();
     let words = dns.servers.iter().chain(&dns.searches).chain(&dns.options);
     let names = request.hosts.iter().flat_map(|entry| entry.names.iter().chain([&entry.address]));
@@ -136,36 +159,50 @@ fn check(request: &ConfigureGuestRequest) -> Result<()> {
     Ok(())
 }
 
+fn check_ids(request: &ConfigureGuestRequest) -> Result<()> {
+    let (machine, boot) = (request.machine_id.as_str(), request.boot_id.as_str());
+    let hexadecimal = |text: &str| text.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
+    if !machine.is_empty() && !(machine.len() == 32 && hexadecimal(machine)) {
+        return Err(Error::invalid(format!("bad machine id {machine:?}")));
+    }
+    let lengths = || boot.split('-').map(str::len);
+    if !boot.is_empty() && !(lengths().eq([8, 4, 4, 4, 12]) && boot.split('-').all(hexadecimal)) {
+        return Err(Error::invalid(format!("bad boot id {boot:?}")));
+    }
+    let variables = request.fork.as_ref().map_or(&[][..], |fork| &fork.env);
+    let bytes: usize = variables.iter().map(String::len).sum();
+    if variables.len() > MAX_VARIABLES || bytes > MAX_VARIABLE_BYTES {
+        return Err(Error::invalid("too many variables for forkpoints"));
+    }
+    // Values may be secrets: they are not told.
+    let sane = |variable: &String| variable.find('=').is_some_and(|cut| cut > 0) && !variable.contains('\0');
+    if !variables.iter().all(sane) {
+        return Err(Error::invalid("a variable for forkpoints that is not KEY=VALUE"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_container_finds_itself_and_its_neighbours() {
-        let known = Known {
-            addresses: vec!["10.0.0.2".into()],
-            hosts: vec![HostEntry { address: "10.0.0.3".into(), names: vec!["db".into(), "db.local".into()] }],
-            ..Known::default()
-        };
-        let hosts = render_hosts(&known, "web");
-        assert!(hosts.starts_with("127.0.0.1\tlocalhost\n"));
-        assert!(hosts.ends_with("10.0.0.3\tdb db.local\n10.0.0.2\tweb\n"));
-        assert!(render_hosts(&Known::default(), "web").ends_with("127.0.1.1\tweb\n"));
-        assert!(render_hosts(&known, "web.example.com").ends_with("10.0.0.2\tweb.example.com web\n"));
-    }
-
-    #[test]
-    fn resolv_conf_has_what_was_given_and_nothing_else() {
-        let dns = Dns { servers: vec!["10.0.0.1".into()], searches: vec!["a".into(), "b".into()], options: vec![] };
-        assert_eq!(render_resolv(&dns), "nameserver 10.0.0.1\nsearch a b\n");
-        assert_eq!(render_resolv(&Dns::default()), "");
-    }
+    use crate::proto::{ContainerIdentity, Dns, ForkIdentity, HostEntry};
 
     #[test]
     fn what_would_break_a_file_is_refused() {
         let bad = [
             ConfigureGuestRequest { hostname: "a\nb".into(), ..Default::default() },
             ConfigureGuestRequest { hostname: "x".repeat(65), ..Default::default() },
+            ConfigureGuestRequest { machine_id: "A".repeat(32), ..Default::default() },
+            ConfigureGuestRequest { machine_id: "a".repeat(31), ..Default::default() },
+            ConfigureGuestRequest { boot_id: "a".repeat(36), ..Default::default() },
+            ConfigureGuestRequest {
+                fork: Some(ForkIdentity { env: vec!["=x".into()], ..Default::default() }),
+                ..Default::default()
+            },
+            ConfigureGuestRequest {
+                containers: vec![ContainerIdentity { container_id: "a".into(), hostname: "a b".into() }],
+                ..Default::default()
+            },
             ConfigureGuestRequest { entropy: vec![0; 513], ..Default::default() },
             ConfigureGuestRequest {
                 dns: Some(Dns { servers: vec!["1.1.1.1\nnameserver 2".into()], ..Default::default() }),
@@ -177,7 +214,13 @@ mod tests {
             },
         ];
         for request in bad {
-            assert!(check(&request).is_err());
+            assert!(check(&request).is_err(), "{request:?}");
         }
+        let good = ConfigureGuestRequest {
+            machine_id: "0123456789abcdef".repeat(2),
+            boot_id: "01234567-89ab-cdef-0123-456789abcdef".into(),
+            ..Default::default()
+        };
+        assert!(check(&good).is_ok());
     }
 }

@@ -4,6 +4,7 @@
 //!     (as PID 1)                              a guest
 //!     --serve-unix CONTROL_SOCK STREAM_SOCK   the same services on a host, for tests
 //!     container-init                          run by itself, first thing in a container
+//!     (called forkpoint)                      waits in a container for the next fork
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
@@ -15,11 +16,14 @@ mod devices;
 mod disk;
 mod error;
 mod exec;
+mod fork;
+mod freeze;
 mod guest;
 mod init;
 mod link;
 mod log;
 mod mount;
+mod names;
 mod net;
 mod path;
 mod power;
@@ -29,6 +33,7 @@ mod rootfs;
 mod seccomp;
 mod serve;
 mod service;
+mod spare;
 mod stats;
 mod stdio;
 mod streams;
@@ -36,6 +41,7 @@ mod sys;
 mod terminal;
 mod transport;
 mod user;
+mod virtio;
 
 /// Generated from proto/hyper/agent/v1/agent.proto.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used)]
@@ -44,10 +50,14 @@ pub mod proto {
 }
 
 fn main() {
+    // In a container this may be PID 1 too.
+    if std::env::args_os().next().is_some_and(|own| std::path::Path::new(&own).ends_with(fork::PROGRAM)) {
+        std::process::exit(fork::main());
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if words == [init::ARGUMENT] {
-        std::process::exit(init::main());
+    if words == [init::ARGUMENT] || words == [init::SPARE_ARGUMENT] {
+        std::process::exit(init::main(words == [init::SPARE_ARGUMENT]));
     }
     sys::use_one_heap();
     let served = match words[..] {

@@ -93,7 +93,7 @@ impl Kernel for Linux {
 
     fn attach(&self, mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(mount, "", target, "", flags).what("attach a mount")
+        rustix::mount::move_mount(mount, "", target, "", flags).asked("attach a mount")
     }
 
     fn set_attributes(&self, mount: BorrowedFd<'_>, recursive: bool, set: Attributes) -> Result<()> {

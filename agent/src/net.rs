@@ -2,18 +2,23 @@
 //! Links, addresses and routes over rtnetlink, by hand: five messages do not justify a crate of several hundred KiB.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Link, Route};
+use crate::sys;
 
 const LINK_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(2);
 const MAX_LINKS: usize = 64;
+type Mac = [u8; 6];
+
+const LINKS: &str = "/sys/class/net";
 const LOOPBACK_INDEX: u32 = 1;
 
 /// A request and its attributes, laid out as the kernel reads them.
@@ -67,18 +72,127 @@ fn ask(socket: &OwnedFd, message: Message) -> rustix::io::Result<()> {
     }
 }
 
-/// Brings up lo and every link asked for. Blocking; doing it again changes nothing.
-pub fn configure(links: &[Link]) -> Result<()> {
-    if links.len() > MAX_LINKS {
-        return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
+/// The guest's links as they were asked for the last time; a clone is born with its parent's.
+#[derive(Default)]
+pub struct Links {
+    applied: Mutex<Vec<Link>>,
+}
+
+impl Links {
+    /// Brings up lo and every link asked for. Blocking; doing it again changes nothing.
+    pub fn configure(&self, links: &[Link]) -> Result<()> {
+        if links.len() > MAX_LINKS {
+            return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
+        }
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        if links.is_empty() && applied.is_empty() && LO_IS_UP.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let socket = open_socket()?;
+        bring_up(&socket)?;
+        // Whatever of the earlier ones is no longer asked for goes before anything comes.
+        for earlier in applied.iter().filter(|earlier| !links.contains(earlier)) {
+            if let Some((index, _)) = sys::find_link(socket.as_fd(), &earlier.name) {
+                flush(&socket, index).map_err(|error| error.of(format_args!("flush {}", earlier.name)))?;
+            }
+        }
+        applied.retain(|earlier| links.contains(earlier));
+        for link in links {
+            configure_link(&socket, link)?;
+        }
+        *applied = links.to_vec();
+        Ok(())
     }
-    let socket = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)
-        .what("open rtnetlink")?;
-    ask(&socket, Message::link(LOOPBACK_INDEX, libc::IFF_UP, libc::IFF_UP)).what("bring up lo")?;
-    for link in links {
-        configure_link(&socket, link)?;
+}
+
+static LO_IS_UP: AtomicBool = AtomicBool::new(false);
+
+pub fn bring_up_lo() -> Result<()> {
+    bring_up(&open_socket()?)
+}
+
+fn bring_up(socket: &OwnedFd) -> Result<()> {
+    if !LO_IS_UP.load(Ordering::Relaxed) {
+        ask(socket, Message::link(LOOPBACK_INDEX, libc::IFF_UP, libc::IFF_UP)).what("bring up lo")?;
+        LO_IS_UP.store(true, Ordering::Relaxed);
     }
     Ok(())
+}
+
+fn open_socket() -> Result<OwnedFd> {
+    rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).what("open rtnetlink")
+}
+
+/// Takes the link down, which ends its routes, neighbours and IPv6 addresses, and removes its IPv4 addresses.
+fn flush(socket: &OwnedFd, index: u32) -> Result<()> {
+    ask(socket, Message::link(index, 0, libc::IFF_UP)).what("take it down")?;
+    for (ip, prefix) in list_addresses(socket, index).what("list addresses")? {
+        match ask(socket, address_message(libc::RTM_DELADDR, index, ip, prefix)) {
+            // A secondary address goes with its primary one; IPv6's went with the link.
+            Err(rustix::io::Errno::ADDRNOTAVAIL) => {}
+            done => done.what(format_args!("remove address {ip}"))?,
+        }
+    }
+    Ok(())
+}
+
+/// IPv4 and IPv6 addresses of one link.
+fn list_addresses(socket: &OwnedFd, index: u32) -> rustix::io::Result<Vec<(IpAddr, u8)>> {
+    let mut message = Message::new(libc::RTM_GETADDR, libc::NLM_F_DUMP, &[0; 8]).finish();
+    // A dump ends with a message of its own, not with an acknowledgement.
+    message[6..8].copy_from_slice(&((libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16).to_ne_bytes());
+    rustix::net::send(socket, &message, SendFlags::empty())?;
+    let mut found = Vec::new();
+    let mut reply = vec![0_u8; 32 * 1024];
+    loop {
+        let (length, _) = rustix::net::recv(socket, &mut reply[..], RecvFlags::empty())?;
+        if parse_addresses(&reply[..length], index, &mut found)? {
+            return Ok(found);
+        }
+    }
+}
+
+/// True at the end of the dump.
+fn parse_addresses(mut bytes: &[u8], index: u32, found: &mut Vec<(IpAddr, u8)>) -> rustix::io::Result<bool> {
+    while bytes.len() >= 16 {
+        let length = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) as usize;
+        let kind = u16::from_ne_bytes([bytes[4], bytes[5]]);
+        let body = bytes.get(16..length).ok_or(rustix::io::Errno::PROTO)?;
+        if kind == libc::NLMSG_DONE as u16 {
+            return Ok(true);
+        }
+        if kind == libc::NLMSG_ERROR as u16 {
+            return Err(rustix::io::Errno::PROTO);
+        }
+        if kind == libc::RTM_NEWADDR && body.len() >= 8 && body[4..8] == index.to_ne_bytes() {
+            found.extend(parse_address(&body[8..]).map(|ip| (ip, body[1])));
+        }
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// IFA_LOCAL, or IFA_ADDRESS, which alone is IPv6's.
+fn parse_address(mut attributes: &[u8]) -> Option<IpAddr> {
+    let mut found = None;
+    while attributes.len() >= 4 {
+        let length = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
+        let kind = u16::from_ne_bytes([attributes[2], attributes[3]]);
+        let value = attributes.get(4..length)?;
+        let address = match value.len() {
+            4 => <[u8; 4]>::try_from(value).ok().map(IpAddr::from),
+            16 => <[u8; 16]>::try_from(value).ok().map(IpAddr::from),
+            _ => None,
+        };
+        if kind == libc::IFA_LOCAL {
+            return address;
+        }
+        if kind == libc::IFA_ADDRESS {
+            found = address;
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    found
 }
 
 fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
@@ -86,7 +200,13 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
         return Err(Error::invalid(format!("bad link name {:?}", link.name)));
     }
     let mac = parse_mac(&link.mac)?;
-    let (index, name) = wait_link(&mac)?;
+    let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name)?;
+    if is_foreign {
+        // A clone's: it still has its parent's addresses, of whatever origin.
+        flush(socket, index).map_err(|error| error.of(format_args!("flush {name}")))?;
+        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
+            .what(format_args!("set the MAC address of {name}"))?;
+    }
     if !link.name.is_empty() && link.name != name {
         // A link that is up may not be renamed.
         ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
@@ -106,7 +226,7 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
     ask(socket, Message::link(index, libc::IFF_UP, libc::IFF_UP)).what(format_args!("bring up {}", link.name))?;
     for address in &link.addresses {
         let (ip, prefix) = parse_cidr(address)?;
-        tolerate_existing(ask(socket, address_message(index, ip, prefix)))
+        tolerate_existing(ask(socket, address_message(libc::RTM_NEWADDR, index, ip, prefix)))
             .what(format_args!("add address {address}"))?;
     }
     for route in &link.routes {
@@ -124,9 +244,7 @@ fn rename(socket: &OwnedFd, index: u32, name: &str) -> rustix::io::Result<()> {
 
 /// The kernel named another link so; it will get its own name, or keep a number.
 fn move_aside(socket: &OwnedFd, name: &str) -> Result<()> {
-    let holder = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifindex"))
-        .what(format_args!("find {name}"))?;
-    let index = holder.trim().parse().map_err(|_| Error::internal(format!("index of {name}")))?;
+    let (index, _) = sys::find_link(socket.as_fd(), name).ok_or_else(|| Error::internal(format!("find {name}")))?;
     ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
     rename(socket, index, &format!("link{index}")).what(format_args!("rename {name}"))
 }
@@ -135,13 +253,13 @@ fn tolerate_existing(result: rustix::io::Result<()>) -> rustix::io::Result<()> {
     if result == Err(rustix::io::Errno::EXIST) { Ok(()) } else { result }
 }
 
-fn address_message(index: u32, ip: IpAddr, prefix: u8) -> Message {
+fn address_message(kind: u16, index: u32, ip: IpAddr, prefix: u8) -> Message {
     // No duplicate detection: the host gave the address, and it must work at once.
     let mut header =
         vec![family(ip), prefix, libc::IFA_F_NODAD as u8 * u8::from(ip.is_ipv6()), libc::RT_SCOPE_UNIVERSE];
     header.extend_from_slice(&index.to_ne_bytes());
     let bytes = octets(ip);
-    let mut message = Message::new(libc::RTM_NEWADDR, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header)
+    let mut message = Message::new(kind, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header)
         .with(libc::IFA_LOCAL, &bytes)
         .with(libc::IFA_ADDRESS, &bytes);
     if let IpAddr::V4(v4) = ip {
@@ -194,40 +312,57 @@ fn parse_cidr(text: &str) -> Result<(IpAddr, u8)> {
     parsed.ok_or_else(|| Error::invalid(format!("bad address {text:?}, wanted ADDRESS/PREFIX")))
 }
 
-fn parse_mac(text: &str) -> Result<String> {
-    let mac = text.to_ascii_lowercase();
-    let parts: Vec<&str> = mac.split(':').collect();
-    if parts.len() != 6 || !parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())) {
-        return Err(Error::invalid(format!("bad MAC address {text:?}")));
-    }
-    Ok(mac)
+fn parse_mac(text: &str) -> Result<Mac> {
+    let octet = |part: &str| {
+        let sane = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+        sane.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+    };
+    let octets: Option<Vec<u8>> = text.split(':').map(octet).collect();
+    let mac = octets.and_then(|octets| Mac::try_from(octets).ok());
+    mac.ok_or_else(|| Error::invalid(format!("bad MAC address {text:?}")))
+}
+
+struct Found {
+    index: u32,
+    name: String,
+    /// It has the name that is wanted, but another MAC.
+    is_foreign: bool,
 }
 
 /// A link may be plugged in just now. sysfs shows it in the moment it can be configured.
-fn wait_link(mac: &str) -> Result<(u32, String)> {
+fn wait_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Found> {
     let deadline = Instant::now() + LINK_DEADLINE;
     loop {
-        for entry in std::fs::read_dir("/sys/class/net").what("list links")?.flatten() {
-            if let Some(found) = match_link(&entry.path(), mac) {
-                return Ok(found);
-            }
+        if let Some(found) = find_link(socket, mac, wanted)? {
+            return Ok(found);
         }
         if Instant::now() >= deadline {
+            let [a, b, c, d, e, f] = mac;
             return Err(Error::new(
                 Kind::NotFound,
-                format!("no link with MAC {mac} within {} s", LINK_DEADLINE.as_secs()),
+                format!(
+                    "no link with MAC {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} within {} s",
+                    LINK_DEADLINE.as_secs()
+                ),
             ));
         }
         std::thread::sleep(POLL);
     }
 }
 
-fn match_link(path: &Path, mac: &str) -> Option<(u32, String)> {
-    if std::fs::read_to_string(path.join("address")).ok()?.trim() != mac {
-        return None;
+/// By MAC; else the link that is called so: in a clone it has its parent's MAC still.
+fn find_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Option<Found>> {
+    let named = sys::find_link(socket.as_fd(), wanted);
+    if let Some((index, _)) = named.filter(|&(_, address)| address == mac) {
+        return Ok(Some(Found { index, name: wanted.to_owned(), is_foreign: false }));
     }
-    let index = std::fs::read_to_string(path.join("ifindex")).ok()?.trim().parse().ok()?;
-    Some((index, path.file_name()?.to_str()?.to_owned()))
+    for entry in std::fs::read_dir(LINKS).what("list links")?.flatten() {
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        if let Some((index, _)) = sys::find_link(socket.as_fd(), &name).filter(|&(_, address)| address == mac) {
+            return Ok(Some(Found { index, name, is_foreign: false }));
+        }
+    }
+    Ok(named.map(|(index, _)| Found { index, name: wanted.to_owned(), is_foreign: true }))
 }
 
 #[cfg(test)]
@@ -236,7 +371,7 @@ mod tests {
 
     #[test]
     fn messages_are_laid_out_as_the_kernel_reads_them() {
-        let bytes = address_message(7, "10.1.2.3".parse().unwrap(), 24).finish();
+        let bytes = address_message(libc::RTM_NEWADDR, 7, "10.1.2.3".parse().unwrap(), 24).finish();
         assert_eq!(bytes.len() as u32, u32::from_ne_bytes(bytes[..4].try_into().unwrap()));
         assert_eq!(bytes.len(), 16 + 8 + 8 * 3);
         assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
@@ -257,8 +392,8 @@ mod tests {
         for bad in ["10.0.0.1", "10.0.0.1/33", "x/8", "fd00::/129", "/", ""] {
             assert!(parse_cidr(bad).is_err(), "{bad}");
         }
-        assert_eq!(parse_mac("52:54:00:AA:bb:0c").unwrap(), "52:54:00:aa:bb:0c");
-        for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c"] {
+        assert_eq!(parse_mac("52:54:00:AA:bb:0c").unwrap(), [0x52, 0x54, 0, 0xaa, 0xbb, 0x0c]);
+        for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c", "52:54:00:aa:bb:+1", "52:54:00:aa:bb:0c:0d"] {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
         let route = |destination: &str, gateway: &str| {
@@ -267,5 +402,22 @@ mod tests {
         assert!(route("0.0.0.0/0", "10.0.0.1").is_ok());
         assert!(route("::/0", "10.0.0.1").is_err());
         assert!(route("0.0.0.0/0", "gw").is_err());
+    }
+
+    #[test]
+    fn a_dump_of_addresses_is_read_for_one_link_up_to_its_end() {
+        let mine = |index, ip: &str| {
+            let ip = ip.parse().unwrap();
+            address_message(libc::RTM_NEWADDR, index, ip, if ip.is_ipv4() { 24 } else { 64 }).finish()
+        };
+        let mut dump = [mine(2, "10.0.0.1"), mine(3, "10.0.0.2"), mine(2, "fd00::1")].concat();
+        let mut found = Vec::new();
+        assert_eq!(parse_addresses(&dump, 2, &mut found), Ok(false));
+        assert_eq!(found, [("10.0.0.1".parse().unwrap(), 24), ("fd00::1".parse().unwrap(), 64)]);
+        dump.extend(Message::new(libc::NLMSG_DONE as u16, 0, &[0; 4]).finish());
+        assert_eq!(parse_addresses(&dump, 2, &mut found), Ok(true));
+        for torn in 1..dump.len() {
+            let _ = parse_addresses(&dump[..torn], 2, &mut found);
+        }
     }
 }

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
+use crate::fork;
 use crate::mount::{self, Attributes, Device, Filesystem, Kernel};
 use crate::path::Root;
 use crate::proto::{CreateContainerRequest, Mount};
@@ -15,6 +16,10 @@ use crate::proto::{CreateContainerRequest, Mount};
 const DEFAULT_SHM_BYTES: u64 = 64 * 1024 * 1024;
 /// Made by the agent for each container, bind-mounted over the image's.
 pub const NAME_FILES: [&str; 3] = ["hosts", "hostname", "resolv.conf"];
+/// Made too when the host gave the guest ids; read-only.
+pub const MACHINE_ID: &str = "machine-id";
+pub const BOOT_ID: &str = "boot-id";
+const BOOT_ID_PLACE: &str = "/proc/sys/kernel/random/boot_id";
 
 const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
@@ -30,7 +35,7 @@ const LINKS: [(&str, &str); 6] = [
 
 /// Where mounts of the standard set go; also what a root that cannot be written must already have.
 pub fn standard_directories() -> impl Iterator<Item = &'static str> {
-    ["/proc", "/dev", "/sys", "/etc"].into_iter()
+    ["/proc", "/dev", "/sys", "/etc", fork::DIRECTORY].into_iter()
 }
 
 fn standard_mounts(privileged: bool, shm_bytes: u64) -> Vec<(&'static str, Filesystem)> {
@@ -68,6 +73,8 @@ pub struct Builder<'a, K: Kernel> {
     pub request: &'a CreateContainerRequest,
     /// Where the agent keeps this container's name files.
     pub files: &'a Path,
+    /// What it finds as /run/hyper.
+    pub share: &'a Path,
 }
 
 impl<K: Kernel> Builder<'_, K> {
@@ -80,10 +87,19 @@ impl<K: Kernel> Builder<'_, K> {
         for name in NAME_FILES {
             self.bind(&self.files.join(name), &format!("/etc/{name}"), Attributes::empty())?;
         }
+        self.bind_ids()?;
         let mut mounts: Vec<&Mount> = self.request.mounts.iter().collect();
-        mounts.sort_by_key(|m| m.destination.split('/').filter(|part| !part.is_empty()).count());
-        for mount in mounts {
+        mounts.sort_by_key(|mount| depth(&mount.destination));
+        // Into what is mounted on /run, and beneath what somebody wants to have there.
+        let deeper = mounts.partition_point(|mount| depth(&mount.destination) <= depth(fork::DIRECTORY));
+        for (n, mount) in mounts.iter().enumerate() {
+            if n == deeper {
+                self.bind_share()?;
+            }
             self.mount_asked(mount).map_err(|error| error.of(format_args!("mount {}", mount.destination)))?;
+        }
+        if deeper == mounts.len() {
+            self.bind_share()?;
         }
         for (name, value) in &isolation.sysctls {
             write_sysctl(self.kernel, self.root, name, value)?;
@@ -103,6 +119,37 @@ impl<K: Kernel> Builder<'_, K> {
         }
         if self.request.root.as_ref().is_some_and(|root| root.readonly) {
             self.kernel.set_attributes(self.root.fd(), false, Attributes::MOUNT_ATTR_RDONLY)?;
+        }
+        Ok(())
+    }
+
+    /// Nothing of the image or of the host may fail for want of a place for these.
+    fn bind_ids(&self) -> Result<()> {
+        let fixed = Attributes::MOUNT_ATTR_RDONLY;
+        for (name, place) in [(MACHINE_ID, "/etc/machine-id"), (BOOT_ID, BOOT_ID_PLACE)] {
+            let file = self.files.join(name);
+            if !file.exists() {
+                continue;
+            }
+            match self.bind(&file, place, fixed) {
+                Err(error) if error.kind == Kind::Invalid => crate::debug!("{place}: {error}"),
+                bound => bound?,
+            }
+        }
+        Ok(())
+    }
+
+    fn bind_share(&self) -> Result<()> {
+        let taken =
+            |mount: &Mount| Path::new(&mount.destination).components().eq(Path::new(fork::DIRECTORY).components());
+        if !self.share.exists() || self.request.mounts.iter().any(taken) {
+            return Ok(());
+        }
+        let fixed = Attributes::MOUNT_ATTR_RDONLY | Attributes::MOUNT_ATTR_NOSUID | Attributes::MOUNT_ATTR_NODEV;
+        match self.bind(self.share, fork::DIRECTORY, fixed) {
+            // Such as a read-only volume on /run.
+            Err(error) if error.kind == Kind::Invalid => crate::debug!("{}: {error}", fork::DIRECTORY),
+            bound => bound?,
         }
         Ok(())
     }
@@ -206,6 +253,10 @@ impl<K: Kernel> Builder<'_, K> {
         };
         self.kernel.attach(cover.as_fd(), place.as_fd())
     }
+}
+
+fn depth(path: &str) -> usize {
+    path.split('/').filter(|part| !part.is_empty()).count()
 }
 
 /// `net.ipv4.ip_forward` or `net/ipv4/ip_forward`, below the root's /proc/sys.

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -16,6 +16,8 @@ use crate::container::Workshop;
 use crate::devices::Filter;
 use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
+use crate::fork;
+use crate::guest::Identity;
 use crate::mount::Linux;
 use crate::power::Power;
 use crate::proto::agent_service_server::AgentServiceServer;
@@ -23,6 +25,7 @@ use crate::proto::stream_service_server::StreamServiceServer;
 use crate::reaper::Reaper;
 use crate::service::Agent;
 use crate::transport::{Connection, Hangup, Scope, ScopeGuard, Serve, serve_pipe};
+use crate::virtio;
 
 const BLOCKING_THREADS: usize = 16;
 const THREAD_STACK: usize = 256 * 1024;
@@ -82,15 +85,26 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_stack_size(THREAD_STACK)
-        .thread_keep_alive(Duration::from_secs(1))
+        // A thread that is there need not be made: the one that serves a template serves its clones.
+        .thread_keep_alive(Duration::from_secs(24 * 3600))
         .build()
         .what("start the runtime")
 }
 
 fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool) -> Agent {
     let disks = Disks::new(Linux, state, !in_guest);
-    let workshop = Workshop { reaper, disks, state: state.to_owned(), cgroups, devices: Filter::default() };
-    Agent::new(workshop, Power { state: state.to_owned(), in_guest })
+    let workshop = Workshop {
+        reaper,
+        disks,
+        state: state.to_owned(),
+        cgroups,
+        devices: Filter::default(),
+        spare: Mutex::default(),
+    };
+    // On a host the disks are its own: there is nothing to release.
+    let drivers = if in_guest { PathBuf::from(virtio::DRIVERS) } else { state.join("drivers") };
+    let identity = Identity::new(&drivers, &state.join(boot::SHARE));
+    Agent::new(workshop, identity, Power { state: state.to_owned(), in_guest })
 }
 
 pub fn in_guest() -> Result<()> {
@@ -114,9 +128,11 @@ pub fn on_host(control: &Path, stream: &Path) -> Result<()> {
     // Orphans of containers come to us, as they would to PID 1.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).what("become a subreaper")?;
     let state = control.with_extension("state");
-    for directory in ["stage", "disks", "containers", "empty"] {
+    for directory in ["stage", "disks", "containers", "empty", boot::SHARE] {
         std::fs::create_dir_all(state.join(directory)).what("create the state directory")?;
     }
+    // A guest binds it, but on a host no mount may be left.
+    std::fs::copy("/proc/self/exe", state.join(boot::SHARE).join(fork::PROGRAM)).what("copy forkpoint")?;
     let cgroups = Path::new(cgroup::MOUNT).join("cgroup.controllers").exists()
         && cgroup::prepare(&Linux, Path::new(cgroup::MOUNT)).is_ok();
     runtime()?.block_on(async {

@@ -7,11 +7,13 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::{RwLock, RwLockReadGuard};
 use tonic::{Request, Response, Status};
 
 use crate::container::{Container, Shared, Workshop, blocking};
 use crate::error::{Error, Kind, Result};
-use crate::guest::Identity;
+use crate::freeze::Frozen;
+use crate::guest::{self, Identity};
 use crate::power::Power;
 use crate::process::Process;
 use crate::proto::agent_service_server::AgentService;
@@ -36,6 +38,8 @@ struct Inner {
     identity: Arc<Identity>,
     power: Power,
     containers: Mutex<HashMap<String, Slot>>,
+    /// Read by whatever makes or ends processes, for as long as it takes; `Some` while the guest stands still.
+    frozen: RwLock<Option<Frozen>>,
 }
 
 /// An id is taken from the moment its container is asked for until it is gone.
@@ -45,9 +49,14 @@ enum Slot {
 }
 
 impl Agent {
-    pub fn new(workshop: Workshop, power: Power) -> Self {
-        let inner =
-            Inner { workshop: Arc::new(workshop), identity: Arc::default(), power, containers: Mutex::default() };
+    pub fn new(workshop: Workshop, identity: Identity, power: Power) -> Self {
+        let inner = Inner {
+            workshop: Arc::new(workshop),
+            identity: Arc::new(identity),
+            power,
+            containers: Mutex::default(),
+            frozen: RwLock::default(),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -67,7 +76,56 @@ impl Agent {
         self.container(container)?.process(process)
     }
 
+    /// Nothing is made or ended while the guest stands still.
+    fn moving(&self) -> Result<RwLockReadGuard<'_, Option<Frozen>>> {
+        match self.inner.frozen.try_read() {
+            Ok(frozen) if frozen.is_none() => Ok(frozen),
+            _ => Err(Error::wrong_state("the guest is frozen")),
+        }
+    }
+
+    async fn freeze(self) -> Result<FreezeGuestResponse> {
+        let mut frozen = self.inner.frozen.write().await;
+        if frozen.is_none() {
+            let workshop = self.inner.workshop.clone();
+            let freezing = move || Frozen::freeze(workshop.cgroups.as_deref(), &workshop.disks.writable());
+            *frozen = Some(blocking(freezing).await?);
+        }
+        Ok(FreezeGuestResponse {})
+    }
+
+    async fn thaw(self) -> Result<ThawGuestResponse> {
+        let mut frozen = self.inner.frozen.write().await;
+        if let Some(mut still) = frozen.take() {
+            let (still, thawed) = blocking(move || {
+                let thawed = still.thaw();
+                Ok((still, thawed))
+            })
+            .await?;
+            *frozen = thawed.is_err().then_some(still);
+            thawed?;
+        }
+        Ok(ThawGuestResponse {})
+    }
+
+    async fn release_devices(self) -> Result<ReleaseDevicesResponse> {
+        // Nothing is made meanwhile.
+        let frozen = self.inner.frozen.write().await;
+        if frozen.is_some() || !self.containers().is_empty() {
+            return Err(Error::wrong_state("there are containers, or the guest is frozen"));
+        }
+        let (identity, workshop) = (self.inner.identity.clone(), self.inner.workshop.clone());
+        blocking(move || {
+            identity.devices.release()?;
+            // Whatever is saved now is what clones are made of.
+            workshop.prepare()
+        })
+        .await?;
+        Ok(ReleaseDevicesResponse {})
+    }
+
     async fn create(self, request: CreateContainerRequest) -> Result<CreateContainerResponse> {
+        let _moving = self.moving()?;
         check_create(&request)?;
         let id = request.container_id.clone();
         let isolation = request.isolation.clone().unwrap_or_default();
@@ -104,6 +162,7 @@ impl Agent {
             Err(error) if error.kind == Kind::NotFound => return Ok(DeleteContainerResponse {}),
             Err(error) => return Err(error),
         };
+        let _moving = self.moving()?;
         self.containers().insert(id.clone(), Slot::Busy);
         let destroyed = container.destroy().await;
         match &destroyed {
@@ -115,6 +174,9 @@ impl Agent {
     }
 
     async fn shut_down(self, timeout: Duration) -> Result<ShutdownResponse> {
+        if let Err(error) = self.clone().thaw().await {
+            crate::warn!("{error}");
+        }
         let containers: Vec<Arc<Container>> = self.ready();
         containers.iter().for_each(|container| container.kill_all());
         let all_dead = async {
@@ -167,8 +229,33 @@ impl AgentService for Agent {
     }
 
     async fn configure_guest(&self, request: Request<ConfigureGuestRequest>) -> Answer<ConfigureGuestResponse> {
-        let (identity, request) = (self.inner.identity.clone(), request.into_inner());
-        detached(blocking(move || identity.configure(&request).map(|()| ConfigureGuestResponse {}))).await
+        let (identity, request, containers) = (self.inner.identity.clone(), request.into_inner(), self.ready());
+        detached(blocking(move || {
+            identity.configure(&request, &containers)?;
+            Ok(ConfigureGuestResponse { wall_clock_unix_ns: guest::wall_clock_unix_ns() })
+        }))
+        .await
+    }
+
+    async fn set_clock(&self, request: Request<SetClockRequest>) -> Answer<SetClockResponse> {
+        let unix_ns = request.into_inner().wall_clock_unix_ns;
+        if unix_ns <= 0 {
+            return Err(Error::invalid(format!("{unix_ns} is no time")).into());
+        }
+        guest::step_clock(unix_ns)?;
+        Ok(Response::new(SetClockResponse { wall_clock_unix_ns: guest::wall_clock_unix_ns() }))
+    }
+
+    async fn release_devices(&self, _: Request<ReleaseDevicesRequest>) -> Answer<ReleaseDevicesResponse> {
+        detached(Agent::release_devices(self.clone())).await
+    }
+
+    async fn freeze_guest(&self, _: Request<FreezeGuestRequest>) -> Answer<FreezeGuestResponse> {
+        detached(self.clone().freeze()).await
+    }
+
+    async fn thaw_guest(&self, _: Request<ThawGuestRequest>) -> Answer<ThawGuestResponse> {
+        detached(self.clone().thaw()).await
     }
 
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
@@ -176,8 +263,12 @@ impl AgentService for Agent {
     }
 
     async fn start_container(&self, request: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
-        let container = self.container(&request.into_inner().container_id)?;
-        detached(async move { container.start().await.map(|refused| StartContainerResponse { refused }) }).await
+        let (agent, container) = (self.clone(), self.container(&request.into_inner().container_id)?);
+        detached(async move {
+            let _moving = agent.moving()?;
+            container.start().await.map(|refused| StartContainerResponse { refused })
+        })
+        .await
     }
 
     async fn delete_container(&self, request: Request<DeleteContainerRequest>) -> Answer<DeleteContainerResponse> {
@@ -193,9 +284,10 @@ impl AgentService for Agent {
         let request = request.into_inner();
         check_id("process", &request.process_id)?;
         let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
-        let (container, workshop) = (self.container(&request.container_id)?, self.inner.workshop.clone());
+        let (agent, container) = (self.clone(), self.container(&request.container_id)?);
         detached(async move {
-            let process = container.exec(&workshop, &request.process_id, spec).await?;
+            let _moving = agent.moving()?;
+            let process = container.exec(&agent.inner.workshop, &request.process_id, spec).await?;
             Ok(ExecProcessResponse { pid: process.pid })
         })
         .await
@@ -272,9 +364,7 @@ fn check_create(request: &CreateContainerRequest) -> Result<()> {
     if request.process.is_none() {
         return Err(Error::invalid("no process given"));
     }
-    if request.hostname.len() > 64 || request.hostname.contains(['/', '\0', '\n', ' ']) {
-        return Err(Error::invalid(format!("bad host name {:?}", request.hostname)));
-    }
+    guest::check_hostname(&request.hostname)?;
     if request.mounts.len() > MAX_MOUNTS
         || isolation.masked_paths.len() > MAX_PATHS
         || isolation.readonly_paths.len() > MAX_PATHS

@@ -17,6 +17,8 @@ use crate::proto::Stream;
 
 pub const RING: usize = 256 * 1024;
 pub const CHUNK: usize = 64 * 1024;
+/// What is read at once of an output that is thrown away.
+const SCRAP: usize = 4096;
 /// Turns between the two streams that the ring remembers; more count as full.
 const SEGMENTS: usize = 4096;
 
@@ -39,6 +41,8 @@ struct Ring {
     /// (offset of its first byte, stream); the last one is still growing.
     segments: VecDeque<(u64, Stream)>,
     writers: u32,
+    /// Nobody will ever read this: what comes is thrown away.
+    forgotten: bool,
 }
 
 pub struct Chunk {
@@ -59,6 +63,9 @@ impl Ring {
         stream: Stream,
         read: impl FnOnce(&mut [u8]) -> std::result::Result<usize, E>,
     ) -> std::result::Result<usize, E> {
+        if self.forgotten {
+            return read(&mut [0; SCRAP]);
+        }
         if self.bytes.is_empty() {
             self.bytes = vec![0; RING];
         }
@@ -74,6 +81,9 @@ impl Ring {
     }
 
     fn chunk_at(&self, offset: u64) -> Option<Chunk> {
+        if self.forgotten {
+            return None;
+        }
         if offset >= self.end {
             return (self.writers == 0).then_some(Chunk {
                 offset,
@@ -119,6 +129,24 @@ impl Output {
 
     pub fn end_offset(&self) -> u64 {
         self.lock().end
+    }
+
+    /// All before it was acknowledged.
+    pub fn start_offset(&self) -> u64 {
+        self.lock().start
+    }
+
+    /// Throws away what is kept and all that is still to come, so that a process that outlives its parent never blocks.
+    pub fn forget(&self) {
+        {
+            let mut ring = self.lock();
+            ring.forgotten = true;
+            ring.start = ring.end;
+            ring.segments = VecDeque::new();
+            ring.bytes = Vec::new();
+        }
+        self.readers.send_modify(|n| *n += 1);
+        self.space.send_replace(());
     }
 
     /// Reads one stream of the process until its last writer has gone.

@@ -20,15 +20,21 @@ from hyperctl.errors import CliError, InvalidError
 from hyperctl.render import print_error
 
 if TYPE_CHECKING:
+    import grpc
     import grpc.aio
 
-    from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2_grpc
+    from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
 
 T = TypeVar("T")
 
 DEFAULT_ADDRESS = "unix:///run/hyper/hyperd.sock"
 QUERY_TIMEOUT_S = 60.0  # for calls that only look; the others end when the daemon's own deadlines say so
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.default_authority", "localhost"),
+)
 
 host: contextvars.ContextVar[str] = contextvars.ContextVar("host", default="")
 
@@ -51,6 +57,18 @@ class Client:
         from hyper.v1 import image_pb2_grpc
 
         return image_pb2_grpc.ImageServiceStub(self._channel)
+
+    @property
+    def snapshots(self) -> "snapshot_pb2_grpc.SnapshotServiceAsyncStub":
+        from hyper.v1 import snapshot_pb2_grpc
+
+        return snapshot_pb2_grpc.SnapshotServiceStub(self._channel)
+
+    @property
+    def templates(self) -> "snapshot_pb2_grpc.TemplateServiceAsyncStub":
+        from hyper.v1 import snapshot_pb2_grpc
+
+        return snapshot_pb2_grpc.TemplateServiceStub(self._channel)
 
     @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":
@@ -81,14 +99,19 @@ async def connect() -> AsyncIterator[Client]:
     import grpc.aio
 
     path = socket_path()
-    options = [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.default_authority", "localhost"),
-    ]
     with rpc_errors(path):
-        async with grpc.aio.insecure_channel(f"unix://{path}", options=options) as channel:
+        async with grpc.aio.insecure_channel(f"unix://{path}", options=CHANNEL_OPTIONS) as channel:
             yield Client(channel, path)
+
+
+@contextlib.contextmanager
+def connect_blocking() -> Iterator["grpc.Channel"]:
+    """For an upload: grpc.aio loses what the server says when it refuses one halfway (grpc issue 36066)."""
+    import grpc
+
+    path = socket_path()
+    with rpc_errors(path), grpc.insecure_channel(f"unix://{path}", options=CHANNEL_OPTIONS) as channel:
+        yield channel
 
 
 @contextlib.contextmanager
@@ -98,7 +121,9 @@ def rpc_errors(path: str) -> Iterator[None]:
 
     try:
         yield
-    except grpc.aio.AioRpcError as error:
+    except grpc.RpcError as error:
+        if not isinstance(error, grpc.aio.AioRpcError | grpc.Call):
+            raise  # has no status
         if error.code() is grpc.StatusCode.UNAVAILABLE and (reason := why_unreachable(path)) is not None:
             raise reason from error
         raise errors.decode_status(error) from error

@@ -10,7 +10,7 @@ from typing import Any
 from hyperctl import client as hyperd
 from hyperctl.client import Client
 from hyperctl.errors import CliError
-from hyperctl.names import familiar_name
+from hyperctl.names import familiar_name, shorten_id
 
 DEADLINE_S = 1.0
 
@@ -25,6 +25,22 @@ def running_containers(incomplete: str) -> list[str]:
     return _ask(_container_names(running_only=True), incomplete)
 
 
+def paused_containers(incomplete: str) -> list[str]:
+    return _ask(_container_names(running_only=False, status="paused"), incomplete)
+
+
+def hibernated_containers(incomplete: str) -> list[str]:
+    return _ask(_container_names(running_only=False, status="hibernated"), incomplete)
+
+
+def snapshots(incomplete: str) -> list[str]:
+    return _ask(_snapshot_names, incomplete)
+
+
+def templates(incomplete: str) -> list[str]:
+    return _ask(_template_ids, incomplete)
+
+
 def images(incomplete: str) -> list[str]:
     return _ask(_image_names, incomplete)
 
@@ -33,11 +49,12 @@ def containers_and_images(incomplete: str) -> list[str]:
     return [*containers(incomplete), *images(incomplete)]
 
 
-def _container_names(*, running_only: bool) -> Callable[[Client], Awaitable[list[str]]]:
+def _container_names(*, running_only: bool, status: str = "") -> Callable[[Client], Awaitable[list[str]]]:
     async def names(client: Client) -> list[str]:
         from hyper.v1 import container_pb2 as pb
 
-        request = pb.ListContainersRequest(all=not running_only)
+        filters = [pb.Filter(key="status", value=status)] if status else []
+        request = pb.ListContainersRequest(all=not running_only, filters=filters)
         response = await client.containers.ListContainers(request, timeout=DEADLINE_S)
         return [container.name for container in response.containers]
 
@@ -49,6 +66,20 @@ async def _image_names(client: Client) -> list[str]:
 
     response = await client.images.ListImages(pb.ListImagesRequest(), timeout=DEADLINE_S)
     return [familiar_name(tag) for image in response.images for tag in image.tags]
+
+
+async def _snapshot_names(client: Client) -> list[str]:
+    from hyper.v1 import snapshot_pb2 as pb
+
+    response = await client.snapshots.ListSnapshots(pb.ListSnapshotsRequest(), timeout=DEADLINE_S)
+    return [snapshot.name or shorten_id(snapshot.id) for snapshot in response.snapshots]
+
+
+async def _template_ids(client: Client) -> list[str]:
+    from hyper.v1 import snapshot_pb2 as pb
+
+    response = await client.templates.ListTemplates(pb.ListTemplatesRequest(), timeout=DEADLINE_S)
+    return [shorten_id(template.id) for template in response.templates]
 
 
 def _ask(question: Callable[[Client], Awaitable[list[str]]], incomplete: str) -> list[str]:
@@ -83,7 +114,7 @@ def _complete_command(command: Any, rest: list[str], incomplete: str) -> list[st
         return []  # the process's own words
     option = _option(command, rest[-1]) if rest else None
     if option is not None and not option.is_flag:
-        return []
+        return [item.value for item in option.shell_complete(None, incomplete)]
     if incomplete.startswith("-"):
         return _flags(command, incomplete)
     arguments = [param for param in command.params if param.param_type_name == "argument"]

@@ -9,6 +9,7 @@ hint: <what to do>
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import grpc
     import grpc.aio
 
 BUG, INVALID, NOT_FOUND, CONFLICT, EXHAUSTED, TIMEOUT, UNAVAILABLE, DENIED, UNSUPPORTED = range(1, 10)
@@ -70,7 +71,7 @@ def render_error(brief: str, *, subject: str = "", evidence: str = "", hint: str
     return "\n".join(lines)
 
 
-def decode_status(error: "grpc.aio.AioRpcError") -> CliError:
+def decode_status(error: "grpc.aio.AioRpcError | grpc.Call") -> CliError:
     """Turn a status of a call that hyperd answered into what the user sees."""
     from hyper.v1 import system_pb2
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pull as it goes: a bar a layer on a terminal, a line a step anywhere else."""
+"""What takes its time, as it goes: of a pull a bar a layer on a terminal, a line a step anywhere else."""
 
 import os
 import time
@@ -79,6 +79,35 @@ class PullProgress:
             open_ones = [layer for layer in layers if layer.phase not in FINISHED][: limit - 1]
             return [f"{len(done)} of {len(layers)} layers complete", *map(render_layer, open_ones)]
         return [render_layer(layer) for layer in layers]
+
+
+class ByteProgress:
+    """`imported 12.3MB/45.6MB`, in place, on a terminal; nothing anywhere else."""
+
+    def __init__(self, out: TextIO, verb: str, *, total_bytes: int = 0, quiet: bool = False) -> None:
+        self._out = out
+        self._verb = verb
+        self._total_bytes = total_bytes
+        self._live = not quiet and _is_live(out)
+        self._done_bytes = 0
+        self._last_draw_s = 0.0
+
+    def add(self, size_bytes: int) -> None:
+        self._done_bytes += size_bytes
+        if self._live and time.monotonic() - self._last_draw_s >= REDRAW_S:
+            self._draw("")
+
+    def finish(self) -> None:
+        """How far it came stays."""
+        if self._live and self._done_bytes:
+            self._draw("\n")
+        self._live = False
+
+    def _draw(self, end: str) -> None:
+        self._last_draw_s = time.monotonic()
+        total = f"/{render_size(self._total_bytes)}" if self._total_bytes else ""
+        self._out.write(f"\r{self._verb} {render_size(self._done_bytes)}{total}\x1b[K{end}")
+        self._out.flush()
 
 
 def render_layer(layer: pb.LayerProgress) -> str:

@@ -22,7 +22,12 @@ STATES = {
     pb.CONTAINER_STATE_EXITED: "exited",
     pb.CONTAINER_STATE_REMOVING: "removing",
     pb.CONTAINER_STATE_FAILED: "failed",
+    pb.CONTAINER_STATE_PAUSED: "paused",
+    pb.CONTAINER_STATE_HIBERNATED: "hibernated",
 }
+UP = frozenset(
+    {pb.CONTAINER_STATE_RUNNING, pb.CONTAINER_STATE_STOPPING, pb.CONTAINER_STATE_PAUSED}
+)  # as in Docker, one that is paused is running too
 WHY_FAILED = {
     pb.EXIT_REASON_GUEST_PANIC: "guest panic",
     pb.EXIT_REASON_VM_LOST: "VM lost",
@@ -57,14 +62,18 @@ def render_ago(moment: Timestamp, now_s: float) -> str:
 
 
 def describe_status(container: pb.Container, now_s: float) -> str:
-    """`Up 3 seconds`, `Exited (0) 2 minutes ago`, `Failed (guest panic) 2 minutes ago`."""
+    """`Up 3 seconds`, `Up 3 minutes (Paused)`, `Exited (0) 2 minutes ago`, `Failed (guest panic) 2 minutes ago`."""
     ended = render_ago(container.finished_at, now_s)
     match container.state:
-        case pb.CONTAINER_STATE_RUNNING | pb.CONTAINER_STATE_STOPPING:
+        case pb.CONTAINER_STATE_RUNNING | pb.CONTAINER_STATE_STOPPING | pb.CONTAINER_STATE_PAUSED:
             up = f"Up {render_ago(container.started_at, now_s).removesuffix(' ago')}".rstrip()
+            if container.state == pb.CONTAINER_STATE_PAUSED:
+                return f"{up} (Paused)"
             if container.state == pb.CONTAINER_STATE_STOPPING:
                 return f"{up} (stopping)"
             return f"{up} (agent not reached)" if container.trouble else up
+        case pb.CONTAINER_STATE_HIBERNATED:
+            return f"Hibernated {render_ago(container.finished_at, now_s)}".rstrip()
         case pb.CONTAINER_STATE_EXITED:
             why = WHY_FAILED.get(container.exit.reason)
             text = f"Exited ({container.exit.code}) {ended}".rstrip()
@@ -128,6 +137,7 @@ def container_document(container: pb.Container, image: image_pb2.Image | None = 
             "GuestKernel": container.guest_kernel,
             "StartMs": container.start_ms,
         },
+        "Start": _start(container.start),
     }
 
 
@@ -139,8 +149,8 @@ def _state(container: pb.Container) -> dict[str, Any]:
     failed = container.exit.reason in WHY_FAILED
     return {
         "Status": STATES.get(container.state, "unknown"),
-        "Running": container.state in {pb.CONTAINER_STATE_RUNNING, pb.CONTAINER_STATE_STOPPING},
-        "Paused": False,
+        "Running": container.state in UP,
+        "Paused": container.state == pb.CONTAINER_STATE_PAUSED,
         "Restarting": False,
         "OOMKilled": container.exit.reason == pb.EXIT_REASON_OOM,
         "Dead": container.state == pb.CONTAINER_STATE_FAILED,
@@ -152,6 +162,15 @@ def _state(container: pb.Container) -> dict[str, Any]:
         else container.trouble,
         "StartedAt": _time(container.started_at),
         "FinishedAt": _time(container.finished_at),
+    }
+
+
+def _start(report: pb.StartReport) -> dict[str, Any]:
+    """How the machine came to run; all empty while there is none."""
+    return {
+        "Path": report.path,
+        "Note": report.note,
+        "Phases": [{"Name": phase.name, "DurationMs": phase.duration_ms} for phase in report.phases],
     }
 
 

@@ -158,6 +158,16 @@ def takes_container_flags(command: Callable[..., int]) -> Callable[..., int]:
     return with_flags
 
 
+def given_flags(flags: ContainerFlags) -> dict[str, str]:
+    """Fields that are not at their defaults -> the flag as it is written."""
+    defaults = ContainerFlags()
+    return {
+        flag.name: f"--{flag.name.replace('_', '-')}"
+        for flag in dataclasses.fields(ContainerFlags)
+        if getattr(flags, flag.name) != getattr(defaults, flag.name)
+    }
+
+
 def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.ContainerSpec:
     """Raises InvalidError for a flag that cannot be meant; what only hyperd can know, hyperd refuses."""
     if flags.pull not in PULL_POLICIES:

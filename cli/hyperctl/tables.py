@@ -2,12 +2,18 @@
 """Every command: name -> (module under hyperctl.commands, its name there, summary). Help is printed from here alone."""
 
 CONTAINER_TABLE = {
-    "run": ("run", "run", "Create and start a container from an image"),
+    "run": ("run", "run", "Create and start a container from an image or a snapshot"),
     "create": ("run", "create", "Create a container without starting it"),
     "start": ("lifecycle", "start", "Start stopped containers"),
     "stop": ("lifecycle", "stop", "Stop running containers"),
     "kill": ("lifecycle", "kill", "Send a signal to running containers"),
+    "pause": ("lifecycle", "pause", "Let containers stand still"),
+    "unpause": ("lifecycle", "unpause", "Let paused containers go on"),
+    "hibernate": ("lifecycle", "hibernate", "Put running containers on disk and free their memory"),
+    "wake": ("lifecycle", "wake", "Let hibernated containers go on where they were"),
     "rm": ("lifecycle", "rm", "Remove containers"),
+    "fork": ("fork", "fork", "Clone a running container, processes and all"),
+    "rollback": ("fork", "rollback", "Put a container back at one of its snapshots"),
     "ps": ("listing", "ps", "List containers"),
     "exec": ("attach", "exec", "Run a command in a running container"),
     "attach": ("attach", "attach", "Join the standard streams of a running container"),
@@ -19,6 +25,8 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "pull": ("images", "pull", "Download an image from a registry"),
     "images": ("images", "images", "List images"),
     "rmi": ("images", "rmi", "Remove images"),
+    "snapshot": ("groups", "snapshot", "Snapshots of running containers"),
+    "template": ("groups", "template", "Booted guests that containers start from"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -41,4 +49,19 @@ IMAGE_GROUP = {
     "pull": ROOT_TABLE["pull"],
     "rm": ROOT_TABLE["rmi"],
     "inspect": ("inspect", "image-inspect", "Show everything about images"),
+}
+SNAPSHOT_GROUP = {
+    "create": ("snapshots", "create", "Save a running container: memory, disk and configuration"),
+    "ls": ("snapshots", "ls", "List snapshots"),
+    "list": ("snapshots", "ls", "List snapshots"),
+    "inspect": ("snapshots", "inspect", "Show everything about snapshots"),
+    "rm": ("snapshots", "rm", "Remove snapshots"),
+    "export": ("transfer", "export", "Write a snapshot to a file or a pipe"),
+    "import": ("transfer", "import", "Take a snapshot from a file or a pipe"),
+}
+TEMPLATE_GROUP = {
+    "ls": ("templates", "ls", "List templates"),
+    "list": ("templates", "ls", "List templates"),
+    "build": ("templates", "build", "Make the templates for a size of machine"),
+    "rm": ("templates", "rm", "Remove templates"),
 }

@@ -2,12 +2,13 @@
 """``AgentGuest``: the agent's calls, each with its deadline. ``AgentDialer`` makes them."""
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from hyper.agent.v1 import agent_pb2 as pb
 from hyper.agent.v1.agent_pb2_grpc import AgentServiceStub, StreamServiceStub
-from hyperd.errors import UnsupportedError
+from hyperd.errors import UnavailableError, UnsupportedError
 from hyperd.guest import convert
 from hyperd.guest.failures import agent_errors
 from hyperd.guest.streams import AgentInputWriter, AgentOutputReader
@@ -36,8 +37,10 @@ PROTOCOL_VERSION = 1
 SHORT_S = 15.0  # looks something up or sends a signal
 CONFIGURE_S = 30.0  # waits up to 5 s for each link
 CREATE_S = 60.0  # mounts file systems, one of which may replay its journal
+FREEZE_S = 60.0  # writes all that is not on the disks yet
 DELETE_S = 60.0  # kills, syncs and unmounts
 _SHUTDOWN_GRACE_S = 10.0
+_CLOCK_TOLERANCE_NS = 50_000_000
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -64,7 +67,33 @@ class AgentGuest:
         self._streams: StreamServiceAsyncStub = StreamServiceStub(stream.channel)
 
     async def configure(self, identity: GuestIdentity) -> None:
-        await self._call(self._agent.ConfigureGuest, convert.encode_identity(identity), CONFIGURE_S)
+        asked_ns = time.time_ns()
+        request = convert.encode_identity(identity)
+        response = await self._call(self._agent.ConfigureGuest, request, CONFIGURE_S)
+        if not is_right(response.wall_clock_unix_ns, asked_ns, time.time_ns()):
+            await self.set_clock()
+
+    async def set_clock(self) -> None:
+        asked_ns = time.time_ns()
+        request = pb.SetClockRequest(wall_clock_unix_ns=asked_ns)
+        response = await self._call(self._agent.SetClock, request, SHORT_S)
+        answered_ns = time.time_ns()
+        if not is_right(response.wall_clock_unix_ns, asked_ns, answered_ns):
+            off_s = (response.wall_clock_unix_ns - answered_ns) / 1e9
+            raise UnavailableError(
+                "the guest's clock is wrong after it was set",
+                subject=self._subject,
+                evidence=f"{off_s:+.3f} s off",
+            )
+
+    async def release_devices(self) -> None:
+        await self._call(self._agent.ReleaseDevices, pb.ReleaseDevicesRequest(), SHORT_S)
+
+    async def freeze(self) -> None:
+        await self._call(self._agent.FreezeGuest, pb.FreezeGuestRequest(), FREEZE_S)
+
+    async def thaw(self) -> None:
+        await self._call(self._agent.ThawGuest, pb.ThawGuestRequest(), SHORT_S)
 
     async def create_container(self, plan: ContainerPlan) -> int:
         request = convert.encode_container(plan)
@@ -156,6 +185,11 @@ class AgentGuest:
     def _decoded_pid(self, pid: int) -> int:
         with agent_errors(self._subject):
             return convert.decode_pid(pid)
+
+
+def is_right(guest_ns: int, asked_ns: int, answered_ns: int) -> bool:
+    """Whether the guest's wall clock, read between those two of the host's, can be the host's."""
+    return asked_ns - _CLOCK_TOLERANCE_NS <= guest_ns <= answered_ns + _CLOCK_TOLERANCE_NS
 
 
 async def exchange_hellos(ports: Sequence[Port], *, timeout_s: float, subject: str) -> AgentHello:

@@ -15,6 +15,7 @@ from hyperd.model.guest import (
     ContainerId,
     ContainerPlan,
     ContainerStatus,
+    ForkIdentity,
     GuestContainerState,
     GuestIdentity,
     GuestMount,
@@ -58,7 +59,18 @@ def encode_identity(identity: GuestIdentity) -> pb.ConfigureGuestRequest:
         ),
         hosts=[pb.HostEntry(address=entry.address, names=entry.names) for entry in identity.hosts],
         sysctls=identity.sysctls,
+        machine_id=identity.machine_id,
+        boot_id=identity.boot_id,
+        containers=[
+            pb.ContainerIdentity(container_id=container.container_id, hostname=container.hostname)
+            for container in identity.containers
+        ],
+        fork=_encode_fork(identity.fork) if identity.fork is not None else None,
     )
+
+
+def _encode_fork(fork: ForkIdentity) -> pb.ForkIdentity:
+    return pb.ForkIdentity(index=fork.index, count=fork.count, env=fork.env)
 
 
 def _encode_link(link: Link) -> pb.Link:
@@ -192,7 +204,14 @@ def _decode_process(status: pb.ProcessStatus) -> ProcessStatus:
         running=status.running,
         exit=decode_exit(status.exit) if status.HasField("exit") else None,
         output_end_offset=decode_offset(status.output_end_offset),
+        output_start_offset=_decode_start(status),
     )
+
+
+def _decode_start(status: pb.ProcessStatus) -> int:
+    if status.output_start_offset > status.output_end_offset:
+        raise NonsenseError(f"output from {status.output_start_offset} to {status.output_end_offset}")
+    return status.output_start_offset
 
 
 def _require_distinct(ids: Iterable[str]) -> None:

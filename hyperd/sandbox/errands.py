@@ -4,19 +4,24 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperd.errors import HyperError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
-from hyperd.model.image import Image
-from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
+from hyperd.model.snapshot import SnapshotKind
+from hyperd.model.vm import Accelerator, SandboxId, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
+from hyperd.sandbox.compatibility import HostFacts, compatibility_of
+from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
-from hyperd.sandbox.run import Live, Runner, one_error
+from hyperd.sandbox.revival import Origin, Reviver
+from hyperd.sandbox.rooms import Phases, one_error
+from hyperd.sandbox.run import Live, Runner
+from hyperd.sandbox.standstill import step_clock, thaw
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +37,9 @@ class Services:
     records: Records
     ledger: Ledger
     accelerator: Callable[[], Awaitable[Accelerator]]
+    reviver: Reviver
+    facts: Facts
+    owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
 
 
 class Errands:
@@ -43,28 +51,58 @@ class Errands:
 
     async def bring_up(self) -> News:
         """From nothing to a first process that runs, or back to nothing."""
+        phases = Phases()
         try:
-            accelerator = await self._services.accelerator()
-            image = await self._runner.rooms.images.get(self._record.image_id)
-            live, refused = await self._bring_up(image, accelerator)
+            live, refused = await self._bring_up(await self._services.accelerator(), phases)
         except HyperError as error:
             return UpFailed(error)
         return IsUp(live, refused)
 
-    async def _bring_up(self, image: Image, accelerator: Accelerator) -> tuple[Live, ProcessExit | None]:
+    async def _bring_up(self, accelerator: Accelerator, phases: Phases) -> tuple[Live, ProcessExit | None]:
         live: Live | None = None
         try:
             async with one_error(), asyncio.TaskGroup() as beside:
                 # Looking through the log of earlier runs takes up to 60 ms: not between the boot and the first byte.
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
-                live = await self._runner.bring_up(self._record, image, accelerator)
+                facts = beside.create_task(self._host_facts())
+                live = await self._runner.bring_up(self._record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
-            refused = await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
+            refused = await live.guest.start_container(assembly.container_id_of(self._record))
+            phases.mark("start")
+            host = facts.result()
+            if live.definition is not None and host is not None:
+                live.made_of = compatibility_of(live.definition, host)
+            if live.start is not None:
+                live.start = replace(live.start, phases_ms=phases.in_ms())
         except BaseException:
             if live is not None:
                 await live.stack.aclose()
             raise
         return live, refused
+
+    async def revive(self, origin: Origin, *, log_goes_on: bool = False) -> News:
+        """From a snapshot to a first process that stands still where it was, or back to nothing."""
+        phases = Phases()
+        live: Live | None = None
+        try:
+            host, accelerator = await self._services.facts.get(), await self._services.accelerator()
+            async with one_error(), asyncio.TaskGroup() as beside:
+                examining = beside.create_task(self._runner.examine_journal(self._journal))
+                live = await self._services.reviver.revive(self._record, origin, accelerator, host, phases)
+            self._journal.open(examining.result(), fresh=not log_goes_on, base=live.output_offset)
+        except BaseException as error:
+            if live is not None:
+                await live.stack.aclose()
+            if isinstance(error, HyperError):
+                return UpFailed(error)
+            raise
+        return IsUp(live, frozen=True)
+
+    async def _host_facts(self) -> HostFacts | None:
+        try:
+            return await self._services.facts.get()
+        except HyperError:  # a kernel that is missing is told by the boot that misses it
+            return None
 
     async def take_over(
         self, vm: VmStatus, facts: machine.RunFacts, tell_trouble: Callable[[HyperError | None], None]
@@ -88,11 +126,21 @@ class Errands:
                 tell_trouble(None)
                 return IsUp(live)
 
+    async def pause_again(self) -> None:
+        try:
+            await self._runner.rooms.hypervisor.pause(self._record.sandbox_id)
+        except HyperError as error:
+            log.error("not paused again", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+
     async def _adopt(self, vm: VmStatus, facts: machine.RunFacts) -> Live:
+        if vm.paused:  # an earlier hyperd was killed while it had the VM stand still
+            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
         live = await self._runner.adopt(
             self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
         )
         try:
+            await step_clock(live.guest)
+            await thaw(live.guest)
             self._journal.open(await self._runner.examine_journal(self._journal), fresh=False)
         except BaseException:
             live.stack.pop_all()
@@ -129,9 +177,24 @@ class Errands:
             log.error("not cleaned up", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         return news
 
+    async def forget_snapshots(self) -> None:
+        """It is awake. What cannot be removed now is removed when the next hyperd starts."""
+        try:
+            await self._remove_snapshots()
+        except HyperError as error:
+            log.error("memory not removed", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+
+    async def _remove_snapshots(self) -> None:
+        """Those that are the sandbox's own: of its sleep."""
+        store = self._runner.rooms.snapshots
+        for snapshot in store.list(SnapshotKind.HIBERNATION):
+            if snapshot.manifest.source.get("container_id") == self._record.sandbox_id:
+                await store.remove(snapshot.manifest.snapshot_id)
+
     async def discard(self) -> IsRemoved:
         try:
             await self._runner.discard(self._record.sandbox_id)
+            await self._remove_snapshots()
             await self._services.records.delete(self._record.sandbox_id)
         except HyperError as error:
             return IsRemoved(error)

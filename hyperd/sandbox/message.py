@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from hyperd.errors import HyperError
 from hyperd.model.container import Exit
 from hyperd.model.guest import ProcessExit
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
+from hyperd.sandbox import machine
+from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live
 
 Done = asyncio.Future[None]
@@ -17,6 +20,7 @@ Started = asyncio.Future[ProcessExit | None]  # an exit: the process could not b
 @dataclass(frozen=True, slots=True)
 class AskStart:
     done: Started
+    origin: Origin | None = None  # a clone: it is up when it stands still there
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,39 @@ class AskRemove:
 
 
 @dataclass(frozen=True, slots=True)
+class AskPause:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskUnpause:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    done: "asyncio.Future[Snapshot]"
+    name: str = ""
+    passing: bool = False  # of a fork: nobody sees it
+
+
+@dataclass(frozen=True, slots=True)
+class AskHibernate:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskWake:
+    done: Started
+
+
+@dataclass(frozen=True, slots=True)
+class AskRollback:
+    done: Started
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     vm: VmStatus | None
 
@@ -41,6 +78,7 @@ class Adopt:
 class IsUp:
     live: Live
     refused: ProcessExit | None = None  # why the first process was not executed
+    frozen: bool = False  # it goes on when it is thawed
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +106,15 @@ class IsRemoved:
     error: HyperError | None = None
 
 
-News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """An operation has made ``event`` true; it goes on when the state says so."""
+
+    event: machine.Event
+    done: Done
+
+
+News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown | Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +125,6 @@ class OfRun:
     news: News
 
 
-Ask = AskStart | AskStop | AskRemove
+Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate
+Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
 Message = Ask | Adopt | OfRun | IsRemoved | VmGone

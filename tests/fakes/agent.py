@@ -13,6 +13,7 @@ import contextlib
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,9 @@ from hyper.agent.v1 import agent_pb2_grpc as rpc
 from hyperd.errors import HyperError
 from hyperd.model.guest import (
     ContainerId,
+    ContainerIdentity,
     ContainerPlan,
+    ForkIdentity,
     GuestContainerState,
     GuestIdentity,
     GuestMount,
@@ -237,6 +240,7 @@ class AgentServicer(rpc.AgentServiceServicer):
     def __init__(self, agent: FakeAgent) -> None:
         self.agent = agent
         self.protocol_version = 1
+        self.wrong_clocks_ns: list[int] = []  # by how much the next answers are off
 
     async def Hello(self, request, context):
         async with answering(context):
@@ -252,8 +256,35 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def ConfigureGuest(self, request, context):
         async with answering(context):
             await self.agent.enter("configure")
-            self.agent.identity = decode_identity(request)
-        return pb.ConfigureGuestResponse()
+            self.agent.configure(decode_identity(request))
+        return pb.ConfigureGuestResponse(wall_clock_unix_ns=self._wall_clock())
+
+    async def SetClock(self, request, context):
+        async with answering(context):
+            await self.agent.enter("set_clock")
+        return pb.SetClockResponse(wall_clock_unix_ns=self._wall_clock())
+
+    def _wall_clock(self) -> int:
+        off_ns = self.wrong_clocks_ns.pop(0) if self.wrong_clocks_ns else 0
+        return time.time_ns() + off_ns
+
+    async def ReleaseDevices(self, request, context):
+        async with answering(context):
+            await self.agent.enter("release_devices")
+            self.agent.release_devices()
+        return pb.ReleaseDevicesResponse()
+
+    async def FreezeGuest(self, request, context):
+        async with answering(context):
+            await self.agent.enter("freeze")
+        self.agent.frozen = True
+        return pb.FreezeGuestResponse()
+
+    async def ThawGuest(self, request, context):
+        async with answering(context):
+            await self.agent.enter("thaw")
+        self.agent.frozen = False
+        return pb.ThawGuestResponse()
 
     async def CreateContainer(self, request, context):
         async with answering(context):
@@ -289,6 +320,7 @@ class AgentServicer(rpc.AgentServiceServicer):
                             running=process.running,
                             exit=encode_exit(process.exit) if process.exit else None,
                             output_end_offset=process.output_end_offset,
+                            output_start_offset=process.output_start_offset,
                         )
                         for process in container.processes
                     ],
@@ -436,6 +468,15 @@ def decode_identity(request: pb.ConfigureGuestRequest) -> GuestIdentity:
         dns_options=tuple(request.dns.options),
         hosts=tuple(HostEntry(entry.address, tuple(entry.names)) for entry in request.hosts),
         sysctls=dict(request.sysctls),
+        machine_id=request.machine_id,
+        boot_id=request.boot_id,
+        containers=tuple(
+            ContainerIdentity(ContainerId(container.container_id), container.hostname)
+            for container in request.containers
+        ),
+        fork=ForkIdentity(request.fork.index, request.fork.count, tuple(request.fork.env))
+        if request.HasField("fork")
+        else None,
     )
 
 

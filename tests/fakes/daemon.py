@@ -7,342 +7,27 @@
 
 import asyncio
 import contextlib
-import hashlib
-import itertools
 import sys
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import container_pb2_grpc, image_pb2, image_pb2_grpc, system_pb2, system_pb2_grpc
+from hyper.v1 import (
+    container_pb2_grpc,
+    image_pb2,
+    image_pb2_grpc,
+    snapshot_pb2_grpc,
+    system_pb2,
+    system_pb2_grpc,
+)
+from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
+from tests.fakes.daemon_state import UP, Context, FakeDaemon, abort, ago, digest
+from tests.fakes.programs import FakeProcess, exited
 
-Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
-CHUNK = 64 * 1024
 DEADLINE_S = 30
-
-
-def digest(text: str) -> str:
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
-
-
-@dataclass
-class FakeProcess:
-    """What a program of ours sees: arguments, input, output, signals, a terminal's size."""
-
-    args: list[str]
-    tty: bool = False
-    size: tuple[int, int] = (0, 0)
-    stdin: "asyncio.Queue[bytes]" = field(default_factory=lambda: asyncio.Queue(4))
-    output: "asyncio.Queue[pb.SessionResponse | None]" = field(default_factory=lambda: asyncio.Queue(4))
-    signals: "asyncio.Queue[int]" = field(default_factory=asyncio.Queue)
-    resized: asyncio.Event = field(default_factory=asyncio.Event)
-    exit: pb.ExitStatus | None = None
-    running: bool = False
-    ended: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def write(self, data: bytes) -> None:
-        await self.output.put(pb.SessionResponse(stdout=data))
-
-    async def write_error(self, data: bytes) -> None:
-        await self.output.put(pb.SessionResponse(stderr=data))
-
-    async def read(self) -> bytes:
-        return await self.stdin.get()
-
-    async def run(self) -> None:
-        """The program to its end, or until a signal ends it."""
-        program = PROGRAMS.get(self.args[0] if self.args else "sh", missing)
-        work = asyncio.ensure_future(program(self))
-        killed = asyncio.ensure_future(self._killed())
-        try:
-            await asyncio.wait([work, killed], return_when=asyncio.FIRST_COMPLETED)
-            self.exit = work.result() if work.done() else killed.result()
-        finally:
-            work.cancel()
-            killed.cancel()
-        self.ended.set()
-        await self.output.put(None)
-
-    async def _killed(self) -> pb.ExitStatus:
-        if self.args[:1] == ["signals"]:
-            await asyncio.Event().wait()
-        number = await self.signals.get()
-        return pb.ExitStatus(code=128 + number, signal=number, reason=pb.EXIT_REASON_STOPPED)
-
-
-def exited(code: int = 0) -> pb.ExitStatus:
-    return pb.ExitStatus(code=code, reason=pb.EXIT_REASON_EXITED)
-
-
-async def missing(process: FakeProcess) -> pb.ExitStatus:
-    return pb.ExitStatus(
-        code=127, reason=pb.EXIT_REASON_START_FAILED, message=f"exec: {process.args[0]!r}: not found in $PATH"
-    )
-
-
-async def echo(process: FakeProcess) -> pb.ExitStatus:
-    await process.write((" ".join(process.args[1:]) + "\n").encode())
-    return exited()
-
-
-async def complain(process: FakeProcess) -> pb.ExitStatus:
-    await process.write(b"to stdout\n")
-    await process.write_error(b"to stderr\n")
-    return exited(int(process.args[1]))
-
-
-async def cat(process: FakeProcess) -> pb.ExitStatus:
-    while data := await process.read():
-        await process.write(data)
-    return exited()
-
-
-async def sink(process: FakeProcess) -> pb.ExitStatus:
-    """Counts and hashes its input."""
-    size, hashed = 0, hashlib.sha256()
-    while data := await process.read():
-        size += len(data)
-        hashed.update(data)
-    await process.write(f"{size} {hashed.hexdigest()}\n".encode())
-    return exited()
-
-
-async def flood(process: FakeProcess) -> pb.ExitStatus:
-    left = int(process.args[1])
-    chunk = bytes(range(256)) * (CHUNK // 256)
-    while left > 0:
-        await process.write(chunk[:left])
-        left -= len(chunk[:left])
-    return exited()
-
-
-async def sleep(process: FakeProcess) -> pb.ExitStatus:
-    await process.write(b"ready\n")
-    await asyncio.Event().wait()
-    return exited()
-
-
-async def signals(process: FakeProcess) -> pb.ExitStatus:
-    """Names every signal; ends at SIGTERM."""
-    await process.write(b"ready\n")
-    while (number := await process.signals.get()) != 15:
-        await process.write(f"signal {number}\n".encode())
-    return exited(3)
-
-
-async def sh(process: FakeProcess) -> pb.ExitStatus:
-    """A terminal that echoes: `size` waits for a change of size, `exit` ends it."""
-    await process.write(f"size {process.size[0]}x{process.size[1]}\r\n$ ".encode())
-    line = b""
-    while data := await process.read():
-        await process.write(data.replace(b"\r", b"\r\n"))
-        line += data
-        while b"\r" in line:
-            word, _, line = line.partition(b"\r")
-            if word == b"exit":
-                return exited(7)
-            if word == b"size":
-                await process.resized.wait()
-                process.resized.clear()
-                await process.write(f"size {process.size[0]}x{process.size[1]}\r\n".encode())
-            await process.write(b"$ ")
-    return exited()
-
-
-async def panic(process: FakeProcess) -> pb.ExitStatus:
-    return pb.ExitStatus(
-        code=255, reason=pb.EXIT_REASON_GUEST_PANIC, message="Kernel panic - not syncing\n\x1b[31mCPU: 0"
-    )
-
-
-async def oom(process: FakeProcess) -> pb.ExitStatus:
-    return pb.ExitStatus(code=137, signal=9, reason=pb.EXIT_REASON_OOM)
-
-
-Program = Callable[[FakeProcess], Coroutine[None, None, pb.ExitStatus]]
-PROGRAMS: dict[str, Program] = {
-    "echo": echo,
-    "complain": complain,
-    "cat": cat,
-    "sink": sink,
-    "flood": flood,
-    "sleep": sleep,
-    "signals": signals,
-    "sh": sh,
-    "panic": panic,
-    "oom": oom,
-}
-
-
-@dataclass
-class FakeDaemon:
-    """State and services; ``fail`` scripts failures by method name, ``requests`` has what was asked."""
-
-    images: dict[str, image_pb2.Image] = field(default_factory=dict)
-    containers: dict[str, pb.Container] = field(default_factory=dict)
-    processes: dict[str, FakeProcess] = field(default_factory=dict)
-    pullable: set[str] = field(default_factory=lambda: {"alpine", "busybox"})
-    checks: list[system_pb2.HostCheck] = field(default_factory=list)
-    requests: list[object] = field(default_factory=list)
-    failures: dict[str, tuple[grpc.StatusCode, system_pb2.ErrorDetail]] = field(default_factory=dict)
-    log: list[pb.ReadLogsResponse] = field(default_factory=list)
-    pid: int = 4242
-    pull_pace_s: float = 0.0
-    stdin_gate: asyncio.Event = field(default_factory=asyncio.Event)
-    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
-    loop: asyncio.AbstractEventLoop | None = None
-    tasks: asyncio.TaskGroup | None = None  # of processes, which outlive the sessions
-    ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
-    hangups: int = 0
-
-    def __post_init__(self) -> None:
-        self.stdin_gate.set()
-
-    def fail_next(self, method: str, code: grpc.StatusCode, brief: str, **detail: str) -> None:
-        self.failures[method] = (code, system_pb2.ErrorDetail(brief=brief, **detail))
-
-    def disconnect(self) -> None:
-        """From any thread: the daemon goes away, in the middle of whatever it does."""
-        assert self.loop is not None
-        self.loop.call_soon_threadsafe(self.disconnected.set)
-
-    def add_image(self, name: str, *, size_bytes: int = 7_834_567, age_s: int = 3600) -> image_pb2.Image:
-        reference = f"docker.io/library/{name}" if "/" not in name else name
-        reference = reference if ":" in name else f"{reference}:latest"
-        image = image_pb2.Image(
-            id=digest(reference),
-            tags=[reference],
-            digests=[f"{reference.rpartition(':')[0]}@{digest('manifest' + reference)}"],
-            created_at=_ago(age_s),
-            size_bytes=size_bytes,
-            stored_bytes=size_bytes // 2,
-            architecture="amd64",
-            os="linux",
-            config=image_pb2.ImageConfig(env=["PATH=/bin"], cmd=["sh"], labels={"maintainer": "us"}),
-            manifest_digest=digest("manifest" + reference),
-            diff_ids=[digest("layer 1"), digest("layer 2")],
-        )
-        self.images[reference] = image
-        return image
-
-    def find_image(self, name: str) -> image_pb2.Image | None:
-        for reference, image in self.images.items():
-            short = reference.removeprefix("docker.io/library/")
-            if name in {reference, short, short.removesuffix(":latest"), image.id}:
-                return image
-            if len(name) >= 4 and image.id.removeprefix("sha256:").startswith(name.removeprefix("sha256:")):
-                return image
-        return None
-
-    def add_container(self, spec: pb.ContainerSpec) -> pb.Container:
-        number = next(self.ids)
-        container_id = hashlib.sha256(f"container {number}".encode()).hexdigest()
-        container = pb.Container(
-            id=container_id,
-            name=spec.name or f"brave_guest{number}",
-            image=spec.image,
-            image_id=digest(spec.image),
-            command=[*spec.entrypoint, *(spec.args or ["sh"])],
-            spec=spec,
-            state=pb.CONTAINER_STATE_CREATED,
-            created_at=_ago(0),
-            vcpus=1,
-            memory_mib=256,
-            log_path=f"/log/{container_id}",
-        )
-        self.containers[container_id] = container
-        return container
-
-    def find_container(self, name: str) -> pb.Container | None:
-        for container in self.containers.values():
-            if name == container.name or (name and container.id.startswith(name)):
-                return container
-        return None
-
-    def start_process(self, container: pb.Container) -> FakeProcess:
-        process = FakeProcess(list(container.command), tty=container.spec.tty)
-        size = container.spec.terminal_size
-        process.size = (size.columns, size.rows)
-        container.state = pb.CONTAINER_STATE_RUNNING
-        container.started_at.CopyFrom(_ago(0))
-        container.vm_pid = 1000 + len(self.containers)
-        container.guest_pid = 7
-        container.accelerator = "tcg"
-        container.guest_kernel = "6.12.1-hyper"
-        container.start_ms = 123
-        network = pb.NetworkAttachment(
-            network="bridge",
-            mac="52:54:00:00:00:01",
-            address="10.88.0.2",
-            prefix_length=16,
-            gateway="10.88.0.1",
-        )
-        container.networks.append(network)
-        self.processes[container.id] = process
-        return process
-
-    def end_process(self, container: pb.Container, status: pb.ExitStatus) -> None:
-        failed = {
-            pb.EXIT_REASON_GUEST_PANIC,
-            pb.EXIT_REASON_START_FAILED,
-            pb.EXIT_REASON_VM_LOST,
-            pb.EXIT_REASON_AGENT_LOST,
-        }
-        container.exit.CopyFrom(status)
-        container.finished_at.CopyFrom(_ago(0))
-        container.state = pb.CONTAINER_STATE_FAILED if status.reason in failed else pb.CONTAINER_STATE_EXITED
-        container.vm_pid = 0
-        if container.spec.auto_remove:
-            self.containers.pop(container.id, None)
-
-    async def check(self, request: object, context: Context) -> None:
-        """Record the request; fail it when that was scripted."""
-        self.requests.append(request)
-        scripted = self.failures.pop(type(request).__name__.removesuffix("Request"), None)
-        if scripted is not None:
-            await abort(context, *scripted)
-
-    async def require_container(self, name: str, context: Context) -> pb.Container:
-        container = self.find_container(name)
-        if container is None:
-            await abort(
-                context,
-                grpc.StatusCode.NOT_FOUND,
-                system_pb2.ErrorDetail(brief="no such container", subject=name, reason="container-not-found"),
-            )
-        assert container is not None
-        return container
-
-    async def create(self, spec: pb.ContainerSpec, context: Context) -> pb.Container:
-        if self.find_image(spec.image) is None:
-            detail = system_pb2.ErrorDetail(
-                brief="no such image", subject=spec.image, reason="image-not-found"
-            )
-            await abort(context, grpc.StatusCode.NOT_FOUND, detail)
-        if spec.name and self.find_container(spec.name) is not None:
-            detail = system_pb2.ErrorDetail(
-                brief="the name is taken", subject=spec.name, hint="remove it, or choose another name"
-            )
-            await abort(context, grpc.StatusCode.ALREADY_EXISTS, detail)
-        return self.add_container(spec)
-
-
-async def abort(context: Context, code: grpc.StatusCode, detail: system_pb2.ErrorDetail) -> None:
-    context.set_trailing_metadata((("hyper-error-bin", detail.SerializeToString()),))
-    await context.abort(code, detail.brief)
-
-
-def _ago(seconds: float) -> Timestamp:
-    moment = Timestamp()
-    moment.FromNanoseconds(time.time_ns() - int(seconds * 1e9))
-    return moment
 
 
 class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
@@ -381,6 +66,48 @@ class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
         self._daemon.processes[container.id].signals.put_nowait(number)
         return pb.KillContainerResponse()
 
+    async def PauseContainer(self, request, context):
+        await self._move(request, context, {pb.CONTAINER_STATE_RUNNING: pb.CONTAINER_STATE_PAUSED})
+        return pb.PauseContainerResponse()
+
+    async def UnpauseContainer(self, request, context):
+        await self._move(request, context, {pb.CONTAINER_STATE_PAUSED: pb.CONTAINER_STATE_RUNNING})
+        return pb.UnpauseContainerResponse()
+
+    async def HibernateContainer(self, request, context):
+        down = dict.fromkeys(UP, pb.CONTAINER_STATE_HIBERNATED)
+        container = await self._move(request, context, down)
+        container.vm_pid = 0
+        container.finished_at.CopyFrom(ago(0))
+        return pb.HibernateContainerResponse()
+
+    async def WakeContainer(self, request, context):
+        await self._move(request, context, {pb.CONTAINER_STATE_HIBERNATED: pb.CONTAINER_STATE_RUNNING})
+        return pb.WakeContainerResponse()
+
+    async def _move(self, request, context, moves) -> pb.Container:
+        """From one state to another. Idempotent."""
+        await self._daemon.check(request, context)
+        container = await self._daemon.require_state(request.container, context, *moves, *moves.values())
+        container.state = moves.get(container.state, container.state)
+        return container
+
+    async def ForkContainer(self, request, context):
+        await self._daemon.check(request, context)
+        container = await self._daemon.require_state(request.container, context, *UP)
+        clones = self._daemon.add_clones(container, request.options)
+        return pb.ForkContainerResponse(clones=reversed(clones), pause_ms=41)
+
+    async def RollbackContainer(self, request, context):
+        await self._daemon.check(request, context)
+        container = await self._daemon.require_container(request.container, context)
+        snapshot = await self._daemon.require_snapshot(request.snapshot, context)
+        if snapshot.source_container_id != container.id:
+            detail = system_pb2.ErrorDetail(brief="is of another container", subject=request.snapshot)
+            await abort(context, grpc.StatusCode.FAILED_PRECONDITION, detail)
+        container.state = pb.CONTAINER_STATE_RUNNING
+        return pb.RollbackContainerResponse()
+
     async def RemoveContainer(self, request, context):
         await self._daemon.check(request, context)
         container = await self._daemon.require_container(request.container, context)
@@ -397,10 +124,12 @@ class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
 
     async def ListContainers(self, request, context):
         await self._daemon.check(request, context)
+        wanted = {filter_.value for filter_ in request.filters if filter_.key == "status"}
+        states = {pb.ContainerState.Value(f"CONTAINER_STATE_{status.upper()}") for status in wanted} or UP
         chosen = [
             container
             for container in reversed(self._daemon.containers.values())
-            if request.all or container.state == pb.CONTAINER_STATE_RUNNING
+            if (request.all and not wanted) or container.state in states
         ]
         return pb.ListContainersResponse(containers=chosen)
 
@@ -621,6 +350,8 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     container_pb2_grpc.add_ContainerServiceServicer_to_server(FakeContainers(daemon), server)
     image_pb2_grpc.add_ImageServiceServicer_to_server(FakeImages(daemon), server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(FakeSystem(daemon), server)
+    snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(FakeSnapshots(daemon), server)
+    snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(FakeTemplates(daemon), server)
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     try:

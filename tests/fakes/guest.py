@@ -18,6 +18,7 @@ from hyperd.errors import (
     HyperError,
     InvalidError,
     NotFoundError,
+    TimeoutExpiredError,
     UnavailableError,
     WrongStateError,
 )
@@ -105,6 +106,15 @@ class FakeProcess:
         self._ring: deque[_Segment] = deque()
         self._started = False
         self._pipes_held = False
+
+    def copy(self, pulse: "Pulse") -> "FakeProcess":
+        other = FakeProcess(self.plan, self._script, self.pid, pulse)
+        other.exit, other.received, other.input_ended = self.exit, bytearray(self.received), self.input_ended
+        other.start_offset, other.end_offset = self.start_offset, self.end_offset
+        other._unwritten, other._blocked = iter(()), deque(self._blocked)
+        other._ring = deque(_Segment(item.offset, item.stream, bytearray(item.data)) for item in self._ring)
+        other._started, other._pipes_held = self._started, self._pipes_held
+        return other
 
     @property
     def output_ended(self) -> bool:
@@ -231,10 +241,13 @@ class FakeAgent:
     scripts: dict[str, Script] = field(default_factory=dict)
     hello: AgentHello = HELLO
     identity: GuestIdentity | None = None
+    frozen: bool = False
+    has_devices: bool = True
     containers: dict[ContainerId, FakeContainer] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     powered_off: bool = False
     on_power_off: Callable[[], None] = lambda: None
+    paused: bool = False  # its VM is: nothing answers
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
@@ -250,6 +263,8 @@ class FakeAgent:
         return self._gates.setdefault(verb, asyncio.Event())
 
     async def enter(self, verb: str) -> None:
+        while self.paused:
+            await self.pulse.wait()
         self.calls.append(verb)
         self.pulse.beat()
         if (gate := self._gates.get(verb)) is not None:
@@ -269,9 +284,23 @@ class FakeAgent:
         self.connections.clear()
         self.pulse.beat()
 
+    def set_paused(self, *, paused: bool) -> None:
+        self.paused = paused
+        self.pulse.beat()
+
+    def copy(self) -> "FakeAgent":
+        """As it stands, in another VM: nothing is shared, nobody is connected."""
+        other = FakeAgent(self.scripts, self.hello, self.identity, frozen=self.frozen)
+        for container_id, container in self.containers.items():
+            processes = {key: process.copy(other.pulse) for key, process in container.processes.items()}
+            other.containers[container_id] = FakeContainer(container.plan, processes, container.started)
+        other._gates = dict(self._gates)
+        return other
+
     def crash(self) -> None:
         """The VM is gone with all in it."""
         self.powered_off = True
+        self.paused = False
         self.drop_connections()
 
     def container(self, container_id: ContainerId) -> FakeContainer:
@@ -286,7 +315,23 @@ class FakeAgent:
         except KeyError:
             raise NotFoundError("no such process in the guest", subject=process_id) from None
 
+    def configure(self, identity: GuestIdentity) -> None:
+        for container in identity.containers:
+            self.container(container.container_id)
+        self.identity = identity
+        self.has_devices = True
+
+    def release_devices(self) -> None:
+        if self.containers or self.frozen:
+            raise WrongStateError("there are containers, or the guest is frozen")
+        self.has_devices = False
+
+    def require_moving(self) -> None:
+        if self.frozen:
+            raise WrongStateError("the guest is frozen")
+
     def create(self, plan: ContainerPlan) -> int:
+        self.require_moving()
         if plan.container_id in self.containers:
             raise ExistsError("the guest has such a container", subject=plan.container_id)
         process = self._new_process(plan.process)
@@ -295,6 +340,7 @@ class FakeAgent:
 
     def start(self, container_id: ContainerId) -> None:
         container = self.container(container_id)
+        self.require_moving()
         if container.started:
             raise WrongStateError("the container was started already", subject=container_id)
         container.started = True
@@ -305,12 +351,15 @@ class FakeAgent:
         return exit_ if exit_ is not None and exit_.start_error else None
 
     def delete(self, container_id: ContainerId) -> None:
+        if container_id in self.containers:
+            self.require_moving()
         container = self.containers.pop(container_id, None)
         for process in container.processes.values() if container else ():
             process.finish(KILLED)
 
     def exec(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         container = self.container(container_id)
+        self.require_moving()
         if container.state is not GuestContainerState.RUNNING:
             raise WrongStateError("the container does not run", subject=container_id)
         if process_id in container.processes:
@@ -347,7 +396,14 @@ class FakeAgent:
                 container_id,
                 container.state,
                 tuple(
-                    ProcessStatus(pid, process.pid, process.exit is None, process.exit, process.end_offset)
+                    ProcessStatus(
+                        pid,
+                        process.pid,
+                        process.exit is None,
+                        process.exit,
+                        process.end_offset,
+                        process.start_offset,
+                    )
                     for pid, process in container.processes.items()
                 ),
             )
@@ -362,6 +418,7 @@ class FakeAgent:
         return GuestStats(1_000_000, 8 << 20, 0, running, 0, 0, 4 << 20)
 
     def power_off(self) -> None:
+        self.frozen = False
         for container_id in list(self.containers):
             self.delete(container_id)
         self.powered_off = True
@@ -386,7 +443,22 @@ class FakeGuest:
 
     async def configure(self, identity: GuestIdentity) -> None:
         await self._enter("configure")
-        self.agent.identity = identity
+        self.agent.configure(identity)
+
+    async def set_clock(self) -> None:
+        await self._enter("set_clock")
+
+    async def release_devices(self) -> None:
+        await self._enter("release_devices")
+        self.agent.release_devices()
+
+    async def freeze(self) -> None:
+        await self._enter("freeze")
+        self.agent.frozen = True
+
+    async def thaw(self) -> None:
+        await self._enter("thaw")
+        self.agent.frozen = False
 
     async def create_container(self, plan: ContainerPlan) -> int:
         await self._enter("create_container")
@@ -541,6 +613,8 @@ class FakeDialer:
         if self.fail_connects:
             raise self.fail_connects.pop()
         agent = self.agent(control_socket)
+        if agent.paused:
+            raise TimeoutExpiredError("no agent answered", subject=subject)
         if agent.powered_off:
             raise UnavailableError("the agent's socket is closed", subject=subject)
         agent.drop_connections()  # a port carries one connection at a time

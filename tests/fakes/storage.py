@@ -4,7 +4,7 @@
 import asyncio
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, HyperError
+from hyperd.errors import ExhaustedError, HyperError, NotFoundError
 from hyperd.model.vm import SandboxId
 
 
@@ -15,7 +15,9 @@ class FakeStorage:
         self.root = root
         self.prepared = False
         self.disks: dict[SandboxId, Path] = {}
+        self.adopted: dict[SandboxId, Path] = {}  # of which file a disk is a copy
         self.fail_next_create: HyperError | None = None
+        self.fail_next_adopt: HyperError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -27,10 +29,31 @@ class FakeStorage:
         error, self.fail_next_create = self.fail_next_create, None
         if error is not None:
             raise error
-        return self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+        return self._disk(sandbox_id)
+
+    async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        await self.gate.wait()
+        error, self.fail_next_adopt = self.fail_next_adopt, None
+        if error is not None:
+            raise error
+        self.adopted[sandbox_id] = source
+        return self._disk(sandbox_id)
+
+    async def writable_path(self, sandbox_id: SandboxId) -> Path:
+        if sandbox_id not in self.disks:
+            raise NotFoundError("the sandbox has no writable disk", subject=sandbox_id)
+        return self.disks[sandbox_id]
 
     async def remove(self, sandbox_id: SandboxId) -> None:
         self.disks.pop(sandbox_id, None)
+        self.adopted.pop(sandbox_id, None)
+
+    def _disk(self, sandbox_id: SandboxId) -> Path:
+        disk = self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+        if self.root != Path("/fake/sandboxes"):  # a place of the test's own: something can be copied
+            disk.parent.mkdir(parents=True, exist_ok=True)
+            disk.touch()
+        return disk
 
     async def list_sandboxes(self) -> set[SandboxId]:
         return set(self.disks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hyper container ...` and `hyper image ...`: Docker's longer names for the same commands."""
+"""The groups: `hyper container ...` and `hyper image ...` are Docker's longer names for the same commands."""
 
 from hyperctl import tables, tree
 
@@ -12,6 +12,16 @@ class ImageGroup(tree.LazyGroup):
     table = tables.IMAGE_GROUP
 
 
+class SnapshotGroup(tree.LazyGroup):
+    table = tables.SNAPSHOT_GROUP
+
+
+class TemplateGroup(tree.LazyGroup):
+    table = tables.TEMPLATE_GROUP
+
+
 app = tree.group()
 app.add_typer(tree.group(ContainerGroup, tables.ROOT_TABLE["container"][2]), name="container")
 app.add_typer(tree.group(ImageGroup, tables.ROOT_TABLE["image"][2]), name="image")
+app.add_typer(tree.group(SnapshotGroup, tables.ROOT_TABLE["snapshot"][2]), name="snapshot")
+app.add_typer(tree.group(TemplateGroup, tables.ROOT_TABLE["template"][2]), name="template")

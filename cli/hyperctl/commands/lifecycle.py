@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hyper start`, `stop`, `kill`, `rm` and `wait`: the same to each container that is named."""
+"""`hyper start`, `stop`, `pause`, `hibernate`, `rm` and their like: the same to each container that is named."""
 
 from collections.abc import Awaitable, Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,27 +11,23 @@ from hyperctl import client as hyperd
 from hyperctl import completion, options, tree
 from hyperctl.client import Client
 from hyperctl.commands.attach import DetachKeys, attach_session
+from hyperctl.completion import Completer
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import NOT_FOUND, InvalidError
 
 app = tree.group()
 
 
-Known = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CONTAINER...", help="Names or ids", autocompletion=completion.containers, show_default=False
-    ),
-]
-Running = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="CONTAINER...",
-        help="Names or ids",
-        autocompletion=completion.running_containers,
-        show_default=False,
-    ),
-]
+def _names(complete: Completer) -> Any:
+    return typer.Argument(
+        metavar="CONTAINER...", help="Names or ids", autocompletion=complete, show_default=False
+    )
+
+
+Known = Annotated[list[str], _names(completion.containers)]
+Running = Annotated[list[str], _names(completion.running_containers)]
+Paused = Annotated[list[str], _names(completion.paused_containers)]
+Hibernated = Annotated[list[str], _names(completion.hibernated_containers)]
 
 
 def _each(
@@ -107,6 +103,44 @@ def kill(
         lambda client, name: client.containers.KillContainer(
             pb.KillContainerRequest(container=name, signal=signal)
         ),
+    )
+
+
+@tree.command(app, "pause")
+def pause(containers: Running) -> int:
+    """Let containers stand still: their CPUs stop, their memory stays. `hyper unpause` lets them go on."""
+    return _each(
+        containers,
+        lambda client, name: client.containers.PauseContainer(pb.PauseContainerRequest(container=name)),
+    )
+
+
+@tree.command(app, "unpause")
+def unpause(containers: Paused) -> int:
+    """Let paused containers go on."""
+    return _each(
+        containers,
+        lambda client, name: client.containers.UnpauseContainer(pb.UnpauseContainerRequest(container=name)),
+    )
+
+
+@tree.command(app, "hibernate")
+def hibernate(containers: Running) -> int:
+    """Put running containers on disk and free the host's memory. `hyper wake` lets them go on."""
+    return _each(
+        containers,
+        lambda client, name: client.containers.HibernateContainer(
+            pb.HibernateContainerRequest(container=name)
+        ),
+    )
+
+
+@tree.command(app, "wake")
+def wake(containers: Hibernated) -> int:
+    """Let hibernated containers go on where they were."""
+    return _each(
+        containers,
+        lambda client, name: client.containers.WakeContainer(pb.WakeContainerRequest(container=name)),
     )
 
 

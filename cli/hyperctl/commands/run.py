@@ -4,7 +4,6 @@
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -13,6 +12,7 @@ from hyper.v1 import container_pb2 as pb
 from hyper.v1 import image_pb2
 from hyperctl import client as hyperd
 from hyperctl import completion, terminal, tree
+from hyperctl.cidfile import CidFile, claim_cidfile
 from hyperctl.client import Client
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import EXIT_STATUS_OF_REASON, HYPER_FAILED, CliError, InvalidError
@@ -31,6 +31,7 @@ Examples:
   hyper run -it --rm debian bash         ctrl-p ctrl-q leaves it running
   hyper run -d --name db -m 1g -e PASSWORD=x postgres
   tar c . | hyper run -i --rm alpine tar t
+  hyper run --from-snapshot warm -n 3    three clones of a snapshot, in the background
 
 The exit status is the process's own; 125: hyper failed, 126: not executable, 127: not found."""
 
@@ -38,6 +39,12 @@ app = tree.group()
 
 Image = Annotated[
     str,
+    typer.Argument(
+        metavar="IMAGE", help="Image to run", autocompletion=completion.images, show_default=False
+    ),
+]
+ImageOrNone = Annotated[
+    str | None,
     typer.Argument(
         metavar="IMAGE", help="Image to run", autocompletion=completion.images, show_default=False
     ),
@@ -50,7 +57,7 @@ Args = Annotated[
 @tree.command(app, "run", passes_args=True, epilog=RUN_EPILOG)
 @takes_container_flags
 def run(
-    image: Image,
+    image: ImageOrNone = None,
     args: Args = None,
     *,
     flags: ContainerFlags,
@@ -63,9 +70,31 @@ def run(
     detach_keys: Annotated[
         str, typer.Option("--detach-keys", metavar="KEYS", help="Keys that leave the process running")
     ] = DEFAULT_KEYS,
+    from_snapshot: Annotated[
+        str,
+        typer.Option(
+            "--from-snapshot",
+            metavar="SNAPSHOT",
+            help="Not from an image: clones of a snapshot, its processes alive",
+            autocompletion=completion.snapshots,
+            show_default=False,
+        ),
+    ] = "",
+    count: Annotated[
+        str, typer.Option("--count", "-n", metavar="NUMBER", help="How many, with --from-snapshot [1]")
+    ] = "",
 ) -> int:
-    """Create and start a container from an image, in a virtual machine of its own."""
+    """Create and start a container from an image or a snapshot, in a virtual machine of its own."""
     with hyper_failures():
+        if from_snapshot:
+            from hyperctl.from_snapshot import refuse_with_snapshot, run_clones
+
+            refuse_with_snapshot(image, flags, sig_proxy=sig_proxy, detach_keys=detach_keys)
+            return run_clones(from_snapshot, flags, count)
+        if image is None:
+            raise InvalidError("missing argument 'IMAGE'", subject="run", hint="see `hyper run --help`")
+        if count:
+            raise InvalidError("only goes with --from-snapshot", subject="--count")
         keys = parse_detach_keys(detach_keys)
         spec = build_spec(flags, image, args or [])
         require_terminal(tty=flags.tty, stdin=flags.interactive and not detach)
@@ -85,7 +114,7 @@ def create(image: Image, args: Args = None, *, flags: ContainerFlags) -> int:
     return 0
 
 
-async def _create(spec: pb.ContainerSpec, *, pull: str, cidfile: "CidFile") -> None:
+async def _create(spec: pb.ContainerSpec, *, pull: str, cidfile: CidFile) -> None:
     async with hyperd.connect() as client:
 
         async def attempt() -> None:
@@ -99,7 +128,7 @@ async def _create(spec: pb.ContainerSpec, *, pull: str, cidfile: "CidFile") -> N
 
 
 async def _run(
-    spec: pb.ContainerSpec, keys: bytes, *, pull: str, detach: bool, sig_proxy: bool, cidfile: "CidFile"
+    spec: pb.ContainerSpec, keys: bytes, *, pull: str, detach: bool, sig_proxy: bool, cidfile: CidFile
 ) -> int:
     started_as = pb.SessionStarted()
 
@@ -161,38 +190,3 @@ def hyper_failures() -> Iterator[None]:
 def require_terminal(*, tty: bool, stdin: bool) -> None:
     if tty and stdin and not terminal.is_terminal(0):
         raise InvalidError("the input device is not a TTY", hint="leave -t away to use a pipe")
-
-
-class CidFile:
-    """A file that is claimed before the container exists and holds its id afterwards; "" is none."""
-
-    def __init__(self, path: str) -> None:
-        self._path = Path(path) if path else None
-        self.written = False
-
-    def write(self, container_id: str) -> None:
-        if self._path is not None:
-            self._path.write_text(container_id)
-            self.written = True
-
-
-@contextlib.contextmanager
-def claim_cidfile(path: str) -> Iterator[CidFile]:
-    """Raises InvalidError when the file exists: its container may still be wanted. Not written to, it goes again."""
-    if path:
-        try:
-            Path(path).touch(exist_ok=False)
-        except FileExistsError as error:
-            raise InvalidError(
-                "the file exists",
-                subject=path,
-                hint="make sure that its container is not wanted any more, then delete the file",
-            ) from error
-        except OSError as error:
-            raise InvalidError(f"cannot be created: {error.strerror}", subject=path) from error
-    cidfile = CidFile(path)
-    try:
-        yield cidfile
-    finally:
-        if path and not cidfile.written:
-            Path(path).unlink(missing_ok=True)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from hyperctl import main
-from tests.fakes.daemon import FakeDaemon, serving_in_thread
+from tests.fakes.daemon import serving_in_thread
+from tests.fakes.daemon_state import FakeDaemon
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 60

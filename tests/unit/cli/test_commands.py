@@ -16,7 +16,7 @@ from hyper.v1 import container_pb2 as pb
 from hyper.v1 import image_pb2, system_pb2
 from hyperctl import main, tables
 from hyperctl.errors import EXIT_STATUS
-from tests.fakes.daemon import digest
+from tests.fakes.daemon_state import digest
 
 GOLDEN = Path(__file__).parents[2] / "golden/cli"
 
@@ -308,7 +308,7 @@ def at(container, created_s, started_s, finished_s):
 
 
 @pytest.fixture
-def six_states(daemon, monkeypatch):
+def all_states(daemon, monkeypatch):
     monkeypatch.setattr("time.time", lambda: 1_800_000_000.0)
     specs = [
         ("running", pb.CONTAINER_STATE_RUNNING, None),
@@ -317,6 +317,8 @@ def six_states(daemon, monkeypatch):
         ("oom", pb.CONTAINER_STATE_EXITED, pb.ExitStatus(code=137, signal=9, reason=pb.EXIT_REASON_OOM)),
         ("panicked", pb.CONTAINER_STATE_FAILED, pb.ExitStatus(code=255, reason=pb.EXIT_REASON_GUEST_PANIC)),
         ("starting", pb.CONTAINER_STATE_STARTING, None),
+        ("paused", pb.CONTAINER_STATE_PAUSED, None),
+        ("asleep", pb.CONTAINER_STATE_HIBERNATED, None),
     ]
     for index, (name, state, status) in enumerate(specs):
         container = daemon.add_container(
@@ -325,17 +327,18 @@ def six_states(daemon, monkeypatch):
             )
         )
         container.state = state
-        ended = status is not None
-        at(container, 10_000 * (index + 1), 3600 if ended or index == 0 else 0, 120 if ended else 0)
+        ended = status is not None or name == "asleep"
+        up = name in {"running", "paused"}
+        at(container, 10_000 * (index + 1), 3600 if ended or up else 0, 120 if ended else 0)
         if status is not None:
             container.exit.CopyFrom(status)
 
 
-def test_ps_prints_dockers_table(six_states, hyper):
+def test_ps_prints_dockers_table(all_states, hyper):
     golden("ps.txt", hyper("ps", "-a").out)
 
 
-def test_ps_without_truncation(six_states, hyper):
+def test_ps_without_truncation(all_states, hyper):
     golden("ps-no-trunc.txt", hyper("ps", "--no-trunc").out)
 
 
@@ -591,7 +594,10 @@ def test_only_unix_sockets_are_addresses(hyper, address):
 # --- help and completion
 
 
-@pytest.mark.parametrize("args", [(), ("run",), ("exec",), ("ps",), ("daemon",), ("container",)])
+@pytest.mark.parametrize(
+    "args",
+    [(), ("run",), ("exec",), ("ps",), ("daemon",), ("container",), ("snapshot",), ("template",), ("fork",)],
+)
 def test_help(args, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     result = CliRunner().invoke(main.app, [*args, "--help"], prog_name="hyper", env={"HYPER_HOST": ""})
@@ -604,6 +610,8 @@ def test_every_command_has_help_and_a_summary(hyper):
         (tables.ROOT_TABLE, ()),
         (tables.CONTAINER_GROUP, ("container",)),
         (tables.IMAGE_GROUP, ("image",)),
+        (tables.SNAPSHOT_GROUP, ("snapshot",)),
+        (tables.TEMPLATE_GROUP, ("template",)),
     ):
         for name, (_, _, summary) in table.items():
             if name.startswith("__"):
@@ -638,11 +646,20 @@ def test_hyper_alone_shows_its_help(capfd):
         (["image", "rm", ""], ["alpine:latest"]),
         (["daemon", ""], ["start", "stop", "status"]),
         (["inspect", ""], ["old", "web", "alpine:latest"]),
+        (["pause", ""], ["web"]),
+        (["unpause", ""], []),
+        (["run", "--from-snapshot", "w"], ["warm"]),
+        (["snapshot", "rm", ""], ["warm"]),
+        (["rollback", "w"], ["web"]),
+        (["rollback", "web", ""], ["warm"]),
+        (["template", "rm", ""], ["743714ee7b2a"]),
         (["nosuch", ""], []),
     ],
 )
 def test_completion(daemon, web, hyper, words, expected):
     daemon.add_container(pb.ContainerSpec(name="old", image="alpine"))
+    daemon.add_snapshot(web, "warm")
+    daemon.add_template(1, 256, "nic")
     assert hyper("__complete", *words).out.split() == expected
 
 

@@ -27,7 +27,8 @@ if "--die" in sys.argv:
     sys.exit("no kernel at /nowhere")
 if "--hang" in sys.argv:
     threading.Event().wait()
-from tests.fakes.daemon import FakeDaemon, serving
+from tests.fakes.daemon import serving
+from tests.fakes.daemon_state import FakeDaemon
 from hyper.v1 import container_pb2 as pb
 
 async def main():

@@ -66,6 +66,12 @@ identities = st.builds(
     dns_options=words,
     hosts=st.lists(st.builds(model.HostEntry, texts, words), max_size=2).map(tuple),
     sysctls=sysctls,
+    machine_id=texts,
+    boot_id=texts,
+    containers=st.lists(
+        st.builds(model.ContainerIdentity, texts.map(model.ContainerId), texts), max_size=2
+    ).map(tuple),
+    fork=st.none() | st.builds(model.ForkIdentity, u32, u32, words),
 )
 
 

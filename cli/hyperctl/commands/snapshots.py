@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hyper snapshot create`, `ls`, `inspect` and `rm`; `export` and `import` are in transfer.py."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from hyper.v1 import snapshot_pb2 as pb
+from hyperctl import client as hyperd
+from hyperctl import completion, tree
+from hyperctl.client import Client
+from hyperctl.output import print_rows, render_document, render_rows
+from hyperctl.render import render_json
+from hyperctl.snapshot_shape import SNAPSHOT_COLUMNS, SNAPSHOT_HEADERS, snapshot_document, snapshot_row
+from hyperctl.template import Template
+
+CREATE_EPILOG = """\b
+Examples:
+  hyper snapshot create web --name before-upgrade
+  hyper run --from-snapshot before-upgrade -n 3
+  hyper rollback web before-upgrade"""
+
+app = tree.group()
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SNAPSHOT...", help="Names or ids", autocompletion=completion.snapshots, show_default=False
+    ),
+]
+
+
+@tree.command(app, "create", epilog=CREATE_EPILOG)
+def create(
+    container: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONTAINER",
+            help="Name or id of one that runs or is paused",
+            autocompletion=completion.running_containers,
+            show_default=False,
+        ),
+    ],
+    *,
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="Name of the snapshot", show_default=False)
+    ] = "",
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the id, also on a terminal")] = False,
+) -> int:
+    """Save a running container: memory, disk and configuration. It goes on by itself."""
+    request = pb.CreateSnapshotRequest(container=container, name=name)
+    snapshot = hyperd.ask(lambda client: client.snapshots.CreateSnapshot(request)).snapshot
+    print(snapshot.id, flush=True)
+    if not quiet:
+        tell_pause(snapshot.pause_ms)
+    return 0
+
+
+def tell_pause(pause_ms: int) -> None:
+    """How long the source stood still: for a person, so never into a pipe or a file."""
+    if sys.stderr.isatty():
+        print(f"paused {pause_ms} ms", file=sys.stderr)
+
+
+@tree.command(app, "ls")
+def ls(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
+    ] = "",
+) -> int:
+    """List snapshots."""
+    response = hyperd.ask(
+        lambda client: client.snapshots.ListSnapshots(
+            pb.ListSnapshotsRequest(), timeout=hyperd.QUERY_TIMEOUT_S
+        )
+    )
+    now_s = time.time()
+    rows = [snapshot_row(snapshot, now_s=now_s, truncate=not no_trunc) for snapshot in response.snapshots]
+    if quiet:
+        print_rows("\n".join(row["ID"] for row in rows))
+    else:
+        print_rows(render_rows(rows, columns=SNAPSHOT_COLUMNS, headers=SNAPSHOT_HEADERS, form=form))
+    return 0
+
+
+@tree.command(app, "inspect")
+def inspect(
+    names: Names,
+    *,
+    form: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
+    ] = "",
+) -> int:
+    """Show everything about snapshots."""
+    if form and form != "json":
+        Template(form)  # what is wrong with it is said before anything is asked
+    documents: list[Mapping[str, Any]] = []
+
+    async def look(client: Client, name: str) -> None:
+        request = pb.InspectSnapshotRequest(snapshot=name)
+        response = await client.snapshots.InspectSnapshot(request, timeout=hyperd.QUERY_TIMEOUT_S)
+        documents.append(snapshot_document(response.snapshot))
+
+    async def work() -> int:
+        async with hyperd.connect() as client:
+            return await hyperd.for_each(client, names, lambda name: look(client, name), echo=False)
+
+    status = hyperd.run(work())
+    if form and form != "json":
+        for document in documents:
+            print(render_document(document, form))
+    else:
+        print(render_json(documents, indent=None if form else 4))
+    return status
+
+
+@tree.command(app, "rm")
+def rm(names: Names) -> int:
+    """Remove snapshots. Containers that were made from them go on."""
+
+    async def work() -> int:
+        async with hyperd.connect() as client:
+            return await hyperd.for_each(
+                client,
+                names,
+                lambda name: client.snapshots.RemoveSnapshot(pb.RemoveSnapshotRequest(snapshot=name)),
+            )
+
+    return hyperd.run(work())
