@@ -78,9 +78,19 @@ class LogsConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class TemplateConfig:
+    enabled: bool = True  # containers start from a saved VM where they can, instead of booting one
+    share_memory: bool = (
+        True  # what such VMs never write, they share: less memory, and a side channel (CVE-2015-2877)
+    )
+    budget_mib: int = 2048  # of disk; beyond it the least recently used go
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     vm: VmConfig = field(default_factory=VmConfig)
+    template: TemplateConfig = field(default_factory=TemplateConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     storage: StorageConfig = field(default_factory=StorageConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -155,7 +165,9 @@ def _with_value(config: Config, section: str, key: str, value: object, source: s
             f"unknown key {key!r} in [{section}]", subject=source, hint=f"known: {', '.join(hints)}"
         )
     converted = _converted(hints[key], value, f"[{section}] {key}", source)
-    if converted == 0 and getattr(type(part)(), key) != 0:  # 0 has a meaning only where it is the default
+    if (
+        converted == 0 and hints[key] is not bool and getattr(type(part)(), key) != 0
+    ):  # 0 has a meaning only where it is the default
         raise InvalidError(f"[{section}] {key} cannot be 0", subject=source)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})
 
@@ -176,6 +188,12 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
         return Path(value)
     if kind is str and isinstance(value, str):
         return value
+    if kind is bool:
+        if isinstance(value, bool):
+            return value
+        if value not in ("true", "false"):  # a text when it comes from the environment or a flag
+            raise wrong
+        return value == "true"
     number = kind is not str and isinstance(value, str | int | float) and not isinstance(value, bool)
     if not number or (kind is int and isinstance(value, float)):
         raise wrong
@@ -193,10 +211,12 @@ def _kind_name(kind: Any) -> str:
         return "one of " + ", ".join(typing.get_args(kind))
     if kind in (Path, Path | None):
         return "an absolute path"
-    return {int: "a whole number", float: "a number", str: "a text"}[kind]
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 
 def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
     if not isinstance(value, str | Path):
         return str(value)
     # JSON's escapes are TOML's, but for DEL and for what JSON would write as two surrogates.

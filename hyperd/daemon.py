@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from hyper.v1 import system_pb2
-from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
+from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, serving
 from hyperd.config import Config
-from hyperd.doctor import check_host, network_check
+from hyperd.doctor import check_host, network_check, template_check
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.guest import PROTOCOL_VERSION, AgentDialer
 from hyperd.host import systemd, users
@@ -27,11 +27,13 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.host import HostCheck
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
 from hyperd.network import BridgeNetwork, BridgeSettings, Network
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
+    Facts,
     Findings,
     Fleet,
     FleetSettings,
@@ -42,9 +44,14 @@ from hyperd.sandbox import (
     Runner,
     RunSettings,
     Services,
+    Shape,
+    TemplateBuilder,
+    Templates,
+    TemplateSettings,
     fingerprint,
     is_running,
 )
+from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage
 from hyperd.vm.libvirt import HypervisorCapabilities, LibvirtHypervisor, LibvirtSettings
 
@@ -95,15 +102,22 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
         stack.callback(keeping.cancel)
-        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network)
-        runner = Runner(rooms, _run_settings(config), floor.files)
+        snapshots = LocalSnapshots(config.daemon.state_dir / "snapshots", qemu_gid=_qemu_owner(config)[1])
+        stack.callback(snapshots.close)
+        await snapshots.open()
+        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots)
+        settings, ledger = _run_settings(config), Ledger(_admission(config))
+        facts = _facts(settings.guest, capabilities, floor.files)
+        template_settings = _template_settings(config)
+        builder = TemplateBuilder(rooms, settings, template_settings, floor.files)
+        templates = Templates(builder, snapshots, facts, ledger, settings.guest, template_settings, tasks)
+        stack.push_async_callback(templates.close)
+        runner = Runner(rooms, settings, templates, floor.files)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
-        fleet = Fleet(
-            Services(runner, records, Ledger(_admission(config)), chooser.choose), _fleet_settings(config)
-        )
-        desk = _Desk(config, capabilities, chooser, fleet, images, network)
+        fleet = Fleet(Services(runner, records, ledger, chooser.choose), _fleet_settings(config))
+        desk = _Desk(config, capabilities, chooser, fleet, images, network, templates)
         await _run(config, fleet, images, desk, stop)
 
 
@@ -115,9 +129,8 @@ async def _run(
         running = tasks.create_task(fleet.run(ready))
         opened = tasks.create_task(ready.wait())
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
-        tasks.create_task(
-            desk.probe()
-        )  # only now: the fleet would remove the probe's VM as one no record knows
+        # Only now: the fleet would remove the VMs of both as such that no record knows.
+        warming_up = tasks.create_task(desk.warm_up())
         system = SystemServicer(desk.version, desk.info, desk.checks)
         async with serving(
             config.socket,
@@ -125,13 +138,14 @@ async def _run(
             ContainerServicer(fleet),
             ImageServicer(images, fleet),
             system,
+            TemplateServicer(desk.templates, desk.build_templates),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")
             await stop.wait()
             systemd.notify("STOPPING=1")
-        opened.cancel()
-        running.cancel()
+        for task in (opened, running, warming_up):
+            task.cancel()
     log.info("ended; virtual machines run on")
 
 
@@ -273,6 +287,25 @@ def _admission(config: Config) -> Admission:
     )
 
 
+def _template_settings(config: Config) -> TemplateSettings:
+    return TemplateSettings(
+        owner_of=_disk_owner(config),
+        budget_bytes=config.template.budget_mib << 20,
+        enabled=config.template.enabled,
+        share_memory=config.template.share_memory,
+    )
+
+
+def _facts(guest: GuestSettings, capabilities: HypervisorCapabilities, files: Workers) -> Facts:
+    return Facts(
+        guest.kernel,
+        guest.initramfs,
+        qemu_version=capabilities.qemu_version,
+        machine=capabilities.machine,
+        files=files,
+    )
+
+
 def _accelerator(
     config: Config, rooms: Rooms, runner: Runner, files: Workers, qemu_version: str
 ) -> AcceleratorChooser:
@@ -296,7 +329,10 @@ class _Desk:
         fleet: Fleet,
         images: OciImageStore,
         network: Network,
+        templates: Templates,
     ) -> None:
+        self.templates = templates
+        self._default_sizing = _fleet_settings(config).default_sizing
         self._config = config
         self._capabilities = capabilities
         self._chooser = chooser
@@ -304,12 +340,23 @@ class _Desk:
         self._images = images
         self._network = network
 
-    async def probe(self) -> None:
-        """Choose the accelerator before the first user needs it."""
+    async def warm_up(self) -> None:
+        """Choose the accelerator and build the template that most will start from, before the first user needs them."""
         try:
-            await self._chooser.choose()
+            accelerator = await self._chooser.choose()
         except HyperError as error:
             log.error("no accelerator", extra={"error": str(error)})  # noqa: TRY400 - each start says it again
+            return
+        offer = await self.templates.offer(Shape(self._default_sizing, has_nic=True, accelerator=accelerator))
+        if offer.snapshot is None:
+            log.info("template", extra={"note": offer.note})
+
+    async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
+        """With a network and without. 0: the default. Raises as ``Templates.build``."""
+        default = self._default_sizing
+        sizing = Sizing(vcpus or default.vcpus, memory_mib or default.memory_mib)
+        accelerator = await self._chooser.choose()
+        return [await self.templates.build(Shape(sizing, has_nic, accelerator)) for has_nic in (True, False)]
 
     def version(self) -> system_pb2.GetVersionResponse:
         return system_pb2.GetVersionResponse(
@@ -357,7 +404,11 @@ class _Desk:
         )
 
     async def checks(self) -> list[HostCheck]:
-        return [*await check_host(self._config, self._chooser.choice), network_check(self._network)]
+        return [
+            *await check_host(self._config, self._chooser.choice),
+            network_check(self._network),
+            template_check(self._config, self.templates),
+        ]
 
 
 def _operating_system() -> str:

@@ -19,7 +19,7 @@ from hyperd.host.process import run
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.vm import OWN_UIDS, Accelerator
 from hyperd.network import Network
-from hyperd.sandbox import Choice
+from hyperd.sandbox import Choice, Templates
 
 _SET_UP = "run `make setup` in the checkout, or install again"
 _MIN_FREE_MIB = 2048
@@ -46,6 +46,21 @@ def network_check(network: Network) -> HostCheck:
         return HostCheck("network", CheckLevel.OK, "is prepared")
     finding = f"{trouble.subject}: {trouble.brief}" if trouble.subject else trouble.brief
     return HostCheck("network", CheckLevel.FAILED, finding, trouble.hint or "see the daemon's log")
+
+
+def template_check(config: Config, templates: Templates) -> HostCheck:
+    """What containers start from."""
+    if not config.template.enabled:
+        return HostCheck("templates", CheckLevel.OK, "are turned off: every container boots a guest")
+    trouble = templates.trouble
+    if trouble is not None:
+        finding = f"{trouble.subject}: {trouble.brief}" if trouble.subject else trouble.brief
+        hint = trouble.hint or "see the daemon's log; containers boot a guest meanwhile"
+        return HostCheck("templates", CheckLevel.WARNING, finding, hint)
+    there = templates.list()
+    taken_mib = sum(snapshot.allocated_bytes for snapshot in there) >> 20
+    memory = "shared" if config.template.share_memory else "not shared"
+    return HostCheck("templates", CheckLevel.OK, f"{len(there)}, {taken_mib} MiB on disk, memory {memory}")
 
 
 def worst(checks: Sequence[HostCheck]) -> CheckLevel:

@@ -5,5 +5,6 @@ from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.server import serving
 from hyperd.api.system import SystemServicer
+from hyperd.api.templates import TemplateServicer
 
-__all__ = ["ContainerServicer", "ImageServicer", "SystemServicer", "serving"]
+__all__ = ["ContainerServicer", "ImageServicer", "SystemServicer", "TemplateServicer", "serving"]

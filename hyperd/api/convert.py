@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Between the wire and the model: every message is taken apart and put together here."""
 
+import dataclasses
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as wire
-from hyper.v1 import image_pb2, system_pb2
+from hyper.v1 import image_pb2, snapshot_pb2, system_pb2
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
     ContainerSpec,
@@ -20,6 +21,7 @@ from hyperd.model.container import (
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.image import Image, LayerPhase, LayerProgress, Platform
+from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import LogEntry
 
 _STATES = {state: wire.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState}
@@ -161,6 +163,11 @@ def encode_container(view: ContainerView) -> wire.Container:
         start_ms=view.start_ms,
         trouble=view.trouble,
     )
+    if view.start is not None:
+        message.start.path = view.start.path.value
+        message.start.note = view.start.note
+        for name, duration_ms in view.start.phases_ms.items():
+            message.start.phases.add(name=name, duration_ms=duration_ms)
     if view.attachment is not None:
         message.networks.add(
             network=view.attachment.network,
@@ -219,6 +226,29 @@ def encode_image(image: Image) -> image_pb2.Image:
             )
             for entry in image.history
         ],
+    )
+
+
+def encode_snapshot(snapshot: Snapshot) -> snapshot_pb2.Snapshot:
+    manifest = snapshot.manifest
+    source = manifest.source
+    return snapshot_pb2.Snapshot(
+        id=manifest.snapshot_id,
+        name=manifest.name,
+        created_at=encode_time(manifest.created_at),
+        size_bytes=sum(file.size_bytes for file in manifest.files),
+        allocated_bytes=snapshot.allocated_bytes,
+        compatibility=snapshot_pb2.Compatibility(**dataclasses.asdict(manifest.compatibility)),
+        files=[
+            snapshot_pb2.SavedFile(name=file.name, size_bytes=file.size_bytes, sha256=file.sha256)
+            for file in manifest.files
+        ],
+        source_container_id=source.get("container_id", ""),
+        source_name=source.get("name", ""),
+        image=source.get("image", ""),
+        image_id=source.get("image_id", ""),
+        pause_ms=int(source.get("pause_ms", "0")),
+        last_used_at=encode_time(snapshot.last_used_at),
     )
 
 

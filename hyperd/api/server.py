@@ -10,10 +10,11 @@ from pathlib import Path
 
 import grpc.aio
 
-from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2_grpc
+from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.system import SystemServicer
+from hyperd.api.templates import TemplateServicer
 from hyperd.errors import InvalidError, UnavailableError, WrongStateError
 
 SOCKET_MODE = 0o660
@@ -24,7 +25,12 @@ _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 @contextlib.asynccontextmanager
 async def serving(
-    path: Path, group: str, containers: ContainerServicer, images: ImageServicer, system: SystemServicer
+    path: Path,
+    group: str,
+    containers: ContainerServicer,
+    images: ImageServicer,
+    system: SystemServicer,
+    templates: TemplateServicer,
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serve until the end of the block. Raises WrongStateError when another daemon answers there."""
     _require_unused(path)
@@ -37,6 +43,7 @@ async def serving(
     container_pb2_grpc.add_ContainerServiceServicer_to_server(containers, server)
     image_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
+    snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(templates, server)
     try:
         server.add_insecure_port(f"unix:{path}")
         _hand_to(path, group)  # until here root's alone; no umask is touched, other threads make files too

@@ -13,7 +13,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hyperd.errors import DeniedError, ExhaustedError, HyperError, NotFoundError, UnavailableError
+from hyperd.errors import (
+    DeniedError,
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    NotFoundError,
+    UnavailableError,
+)
 
 _FICLONE = 0x40049409  # linux/fs.h
 _CHUNK_BYTES = 4 << 20
@@ -40,6 +47,8 @@ def file_errors(subject: object) -> Iterator[None]:
             )
         elif isinstance(error, FileNotFoundError):
             kind = NotFoundError
+        elif isinstance(error, FileExistsError):
+            kind = ExistsError
         elif isinstance(error, PermissionError):
             kind = DeniedError
         raise kind(brief, subject=str(error.filename or subject), hint=hint) from error
@@ -51,8 +60,9 @@ def make_directory(path: Path, mode: int) -> None:
     path.chmod(mode)
 
 
-def sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def sync(path: Path) -> None:
+    """Of a file its content, of a directory its entries."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:
@@ -61,13 +71,9 @@ def sync_directory(path: Path) -> None:
 
 def publish(temporary: Path, target: Path) -> None:
     """Give a finished file its name so that after a power cut it is whole or absent."""
-    descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(temporary)
     temporary.rename(target)
-    sync_directory(target.parent)
+    sync(target.parent)
 
 
 def temporary_beside(target: Path) -> Path:
@@ -88,11 +94,17 @@ def write_atomic(target: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def copy_sparse(
-    source: Path, target: Path, *, mode: int = 0o600, owner: tuple[int, int] | None = None
+    source: Path,
+    target: Path,
+    *,
+    mode: int = 0o600,
+    owner: tuple[int, int] | None = None,
+    keep_free_bytes: int | None = None,
 ) -> None:
     """A copy under its name only when it is whole: shared blocks where the filesystem can (FICLONE), else data only.
 
-    Not synced: for files that mean nothing after a power cut. An existing target is replaced.
+    Not synced: for files that mean nothing after a power cut. An existing target is replaced. With ``keep_free_bytes``
+    a copy of data that would leave less than that on the filesystem is refused before it begins (ExhaustedError).
     """
     temporary = temporary_beside(target)
     try:
@@ -103,6 +115,9 @@ def copy_sparse(
                 if owner is not None:
                     os.fchown(descriptor, *owner)
                 if not _clone(reader.fileno(), descriptor):
+                    if keep_free_bytes is not None:
+                        need_bytes = os.fstat(reader.fileno()).st_blocks * 512
+                        require_free(target.parent, need_bytes, keep_bytes=keep_free_bytes, what="a copy")
                     _copy_data(reader.fileno(), descriptor)
             finally:
                 os.close(descriptor)
@@ -125,17 +140,24 @@ def _clone(source: int, target: int) -> bool:
 def _copy_data(source: int, target: int) -> None:
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
+    for start, end in data_extents(source, size):
+        _copy_range(source, target, start, end)
+
+
+def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what the filesystem does not know to be a hole. A hint: it may report zeros, or all, as data."""
     offset = 0
     while offset < size:
         try:
-            start = os.lseek(source, offset, os.SEEK_DATA)
+            start = os.lseek(descriptor, offset, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:  # only a hole is left
                 return
             raise
-        end = os.lseek(source, start, os.SEEK_HOLE)
-        _copy_range(source, target, start, end)
-        offset = end
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size)
+        if start < end:
+            yield start, end
+        offset = max(end, offset + 1)  # of a file that shrinks meanwhile
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
@@ -144,17 +166,36 @@ def _copy_range(source: int, target: int, start: int, end: int) -> None:
         data = os.pread(source, min(_CHUNK_BYTES, end - offset), offset)
         if not data:
             return
-        view = memoryview(data)
-        while view:
-            written = os.pwrite(target, view, offset)
-            offset += written
-            view = view[written:]
+        write_at(target, data, offset)
+        offset += len(data)
+
+
+def write_at(descriptor: int, data: bytes, offset: int) -> None:
+    """All of it."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        offset += written
+        view = view[written:]
 
 
 def free_bytes(path: Path) -> int:
     """What an unprivileged writer can still get on the filesystem of ``path``."""
     status = os.statvfs(path)
     return status.f_bavail * status.f_frsize
+
+
+def require_free(directory: Path, need_bytes: int, *, keep_bytes: int, what: str) -> None:
+    """Raises ExhaustedError, with the arithmetic, when ``need_bytes`` would leave less than ``keep_bytes``."""
+    free = free_bytes(directory)
+    if free - need_bytes < keep_bytes:
+        needed = f"{need_bytes >> 20} MiB are needed, " if need_bytes else ""
+        raise ExhaustedError(
+            f"no space for {what}",
+            subject=str(directory),
+            evidence=f"{needed}{free >> 20} MiB are free, {keep_bytes >> 20} MiB are kept in reserve",
+            hint="remove images, snapshots or sandboxes that are not needed",
+        )
 
 
 def remove_tree(path: Path) -> None:

@@ -35,7 +35,7 @@ class Compatibility:
 
 @dataclass(frozen=True, slots=True)
 class SavedFile:
-    """One file of a snapshot. The digest is over its data extents: (offset, length, bytes) of each, holes left out."""
+    """One file of a snapshot. The digest is ``hyperd.snapshot.digest``'s: a hole and zeros are the same to it."""
 
     name: str  # "state", "ram", "disk"
     size_bytes: int

@@ -3,21 +3,27 @@
 
 from hyperd.sandbox.accelerator import AcceleratorChooser, Choice, Findings, fingerprint
 from hyperd.sandbox.admission import Admission
-from hyperd.sandbox.assembly import GuestSettings, SandboxPaths, parse_signal
+from hyperd.sandbox.assembly import parse_signal
+from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
+from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.fleet import Fleet, FleetSettings, is_running
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.records import Records
-from hyperd.sandbox.run import Rooms, Runner, RunSettings
+from hyperd.sandbox.rooms import Rooms, RunSettings
+from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
+from hyperd.sandbox.template import Templates
+from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
 
 __all__ = [
     "AcceleratorChooser",
     "Admission",
     "Choice",
     "Cursor",
+    "Facts",
     "Findings",
     "Fleet",
     "FleetSettings",
@@ -33,6 +39,10 @@ __all__ = [
     "SandboxPaths",
     "Services",
     "Session",
+    "Shape",
+    "TemplateBuilder",
+    "TemplateSettings",
+    "Templates",
     "fingerprint",
     "is_running",
     "parse_signal",

@@ -25,7 +25,7 @@ from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.model.container import Sizing
 from hyperd.model.vm import Accelerator, Channel, SandboxId, VmDefinition
-from hyperd.sandbox.assembly import CONTROL_PORT, STREAM_PORT, GuestSettings, SandboxPaths
+from hyperd.sandbox.definition import CONTROL_PORT, STREAM_PORT, GuestSettings, SandboxPaths
 from hyperd.vm.base import Hypervisor
 
 log = logging.getLogger(__name__)

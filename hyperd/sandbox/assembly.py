@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From what was asked for and what the image says to what VM and agent are told. Pure."""
+"""From what was asked for and what the image says to what the agent is told. Pure."""
 
+import hashlib
 import ipaddress
 import math
 import re
 import signal
-from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+import uuid
+from dataclasses import replace
+from pathlib import PurePosixPath
 
 from hyperd.errors import InvalidError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ContainerSpec, ExecSpec, Sizing
@@ -25,13 +27,10 @@ from hyperd.model.guest import (
 )
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment
-from hyperd.model.vm import Accelerator, Channel, Disk, DiskFormat, Nic, SandboxId, VmDefinition
+from hyperd.model.vm import SandboxId
 from hyperd.sandbox import capabilities
+from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
-CONTROL_PORT = "hyper.control"
-STREAM_PORT = "hyper.stream"
-ROOT_SERIAL = "image"
-WRITABLE_SERIAL = "writable"
 NETWORKS = ("bridge", "none")
 
 # moby oci/defaults.go
@@ -53,39 +52,6 @@ _RLIMITS = {
 }
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?")
-
-
-@dataclass(frozen=True, slots=True)
-class GuestSettings:
-    """What every VM has alike."""
-
-    kernel: Path
-    initramfs: Path
-    cmdline: str
-
-    def cmdline_under(self, accelerator: Accelerator) -> str:
-        # Emulated on a busy host, a guest calibrates its TSC wrongly now and then (seen: 35 times too fast): HPET then.
-        return f"{self.cmdline} tsc=unstable" if accelerator is Accelerator.TCG else self.cmdline
-
-
-@dataclass(frozen=True, slots=True)
-class SandboxPaths:
-    """Where one sandbox's files are."""
-
-    run_dir: Path  # sockets; gone after a reboot of the host
-    state_dir: Path
-
-    @property
-    def control_socket(self) -> Path:
-        return self.run_dir / "control.sock"
-
-    @property
-    def stream_socket(self) -> Path:
-        return self.run_dir / "stream.sock"
-
-    @property
-    def console_log(self) -> Path:
-        return self.state_dir / "console.log"
 
 
 def require_valid(spec: ContainerSpec) -> None:
@@ -165,38 +131,18 @@ def command_of(spec: ContainerSpec, image: ImageConfig) -> tuple[str, ...]:
     return command
 
 
-def vm_definition(
-    record: ContainerRecord,
-    root: RootDisk,
-    writable: Path,
-    attachment: Attachment | None,
-    paths: SandboxPaths,
-    guest: GuestSettings,
-    accelerator: Accelerator,
-) -> VmDefinition:
-    disks = [Disk(WRITABLE_SERIAL, writable, DiskFormat.RAW, readonly=False)]
-    if root.layers:
-        disks.insert(0, Disk(ROOT_SERIAL, root.path, DiskFormat.VMDK, readonly=True))
-    return VmDefinition(
-        sandbox_id=record.sandbox_id,
-        vcpus=record.sizing.vcpus,
-        memory_mib=record.sizing.memory_mib,
-        accelerator=accelerator,
-        kernel=guest.kernel,
-        initramfs=guest.initramfs,
-        cmdline=guest.cmdline_under(accelerator),
-        console_log=paths.console_log,
-        channels=(Channel(CONTROL_PORT, paths.control_socket), Channel(STREAM_PORT, paths.stream_socket)),
-        disks=tuple(disks),
-        nics=(Nic(attachment.tap, attachment.mac),) if attachment else (),
-    )
-
-
 def hostname_of(record: ContainerRecord) -> str:
     return record.spec.hostname or record.sandbox_id[:12]
 
 
-def identity(record: ContainerRecord, attachment: Attachment | None, entropy: bytes) -> GuestIdentity:
+def machine_id_of(sandbox_id: SandboxId) -> str:
+    """The same for the same sandbox, and told by nothing of it (machine-id(5): it should be kept confidential)."""
+    return hashlib.sha256(b"hyper machine-id " + sandbox_id.encode()).hexdigest()[:32]
+
+
+def identity(
+    record: ContainerRecord, attachment: Attachment | None, entropy: bytes, boot_id: uuid.UUID
+) -> GuestIdentity:
     spec = record.spec
     hosts = _host_entries(spec.extra_hosts)  # the agent adds the guest's own name
     links: tuple[Link, ...] = ()
@@ -217,6 +163,8 @@ def identity(record: ContainerRecord, attachment: Attachment | None, entropy: by
         dns_searches=spec.dns_searches or (attachment.dns_searches if attachment else ()),
         dns_options=spec.dns_options or (attachment.dns_options if attachment else ()),
         hosts=tuple(hosts),
+        machine_id=machine_id_of(record.sandbox_id),
+        boot_id=str(boot_id),
     )
 
 

@@ -4,19 +4,19 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperd.errors import HyperError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
-from hyperd.model.image import Image
 from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
-from hyperd.sandbox.run import Live, Runner, one_error
+from hyperd.sandbox.rooms import Phases, one_error
+from hyperd.sandbox.run import Live, Runner
 
 log = logging.getLogger(__name__)
 
@@ -43,23 +43,25 @@ class Errands:
 
     async def bring_up(self) -> News:
         """From nothing to a first process that runs, or back to nothing."""
+        phases = Phases()
         try:
-            accelerator = await self._services.accelerator()
-            image = await self._runner.rooms.images.get(self._record.image_id)
-            live, refused = await self._bring_up(image, accelerator)
+            live, refused = await self._bring_up(await self._services.accelerator(), phases)
         except HyperError as error:
             return UpFailed(error)
         return IsUp(live, refused)
 
-    async def _bring_up(self, image: Image, accelerator: Accelerator) -> tuple[Live, ProcessExit | None]:
+    async def _bring_up(self, accelerator: Accelerator, phases: Phases) -> tuple[Live, ProcessExit | None]:
         live: Live | None = None
         try:
             async with one_error(), asyncio.TaskGroup() as beside:
                 # Looking through the log of earlier runs takes up to 60 ms: not between the boot and the first byte.
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
-                live = await self._runner.bring_up(self._record, image, accelerator)
+                live = await self._runner.bring_up(self._record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
             refused = await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
+            phases.mark("start")
+            if live.start is not None:
+                live.start = replace(live.start, phases_ms=phases.in_ms())
         except BaseException:
             if live is not None:
                 await live.stack.aclose()

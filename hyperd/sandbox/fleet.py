@@ -171,9 +171,10 @@ class Fleet:
             del self._creating[record.name]
 
     async def _discard_unknown(self, running: set[SandboxId]) -> None:
-        """What no record knows is of a removal or a probe that was cut short."""
+        """What no record knows is of a removal, a probe or a template's build that was cut short."""
         rooms = self._services.runner.rooms
         owned = running | await rooms.storage.list_sandboxes() | await rooms.network.list_attached()
+        owned |= await self._services.runner.list_directories()
         for sandbox_id in owned - set(self._drivers):
             log.warning("removing what no record knows", extra={"id": sandbox_id[:12]})
             try:

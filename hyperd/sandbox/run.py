@@ -1,67 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
 """One run of a sandbox's VM: everything acquired on the way up is on one exit stack, and goes in reverse.
 
-image disk | writable disk | network   at once
-VM -> agent's hello -> identity -> container, just before its execve
+image | image's disk | writable disk | network | template   at once
+VM, restored from the template or else booted -> agent's hello -> identity -> container, just before its execve
+
+A clone of a template that fails before it has its identity is ended, and the same start boots a VM instead.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import shutil
-import time
-from collections.abc import AsyncIterator
+import re
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
-from hyperd.guest.base import Guest, GuestDialer
+from hyperd.errors import HyperError
+from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
-from hyperd.image.base import ImageStore
-from hyperd.model.container import ContainerRecord, StartReport
+from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
-from hyperd.model.image import Image
 from hyperd.model.network import Attachment
-from hyperd.model.vm import Accelerator, SandboxId
-from hyperd.network.base import Network
-from hyperd.sandbox import assembly
-from hyperd.sandbox.assembly import GuestSettings, SandboxPaths
+from hyperd.model.snapshot import Snapshot
+from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
+from hyperd.sandbox import assembly, definition
+from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
-from hyperd.snapshot.base import SnapshotStore
-from hyperd.storage.base import Storage
-from hyperd.vm import Hypervisor, console_tail
+from hyperd.sandbox.rooms import (
+    Phases,
+    Rooms,
+    RunSettings,
+    console_as_evidence,
+    make_directories,
+    now_ms,
+    one_error,
+    remove_directories,
+)
+from hyperd.sandbox.template import Offer, Templates
+from hyperd.sandbox.template_build import RAM, STATE
+from hyperd.vm import console_tail
+
+__all__ = ["Live", "Rooms", "RunSettings", "Runner", "now_ms", "one_error"]
 
 log = logging.getLogger(__name__)
 
+_ID = re.compile(r"[0-9a-f]{64}")
 ENTROPY_BYTES = 64
 SYNC_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Rooms:
-    """The rooms that a sandbox is made from."""
-
-    hypervisor: Hypervisor
-    dialer: GuestDialer
-    images: ImageStore
-    storage: Storage
-    network: Network
-    snapshots: SnapshotStore
-
-
-@dataclass(frozen=True, slots=True)
-class RunSettings:
-    guest: GuestSettings
-    state_dir: Path  # of all sandboxes
-    run_dir: Path
-    boot_timeout_s: float
-    reconnect_timeout_s: float
-
-    def paths(self, sandbox_id: SandboxId) -> SandboxPaths:
-        # A UNIX socket's path has room for 107 bytes: 12 digits of the id are plenty.
-        return SandboxPaths(self.run_dir / sandbox_id[:12], self.state_dir / sandbox_id)
+CLONE_HELLO_TIMEOUT_S = 20.0  # a restored agent answers in milliseconds, on a busy host in a few seconds
 
 
 @dataclass(slots=True)
@@ -83,12 +71,13 @@ class Live:
 class Runner:
     """Brings VMs up and takes them down; holds no state of its own."""
 
-    def __init__(self, rooms: Rooms, settings: RunSettings, files: Workers) -> None:
+    def __init__(self, rooms: Rooms, settings: RunSettings, templates: Templates, files: Workers) -> None:
         self.rooms = rooms
         self.settings = settings
+        self.templates = templates
         self._files = files
 
-    async def bring_up(self, record: ContainerRecord, image: Image, accelerator: Accelerator) -> Live:
+    async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
 
         Raises what the rooms raise; an agent that never answers is TimeoutExpiredError, a VM that ends before it is
@@ -96,23 +85,75 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            with file_errors(paths.state_dir):
-                await self._files.call(_make_directories, paths)
             async with one_error(), asyncio.TaskGroup() as tasks:
-                root_task = tasks.create_task(self.rooms.images.root_disk(image.image_id))
+                image_task = tasks.create_task(self.rooms.images.get(record.image_id))
+                root_task = tasks.create_task(self.rooms.images.root_disk(record.image_id))
                 writable_task = tasks.create_task(self.rooms.storage.create_writable(record.sandbox_id))
+                offer_task = tasks.create_task(self.templates.offer(definition.shape_of(record, accelerator)))
+                tasks.create_task(make_directories(paths, self._files))
                 attachment = await self._attach(record, stack)
             root = root_task.result()
-            definition = assembly.vm_definition(
-                record, root, writable_task.result(), attachment, paths, self.settings.guest, accelerator
+            start = _Start(
+                record,
+                attachment,
+                paths,
+                phases,
+                definition.vm_definition(
+                    record, root, writable_task.result(), attachment, paths, self.settings.guest, accelerator
+                ),
             )
-            stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
-            vm = await self.rooms.hypervisor.start(definition)
-            async with self._console_as_evidence(record, paths):
-                guest = await self._connect(record, paths, stack, self.settings.boot_timeout_s)
-                await guest.configure(assembly.identity(record, attachment, os.urandom(ENTROPY_BYTES)))
-                guest_pid = await guest.create_container(assembly.container_plan(record, image.config, root))
-            return Live(guest, vm.pid, guest_pid, accelerator, attachment, stack.pop_all())
+            phases.mark("prepare")
+            up = await self._restore_or_boot(start, offer_task.result(), stack)
+            plan = assembly.container_plan(record, image_task.result().config, root)
+            async with console_as_evidence(start.subject, paths, self._files):
+                guest_pid = await up.guest.create_container(plan)
+            phases.mark("create")
+            report = StartReport(up.path, up.note, phases.in_ms())
+            return Live(up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report)
+
+    async def _restore_or_boot(
+        self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack
+    ) -> "_Up":
+        snapshot, note = offer.snapshot, offer.note
+        if snapshot is not None:
+            try:
+                with self.templates.in_use(snapshot):
+                    vm, guest = await self._bring_to_life(
+                        start, _from_template(start.vm, snapshot), stack, CLONE_HELLO_TIMEOUT_S
+                    )
+            except HyperError as error:
+                shape = definition.shape_of(start.record, start.vm.accelerator)
+                note = await self.templates.failed(shape, snapshot, error)
+                start.phases.fold("template", after="prepare")
+                await make_directories(start.paths, self._files)
+            else:
+                self.templates.worked(snapshot)
+                return _Up(vm, guest, StartPath.TEMPLATE, note)
+        vm, guest = await self._bring_to_life(start, start.vm, stack, self.settings.boot_timeout_s)
+        return _Up(vm, guest, StartPath.COLD, note)
+
+    async def _bring_to_life(
+        self,
+        start: "_Start",
+        described: VmDefinition,
+        stack: contextlib.AsyncExitStack,
+        hello_timeout_s: float,
+    ) -> tuple[VmStatus, Guest]:
+        """From a definition to a guest with its identity. On any failure nothing of the VM stays."""
+        record, phases = start.record, start.phases
+        async with contextlib.AsyncExitStack() as own:
+            own.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
+            vm = await self.rooms.hypervisor.start(described)
+            phases.mark("vm")
+            async with console_as_evidence(start.subject, start.paths, self._files):
+                guest = await self._dial(record, start.paths, hello_timeout_s)
+                own.push_async_callback(guest.close)
+                phases.mark("hello")
+                entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
+                await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                phases.mark("configure")
+            stack.push_async_callback(own.pop_all().aclose)
+        return vm, guest
 
     async def adopt(
         self, record: ContainerRecord, vm_pid: int, accelerator: Accelerator, attachment: Attachment | None
@@ -166,8 +207,12 @@ class Runner:
         await self.rooms.hypervisor.destroy(sandbox_id)
         await self.rooms.network.release(sandbox_id)
         await self.rooms.storage.remove(sandbox_id)
-        with file_errors(sandbox_id):
-            await self._files.call(_remove_directories, self.settings.paths(sandbox_id))
+        await remove_directories(self.settings.paths(sandbox_id), self._files)
+
+    async def list_directories(self) -> set[SandboxId]:
+        """Who owns a directory, for cleaning up after a kill."""
+        with file_errors(self.settings.state_dir):
+            return await self._files.call(_list_directories, self.settings.state_dir)
 
     async def examine_journal(self, journal: Journal) -> Kept:
         return await self._files.call(journal.examine)
@@ -181,42 +226,40 @@ class Runner:
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
         return await self.rooms.network.attach(record.sandbox_id)
 
-    async def _connect(
-        self, record: ContainerRecord, paths: SandboxPaths, stack: contextlib.AsyncExitStack, timeout_s: float
-    ) -> Guest:
-        guest = await self._dial(record, paths, timeout_s)
-        stack.push_async_callback(guest.close)
-        return guest
-
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(
             paths.control_socket, paths.stream_socket, timeout_s=timeout_s, subject=f"container {record.name}"
         )
 
-    @contextlib.asynccontextmanager
-    async def _console_as_evidence(self, record: ContainerRecord, paths: SandboxPaths) -> AsyncIterator[None]:
-        try:
-            yield
-        except (UnavailableError, TimeoutExpiredError) as error:
-            tail = await self._files.call(console_tail, paths.console_log)
-            raise type(error)(
-                f"the guest did not come up: {error.brief}",
-                subject=f"container {record.name}",
-                evidence="\n".join(part for part in (error.evidence, tail) if part),
-                hint=error.hint or "`hyper doctor` checks kernel, agent and accelerator",
-            ) from error
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What one start has prepared."""
+
+    record: ContainerRecord
+    attachment: Attachment | None
+    paths: SandboxPaths
+    phases: Phases
+    vm: VmDefinition  # that boots
+
+    @property
+    def subject(self) -> str:
+        return f"container {self.record.name}"
 
 
-@contextlib.asynccontextmanager
-async def one_error() -> AsyncIterator[None]:
-    """A group of tasks that fails with one error is that error to the caller."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        first = next((error for error in group.exceptions if isinstance(error, HyperError)), None)
-        if first is None:
-            raise
-        raise first from group
+@dataclass(frozen=True, slots=True)
+class _Up:
+    """A VM whose guest has its identity."""
+
+    vm: VmStatus
+    guest: Guest
+    path: StartPath
+    note: str
+
+
+def _from_template(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:
+    has_ram = any(file.name == RAM for file in snapshot.manifest.files)
+    return definition.restored(described, snapshot.path(STATE), snapshot.path(RAM) if has_ram else None)
 
 
 def _execs(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
@@ -228,18 +271,7 @@ def _execs(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
     }
 
 
-def now_ms() -> float:
-    return time.monotonic() * 1000
-
-
-def _make_directories(paths: SandboxPaths) -> None:
-    paths.state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    paths.run_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
-    for stale in (paths.control_socket, paths.stream_socket, paths.console_log):
-        stale.unlink(missing_ok=True)
-
-
-def _remove_directories(paths: SandboxPaths) -> None:
-    for directory in (paths.run_dir, paths.state_dir):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+def _list_directories(state_dir: Path) -> set[SandboxId]:
+    if not state_dir.is_dir():
+        return set()
+    return {SandboxId(path.name) for path in state_dir.iterdir() if _ID.fullmatch(path.name)}

@@ -2,5 +2,6 @@
 """Saved virtual machines on this host's disk."""
 
 from hyperd.snapshot.base import Draft, SnapshotStore
+from hyperd.snapshot.local import LocalSnapshots
 
-__all__ = ["Draft", "SnapshotStore"]
+__all__ = ["Draft", "LocalSnapshots", "SnapshotStore"]

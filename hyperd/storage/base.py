@@ -17,6 +17,15 @@ class Storage(Protocol):
         Raises ExhaustedError when the state directory is full; nothing stays behind.
         """
 
+    async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        """The sandbox's disk becomes a copy of ``source`` (reflink, else its data alone), whatever it was before.
+
+        Replaced at once or not at all. Raises NotFoundError (no such source), ExhaustedError.
+        """
+
+    async def writable_path(self, sandbox_id: SandboxId) -> Path:
+        """Raises NotFoundError."""
+
     async def remove(self, sandbox_id: SandboxId) -> None:
         """Idempotent."""
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
+from hyperd.errors import ExhaustedError, InvalidError, NotFoundError, UnavailableError
 from hyperd.host import files, process
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
@@ -96,6 +96,12 @@ class LocalStorage:
         await self.prepare()
         return await self._workers.call(self._create, sandbox_id)
 
+    async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        return await self._workers.call(self._adopt, sandbox_id, source)
+
+    async def writable_path(self, sandbox_id: SandboxId) -> Path:
+        return await self._workers.call(self._existing, sandbox_id)
+
     async def remove(self, sandbox_id: SandboxId) -> None:
         await self._workers.call(self._remove, sandbox_id)
 
@@ -144,6 +150,29 @@ class LocalStorage:
                 raise
             return disk
 
+    def _adopt(self, sandbox_id: SandboxId, source: Path) -> Path:
+        disk = self._disk(sandbox_id)
+        owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
+        with files.file_errors(disk):
+            files.make_directory(self._sandboxes, 0o711)
+            existed = disk.parent.is_dir()
+            try:
+                files.make_directory(disk.parent, 0o711)
+                self._remove_half_made(disk)
+                files.copy_sparse(source, disk, mode=0o600, owner=owner, keep_free_bytes=RESERVE_BYTES)
+            except BaseException:
+                if not existed:
+                    files.remove_tree(disk.parent)
+                raise
+            return disk
+
+    def _existing(self, sandbox_id: SandboxId) -> Path:
+        disk = self._disk(sandbox_id)
+        with files.file_errors(disk):
+            if not disk.is_file():
+                raise NotFoundError("the sandbox has no writable disk", subject=str(disk))
+            return disk
+
     def _remove(self, sandbox_id: SandboxId) -> None:
         """Only what this room put there; the directory goes with the last file of whichever room."""
         disk = self._disk(sandbox_id)
@@ -151,10 +180,13 @@ class LocalStorage:
             if not disk.parent.is_dir():
                 return
             disk.unlink(missing_ok=True)
-            for half_made in disk.parent.glob(f".{DISK_NAME}.*{files.TEMPORARY_SUFFIX}"):
-                half_made.unlink(missing_ok=True)
+            self._remove_half_made(disk)
             if not any(disk.parent.iterdir()):
                 disk.parent.rmdir()
+
+    def _remove_half_made(self, disk: Path) -> None:
+        for half_made in disk.parent.glob(f".{DISK_NAME}.*{files.TEMPORARY_SUFFIX}"):
+            half_made.unlink(missing_ok=True)
 
     def _list(self) -> set[SandboxId]:
         with files.file_errors(self._sandboxes):
@@ -172,11 +204,4 @@ class LocalStorage:
         return self._sandboxes / sandbox_id / DISK_NAME
 
     def _require_space(self, directory: Path) -> None:
-        free = files.free_bytes(directory)
-        if free < RESERVE_BYTES:
-            raise ExhaustedError(
-                "no space for a writable disk",
-                subject=str(directory),
-                evidence=f"{free >> 20} MiB are free, {RESERVE_BYTES >> 20} MiB are kept in reserve",
-                hint="remove images or sandboxes that are not needed",
-            )
+        files.require_free(directory, 0, keep_bytes=RESERVE_BYTES, what="a writable disk")

@@ -2,9 +2,12 @@
 """A hypervisor in memory that can be told to fail, to stall and to lose a VM."""
 
 import asyncio
+import dataclasses
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 
-from hyperd.errors import ExistsError, HyperError, UnavailableError
+from hyperd.errors import ExistsError, HyperError, NotFoundError, RestoreError, UnavailableError
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 
 
@@ -12,11 +15,19 @@ class FakeHypervisor:
     def __init__(self) -> None:
         self.running: dict[SandboxId, VmStatus] = {}
         self.definitions: list[VmDefinition] = []  # of every start that was tried
+        self.saved: list[tuple[SandboxId, Path]] = []  # of every save that was asked for
         self.destroyed: list[SandboxId] = []  # of every destroy that was asked for
         self.fail_next_start: HyperError | None = None
+        self.fail_next_restore: HyperError | None = None  # of a start with restore_from
+        self.fail_next_pause: HyperError | None = None
+        self.fail_next_resume: HyperError | None = None
+        self.fail_next_save: HyperError | None = None
         self.fail_next_destroy: HyperError | None = None
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
+        self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
+        self.save_gate.set()
+        self._defined: dict[SandboxId, VmDefinition] = {}
         self._pid = 4241
         self._events: asyncio.Queue[VmGone] = asyncio.Queue()
 
@@ -25,19 +36,35 @@ class FakeHypervisor:
         await self.gate.wait()
         if definition.sandbox_id in self.running:
             raise ExistsError("the VM exists", subject=definition.sandbox_id)
-        if (error := self.fail_next_start) is not None:
-            self.fail_next_start = None
-            raise error
+        self._raise_once("fail_next_start")
+        if definition.restore_from is not None:
+            self._raise_once("fail_next_restore")
+            _require_restorable(definition, definition.restore_from)
         self._pid += 1
         status = VmStatus(definition.sandbox_id, self._pid)
         self.running[definition.sandbox_id] = status
+        self._defined[definition.sandbox_id] = definition
         return status
+
+    async def pause(self, sandbox_id: SandboxId) -> None:
+        self._set_paused(sandbox_id, paused=True, failure="fail_next_pause")
+
+    async def resume(self, sandbox_id: SandboxId) -> None:
+        self._set_paused(sandbox_id, paused=False, failure="fail_next_resume")
+
+    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
+        """``state`` gets a line of JSON: enough to refuse a VM of another shape, or a truncated file."""
+        self.saved.append((sandbox_id, state))
+        self._set_paused(sandbox_id, paused=True)
+        await self.save_gate.wait()
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._raise_once("fail_next_save")
+        state.write_text(json.dumps(_shape(self._defined[sandbox_id])))
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)
-        if (error := self.fail_next_destroy) is not None:
-            self.fail_next_destroy = None
-            raise error
+        self._raise_once("fail_next_destroy")
         self._end(sandbox_id, VmGoneCause.DESTROYED)
 
     async def list_running(self) -> list[VmStatus]:
@@ -60,8 +87,57 @@ class FakeHypervisor:
         self._end(sandbox_id, VmGoneCause.LOST, "terminating on signal 9")
 
     def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
+        self._defined.pop(sandbox_id, None)
         if self.running.pop(sandbox_id, None) is not None:
             self._events.put_nowait(VmGone(sandbox_id, cause, detail))
+
+    def _set_paused(self, sandbox_id: SandboxId, *, paused: bool, failure: str = "") -> None:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        if failure:
+            self._raise_once(failure)
+        self.running[sandbox_id] = dataclasses.replace(self.running[sandbox_id], paused=paused)
+
+    def _raise_once(self, failure: str) -> None:
+        error: HyperError | None = getattr(self, failure)
+        if error is not None:
+            setattr(self, failure, None)
+            raise error
+
+
+def _shape(definition: VmDefinition) -> dict[str, object]:
+    """What must be the same in the VM that goes on; where its RAM was left among it."""
+    memory = definition.memory_file
+    return {
+        "vcpus": definition.vcpus,
+        "memory_mib": definition.memory_mib,
+        "accelerator": definition.accelerator.value,
+        "disks": [disk.readonly for disk in definition.disks],
+        "nics": len(definition.nics),
+        "channels": len(definition.channels),
+        "free_page_reporting": definition.free_page_reporting,
+        "ram_elsewhere": memory is not None and memory.shared,
+    }
+
+
+def _require_restorable(definition: VmDefinition, state: Path) -> None:
+    memory = definition.memory_file
+    wanted = _shape(definition) | {"ram_elsewhere": memory is not None and not memory.shared}
+    try:
+        found = json.loads(state.read_text())
+    except (OSError, ValueError) as error:
+        raise restore_failed(str(error)) from error
+    if found != wanted:
+        raise restore_failed(f"saved: {found}, asked for: {wanted}")
+    if memory is not None and not memory.path.exists():
+        raise restore_failed(f"{memory.path}: No such file or directory")
+
+
+def restore_failed(
+    evidence: str = "qemu-system-x86_64: load of migration failed: Invalid argument",
+) -> RestoreError:
+    """What a start raises whose saved state is of no use, for ``fail_next_restore``."""
+    return RestoreError("the saved state cannot be restored", subject="hyper-box", evidence=evidence)
 
 
 def kvm_refused() -> UnavailableError:

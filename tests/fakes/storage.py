@@ -4,7 +4,7 @@
 import asyncio
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, HyperError
+from hyperd.errors import ExhaustedError, HyperError, NotFoundError
 from hyperd.model.vm import SandboxId
 
 
@@ -15,7 +15,9 @@ class FakeStorage:
         self.root = root
         self.prepared = False
         self.disks: dict[SandboxId, Path] = {}
+        self.adopted: dict[SandboxId, Path] = {}  # of which file a disk is a copy
         self.fail_next_create: HyperError | None = None
+        self.fail_next_adopt: HyperError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -29,8 +31,22 @@ class FakeStorage:
             raise error
         return self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
 
+    async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        await self.gate.wait()
+        error, self.fail_next_adopt = self.fail_next_adopt, None
+        if error is not None:
+            raise error
+        self.adopted[sandbox_id] = source
+        return self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+
+    async def writable_path(self, sandbox_id: SandboxId) -> Path:
+        if sandbox_id not in self.disks:
+            raise NotFoundError("the sandbox has no writable disk", subject=sandbox_id)
+        return self.disks[sandbox_id]
+
     async def remove(self, sandbox_id: SandboxId) -> None:
         self.disks.pop(sandbox_id, None)
+        self.adopted.pop(sandbox_id, None)
 
     async def list_sandboxes(self) -> set[SandboxId]:
         return set(self.disks)

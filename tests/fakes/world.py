@@ -3,6 +3,8 @@
 
 import asyncio
 import contextlib
+import os
+import shutil
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -13,9 +15,11 @@ from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerSpec, Sizing
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.image import Platform
+from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmGoneCause, VmStatus
 from hyperd.sandbox import (
     Admission,
+    Facts,
     Fleet,
     FleetSettings,
     GuestSettings,
@@ -26,11 +30,17 @@ from hyperd.sandbox import (
     RunSettings,
     SandboxHandle,
     Services,
+    Shape,
+    TemplateBuilder,
+    Templates,
+    TemplateSettings,
 )
+from hyperd.snapshot import Draft
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
+from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
 
 PATIENCE_S = 5.0
@@ -66,6 +76,67 @@ class JoinedHypervisor(FakeHypervisor):
         super()._end(sandbox_id, cause, detail)
 
 
+class JoinedDraft(FakeDraft):
+    """With files, for the hypervisor to write into."""
+
+    async def create_file(self, name: str, *, size_bytes: int = 0, owner: tuple[int, int]) -> Path:
+        path = await super().create_file(name, size_bytes=size_bytes, owner=owner)
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+        return path
+
+    async def add_copy(self, name: str, source: Path) -> Path:
+        path = await super().add_copy(name, source)
+        path.write_bytes(source.read_bytes() if source.exists() else b"")
+        return path
+
+
+class JoinedSnapshots(FakeSnapshots):
+    """Its files are where it says."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.touched: list[SnapshotId] = []
+
+    async def open(self) -> None:
+        await super().open()
+        for draft in self.root.glob(".draft-*"):
+            shutil.rmtree(draft)
+
+    async def begin(self, *, need_bytes: int = 0) -> JoinedDraft:
+        made = await super().begin(need_bytes=need_bytes)
+        draft = self.drafts[made.snapshot_id] = JoinedDraft(self, made.snapshot_id)
+        draft.directory.mkdir(parents=True)
+        return draft
+
+    async def publish(
+        self,
+        draft: Draft,
+        kind: SnapshotKind,
+        compatibility: Compatibility,
+        *,
+        name: str = "",
+        source: dict[str, str] | None = None,
+    ) -> Snapshot:
+        snapshot = await super().publish(draft, kind, compatibility, name=name, source=source)
+        snapshot.directory.parent.mkdir(exist_ok=True)
+        draft.directory.rename(snapshot.directory)
+        return snapshot
+
+    async def discard(self, draft: Draft) -> None:
+        await super().discard(draft)
+        shutil.rmtree(draft.directory, ignore_errors=True)
+
+    async def touch(self, snapshot: Snapshot) -> None:
+        await super().touch(snapshot)
+        self.touched.append(snapshot.manifest.snapshot_id)
+
+    async def remove(self, snapshot_id: SnapshotId) -> None:
+        await super().remove(snapshot_id)
+        for directory in self.root.glob(f"*/{snapshot_id}"):
+            shutil.rmtree(directory)
+
+
 @dataclass
 class World:
     """What outlives a daemon, and one daemon at a time (``daemon``)."""
@@ -77,9 +148,13 @@ class World:
     network: FakeNetwork = field(default_factory=FakeNetwork)
     memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
+    templates_enabled: bool = False  # most tests are about what is the same without
+    share_memory: bool = True
+    template_budget_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
         self.hypervisor = JoinedHypervisor(self.dialer)
+        self.snapshots = JoinedSnapshots(self.root / "snapshots")
         self.images.add("alpine")
         self.platform = Platform("linux", "amd64")  # of the fake images
         self.scripts = self.dialer.scripts
@@ -98,19 +173,32 @@ class World:
         await database.open()
         records = Records(database)
         await records.open()
-        guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
+        guest = GuestSettings(self.root / "kernel", self.root / "initramfs", "quiet")
+        for asset in (guest.kernel, guest.initramfs):
+            asset.write_text("asset")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
-        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network)
-        self.runner = Runner(rooms, settings, files)
+        await self.snapshots.open()
+        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network, self.snapshots)
         self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
         self.records = records
+        owner = (os.getuid(), os.getgid())
+        template_settings = TemplateSettings(
+            lambda _: owner, self.template_budget_bytes, self.templates_enabled, self.share_memory
+        )
+        facts = Facts(guest.kernel, guest.initramfs, qemu_version="10.0", machine="q35", files=files)
+        builder = TemplateBuilder(rooms, settings, template_settings, files)
+        background = asyncio.TaskGroup()
+        self.templates = Templates(
+            builder, self.snapshots, facts, self.ledger, guest, template_settings, background
+        )
+        self.runner = Runner(rooms, settings, self.templates, files)
         fleet = Fleet(
             Services(self.runner, records, self.ledger, self.accelerator),
             FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
         )
         ready = asyncio.Event()
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with background, asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(fleet.run(ready))
                 opened = tasks.create_task(ready.wait())
                 await asyncio.wait({running, opened}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,6 +208,7 @@ class World:
                 finally:
                     opened.cancel()
                     running.cancel()
+                    await self.templates.close()
         finally:
             await database.close()
             files.close()
@@ -133,6 +222,11 @@ class World:
             yield Records(database)
         finally:
             await database.close()
+
+    async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
+        sizing = Sizing(vcpus or 1, memory_mib or 256)
+        shapes = [Shape(sizing, has_nic, Accelerator.TCG) for has_nic in (True, False)]
+        return [await self.templates.build(shape) for shape in shapes]
 
     def agent(self, handle: SandboxHandle) -> FakeAgent:
         return self.hypervisor.agents[handle.record.sandbox_id]

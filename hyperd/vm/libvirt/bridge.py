@@ -27,6 +27,7 @@ R = TypeVar("R")
 _CALL_THREADS = 8
 _URGENT_THREADS = 4
 _CLOSE_TIMEOUT_S = 30.0
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,19 @@ class LibvirtBridge:
         """
         workers = self._urgent if urgent else self._calls
         return await workers.call(function, self._opened())
+
+    async def until(self, question: Call[bool]) -> None:
+        """Ask again and again until the answer is yes, for what has no event to wait for.
+
+        The answer is late by at most a twentieth of the time it took, a millisecond at least and 50 at most; between
+        two questions no thread is held.
+        """
+        begun = self._loop.time()
+        while True:
+            if await self.call(question):
+                return
+            elapsed_s = self._loop.time() - begun
+            await asyncio.sleep(min(max(_MIN_PAUSE_S, elapsed_s / 20), _MAX_PAUSE_S))
 
     def _opened(self) -> libvirt.virConnect:
         if self._connection is None:

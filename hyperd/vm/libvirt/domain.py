@@ -32,13 +32,15 @@ def cause_of(detail: int) -> VmGoneCause:
     return _CAUSES.get(detail, VmGoneCause.LOST)
 
 
-def create(connection: libvirt.virConnect, sandbox_id: SandboxId, described: str) -> bool:
+def create(
+    connection: libvirt.virConnect, sandbox_id: SandboxId, described: str, *, paused: bool = False
+) -> bool:
     """False when libvirt still removes an earlier one of that name: to be tried again soon.
 
     Raises ExistsError when there is one that lives.
     """
     try:
-        connection.createXML(described, 0)
+        connection.createXML(described, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
     except libvirt.libvirtError as error:
         if "already being removed" in (error.get_error_message() or ""):
             return False
@@ -51,7 +53,7 @@ def create(connection: libvirt.virConnect, sandbox_id: SandboxId, described: str
 def destroy(connection: libvirt.virConnect, sandbox_id: SandboxId) -> None:
     """Idempotent; returns when libvirt has tidied up."""
     try:
-        _lookup(connection, sandbox_id).destroy()
+        look_up(connection, sandbox_id).destroy()
     except libvirt.libvirtError as error:
         if not is_gone(error):
             raise
@@ -65,8 +67,12 @@ def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:
         if sandbox_id is None or domain.UUIDString() != str(domain_uuid(sandbox_id)):
             continue
         with contextlib.suppress(libvirt.libvirtError):  # ended since the list was made
-            found.append(OurDomain(sandbox_id, int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED))
+            found.append(OurDomain(sandbox_id, is_paused(domain)))
     return found
+
+
+def is_paused(domain: libvirt.virDomain) -> bool:
+    return int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED
 
 
 def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
@@ -77,7 +83,7 @@ def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
     found = []
     for ours in list_ours(connection):
         with contextlib.suppress(libvirt.libvirtError):  # its QEMU had ended while nobody looked
-            domain = _lookup(connection, ours.sandbox_id)
+            domain = look_up(connection, ours.sandbox_id)
             domain.memoryStats()  # a job of the domain: waits for the job that reconnects it
             source = ET.fromstring(domain.XMLDesc()).find("devices/serial/source")  # noqa: S314 - libvirt's own
             path = source.get("path") if source is not None else None
@@ -87,11 +93,12 @@ def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
 
 def _exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:
     try:
-        _lookup(connection, sandbox_id)
+        look_up(connection, sandbox_id)
     except libvirt.libvirtError:
         return False
     return True
 
 
-def _lookup(connection: libvirt.virConnect, sandbox_id: SandboxId) -> libvirt.virDomain:
+def look_up(connection: libvirt.virConnect, sandbox_id: SandboxId) -> libvirt.virDomain:
+    """NO_DOMAIN when there is none."""
     return connection.lookupByUUIDString(str(domain_uuid(sandbox_id)))

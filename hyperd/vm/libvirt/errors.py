@@ -37,6 +37,10 @@ _MEANING: dict[int, type[HyperError]] = {
 _NO_MEMORY_WORDS = ("Cannot allocate memory", "cannot set up guest memory")
 
 
+class MonitorError(Exception):
+    """QEMU understood what its monitor was told, and refused; its words."""
+
+
 def kind_of(code: int, message: str) -> type[HyperError]:
     """Everything else that libvirt reports means that some process or file of its own is not there."""
     if any(words in message for words in _NO_MEMORY_WORDS):
@@ -53,6 +57,20 @@ def libvirt_errors(subject: str, *, evidence: Callable[[], str] = str) -> Iterat
         message = error.get_error_message() or str(error)
         kind = kind_of(error.get_error_code() or 0, message)
         raise kind(message, subject=subject, evidence=evidence()) from error
+    except MonitorError as error:
+        raise UnavailableError("QEMU refuses", subject=subject, evidence=str(error)) from error
+
+
+@contextlib.contextmanager
+def errors_of_existing(subject: str) -> Iterator[None]:
+    """As ``libvirt_errors``, for what only a VM that exists can do."""
+    with libvirt_errors(subject):
+        try:
+            yield
+        except libvirt.libvirtError as error:
+            if is_gone(error):
+                raise NotFoundError("no such VM", subject=subject) from error
+            raise
 
 
 def is_gone(error: libvirt.libvirtError) -> bool:

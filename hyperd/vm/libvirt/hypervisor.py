@@ -13,11 +13,12 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import libvirt
 
-from hyperd.errors import ExistsError, HyperError, TimeoutExpiredError, UnavailableError
+from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
@@ -27,8 +28,10 @@ from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settl
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.process import QemuProcess
+from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
-from hyperd.vm.libvirt.unfinished import end_unfinished
+from hyperd.vm.libvirt.states import VmStates
+from hyperd.vm.libvirt.unfinished import end_unfinished, unfinished
 from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 
 _log = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ class LibvirtHypervisor:
             self._bridge = await stack.enter_async_context(
                 LibvirtBridge(self.settings.connection_uri, self._on_lifecycle)
             )
+            self._states = VmStates(self._bridge, self.settings)
             stack.callback(self._close)
             await self._adopt()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -122,6 +126,17 @@ class LibvirtHypervisor:
             raise TimeoutExpiredError(
                 f"did not start in {self.settings.start_timeout_s:g} s", subject=domain_name(sandbox_id)
             ) from error
+
+    async def pause(self, sandbox_id: SandboxId) -> None:
+        await self._states.pause(sandbox_id)
+
+    async def resume(self, sandbox_id: SandboxId) -> None:
+        """As ``Hypervisor.resume``. A save under way that nobody waits for any more is broken off."""
+        await self._states.resume(sandbox_id)
+
+    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
+        """As ``Hypervisor.save``. A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
+        await self._states.save(sandbox_id, state)
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
@@ -179,7 +194,9 @@ class LibvirtHypervisor:
         """Never raises: ``starting`` has the outcome, for the caller who may have gone."""
         sandbox_id = definition.sandbox_id
         try:
-            process = await self._create(sandbox_id, described)
+            if definition.restore_from is not None:
+                starting.outcome.add_done_callback(lambda outcome: self._kill_unwanted(sandbox_id, outcome))
+            process = await self._create(definition, described)
         except Exception as error:  # noqa: BLE001 - handed on, bugs too
             if not starting.outcome.done():
                 starting.outcome.set_exception(error)
@@ -200,12 +217,17 @@ class LibvirtHypervisor:
         except HyperError as error:
             _log.warning("a VM nobody waits for stays", extra={"sandbox": sandbox_id, "error": str(error)})
 
-    async def _create(self, sandbox_id: SandboxId, described: str) -> QemuProcess:
+    async def _create(self, definition: VmDefinition, described: str) -> QemuProcess:
+        sandbox_id = definition.sandbox_id
         name = domain_name(sandbox_id)
         log_dir = self.settings.log_dir
         try:
             with libvirt_errors(name, evidence=lambda: qemu_log_tail(log_dir, name)):
-                await self._create_domain(sandbox_id, described)
+                if definition.restore_from is None:
+                    # False while libvirt removes the one before: nothing says when that is done
+                    await self._bridge.until(lambda connection: create(connection, sandbox_id, described))
+                else:
+                    await self._restore_domain(definition, definition.restore_from, described)
             process = QemuProcess.find(self.settings.pid_dir, name)
             if process is None:
                 evidence = qemu_log_tail(log_dir, name)
@@ -218,13 +240,36 @@ class LibvirtHypervisor:
             raise
         return process
 
-    async def _create_domain(self, sandbox_id: SandboxId, described: str) -> None:
-        while True:
-            if await self._bridge.call(lambda connection: create(connection, sandbox_id, described)):
+    async def _restore_domain(self, definition: VmDefinition, state: Path, described: str) -> None:
+        name = domain_name(definition.sandbox_id)
+        restore = Restore(definition, state, described, lambda: qemu_log_tail(self.settings.log_dir, name))
+        with unfinished(self.settings, name):
+            try:
+                await self._bridge.until(restore.runs)
+            except RestoreError:
+                await self._end_failed(definition.sandbox_id)
+                raise
+
+    def _kill_unwanted(self, sandbox_id: SandboxId, outcome: "asyncio.Future[VmStatus]") -> None:
+        """A QEMU that hangs reading a state would hold a thread for good: only its end lets that go."""
+        if outcome.cancelled():
+            process = QemuProcess.find(self.settings.pid_dir, domain_name(sandbox_id))
+            if process is not None:
+                process.kill()
+                process.close()
+
+    async def _end_failed(self, sandbox_id: SandboxId) -> None:
+        """Of a VM that never ran: return when its process is gone; libvirt tidies up in the background."""
+        ending = self._ending.get(sandbox_id)
+        if ending is None:
+            process = QemuProcess.find(self.settings.pid_dir, domain_name(sandbox_id))
+            if process is None:
+                await self._forget(sandbox_id)
                 return
-            await asyncio.sleep(
-                _POLL_S
-            )  # the one before is being removed, and nothing says when that is done
+            process.kill()
+            ending = self._ending[sandbox_id] = _Ending(process)
+            self._tasks.create_task(self._finish(sandbox_id, ending))
+        await ending.process.wait_gone()
 
     async def _finish(self, sandbox_id: SandboxId, ending: "_Ending") -> None:
         """Wait in the background until libvirt has tidied up and said so; the name is free again then."""

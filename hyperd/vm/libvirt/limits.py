@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from hyperd.errors import InvalidError
-from hyperd.model.vm import Channel, Disk, Nic, VmDefinition
+from hyperd.model.vm import Channel, Disk, MemoryFile, Nic, VmDefinition
 
 MAX_DEVICES = 20  # disks and NICs: each has a slot of the one PCI bus
 
@@ -30,6 +30,10 @@ def require_possible(definition: VmDefinition) -> None:
             raise InvalidError("has control characters in it", subject=repr(text))
     for path in (definition.kernel, definition.initramfs, definition.console_log):
         _require_path(path)
+    if definition.restore_from is not None:
+        _require_path(definition.restore_from)
+    if definition.memory_file is not None:
+        _require_memory_file(definition, definition.memory_file)
     for channel in definition.channels:
         _require_channel(channel)
     for disk in definition.disks:
@@ -41,6 +45,13 @@ def require_possible(definition: VmDefinition) -> None:
 def _require_path(path: Path) -> None:
     if not path.is_absolute() or _UNPRINTABLE.search(str(path)):
         raise InvalidError("not an absolute, printable path", subject=repr(str(path)))
+
+
+def _require_memory_file(definition: VmDefinition, file: MemoryFile) -> None:
+    _require_path(file.path)
+    if not file.shared and definition.free_page_reporting:
+        # QEMU would refuse each page that the guest reports, with a line in its log.
+        raise InvalidError("free pages of a privately mapped file cannot be reported", subject=str(file.path))
 
 
 def _require_channel(channel: Channel) -> None:

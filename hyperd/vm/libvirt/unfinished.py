@@ -4,6 +4,9 @@
 libvirt keeps the start as a job that nobody owns: at the next open every question to that domain waits 30 s for the
 job, and no destroy ever ends it. Nobody was told that such a VM runs, so before libvirt is opened its process is
 ended and what libvirt wrote of it goes.
+
+For libvirt a start that restores ends before QEMU reads the saved state. A mark beside libvirt's own files stands
+until the VM runs.
 """
 
 import asyncio
@@ -22,6 +25,21 @@ _log = logging.getLogger(__name__)
 
 _NAME_IN_PATHS = 20  # characters of a domain's name in libvirt's directories
 _KILL_TIMEOUT_S = 5.0
+_MARK = ".restoring"
+
+
+@contextlib.contextmanager
+def unfinished(settings: LibvirtSettings, name: str) -> Iterator[None]:
+    """While this lasts the VM is one that the next hyperd ends. Not for a libvirtd's: it has its own directory."""
+    if not settings.embedded:
+        yield
+        return
+    mark = settings.pid_dir / f"{name}{_MARK}"
+    mark.touch()
+    try:
+        yield
+    finally:
+        mark.unlink()
 
 
 async def end_unfinished(settings: LibvirtSettings) -> None:
@@ -33,13 +51,14 @@ async def end_unfinished(settings: LibvirtSettings) -> None:
         # libvirt was killed while it wrote.
         status.with_suffix(".xml.new").unlink(missing_ok=True)
         # A pid without a status is from libvirt's launcher, which may outlive a killed hyperd by a moment.
-        if status.exists() and not _is_unfinished(status):
+        mark = settings.pid_dir / f"{name}{_MARK}"
+        if status.exists() and not mark.exists() and not _is_unfinished(status):
             continue
         _log.warning("a start was cut off", extra={"domain": name})
         await _end_process(settings, name)
         for directory in _directories(settings, name):
             shutil.rmtree(directory, ignore_errors=True)
-        for path in (settings.pid_dir / f"{name}.pid", status):
+        for path in (settings.pid_dir / f"{name}.pid", status, mark):
             path.unlink(missing_ok=True)
 
 

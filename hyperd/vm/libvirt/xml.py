@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from hyperd.model.vm import Accelerator, Channel, Disk, Nic, SandboxId, VmDefinition, own_uid
+from hyperd.model.vm import Accelerator, Channel, Disk, MemoryFile, Nic, SandboxId, VmDefinition, own_uid
 from hyperd.vm.libvirt.limits import require_possible
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
 METADATA_URI = "urn:hyper:vm:1"
+RAM_BACKEND = "hyper.ram"  # its name is in every saved state: it must not change
 _QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
 _NAME_PREFIX = "hyper-"
 _UUID_SPACE = uuid.UUID("6f1d9a52-8c0b-5f0e-9a53-68797065723a")
@@ -53,7 +54,8 @@ def render_domain(definition: VmDefinition, settings: LibvirtSettings) -> str:
         _render_nic(devices, nic, next(slots))
     _render_serial(devices, definition.channels, next(slots))
     _render_console(devices, definition.console_log, settings)
-    _render_small_devices(devices, slots, settings)
+    _render_small_devices(devices, definition, slots, settings)
+    _render_arguments(domain, definition)
     # Saves 200 ms of every start: without it libvirt asks QEMU for each of some 480 CPU properties, one by one.
     capabilities = ET.SubElement(domain, f"{{{_QEMU_URI}}}capabilities")
     ET.SubElement(capabilities, f"{{{_QEMU_URI}}}del", capability="cpu-unavailable-features")
@@ -152,16 +154,46 @@ def _render_console(devices: ET.Element, path: Path, settings: LibvirtSettings) 
     ET.SubElement(console, "target", type=settings.platform.serial_target, port="0")
 
 
-def _render_small_devices(devices: ET.Element, slots: Iterator[int], settings: LibvirtSettings) -> None:
-    balloon = ET.SubElement(
-        devices, "memballoon", model="virtio-non-transitional", autodeflate="on", freePageReporting="on"
-    )
+def _render_small_devices(
+    devices: ET.Element, definition: VmDefinition, slots: Iterator[int], settings: LibvirtSettings
+) -> None:
+    balloon = ET.SubElement(devices, "memballoon", model="virtio-non-transitional", autodeflate="on")
+    if definition.free_page_reporting:
+        balloon.set("freePageReporting", "on")
     _address(balloon, slot=next(slots))
     rng = ET.SubElement(devices, "rng", model="virtio-non-transitional")
     ET.SubElement(rng, "backend", model="builtin")  # QEMU's own getrandom(2): no file to open
     _address(rng, slot=next(slots))
     panic = ET.SubElement(devices, "panic", model=settings.platform.panic_model)
     _address(panic, slot=next(slots))
+
+
+def _render_arguments(domain: ET.Element, definition: VmDefinition) -> None:
+    """What libvirt has no word for. Its own RAM backend stays empty: the last ``-machine`` counts.
+
+    Every VM has its RAM under one name, that of the RAM block in a saved state, whatever is behind it.
+    """
+    arguments = [
+        "-object",
+        _ram_backend(definition.memory_mib, definition.memory_file),
+        "-machine",
+        f"memory-backend={RAM_BACKEND}",
+    ]
+    if definition.restore_from is not None:
+        arguments += ["-incoming", "defer"]
+    commandline = ET.SubElement(domain, f"{{{_QEMU_URI}}}commandline")
+    for argument in arguments:
+        ET.SubElement(commandline, f"{{{_QEMU_URI}}}arg", value=argument)
+
+
+def _ram_backend(memory_mib: int, file: MemoryFile | None) -> str:
+    size = f"id={RAM_BACKEND},size={memory_mib}M"
+    if file is None:
+        return f"memory-backend-ram,{size}"
+    # In QEMU's options a comma within a value is written twice.
+    backend = f"memory-backend-file,{size},mem-path={str(file.path).replace(',', ',,')}"
+    # A QEMU that a guest has taken over must not find a descriptor through which it can write a template.
+    return f"{backend},share=on" if file.shared else f"{backend},share=off,readonly=on,rom=off"
 
 
 def _add(parent: ET.Element, tag: str, *, text: str, **attributes: str) -> ET.Element:

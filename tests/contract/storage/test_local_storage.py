@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
+from hyperd.errors import ExhaustedError, InvalidError, NotFoundError, UnavailableError
 from hyperd.host import process
 from hyperd.model.vm import SandboxId
 from hyperd.storage import LocalStorage
@@ -42,6 +42,63 @@ async def test_a_disk_is_made_once_and_removed_once(storage):
     await storage.remove(BOX)
     await storage.remove(BOX)
     assert await storage.list_sandboxes() == {OTHER}
+
+
+async def test_an_adopted_disk_is_found_listed_and_removed_like_one_of_its_own(storage, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"saved")
+    with pytest.raises(NotFoundError):
+        await storage.writable_path(BOX)
+    disk = await storage.adopt_writable(BOX, source)
+    assert disk.name == "writable.img"
+    assert await storage.writable_path(BOX) == disk
+    assert await storage.create_writable(BOX) == disk
+    assert await storage.list_sandboxes() == {BOX}
+    await storage.remove(BOX)
+    with pytest.raises(NotFoundError):
+        await storage.writable_path(BOX)
+
+
+async def test_an_adopted_disk_replaces_what_was_there_and_costs_its_data_alone(local, tmp_path):
+    source = tmp_path / "source"
+    with source.open("wb") as file:
+        file.truncate(1 << 30)
+        file.seek(700 << 20)
+        file.write(b"saved")
+    before = await local.create_writable(BOX)
+    inode = before.stat().st_ino
+    half_made = before.with_name(".writable.img.0badc0de.tmp")
+    half_made.write_bytes(b"of a killed hyperd")
+    disk = await local.adopt_writable(BOX, source)
+    assert disk == before
+    assert disk.stat().st_ino != inode
+    assert (disk.stat().st_size, disk.stat().st_mode & 0o777) == (1 << 30, 0o600)
+    assert allocated_bytes(disk) < 1 << 20
+    assert names_in(disk.parent) == ["writable.img"]
+    with disk.open("rb") as file:
+        file.seek(700 << 20)
+        assert file.read(6) == b"saved\0"
+
+
+async def test_a_source_that_is_missing_leaves_the_disk_as_it_was(local, tmp_path):
+    with pytest.raises(NotFoundError):
+        await local.adopt_writable(OTHER, tmp_path / "none")
+    assert await local.list_sandboxes() == set()
+    disk = await local.create_writable(BOX)
+    inode = disk.stat().st_ino
+    with pytest.raises(NotFoundError):
+        await local.adopt_writable(BOX, tmp_path / "none")
+    assert (disk.stat().st_ino, names_in(disk.parent)) == (inode, ["writable.img"])
+
+
+async def test_a_source_too_big_for_the_filesystem_is_refused_with_the_arithmetic(tmp_path):
+    (tmp_path / "source").write_bytes(bytes(range(256)) * 4096 * 16)
+    async with small_filesystem(tmp_path / "small", size_mib=72) as root:
+        local = LocalStorage(root)
+        with pytest.raises(ExhaustedError, match=r"16 MiB are needed, 7[12] MiB are free, 64 MiB are kept"):
+            await local.adopt_writable(BOX, tmp_path / "source")
+        local.close()
+        assert names_in(root / "sandboxes") == []
 
 
 async def test_the_disk_is_an_empty_ext4_that_costs_next_to_nothing(local):
@@ -142,6 +199,14 @@ async def test_each_disk_belongs_to_its_sandboxs_user_also_after_the_configurati
                 assert status.st_mode & 0o777 == 0o600
         finally:
             local.close()
+
+
+async def test_an_adopted_disk_belongs_to_its_sandboxs_user(tmp_path):
+    (tmp_path / "source").write_bytes(b"saved")
+    local = LocalStorage(tmp_path, size_bytes=64 << 20, owner_of=owner_among({BOX: 70001}))
+    status = (await local.adopt_writable(BOX, tmp_path / "source")).stat()
+    local.close()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (70001, 70000, 0o600)
 
 
 def owner_among(uids):

@@ -4,14 +4,16 @@
 import asyncio
 import contextlib
 import os
+import pwd
 import secrets
 import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from hyperd.model.vm import Accelerator, Channel, SandboxId, VmDefinition
+from hyperd.model.vm import Accelerator, Channel, MemoryFile, SandboxId, VmDefinition
 from hyperd.vm.libvirt import LibvirtSettings
 from tests.contract.vm import tiny_guest
 
@@ -19,6 +21,8 @@ GUESTS = {
     "halt": tiny_guest.say(b"hello\n") + tiny_guest.HALT,
     "power-off": tiny_guest.POWER_OFF,
     "reboot": tiny_guest.REBOOT,
+    "count": tiny_guest.count(),
+    "fill": tiny_guest.count(fill_mib=24),
     "panic": tiny_guest.say(b"oops\n") + tiny_guest.panic(),
 }
 
@@ -39,9 +43,9 @@ class Lab:
         return self.path / "console.log"
 
     def define(
-        self, guest: str = "halt", sandbox_id: SandboxId | None = None, **changes: object
+        self, guest: str = "halt", sandbox_id: SandboxId | None = None, **changes: Any
     ) -> VmDefinition:
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "sandbox_id": sandbox_id or new_id(),
             "vcpus": 1,
             "memory_mib": 64,
@@ -52,7 +56,40 @@ class Lab:
             "console_log": self.console,
             "channels": (Channel("hyper.control", self.path / "control"),),
         }
-        return VmDefinition(**{**fields, **changes})  # type: ignore[arg-type]
+        return VmDefinition(**{**fields, **changes})
+
+    def define_source(
+        self, sandbox_id: SandboxId | None = None, *, shared: bool, guest: str = "count", **changes: Any
+    ) -> VmDefinition:
+        """A VM to be saved, counting on a console of its own; ``shared``: its RAM is a file."""
+        memory = (
+            MemoryFile(self.qemu_file(f"ram-{secrets.token_hex(4)}", 64), shared=True) if shared else None
+        )
+        return self.define_counting(guest, sandbox_id, **{"memory_file": memory, **changes})
+
+    def define_clone(self, source: VmDefinition, state: Path, **changes: Any) -> VmDefinition:
+        """Maps what its source has in a file, or reads it from ``state``."""
+        memory = source.memory_file and MemoryFile(source.memory_file.path, shared=False)
+        return self.define_counting(memory_file=memory, restore_from=state, **changes)
+
+    def define_counting(
+        self, guest: str = "count", sandbox_id: SandboxId | None = None, **changes: Any
+    ) -> VmDefinition:
+        fields: dict[str, Any] = {
+            "console_log": self.path / f"console-{secrets.token_hex(4)}",
+            "channels": (),
+            "free_page_reporting": False,
+        }
+        return self.define(guest, sandbox_id, **{**fields, **changes})
+
+    def qemu_file(self, name: str, size_mib: int = 0, uid: int | None = None) -> Path:
+        """For QEMU alone to write, as whoever makes such files does."""
+        path = self.path / name
+        path.touch(mode=0o600)
+        os.truncate(path, size_mib * 1024 * 1024)
+        if os.getuid() == 0:
+            os.chown(path, pwd.getpwnam("libvirt-qemu").pw_uid if uid is None else uid, -1)
+        return path
 
     def qemu_pids(self) -> list[int]:
         """Every QEMU of this laboratory, however it came to be."""
@@ -75,6 +112,15 @@ class Lab:
         assert not list(self.settings.log_dir.glob("hyper-*")), "logs were left behind"
         kept = {path.name: path.read_text() for path in self.settings.pid_dir.glob("hyper-*")}
         assert not kept, f"libvirt keeps state of a VM: {kept}"
+
+
+def counted(definition: VmDefinition) -> list[int]:
+    """What a counting guest has written to its console so far, whole lines only."""
+    try:
+        lines = definition.console_log.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [int(line, 16) for line in lines]
 
 
 @contextlib.contextmanager

@@ -4,54 +4,13 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from hyperd.errors import ExistsError, HyperError
-from hyperd.host.reaper import Reaper
-from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause
+from hyperd.model.vm import SandboxId, VmGone, VmGoneCause
 from hyperd.vm import Hypervisor
-from hyperd.vm.libvirt import LibvirtHypervisor
-from tests.contract.vm.lab import Lab
-from tests.fakes.hypervisor import FakeHypervisor, qemu_died
-
-
-@dataclass
-class Subject:
-    hypervisor: Hypervisor
-    lab: Lab
-
-    def broken(self) -> VmDefinition:
-        """A VM whose process dies at once."""
-        if isinstance(self.hypervisor, FakeHypervisor):
-            self.hypervisor.fail_next_start = qemu_died()
-        return self.lab.define(kernel=self.lab.path / "absent")
-
-    async def start_and_end(self, sandbox_id: SandboxId, guest: str) -> None:
-        await self.hypervisor.start(self.lab.define(guest, sandbox_id))
-        if isinstance(self.hypervisor, FakeHypervisor):
-            end = self.hypervisor.crash if guest == "panic" else self.hypervisor.shut_down
-            end(sandbox_id)
-
-
-@pytest.fixture(params=["fake", pytest.param("libvirt", marks=pytest.mark.integration)])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Lab]:
-    return request.param, Lab(tmp_path, tmp_path) if request.param == "fake" else request.getfixturevalue(
-        "lab"
-    )
-
-
-@pytest.fixture
-async def subject(place: tuple[str, Lab]) -> AsyncIterator[Subject]:
-    kind, lab = place
-    if kind == "fake":
-        yield Subject(FakeHypervisor(), lab)
-        return
-    async with Reaper(), LibvirtHypervisor(lab.settings) as hypervisor:
-        yield Subject(hypervisor, lab)
+from tests.contract.vm.subject import Subject
 
 
 async def next_event(hypervisor: Hypervisor) -> VmGone:

@@ -12,8 +12,6 @@ import shutil
 import signal
 import socket
 import stat
-import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,30 +19,13 @@ import pytest
 from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.host import process
 from hyperd.host.reaper import Reaper
-from hyperd.model.vm import Disk, DiskFormat, Nic, SandboxId, VmGoneCause, own_uid
+from hyperd.model.vm import Disk, DiskFormat, Nic, VmGoneCause, own_uid
 from hyperd.vm import console_tail
 from hyperd.vm.libvirt import LibvirtHypervisor
-from tests.contract.vm.lab import Lab, eventually, new_id, short_directory
+from tests.contract.vm.killing import end_all, hold_and_kill, holder
+from tests.contract.vm.lab import Lab, eventually, new_id
 
 pytestmark = pytest.mark.integration
-
-HOLDER = Path(__file__).with_name("holder.py")
-
-
-@pytest.fixture
-async def hypervisor(lab: Lab) -> AsyncIterator[LibvirtHypervisor]:
-    async with Reaper(), LibvirtHypervisor(lab.settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def own_lab(libvirt_root: Path) -> Iterator[Lab]:
-    """With a root of its own, for processes of their own."""
-    with short_directory() as path:
-        shutil.copytree(libvirt_root / "cache", path / "libvirt/cache")
-        lab = Lab(path, path / "libvirt")
-        yield lab
-        lab.require_nothing_left()
 
 
 def mount_namespace(pid: int) -> Path:
@@ -268,14 +249,14 @@ async def test_leaving_lets_vms_run_and_coming_back_adopts_them(lab: Lab) -> Non
 async def test_vms_outlive_a_killed_process_and_can_be_destroyed_in_the_first_moment_after(
     own_lab: Lab,
 ) -> None:
-    await hold_and_kill(own_lab, [new_id() for _ in range(3)])
+    await hold_and_kill(own_lab, *(new_id() for _ in range(3)))
     assert len(own_lab.qemu_pids()) == 3
     assert await end_all(own_lab) == "3 0"
     assert not own_lab.qemu_pids()
 
 
 async def test_vms_that_ended_while_nobody_looked_are_not_adopted(own_lab: Lab) -> None:
-    await hold_and_kill(own_lab, [new_id()])
+    await hold_and_kill(own_lab, new_id())
     for pid in own_lab.qemu_pids():
         os.kill(pid, signal.SIGKILL)
     await eventually(lambda: not own_lab.qemu_pids())
@@ -286,7 +267,7 @@ async def test_a_start_that_was_cut_off_is_ended_before_libvirt_waits_for_it(own
     sandbox_id = new_id()
     status = own_lab.settings.pid_dir / f"hyper-{sandbox_id}.xml"
     async with Reaper():  # what the holder leaves behind becomes a child of this process
-        async with process.spawn(holder(own_lab, [sandbox_id])) as child:
+        async with process.spawn(holder(own_lab, "hold", sandbox_id)) as child:
             await eventually(lambda: status.exists() and "starting up" in status.read_text(), timeout_s=60)
             child.kill()
             await child.wait()
@@ -298,7 +279,7 @@ async def test_a_start_that_was_cut_off_is_ended_before_libvirt_waits_for_it(own
 @pytest.mark.parametrize("alive", [True, False])
 async def test_a_start_that_was_cut_off_leaves_nothing(own_lab: Lab, alive: bool) -> None:
     sandbox_id = new_id()
-    await hold_and_kill(own_lab, [sandbox_id])
+    await hold_and_kill(own_lab, sandbox_id)
     status = own_lab.settings.pid_dir / f"hyper-{sandbox_id}.xml"
     text = re.sub(
         r"<domstatus [^>]*>", "<domstatus state='paused' reason='starting up' pid='0'>", status.read_text()
@@ -316,7 +297,7 @@ async def test_a_second_process_is_refused_and_told_who_has_the_root(
     lab: Lab, hypervisor: LibvirtHypervisor
 ) -> None:
     assert await hypervisor.list_running() == []
-    finished = await process.run(holder(lab, []), timeout_s=30)
+    finished = await process.run(holder(lab, "end"), timeout_s=30)
     assert finished.returncode != 0
     assert WrongStateError.__name__ in finished.stderr_tail
     assert f"pid {os.getpid()}" in finished.stderr_tail
@@ -353,21 +334,3 @@ def launchers() -> list[str]:
                 if parent == os.getpid() and not own and "(qemu-system" not in head:
                     orphans.append(head)
     return orphans
-
-
-async def end_all(lab: Lab) -> str:
-    finished = await process.run_checked(holder(lab, []), timeout_s=60)
-    return finished.stdout.decode().strip()
-
-
-def holder(lab: Lab, ids: list[SandboxId]) -> list[str]:
-    return [sys.executable, os.fspath(HOLDER), os.fspath(lab.path), os.fspath(lab.settings.root), *ids]
-
-
-async def hold_and_kill(lab: Lab, ids: list[SandboxId]) -> None:
-    """Start VMs in a process of its own and kill that with SIGKILL."""
-    async with process.spawn(holder(lab, ids)) as child:
-        assert child.stdout is not None
-        async with asyncio.timeout(60):
-            line = await child.stdout.readline()
-        assert line == b"running\n", (await child.stderr.read()).decode() if child.stderr else ""

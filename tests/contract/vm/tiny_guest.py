@@ -21,6 +21,23 @@ def say(text: bytes) -> bytes:
     return bytes.fromhex("66baf803") + b"".join(b"\xb0" + bytes([char]) + b"\xee" for char in text)
 
 
+def count(fill_mib: int = 0) -> bytes:
+    """Add one to a number in memory and write it to the console, for ever: a line of 8 digits every few ms.
+
+    Before that ``fill_mib`` of memory are filled.
+    """
+    # mov edi,0x400000; mov ecx,dwords; mov eax,0x5a5a5a5a; rep stosd; mov edi,0x300000
+    fill = b"\xbf\x00\x00\x40\x00\xb9" + struct.pack("<I", fill_mib << 18) + bytes.fromhex("b85a5a5a5a f3ab")
+    # inc dword [edi]; mov ebx,[edi]; mov ecx,8; mov dx,0x3f8
+    line = bytes.fromhex("ff07 8b1f b908000000 66baf803")
+    # next: rol ebx,4; mov al,bl; and al,15; cmp al,10; sbb al,0x69; das; out dx,al; loop next
+    line += bytes.fromhex("c1c304 88d8 240f 3c0a 1c69 2f ee e2f1")
+    # mov al,10; out dx,al; mov ecx,1000000; wait: loop wait
+    line += bytes.fromhex("b00a ee b940420f00 e2fe")
+    back = struct.pack("<b", -len(line) - 2)
+    return fill + bytes.fromhex("bf00003000") + line + b"\xeb" + back
+
+
 def panic() -> bytes:
     """Find the pvpanic device on bus 0, map it at 0xfe800000, report a panic."""
     code = b""

@@ -9,8 +9,8 @@ from typing import Any
 import grpc.aio
 import pytest_asyncio
 
-from hyper.v1 import container_pb2_grpc, image_pb2_grpc, system_pb2, system_pb2_grpc
-from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, serving
+from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2, system_pb2_grpc
+from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, serving
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.sandbox import Fleet
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
@@ -25,6 +25,7 @@ class Api:
     containers: Any  # stubs: their types know only the blocking calls
     images: Any
     system: Any
+    templates: Any
 
 
 async def _info() -> system_pb2.GetInfoResponse:
@@ -35,10 +36,17 @@ async def _checks() -> list[HostCheck]:
     return [HostCheck("qemu", CheckLevel.FAILED, "missing", "install it")]
 
 
-def servicers(world: World, fleet: Fleet) -> tuple[ContainerServicer, ImageServicer, SystemServicer]:
+def servicers(
+    world: World, fleet: Fleet
+) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer]:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks)
-    return ContainerServicer(fleet), ImageServicer(world.images, fleet), system
+    return (
+        ContainerServicer(fleet),
+        ImageServicer(world.images, fleet),
+        system,
+        TemplateServicer(world.templates, world.build_templates),
+    )
 
 
 @pytest_asyncio.fixture
@@ -57,4 +65,5 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             container_pb2_grpc.ContainerServiceStub(channel),
             image_pb2_grpc.ImageServiceStub(channel),
             system_pb2_grpc.SystemServiceStub(channel),
+            snapshot_pb2_grpc.TemplateServiceStub(channel),
         )

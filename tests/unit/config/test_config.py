@@ -52,6 +52,9 @@ def test_file_then_environment_then_flags(file: Path) -> None:
         ("[vm]\nkernel = []\n", ["an absolute path"]),
         ("[daemon]\nsocket_group = 1\n", ["a text"]),
         ('[daemon]\nstate_dir = "/a\\u0000b"\n', ["an absolute path"]),
+        ("[template]\nenabled = 1\n", ["[template] enabled = 1", "true or false"]),
+        ("[template]\nenabled = 'yes'\n", ["true or false"]),
+        ("[template]\nbudget_mib = true\n", ["a whole number"]),
         ("[vm\n", ["is not TOML"]),
     ],
 )
@@ -71,6 +74,13 @@ def test_what_is_wrong_in_environment_or_flags_is_named_too(file: Path) -> None:
         load(None, {"HYPERD_VM_ACEL": "kvm"}, {})
     with pytest.raises(InvalidError, match=r"--set vm\.acel"):
         load(None, {}, {"vm.acel": "kvm"})
+
+
+def test_a_switch_is_true_or_false_wherever_it_is_given(file: Path) -> None:
+    file.write_text("[template]\nenabled = false\n")
+    assert load(file, {}, {}).template.enabled is False
+    assert load(file, {"HYPERD_TEMPLATE_ENABLED": "true"}, {}).template.enabled is True
+    assert load(file, {}, {"template.share_memory": "false"}).template.share_memory is False
 
 
 def test_a_file_that_was_named_has_to_be_there(file: Path) -> None:

@@ -3,6 +3,7 @@
 
 import contextlib
 import signal
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ExecSpec, Siz
 from hyperd.model.guest import GuestMount, HostEntry, ProcessPlan, Rlimit
 from hyperd.model.image import ImageConfig, ImageId, RootDisk
 from hyperd.model.network import Attachment
-from hyperd.model.vm import Accelerator, SandboxId
-from hyperd.sandbox import GuestSettings, SandboxPaths, assembly, capabilities, parse_signal
+from hyperd.model.vm import SandboxId
+from hyperd.sandbox import assembly, capabilities, parse_signal
 
 ID = SandboxId("0123456789ab" + "c" * 52)
+BOOT_ID = uuid.uuid4()
 IMAGE = ImageConfig(
     entrypoint=("/entry",), cmd=("a", "b"), env=("PATH=/bin", "A=1"), working_directory="/srv", user="web"
 )
@@ -122,7 +124,7 @@ def test_tmpfs_options_override_the_defaults() -> None:
 
 def test_the_guest_s_identity_has_the_lease_and_the_user_s_hosts() -> None:
     box = record(extra_hosts=("db:10.0.0.9", "v6=[::1]"), dns_servers=("1.1.1.1",))
-    identity = assembly.identity(box, WIRE, b"entropy")
+    identity = assembly.identity(box, WIRE, b"entropy", BOOT_ID)
     assert identity.links[0].addresses == ("10.0.0.2/24",)
     assert identity.links[0].routes[0].gateway == "10.0.0.1"
     assert identity.hosts == (
@@ -131,24 +133,20 @@ def test_the_guest_s_identity_has_the_lease_and_the_user_s_hosts() -> None:
     )
     assert identity.dns_servers == ("1.1.1.1",)
     assert identity.dns_searches == ("lan",)
-    assert assembly.identity(box, None, b"").links == ()
+    assert assembly.identity(box, None, b"", BOOT_ID).links == ()
     assert b"entropy".hex() not in repr(identity)
     assert "entropy" not in repr(identity)
 
 
-def test_a_vm_has_the_image_s_disk_first_and_a_nic_only_with_a_lease() -> None:
-    guest = GuestSettings(Path("/k"), Path("/i"), "quiet")
-    paths = SandboxPaths(Path("/run/x"), Path("/state/x"))
-    args = (Path("/disk"), WIRE, paths, guest, Accelerator.TCG)
-    full = assembly.vm_definition(record(), ROOT, *args)
-    assert [disk.serial for disk in full.disks] == ["image", "writable"]
-    assert [disk.readonly for disk in full.disks] == [True, False]
-    assert full.nics[0].tap == "tap0"
-    bare = assembly.vm_definition(
-        record(), RootDisk(Path("/x"), 0), Path("/disk"), None, paths, guest, Accelerator.TCG
-    )
-    assert [disk.serial for disk in bare.disks] == ["writable"]
-    assert bare.nics == ()
+def test_ids_are_the_sandbox_s_own_and_one_of_them_the_boot_s() -> None:
+    first, again = (assembly.identity(record(), WIRE, b"", uuid.uuid4()) for _ in range(2))
+    assert first.machine_id == again.machine_id != ID[:32]
+    assert len(first.machine_id) == 32
+    assert first.boot_id != again.boot_id
+    assert assembly.machine_id_of(SandboxId("d" * 64)) != first.machine_id
+
+
+def test_each_layer_is_a_partition_of_the_image_s_disk() -> None:
     assert [layer.partition for layer in assembly.container_plan(record(), IMAGE, ROOT).layers] == [1, 2, 3]
 
 

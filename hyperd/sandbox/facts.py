@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of this host and installation a saved VM depends on. Files are read once, and again when they were replaced."""
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+from hyperd.host.files import file_errors
+from hyperd.host.workers import Workers
+from hyperd.sandbox.accelerator import fingerprint
+from hyperd.sandbox.compatibility import HostFacts
+
+CPUINFO = Path("/proc/cpuinfo")
+_NAMING = ("vendor_id", "cpu family", "model", "stepping")
+_FEATURES = ("flags", "vmx flags")
+
+
+class Facts:
+    """``get`` costs two stats once the files are known."""
+
+    def __init__(
+        self,
+        kernel: Path,
+        initramfs: Path,
+        *,
+        qemu_version: str,
+        machine: str,
+        files: Workers,
+        cpuinfo: Path = CPUINFO,
+    ) -> None:
+        self._paths = (kernel, initramfs)
+        self._qemu_version = qemu_version
+        self._machine = machine
+        self._files = files
+        self._cpuinfo = cpuinfo
+        self._lock = asyncio.Lock()
+        self._known: tuple[tuple[str, ...], HostFacts] | None = None
+
+    async def get(self) -> HostFacts:
+        """Raises NotFoundError when kernel or initramfs is missing."""
+        key = tuple(fingerprint(path) for path in self._paths)
+        async with self._lock:
+            if self._known is None or self._known[0] != key:
+                self._known = (key, await self._files.call(self._read))
+            return self._known[1]
+
+    def _read(self) -> HostFacts:
+        with file_errors(self._paths[0]):
+            kernel, initramfs = (_sha256(path) for path in self._paths)
+            return HostFacts(
+                qemu_version=self._qemu_version,
+                machine=self._machine,
+                host_cpu=describe_cpu(self._cpuinfo.read_text(errors="replace")),
+                kernel_sha256=kernel,
+                initramfs_sha256=initramfs,
+            )
+
+
+def describe_cpu(cpuinfo: str) -> str:
+    """The first processor by name, and a digest of what it can: equal where a guest would see the same CPU."""
+    lines = cpuinfo.partition("\n\n")[0].splitlines()
+    fields = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    features = "\n".join(" ".join(sorted(fields.get(name, "").split())) for name in _FEATURES)
+    name = " ".join(fields[name] for name in _NAMING if name in fields) or "unknown"
+    return f"{name} {hashlib.sha256(features.encode()).hexdigest()[:12]}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a template is made: a guest boots, lets go of its devices, and is saved with nobody connected to it.
+
+draft, tap -> VM -> agent's hello -> devices released, connection closed -> saved -> VM ended -> published
+
+The VM has a sandbox id that no record knows: what a killed hyperd left of it the next one removes.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hyperd.host.workers import Workers
+from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
+from hyperd.model.vm import Nic, SandboxId
+from hyperd.sandbox import definition
+from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL, SandboxPaths, Shape
+from hyperd.sandbox.rooms import (
+    Rooms,
+    RunSettings,
+    console_as_evidence,
+    make_directories,
+    remove_directories,
+)
+
+RAM = "ram"
+STATE = "state"
+PLACEHOLDER_BYTES = 1 << 20
+# A guest that only booted has written to some 40 MiB of its memory, and to the kernel's table of all its pages.
+BOOTED_BYTES = 128 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateSettings:
+    owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
+    budget_bytes: int
+    enabled: bool = True
+    share_memory: bool = True
+
+
+class TemplateBuilder:
+    def __init__(self, rooms: Rooms, run: RunSettings, settings: TemplateSettings, files: Workers) -> None:
+        self._rooms = rooms
+        self._run = run
+        self._settings = settings
+        self._files = files
+
+    async def build(self, shape: Shape, compatibility: Compatibility) -> Snapshot:
+        """On any failure nothing stays. Raises what the rooms raise; UnsupportedError for an agent that is too old."""
+        rooms = self._rooms
+        template_id = SandboxId(secrets.token_hex(32))
+        subject = f"template for {shape}"
+        paths = self._run.paths(template_id)
+        memory_bytes = shape.sizing.memory_mib << 20
+        async with contextlib.AsyncExitStack() as stack:
+            draft = await rooms.snapshots.begin(
+                need_bytes=min(BOOTED_BYTES + memory_bytes // 32, memory_bytes)
+            )
+            stack.push_async_callback(rooms.snapshots.discard, draft)
+            stack.push_async_callback(remove_directories, paths, self._files)
+            await make_directories(paths, self._files)
+            owner = self._settings.owner_of(template_id)
+            await self._files.call(_make_placeholders, paths, owner)
+            nic = await self._attach(template_id, stack) if shape.has_nic else None
+            ram = None
+            if self._settings.share_memory:
+                ram = await draft.create_file(RAM, size_bytes=memory_bytes, owner=owner)
+            state = await draft.create_file(STATE, owner=owner)
+            described = definition.template_definition(template_id, shape, nic, paths, self._run.guest, ram)
+            stack.push_async_callback(rooms.hypervisor.destroy, template_id)
+            async with console_as_evidence(subject, paths, self._files):
+                await rooms.hypervisor.start(described)
+                await self._release_devices(paths, subject)
+            await rooms.hypervisor.save(template_id, state)
+            await rooms.hypervisor.destroy(
+                template_id
+            )  # before it is published: nobody writes to its RAM any more
+            return await rooms.snapshots.publish(draft, SnapshotKind.TEMPLATE, compatibility)
+
+    async def _attach(self, template_id: SandboxId, stack: contextlib.AsyncExitStack) -> Nic:
+        stack.push_async_callback(self._rooms.network.release, template_id)
+        attachment = await self._rooms.network.attach(template_id)
+        return Nic(attachment.tap, attachment.mac)
+
+    async def _release_devices(self, paths: SandboxPaths, subject: str) -> None:
+        guest = await self._rooms.dialer.connect(
+            paths.control_socket, paths.stream_socket, timeout_s=self._run.boot_timeout_s, subject=subject
+        )
+        try:
+            await guest.release_devices()
+        finally:
+            await guest.close()
+
+
+def _make_placeholders(paths: SandboxPaths, owner: tuple[int, int]) -> None:
+    for serial in (ROOT_SERIAL, WRITABLE_SERIAL):
+        path = definition.placeholder(paths, serial)
+        _make_sparse(path, PLACEHOLDER_BYTES, owner)
+
+
+def _make_sparse(path: Path, size_bytes: int, owner: tuple[int, int]) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        os.fchown(descriptor, *owner)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's own monitor (QMP) where libvirt has no word for what we want: a VM's state to a file and back.
+
+Made on a bridge's thread, each call short; libvirtError passes. https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
+"""
+
+import enum
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import libvirt
+import libvirt_qemu
+
+from hyperd.vm.libvirt.errors import MonitorError
+
+_Json = dict[str, object]
+
+
+class Phase(enum.Enum):
+    NONE = enum.auto()
+    ACTIVE = enum.auto()
+    COMPLETED = enum.auto()
+    FAILED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """The last one of this QEMU, in either direction."""
+
+    phase: Phase
+    written_bytes: int = 0
+    words: str = ""
+
+
+_PHASES = {
+    "none": Phase.NONE,
+    "completed": Phase.COMPLETED,
+    "failed": Phase.FAILED,
+    "cancelled": Phase.FAILED,
+}
+
+
+def set_capabilities(domain: libvirt.virDomain, *, ram_elsewhere: bool) -> None:
+    """All that we ever use are set: a VM that was restored in one way may be saved in the other."""
+    wanted = {"x-ignore-shared": ram_elsewhere, "mapped-ram": not ram_elsewhere}
+    capabilities = [{"capability": name, "state": state} for name, state in wanted.items()]
+    _command(domain, "migrate-set-capabilities", {"capabilities": capabilities})
+
+
+def silence_announcements(domain: libvirt.virDomain) -> None:
+    """QEMU would announce the NIC's MAC address after a restore, and a clone still has the template's."""
+    _command(domain, "migrate-set-parameters", {"announce-rounds": 0})
+
+
+def migrate_incoming(domain: libvirt.virDomain, state: Path) -> None:
+    """Returns at once. On failure QEMU stays and has the reason."""
+    _command(domain, "migrate-incoming", {"uri": f"file:{state}", "exit-on-error": False})
+
+
+def migrate(domain: libvirt.virDomain, state: Path, *, bytes_per_s: int) -> None:
+    """Returns at once. QEMU's own limit, meant for networks, is 128 MiB/s."""
+    _command(domain, "migrate-set-parameters", {"max-bandwidth": bytes_per_s})
+    _command(domain, "migrate", {"uri": f"file:{state}"})
+
+
+def cancel_migration(domain: libvirt.virDomain) -> None:
+    """Returns at once; nothing under way is no error."""
+    _command(domain, "migrate_cancel", {})
+
+
+def query_migration(domain: libvirt.virDomain) -> Migration:
+    answer = _command(domain, "query-migrate", {})
+    ram = answer.get("ram")
+    written = ram.get("transferred", 0) if isinstance(ram, dict) else 0
+    phase = _PHASES.get(str(answer.get("status", "none")), Phase.ACTIVE)
+    return Migration(phase, int(written), str(answer.get("error-desc", "")))
+
+
+def is_incoming(domain: libvirt.virDomain) -> bool:
+    return _command(domain, "query-status", {}).get("status") == "inmigrate"
+
+
+def has_shared_ram(domain: libvirt.virDomain, backend: str) -> bool:
+    """Whether the RAM is a file that this QEMU writes into: then it need not be saved."""
+    answer = _ask(domain, "query-memdev", {})
+    devices = answer if isinstance(answer, list) else []
+    return any(device.get("id") == backend and device.get("share") for device in devices)
+
+
+def _command(domain: libvirt.virDomain, name: str, arguments: _Json) -> _Json:
+    answer = _ask(domain, name, arguments)
+    return answer if isinstance(answer, dict) else {}
+
+
+def _ask(domain: libvirt.virDomain, name: str, arguments: _Json) -> object:
+    request = json.dumps({"execute": name, "arguments": arguments})
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, request, 0))
+    if "error" in answer:
+        raise MonitorError(str(answer["error"].get("desc", answer["error"])))
+    return answer.get("return")
