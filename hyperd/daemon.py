@@ -116,7 +116,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
-        fleet = Fleet(Services(runner, records, ledger, chooser.choose), _fleet_settings(config))
+        services = Services(runner, records, ledger, chooser.choose, facts, _disk_owner(config))
+        fleet = Fleet(services, _fleet_settings(config))
         desk = _Desk(config, capabilities, chooser, fleet, images, network, templates)
         await _run(config, fleet, images, desk, stop)
 

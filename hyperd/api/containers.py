@@ -50,6 +50,20 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
             await self._fleet.get(request.container).kill(parse_signal(request.signal or "KILL"))
             return wire.KillContainerResponse()
 
+    async def PauseContainer(
+        self, request: wire.PauseContainerRequest, context: Context
+    ) -> wire.PauseContainerResponse:
+        async with errors_as_status(context):
+            await self._fleet.get(request.container).pause()
+            return wire.PauseContainerResponse()
+
+    async def UnpauseContainer(
+        self, request: wire.UnpauseContainerRequest, context: Context
+    ) -> wire.UnpauseContainerResponse:
+        async with errors_as_status(context):
+            await self._fleet.get(request.container).unpause()
+            return wire.UnpauseContainerResponse()
+
     async def RemoveContainer(
         self, request: wire.RemoveContainerRequest, context: Context
     ) -> wire.RemoveContainerResponse:

@@ -5,7 +5,7 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from hyperd.model.guest import TerminalSize
+from hyperd.model.guest import ContainerId, TerminalSize
 from hyperd.model.image import ImageId
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
@@ -140,6 +140,9 @@ class ContainerRecord:
     command: tuple[str, ...]
     sizing: Sizing
     created_at: datetime
+    container_id: ContainerId | None = (
+        None  # in the guest, where it is not the sandbox's: a clone keeps its source's
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,7 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
     spec = record.spec
     fraction = spec.cpus and spec.cpus != math.ceil(spec.cpus)
     return ContainerPlan(
-        container_id=container_id_of(record.sandbox_id),
+        container_id=container_id_of(record),
         layers=tuple(LayerSource(ROOT_SERIAL, number + 1) for number in range(root.layers)),
         writable=WritableSource(WRITABLE_SERIAL, "container"),
         readonly_root=spec.readonly_root,
@@ -191,9 +191,9 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
     )
 
 
-def container_id_of(sandbox_id: SandboxId) -> ContainerId:
-    """A sandbox of our own making holds one container, of the same id."""
-    return ContainerId(sandbox_id)
+def container_id_of(record: ContainerRecord) -> ContainerId:
+    """A sandbox holds one container, of the same id; a clone's keeps the id that it was born with."""
+    return record.container_id or ContainerId(record.sandbox_id)
 
 
 def exec_plan(record: ContainerRecord, image: ImageConfig, spec: ExecSpec) -> ProcessPlan:

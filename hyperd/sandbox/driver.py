@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
 from signal import SIGKILL
 
 from hyperd.errors import (
@@ -25,13 +24,16 @@ from hyperd.model.container import Exit, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
-from hyperd.sandbox.instance import SandboxInstance, now
+from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     Adopt,
     Ask,
+    AskPause,
     AskRemove,
+    AskSnapshot,
     AskStart,
     AskStop,
+    AskUnpause,
     Done,
     IsDown,
     IsLost,
@@ -41,9 +43,11 @@ from hyperd.sandbox.message import (
     News,
     OfRun,
     ProcessEnded,
+    Settle,
     Started,
     UpFailed,
 )
+from hyperd.sandbox.operations import SandboxOperations
 from hyperd.sandbox.run import Live, now_ms
 from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
@@ -55,7 +59,7 @@ log = logging.getLogger(__name__)
 FINISH_TIMEOUT_S = 60.0
 
 
-class SandboxDriver(SandboxInstance):
+class SandboxDriver(SandboxOperations):
     async def _handle(self, message: Message) -> None:
         match message:
             case AskStart(done):
@@ -64,6 +68,8 @@ class SandboxDriver(SandboxInstance):
                 await self._on_stop(message)
             case AskRemove(done, force):
                 await self._on_remove(done, force=force)
+            case AskPause() | AskUnpause() | AskSnapshot():
+                self._on_operation(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
             case VmGone():
@@ -74,6 +80,8 @@ class SandboxDriver(SandboxInstance):
                 await self._on_news(news)
             case OfRun(_, IsUp(live)):
                 self._spawn(live.guest.close())
+            case OfRun(_, Settle(_, done)):
+                fail([done], WrongStateError("ended meanwhile", subject=self.subject))
 
     async def _on_news(self, news: News) -> None:
         match news:
@@ -88,6 +96,8 @@ class SandboxDriver(SandboxInstance):
                 await self._end(exit_)
             case IsDown(exit_):
                 await self._on_down(exit_)
+            case Settle():
+                await self._on_settle(news)
 
     async def _on_start(self, done: Started) -> None:
         if isinstance(self.state, machine.Running):
@@ -118,7 +128,8 @@ class SandboxDriver(SandboxInstance):
         self._come_up(self._errands.bring_up)
 
     async def _on_stop(self, message: AskStop) -> None:
-        if not isinstance(self.state, machine.Starting | machine.Running | machine.Stopping):
+        was_paused = isinstance(self.state, machine.Paused)
+        if not isinstance(self.state, machine.Starting | machine.Running | machine.Paused | machine.Stopping):
             resolve([message.done])
             return
         self.waiting.stops.append(message.done)
@@ -129,6 +140,8 @@ class SandboxDriver(SandboxInstance):
         await self._advance(machine.Stop())
         if self.tenure is None:
             self._stop_asked = message
+            if was_paused and isinstance(self.state, machine.Stopping):
+                self._take_over_again(self.state.facts)
             self._spawn(self._end_unless_reached(message.timeout_s + KILL_TIMEOUT_S, STOPPED_BY_FORCE))
         elif not self._ending:
             self.tenure.stop(message.signal, message.timeout_s)
@@ -146,7 +159,7 @@ class SandboxDriver(SandboxInstance):
         match self.state:
             case machine.Starting():
                 self._give_up()
-            case machine.Running() | machine.Stopping():
+            case machine.Running() | machine.Paused() | machine.Stopping():
                 await self._end(STOPPED_BY_FORCE)
             case _:
                 await self._begin_removal()
@@ -159,7 +172,11 @@ class SandboxDriver(SandboxInstance):
                 if isinstance(self.state, machine.Stopping):
                     exit_ = self.state.exit or STOPPED_BY_FORCE
                     self._spawn(self._end_unless_reached(FINISH_TIMEOUT_S, exit_))
-            case machine.Running() | machine.Stopping():
+            case machine.Paused() if vm is not None:
+                self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+                if not vm.paused:  # killed while it was about to be let go on
+                    self._send(self._errands.pause_again)
+            case machine.Running() | machine.Paused() | machine.Stopping():
                 await self._end(machine.lost(ExitReason.VM_LOST, "the VM ended while hyperd was not running"))
             case machine.Starting():
                 error = UnavailableError("hyperd ended while it was starting", subject=self.subject)
@@ -189,6 +206,8 @@ class SandboxDriver(SandboxInstance):
             self._tell_trouble,
             self._spawn,
         )
+        self.tenure.operations = self._operations
+        self.tenure.paused = isinstance(self.state, machine.Paused)
         # Listening comes before saving: nothing is lost by it, the process runs in any case.
         self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         if isinstance(self.state, machine.Starting):
@@ -201,6 +220,7 @@ class SandboxDriver(SandboxInstance):
                 start_ms=round(now_ms() - self._start_called_ms),
                 attachment=live.attachment,
                 start=live.start,
+                made_of=live.made_of,
             )
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
@@ -235,7 +255,7 @@ class SandboxDriver(SandboxInstance):
     def _on_vm_gone(self, gone: VmGone) -> None:
         if isinstance(self.state, machine.Starting):
             self._rumour = gone  # a failing bring-up has the better evidence
-        elif isinstance(self.state, machine.Running | machine.Stopping) and not self._ending:
+        elif isinstance(self.state, machine.Running | machine.Paused | machine.Stopping) and not self._ending:
             vm_pid = self.state.facts.vm_pid
             self._send(lambda: self._errands.verify_gone(gone, vm_pid))
 
@@ -274,7 +294,7 @@ class SandboxDriver(SandboxInstance):
 
     async def _end(self, exit_: Exit) -> None:
         """The run is over, for whatever reason: take the VM down. Only the first call counts."""
-        if self._ending or not isinstance(self.state, machine.Running | machine.Stopping):
+        if self._ending or not isinstance(self.state, machine.Running | machine.Paused | machine.Stopping):
             return
         if isinstance(self.state, machine.Stopping) and self.state.exit is not None:
             exit_ = self.state.exit  # known to an earlier hyperd
@@ -311,27 +331,13 @@ class SandboxDriver(SandboxInstance):
         if self.tenure is None:
             self._post(run, IsLost(exit_))
 
-    def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
-        self._giving_up = False
-        run = self._run
-        self._coming_up = self._send(errand)
-
-        def came_up(task: "asyncio.Task[None]") -> None:
-            # Here and not in the task: it may have been cancelled before its first step.
-            if task.cancelled():
-                self._post(
-                    run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject))
-                )
-
-        self._coming_up.add_done_callback(came_up)
-
     async def _recover(self, error: Exception) -> None:
         """After a bug nothing is known but the state: end the run by force and tell everyone who waits."""
         bug_id = secrets.token_hex(4)
         log.error("bug", extra={"sandbox": self.record.name, "bug_id": bug_id}, exc_info=error)
         brief = f"hyperd met a bug of its own (bug_id={bug_id} in its log)"
         was_starting = isinstance(self.state, machine.Starting)
-        had_run = was_starting or isinstance(self.state, machine.Running | machine.Stopping)
+        had_run = was_starting or isinstance(self.state, machine.Running | machine.Paused | machine.Stopping)
         exit_ = machine.lost(ExitReason.START_FAILED if was_starting else ExitReason.AGENT_LOST, brief)
         self._run += 1
         tenure, self.tenure, self._coming_up, self._trouble = self.tenure, None, None, None
@@ -371,7 +377,7 @@ class SandboxDriver(SandboxInstance):
             self._late = message.news.live
         if not isinstance(message, Ask):
             return
-        if self.removed and not isinstance(message, AskStart):
+        if self.removed and isinstance(message, AskStop | AskRemove):
             resolve([message.done])
         elif not message.done.done():
             message.done.set_exception(self._over_error())

@@ -9,14 +9,17 @@ from dataclasses import dataclass, replace
 from hyperd.errors import HyperError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
-from hyperd.model.vm import Accelerator, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import Accelerator, SandboxId, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
+from hyperd.sandbox.compatibility import HostFacts, compatibility_of
+from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.rooms import Phases, one_error
 from hyperd.sandbox.run import Live, Runner
+from hyperd.sandbox.standstill import step_clock, thaw
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,8 @@ class Services:
     records: Records
     ledger: Ledger
     accelerator: Callable[[], Awaitable[Accelerator]]
+    facts: Facts
+    owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
 
 
 class Errands:
@@ -56,10 +61,14 @@ class Errands:
             async with one_error(), asyncio.TaskGroup() as beside:
                 # Looking through the log of earlier runs takes up to 60 ms: not between the boot and the first byte.
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
+                facts = beside.create_task(self._host_facts())
                 live = await self._runner.bring_up(self._record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
-            refused = await live.guest.start_container(assembly.container_id_of(self._record.sandbox_id))
+            refused = await live.guest.start_container(assembly.container_id_of(self._record))
             phases.mark("start")
+            host = facts.result()
+            if live.definition is not None and host is not None:
+                live.made_of = compatibility_of(live.definition, host)
             if live.start is not None:
                 live.start = replace(live.start, phases_ms=phases.in_ms())
         except BaseException:
@@ -67,6 +76,12 @@ class Errands:
                 await live.stack.aclose()
             raise
         return live, refused
+
+    async def _host_facts(self) -> HostFacts | None:
+        try:
+            return await self._services.facts.get()
+        except HyperError:  # a kernel that is missing is told by the boot that misses it
+            return None
 
     async def take_over(
         self, vm: VmStatus, facts: machine.RunFacts, tell_trouble: Callable[[HyperError | None], None]
@@ -90,11 +105,21 @@ class Errands:
                 tell_trouble(None)
                 return IsUp(live)
 
+    async def pause_again(self) -> None:
+        try:
+            await self._runner.rooms.hypervisor.pause(self._record.sandbox_id)
+        except HyperError as error:
+            log.error("not paused again", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+
     async def _adopt(self, vm: VmStatus, facts: machine.RunFacts) -> Live:
+        if vm.paused:  # an earlier hyperd was killed while it had the VM stand still
+            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
         live = await self._runner.adopt(
             self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
         )
         try:
+            await step_clock(live.guest)
+            await thaw(live.guest)
             self._journal.open(await self._runner.examine_journal(self._journal), fresh=False)
         except BaseException:
             live.stack.pop_all()

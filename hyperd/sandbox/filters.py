@@ -9,6 +9,13 @@ from hyperd.model.container import ContainerState, ContainerView
 
 Test = Callable[[ContainerView, str], bool]
 
+UP = (  # what `ps` shows unless all are asked for
+    ContainerState.STARTING,
+    ContainerState.RUNNING,
+    ContainerState.PAUSED,
+    ContainerState.STOPPING,
+)
+
 
 def _label(view: ContainerView, wanted: str) -> bool:
     key, equals, value = wanted.partition("=")
@@ -75,7 +82,7 @@ def choose(
     before = [find(value).record.created_at for value in wanted.pop("before", [])]
     since = [find(value).record.created_at for value in wanted.pop("since", [])]
     if not everything and "status" not in wanted and "exited" not in wanted:
-        wanted["status"] = [ContainerState.STARTING, ContainerState.RUNNING, ContainerState.STOPPING]
+        wanted["status"] = list(UP)
     chosen = [
         view
         for view in views

@@ -17,7 +17,7 @@ from hyperd.errors import (
     NotFoundError,
     UnsupportedError,
 )
-from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerState, ContainerView, Sizing
+from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView, Sizing
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import admission, assembly, filters, machine, names
@@ -233,4 +233,4 @@ class Fleet:
 
 
 def is_running(view: ContainerView) -> bool:
-    return view.state in (ContainerState.STARTING, ContainerState.RUNNING, ContainerState.STOPPING)
+    return view.state in filters.UP

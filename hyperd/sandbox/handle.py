@@ -23,10 +23,20 @@ from hyperd.model.container import (
     ExitReason,
 )
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
+from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.journal import Journal
-from hyperd.sandbox.message import AskRemove, AskStart, AskStop, Done, Started
+from hyperd.sandbox.message import (
+    AskPause,
+    AskRemove,
+    AskSnapshot,
+    AskStart,
+    AskStop,
+    AskUnpause,
+    Done,
+    Started,
+)
 from hyperd.sandbox.process import ProcessSession
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.session import STALL_TIMEOUT_S
@@ -83,7 +93,7 @@ class SandboxHandle:
         tenure.stop_asked |= signal == SIGKILL
         try:
             delivered = await tenure.live.guest.signal(
-                assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, signal
+                assembly.container_id_of(self.record), FIRST_PROCESS, signal
             )
         except (UnavailableError, NotFoundError) as error:
             if not tenure.is_ending:
@@ -91,6 +101,24 @@ class SandboxHandle:
             raise self._has_ended() from error
         if not delivered:
             raise self._has_ended()
+
+    async def pause(self) -> None:
+        """Return when its CPUs stand still. Raises WrongStateError unless running."""
+        done = _future()
+        self._driver.post(AskPause(done))
+        await done
+
+    async def unpause(self) -> None:
+        """Return when it runs and its clock is right again. Raises WrongStateError unless paused."""
+        done = _future()
+        self._driver.post(AskUnpause(done))
+        await done
+
+    async def snapshot(self, name: str = "", *, passing: bool = False) -> Snapshot:
+        """Save memory and disk; it goes on by itself. Raises WrongStateError unless it runs or is paused."""
+        done: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+        self._driver.post(AskSnapshot(done, name, passing))
+        return await done
 
     async def wait_ended(self) -> Exit:
         """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""
@@ -138,7 +166,7 @@ class SandboxHandle:
         plan = assembly.exec_plan(self.record, image.config, spec)
         tenure = await self._require_tenure()
         process_id = ProcessId(secrets.token_hex(16))
-        pump = Pump(assembly.container_id_of(self.record.sandbox_id), process_id, None)
+        pump = Pump(assembly.container_id_of(self.record), process_id, None)
         end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
         async def same_tenure() -> Tenure | None:

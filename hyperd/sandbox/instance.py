@@ -16,6 +16,7 @@ from hyperd.errors import (
     TimeoutExpiredError,
     UnavailableError,
     UnsupportedError,
+    WrongStateError,
 )
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.guest import FIRST_PROCESS
@@ -30,6 +31,7 @@ from hyperd.sandbox.message import (
     Message,
     News,
     OfRun,
+    UpFailed,
 )
 from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
@@ -76,6 +78,8 @@ class SandboxInstance(Actor[Message]):
         self._unreadable: HyperError | None = None
         self._ending = False
         self._removing = False
+        self._operations: set[asyncio.Task[None]] = set()
+        self._one_at_a_time = asyncio.Lock()
         self._discarding = record.spec.auto_remove
 
     @property
@@ -99,10 +103,12 @@ class SandboxInstance(Actor[Message]):
             self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
 
     def should_have_vm(self) -> bool:
-        return isinstance(self.state, machine.Running) and not self._ending
+        return isinstance(self.state, machine.Running | machine.Paused) and not self._ending
 
     def should_have_no_vm(self) -> bool:
-        at_rest = isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+        at_rest = isinstance(
+            self.state, machine.Created | machine.Exited | machine.Failed | machine.Hibernated
+        )
         return at_rest and self._unreadable is None
 
     def vm_is_missing(self) -> None:
@@ -176,11 +182,25 @@ class SandboxInstance(Actor[Message]):
 
         return self._spawn(carry_out())
 
+    def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
+        self._giving_up = False
+        run = self._run
+        self._coming_up = self._send(errand)
+
+        def came_up(task: "asyncio.Task[None]") -> None:
+            # Here and not in the task: it may have been cancelled before its first step.
+            if task.cancelled():
+                self._post(
+                    run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject))
+                )
+
+        self._coming_up.add_done_callback(came_up)
+
     def _post(self, run: int, news: News) -> None:
         self.post(OfRun(run, news))
 
     def _new_pump(self) -> Pump:
-        return Pump(assembly.container_id_of(self.record.sandbox_id), FIRST_PROCESS, self.journal)
+        return Pump(assembly.container_id_of(self.record), FIRST_PROCESS, self.journal)
 
     def _over_error(self) -> HyperError:
         if self.removed:

@@ -5,9 +5,12 @@
                           |                     |                  |
                           +-StartFailed-> Failed <----Lost---------+
     Running --Gone--> Exited      Exited, Failed --Start--> Starting
-    Created, Exited, Failed --Remove--> Removing (then the record is gone)
+    Running <--Pause, Unpause--> Paused --Stop, Gone, Lost--> as Running
+    Running, Paused --Slept--> Hibernated --Start--> Starting --StartFailed--> Hibernated
+    Running, Paused, Exited, Failed --RollBack--> Starting
+    Created, Exited, Failed, Hibernated --Remove--> Removing (then the record is gone)
 
-``step`` decides, the driver acts. A state carries exactly what exists in it: a VM exists in Running and
+``step`` decides, the driver acts. A state carries exactly what exists in it: a VM exists in Running, Paused and
 Stopping, may exist in Starting, and in no other. Late and duplicate events change nothing.
 """
 
@@ -18,6 +21,7 @@ from typing import assert_never
 from hyperd.errors import WrongStateError
 from hyperd.model.container import ContainerState, Exit, ExitReason, StartReport
 from hyperd.model.network import Attachment
+from hyperd.model.snapshot import Compatibility, SnapshotId
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class RunFacts:
     start_ms: int
     attachment: Attachment | None
     start: StartReport | None = None
+    made_of: Compatibility | None = None  # what another VM must be made of to go on where this one is saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +44,32 @@ class Created: ...
 
 
 @dataclass(frozen=True, slots=True)
-class Starting:
+class Hibernated:
+    """On disk: the snapshot is the sandbox's own."""
+
+    snapshot_id: SnapshotId
+    facts: RunFacts
     since: datetime
 
 
 @dataclass(frozen=True, slots=True)
+class Starting:
+    """``asleep``: it wakes, and is asleep again should that fail. ``back_to``: it is rolled back to that snapshot."""
+
+    since: datetime
+    asleep: Hibernated | None = None
+    back_to: SnapshotId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Running:
+    facts: RunFacts
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """Its CPUs stand still."""
+
     facts: RunFacts
 
 
@@ -74,7 +99,7 @@ class Failed:
 class Removing: ...
 
 
-State = Created | Starting | Running | Stopping | Exited | Failed | Removing
+State = Created | Starting | Running | Paused | Stopping | Hibernated | Exited | Failed | Removing
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +115,30 @@ class Started:
 @dataclass(frozen=True, slots=True)
 class StartFailed:
     exit: Exit
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Pause: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Unpause: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Slept:
+    """It is saved whole, and its VM goes."""
+
+    snapshot_id: SnapshotId
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class RollBack:
+    """The run that there may be counts no more."""
+
+    snapshot_id: SnapshotId
     at: datetime
 
 
@@ -120,33 +169,67 @@ class Lost:
 class Remove: ...
 
 
-Event = Start | Started | StartFailed | Stop | Gone | Lost | Remove
+Event = Start | Started | StartFailed | Pause | Unpause | Slept | RollBack | Stop | Gone | Lost | Remove
 
-STATES: tuple[type[State], ...] = (Created, Starting, Running, Stopping, Exited, Failed, Removing)
-EVENTS: tuple[type[Event], ...] = (Start, Started, StartFailed, Stop, Gone, Lost, Remove)
+STATES: tuple[type[State], ...] = (
+    Created,
+    Starting,
+    Running,
+    Paused,
+    Stopping,
+    Hibernated,
+    Exited,
+    Failed,
+    Removing,
+)
+EVENTS: tuple[type[Event], ...] = (
+    Start,
+    Started,
+    StartFailed,
+    Pause,
+    Unpause,
+    Slept,
+    RollBack,
+    Stop,
+    Gone,
+    Lost,
+    Remove,
+)
 
 
-def step(state: State, event: Event) -> State:
+def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an arrow a branch
     """The state after ``event``. Total: an event that means nothing in ``state`` leaves it as it is."""
     match state, event:
         case ((Created() | Exited() | Failed()), Start(at)):
             return Starting(at)
+        case Hibernated(), Start(at):
+            return Starting(at, asleep=state)
         case Starting(), Started(facts):
             return Running(facts)
+        case Starting(_, Hibernated() as asleep), StartFailed():
+            return asleep
         case Starting(), StartFailed(exit_, at):
             return Failed(exit_, None, at)
-        case ((Running(facts) | Stopping(facts, None)), Stop(exit_)):
+        case Running(facts), Pause():
+            return Paused(facts)
+        case Paused(facts), Unpause():
+            return Running(facts)
+        case ((Running(facts) | Paused(facts)), Slept(snapshot_id, at)):
+            return Hibernated(snapshot_id, facts, at)
+        case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at)):
+            return Starting(at, back_to=snapshot_id)
+        case ((Running(facts) | Paused(facts) | Stopping(facts, None)), Stop(exit_)):
             return Stopping(facts, exit_)
-        case ((Running(facts) | Stopping(facts)), Gone(exit_, at)):
+        case ((Running(facts) | Paused(facts) | Stopping(facts)), Gone(exit_, at)):
             return Exited(exit_, facts.started_at, at)
-        case ((Running(facts) | Stopping(facts)), Lost(exit_, at)):
+        case ((Running(facts) | Paused(facts) | Stopping(facts)), Lost(exit_, at)):
             return Failed(exit_, facts.started_at, at)
-        case ((Created() | Exited() | Failed()), Remove()):
+        case ((Created() | Exited() | Failed() | Hibernated()), Remove()):
             return Removing()
     return state
 
 
-def name_of(state: State) -> ContainerState:
+def name_of(state: State) -> ContainerState:  # noqa: PLR0911 - a state a branch
     match state:
         case Created():
             return ContainerState.CREATED
@@ -154,8 +237,12 @@ def name_of(state: State) -> ContainerState:
             return ContainerState.STARTING
         case Running():
             return ContainerState.RUNNING
+        case Paused():
+            return ContainerState.PAUSED
         case Stopping():
             return ContainerState.STOPPING
+        case Hibernated():
+            return ContainerState.HIBERNATED
         case Exited():
             return ContainerState.EXITED
         case Failed():
@@ -168,23 +255,53 @@ def name_of(state: State) -> ContainerState:
 
 def require_startable(state: State, name: str) -> None:
     if not isinstance(state, Created | Exited | Failed):
-        raise WrongStateError(f"is {name_of(state)}", subject=f"container {name}")
+        raise WrongStateError(f"is {name_of(state)}", subject=f"container {name}", hint=_way_on(state, name))
 
 
 def require_running(state: State, name: str) -> None:
-    if not isinstance(state, Running):
-        raise WrongStateError(
-            f"is not running ({name_of(state)})",
-            subject=f"container {name}",
-            hint=f"`hyper start {name}` starts it",
-        )
+    match state:
+        case Running():
+            return
+        case Paused() | Hibernated():
+            brief = f"is {name_of(state)}"
+        case _:
+            brief = f"is not running ({name_of(state)})"
+    hint = _way_on(state, name) or f"`hyper start {name}` starts it"
+    raise WrongStateError(brief, subject=f"container {name}", hint=hint)
+
+
+def require_up(state: State, name: str) -> RunFacts:
+    """Running or paused: there is something to save."""
+    if isinstance(state, Running | Paused):
+        return state.facts
+    require_running(state, name)
+    raise AssertionError("it runs")
+
+
+def require_paused(state: State, name: str) -> None:
+    if not isinstance(state, Paused):
+        raise WrongStateError(f"is not paused ({name_of(state)})", subject=f"container {name}")
+
+
+def require_hibernated(state: State, name: str) -> None:
+    if not isinstance(state, Hibernated):
+        raise WrongStateError(f"is not hibernated ({name_of(state)})", subject=f"container {name}")
 
 
 def require_removable(state: State, name: str) -> None:
-    if not isinstance(state, Created | Exited | Failed):
+    if not isinstance(state, Created | Exited | Failed | Hibernated):
         raise WrongStateError(
             f"is {name_of(state)}", subject=f"container {name}", hint="stop it first, or remove it with -f"
         )
+
+
+def _way_on(state: State, name: str) -> str:
+    match state:
+        case Paused():
+            return f"`hyper unpause {name}` lets it go on"
+        case Hibernated():
+            return f"`hyper wake {name}` lets it go on"
+    return ""
 
 
 def exit_of(state: State) -> Exit | None:

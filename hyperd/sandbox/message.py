@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from hyperd.errors import HyperError
 from hyperd.model.container import Exit
 from hyperd.model.guest import ProcessExit
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
+from hyperd.sandbox import machine
 from hyperd.sandbox.run import Live
 
 Done = asyncio.Future[None]
@@ -30,6 +32,23 @@ class AskStop:
 class AskRemove:
     done: Done
     force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AskPause:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskUnpause:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskSnapshot:
+    done: "asyncio.Future[Snapshot]"
+    name: str = ""
+    passing: bool = False  # of a fork: nobody sees it
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +87,15 @@ class IsRemoved:
     error: HyperError | None = None
 
 
-News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """An operation has made ``event`` true; it goes on when the state says so."""
+
+    event: machine.Event
+    done: Done
+
+
+News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown | Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +106,6 @@ class OfRun:
     news: News
 
 
-Ask = AskStart | AskStop | AskRemove
+Operation = AskPause | AskUnpause | AskSnapshot
+Ask = AskStart | AskStop | AskRemove | Operation
 Message = Ask | Adopt | OfRun | IsRemoved | VmGone

@@ -38,7 +38,7 @@ class ProcessSession:
         self.name = record.name
         self.exec_id: str = process_id
         self.tty = tty
-        self._container = container_id_of(record.sandbox_id)
+        self._container = container_id_of(record)
         self._process = process_id
         self._pump = pump
         self._subscription = pump.subscribe(patience_s)

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import types
 import typing
+from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from hyperd.errors import ExistsError, HyperError, UnavailableError
 from hyperd.host.database import Database
 from hyperd.model.container import ContainerRecord, ContainerSpec, ExitReason, Sizing
+from hyperd.model.guest import ContainerId
 from hyperd.model.image import ImageId
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import machine
@@ -31,6 +33,9 @@ _MIGRATIONS = (
         state TEXT NOT NULL,
         generation INTEGER NOT NULL
     ) STRICT""",
+    "ALTER TABLE sandbox ADD COLUMN container_id TEXT",
+    # One of several clones that come all or not at all: 1 until all are there.
+    "ALTER TABLE sandbox ADD COLUMN pending INTEGER NOT NULL DEFAULT 0",
 )
 _STATES = {kind.__name__: kind for kind in machine.STATES}
 
@@ -41,6 +46,7 @@ class Stored:
     state: machine.State
     generation: int
     unreadable: HyperError | None = None  # then record and state are what could be made out
+    pending: bool = False  # of clones that should have come together, and have not: it goes
 
 
 class Records:
@@ -50,34 +56,21 @@ class Records:
     async def open(self) -> None:
         await self._database.migrate("sandbox", _MIGRATIONS)
 
-    async def insert(self, record: ContainerRecord) -> None:
-        """Raises ExistsError when the name is taken."""
+    async def insert(self, *records: ContainerRecord, pending: bool = False) -> None:
+        """All or none. Raises ExistsError when a name is taken."""
 
         def work(connection: sqlite3.Connection) -> None:
-            owner = connection.execute(
-                "SELECT sandbox_id FROM sandbox WHERE name = ?", (record.name,)
-            ).fetchone()
-            if owner is not None:
-                raise ExistsError(
-                    f"the name is in use by container {owner[0][:12]}",
-                    subject=record.name,
-                    hint=f"`hyper rm {record.name}` frees it, or give another --name",
-                )
-            connection.execute(
-                "INSERT INTO sandbox VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    record.sandbox_id,
-                    record.name,
-                    record.image_id,
-                    record.created_at.isoformat(),
-                    dumps(record.spec),
-                    json.dumps(record.command),
-                    record.sizing.vcpus,
-                    record.sizing.memory_mib,
-                    *_state_columns(machine.Created()),
-                    0,
-                ),
-            )
+            for record in records:
+                _insert(connection, record, pending=pending)
+
+        await self._database.transaction(work)
+
+    async def settle(self, sandbox_ids: Collection[SandboxId]) -> None:
+        """They are all there: none is pending any more."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for sandbox_id in sandbox_ids:
+                connection.execute("UPDATE sandbox SET pending = 0 WHERE sandbox_id = ?", (sandbox_id,))
 
         await self._database.transaction(work)
 
@@ -107,6 +100,33 @@ class Records:
         return await self._database.transaction(work)
 
 
+def _insert(connection: sqlite3.Connection, record: ContainerRecord, *, pending: bool) -> None:
+    owner = connection.execute("SELECT sandbox_id FROM sandbox WHERE name = ?", (record.name,)).fetchone()
+    if owner is not None:
+        raise ExistsError(
+            f"the name is in use by container {owner[0][:12]}",
+            subject=record.name,
+            hint=f"`hyper rm {record.name}` frees it, or give another --name",
+        )
+    connection.execute(
+        "INSERT INTO sandbox (sandbox_id, name, image_id, created_at, spec, command, vcpus, memory_mib,"
+        " state_kind, state, generation, container_id, pending) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0, ?, ?)",
+        (
+            record.sandbox_id,
+            record.name,
+            record.image_id,
+            record.created_at.isoformat(),
+            dumps(record.spec),
+            json.dumps(record.command),
+            record.sizing.vcpus,
+            record.sizing.memory_mib,
+            *_state_columns(machine.Created()),
+            record.container_id,
+            int(pending),
+        ),
+    )
+
+
 def _state_columns(state: machine.State) -> tuple[str, str]:
     return type(state).__name__, dumps(state)
 
@@ -121,11 +141,13 @@ def _stored(row: sqlite3.Row) -> Stored:
             command=tuple(json.loads(row["command"])),
             sizing=Sizing(row["vcpus"], row["memory_mib"]),
             created_at=datetime.fromisoformat(row["created_at"]),
+            container_id=ContainerId(row["container_id"]) if row["container_id"] else None,
         )
         state = loads(_STATES[row["state_kind"]], row["state"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         return _set_aside(row, error)
-    return Stored(record, typing.cast("machine.State", state), row["generation"])
+    state = typing.cast("machine.State", state)
+    return Stored(record, state, row["generation"], pending=bool(row["pending"]))
 
 
 def _set_aside(row: sqlite3.Row, cause: Exception) -> Stored:
@@ -149,7 +171,8 @@ def _set_aside(row: sqlite3.Row, cause: Exception) -> Stored:
         created_at=created_at,
     )
     exit_ = machine.lost(ExitReason.START_FAILED, str(error))
-    return Stored(record, machine.Failed(exit_, None, created_at), row["generation"], error)
+    state = machine.Failed(exit_, None, created_at)
+    return Stored(record, state, row["generation"], error, bool(row["pending"]))
 
 
 def dumps(value: Any) -> str:

@@ -23,7 +23,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment
-from hyperd.model.snapshot import Snapshot
+from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
 from hyperd.sandbox import assembly, definition
 from hyperd.sandbox.definition import SandboxPaths
@@ -63,6 +63,9 @@ class Live:
     attachment: Attachment | None
     stack: contextlib.AsyncExitStack
     start: StartReport | None = None
+    definition: VmDefinition | None = None  # unless taken over
+    made_of: Compatibility | None = None  # what another VM must be made of to go on where this one is saved
+    output_offset: int = 0  # of the first process: where its log begins
     execs: dict[ProcessId, int] = field(
         default_factory=dict
     )  # taken over: further processes, end of their output
@@ -109,7 +112,9 @@ class Runner:
                 guest_pid = await up.guest.create_container(plan)
             phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
-            return Live(up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report)
+            return Live(
+                up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
+            )
 
     async def _restore_or_boot(
         self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack
@@ -128,9 +133,9 @@ class Runner:
                 await make_directories(start.paths, self._files)
             else:
                 self.templates.worked(snapshot)
-                return _Up(vm, guest, StartPath.TEMPLATE, note)
+                return _Up(vm, guest, StartPath.TEMPLATE, note, _from_template(start.vm, snapshot))
         vm, guest = await self._bring_to_life(start, start.vm, stack, self.settings.boot_timeout_s)
-        return _Up(vm, guest, StartPath.COLD, note)
+        return _Up(vm, guest, StartPath.COLD, note, start.vm)
 
     async def _bring_to_life(
         self,
@@ -214,6 +219,10 @@ class Runner:
         with file_errors(self.settings.state_dir):
             return await self._files.call(_list_directories, self.settings.state_dir)
 
+    async def allocated_bytes(self, path: Path) -> int:
+        with file_errors(path):
+            return (await self._files.call(path.stat)).st_blocks * 512
+
     async def examine_journal(self, journal: Journal) -> Kept:
         return await self._files.call(journal.examine)
 
@@ -255,6 +264,7 @@ class _Up:
     guest: Guest
     path: StartPath
     note: str
+    described: VmDefinition
 
 
 def _from_template(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

@@ -21,6 +21,7 @@ from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
 from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, Runner
+from hyperd.sandbox.standstill import step_clock, thaw
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection
 STEADY_S = 10.0  # a connection that held so long counts as one that works
 REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
 MAX_REDIAL_DELAY_S = 30.0
+THAW_TRIES = 10
+THAW_PATIENCE_S = 5.0  # for another connection, between two of them
 EXEC_DRAIN_TIMEOUT_S = 2.0  # without output, once an exec'd process has ended: something else holds its pipes
 
 STOPPED_BY_FORCE = Exit(128 + SIGKILL, ExitReason.STOPPED, signal=SIGKILL)
@@ -53,8 +56,12 @@ class Tenure:
         self.live = live
         self.stop_asked = False
         self.killed_with: set[int] = set()
+        self.paused = False
+        self.operations: set[asyncio.Task[None]] = (
+            set()
+        )  # the driver's, that have the VM stand still for a time
         self._record = record
-        self._container_id = container_id_of(record.sandbox_id)
+        self._container_id = container_id_of(record)
         self._pump = pump
         self._journal = journal
         self._runner = runner
@@ -115,6 +122,28 @@ class Tenure:
             await self._changed.wait()
         return None if self.is_ending else self.live.guest
 
+    async def unpause(self) -> None:
+        """The VM runs again: its clock is stepped, and its guest thawed where a snapshot was made meanwhile."""
+        self.paused = False
+        self._changed.beat()
+        await self.thaw()
+
+    async def thaw(self) -> None:
+        """Over the next connection when this one is broken. Raises what the last try raised."""
+        for left in reversed(range(THAW_TRIES)):
+            guest = self.live.guest
+            await step_clock(guest)
+            try:
+                return await thaw(guest)
+            except HyperError as error:
+                if not left or self.is_ending:
+                    raise
+                log.warning("not thawed yet", extra={"sandbox": self._record.name, "error": str(error)})
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(THAW_PATIENCE_S):
+                    await self.other_guest(guest)
+        return None
+
     def begin_end(self, exit_: Exit) -> None:
         self._exit = exit_
         self._changed.beat()
@@ -122,6 +151,10 @@ class Tenure:
     async def go_down(self, exit_: Exit, *, keep_disk: bool) -> None:
         """Hand on what the processes still wrote, then take the VM down."""
         watching = {task for task in (self._watching, *self._execs) if task is not None}
+        try:
+            await self._let_run(resume=keep_disk and not machine.is_lost(exit_))
+        except HyperError as error:
+            log.warning("not resumed for its end", extra={"sandbox": self._record.name, "error": str(error)})
         for pump in (self._pump, *self._execs.values()):
             pump.drain()
         if self._process_ended and watching:
@@ -172,10 +205,13 @@ class Tenure:
         """Until it is reached: True; or until the run is over: False."""
         while True:
             await self._ended_within(redial_delay_s(failures))
+            while self.paused and not self.is_ending:
+                await self._changed.wait()
             if self.is_ending:
                 return False
             try:
                 await self._runner.reconnect(self._record, self.live)
+                await step_clock(self.live.guest)
             except HyperError as error:
                 failures += 1
                 await self._ended_within(LOST_GRACE_S)
@@ -196,6 +232,18 @@ class Tenure:
                     self._changed.beat()
                     self._post(ProcessEnded(status))
 
+    async def _let_run(self, *, resume: bool = True) -> None:
+        """Break off what has the VM stand still: a guest that does not run cannot be asked anything."""
+        under_way = {task for task in self.operations if not task.done()}
+        for task in under_way:
+            if not task.cancelling():  # once, or its undoing would be cancelled
+                task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
+        if self.paused and resume:
+            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
+            await self.unpause()
+
     async def _ended_within(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
@@ -204,6 +252,7 @@ class Tenure:
 
     async def _stop_gently(self, signal: int, timeout_s: float) -> None:
         try:
+            await self._let_run()
             for number, patience_s, everyone in ((signal, timeout_s, False), (SIGKILL, KILL_TIMEOUT_S, True)):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):

@@ -25,7 +25,7 @@ def view_of(
         log_path=str(log_path),
     )
     match state:
-        case machine.Running(facts) | machine.Stopping(facts):
+        case machine.Running(facts) | machine.Paused(facts) | machine.Stopping(facts):
             return replace(
                 shown,
                 started_at=facts.started_at,
@@ -36,8 +36,10 @@ def view_of(
                 start_ms=facts.start_ms,
                 start=facts.start,
                 attachment=facts.attachment,
-                trouble=str(trouble) if trouble is not None else "",
+                trouble=str(trouble) if trouble is not None and not isinstance(state, machine.Paused) else "",
             )
+        case machine.Hibernated(_, facts, _):
+            return replace(shown, started_at=facts.started_at, attachment=facts.attachment)
         case machine.Exited(_, started_at, finished_at) | machine.Failed(_, started_at, finished_at):
             return replace(shown, started_at=started_at, finished_at=finished_at)
     return shown

@@ -18,6 +18,7 @@ from hyperd.errors import (
     HyperError,
     InvalidError,
     NotFoundError,
+    TimeoutExpiredError,
     UnavailableError,
     WrongStateError,
 )
@@ -105,6 +106,15 @@ class FakeProcess:
         self._ring: deque[_Segment] = deque()
         self._started = False
         self._pipes_held = False
+
+    def copy(self, pulse: "Pulse") -> "FakeProcess":
+        other = FakeProcess(self.plan, self._script, self.pid, pulse)
+        other.exit, other.received, other.input_ended = self.exit, bytearray(self.received), self.input_ended
+        other.start_offset, other.end_offset = self.start_offset, self.end_offset
+        other._unwritten, other._blocked = iter(()), deque(self._blocked)
+        other._ring = deque(_Segment(item.offset, item.stream, bytearray(item.data)) for item in self._ring)
+        other._started, other._pipes_held = self._started, self._pipes_held
+        return other
 
     @property
     def output_ended(self) -> bool:
@@ -237,6 +247,7 @@ class FakeAgent:
     calls: list[str] = field(default_factory=list)
     powered_off: bool = False
     on_power_off: Callable[[], None] = lambda: None
+    paused: bool = False  # its VM is: nothing answers
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
@@ -252,6 +263,8 @@ class FakeAgent:
         return self._gates.setdefault(verb, asyncio.Event())
 
     async def enter(self, verb: str) -> None:
+        while self.paused:
+            await self.pulse.wait()
         self.calls.append(verb)
         self.pulse.beat()
         if (gate := self._gates.get(verb)) is not None:
@@ -271,9 +284,22 @@ class FakeAgent:
         self.connections.clear()
         self.pulse.beat()
 
+    def set_paused(self, *, paused: bool) -> None:
+        self.paused = paused
+        self.pulse.beat()
+
+    def copy(self) -> "FakeAgent":
+        """As it stands, in another VM: nothing is shared, nobody is connected."""
+        other = FakeAgent(self.scripts, self.hello, self.identity, frozen=self.frozen)
+        for container_id, container in self.containers.items():
+            processes = {key: process.copy(other.pulse) for key, process in container.processes.items()}
+            other.containers[container_id] = FakeContainer(container.plan, processes, container.started)
+        return other
+
     def crash(self) -> None:
         """The VM is gone with all in it."""
         self.powered_off = True
+        self.paused = False
         self.drop_connections()
 
     def container(self, container_id: ContainerId) -> FakeContainer:
@@ -586,6 +612,8 @@ class FakeDialer:
         if self.fail_connects:
             raise self.fail_connects.pop()
         agent = self.agent(control_socket)
+        if agent.paused:
+            raise TimeoutExpiredError("no agent answered", subject=subject)
         if agent.powered_off:
             raise UnavailableError("the agent's socket is closed", subject=subject)
         agent.drop_connections()  # a port carries one connection at a time

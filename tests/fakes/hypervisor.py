@@ -27,6 +27,8 @@ class FakeHypervisor:
         self.gate.set()
         self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
         self.save_gate.set()
+        self.calls: list[str] = []  # of pause, resume and save
+        self._gates: dict[str, asyncio.Event] = {}
         self._defined: dict[SandboxId, VmDefinition] = {}
         self._pid = 4241
         self._events: asyncio.Queue[VmGone] = asyncio.Queue()
@@ -46,14 +48,21 @@ class FakeHypervisor:
         self._defined[definition.sandbox_id] = definition
         return status
 
+    def hold(self, verb: str) -> asyncio.Event:
+        """Calls of ``verb`` (pause, resume) wait until the returned gate is set; `calls` shows that one has come."""
+        return self._gates.setdefault(verb, asyncio.Event())
+
     async def pause(self, sandbox_id: SandboxId) -> None:
+        await self._enter("pause")
         self._set_paused(sandbox_id, paused=True, failure="fail_next_pause")
 
     async def resume(self, sandbox_id: SandboxId) -> None:
+        await self._enter("resume")
         self._set_paused(sandbox_id, paused=False, failure="fail_next_resume")
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """``state`` gets a line of JSON: enough to refuse a VM of another shape, or a truncated file."""
+        self.calls.append("save")
         self.saved.append((sandbox_id, state))
         self._set_paused(sandbox_id, paused=True)
         await self.save_gate.wait()
@@ -97,6 +106,11 @@ class FakeHypervisor:
         if failure:
             self._raise_once(failure)
         self.running[sandbox_id] = dataclasses.replace(self.running[sandbox_id], paused=paused)
+
+    async def _enter(self, verb: str) -> None:
+        self.calls.append(verb)
+        if (gate := self._gates.get(verb)) is not None:
+            await gate.wait()
 
     def _raise_once(self, failure: str) -> None:
         error: HyperError | None = getattr(self, failure)

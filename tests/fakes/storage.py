@@ -29,7 +29,7 @@ class FakeStorage:
         error, self.fail_next_create = self.fail_next_create, None
         if error is not None:
             raise error
-        return self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+        return self._disk(sandbox_id)
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         await self.gate.wait()
@@ -37,7 +37,7 @@ class FakeStorage:
         if error is not None:
             raise error
         self.adopted[sandbox_id] = source
-        return self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+        return self._disk(sandbox_id)
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         if sandbox_id not in self.disks:
@@ -47,6 +47,13 @@ class FakeStorage:
     async def remove(self, sandbox_id: SandboxId) -> None:
         self.disks.pop(sandbox_id, None)
         self.adopted.pop(sandbox_id, None)
+
+    def _disk(self, sandbox_id: SandboxId) -> Path:
+        disk = self.disks.setdefault(sandbox_id, self.root / sandbox_id / "writable.img")
+        if self.root != Path("/fake/sandboxes"):  # a place of the test's own: something can be copied
+            disk.parent.mkdir(parents=True, exist_ok=True)
+            disk.touch()
+        return disk
 
     async def list_sandboxes(self) -> set[SandboxId]:
         return set(self.disks)

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hyperd.errors import HyperError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerSpec, Sizing
@@ -61,14 +62,28 @@ class JoinedHypervisor(FakeHypervisor):
         super().__init__()
         self._dialer = dialer
         self.agents: dict[SandboxId, FakeAgent] = {}
+        self.saved_agents: dict[Path, FakeAgent] = {}
 
     async def start(self, definition: VmDefinition) -> VmStatus:
         status = await super().start(definition)
         sandbox_id = definition.sandbox_id
-        agent = FakeAgent(scripts=self._dialer.scripts)
+        saved = self.saved_agents.get(definition.restore_from) if definition.restore_from else None
+        agent = saved.copy() if saved is not None else FakeAgent(scripts=self._dialer.scripts)
         agent.on_power_off = lambda: self.shut_down(sandbox_id)
         self._dialer.agents[definition.channels[0].path] = self.agents[sandbox_id] = agent
         return status
+
+    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
+        await super().save(sandbox_id, state)
+        self.saved_agents[state] = self.agents[sandbox_id].copy()
+
+    def published(self, draft: Path, snapshot: Path) -> None:
+        for state in [path for path in self.saved_agents if path.parent == draft]:
+            self.saved_agents[snapshot / state.name] = self.saved_agents.pop(state)
+
+    def _set_paused(self, sandbox_id: SandboxId, *, paused: bool, failure: str = "") -> None:
+        super()._set_paused(sandbox_id, paused=paused, failure=failure)
+        self.agents[sandbox_id].set_paused(paused=paused)
 
     def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
         if sandbox_id in self.running and sandbox_id in self.agents:
@@ -79,13 +94,19 @@ class JoinedHypervisor(FakeHypervisor):
 class JoinedDraft(FakeDraft):
     """With files, for the hypervisor to write into."""
 
+    def __init__(self, store: "JoinedSnapshots", snapshot_id: SnapshotId) -> None:
+        super().__init__(store, snapshot_id)
+        self._joined = store
+
     async def create_file(self, name: str, *, size_bytes: int = 0, owner: tuple[int, int]) -> Path:
+        await self._joined.enter("create_file")
         path = await super().create_file(name, size_bytes=size_bytes, owner=owner)
         with path.open("xb") as file:
             file.truncate(size_bytes)
         return path
 
     async def add_copy(self, name: str, source: Path) -> Path:
+        await self._joined.enter("add_copy")
         path = await super().add_copy(name, source)
         path.write_bytes(source.read_bytes() if source.exists() else b"")
         return path
@@ -94,16 +115,42 @@ class JoinedDraft(FakeDraft):
 class JoinedSnapshots(FakeSnapshots):
     """Its files are where it says."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, on_publish: Callable[[Path, Path], None]) -> None:
         super().__init__(root)
         self.touched: list[SnapshotId] = []
+        self.needed: list[int] = []  # by each begin
+        self.calls: list[str] = []  # of what takes time
+        self._on_publish = on_publish
+        self._failures: dict[str, HyperError] = {}
+        self._gates: dict[str, asyncio.Event] = {}
+
+    def fail_next(self, verb: str, error: HyperError) -> None:
+        """The next call of ``verb`` (of a draft's, too) raises ``error``."""
+        self._failures[verb] = error
+
+    def hold(self, verb: str) -> asyncio.Event:
+        """Calls of ``verb`` wait until the returned gate is set; `calls` shows that one has come."""
+        return self._gates.setdefault(verb, asyncio.Event())
+
+    async def enter(self, verb: str) -> None:
+        self.calls.append(verb)
+        if (gate := self._gates.get(verb)) is not None:
+            await gate.wait()
+        if (error := self._failures.pop(verb, None)) is not None:
+            raise error
+
+    def everything(self) -> list[Snapshot]:
+        return [snapshot for kind in SnapshotKind for snapshot in self.list(kind)]
 
     async def open(self) -> None:
         await super().open()
+        self._gates.clear()
         for draft in self.root.glob(".draft-*"):
             shutil.rmtree(draft)
 
     async def begin(self, *, need_bytes: int = 0) -> JoinedDraft:
+        await self.enter("begin")
+        self.needed.append(need_bytes)
         made = await super().begin(need_bytes=need_bytes)
         draft = self.drafts[made.snapshot_id] = JoinedDraft(self, made.snapshot_id)
         draft.directory.mkdir(parents=True)
@@ -118,20 +165,27 @@ class JoinedSnapshots(FakeSnapshots):
         name: str = "",
         source: dict[str, str] | None = None,
     ) -> Snapshot:
+        await self.enter("publish")
         snapshot = await super().publish(draft, kind, compatibility, name=name, source=source)
         snapshot.directory.parent.mkdir(exist_ok=True)
         draft.directory.rename(snapshot.directory)
+        self._on_publish(draft.directory, snapshot.directory)
         return snapshot
 
     async def discard(self, draft: Draft) -> None:
         await super().discard(draft)
         shutil.rmtree(draft.directory, ignore_errors=True)
 
+    async def require_intact(self, snapshot: Snapshot) -> None:
+        await self.enter("require_intact")
+        await super().require_intact(snapshot)
+
     async def touch(self, snapshot: Snapshot) -> None:
         await super().touch(snapshot)
         self.touched.append(snapshot.manifest.snapshot_id)
 
     async def remove(self, snapshot_id: SnapshotId) -> None:
+        await self.enter("remove")
         await super().remove(snapshot_id)
         for directory in self.root.glob(f"*/{snapshot_id}"):
             shutil.rmtree(directory)
@@ -154,7 +208,8 @@ class World:
 
     def __post_init__(self) -> None:
         self.hypervisor = JoinedHypervisor(self.dialer)
-        self.snapshots = JoinedSnapshots(self.root / "snapshots")
+        self.snapshots = JoinedSnapshots(self.root / "snapshots", self.hypervisor.published)
+        self.storage.root = self.root / "disks"
         self.images.add("alpine")
         self.platform = Platform("linux", "amd64")  # of the fake images
         self.scripts = self.dialer.scripts
@@ -193,7 +248,7 @@ class World:
         )
         self.runner = Runner(rooms, settings, self.templates, files)
         fleet = Fleet(
-            Services(self.runner, records, self.ledger, self.accelerator),
+            Services(self.runner, records, self.ledger, self.accelerator, facts, lambda _: owner),
             FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
         )
         ready = asyncio.Event()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.model.container import Exit, ExitReason
+from hyperd.model.snapshot import SnapshotId
 from hyperd.sandbox import machine
 
 PAGE = Path(__file__).parents[3] / "docs" / "lifecycle.md"
@@ -16,8 +17,11 @@ _EXITS = (Exit(0, ExitReason.EXITED), Exit(125, ExitReason.START_FAILED), Exit(1
 _STATES: tuple[machine.State, ...] = (
     machine.Created(),
     machine.Starting(_NOW),
+    machine.Starting(_NOW, asleep=machine.Hibernated(SnapshotId("s"), _FACTS, _NOW)),
     machine.Running(_FACTS),
+    machine.Paused(_FACTS),
     machine.Stopping(_FACTS),
+    machine.Hibernated(SnapshotId("s"), _FACTS, _NOW),
     machine.Exited(_EXITS[0], _NOW, _NOW),
     machine.Failed(_EXITS[1], _NOW, _NOW),
     machine.Removing(),
@@ -26,6 +30,10 @@ _EVENTS: tuple[machine.Event, ...] = (
     machine.Start(_NOW),
     machine.Started(_FACTS),
     *(machine.StartFailed(exit_, _NOW) for exit_ in _EXITS[1:]),
+    machine.Pause(),
+    machine.Unpause(),
+    machine.Slept(SnapshotId("s"), _NOW),
+    machine.RollBack(SnapshotId("s"), _NOW),
     machine.Stop(),
     *(machine.Gone(exit_, _NOW) for exit_ in _EXITS),
     *(machine.Lost(exit_, _NOW) for exit_ in _EXITS),
@@ -35,7 +43,7 @@ _EVENTS: tuple[machine.Event, ...] = (
 
 def render_diagram() -> str:
     """Every arrow that leads from one state to another, in the order of the states."""
-    assert tuple(type(state) for state in _STATES) == machine.STATES
+    assert tuple(dict.fromkeys(type(state) for state in _STATES)) == machine.STATES
     assert {type(event) for event in _EVENTS} == set(machine.EVENTS)
     arrows: dict[str, None] = {}
     for state in _STATES:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hyperd.model.container import ContainerSpec, Exit, ExitReason, Ulimit
 from hyperd.model.guest import TerminalSize
 from hyperd.model.network import Attachment
+from hyperd.model.snapshot import Compatibility, SnapshotId
 from hyperd.sandbox import machine
 
 times = st.datetimes(timezones=st.just(UTC))
@@ -28,11 +29,29 @@ attachments = st.builds(
     dns_options=st.just(()),
 )
 numbers = st.integers(0, 1 << 31)
-facts = st.builds(machine.RunFacts, times, numbers, numbers, texts, texts, numbers, st.none() | attachments)
+made_of = st.builds(
+    Compatibility, texts, texts, texts, texts, texts, texts, texts, numbers, numbers, texts, numbers
+)
+facts = st.builds(
+    machine.RunFacts,
+    times,
+    numbers,
+    numbers,
+    texts,
+    texts,
+    numbers,
+    st.none() | attachments,
+    made_of=st.none() | made_of,
+)
+snapshot_ids = texts.map(SnapshotId)
+asleep = st.builds(machine.Hibernated, snapshot_ids, facts, times)
 states = st.one_of(
     st.builds(machine.Created),
-    st.builds(machine.Starting, times),
+    st.builds(machine.Starting, times, st.none() | asleep),
+    st.builds(machine.Starting, times, back_to=snapshot_ids),
     st.builds(machine.Running, facts),
+    st.builds(machine.Paused, facts),
+    asleep,
     st.builds(machine.Stopping, facts, st.none() | exits),
     st.builds(machine.Exited, exits, times, times),
     st.builds(machine.Failed, exits, st.none() | times, times),
@@ -42,6 +61,10 @@ events = st.one_of(
     st.builds(machine.Start, times),
     st.builds(machine.Started, facts),
     st.builds(machine.StartFailed, exits, times),
+    st.builds(machine.Pause),
+    st.builds(machine.Unpause),
+    st.builds(machine.Slept, snapshot_ids, times),
+    st.builds(machine.RollBack, snapshot_ids, times),
     st.builds(machine.Stop, st.none() | exits),
     st.builds(machine.Gone, exits, times),
     st.builds(machine.Lost, exits, times),

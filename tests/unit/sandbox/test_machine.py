@@ -8,11 +8,22 @@ from hypothesis import strategies as st
 from hyperd.errors import WrongStateError
 from hyperd.model.container import ContainerState, Exit, ExitReason
 from hyperd.sandbox import machine
-from hyperd.sandbox.machine import Created, Exited, Failed, Removing, Running, Starting, Stopping, step
+from hyperd.sandbox.machine import (
+    Created,
+    Exited,
+    Failed,
+    Hibernated,
+    Paused,
+    Removing,
+    Running,
+    Starting,
+    Stopping,
+    step,
+)
 from tests.unit.sandbox.states import events, exits, facts, states, times
 
 AT_REST = (Created, Exited, Failed)
-WITH_VM = (Running, Stopping)
+WITH_VM = (Running, Paused, Stopping)
 
 
 @given(states, events)
@@ -24,14 +35,21 @@ def test_every_event_in_every_state_gives_a_state(state: machine.State, event: m
 @given(states, events)
 def test_an_event_that_comes_twice_changes_nothing_more(state: machine.State, event: machine.Event) -> None:
     once = step(state, event)
-    if not isinstance(event, machine.Remove | machine.Start):  # requests, guarded by require_*
+    # Requests are guarded by require_*.
+    if not isinstance(event, machine.Remove | machine.Start | machine.RollBack):
         assert step(once, event) == once
 
 
 @given(states, times)
 def test_only_what_rests_can_start(state: machine.State, at) -> None:
     after = step(state, machine.Start(at))
-    assert (after == Starting(at)) if isinstance(state, AT_REST) else (after is state)
+    if isinstance(state, AT_REST):
+        assert after == Starting(at)
+    elif isinstance(state, Hibernated):
+        assert after == Starting(at, asleep=state)
+        assert step(after, machine.StartFailed(Exit(125, ExitReason.START_FAILED), at)) == state
+    else:
+        assert after is state
 
 
 @given(states, events)
@@ -43,7 +61,7 @@ def test_a_vm_comes_only_by_started_and_goes_only_by_its_end(
         assert isinstance(state, Starting)
         assert isinstance(event, machine.Started)
     if before and not after:
-        assert isinstance(event, machine.Gone | machine.Lost)
+        assert isinstance(event, machine.Gone | machine.Lost | machine.Slept | machine.RollBack)
 
 
 @given(st.lists(events, max_size=30))
@@ -64,8 +82,11 @@ def test_the_first_end_counts(run: machine.RunFacts, first: Exit, second: Exit) 
 def test_what_is_required_is_what_step_accepts(state: machine.State) -> None:
     for require, kinds in (
         (machine.require_startable, AT_REST),
-        (machine.require_removable, AT_REST),
+        (machine.require_removable, (*AT_REST, Hibernated)),
         (machine.require_running, (Running,)),
+        (machine.require_up, (Running, Paused)),
+        (machine.require_paused, (Paused,)),
+        (machine.require_hibernated, (Hibernated,)),
     ):
         if isinstance(state, kinds):
             require(state, "web")
@@ -77,6 +98,12 @@ def test_what_is_required_is_what_step_accepts(state: machine.State) -> None:
 @given(states)
 def test_an_exit_is_known_exactly_where_it_ended(state: machine.State) -> None:
     assert (machine.exit_of(state) is not None) == isinstance(state, Exited | Failed)
+
+
+@given(facts)
+def test_pausing_and_unpausing_changes_nothing_else(run: machine.RunFacts) -> None:
+    assert step(Running(run), machine.Pause()) == Paused(run)
+    assert step(step(Running(run), machine.Pause()), machine.Unpause()) == Running(run)
 
 
 def test_a_lost_exit_is_never_taken_for_a_process_s_own() -> None:

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to a sandbox's VM as a whole while its container runs: pause it, let it go on, save it.
+
+One operation at a time, in the order of asking, each as a task of the driver's: a stop or the end of the run breaks it
+off. An operation acts and then has the driver settle what it made true.
+"""
+
+import asyncio
+import logging
+
+from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
+from hyperd.model.snapshot import Snapshot, SnapshotKind
+from hyperd.model.vm import VmStatus
+from hyperd.sandbox import instance, machine
+from hyperd.sandbox.instance import SandboxInstance
+from hyperd.sandbox.message import AskPause, AskSnapshot, AskUnpause, Operation, Settle
+from hyperd.sandbox.saving import Saver
+from hyperd.sandbox.standstill import to_the_end
+from hyperd.sandbox.tenure import Tenure
+from hyperd.sandbox.waiting import resolve
+from hyperd.vm.base import Hypervisor
+
+log = logging.getLogger(__name__)
+
+
+class SandboxOperations(SandboxInstance):
+    def _on_operation(self, ask: Operation) -> None:
+        task = self._spawn(self._operate(ask))
+        self._operations.add(task)
+
+        def over(task: "asyncio.Task[None]") -> None:
+            # Also when it was cancelled before its first step: nobody may wait for ever.
+            self._operations.discard(task)
+            if not ask.done.done():
+                ask.done.set_exception(WrongStateError("ended meanwhile", subject=self.subject))
+                ask.done.exception()
+
+        task.add_done_callback(over)
+
+    async def _on_settle(self, settle: Settle) -> None:
+        await self._advance(settle.event)
+        if self.tenure is not None:
+            self.tenure.paused = isinstance(self.state, machine.Paused)
+        if not settle.done.done():
+            settle.done.set_result(None)
+
+    @property
+    def _hypervisor(self) -> Hypervisor:
+        return self.services.runner.rooms.hypervisor
+
+    async def _operate(self, ask: Operation) -> None:
+        try:
+            async with self._one_at_a_time:
+                match ask:
+                    case AskPause(done):
+                        await self._pause()
+                        resolve([done])
+                    case AskUnpause(done):
+                        await self._unpause()
+                        resolve([done])
+                    case AskSnapshot(made):
+                        snapshot = await self._snapshot(ask)
+                        if not made.done():
+                            made.set_result(snapshot)
+        except HyperError as error:
+            if not ask.done.done():
+                ask.done.set_exception(error)
+
+    async def _pause(self) -> None:
+        if isinstance(self.state, machine.Paused):
+            return
+        machine.require_running(self.state, self.record.name)
+        await self._hypervisor.pause(self.record.sandbox_id)
+        await self._settle(machine.Pause())
+
+    async def _unpause(self) -> None:
+        if isinstance(self.state, machine.Running):
+            return
+        machine.require_paused(self.state, self.record.name)
+        await self._hypervisor.resume(self.record.sandbox_id)
+        await self._settle(machine.Unpause())
+        if self.tenure is not None:
+            await self.tenure.unpause()
+        elif isinstance(self.state, machine.Running):
+            self._take_over_again(self.state.facts)
+
+    async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
+        facts = machine.require_up(self.state, self.record.name)
+        tenure = await self._require_tenure(facts)
+        saver = Saver(self.record, self.services, self.journal)
+        snapshot = await saver.save(
+            tenure, facts.made_of, SnapshotKind.SANDBOX, name=ask.name, passing=ask.passing
+        )
+        source = snapshot.manifest.source
+        fields = {"sandbox": self.record.name, "snapshot": snapshot.manifest.snapshot_id[:12]}
+        log.info(
+            "saved", extra={**fields, "pause_ms": source["pause_ms"], "stopped_ms": source["stopped_ms"]}
+        )
+        return snapshot
+
+    async def _require_tenure(self, facts: machine.RunFacts) -> Tenure:
+        """Its guest can be spoken to; one that this hyperd found paused runs for as long as saying hello takes."""
+        if isinstance(self.state, machine.Paused) and self.tenure is None:
+            await self._take_over_paused(facts)
+        tenure = await self.find_tenure() if self.tenure is None else self.tenure
+        if tenure is None or tenure.is_ending:
+            raise WrongStateError("is not running: its process has ended", subject=self.subject)
+        return tenure
+
+    async def _take_over_paused(self, facts: machine.RunFacts) -> None:
+        self._take_over_again(facts)
+        try:
+            async with asyncio.timeout(instance.LIVE_TIMEOUT_S):
+                while self.tenure is None:
+                    await self._changed.wait()
+        except TimeoutError as error:
+            if self._coming_up is not None:
+                self._coming_up.cancel()
+            await to_the_end(self._hypervisor.pause(self.record.sandbox_id))
+            raise TimeoutExpiredError("its agent has not answered", subject=self.subject) from error
+
+    def _take_over_again(self, facts: machine.RunFacts) -> None:
+        """Of one that this hyperd found paused and has not spoken to."""
+        vm = VmStatus(self.record.sandbox_id, facts.vm_pid, paused=True)
+        self._come_up(lambda: self._errands.take_over(vm, facts, self._tell_trouble))
+
+    async def _settle(self, event: machine.Event) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._post(self._run, Settle(event, done))
+        await done

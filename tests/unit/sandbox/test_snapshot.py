@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Snapshots of sandboxes that run: whole or not there, and the sandbox goes on whatever happens."""
+
+import asyncio
+
+import pytest
+
+from hyperd.errors import ExhaustedError, ExistsError, HyperError, UnavailableError, WrongStateError
+from hyperd.model.container import ContainerState, ExecSpec
+from hyperd.model.guest import ProcessExit, Stream
+from hyperd.model.snapshot import SnapshotKind
+from hyperd.sandbox import Fleet, SandboxHandle
+from hyperd.sandbox.source import parse_source
+from tests.fakes.guest import Script
+from tests.fakes.world import World, eventually, started
+
+BROKEN = UnavailableError("boom")
+FULL = ExhaustedError("no space left")
+
+
+def state(handle: SandboxHandle) -> ContainerState:
+    return handle.view().state
+
+
+def require_going_on(world: World, handle: SandboxHandle) -> None:
+    sandbox_id = handle.record.sandbox_id
+    assert state(handle) is ContainerState.RUNNING
+    assert not world.hypervisor.running[sandbox_id].paused
+    assert not world.agent(handle).frozen
+
+
+def require_no_snapshot(world: World) -> None:
+    assert not world.snapshots.everything()
+    assert not world.snapshots.drafts
+
+
+async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_runs_again(
+    world: World, fleet: Fleet
+) -> None:
+    world.script("say", Script([(Stream.STDOUT, b"hello")]))
+    handle = await started(fleet, "say", name="web", env=("A=1",))
+    await eventually(lambda: handle.journal.end_offset == 5)
+    seen: list[tuple[str, bool, bool]] = []
+    agent, sandbox_id = world.agent(handle), handle.record.sandbox_id
+    enter = world.snapshots.enter
+
+    async def look(verb: str) -> None:
+        seen.append((verb, agent.frozen, world.hypervisor.running[sandbox_id].paused))
+        await enter(verb)
+
+    world.snapshots.enter = look  # type: ignore[method-assign]
+    session = await handle.exec(ExecSpec(("sleep",)))
+    snapshot = await handle.snapshot("first")
+    await session.aclose()
+    assert seen == [
+        ("begin", False, False),
+        ("create_file", False, False),
+        ("add_copy", True, True),
+        ("publish", False, False),
+    ]
+    assert agent.calls[-2:] == ["set_clock", "thaw"]
+    require_going_on(world, handle)
+    assert {file.name for file in snapshot.manifest.files} == {"state", "disk"}
+    assert [saved for saved, _ in world.hypervisor.saved] == [sandbox_id]
+    source = parse_source(snapshot.manifest)
+    assert (source.spec, source.image_id, source.command) == (
+        handle.record.spec,
+        handle.record.image_id,
+        handle.record.command,
+    )
+    assert (source.sandbox_id, source.name, source.container_id) == (sandbox_id, "web", sandbox_id)
+    assert (source.execs, source.output_offset) == (1, 5)
+    assert source.pause_ms >= source.stopped_ms
+    assert world.snapshots.get(SnapshotKind.SANDBOX, "first") == snapshot
+
+
+async def test_room_for_memory_in_use_and_disk_is_asked_for_first(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    world.snapshots.fail_next("begin", FULL)
+    with pytest.raises(ExhaustedError):
+        await handle.snapshot()
+    assert "freeze" not in world.agent(handle).calls
+    await handle.snapshot()
+    assert world.snapshots.needed == [16 << 20]  # 8 MiB in use by the fake guest, and the devices
+
+
+FAILURES = {
+    "create_file": lambda world, handle: world.snapshots.fail_next("create_file", FULL),
+    "freeze": lambda world, handle: world.agent(handle).fail_next("freeze", BROKEN),
+    "list_containers": lambda world, handle: world.agent(handle).fail_next("list_containers", BROKEN),
+    "save": lambda world, handle: setattr(world.hypervisor, "fail_next_save", FULL),
+    "add_copy": lambda world, handle: world.snapshots.fail_next("add_copy", FULL),
+    "publish": lambda world, handle: world.snapshots.fail_next("publish", ExistsError("the name is in use")),
+}
+
+
+@pytest.mark.parametrize("step", FAILURES)
+async def test_whatever_fails_the_sandbox_goes_on_and_nothing_stays(
+    world: World, fleet: Fleet, step: str
+) -> None:
+    handle = await started(fleet)
+    FAILURES[step](world, handle)
+    with pytest.raises(HyperError) as caught:
+        await handle.snapshot("s")
+    assert caught.value.brief in ("boom", "no space left", "the name is in use")
+    require_going_on(world, handle)
+    require_no_snapshot(world)
+    await handle.snapshot("s")
+
+
+async def test_a_thaw_that_fails_once_is_tried_again(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    world.agent(handle).fail_next("thaw", BROKEN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hyperd.sandbox.tenure.THAW_PATIENCE_S", 0.01)
+        await handle.snapshot()
+    require_going_on(world, handle)
+
+
+async def test_a_connection_that_breaks_meanwhile_does_not_thaw_what_is_being_saved(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)
+    gate = world.snapshots.hold("add_copy")
+    async with asyncio.TaskGroup() as tasks:
+        making = tasks.create_task(handle.snapshot())
+        await eventually(lambda: "add_copy" in world.snapshots.calls)
+        world.agent(handle).drop_connections()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert world.agent(handle).frozen
+        gate.set()
+    assert making.result()
+    require_going_on(world, handle)
+
+
+@pytest.mark.parametrize("how", ["stop", "remove", "hang up"])
+@pytest.mark.parametrize("phase", ["freeze", "save", "add_copy", "publish"])
+async def test_it_is_broken_off_in_every_phase(world: World, fleet: Fleet, how: str, phase: str) -> None:
+    handle = await started(fleet)
+    _hold(world, handle, phase)
+    agent = world.agent(handle)
+    making = asyncio.get_running_loop().create_task(handle.snapshot())
+    await eventually(lambda: _reached(world, handle, phase))
+    match how:
+        case "stop":
+            await handle.stop(timeout_s=5)
+            assert agent.powered_off
+            assert (await handle.wait_ended()).code == 143
+        case "remove":
+            await handle.remove(force=True)
+        case "hang up":  # its wait ends, the snapshot goes on
+            making.cancel()
+            _release(world, handle, phase)
+            await eventually(world.snapshots.everything)
+            require_going_on(world, handle)
+    assert isinstance((await asyncio.gather(making, return_exceptions=True))[0], BaseException)
+    if how != "hang up":
+        require_no_snapshot(world)
+        world.require_nothing_left_of(handle)
+
+
+@pytest.mark.parametrize("phase", ["freeze", "save", "add_copy", "publish"])
+async def test_a_daemon_killed_in_any_phase_leaves_a_sandbox_that_goes_on(world: World, phase: str) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet)
+        reference = handle.record.sandbox_id
+        agent = world.agent(handle)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_expect_failure(handle))
+            _hold(world, handle, phase)
+            await eventually(lambda: _reached(world, handle, phase))
+            # What a killed daemon leaves: it undoes nothing.
+            frozen, paused = agent.frozen, world.hypervisor.running[reference].paused
+            _release(world, handle, phase)
+    agent.frozen = frozen
+    world.hypervisor._set_paused(reference, paused=paused)
+    for snapshot in world.snapshots.everything():
+        await world.snapshots.remove(snapshot.manifest.snapshot_id)
+    async with world.daemon() as fleet:
+        handle = fleet.get(reference)
+        await eventually(lambda: "thaw" in agent.calls and not world.hypervisor.running[reference].paused)
+        require_going_on(world, handle)
+        require_no_snapshot(world)
+        world.process(handle).finish(ProcessExit(7))
+        assert (await handle.wait_ended()).code == 7
+
+
+async def test_a_vm_that_goes_meanwhile_is_lost_and_no_snapshot_stays(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    gate = world.snapshots.hold("add_copy")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(_expect_failure(handle))
+        await eventually(lambda: "add_copy" in world.snapshots.calls)
+        world.hypervisor.lose(handle.record.sandbox_id)
+        await eventually(lambda: state(handle) is ContainerState.FAILED)
+        gate.set()
+    require_no_snapshot(world)
+
+
+async def test_a_paused_one_stays_paused(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    await handle.pause()
+    snapshot = await handle.snapshot("p")
+    assert state(handle) is ContainerState.PAUSED
+    assert world.hypervisor.running[handle.record.sandbox_id].paused
+    assert world.hypervisor.saved_agents[snapshot.path("state")].frozen
+    await handle.unpause()
+    require_going_on(world, handle)
+
+
+async def test_one_that_a_new_daemon_found_paused_can_be_saved_too(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet)
+        reference = handle.record.sandbox_id
+        await handle.pause()
+    async with world.daemon() as fleet:
+        handle = fleet.get(reference)
+        await handle.snapshot("p")
+        assert state(handle) is ContainerState.PAUSED
+        assert world.hypervisor.running[reference].paused
+        await handle.unpause()
+        require_going_on(world, handle)
+
+
+async def test_what_does_not_run_cannot_be_saved(fleet: Fleet) -> None:
+    handle = await started(fleet)
+    await handle.stop(timeout_s=0)
+    with pytest.raises(WrongStateError, match=r"is not running \(exited\)"):
+        await handle.snapshot()
+
+
+async def _expect_failure(handle: SandboxHandle) -> None:
+    try:
+        await handle.snapshot()
+    except HyperError:
+        return
+
+
+def _hold(world: World, handle: SandboxHandle, phase: str) -> None:
+    if phase == "freeze":
+        world.agent(handle).hold("freeze")
+    elif phase == "save":
+        world.hypervisor.save_gate.clear()
+    else:
+        world.snapshots.hold(phase)
+
+
+def _release(world: World, handle: SandboxHandle, phase: str) -> None:
+    if phase == "freeze":
+        world.agent(handle).hold("freeze").set()
+    elif phase == "save":
+        world.hypervisor.save_gate.set()
+    else:
+        world.snapshots.hold(phase).set()
+
+
+def _reached(world: World, handle: SandboxHandle, phase: str) -> bool:
+    calls = (*world.agent(handle).calls, *world.hypervisor.calls, *world.snapshots.calls)
+    return phase in calls
