@@ -24,7 +24,7 @@ TEMPLATE, SANDBOX, HIBERNATION = SnapshotKind.TEMPLATE, SnapshotKind.SANDBOX, Sn
 @pytest.fixture(params=["fake", "local"])
 def make_store(request, tmp_path):
     """Stores of one kind, each empty."""
-    made = []
+    made: list[FakeSnapshots | LocalSnapshots] = []
 
     def make() -> SnapshotStore:
         store = (
