@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 
 from hyper.v1 import system_pb2
-from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, serving
+from hyperd.api import (
+    ContainerServicer,
+    ImageServicer,
+    SnapshotServicer,
+    SystemServicer,
+    TemplateServicer,
+    serving,
+)
 from hyperd.config import Config
 from hyperd.doctor import check_host, network_check, template_check
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
@@ -40,6 +47,7 @@ from hyperd.sandbox import (
     GuestSettings,
     Ledger,
     Records,
+    Reviver,
     Rooms,
     Runner,
     RunSettings,
@@ -116,7 +124,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
-        services = Services(runner, records, ledger, chooser.choose, facts, _disk_owner(config))
+        reviver = Reviver(runner, floor.files)
+        services = Services(runner, records, ledger, chooser.choose, reviver, facts, _disk_owner(config))
         fleet = Fleet(services, _fleet_settings(config))
         desk = _Desk(config, capabilities, chooser, fleet, images, network, templates)
         await _run(config, fleet, images, desk, stop)
@@ -140,6 +149,7 @@ async def _run(
             ImageServicer(images, fleet),
             system,
             TemplateServicer(desk.templates, desk.build_templates),
+            SnapshotServicer(fleet),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")

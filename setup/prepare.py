@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Step `prepare`: what hyperd would otherwise do in a user's first run (libvirt's probe of QEMU, templates)."""
+"""Step `prepare`: what hyperd would otherwise do in a user's first run: libvirt's probe of QEMU.
+
+Templates are not made here: with a NIC they need a tap, and set-up leaves the host's network alone. hyperd makes the
+one for the default size as soon as it serves.
+"""
 
 from __future__ import annotations
 

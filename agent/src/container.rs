@@ -23,6 +23,7 @@ use crate::mount::{self, Linux};
 use crate::process::{self, Birth, Newborn, Process};
 use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec};
 use crate::reaper::Reaper;
+use crate::spare::Spare;
 use crate::sys;
 
 const MAX_PROCESSES: usize = 1024;
@@ -36,6 +37,7 @@ pub struct Workshop {
     /// The cgroup2 mount; absent only on a host that has none.
     pub cgroups: Option<PathBuf>,
     pub devices: Filter,
+    pub spare: Mutex<Option<Spare>>,
 }
 
 pub struct Container {
@@ -65,6 +67,26 @@ pub struct Shared {
 }
 
 impl Workshop {
+    /// What the first container would have to wait for. Blocking. Called before a template is saved.
+    pub fn prepare(&self) -> Result<()> {
+        self.devices.load()?;
+        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.is_none() {
+            *spare = Some(Spare::bear(&self.reaper)?);
+        }
+        Ok(())
+    }
+
+    /// Only the first container may have it: what the agent mounts afterwards is not in its namespace.
+    fn take_spare(&self, request: &CreateContainerRequest) -> Option<Spare> {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if Spare::serves(request) {
+            return Some(spare);
+        }
+        spare.end();
+        None
+    }
+
     /// Blocking. Leaves nothing behind when it fails.
     pub fn make(&self, mut request: CreateContainerRequest, identity: &Identity, shared: &Shared) -> Result<Made> {
         let id = request.container_id.clone();
@@ -116,6 +138,7 @@ impl Workshop {
                 None => namespaces |= flag as u64,
             }
         }
+        let spare = self.take_spare(request);
         let config = Config {
             process: request.process.clone(),
             files: files.to_string_lossy().into_owned(),
@@ -133,7 +156,7 @@ impl Workshop {
             cgroup: cgroup.as_ref().map(|c| c.fd()),
             handle: (root.mount.as_fd(), init::ROOT),
         };
-        let newborn = process::bear(&self.reaper, &config, &birth)?;
+        let newborn = process::bear(&self.reaper, &config, &birth, spare)?;
         Ok(Made { newborn, cgroup, files, leases })
     }
 
@@ -245,7 +268,7 @@ impl Container {
             cgroup,
             handle: (target, init::TARGET),
         };
-        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())))
+        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), None)
     }
 
     pub fn forget(&self, id: &str) -> Result<()> {

@@ -21,11 +21,14 @@ use crate::mount::{Kernel, Linux};
 use crate::path::Root;
 use crate::proto::{CreateContainerRequest, ProcessSpec};
 use crate::rootfs::Builder;
+use crate::spare;
 use crate::terminal;
 use crate::user;
 use crate::{seccomp, sys};
 
 pub const ARGUMENT: &str = "container-init";
+/// Descriptors other than the socket come over the socket.
+pub const SPARE_ARGUMENT: &str = "container-init-spare";
 /// Descriptors that the agent passes.
 pub const SOCKET: i32 = 3;
 pub const ROOT: i32 = 4;
@@ -92,12 +95,12 @@ pub fn read_message<M: Message + Default>(mut socket: &UnixStream, begun: Option
 }
 
 /// Never returns but with the status to exit with.
-pub fn main() -> i32 {
+pub fn main(is_spare: bool) -> i32 {
     // Nothing of the container may look into us, nor find the agent's binary through /proc/PID/exe.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let Ok(socket) = sys::inherited(SOCKET).map(UnixStream::from) else { return 125 };
     let mut socket = Some(socket);
-    let (code, message, invalid) = match run(&mut socket) {
+    let (code, message, invalid) = match run(&mut socket, is_spare) {
         Ok(code) => return code,
         Err(Failure::Start(error)) => (error.code, error.message, false),
         Err(Failure::Setup(error)) => (125, error.message, error.kind == Kind::Invalid),
@@ -125,17 +128,22 @@ impl From<exec::Refusal> for Failure {
     }
 }
 
-fn run(report: &mut Option<UnixStream>) -> std::result::Result<i32, Failure> {
+fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i32, Failure> {
     let Some(socket) = report.as_ref() else { return Ok(125) };
-    let config: Config = read_message(socket, None).what("read the configuration")?;
-    let process = config.process.clone().unwrap_or_default();
     // A container is killed before the agent is.
     let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     sys::reset_signals();
     rustix::process::umask(Mode::from_raw_mode(0o022));
+    let usual = is_spare.then(|| seccomp::program(capability::Set::docker_default()));
+    let spare_root = if is_spare { Some(spare::receive(socket)?) } else { None };
+    let config: Config = read_message(socket, None).what("read the configuration")?;
+    let process = config.process.clone().unwrap_or_default();
 
     match &config.create {
-        Some(request) => enter_new(&config, request)?,
+        Some(request) => {
+            let root = spare_root.map_or_else(|| sys::inherited(ROOT).what("take the root"), Ok)?;
+            enter_new(&config, request, &root)?;
+        }
         None => {
             let target = sys::inherited(TARGET).what("take the container's handle")?;
             let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
@@ -155,7 +163,11 @@ fn run(report: &mut Option<UnixStream>) -> std::result::Result<i32, Failure> {
         None => capability::Set::docker_default(),
     };
     let unconfined = config.privileged || process.seccomp() == crate::proto::SeccompMode::Unconfined;
-    let filter = if unconfined { None } else { Some(seccomp::program(capabilities)) };
+    let filter = match usual {
+        _ if unconfined => None,
+        Some(usual) if capabilities == capability::Set::docker_default() => Some(usual),
+        _ => Some(seccomp::program(capabilities)),
+    };
     let program = exec::Program::prepare(&process, user, capabilities, filter)?;
 
     let ready = Report { ready: true, ..Report::default() };
@@ -183,7 +195,7 @@ fn run(report: &mut Option<UnixStream>) -> std::result::Result<i32, Failure> {
     Err(program.run(slave).into())
 }
 
-fn enter_new(config: &Config, request: &CreateContainerRequest) -> Result<()> {
+fn enter_new(config: &Config, request: &CreateContainerRequest, mount: &OwnedFd) -> Result<()> {
     sys::unshare(libc::CLONE_NEWCGROUP).what("unshare the cgroup namespace")?;
     rustix::system::sethostname(request.hostname.as_bytes()).what("set the host name")?;
     // Nothing that is mounted here may show up in the guest's own namespace.
@@ -193,7 +205,6 @@ fn enter_new(config: &Config, request: &CreateContainerRequest) -> Result<()> {
     )
     .what("make mounts private")?;
 
-    let mount = sys::inherited(ROOT).what("take the root")?;
     let stage = rustix::fs::open(config.stage.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .what("open the stage")?;
     Linux.attach(mount.as_fd(), stage.as_fd())?;

@@ -33,6 +33,7 @@ mod rootfs;
 mod seccomp;
 mod serve;
 mod service;
+mod spare;
 mod stats;
 mod stdio;
 mod streams;
@@ -55,8 +56,8 @@ fn main() {
     }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    if words == [init::ARGUMENT] {
-        std::process::exit(init::main());
+    if words == [init::ARGUMENT] || words == [init::SPARE_ARGUMENT] {
+        std::process::exit(init::main(words == [init::SPARE_ARGUMENT]));
     }
     sys::use_one_heap();
     let served = match words[..] {

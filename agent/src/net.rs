@@ -2,8 +2,7 @@
 //! Links, addresses and routes over rtnetlink, by hand: five messages do not justify a crate of several hundred KiB.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -12,10 +11,13 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::proto::{Link, Route};
+use crate::sys;
 
 const LINK_DEADLINE: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(2);
 const MAX_LINKS: usize = 64;
+type Mac = [u8; 6];
+
 const LINKS: &str = "/sys/class/net";
 const LOOPBACK_INDEX: u32 = 1;
 
@@ -90,7 +92,7 @@ impl Links {
         bring_up(&socket)?;
         // Whatever of the earlier ones is no longer asked for goes before anything comes.
         for earlier in applied.iter().filter(|earlier| !links.contains(earlier)) {
-            if let Some((index, _)) = read_link(&earlier.name) {
+            if let Some((index, _)) = sys::find_link(socket.as_fd(), &earlier.name) {
                 flush(&socket, index).map_err(|error| error.of(format_args!("flush {}", earlier.name)))?;
             }
         }
@@ -198,11 +200,11 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
         return Err(Error::invalid(format!("bad link name {:?}", link.name)));
     }
     let mac = parse_mac(&link.mac)?;
-    let Found { index, name, is_foreign } = wait_link(&mac, &link.name)?;
+    let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name)?;
     if is_foreign {
         // A clone's: it still has its parent's addresses, of whatever origin.
         flush(socket, index).map_err(|error| error.of(format_args!("flush {name}")))?;
-        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac_octets(&mac)))
+        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
             .what(format_args!("set the MAC address of {name}"))?;
     }
     if !link.name.is_empty() && link.name != name {
@@ -242,9 +244,7 @@ fn rename(socket: &OwnedFd, index: u32, name: &str) -> rustix::io::Result<()> {
 
 /// The kernel named another link so; it will get its own name, or keep a number.
 fn move_aside(socket: &OwnedFd, name: &str) -> Result<()> {
-    let holder = std::fs::read_to_string(Path::new("/sys/class/net").join(name).join("ifindex"))
-        .what(format_args!("find {name}"))?;
-    let index = holder.trim().parse().map_err(|_| Error::internal(format!("index of {name}")))?;
+    let (index, _) = sys::find_link(socket.as_fd(), name).ok_or_else(|| Error::internal(format!("find {name}")))?;
     ask(socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {name} down"))?;
     rename(socket, index, &format!("link{index}")).what(format_args!("rename {name}"))
 }
@@ -312,17 +312,14 @@ fn parse_cidr(text: &str) -> Result<(IpAddr, u8)> {
     parsed.ok_or_else(|| Error::invalid(format!("bad address {text:?}, wanted ADDRESS/PREFIX")))
 }
 
-fn parse_mac(text: &str) -> Result<String> {
-    let mac = text.to_ascii_lowercase();
-    let parts: Vec<&str> = mac.split(':').collect();
-    if parts.len() != 6 || !parts.iter().all(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())) {
-        return Err(Error::invalid(format!("bad MAC address {text:?}")));
-    }
-    Ok(mac)
-}
-
-fn mac_octets(mac: &str) -> Vec<u8> {
-    mac.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect()
+fn parse_mac(text: &str) -> Result<Mac> {
+    let octet = |part: &str| {
+        let sane = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
+        sane.then(|| u8::from_str_radix(part, 16).ok()).flatten()
+    };
+    let octets: Option<Vec<u8>> = text.split(':').map(octet).collect();
+    let mac = octets.and_then(|octets| Mac::try_from(octets).ok());
+    mac.ok_or_else(|| Error::invalid(format!("bad MAC address {text:?}")))
 }
 
 struct Found {
@@ -333,16 +330,20 @@ struct Found {
 }
 
 /// A link may be plugged in just now. sysfs shows it in the moment it can be configured.
-fn wait_link(mac: &str, wanted: &str) -> Result<Found> {
+fn wait_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Found> {
     let deadline = Instant::now() + LINK_DEADLINE;
     loop {
-        if let Some(found) = find_link(mac, wanted)? {
+        if let Some(found) = find_link(socket, mac, wanted)? {
             return Ok(found);
         }
         if Instant::now() >= deadline {
+            let [a, b, c, d, e, f] = mac;
             return Err(Error::new(
                 Kind::NotFound,
-                format!("no link with MAC {mac} within {} s", LINK_DEADLINE.as_secs()),
+                format!(
+                    "no link with MAC {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x} within {} s",
+                    LINK_DEADLINE.as_secs()
+                ),
             ));
         }
         std::thread::sleep(POLL);
@@ -350,28 +351,18 @@ fn wait_link(mac: &str, wanted: &str) -> Result<Found> {
 }
 
 /// By MAC; else the link that is called so: in a clone it has its parent's MAC still.
-fn find_link(mac: &str, wanted: &str) -> Result<Option<Found>> {
-    let named = if wanted.is_empty() { None } else { read_link(wanted) };
-    if let Some((index, address)) = &named {
-        if address == mac {
-            return Ok(Some(Found { index: *index, name: wanted.to_owned(), is_foreign: false }));
-        }
+fn find_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Option<Found>> {
+    let named = sys::find_link(socket.as_fd(), wanted);
+    if let Some((index, _)) = named.filter(|&(_, address)| address == mac) {
+        return Ok(Some(Found { index, name: wanted.to_owned(), is_foreign: false }));
     }
     for entry in std::fs::read_dir(LINKS).what("list links")?.flatten() {
         let Ok(name) = entry.file_name().into_string() else { continue };
-        if let Some((index, _)) = read_link(&name).filter(|(_, address)| address == mac) {
+        if let Some((index, _)) = sys::find_link(socket.as_fd(), &name).filter(|&(_, address)| address == mac) {
             return Ok(Some(Found { index, name, is_foreign: false }));
         }
     }
     Ok(named.map(|(index, _)| Found { index, name: wanted.to_owned(), is_foreign: true }))
-}
-
-/// Index and MAC of the link of that name.
-fn read_link(name: &str) -> Option<(u32, String)> {
-    let directory = Path::new(LINKS).join(name);
-    let address = std::fs::read_to_string(directory.join("address")).ok()?.trim().to_owned();
-    let index = std::fs::read_to_string(directory.join("ifindex")).ok()?.trim().parse().ok()?;
-    Some((index, address))
 }
 
 #[cfg(test)]
@@ -401,8 +392,8 @@ mod tests {
         for bad in ["10.0.0.1", "10.0.0.1/33", "x/8", "fd00::/129", "/", ""] {
             assert!(parse_cidr(bad).is_err(), "{bad}");
         }
-        assert_eq!(parse_mac("52:54:00:AA:bb:0c").unwrap(), "52:54:00:aa:bb:0c");
-        for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c"] {
+        assert_eq!(parse_mac("52:54:00:AA:bb:0c").unwrap(), [0x52, 0x54, 0, 0xaa, 0xbb, 0x0c]);
+        for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c", "52:54:00:aa:bb:+1", "52:54:00:aa:bb:0c:0d"] {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
         let route = |destination: &str, gateway: &str| {

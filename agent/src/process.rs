@@ -18,6 +18,7 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::init::{self, Config, Report};
 use crate::proto::{ExitStatus, ProcessStatus, Stream, TerminalSize};
 use crate::reaper::{Child, Reaper};
+use crate::spare::Spare;
 use crate::stdio::{self, Input, Output};
 use crate::{sys, terminal};
 
@@ -45,10 +46,9 @@ pub struct Newborn {
     master: Option<OwnedFd>,
 }
 
-/// Blocking; everything it opened is gone again when it fails, the child included.
-pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>) -> Result<Newborn> {
+/// Blocking; everything it opened is gone again when it fails, the child included. With a spare nobody need be born.
+pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>, spare: Option<Spare>) -> Result<Newborn> {
     let spec = config.process.clone().unwrap_or_default();
-    let (ours, theirs) = UnixStream::pair().what("socketpair")?;
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
     let mut ends = [null.as_raw_fd(); 3];
     let (mut stdin, mut outputs, mut child_ends) = (None, Vec::new(), Vec::new());
@@ -66,6 +66,30 @@ pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>) -> Result<Newbo
             outputs.push((stream, read));
         }
     }
+    let (child, ours) = match spare {
+        Some(spare) => {
+            let end =
+                |number: usize| child_ends.iter().find(|end| end.as_raw_fd() == ends[number]).unwrap_or(&null).as_fd();
+            spare.dress(birth.cgroup, [end(0), end(1), end(2)], birth.handle.0)?
+        }
+        None => spawn_new(reaper, birth, ends)?,
+    };
+    drop(child_ends);
+
+    let ready = init::write_message(&ours, config)
+        .map_err(|cause| Error::internal(format!("send the configuration: {cause}")))
+        .and_then(|()| wait_ready(&ours, spec.terminal));
+    match ready {
+        Ok(master) => Ok(Newborn { child, socket: ours, stdin, outputs, master }),
+        Err(error) => {
+            let _ = sys::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            Err(error)
+        }
+    }
+}
+
+fn spawn_new(reaper: &Reaper, birth: &Birth<'_>, ends: [RawFd; 3]) -> Result<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair().what("socketpair")?;
     let fds: [(RawFd, RawFd); 5] = [
         (ends[0], 0),
         (ends[1], 1),
@@ -82,18 +106,7 @@ pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>) -> Result<Newbo
         cgroup: birth.cgroup,
     };
     let child = spawn_in(reaper, &spawn, &birth.join)?;
-    drop((theirs, child_ends));
-
-    let ready = init::write_message(&ours, config)
-        .map_err(|cause| Error::internal(format!("send the configuration: {cause}")))
-        .and_then(|()| wait_ready(&ours, spec.terminal));
-    match ready {
-        Ok(master) => Ok(Newborn { child, socket: ours, stdin, outputs, master }),
-        Err(error) => {
-            let _ = sys::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
-            Err(error)
-        }
-    }
+    Ok((child, ours))
 }
 
 /// A thread of its own enters the namespaces, so that only what it gives birth to is there.

@@ -9,6 +9,8 @@ use crate::proto::{Isolation, ProcessSpec, RootFilesystem};
 struct Image {
     scratch: Scratch,
     files: Scratch,
+    /// Made by the tests that are about it.
+    share: std::path::PathBuf,
 }
 
 impl Image {
@@ -17,13 +19,14 @@ impl Image {
         for name in NAME_FILES {
             std::fs::write(files.0.join(name), name).unwrap();
         }
-        Self { scratch: Scratch::new(), files }
+        let share = files.0.join("share");
+        Self { scratch: Scratch::new(), files, share }
     }
 
     fn build(&self, request: &CreateContainerRequest) -> Result<Vec<String>> {
         let kernel = Recorder::below(&self.scratch.0);
         let root = Root::new(std::fs::File::open(&self.scratch.0).unwrap().into());
-        Builder { kernel: &kernel, root: &root, request, files: &self.files.0, share: &self.share.0 }.build()?;
+        Builder { kernel: &kernel, root: &root, request, files: &self.files.0, share: &self.share }.build()?;
         Ok(kernel.log.into_inner())
     }
 }
@@ -81,6 +84,55 @@ fn asked_mounts_go_parents_first_and_with_their_options() {
         .unwrap();
     let mine: Vec<&String> = log.iter().filter(|line| line.starts_with("/data")).collect();
     assert_eq!(mine, ["/data <- tmpfs [size=1m] rdonly,noexec", "/data/cache/deep <- tmpfs [] "]);
+}
+
+#[test]
+fn ids_that_were_given_cover_the_images_and_cannot_be_written() {
+    let image = Image::new();
+    std::fs::write(image.files.0.join(MACHINE_ID), "id").unwrap();
+    std::fs::write(image.files.0.join(BOOT_ID), "id").unwrap();
+    std::fs::create_dir_all(image.scratch.0.join("proc/sys/kernel/random")).unwrap();
+    let isolation = Isolation { readonly_paths: vec!["/proc/sys".into()], ..Default::default() };
+    let log = image.build(&CreateContainerRequest { isolation: Some(isolation), ..Default::default() }).unwrap();
+    let own = image.files.0.display();
+    for (name, place) in [(MACHINE_ID, "/etc/machine-id"), (BOOT_ID, BOOT_ID_PLACE)] {
+        let at = log.iter().position(|line| *line == format!("{place} <- bind {own}/{name}")).unwrap();
+        assert_eq!(log[at - 1], format!("bind {own}/{name} set rdonly"));
+    }
+    assert_eq!(log[log.len() - 1], "/proc/sys <- bind /proc/sys");
+}
+
+#[test]
+fn an_image_without_a_place_for_an_id_is_none_the_worse() {
+    let image = Image::new();
+    std::fs::write(image.files.0.join(MACHINE_ID), "id").unwrap();
+    std::fs::create_dir_all(image.scratch.0.join("etc")).unwrap();
+    symlink("/nowhere/id", image.scratch.0.join("etc/machine-id")).unwrap();
+    let log = image.build(&asked(vec![])).unwrap();
+    assert!(!log.iter().any(|line| line.contains("machine-id <-")), "{log:?}");
+}
+
+#[test]
+fn forkpoint_is_seen_on_top_of_what_is_mounted_on_run() {
+    let image = Image::new();
+    std::fs::create_dir(&image.share).unwrap();
+    let log = image.build(&asked(vec![tmpfs("/a/b/c", &[]), tmpfs("/run", &[])])).unwrap();
+    let own = image.share.display();
+    let mine = [
+        "/run <- tmpfs [] ".to_owned(),
+        format!("bind {own} set rdonly,nosuid,nodev"),
+        format!("/run/hyper <- bind {own}"),
+        "/a/b/c <- tmpfs [] ".to_owned(),
+    ];
+    assert_eq!(log[log.len() - 4..], mine);
+}
+
+#[test]
+fn what_somebody_wants_at_our_place_is_theirs() {
+    let image = Image::new();
+    std::fs::create_dir(&image.share).unwrap();
+    let log = image.build(&asked(vec![tmpfs("/run/hyper/", &[])])).unwrap();
+    assert_eq!(log.last().unwrap(), "/run/hyper <- tmpfs [] ");
 }
 
 #[test]

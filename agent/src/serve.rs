@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -85,15 +85,25 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_stack_size(THREAD_STACK)
-        .thread_keep_alive(Duration::from_secs(1))
+        // A thread that is there need not be made: the one that serves a template serves its clones.
+        .thread_keep_alive(Duration::from_secs(24 * 3600))
         .build()
         .what("start the runtime")
 }
 
 fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool) -> Agent {
     let disks = Disks::new(Linux, state, !in_guest);
-    let workshop = Workshop { reaper, disks, state: state.to_owned(), cgroups, devices: Filter::default() };
-    let identity = Identity::new(Path::new(virtio::DRIVERS), &state.join(boot::SHARE));
+    let workshop = Workshop {
+        reaper,
+        disks,
+        state: state.to_owned(),
+        cgroups,
+        devices: Filter::default(),
+        spare: Mutex::default(),
+    };
+    // On a host the disks are its own: there is nothing to release.
+    let drivers = if in_guest { PathBuf::from(virtio::DRIVERS) } else { state.join("drivers") };
+    let identity = Identity::new(&drivers, &state.join(boot::SHARE));
     Agent::new(workshop, identity, Power { state: state.to_owned(), in_guest })
 }
 

@@ -114,8 +114,13 @@ impl Agent {
         if frozen.is_some() || !self.containers().is_empty() {
             return Err(Error::wrong_state("there are containers, or the guest is frozen"));
         }
-        let identity = self.inner.identity.clone();
-        blocking(move || identity.devices.release()).await?;
+        let (identity, workshop) = (self.inner.identity.clone(), self.inner.workshop.clone());
+        blocking(move || {
+            identity.devices.release()?;
+            // Whatever is saved now is what clones are made of.
+            workshop.prepare()
+        })
+        .await?;
         Ok(ReleaseDevicesResponse {})
     }
 

@@ -297,6 +297,27 @@ pub fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// Index and Ethernet address of the link of that name. Any socket will do.
+pub fn find_link(socket: BorrowedFd<'_>, name: &str) -> Option<(u32, [u8; 6])> {
+    // SAFETY: ifreq is plain data for which all-zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays zero.
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return None;
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    // SAFETY: both calls read the name and fill the union with what is taken from it right after.
+    unsafe {
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFINDEX, &raw mut request).into()).ok()?;
+        let index = request.ifr_ifru.ifru_ifindex as u32;
+        check(libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request).into()).ok()?;
+        let data = request.ifr_ifru.ifru_hwaddr.sa_data;
+        Some((index, [data[0], data[1], data[2], data[3], data[4], data[5]].map(|byte| byte as u8)))
+    }
+}
+
 /// Waits until all that is written is on the disk, and lets nobody write from then on.
 pub fn freeze_filesystem(directory: BorrowedFd<'_>) -> Result<()> {
     const FIFREEZE: u64 = 0xc004_5877;

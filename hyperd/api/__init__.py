@@ -4,7 +4,15 @@
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.server import serving
+from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
 
-__all__ = ["ContainerServicer", "ImageServicer", "SystemServicer", "TemplateServicer", "serving"]
+__all__ = [
+    "ContainerServicer",
+    "ImageServicer",
+    "SnapshotServicer",
+    "SystemServicer",
+    "TemplateServicer",
+    "serving",
+]

@@ -2,6 +2,7 @@
 """Between the wire and the model: every message is taken apart and put together here."""
 
 import dataclasses
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -22,7 +23,7 @@ from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.image import Image, LayerPhase, LayerProgress, Platform
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import LogEntry
+from hyperd.sandbox import CloneOptions, LogEntry
 
 _STATES = {state: wire.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState}
 _REASONS = {reason: wire.ExitReason.Value(f"EXIT_REASON_{reason.name}") for reason in ExitReason}
@@ -177,6 +178,25 @@ def encode_container(view: ContainerView) -> wire.Container:
             gateway=view.attachment.gateway,
         )
     return message
+
+
+def decode_clone_options(message: wire.CloneOptions) -> CloneOptions:
+    return CloneOptions(
+        count=message.count or 1,
+        name=message.name,
+        env=tuple(message.env),
+        labels=dict(message.labels),
+        network="" if message.network == "default" else message.network,
+        auto_remove=message.auto_remove,
+    )
+
+
+def encode_clones(views: Sequence[ContainerView]) -> list[wire.Clone]:
+    """In the order of their index."""
+    return [
+        wire.Clone(container_id=view.record.sandbox_id, name=view.record.name, index=index)
+        for index, view in enumerate(views)
+    ]
 
 
 def encode_exit(exit_: Exit) -> wire.ExitStatus:

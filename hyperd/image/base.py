@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image store's door."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 from hyperd.model.image import Image, ImageId, LayerProgress, Platform, PullNotice, Removal, RootDisk
 
 PullEvent = LayerProgress | PullNotice | Image
+
+NONE_IN_USE: Mapping[ImageId, str] = MappingProxyType({})
 
 
 class ImageStore(Protocol):
@@ -27,7 +30,7 @@ class ImageStore(Protocol):
         """Newest first."""
 
     async def remove(
-        self, reference: str, *, force: bool = False, in_use: frozenset[ImageId] = frozenset()
+        self, reference: str, *, force: bool = False, in_use: Mapping[ImageId, str] = NONE_IN_USE
     ) -> Removal:
         """Untag; delete what no tag and no container needs any more. Raises WrongStateError when in use."""
 

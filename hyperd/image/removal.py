@@ -2,6 +2,7 @@
 """What `rmi` does to the records: Docker's rules for untagging and deleting."""
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hyperd.errors import WrongStateError
@@ -18,7 +19,9 @@ class Removed:
     candidates: frozenset[Digest]  # what may be unreferenced now
 
 
-def remove(connection: sqlite3.Connection, text: str, *, force: bool, in_use: frozenset[ImageId]) -> Removed:
+def remove(
+    connection: sqlite3.Connection, text: str, *, force: bool, in_use: Mapping[ImageId, str]
+) -> Removed:
     """By name: untag, and delete with the last tag. By id: delete, unless several names would go with it.
 
     Force on an image in use takes its names and keeps its layers. Raises ImageNotFoundError, InvalidError,
@@ -39,7 +42,8 @@ def remove(connection: sqlite3.Connection, text: str, *, force: bool, in_use: fr
             )
         untagged, remaining = list(image.tags), []
     if not remaining and image_id in in_use and not force:
-        raise WrongStateError("a container uses the image", subject=text, hint="remove the container first")
+        user = in_use[image_id]
+        raise WrongStateError(f"{user} uses the image", subject=text, hint="remove that first")
     kept = {references.parse_named(tag).repository for tag in remaining}
     untagged += [
         name for name in image.digests if name not in untagged and name.partition("@")[0] not in kept

@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from hyperd.image import platform as platforms
 from hyperd.image import records
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
-from hyperd.image.base import PullEvent
+from hyperd.image.base import NONE_IN_USE, PullEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
@@ -142,7 +142,7 @@ class OciImageStore:
         return sorted(images, key=lambda image: image.created_at or _EPOCH, reverse=True)
 
     async def remove(
-        self, reference: str, *, force: bool = False, in_use: frozenset[ImageId] = frozenset()
+        self, reference: str, *, force: bool = False, in_use: Mapping[ImageId, str] = NONE_IN_USE
     ) -> Removal:
         removed = await self._database.transaction(
             lambda connection: removals.remove(connection, reference, force=force, in_use=in_use)

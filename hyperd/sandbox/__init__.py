@@ -4,6 +4,7 @@
 from hyperd.sandbox.accelerator import AcceleratorChooser, Choice, Findings, fingerprint
 from hyperd.sandbox.admission import Admission
 from hyperd.sandbox.assembly import parse_signal
+from hyperd.sandbox.cloning import CloneOptions
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.facts import Facts
@@ -12,6 +13,7 @@ from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.records import Records
+from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
 from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
@@ -22,6 +24,7 @@ __all__ = [
     "AcceleratorChooser",
     "Admission",
     "Choice",
+    "CloneOptions",
     "Cursor",
     "Facts",
     "Findings",
@@ -32,6 +35,7 @@ __all__ = [
     "Ledger",
     "LogEntry",
     "Records",
+    "Reviver",
     "Rooms",
     "RunSettings",
     "Runner",

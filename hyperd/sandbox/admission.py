@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether one more sandbox fits on this host: a pure struct, so that it can be tested by properties."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hyperd.errors import ExhaustedError, InvalidError
@@ -50,6 +51,25 @@ class Admission:
                 hint="stop a sandbox, ask for less with --memory, or raise [vm] memory_overcommit",
             )
         return others.hold(sandbox_id, sizing)
+
+    def admit_all(self, sandbox_ids: Sequence[SandboxId], sizing: Sizing) -> "Admission":
+        """All or none, each of that size. Raises InvalidError, ExhaustedError with the arithmetic."""
+        require_sane(sizing, max_vcpus=self.max_vcpus_each, largest_mib=self.largest_mib)
+        count = len(sandbox_ids)
+        if len(self.held) + count > self.max_sandboxes:
+            raise ExhaustedError(
+                f"{len(self.held)} sandboxes run, {count} more are asked for, no more than {self.max_sandboxes} may",
+                hint="stop some, ask for fewer, or raise [vm] max_sandboxes",
+            )
+        needed_mib = count * (sizing.memory_mib + self.overhead_mib)
+        free_mib = max(self.memory_mib - self.held_memory_mib, 0)
+        if needed_mib > free_mib:
+            raise ExhaustedError(
+                f"{count} x ({sizing.memory_mib} MiB of memory + {self.overhead_mib} MiB for its QEMU) = "
+                f"{needed_mib} MiB are needed, {free_mib} of {self.memory_mib} MiB are free",
+                hint="ask for fewer, stop some sandboxes, or raise [vm] memory_overcommit",
+            )
+        return replace(self, held=(*self.held, *((sandbox_id, sizing) for sandbox_id in sandbox_ids)))
 
     def hold(self, sandbox_id: SandboxId, sizing: Sizing) -> "Admission":
         """Count one that exists, whatever it takes."""

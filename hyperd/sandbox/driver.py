@@ -48,6 +48,7 @@ from hyperd.sandbox.message import (
     UpFailed,
 )
 from hyperd.sandbox.operations import SandboxOperations
+from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live, now_ms
 from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
@@ -62,8 +63,8 @@ FINISH_TIMEOUT_S = 60.0
 class SandboxDriver(SandboxOperations):
     async def _handle(self, message: Message) -> None:
         match message:
-            case AskStart(done):
-                await self._on_start(done)
+            case AskStart(done, origin):
+                await self._on_start(done, origin)
             case AskStop():
                 await self._on_stop(message)
             case AskRemove(done, force):
@@ -99,7 +100,7 @@ class SandboxDriver(SandboxOperations):
             case Settle():
                 await self._on_settle(news)
 
-    async def _on_start(self, done: Started) -> None:
+    async def _on_start(self, done: Started, origin: Origin | None) -> None:
         if isinstance(self.state, machine.Running):
             resolve_starts([done])
             return
@@ -125,7 +126,7 @@ class SandboxDriver(SandboxOperations):
         self._stop_asked = self._rumour = None
         self.renew_pump()
         await self._advance(machine.Start(now()))
-        self._come_up(self._errands.bring_up)
+        self._come_up(self._errands.bring_up if origin is None else lambda: self._errands.revive(origin))
 
     async def _on_stop(self, message: AskStop) -> None:
         was_paused = isinstance(self.state, machine.Paused)
@@ -208,6 +209,8 @@ class SandboxDriver(SandboxOperations):
         )
         self.tenure.operations = self._operations
         self.tenure.paused = isinstance(self.state, machine.Paused)
+        if live.output_offset:
+            self.pump.rebase(live.output_offset)
         # Listening comes before saving: nothing is lost by it, the process runs in any case.
         self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         if isinstance(self.state, machine.Starting):

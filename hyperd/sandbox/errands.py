@@ -17,6 +17,7 @@ from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
+from hyperd.sandbox.revival import Origin, Reviver
 from hyperd.sandbox.rooms import Phases, one_error
 from hyperd.sandbox.run import Live, Runner
 from hyperd.sandbox.standstill import step_clock, thaw
@@ -35,6 +36,7 @@ class Services:
     records: Records
     ledger: Ledger
     accelerator: Callable[[], Awaitable[Accelerator]]
+    reviver: Reviver
     facts: Facts
     owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
 
@@ -76,6 +78,24 @@ class Errands:
                 await live.stack.aclose()
             raise
         return live, refused
+
+    async def revive(self, origin: Origin, *, log_goes_on: bool = False) -> News:
+        """From a snapshot to a first process that stands still where it was, or back to nothing."""
+        phases = Phases()
+        live: Live | None = None
+        try:
+            host, accelerator = await self._services.facts.get(), await self._services.accelerator()
+            async with one_error(), asyncio.TaskGroup() as beside:
+                examining = beside.create_task(self._runner.examine_journal(self._journal))
+                live = await self._services.reviver.revive(self._record, origin, accelerator, host, phases)
+            self._journal.open(examining.result(), fresh=not log_goes_on, base=live.output_offset)
+        except BaseException as error:
+            if live is not None:
+                await live.stack.aclose()
+            if isinstance(error, HyperError):
+                return UpFailed(error)
+            raise
+        return IsUp(live, frozen=True)
 
     async def _host_facts(self) -> HostFacts | None:
         try:

@@ -4,10 +4,11 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
 from hyperd.errors import (
     ExistsError,
@@ -19,16 +20,26 @@ from hyperd.errors import (
 )
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView, Sizing
 from hyperd.model.image import ImageId, Platform
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import admission, assembly, filters, machine, names
+from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.records import Stored
+from hyperd.sandbox.revival import Origin, require_restorable
+from hyperd.sandbox.rooms import one_error
+from hyperd.sandbox.snapshots import Snapshots
+from hyperd.sandbox.source import parse_source
+from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
 RECONCILE_EVERY_S = 30.0
+RESTORES_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,7 @@ class Fleet:
         self._creating: dict[str, ImageId] = {}  # by name
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
+        self.snapshots = Snapshots(services.runner.rooms.snapshots)
 
     async def run(self, ready: asyncio.Event) -> None:
         """Adopt what exists, then serve until cancelled; running VMs are left running.
@@ -55,7 +67,7 @@ class Fleet:
         Raises what the rooms raise when they cannot say what exists. A record that cannot be read is set aside: shown
         as failed, with its VM left alone, until somebody removes it.
         """
-        stored = await self._services.records.load()
+        stored = await self._without_pending(await self._services.records.load())
         running = {vm.sandbox_id: vm for vm in await self._services.runner.rooms.hypervisor.list_running()}
         async with self._tasks:
             for item in stored:
@@ -67,6 +79,7 @@ class Fleet:
                     log.error("record set aside", extra=fields)
                     driver.set_aside(item.unreadable, running.get(item.record.sandbox_id))
             await self._discard_unknown(set(running))
+            await self.snapshots.tidy([])
             self._tasks.create_task(self._listen())
             self._tasks.create_task(self._reconcile_regularly())
             ready.set()
@@ -86,7 +99,7 @@ class Fleet:
             names.require_valid(name)
             self._require_free(name)
         else:
-            name = names.invent({driver.record.name for driver in self._present()} | set(self._creating))
+            name = names.invent(self._taken())
         record = ContainerRecord(
             sandbox_id=SandboxId(secrets.token_hex(32)),
             name=name,
@@ -110,9 +123,21 @@ class Fleet:
         views = [driver.view() for driver in self._present()]
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
 
-    def images_in_use(self) -> frozenset[ImageId]:
-        """Those of containers that are being created, too."""
-        return frozenset((*(driver.record.image_id for driver in self._present()), *self._creating.values()))
+    async def restore(self, reference: str, options: CloneOptions) -> list[ContainerView]:
+        """Clones of a snapshot, in the order of their index: all of them or none.
+
+        Raises NotFoundError, InvalidError, ExistsError, ImageNotFoundError, UnsupportedError (another kind of host),
+        ExhaustedError with the arithmetic, RestoreError.
+        """
+        snapshot = self.snapshots.get(reference)
+        return await self._detached(self._restore(snapshot, options))
+
+    def images_in_use(self) -> dict[ImageId, str]:
+        """And by whom, in short. Those of containers that are being created, too."""
+        users = self.snapshots.images()
+        for image_id in (*(driver.record.image_id for driver in self._present()), *self._creating.values()):
+            users[image_id] = "a container"
+        return users
 
     async def reconcile(self) -> None:
         """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way."""
@@ -138,6 +163,105 @@ class Fleet:
                 log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
         self._missing, self._surplus = missing, surplus
 
+    async def _restore(self, snapshot: Snapshot, options: CloneOptions) -> list[ContainerView]:
+        source = parse_source(snapshot.manifest)
+        records = plan_clones(source, options, self._taken(), datetime.now(UTC))
+        for record in records:
+            self._require_free(record.name)
+        services, rooms = self._services, self._services.runner.rooms
+        await rooms.images.get(source.image_id)
+        require_restorable(
+            snapshot,
+            source.sizing,
+            has_nic=records[0].spec.network != "none",
+            accelerator=await services.accelerator(),
+            guest=services.runner.settings.guest,
+            host=await services.facts.get(),
+        )
+        await rooms.snapshots.require_intact(snapshot)
+        services.ledger.admit_all([record.sandbox_id for record in records], source.sizing)
+        try:
+            await self._insert(*records, pending=True)
+        except BaseException:
+            for record in records:
+                services.ledger.release(record.sandbox_id)
+            raise
+        handles = [SandboxHandle(self._admit(record, machine.Created(), 0)) for record in records]
+        try:
+            await self._bring_to_life(handles, snapshot, options)
+        except BaseException:
+            await to_the_end(self._undo(handles))
+            raise
+        fields = {"snapshot": snapshot.manifest.snapshot_id[:12], "count": options.count}
+        log.info("restored", extra=fields)
+        return [handle.view() for handle in handles]
+
+    async def _bring_to_life(
+        self, handles: Sequence[SandboxHandle], snapshot: Snapshot, options: CloneOptions
+    ) -> None:
+        """Until all are there they stand still, and a hyperd that is killed leaves none of them."""
+        places = asyncio.Semaphore(RESTORES_AT_ONCE)
+
+        async def revive(index: int, handle: SandboxHandle) -> None:
+            async with places:
+                await handle.revive(Origin(snapshot, fork_identity(options, index)))
+
+        async with one_error(), asyncio.TaskGroup() as tasks:
+            for index, handle in enumerate(handles):
+                tasks.create_task(revive(index, handle))
+        await self._services.records.settle([handle.record.sandbox_id for handle in handles])
+        async with one_error(), asyncio.TaskGroup() as tasks:
+            for handle in handles:
+                tasks.create_task(handle.thaw())
+
+    async def _undo(self, handles: Sequence[SandboxHandle]) -> None:
+        async def remove(handle: SandboxHandle) -> None:
+            try:
+                await handle.remove(force=True)
+            except HyperError as error:
+                log.error("clone not removed", extra={"sandbox": handle.record.name, "error": str(error)})  # noqa: TRY400
+
+        async with asyncio.TaskGroup() as tasks:
+            for handle in handles:
+                tasks.create_task(remove(handle))
+
+    async def _detached(self, work: Coroutine[Any, Any, R]) -> R:
+        """A caller who hangs up ends its wait, never half of the work."""
+        outcome: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+
+        async def carry() -> None:
+            try:
+                result = await work
+            except Exception as error:  # noqa: BLE001 - handed on, bugs too
+                outcome.set_exception(error)
+                outcome.exception()  # perhaps nobody waits any more
+            else:
+                outcome.set_result(result)
+
+        task = self._tasks.create_task(carry())
+        task.add_done_callback(lambda _: outcome.cancel())  # unless it has its outcome
+        return await asyncio.shield(outcome)
+
+    async def _without_pending(self, stored: list[Stored]) -> list[Stored]:
+        """Clones that should have come together, and had not when hyperd ended: none of them stays."""
+        left = []
+        for item in stored:
+            if not item.pending:
+                left.append(item)
+                continue
+            sandbox_id = item.record.sandbox_id
+            log.warning("removing a clone whose restore was cut short", extra={"id": sandbox_id[:12]})
+            try:
+                await self._services.runner.discard(sandbox_id)
+                await self._services.records.delete(sandbox_id)
+            except HyperError as error:
+                log.error("not removed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+                left.append(replace(item, unreadable=error))
+        return left
+
+    def _taken(self) -> set[str]:
+        return {driver.record.name for driver in self._present()} | set(self._creating)
+
     def _present(self) -> list[SandboxDriver]:
         return [driver for driver in self._drivers.values() if not driver.removed]
 
@@ -157,18 +281,20 @@ class Fleet:
             raise NotFoundError("no such container", subject=reference, hint="`hyper ps -a` lists all")
         return matching[0]
 
-    async def _insert(self, record: ContainerRecord) -> None:
-        self._creating[record.name] = record.image_id
+    async def _insert(self, *records: ContainerRecord, pending: bool = False) -> None:
+        self._creating.update({record.name: record.image_id for record in records})
         try:
-            await self._services.records.insert(record)
+            await self._services.records.insert(*records, pending=pending)
             # Again: somebody may have asked for the image's removal just before this creation counted as its user.
-            await self._services.runner.rooms.images.get(record.image_id)
+            await self._services.runner.rooms.images.get(records[0].image_id)
         except (asyncio.CancelledError, ImageNotFoundError):
             # Cancelled, the insert may happen all the same, and nobody would know of the record.
-            await self._services.records.delete(record.sandbox_id)
+            for record in records:
+                await self._services.records.delete(record.sandbox_id)
             raise
         finally:
-            del self._creating[record.name]
+            for record in records:
+                del self._creating[record.name]
 
     async def _discard_unknown(self, running: set[SandboxId]) -> None:
         """What no record knows is of a removal, a probe or a template's build that was cut short."""

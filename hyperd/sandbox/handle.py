@@ -39,6 +39,7 @@ from hyperd.sandbox.message import (
 )
 from hyperd.sandbox.process import ProcessSession
 from hyperd.sandbox.pump import Pump
+from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.session import STALL_TIMEOUT_S
 from hyperd.sandbox.tenure import Tenure
 
@@ -68,6 +69,14 @@ class SandboxHandle:
         refused = await self._start()
         if refused is not None:
             raise self._refusal(refused)
+
+    async def revive(self, origin: Origin) -> None:
+        """Of a clone: return when it stands still where its snapshot was, with an identity of its own."""
+        await self._start(origin)
+
+    async def thaw(self) -> None:
+        """Let a clone that was revived go on."""
+        await (await self._require_tenure()).thaw()
 
     async def stop(self, *, timeout_s: float | None = None, signal: int | None = None) -> None:
         """Return when the VM is off; at once when there is none."""
@@ -183,9 +192,9 @@ class SandboxHandle:
             raise
         return session
 
-    async def _start(self) -> ProcessExit | None:
+    async def _start(self, origin: Origin | None = None) -> ProcessExit | None:
         started: Started = asyncio.get_running_loop().create_future()
-        self._driver.post(AskStart(started))
+        self._driver.post(AskStart(started, origin))
         return await started
 
     def _refusal(self, refused: ProcessExit) -> HyperError:

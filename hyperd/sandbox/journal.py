@@ -81,8 +81,8 @@ class Journal:
             raise _translated(error, self.directory) from error
         return Kept(sequence, whole_bytes, end_offset)
 
-    def open(self, kept: "Kept", *, fresh: bool) -> None:
-        """Open for appending. ``fresh``: a new run, whose offsets begin at 0; older output stays readable."""
+    def open(self, kept: "Kept", *, fresh: bool, base: int = 0) -> None:
+        """Open for appending. ``fresh``: a new run, whose offsets begin at ``base``; older output stays readable."""
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._sequence, self._size = kept.sequence, kept.whole_bytes
@@ -91,9 +91,9 @@ class Journal:
         except OSError as error:
             raise _translated(error, self.directory) from error
         self.closed = False
-        self.end_offset = 0 if fresh else kept.end_offset
+        self.end_offset = base if fresh else kept.end_offset
         if fresh:
-            self._write(_HEADER.pack(time.time_ns(), 0, 0, _NEW_RUN))
+            self._write(_HEADER.pack(time.time_ns(), base, 0, _NEW_RUN))
 
     def append(self, chunk: OutputChunk) -> None:
         """Raises ExhaustedError when the disk is full. A chunk already here is ignored; part of one is cut."""

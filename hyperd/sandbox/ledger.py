@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who holds how much of the host, as the fleet's drivers share it."""
 
+from collections.abc import Sequence
+
 from hyperd.model.container import Sizing
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox.admission import Admission
@@ -13,6 +15,10 @@ class Ledger:
     def admit(self, sandbox_id: SandboxId, sizing: Sizing) -> None:
         """Raises InvalidError, ExhaustedError; see admission.py."""
         self.admission = self.admission.admit(sandbox_id, sizing)
+
+    def admit_all(self, sandbox_ids: Sequence[SandboxId], sizing: Sizing) -> None:
+        """All or none. Raises as ``admit``."""
+        self.admission = self.admission.admit_all(sandbox_ids, sizing)
 
     def hold(self, sandbox_id: SandboxId, sizing: Sizing) -> None:
         """Count a VM that exists already, whether it would be admitted or not."""

@@ -10,6 +10,7 @@ from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
+from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live
 
 Done = asyncio.Future[None]
@@ -19,6 +20,7 @@ Started = asyncio.Future[ProcessExit | None]  # an exit: the process could not b
 @dataclass(frozen=True, slots=True)
 class AskStart:
     done: Started
+    origin: Origin | None = None  # a clone: it is up when it stands still there
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,7 @@ class Adopt:
 class IsUp:
     live: Live
     refused: ProcessExit | None = None  # why the first process was not executed
+    frozen: bool = False  # it goes on when it is thawed
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,10 @@ class Pump:
             await self._carry(guest)
         self.finish()
 
+    def rebase(self, offset: int) -> None:
+        """The process is another one, or as it was once: its output goes on from there."""
+        self._offset = offset
+
     async def wait_quiet(self, carrying: "asyncio.Task[None]", *, idle_s: float, total_s: float) -> None:
         """Until all is carried, or nothing came for ``idle_s``, and no longer than ``total_s``."""
         with contextlib.suppress(TimeoutError):

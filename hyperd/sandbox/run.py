@@ -172,7 +172,7 @@ class Runner:
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
                 try:
-                    execs = _execs(await guest.list_containers())
+                    execs = execs_of(await guest.list_containers())
                 except BaseException:
                     await guest.close()
                     raise
@@ -272,7 +272,7 @@ def _from_template(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:
     return definition.restored(described, snapshot.path(STATE), snapshot.path(RAM) if has_ram else None)
 
 
-def _execs(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
+def execs_of(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
     return {
         process.process_id: process.output_end_offset
         for container in containers

@@ -20,7 +20,7 @@ from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.rooms import now_ms
-from hyperd.sandbox.source import Source, source_of
+from hyperd.sandbox.source import DISK, Source, source_of
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.template_build import STATE
 from hyperd.sandbox.tenure import Tenure
@@ -28,7 +28,6 @@ from hyperd.snapshot.base import Draft
 
 log = logging.getLogger(__name__)
 
-DISK = "disk"
 DEVICES_BYTES = 8 << 20  # of devices and page tables, beside the guest's memory
 
 

@@ -17,6 +17,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.sandbox import assembly
 from hyperd.sandbox.records import dumps, loads
 
+DISK = "disk"  # the name of the writable disk's copy
 _ID = re.compile(r"[0-9a-f]{64}")
 
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 RETRY_S = 30.0  # after a first failure; doubled with each further one, up to
 MAX_RETRY_S = 3600.0
+MAX_FLIGHTS = 8  # that starts may have set off, one behind the other
 STRIKES = 2  # that many starts in a row may fail from a template for other reasons than its files
 TURNED_OFF = "templates are turned off ([template] enabled)"
 
@@ -206,6 +207,8 @@ class Templates:
         wait_s = failure.retry_at - asyncio.get_running_loop().time() if failure else 0
         if failure is not None and wait_s > 0:
             return f"{missing}: {_in_short(failure.error)}; tried again in {math.ceil(wait_s)} s"
+        if len(self._flights) >= MAX_FLIGHTS:
+            return f"{missing}: {len(self._flights)} others are being built"
         try:
             self._require_room(shape)
         except HyperError as error:

@@ -294,6 +294,7 @@ class FakeAgent:
         for container_id, container in self.containers.items():
             processes = {key: process.copy(other.pulse) for key, process in container.processes.items()}
             other.containers[container_id] = FakeContainer(container.plan, processes, container.started)
+        other._gates = dict(self._gates)
         return other
 
     def crash(self) -> None:

@@ -3,13 +3,13 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
-from hyperd.image.base import PullEvent
+from hyperd.image.base import NONE_IN_USE, PullEvent
 from hyperd.model.image import (
     Digest,
     Image,
@@ -119,7 +119,7 @@ class FakeImageStore:
         return list(self.images.values())
 
     async def remove(
-        self, reference: str, *, force: bool = False, in_use: frozenset[ImageId] = frozenset()
+        self, reference: str, *, force: bool = False, in_use: Mapping[ImageId, str] = NONE_IN_USE
     ) -> Removal:
         image = await self.get(reference)
         if image.image_id in in_use and not force:

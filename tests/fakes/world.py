@@ -26,6 +26,7 @@ from hyperd.sandbox import (
     GuestSettings,
     Ledger,
     Records,
+    Reviver,
     Rooms,
     Runner,
     RunSettings,
@@ -248,7 +249,15 @@ class World:
         )
         self.runner = Runner(rooms, settings, self.templates, files)
         fleet = Fleet(
-            Services(self.runner, records, self.ledger, self.accelerator, facts, lambda _: owner),
+            Services(
+                self.runner,
+                records,
+                self.ledger,
+                self.accelerator,
+                Reviver(self.runner, files),
+                facts,
+                lambda _: owner,
+            ),
             FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
         )
         ready = asyncio.Event()

@@ -80,7 +80,7 @@ async def test_removing_respects_who_uses_it(subject):
     store = subject.store
     name = await subject.publish("app:1")
     image = await pull(store, name)
-    in_use = frozenset({image.image_id})
+    in_use = {image.image_id: "a container"}
     with pytest.raises(WrongStateError):
         await store.remove(name, in_use=in_use)
     forced = await store.remove(name, force=True, in_use=in_use)

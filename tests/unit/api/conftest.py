@@ -10,7 +10,14 @@ import grpc.aio
 import pytest_asyncio
 
 from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2, system_pb2_grpc
-from hyperd.api import ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, serving
+from hyperd.api import (
+    ContainerServicer,
+    ImageServicer,
+    SnapshotServicer,
+    SystemServicer,
+    TemplateServicer,
+    serving,
+)
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.sandbox import Fleet
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
@@ -26,6 +33,7 @@ class Api:
     images: Any
     system: Any
     templates: Any
+    snapshots: Any
 
 
 async def _info() -> system_pb2.GetInfoResponse:
@@ -38,7 +46,7 @@ async def _checks() -> list[HostCheck]:
 
 def servicers(
     world: World, fleet: Fleet
-) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer]:
+) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer]:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks)
     return (
@@ -46,6 +54,7 @@ def servicers(
         ImageServicer(world.images, fleet),
         system,
         TemplateServicer(world.templates, world.build_templates),
+        SnapshotServicer(fleet),
     )
 
 
@@ -66,4 +75,5 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             image_pb2_grpc.ImageServiceStub(channel),
             system_pb2_grpc.SystemServiceStub(channel),
             snapshot_pb2_grpc.TemplateServiceStub(channel),
+            snapshot_pb2_grpc.SnapshotServiceStub(channel),
         )

@@ -33,6 +33,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             image_pb2_grpc.ImageServiceStub(channel),
             system_pb2_grpc.SystemServiceStub(channel),
             snapshot_pb2_grpc.TemplateServiceStub(channel),
+            snapshot_pb2_grpc.SnapshotServiceStub(channel),
         )
 
 

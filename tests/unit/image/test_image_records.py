@@ -42,7 +42,7 @@ async def find(database, text):
 
 
 async def remove(database, text, **options: Any):
-    chosen: dict[str, Any] = {"force": False, "in_use": frozenset()} | options
+    chosen: dict[str, Any] = {"force": False, "in_use": {}} | options
     done = await database.transaction(lambda connection: removal.remove(connection, text, **chosen))
     return done.removal
 
@@ -114,7 +114,7 @@ async def test_by_id_several_names_ask_for_force(database):
 async def test_an_image_in_use_keeps_its_layers_whatever_is_forced(database):
     one = built(1)
     await add(database, one, "app", "app:2")
-    in_use = frozenset({ImageId(one.image_id)})
+    in_use = {ImageId(one.image_id): "a container"}
     assert (await remove(database, "app:2", in_use=in_use)).deleted == ()
     with pytest.raises(WrongStateError, match="a container uses"):
         await remove(database, "app", in_use=in_use)
@@ -129,7 +129,7 @@ async def test_a_refused_removal_changes_nothing(database):
     one = built(1)
     before = await add(database, one, "app")
     with pytest.raises(WrongStateError):
-        await remove(database, "app", in_use=frozenset({before.image_id}))
+        await remove(database, "app", in_use={before.image_id: "a container"})
     assert await database.transaction(lambda c: records.get_image(c, before.image_id)) == before
 
 

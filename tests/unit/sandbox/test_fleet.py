@@ -107,9 +107,9 @@ async def test_a_bad_stop_signal_of_an_image_is_a_warning(world: World, fleet: F
 
 async def test_images_of_containers_are_in_use(world: World, fleet: Fleet) -> None:
     handle = await created(fleet)
-    assert fleet.images_in_use() == {handle.record.image_id}
+    assert fleet.images_in_use() == {handle.record.image_id: "a container"}
     await handle.remove(force=False)
-    assert fleet.images_in_use() == frozenset()
+    assert fleet.images_in_use() == {}
 
 
 async def test_an_image_whose_removal_met_a_creation_has_no_container(world: World, fleet: Fleet) -> None:
@@ -117,15 +117,15 @@ async def test_an_image_whose_removal_met_a_creation_has_no_container(world: Wor
     image = await world.images.get("alpine")
     insert = world.records.insert
 
-    async def insert_late(record) -> None:
-        assert fleet.images_in_use() == {image.image_id}  # a removal that asks now is refused
+    async def insert_late(*added, pending: bool = False) -> None:
+        assert fleet.images_in_use() == {image.image_id: "a container"}  # a removal that asks now is refused
         del world.images.images[image.image_id]  # one that asked before is not
-        await insert(record)
+        await insert(*added, pending=pending)
 
     world.records.insert = insert_late  # type: ignore[method-assign]
     with pytest.raises(ImageNotFoundError):
         await created(fleet, name="web")
-    assert fleet.images_in_use() == frozenset()
+    assert fleet.images_in_use() == {}
     assert await world.records.load() == []
 
 

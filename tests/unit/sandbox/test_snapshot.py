@@ -68,7 +68,8 @@ async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_r
         handle.record.image_id,
         handle.record.command,
     )
-    assert (source.sandbox_id, source.name, source.container_id) == (sandbox_id, "web", sandbox_id)
+    assert (source.sandbox_id, source.name) == (sandbox_id, "web")
+    assert str(source.container_id) == sandbox_id
     assert (source.execs, source.output_offset) == (1, 5)
     assert source.pause_ms >= source.stopped_ms
     assert world.snapshots.get(SnapshotKind.SANDBOX, "first") == snapshot
@@ -130,7 +131,7 @@ async def test_a_connection_that_breaks_meanwhile_does_not_thaw_what_is_being_sa
             await asyncio.sleep(0)
         assert world.agent(handle).frozen
         gate.set()
-    assert making.result()
+    assert making.result().manifest.kind is SnapshotKind.SANDBOX
     require_going_on(world, handle)
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from hyperd.config import Config, TemplateConfig
+from hyperd.doctor import template_check
 from hyperd.errors import (
     ExhaustedError,
     HyperError,
@@ -18,6 +20,7 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.model.container import ContainerState, Sizing, StartPath, StartReport
+from hyperd.model.host import CheckLevel
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import Accelerator, VmDefinition
 from hyperd.sandbox import Fleet, SandboxHandle, Shape, template
@@ -318,6 +321,17 @@ async def test_a_build_takes_no_memory_from_a_start(world: World) -> None:
         world.hypervisor.save_gate.set()
 
 
+async def test_starts_of_ever_new_sizes_do_not_pile_up_builds(world: World, fleet: Fleet) -> None:
+    world.hypervisor.save_gate.clear()
+    for memory_mib in range(100, 100 + template.MAX_FLIGHTS):
+        offer = await world.templates.offer(Shape(Sizing(1, memory_mib), True, Accelerator.TCG))
+        assert offer.note.endswith("being built")
+    assert (await world.templates.offer(SHAPE)).note.endswith(": 8 others are being built")
+    world.hypervisor.save_gate.set()
+    await eventually(lambda: len(templates(world)) == template.MAX_FLIGHTS)
+    assert (await world.templates.offer(SHAPE)).note.endswith("MiB: being built")
+
+
 async def test_the_least_recently_used_goes_but_none_that_a_start_uses(world: World) -> None:
     world.template_budget_bytes = 16384  # two of the fake's
     async with world.daemon() as fleet:
@@ -411,6 +425,22 @@ async def test_a_missing_kernel_is_told_by_the_boot_and_not_by_the_template(
 ) -> None:
     (world.root / "kernel").unlink()
     assert "no template for 1 vCPU, 256 MiB" in report(await started(fleet)).note
+
+
+async def test_the_doctor_says_what_there_is_and_what_is_wrong_with_it(world: World, fleet: Fleet) -> None:
+    assert template_check(Config(), world.templates).level is CheckLevel.OK
+    world.snapshots.fail_next_begin = no_space()
+    with pytest.raises(ExhaustedError):
+        await world.templates.build(SHAPE)
+    warned = template_check(Config(), world.templates)
+    assert (warned.level, warned.finding) == (
+        CheckLevel.WARNING,
+        "/fake/snapshots: no space for a snapshot",
+    )
+    await world.templates.build(SHAPE)
+    assert template_check(Config(), world.templates).finding == "1, 0 MiB on disk, memory shared"
+    off = Config(template=TemplateConfig(enabled=False))
+    assert "turned off" in template_check(off, world.templates).finding
 
 
 async def test_a_removed_template_is_gone_and_an_unknown_one_an_error(world: World, fleet: Fleet) -> None:

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A container-init born before it is needed: in its namespaces, loaded, waiting for its first message. A template is saved
+//! with one, so that the first container of each clone skips birth and execve, which an emulated CPU meets for the first time.
+//!
+//! Its mount namespace is as old as it is: it serves containers that need no mount the agent made since.
+
+use std::ffi::CString;
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+};
+
+use crate::error::{Context, Error, Result};
+use crate::init;
+use crate::mount::{Kernel, Linux};
+use crate::proto::CreateContainerRequest;
+use crate::reaper::{Child, Reaper};
+use crate::sys;
+
+/// Standard streams and the container's root.
+const FDS: usize = 4;
+const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
+
+pub struct Spare {
+    child: Child,
+    socket: UnixStream,
+}
+
+impl Spare {
+    pub fn bear(reaper: &Reaper) -> Result<Self> {
+        let (ours, theirs) = UnixStream::pair().what("socketpair")?;
+        let null =
+            rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
+        let number = null.as_raw_fd();
+        let spawn = sys::Spawn {
+            program: c"/proc/self/exe",
+            argv: &[
+                CString::from(c"hyper-agent"),
+                CString::new(init::SPARE_ARGUMENT).map_err(|_| Error::internal("argv"))?,
+            ],
+            fds: &[(number, 0), (number, 1), (number, 2), (theirs.as_raw_fd(), init::SOCKET)],
+            namespaces: NAMESPACES as u64,
+            cgroup: None,
+        };
+        let child = reaper.spawn(&spawn).what("start a spare container-init")?;
+        Ok(Self { child, socket: ours })
+    }
+
+    /// Whether that container finds in it all that it is to be made of.
+    pub fn serves(request: &CreateContainerRequest) -> bool {
+        let isolation = request.isolation.as_ref();
+        request.mounts.iter().all(|mount| mount.r#type == "tmpfs")
+            && isolation.is_none_or(|it| it.share_pid_with.is_empty() && it.share_ipc_with.is_empty())
+    }
+
+    /// Moves it to its cgroup and hands over the streams and the root; it reads its configuration next.
+    pub fn dress(
+        self,
+        cgroup: Option<BorrowedFd<'_>>,
+        streams: [BorrowedFd<'_>; 3],
+        root: BorrowedFd<'_>,
+    ) -> Result<(Child, UnixStream)> {
+        let dressed = cgroup
+            .map_or(Ok(()), |cgroup| Linux.write(cgroup, "cgroup.procs", &self.child.pid.to_string()))
+            .and_then(|()| self.send([streams[0], streams[1], streams[2], root]));
+        match dressed {
+            Ok(()) => Ok((self.child, self.socket)),
+            Err(error) => {
+                self.end();
+                Err(error)
+            }
+        }
+    }
+
+    fn send(&self, fds: [BorrowedFd<'_>; FDS]) -> Result<()> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+        rustix::net::sendmsg(&self.socket, &[IoSlice::new(b"s")], &mut control, SendFlags::NOSIGNAL)
+            .what("hand over the streams")?;
+        Ok(())
+    }
+
+    pub fn end(&self) {
+        let _ = sys::pidfd_send_signal(self.child.pidfd.as_fd(), libc::SIGKILL);
+    }
+}
+
+/// The other end: takes the streams for its own, and returns the root.
+pub fn receive(socket: &UnixStream) -> Result<OwnedFd> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        .what("wait for the streams")?;
+    let mut fds = Vec::with_capacity(FDS);
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    let [stdin, stdout, stderr, root] =
+        <[OwnedFd; FDS]>::try_from(fds).map_err(|_| Error::internal("not the descriptors of a container"))?;
+    rustix::stdio::dup2_stdin(&stdin).what("standard input")?;
+    rustix::stdio::dup2_stdout(&stdout).what("standard output")?;
+    rustix::stdio::dup2_stderr(&stderr).what("standard error")?;
+    Ok(root)
+}

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a snapshot to a sandbox whose processes are where they were, and stand still until they are thawed.
+
+snapshot intact and compatible -> disks | network, at once -> VM, restored -> agent's hello -> identity
+
+It fails closed: one that has not got an identity of its own is ended, and its processes never ran.
+"""
+
+import asyncio
+import contextlib
+import os
+import uuid
+from dataclasses import dataclass, replace
+
+from hyperd.errors import RestoreError
+from hyperd.guest.base import Guest
+from hyperd.host.workers import Workers
+from hyperd.model.container import ContainerRecord, Sizing, StartPath, StartReport
+from hyperd.model.guest import (
+    FIRST_PROCESS,
+    ContainerIdentity,
+    ContainerStatus,
+    ForkIdentity,
+    ProcessStatus,
+)
+from hyperd.model.network import Attachment
+from hyperd.model.snapshot import Compatibility, Snapshot
+from hyperd.model.vm import Accelerator, VmDefinition
+from hyperd.sandbox import assembly, definition
+from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
+from hyperd.sandbox.definition import GuestSettings, Shape
+from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories, one_error
+from hyperd.sandbox.run import CLONE_HELLO_TIMEOUT_S, ENTROPY_BYTES, Live, Runner, execs_of
+from hyperd.sandbox.source import DISK
+from hyperd.sandbox.template_build import STATE
+
+_REPORTING = "free-page-reporting"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a sandbox goes on from."""
+
+    snapshot: Snapshot
+    fork: ForkIdentity | None = None
+    own_disk: bool = False  # the sandbox's disk is as it was then; else it becomes a copy of the snapshot's
+    output_offset: int = 0  # up to here its log has the output already
+
+
+def require_restorable(
+    snapshot: Snapshot,
+    sizing: Sizing,
+    *,
+    has_nic: bool,
+    accelerator: Accelerator,
+    guest: GuestSettings,
+    host: HostFacts,
+) -> None:
+    """Before anything is made. Raises UnsupportedError that says what differs."""
+    shape = Shape(sizing, has_nic, accelerator)
+    described = definition.template_shape_definition(shape, guest, share_memory=False)
+    require_compatible(snapshot, compatibility_of(_like_saved(described, snapshot), host))
+
+
+class Reviver:
+    def __init__(self, runner: Runner, files: Workers) -> None:
+        self._runner = runner
+        self._rooms = runner.rooms
+        self._settings = runner.settings
+        self._files = files
+
+    async def revive(
+        self,
+        record: ContainerRecord,
+        origin: Origin,
+        accelerator: Accelerator,
+        host: HostFacts,
+        phases: Phases,
+    ) -> Live:
+        """On any failure nothing stays but the writable disk and the lease. What runs is frozen."""
+        snapshot, rooms = origin.snapshot, self._rooms
+        await rooms.snapshots.require_intact(snapshot)
+        paths = self._settings.paths(record.sandbox_id)
+        async with contextlib.AsyncExitStack() as stack:
+            async with one_error(), asyncio.TaskGroup() as tasks:
+                root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
+                disk = (
+                    rooms.storage.writable_path(record.sandbox_id)
+                    if origin.own_disk
+                    else rooms.storage.adopt_writable(record.sandbox_id, snapshot.path(DISK))
+                )
+                disk_task = tasks.create_task(disk)
+                tasks.create_task(make_directories(paths, self._files))
+                attachment = await self._attach(record, stack)
+            described = _like_saved(
+                definition.vm_definition(
+                    record,
+                    root_task.result(),
+                    disk_task.result(),
+                    attachment,
+                    paths,
+                    self._settings.guest,
+                    accelerator,
+                ),
+                snapshot,
+            )
+            made_of = compatibility_of(described, host)
+            require_compatible(snapshot, made_of)
+            phases.mark("prepare")
+            stack.push_async_callback(rooms.hypervisor.destroy, record.sandbox_id)
+            vm = await rooms.hypervisor.start(replace(described, restore_from=snapshot.path(STATE)))
+            phases.mark("vm")
+            subject = f"container {record.name}"
+            async with console_as_evidence(subject, paths, self._files):
+                guest = await rooms.dialer.connect(
+                    paths.control_socket,
+                    paths.stream_socket,
+                    timeout_s=CLONE_HELLO_TIMEOUT_S,
+                    subject=subject,
+                )
+                stack.push_async_callback(guest.close)
+                phases.mark("hello")
+                containers = await guest.list_containers()
+                first = _first_process(record, containers)
+                await self._configure(guest, record, attachment, origin.fork)
+                phases.mark("configure")
+            return Live(
+                guest,
+                vm.pid,
+                first.pid,
+                accelerator,
+                attachment,
+                stack.pop_all(),
+                StartReport(StartPath.SNAPSHOT, "", phases.in_ms()),
+                described,
+                made_of,
+                max(first.output_start_offset, min(origin.output_offset, first.output_end_offset)),
+                execs_of(containers),
+            )
+
+    async def _configure(
+        self,
+        guest: Guest,
+        record: ContainerRecord,
+        attachment: Attachment | None,
+        fork: ForkIdentity | None,
+    ) -> None:
+        identity = assembly.identity(record, attachment, os.urandom(ENTROPY_BYTES), uuid.uuid4())
+        own = ContainerIdentity(assembly.container_id_of(record), assembly.hostname_of(record))
+        await guest.configure(replace(identity, containers=(own,), fork=fork))
+
+    async def _attach(self, record: ContainerRecord, stack: contextlib.AsyncExitStack) -> Attachment | None:
+        if record.spec.network == "none":
+            return None
+        stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
+        return await self._rooms.network.attach(record.sandbox_id)
+
+
+def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:
+    """With the one device whose features depend on how the saved VM was started."""
+    return replace(described, free_page_reporting=_reports_free_pages(snapshot.manifest.compatibility))
+
+
+def _reports_free_pages(saved: Compatibility) -> bool:
+    return _REPORTING in saved.layout.split(",")
+
+
+def _first_process(record: ContainerRecord, containers: list[ContainerStatus]) -> ProcessStatus:
+    wanted = assembly.container_id_of(record)
+    for container in containers:
+        for process in container.processes:
+            if container.container_id == wanted and process.process_id == FIRST_PROCESS:
+                return process
+    raise RestoreError("the container that it is of is not in it", subject=f"container {record.name}")

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The snapshots that users see, and what the service keeps for itself among them."""
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
+
+from hyperd.errors import ExistsError, HyperError
+from hyperd.model.image import ImageId
+from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
+from hyperd.sandbox import names
+from hyperd.sandbox.source import title_of
+from hyperd.snapshot.base import SnapshotStore
+
+log = logging.getLogger(__name__)
+
+_PASSING = "yes"
+
+
+class Snapshots:
+    def __init__(self, store: SnapshotStore) -> None:
+        self._store = store
+
+    def list(self) -> list[Snapshot]:
+        """Newest first, without those of forks under way."""
+        found = self._store.list(SnapshotKind.SANDBOX)
+        return [item for item in found if item.manifest.source.get("passing") != _PASSING]
+
+    def get(self, reference: str) -> Snapshot:
+        """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError."""
+        return self._store.get(SnapshotKind.SANDBOX, reference)
+
+    async def remove(self, reference: str) -> SnapshotId:
+        """Clones that run go on."""
+        snapshot_id = self.get(reference).manifest.snapshot_id
+        await self._store.remove(snapshot_id)
+        return snapshot_id
+
+    def export(self, reference: str) -> AsyncGenerator[bytes]:
+        return self._store.export(self.get(reference))
+
+    async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
+        if name:
+            self.require_free(name)
+        return await self._store.import_(stream, name=name)
+
+    def require_free(self, name: str) -> None:
+        """Before a sandbox is stopped for it. Raises ExistsError, InvalidError."""
+        names.require_valid(name)
+        for snapshot in self._store.list(SnapshotKind.SANDBOX):
+            if snapshot.manifest.name == name:
+                raise ExistsError(
+                    f"the name is in use by snapshot {snapshot.manifest.snapshot_id[:12]}",
+                    subject=name,
+                    hint=f"`hyper snapshot rm {name}` frees it, or give another --name",
+                )
+
+    def images(self) -> dict[ImageId, str]:
+        """Which cannot go while there are snapshots whose clones need them, and what to tell who wants them gone."""
+        kinds = (SnapshotKind.SANDBOX, SnapshotKind.HIBERNATION)
+        return {
+            ImageId(snapshot.manifest.source["image_id"]): title_of(snapshot)
+            for kind in kinds
+            for snapshot in reversed(self._store.list(kind))
+            if "image_id" in snapshot.manifest.source
+        }
+
+    async def tidy(self, asleep: Collection[SnapshotId]) -> None:
+        """When hyperd starts: those of forks that were cut short, and memory that no sandbox sleeps in, go."""
+        passing = [
+            item
+            for item in self._store.list(SnapshotKind.SANDBOX)
+            if item.manifest.source.get("passing") == _PASSING
+        ]
+        forgotten = [
+            item
+            for item in self._store.list(SnapshotKind.HIBERNATION)
+            if item.manifest.snapshot_id not in asleep
+        ]
+        for snapshot in (*passing, *forgotten):
+            await self.forget(snapshot.manifest.snapshot_id)
+
+    async def forget(self, snapshot_id: SnapshotId) -> None:
+        """Of the service's own; what cannot be removed now is removed by ``tidy``."""
+        try:
+            await self._store.remove(snapshot_id)
+        except HyperError as error:
+            log.error("snapshot not removed", extra={"snapshot": snapshot_id[:12], "error": str(error)})  # noqa: TRY400
