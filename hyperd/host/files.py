@@ -162,6 +162,15 @@ def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:
     offset = start
+    try:
+        while offset < end:
+            copied = os.copy_file_range(source, target, end - offset, offset, offset)
+            if not copied:
+                return
+            offset += copied
+    except OSError as error:
+        if error.errno not in _CLONE_IMPOSSIBLE:  # the kernel does not copy between any two filesystems
+            raise
     while offset < end:
         data = os.pread(source, min(_CHUNK_BYTES, end - offset), offset)
         if not data:

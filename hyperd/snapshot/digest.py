@@ -9,8 +9,8 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from hyperd.errors import UnavailableError
 from hyperd.host import files
@@ -20,8 +20,7 @@ BLOCK_BYTES = 64 << 10
 _ZEROS = bytes(BLOCK_BYTES)
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What changes when a file does. The kernel's clock for times ticks every 10 ms at the slowest (``GRANULE_NS``)."""
 
     device: int

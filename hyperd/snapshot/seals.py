@@ -8,12 +8,14 @@ is published.
 """
 
 import asyncio
+import contextlib
 import os
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from hyperd.errors import HyperError, RestoreError
+from hyperd.errors import HyperError, NotFoundError, RestoreError
 from hyperd.host import files
 from hyperd.host.workers import Workers
 from hyperd.model.snapshot import SavedFile, Snapshot, SnapshotId
@@ -39,9 +41,9 @@ class Seals:
 
     async def require(self, snapshot: Snapshot) -> None:
         """A few microseconds when nothing changed; else the changed files are read. Raises RestoreError."""
-        snapshot_id = snapshot.manifest.snapshot_id
-        if not self._changed(snapshot):
+        if self._is_unchanged(snapshot):
             return
+        snapshot_id = snapshot.manifest.snapshot_id
         async with self._locks.setdefault(snapshot_id, asyncio.Lock()):  # those who come at once read it once
             try:
                 for saved in self._changed(snapshot):
@@ -50,42 +52,42 @@ class Seals:
                 if not self._changed(snapshot):
                     self._locks.pop(snapshot_id, None)
 
-    def _changed(self, snapshot: Snapshot) -> list[SavedFile | None]:
-        """The files to read; None is the manifest. Raises RestoreError for what is plain to see."""
+    def _is_unchanged(self, snapshot: Snapshot) -> bool:
+        """On the way of every start: one lstat for each file, and nothing else."""
         sealed = self._sealed.get(snapshot.manifest.snapshot_id, {})
+        if len(sealed) <= len(snapshot.manifest.files):
+            return False
+        try:
+            return all(digest.stamp_of(os.lstat(path)) == stamp for path, stamp in sealed.items())
+        except OSError:
+            return False
+
+    def _changed(self, snapshot: Snapshot) -> list[SavedFile]:
+        """The files to read; the manifest, a kilobyte or two, is read here. Raises RestoreError when that suffices."""
+        sealed = self._sealed.setdefault(snapshot.manifest.snapshot_id, {})
         prefix = f"{snapshot.directory}/"
-        changed: list[SavedFile | None] = []
-        for saved in (None, *snapshot.manifest.files):
-            path = prefix + (saved.name if saved else MANIFEST_NAME)
-            try:
-                status = os.lstat(path)
-            except FileNotFoundError as error:
-                raise RestoreError("is missing", subject=path, hint=HINT) from error
-            except OSError as error:
-                raise RestoreError(f"cannot be read: {error.strerror}", subject=path, hint=HINT) from error
-            if not stat.S_ISREG(status.st_mode):
-                raise RestoreError("is not a regular file", subject=path, hint=HINT)
-            if saved and status.st_size != saved.size_bytes:
-                evidence = f"{status.st_size} bytes, the manifest says {saved.size_bytes}"
+        path = prefix + MANIFEST_NAME
+        if sealed.get(path) != _stamp(path):
+            began_ns = time.time_ns()
+            stamp = _compare_manifest(snapshot)
+            if is_settled(stamp, began_ns):
+                sealed[path] = stamp
+        changed = []
+        for saved in snapshot.manifest.files:
+            path = prefix + saved.name
+            stamp = _stamp(path)
+            if stamp.size_bytes != saved.size_bytes:
+                evidence = f"{stamp.size_bytes} bytes, the manifest says {saved.size_bytes}"
                 raise RestoreError("is of another size", subject=path, evidence=evidence, hint=HINT)
-            if sealed.get(path) != digest.stamp_of(status):
+            if sealed.get(path) != stamp:
                 changed.append(saved)
         return changed
 
-    async def _verify(self, snapshot: Snapshot, saved: SavedFile | None) -> None:
-        path = snapshot.path(saved.name if saved else MANIFEST_NAME)
-        try:
-            with files.file_errors(path):
-                await settle(path.lstat().st_ctime_ns)
-            began_ns = time.time_ns()
-            if saved is None:
-                stamp = await self._hashers.call(_compare_manifest, snapshot)
-            else:
-                stamp = await self._hashers.call(_compare, path, saved)
-        except HyperError as error:  # what has gone or changed while it was read, too
-            raise RestoreError(
-                error.brief, subject=error.subject, evidence=error.evidence, hint=HINT
-            ) from error
+    async def _verify(self, snapshot: Snapshot, saved: SavedFile) -> None:
+        path = snapshot.path(saved.name)
+        await settle(_stamp(str(path)).ctime_ns)
+        began_ns = time.time_ns()
+        stamp = await self._hashers.call(_compare, path, saved)
         if is_settled(stamp, began_ns):
             self._sealed.setdefault(snapshot.manifest.snapshot_id, {})[str(path)] = stamp
 
@@ -102,8 +104,16 @@ async def settle(changed_ns: int) -> None:
         await asyncio.sleep(wait_ns / 1e9)
 
 
+def _stamp(path: str) -> Stamp:
+    with _restore_errors(path):
+        status = os.lstat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise RestoreError("is not a regular file", subject=path, hint=HINT)
+    return digest.stamp_of(status)
+
+
 def _compare(path: Path, saved: SavedFile) -> Stamp:
-    with files.file_errors(path):
+    with _restore_errors(path):
         found, stamp = digest.measure(path)
     if stamp.size_bytes != saved.size_bytes or found != saved.sha256:
         evidence = f"SHA-256 {found}, the manifest says {saved.sha256}"
@@ -113,13 +123,25 @@ def _compare(path: Path, saved: SavedFile) -> Stamp:
 
 def _compare_manifest(snapshot: Snapshot) -> Stamp:
     path = snapshot.path(MANIFEST_NAME)
-    with files.file_errors(path):
+    expected = encode(snapshot.manifest)
+    with _restore_errors(path):
         descriptor = digest.open_regular(path)
         try:
-            expected = encode(snapshot.manifest)
             stamp = digest.stamp_of(os.fstat(descriptor))
-            if os.pread(descriptor, len(expected) + 1, 0) != expected:
-                raise RestoreError("is not the manifest that was read", subject=str(path), hint=HINT)
-            return stamp
+            found = os.pread(descriptor, len(expected) + 1, 0)
         finally:
             os.close(descriptor)
+    if found != expected:
+        raise RestoreError("is not the manifest that was read", subject=str(path), hint=HINT)
+    return stamp
+
+
+@contextlib.contextmanager
+def _restore_errors(path: object) -> Iterator[None]:
+    """What is missing, has changed while it was read, or cannot be read at all."""
+    try:
+        with files.file_errors(path):
+            yield
+    except HyperError as error:
+        brief = "is missing" if isinstance(error, NotFoundError) else error.brief
+        raise RestoreError(brief, subject=str(path), evidence=error.evidence, hint=HINT) from error

@@ -24,7 +24,7 @@ TEMPLATE, SANDBOX, HIBERNATION = SnapshotKind.TEMPLATE, SnapshotKind.SANDBOX, Sn
 @pytest.fixture(params=["fake", "local"])
 def make_store(request, tmp_path):
     """Stores of one kind, each empty."""
-    made = []
+    made: list[FakeSnapshots | LocalSnapshots] = []
 
     def make() -> SnapshotStore:
         store = (
@@ -73,6 +73,15 @@ async def test_a_copy_is_a_file_of_the_snapshot(store, tmp_path):
     assert (await draft.add_copy("disk", tmp_path / "disk.img")).name == "disk"
     snapshot = await store.publish(draft, SANDBOX, COMPATIBILITY)
     assert [file.name for file in snapshot.manifest.files] == ["disk"]
+
+
+@pytest.mark.parametrize("kind", SnapshotKind)
+async def test_one_that_need_not_last_is_as_whole(store, kind):
+    draft = await store.begin()
+    await draft.create_file("state", owner=ME)
+    snapshot = await store.publish(draft, kind, COMPATIBILITY, lasting=False)
+    assert store.list(kind) == [snapshot]
+    await store.require_intact(snapshot)
 
 
 async def test_it_is_found_by_id_name_and_the_beginning_of_its_id(store):

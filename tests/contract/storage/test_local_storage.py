@@ -101,6 +101,20 @@ async def test_a_source_too_big_for_the_filesystem_is_refused_with_the_arithmeti
         assert names_in(root / "sandboxes") == []
 
 
+async def test_a_disk_can_be_adopted_from_another_filesystem(tmp_path, local):
+    async with small_filesystem(tmp_path / "small", size_mib=8) as root:
+        with (root / "source").open("wb") as file:
+            file.truncate(1 << 30)
+            file.seek(300 << 20)
+            file.write(b"saved" * 1000)
+        disk = await local.adopt_writable(BOX, root / "source")
+    assert disk.stat().st_size == 1 << 30
+    assert allocated_bytes(disk) < 1 << 20
+    with disk.open("rb") as file:
+        file.seek(300 << 20)
+        assert file.read(5001) == b"saved" * 1000 + b"\0"
+
+
 async def test_the_disk_is_an_empty_ext4_that_costs_next_to_nothing(local):
     disk = await local.create_writable(BOX)
     assert disk.stat().st_size == 10 << 30

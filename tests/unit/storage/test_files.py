@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hyperd.errors import DeniedError, ExhaustedError, NotFoundError, UnavailableError
+from hyperd.errors import DeniedError, ExhaustedError, ExistsError, NotFoundError, UnavailableError
 from hyperd.host import files
 from tests.mounts import allocated_bytes, names_in
 
@@ -17,6 +17,7 @@ from tests.mounts import allocated_bytes, names_in
         (errno.ENOSPC, ExhaustedError),
         (errno.EDQUOT, ExhaustedError),
         (errno.ENOENT, NotFoundError),
+        (errno.EEXIST, ExistsError),
         (errno.EACCES, DeniedError),
         (errno.EIO, UnavailableError),
     ],
