@@ -159,15 +159,63 @@ def test_a_disk_without_room_says_so_and_the_source_goes_on(layouts: Path):
     with hyper(accel="auto", tmpfs_mib=700) as host:
         host.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
         counter(host)
-        made = 0
-        while made < 20:
-            refused = host.run("snapshot", "create", "counter", timeout_s=120)
-            if refused.returncode:
-                break
-            made += 1
+        refused, made = host.run("snapshot", "create", "counter", timeout_s=120), 0
+        while refused.returncode == 0 and made < 20:
+            refused, made = host.run("snapshot", "create", "counter", timeout_s=120), made + 1
         assert refused.returncode == 5, refused.stderr
         assert b"no space" in refused.stderr
         before = last(host, "counter")
         wait_until(lambda: last(host, "counter") > before, "it counts on")
         assert len(host.ok("snapshot", "ls", "-q").split()) == made
         host.ok("rm", "-f", "counter")
+
+
+def test_a_fork_leaves_the_source_and_no_snapshot(host: Hyper):
+    counter(host)
+    host.ok("fork", "-n", "2", "--name", "child", "counter", timeout_s=120)
+    for name in ("counter", "child-0", "child-1"):
+        before = last(host, name)
+        wait_until(lambda name=name, before=before: last(host, name) > before, f"{name} counts on")  # type: ignore[misc]
+    assert host.ok("snapshot", "ls", "-q") == ""
+    assert not list((host.state_dir / "snapshots").glob("sandbox/*"))
+
+
+def test_a_rollback_takes_back_what_was_done_since(host: Hyper):
+    counter(host)
+    host.ok("exec", "counter", "sh", "-c", "echo before > /file")
+    address = host.ok("exec", "counter", "sh", "-c", "ip -o -4 addr show eth0")
+    host.ok("snapshot", "create", "counter", "--name", "back", timeout_s=120)
+    saved = last(host, "counter")
+    host.ok("exec", "counter", "sh", "-c", "echo after > /file; sync")
+    wait_until(lambda: last(host, "counter") > saved + 10, "it counts on")
+    host.ok("rollback", "counter", "back", timeout_s=120)
+    assert host.ok("exec", "counter", "cat", "/file") == "before"
+    assert host.ok("exec", "counter", "sh", "-c", "ip -o -4 addr show eth0") == address
+    wait_until(lambda: last(host, "counter") > saved, "it counts on from there")
+    numbers = [int(line) for line in host.ok("logs", "counter").split()]
+    again = next(at for at in range(1, len(numbers)) if numbers[at] <= numbers[at - 1])
+    assert numbers[:again] == list(range(1, again + 1)), "a line is missing or came twice"
+    assert numbers[again:] == list(range(numbers[again], numbers[again] + len(numbers) - again))
+    assert numbers[again] <= saved + 1
+
+
+def test_a_hibernated_container_holds_no_memory_and_goes_on_where_it_was(host: Hyper):
+    counter(host)
+    host.ok("exec", "counter", "sh", "-c", "echo kept > /file")
+    address = host.ok("exec", "counter", "sh", "-c", "ip -o -4 addr show eth0")
+    host.ok("hibernate", "counter", timeout_s=120)
+    assert not host.qemu_processes()
+    slept = last(host, "counter")
+    host.kill_daemon()
+    host.start()
+    assert b"is hibernated" in host.run("exec", "counter", "true").stderr
+    host.ok("wake", "counter", timeout_s=120)
+    wait_until(lambda: last(host, "counter") > slept, "it counts on")
+    numbers = [int(line) for line in host.ok("logs", "counter").split()]
+    assert numbers == list(range(1, len(numbers) + 1)), "a line is missing or came twice"
+    assert host.ok("exec", "counter", "cat", "/file") == "kept"
+    assert host.ok("exec", "counter", "sh", "-c", "ip -o -4 addr show eth0") == address
+    assert not list((host.state_dir / "snapshots").glob("hibernation/*"))
+    host.ok("hibernate", "counter", timeout_s=120)
+    host.ok("rm", "counter")
+    assert not list((host.state_dir / "snapshots").glob("hibernation/*"))
