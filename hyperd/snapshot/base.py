@@ -39,9 +39,12 @@ class SnapshotStore(Protocol):
         *,
         name: str = "",
         source: dict[str, str] | None = None,
+        lasting: bool = True,
     ) -> Snapshot:
         """Hash every file, make them read-only (root:QEMU's group, 0440), and let it appear at once, whole.
 
+        Nobody may have a file open for writing, or mapped so, any more. Not ``lasting``: only for what is under way, so
+        it need not survive a power cut (a template never does) and nobody waits for the disk. WrongStateError: ended.
         Raises ExistsError when the name is taken in its kind; the draft is the caller's to discard then.
         """
 
@@ -59,7 +62,7 @@ class SnapshotStore(Protocol):
     async def require_intact(self, snapshot: Snapshot) -> None:
         """Compare the files with the manifest: digests at first use and after any change, else size, inode and times.
 
-        Raises UnavailableError (RestoreError) that names the file.
+        Raises RestoreError that names the file.
         """
 
     async def touch(self, snapshot: Snapshot) -> None:
@@ -74,7 +77,10 @@ class SnapshotStore(Protocol):
         """Remove the least recently used until the rest fits; return how many went."""
 
     def export(self, snapshot: Snapshot) -> AsyncGenerator[bytes]:
-        """A tar stream (PAX, sparse files as GNU sparse 1.0 or zero-suppressed): manifest first, then the files."""
+        """A tar stream in pieces of at most 1 MiB: manifest first, then the files' data without zeros.
+
+        Of snapshots of sandboxes only (InvalidError). Raises RestoreError when it is not intact. Close it (``aclose``).
+        """
 
     async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
         """The inverse. The stream is hostile: bounded, names checked, digests verified before it appears.

@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import secrets
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,16 +80,18 @@ class LocalSnapshots:
         *,
         name: str = "",
         source: dict[str, str] | None = None,
+        lasting: bool = True,
     ) -> Snapshot:
         manifests.require_name(name)
         own = self._own(draft)
         own.require_open()
         self._catalog.require_free(kind, own.snapshot_id, name)
-        saved, stamps = await self._measure(own, kind)
+        synced = lasting and kind in SYNCED
+        saved, stamps = await self._measure(own, synced=synced)
         made = Manifest(
             own.snapshot_id, name, kind, datetime.now(UTC), compatibility, saved, dict(source or {})
         )
-        return await self._appear(own, made, stamps)
+        return await self._appear(own, made, stamps, synced=synced)
 
     async def discard(self, draft: Draft) -> None:
         await self._workers.call(self._own(draft).discard)
@@ -152,10 +153,10 @@ class LocalSnapshots:
                 manifest = reader.finish()
             finally:
                 await self._workers.call(reader.close)
-            saved, stamps = await self._measure(draft, manifest.kind)
+            saved, stamps = await self._measure(draft, synced=True)
             _require_equal(manifest.files, saved)
             made = dataclasses.replace(manifest, name=name or manifest.name)
-            return await self._appear(draft, made, stamps)
+            return await self._appear(draft, made, stamps, synced=True)
         except BaseException:
             await self.discard(draft)
             raise
@@ -170,13 +171,13 @@ class LocalSnapshots:
                     waiting.clear()
         await self._workers.call(reader.feed, bytes(waiting))
 
-    async def _measure(self, draft: LocalDraft, kind: SnapshotKind) -> Measured:
+    async def _measure(self, draft: LocalDraft, *, synced: bool) -> Measured:
         """Make the files read-only, then hash them; stamps only of those whose every later change will be seen."""
         if not draft.names:
             raise InvalidError("a snapshot without files", subject=draft.snapshot_id)
-        await self._workers.call(draft.make_read_only, self._qemu_gid, synced=kind in SYNCED)
+        await self._workers.call(draft.make_read_only, self._qemu_gid, synced=synced)
         await seals.settle(await self._workers.call(draft.newest_change_ns))
-        began_ns = time.time_ns()
+        began_ns = seals.file_clock_ns()
         saved, stamps = [], {}
         for name in draft.names:
             found, stamp = await self._hashers.call(draft.measure, name)
@@ -185,14 +186,16 @@ class LocalSnapshots:
                 stamps[name] = stamp
         return tuple(saved), stamps
 
-    async def _appear(self, draft: LocalDraft, manifest: Manifest, stamps: dict[str, Stamp]) -> Snapshot:
-        snapshot = await self._workers.call(self._publish, draft, manifest)
+    async def _appear(
+        self, draft: LocalDraft, manifest: Manifest, stamps: dict[str, Stamp], *, synced: bool
+    ) -> Snapshot:
+        snapshot = await self._workers.call(self._publish, draft, manifest, synced=synced)
         self._seals.seal(
             manifest.snapshot_id, {str(snapshot.path(name)): stamp for name, stamp in stamps.items()}
         )
         return snapshot
 
-    def _publish(self, draft: LocalDraft, manifest: Manifest) -> Snapshot:
+    def _publish(self, draft: LocalDraft, manifest: Manifest, *, synced: bool) -> Snapshot:
         text = manifests.encode(manifest)
         with files.file_errors(draft.directory):
             allocated = self._shelf.allocated_bytes(draft.directory, manifest)
@@ -200,7 +203,7 @@ class LocalSnapshots:
         snapshot = Snapshot(manifest, target, allocated, datetime.now(UTC))
         with self._publishing:
             self._catalog.require_free(manifest.kind, manifest.snapshot_id, manifest.name)
-            draft.publish(target, text, lambda: self._catalog.add(snapshot), synced=manifest.kind in SYNCED)
+            draft.publish(target, text, lambda: self._catalog.add(snapshot), synced=synced)
         log.info("snapshot published", extra={"kind": manifest.kind.value, "snapshot": manifest.snapshot_id})
         return snapshot
 

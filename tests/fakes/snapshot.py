@@ -106,6 +106,7 @@ class FakeSnapshots:
         *,
         name: str = "",
         source: dict[str, str] | None = None,
+        lasting: bool = True,
     ) -> Snapshot:
         manifests.require_name(name)
         own = _own(draft)

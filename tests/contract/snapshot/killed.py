@@ -23,7 +23,7 @@ async def live(root: Path, report: int) -> None:
     def say(word: str, snapshot_id: str) -> None:
         os.write(report, f"{word} {snapshot_id}\n".encode())
 
-    store = LocalSnapshots(root)
+    store = LocalSnapshots(root, reserve_bytes=0)
     await store.open()
     made = []
     for kind in SnapshotKind:
@@ -63,7 +63,7 @@ def live_until(root: Path, report: int, steps: int) -> None:
 
 
 async def look(root: Path, said: list[tuple[str, str]]) -> None:
-    store = LocalSnapshots(root)
+    store = LocalSnapshots(root, reserve_bytes=0)
     await store.open()
     expected = {snapshot_id: word for word, snapshot_id in said}  # the last word on each
     shown = [snapshot for kind in SnapshotKind for snapshot in store.list(kind)]

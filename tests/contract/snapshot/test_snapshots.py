@@ -75,6 +75,15 @@ async def test_a_copy_is_a_file_of_the_snapshot(store, tmp_path):
     assert [file.name for file in snapshot.manifest.files] == ["disk"]
 
 
+@pytest.mark.parametrize("kind", SnapshotKind)
+async def test_one_that_need_not_last_is_as_whole(store, kind):
+    draft = await store.begin()
+    await draft.create_file("state", owner=ME)
+    snapshot = await store.publish(draft, kind, COMPATIBILITY, lasting=False)
+    assert store.list(kind) == [snapshot]
+    await store.require_intact(snapshot)
+
+
 async def test_it_is_found_by_id_name_and_the_beginning_of_its_id(store):
     one, two = await published(store, name="one"), await published(store, name="two")
     snapshot_id = one.manifest.snapshot_id
