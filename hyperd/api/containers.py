@@ -64,6 +64,35 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
             await self._fleet.get(request.container).unpause()
             return wire.UnpauseContainerResponse()
 
+    async def HibernateContainer(
+        self, request: wire.HibernateContainerRequest, context: Context
+    ) -> wire.HibernateContainerResponse:
+        async with errors_as_status(context):
+            await self._fleet.get(request.container).hibernate()
+            return wire.HibernateContainerResponse()
+
+    async def WakeContainer(
+        self, request: wire.WakeContainerRequest, context: Context
+    ) -> wire.WakeContainerResponse:
+        async with errors_as_status(context):
+            await self._fleet.get(request.container).wake()
+            return wire.WakeContainerResponse()
+
+    async def ForkContainer(
+        self, request: wire.ForkContainerRequest, context: Context
+    ) -> wire.ForkContainerResponse:
+        async with errors_as_status(context):
+            options = convert.decode_clone_options(request.options)
+            views, pause_ms = await self._fleet.fork(request.container, options)
+            return wire.ForkContainerResponse(clones=convert.encode_clones(views), pause_ms=pause_ms)
+
+    async def RollbackContainer(
+        self, request: wire.RollbackContainerRequest, context: Context
+    ) -> wire.RollbackContainerResponse:
+        async with errors_as_status(context):
+            await self._fleet.roll_back(request.container, request.snapshot)
+            return wire.RollbackContainerResponse()
+
     async def RemoveContainer(
         self, request: wire.RemoveContainerRequest, context: Context
     ) -> wire.RemoveContainerResponse:

@@ -22,18 +22,22 @@ from hyperd.errors import (
 )
 from hyperd.model.container import Exit, ExitReason
 from hyperd.model.guest import ProcessExit
+from hyperd.model.snapshot import SnapshotId
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     Adopt,
     Ask,
+    AskHibernate,
     AskPause,
     AskRemove,
+    AskRollback,
     AskSnapshot,
     AskStart,
     AskStop,
     AskUnpause,
+    AskWake,
     Done,
     IsDown,
     IsLost,
@@ -47,9 +51,9 @@ from hyperd.sandbox.message import (
     Started,
     UpFailed,
 )
-from hyperd.sandbox.operations import SandboxOperations
 from hyperd.sandbox.revival import Origin
-from hyperd.sandbox.run import Live, now_ms
+from hyperd.sandbox.run import Live
+from hyperd.sandbox.sleeping import SleepingSandbox
 from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
@@ -60,7 +64,7 @@ log = logging.getLogger(__name__)
 FINISH_TIMEOUT_S = 60.0
 
 
-class SandboxDriver(SandboxOperations):
+class SandboxDriver(SleepingSandbox):
     async def _handle(self, message: Message) -> None:
         match message:
             case AskStart(done, origin):
@@ -69,8 +73,12 @@ class SandboxDriver(SandboxOperations):
                 await self._on_stop(message)
             case AskRemove(done, force):
                 await self._on_remove(done, force=force)
-            case AskPause() | AskUnpause() | AskSnapshot():
+            case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate():
                 self._on_operation(message)
+            case AskWake(done):
+                await self._on_wake(done)
+            case AskRollback():
+                await self._on_rollback(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
             case VmGone():
@@ -86,8 +94,8 @@ class SandboxDriver(SandboxOperations):
 
     async def _on_news(self, news: News) -> None:
         match news:
-            case IsUp(live, refused):
-                await self._on_up(live, refused)
+            case IsUp(live, refused, frozen):
+                await self._on_up(live, refused, frozen=frozen)
             case UpFailed(error):
                 await self._on_up_failed(error)
             case ProcessEnded(status):
@@ -120,11 +128,7 @@ class SandboxDriver(SandboxOperations):
                 await self._begin_removal()
             return
         self.waiting.starts.append(done)
-        self._start_called_ms = now_ms()
-        self._run += 1
-        self._ending = self._giving_up = False
-        self._stop_asked = self._rumour = None
-        self.renew_pump()
+        self._begin_run()
         await self._advance(machine.Start(now()))
         self._come_up(self._errands.bring_up if origin is None else lambda: self._errands.revive(origin))
 
@@ -179,6 +183,8 @@ class SandboxDriver(SandboxOperations):
                     self._send(self._errands.pause_again)
             case machine.Running() | machine.Paused() | machine.Stopping():
                 await self._end(machine.lost(ExitReason.VM_LOST, "the VM ended while hyperd was not running"))
+            case machine.Starting(_, _, str(snapshot_id)):
+                self._roll_forward(SnapshotId(snapshot_id))
             case machine.Starting():
                 error = UnavailableError("hyperd ended while it was starting", subject=self.subject)
                 self._send(lambda: self._errands.clean_up(UpFailed(error)))
@@ -189,7 +195,7 @@ class SandboxDriver(SandboxOperations):
             case _ if vm is not None:
                 self._send(lambda: self._errands.clean_up(None))
 
-    async def _on_up(self, live: Live, refused: ProcessExit | None) -> None:
+    async def _on_up(self, live: Live, refused: ProcessExit | None, *, frozen: bool) -> None:
         self._coming_up = None
         if self._ending:  # while it was taken over its VM went, or it was removed
             self._spawn(live.guest.close())
@@ -209,27 +215,21 @@ class SandboxDriver(SandboxOperations):
         )
         self.tenure.operations = self._operations
         self.tenure.paused = isinstance(self.state, machine.Paused)
-        if live.output_offset:
+        if frozen:
             self.pump.rebase(live.output_offset)
         # Listening comes before saving: nothing is lost by it, the process runs in any case.
         self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
-        if isinstance(self.state, machine.Starting):
-            facts = machine.RunFacts(
-                started_at=now(),
-                vm_pid=live.vm_pid,
-                guest_pid=live.guest_pid,
-                accelerator=live.accelerator,
-                guest_kernel=live.guest.hello.kernel_release,
-                start_ms=round(now_ms() - self._start_called_ms),
-                attachment=live.attachment,
-                start=live.start,
-                made_of=live.made_of,
-            )
+        was = self.state
+        if isinstance(was, machine.Starting):
+            facts = self._facts_of(was, live)
             await self._advance(machine.Started(facts))
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
         self._changed.beat()
         self.tenure.adopt_execs(live.execs)
-        resolve_starts(self.waiting.starts, refused)
+        if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
+            self._spawn(self._let_go(self.tenure, was))
+        else:
+            resolve_starts(self.waiting.starts, refused)
         if self.waiting.removes:
             await self._end(STOPPED_BY_FORCE)
         elif exit_ is not None:  # an earlier hyperd ended while it was going down
@@ -247,6 +247,11 @@ class SandboxDriver(SandboxOperations):
         if not isinstance(self.state, machine.Starting):
             return
         self.services.ledger.release(self.record.sandbox_id)
+        if self.state.asleep is not None:
+            await self._back_to_sleep(error)
+            if self.waiting.removes:
+                await self._begin_removal()
+            return
         self.pump.finish()
         self.journal.close()
         exit_ = Exit(machine.LOST_EXIT_CODE, ExitReason.START_FAILED, message=str(error))

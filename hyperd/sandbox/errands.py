@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from hyperd.errors import HyperError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
+from hyperd.model.snapshot import SnapshotKind
 from hyperd.model.vm import Accelerator, SandboxId, VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of
@@ -176,9 +177,24 @@ class Errands:
             log.error("not cleaned up", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         return news
 
+    async def forget_snapshots(self) -> None:
+        """It is awake. What cannot be removed now is removed when the next hyperd starts."""
+        try:
+            await self._remove_snapshots()
+        except HyperError as error:
+            log.error("memory not removed", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+
+    async def _remove_snapshots(self) -> None:
+        """Those that are the sandbox's own: of its sleep."""
+        store = self._runner.rooms.snapshots
+        for snapshot in store.list(SnapshotKind.HIBERNATION):
+            if snapshot.manifest.source.get("container_id") == self._record.sandbox_id:
+                await store.remove(snapshot.manifest.snapshot_id)
+
     async def discard(self) -> IsRemoved:
         try:
             await self._runner.discard(self._record.sandbox_id)
+            await self._remove_snapshots()
             await self._services.records.delete(self._record.sandbox_id)
         except HyperError as error:
             return IsRemoved(error)

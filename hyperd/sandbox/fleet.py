@@ -32,7 +32,7 @@ from hyperd.sandbox.records import Stored
 from hyperd.sandbox.revival import Origin, require_restorable
 from hyperd.sandbox.rooms import one_error
 from hyperd.sandbox.snapshots import Snapshots
-from hyperd.sandbox.source import parse_source
+from hyperd.sandbox.source import parse_source, source_of, title_of
 from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Fleet:
                     log.error("record set aside", extra=fields)
                     driver.set_aside(item.unreadable, running.get(item.record.sandbox_id))
             await self._discard_unknown(set(running))
-            await self.snapshots.tidy([])
+            await self.snapshots.tidy([key for item in stored if (key := machine.asleep_in(item.state))])
             self._tasks.create_task(self._listen())
             self._tasks.create_task(self._reconcile_regularly())
             ready.set()
@@ -132,6 +132,24 @@ class Fleet:
         snapshot = self.snapshots.get(reference)
         return await self._detached(self._restore(snapshot, options))
 
+    async def fork(self, reference: str, options: CloneOptions) -> tuple[list[ContainerView], int]:
+        """A snapshot that nobody sees, and clones of it; and for how many ms the source stood still. All or none."""
+        return await self._detached(self._fork(self._find(reference), options))
+
+    async def roll_back(self, reference: str, snapshot_reference: str) -> None:
+        """The same sandbox, back at one of its own snapshots. Raises InvalidError for one of another's."""
+        driver, snapshot = self._find(reference), self.snapshots.get(snapshot_reference)
+        source = parse_source(snapshot.manifest)
+        if source.sandbox_id != driver.record.sandbox_id:
+            raise InvalidError(
+                f"is of container {source.name}",
+                subject=title_of(snapshot),
+                hint=f"`hyper run --from-snapshot {snapshot_reference}` makes a clone of it",
+            )
+        await self._require_restorable(snapshot, driver.record)
+        handle = SandboxHandle(driver)
+        await handle.roll_back(Origin(snapshot, output_offset=source.output_offset))
+
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""
         users = self.snapshots.images()
@@ -163,6 +181,33 @@ class Fleet:
                 log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
         self._missing, self._surplus = missing, surplus
 
+    async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
+        # All that can be refused is refused before the source stands still.
+        machine.require_up(driver.state, driver.record.name)
+        planned = plan_clones(source_of(driver.record), options, self._taken(), datetime.now(UTC))
+        for record in planned:
+            self._require_free(record.name)
+        admission_ = self._services.ledger.admission
+        admission_.admit_all([record.sandbox_id for record in planned], driver.record.sizing)
+        snapshot = await SandboxHandle(driver).snapshot(passing=True)
+        try:
+            views = await self._restore(snapshot, options)
+        finally:
+            await to_the_end(self.snapshots.forget(snapshot.manifest.snapshot_id))
+        return views, parse_source(snapshot.manifest).pause_ms
+
+    async def _require_restorable(self, snapshot: Snapshot, record: ContainerRecord) -> None:
+        services = self._services
+        require_restorable(
+            snapshot,
+            record.sizing,
+            has_nic=record.spec.network != "none",
+            accelerator=await services.accelerator(),
+            guest=services.runner.settings.guest,
+            host=await services.facts.get(),
+        )
+        await services.runner.rooms.snapshots.require_intact(snapshot)
+
     async def _restore(self, snapshot: Snapshot, options: CloneOptions) -> list[ContainerView]:
         source = parse_source(snapshot.manifest)
         records = plan_clones(source, options, self._taken(), datetime.now(UTC))
@@ -170,15 +215,7 @@ class Fleet:
             self._require_free(record.name)
         services, rooms = self._services, self._services.runner.rooms
         await rooms.images.get(source.image_id)
-        require_restorable(
-            snapshot,
-            source.sizing,
-            has_nic=records[0].spec.network != "none",
-            accelerator=await services.accelerator(),
-            guest=services.runner.settings.guest,
-            host=await services.facts.get(),
-        )
-        await rooms.snapshots.require_intact(snapshot)
+        await self._require_restorable(snapshot, records[0])
         services.ledger.admit_all([record.sandbox_id for record in records], source.sizing)
         try:
             await self._insert(*records, pending=True)

@@ -28,12 +28,15 @@ from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
+    AskHibernate,
     AskPause,
     AskRemove,
+    AskRollback,
     AskSnapshot,
     AskStart,
     AskStop,
     AskUnpause,
+    AskWake,
     Done,
     Started,
 )
@@ -128,6 +131,24 @@ class SandboxHandle:
         done: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
         self._driver.post(AskSnapshot(done, name, passing))
         return await done
+
+    async def hibernate(self) -> None:
+        """Return when it is on disk and its memory is free. Raises WrongStateError unless running or paused."""
+        done = _future()
+        self._driver.post(AskHibernate(done))
+        await done
+
+    async def wake(self) -> None:
+        """Return when it goes on where it was. Raises WrongStateError, ExhaustedError (no memory now)."""
+        done: Started = asyncio.get_running_loop().create_future()
+        self._driver.post(AskWake(done))
+        await done
+
+    async def roll_back(self, origin: Origin) -> None:
+        """Return when it goes on where it was then. Raises WrongStateError, what reviving it raises."""
+        done: Started = asyncio.get_running_loop().create_future()
+        self._driver.post(AskRollback(done, origin))
+        await done
 
     async def wait_ended(self) -> Exit:
         """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""

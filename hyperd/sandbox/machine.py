@@ -304,6 +304,14 @@ def _way_on(state: State, name: str) -> str:
     return ""
 
 
+def asleep_in(state: State) -> SnapshotId | None:
+    """The snapshot that is the sandbox's own: it sleeps there, or is being woken."""
+    match state:
+        case Hibernated(snapshot_id) | Starting(_, Hibernated(snapshot_id)):
+            return snapshot_id
+    return None
+
+
 def exit_of(state: State) -> Exit | None:
     return state.exit if isinstance(state, Exited | Failed) else None
 

@@ -54,6 +54,22 @@ class AskSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class AskHibernate:
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskWake:
+    done: Started
+
+
+@dataclass(frozen=True, slots=True)
+class AskRollback:
+    done: Started
+    origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     vm: VmStatus | None
 
@@ -109,6 +125,6 @@ class OfRun:
     news: News
 
 
-Operation = AskPause | AskUnpause | AskSnapshot
-Ask = AskStart | AskStop | AskRemove | Operation
+Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate
+Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
 Message = Ask | Adopt | OfRun | IsRemoved | VmGone

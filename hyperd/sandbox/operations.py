@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is done to a sandbox's VM as a whole while its container runs: pause it, let it go on, save it.
+"""What is done to a sandbox's VM as a whole while its container runs: pause it, let it go on, save it,
+put it to sleep.
 
 One operation at a time, in the order of asking, each as a task of the driver's: a stop or the end of the run breaks it
 off. An operation acts and then has the driver settle what it made true.
@@ -12,8 +13,8 @@ from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
 from hyperd.sandbox import instance, machine
-from hyperd.sandbox.instance import SandboxInstance
-from hyperd.sandbox.message import AskPause, AskSnapshot, AskUnpause, Operation, Settle
+from hyperd.sandbox.instance import SandboxInstance, now
+from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpause, Operation, Settle
 from hyperd.sandbox.saving import Saver
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
@@ -39,6 +40,9 @@ class SandboxOperations(SandboxInstance):
 
     async def _on_settle(self, settle: Settle) -> None:
         await self._advance(settle.event)
+        if isinstance(self.state, machine.Hibernated):
+            self._run += 1  # what the run that sleeps still reports is of no run
+            self.tenure = self._trouble = None
         if self.tenure is not None:
             self.tenure.paused = isinstance(self.state, machine.Paused)
         if not settle.done.done():
@@ -57,6 +61,9 @@ class SandboxOperations(SandboxInstance):
                         resolve([done])
                     case AskUnpause(done):
                         await self._unpause()
+                        resolve([done])
+                    case AskHibernate(done):
+                        await self._hibernate()
                         resolve([done])
                     case AskSnapshot(made):
                         snapshot = await self._snapshot(ask)
@@ -97,6 +104,22 @@ class SandboxOperations(SandboxInstance):
             "saved", extra={**fields, "pause_ms": source["pause_ms"], "stopped_ms": source["stopped_ms"]}
         )
         return snapshot
+
+    async def _hibernate(self) -> None:
+        if isinstance(self.state, machine.Hibernated):
+            return
+        facts = machine.require_up(self.state, self.record.name)
+        tenure = await self._require_tenure(facts)
+        saver = Saver(self.record, self.services, self.journal)
+        snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)
+        # From here on it sleeps, whatever comes: its VM goes now, or when the next hyperd finds it.
+        await to_the_end(self._fall_asleep(tenure, snapshot))
+
+    async def _fall_asleep(self, tenure: Tenure, snapshot: Snapshot) -> None:
+        await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
+        await tenure.end_unnoticed()
+        self.services.ledger.release(self.record.sandbox_id)
+        log.info("hibernated", extra={"sandbox": self.record.name})
 
     async def _require_tenure(self, facts: machine.RunFacts) -> Tenure:
         """Its guest can be spoken to; one that this hyperd found paused runs for as long as saying hello takes."""

@@ -66,9 +66,14 @@ class Saver:
             owner = self._services.owner_of(self._record.sandbox_id)
             state = await draft.create_file(STATE, owner=owner)
             source = await self._stand_still(tenure, draft, state, disk)
-            return await self._rooms.snapshots.publish(
-                draft, kind, made_of, name=name, source=replace(source, passing=passing).render()
-            )
+            try:
+                return await self._rooms.snapshots.publish(
+                    draft, kind, made_of, name=name, source=replace(source, passing=passing).render()
+                )
+            except BaseException:
+                if disk is None:
+                    await to_the_end(self._go_on(tenure))
+                raise
         except BaseException:
             await to_the_end(self._rooms.snapshots.discard(draft))
             raise

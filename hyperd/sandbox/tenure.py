@@ -172,6 +172,21 @@ class Tenure:
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         self._post(IsDown(exit_))
 
+    async def end_unnoticed(self) -> None:
+        """The VM goes and the run does not end with it: it is saved, or counts no more. Exec'd processes go with it."""
+        self.begin_end(STOPPED_BY_FORCE)
+        tasks = {task for task in (self._watching, *self._execs, *self._stopping) if task is not None}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._journal.close()
+        try:
+            await self.live.guest.close()
+            await self.live.stack.aclose()
+        except HyperError as error:  # the fleet's next look ends what is left
+            log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+
     async def leave(self) -> None:
         """hyperd is ending: hang up and let the VM run."""
         self.live.stack.pop_all()
@@ -233,16 +248,20 @@ class Tenure:
                     self._post(ProcessEnded(status))
 
     async def _let_run(self, *, resume: bool = True) -> None:
-        """Break off what has the VM stand still: a guest that does not run cannot be asked anything."""
+        """A guest that does not run cannot be asked anything."""
+        await self.break_off()
+        if self.paused and resume:
+            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
+            await self.unpause()
+
+    async def break_off(self) -> None:
+        """What has the VM stand still for a time."""
         under_way = {task for task in self.operations if not task.done()}
         for task in under_way:
             if not task.cancelling():  # once, or its undoing would be cancelled
                 task.cancel()
         if under_way:
             await asyncio.wait(under_way)
-        if self.paused and resume:
-            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
-            await self.unpause()
 
     async def _ended_within(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):

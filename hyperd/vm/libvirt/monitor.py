@@ -59,8 +59,12 @@ def migrate_incoming(domain: libvirt.virDomain, state: Path) -> None:
 
 
 def migrate(domain: libvirt.virDomain, state: Path, *, bytes_per_s: int) -> None:
-    """Returns at once. QEMU's own limit, meant for networks, is 128 MiB/s."""
-    _command(domain, "migrate-set-parameters", {"max-bandwidth": bytes_per_s})
+    """Returns at once. QEMU's own limit, meant for networks, is 128 MiB/s.
+
+    In the mode for a host that is rebooted: in the normal one QEMU refuses a VM with a VMDK (an image's disk), whose
+    other end it takes for a host that writes to it at the same time (qapi/migration.json, MigMode).
+    """
+    _command(domain, "migrate-set-parameters", {"max-bandwidth": bytes_per_s, "mode": "cpr-reboot"})
     _command(domain, "migrate", {"uri": f"file:{state}"})
 
 

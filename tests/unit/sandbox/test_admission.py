@@ -69,3 +69,26 @@ def test_what_could_never_fit_is_invalid(sizing: Sizing) -> None:
 def test_a_sandbox_that_starts_again_is_counted_once() -> None:
     held = Admission(1024 + OVERHEAD_MIB, 1, 8).admit(SandboxId("a"), Sizing(1, 1024))
     assert held.admit(SandboxId("a"), Sizing(1, 1024)) == held
+
+
+@given(requests, st.integers(1, 8), sizings)
+def test_several_are_admitted_as_one_after_the_other_or_not_at_all(
+    history: list[tuple[str, SandboxId, Sizing]], count: int, sizing: Sizing
+) -> None:
+    held = Admission(4096, 6, 4)
+    for verb, sandbox_id, each in history:
+        if verb == "admit" and each.vcpus:
+            held = held.hold(sandbox_id, each)
+    wanted = [SandboxId(f"new{number}") for number in range(count)]
+    one_by_one: Admission | None = held
+    try:
+        for sandbox_id in wanted:
+            assert one_by_one is not None
+            one_by_one = one_by_one.admit(sandbox_id, sizing)
+    except HyperError:
+        one_by_one = None
+    if one_by_one is None:
+        with pytest.raises((ExhaustedError, InvalidError)):
+            held.admit_all(wanted, sizing)
+    else:
+        assert held.admit_all(wanted, sizing) == one_by_one

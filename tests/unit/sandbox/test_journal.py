@@ -209,3 +209,22 @@ async def test_rubbish_in_a_log_ends_the_reading_and_nothing_else(tmp_path: Path
     append_rubbish(tmp_path)
     assert await entries(journal) == [(Stream.STDOUT, b"good")]
     assert open_and_close(tmp_path) == 4
+
+
+async def test_a_run_that_goes_on_from_a_snapshot_begins_at_its_offset(tmp_path: Path) -> None:
+    journal = open_journal(tmp_path, fresh=True)
+    fill(journal, [(Stream.STDOUT, b"one"), (Stream.STDOUT, b"two")])
+    journal.close()
+    journal = Journal(tmp_path, max_bytes=BIG)
+    journal.open(journal.examine(), fresh=True, base=3)  # rolled back to after "one"
+    assert journal.end_offset == 3
+    journal.close()
+    assert Journal(tmp_path, max_bytes=BIG).examine().end_offset == 3  # killed before it wrote
+    journal = open_journal(tmp_path)
+    journal.append(OutputChunk(2, Stream.STDOUT, b"eTWO"))  # what is there already is not written twice
+    journal.close()
+    assert await entries(journal) == [
+        (Stream.STDOUT, b"one"),
+        (Stream.STDOUT, b"two"),
+        (Stream.STDOUT, b"TWO"),
+    ]

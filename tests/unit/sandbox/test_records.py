@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from hypothesis import given
 from hyperd.errors import ExistsError, UnavailableError
 from hyperd.host.database import Database
 from hyperd.model.container import ContainerRecord, ContainerSpec, Exit, ExitReason, Sizing
+from hyperd.model.guest import ContainerId
 from hyperd.model.image import ImageId
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import Records, machine
-from hyperd.sandbox.records import dumps, loads
+from hyperd.sandbox.records import _MIGRATIONS, dumps, loads
 from tests.unit.sandbox.states import specs, states
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -100,3 +102,33 @@ async def test_records_of_a_newer_hyperd_are_left_alone(database: Database) -> N
     await database.transaction(lambda db: db.execute("UPDATE room_schema SET version = 99").rowcount)
     with pytest.raises(UnavailableError, match="version 99"):
         await records.open()
+
+
+async def test_clones_are_recorded_all_or_none_and_pend_until_all_are_there(database: Database) -> None:
+    records = Records(database)
+    await records.open()
+    await records.insert(record())
+    clones = [replace(record(digit, f"web-{digit}"), container_id=ContainerId("a" * 64)) for digit in "bc"]
+    with pytest.raises(ExistsError):
+        await records.insert(*clones, record("d"), pending=True)
+    assert len(await records.load()) == 1
+    await records.insert(*clones, pending=True)
+    assert [item.pending for item in await records.load()] == [False, True, True]
+    assert [item.record for item in await records.load()] == [record(), *clones]
+    await records.settle([clone.sandbox_id for clone in clones])
+    assert not any(item.pending for item in await records.load())
+
+
+async def test_records_of_before_there_were_clones_are_read(database: Database) -> None:
+    await database.migrate("sandbox", _MIGRATIONS[:1])
+    insert = (
+        "INSERT INTO sandbox VALUES (?, 'web', 'sha256:0', '2026-01-01T12:00:00+00:00', '{\"image\":\"alpine\"}',"
+        " '[\"sh\"]', 1, 256, 'Created', '{}', 0)"
+    )
+    await database.transaction(lambda db: db.execute(insert, ("a" * 64,)).rowcount)
+    records = Records(database)
+    await records.open()
+    (stored,) = await records.load()
+    assert stored.unreadable is None
+    assert stored.record.container_id is None
+    assert not stored.pending

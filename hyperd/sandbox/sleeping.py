@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sandboxes that go on from what was saved of themselves: waking, and rolling back.
+
+Both come up frozen. That they run is recorded first, then they are thawed: a hyperd that is killed between finds them
+running and thaws them; one that is killed before finds them asleep as they were, or rolls back once more.
+"""
+
+import logging
+
+from hyperd.errors import HyperError, NotFoundError, WrongStateError
+from hyperd.model.container import ExitReason
+from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
+from hyperd.sandbox import machine
+from hyperd.sandbox.instance import now
+from hyperd.sandbox.message import AskRollback, IsLost, News, Started, UpFailed
+from hyperd.sandbox.operations import SandboxOperations
+from hyperd.sandbox.revival import Origin
+from hyperd.sandbox.run import Live, now_ms
+from hyperd.sandbox.source import parse_source
+from hyperd.sandbox.tenure import Tenure
+from hyperd.sandbox.waiting import fail, resolve, resolve_starts
+
+log = logging.getLogger(__name__)
+
+
+class SleepingSandbox(SandboxOperations):
+    async def _on_wake(self, done: Started) -> None:
+        match self.state:
+            case machine.Running() | machine.Paused():
+                resolve_starts([done])
+                return
+            case machine.Starting():
+                self.waiting.starts.append(done)
+                return
+        try:
+            machine.require_hibernated(self.state, self.record.name)
+            snapshot = self._own_snapshot()
+            self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
+        except HyperError as error:
+            fail([done], error)
+            return
+        self.waiting.starts.append(done)
+        self._begin_run()
+        await self._advance(machine.Start(now()))
+        origin = Origin(snapshot, own_disk=True)
+        self._come_up(lambda: self._errands.revive(origin, log_goes_on=True))
+
+    async def _on_rollback(self, ask: AskRollback) -> None:
+        if not isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed) or (
+            self._ending and self.tenure is not None
+        ):
+            brief = f"is {machine.name_of(self.state)}"
+            fail([ask.done], WrongStateError(brief, subject=self.subject))
+            return
+        try:
+            self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
+        except HyperError as error:
+            fail([ask.done], error)
+            return
+        self.waiting.starts.append(ask.done)
+        tenure, self.tenure, self._trouble = self.tenure, None, None
+        self._begin_run()
+        await self._advance(machine.RollBack(ask.origin.snapshot.manifest.snapshot_id, now()))
+        self._come_up(lambda: self._roll_back(tenure, ask.origin))
+
+    def _roll_forward(self, snapshot_id: SnapshotId) -> None:
+        """An earlier hyperd was killed while it rolled back: the run of before is gone in any case."""
+        try:
+            snapshot = self.services.runner.rooms.snapshots.get(SnapshotKind.SANDBOX, snapshot_id)
+            origin = Origin(snapshot, output_offset=parse_source(snapshot.manifest).output_offset)
+        except HyperError as error:
+            failure = UpFailed(error)
+            self._send(lambda: self._errands.clean_up(failure))
+            return
+        self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+        self._come_up(lambda: self._roll_back(None, origin))
+
+    async def _roll_back(self, tenure: Tenure | None, origin: Origin) -> News | None:
+        if tenure is not None:
+            await tenure.break_off()
+            await tenure.end_unnoticed()
+        await self._errands.clean_up(None)
+        return await self._errands.revive(origin)
+
+    def _begin_run(self) -> None:
+        self._start_called_ms = now_ms()
+        self._run += 1
+        self._ending = self._giving_up = False
+        self._stop_asked = self._rumour = None
+        self.renew_pump()
+
+    async def _let_go(self, tenure: Tenure, was: machine.Starting) -> None:
+        """It is recorded that it runs: now it may."""
+        run = self._run
+        try:
+            await tenure.thaw()
+        except HyperError as error:
+            fail(self.waiting.starts, error)
+            self._post(run, IsLost(machine.lost(ExitReason.AGENT_LOST, f"could not be thawed\n{error}")))
+        else:
+            resolve_starts(self.waiting.starts)
+        if was.asleep is not None:
+            await self._errands.forget_snapshots()
+
+    async def _back_to_sleep(self, error: HyperError) -> None:
+        """It could not be woken: all that it was is still there."""
+        await self._advance(machine.StartFailed(machine.lost(ExitReason.START_FAILED, str(error)), now()))
+        log.info("not woken", extra={"sandbox": self.record.name, "error": str(error)})
+        fail(self.waiting.starts, error)
+        resolve(self.waiting.stops)
+
+    def _own_snapshot(self) -> Snapshot:
+        if isinstance(self.state, machine.Hibernated):
+            store = self.services.runner.rooms.snapshots
+            return store.get(SnapshotKind.HIBERNATION, self.state.snapshot_id)
+        raise NotFoundError("has no memory that it could wake with", subject=self.subject)
+
+    def _facts_of(self, was: machine.Starting, live: Live) -> machine.RunFacts:
+        """The facts of a run that begins, or goes on."""
+        return machine.RunFacts(
+            started_at=was.asleep.facts.started_at if was.asleep is not None else now(),
+            vm_pid=live.vm_pid,
+            guest_pid=live.guest_pid,
+            accelerator=live.accelerator,
+            guest_kernel=live.guest.hello.kernel_release,
+            start_ms=round(now_ms() - self._start_called_ms),
+            attachment=live.attachment,
+            start=live.start,
+            made_of=live.made_of,
+        )
