@@ -80,7 +80,8 @@ pub struct Links {
 
 impl Links {
     /// Brings up lo and every link asked for. Blocking; doing it again changes nothing.
-    pub fn configure(&self, links: &[Link]) -> Result<()> {
+    /// `are_new`: nothing was ever configured on them.
+    pub fn configure(&self, links: &[Link], are_new: bool) -> Result<()> {
         if links.len() > MAX_LINKS {
             return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
         }
@@ -98,7 +99,7 @@ impl Links {
         }
         applied.retain(|earlier| links.contains(earlier));
         for link in links {
-            configure_link(&socket, link)?;
+            configure_link(&socket, link, are_new)?;
         }
         *applied = links.to_vec();
         Ok(())
@@ -195,7 +196,7 @@ fn parse_address(mut attributes: &[u8]) -> Option<IpAddr> {
     found
 }
 
-fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
+fn configure_link(socket: &OwnedFd, link: &Link, is_new: bool) -> Result<()> {
     if link.name.len() > 15 || link.name.contains(['/', '\0', ' ']) {
         return Err(Error::invalid(format!("bad link name {:?}", link.name)));
     }
@@ -203,7 +204,9 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
     let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name)?;
     if is_foreign {
         // A clone's: it still has its parent's addresses, of whatever origin.
-        flush(socket, index).map_err(|error| error.of(format_args!("flush {name}")))?;
+        if !is_new {
+            flush(socket, index).map_err(|error| error.of(format_args!("flush {name}")))?;
+        }
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
             .what(format_args!("set the MAC address of {name}"))?;
     }
@@ -223,7 +226,12 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_MTU, &link.mtu.to_ne_bytes()))
             .what(format_args!("set mtu {}", link.mtu))?;
     }
-    ask(socket, Message::link(index, libc::IFF_UP, libc::IFF_UP)).what(format_args!("bring up {}", link.name))?;
+    let mut up = Message::link(index, libc::IFF_UP, libc::IFF_UP);
+    if !link.addresses.iter().any(|address| address.contains(':')) {
+        // A network without IPv6 has no use for an address of the link's own making.
+        up = up.with(libc::IFLA_AF_SPEC, &no_own_address());
+    }
+    ask(socket, up).what(format_args!("bring up {}", link.name))?;
     for address in &link.addresses {
         let (ip, prefix) = parse_cidr(address)?;
         tolerate_existing(ask(socket, address_message(libc::RTM_NEWADDR, index, ip, prefix)))
@@ -234,6 +242,18 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
             .what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
     }
     Ok(())
+}
+
+/// AF_INET6's attributes, nested: IFLA_INET6_ADDR_GEN_MODE = none.
+fn no_own_address() -> Vec<u8> {
+    const ADDR_GEN_MODE: u16 = 8;
+    const NONE: u8 = 1;
+    let mut bytes = Vec::with_capacity(12);
+    for number in [12, libc::AF_INET6 as u16, 5, ADDR_GEN_MODE] {
+        bytes.extend_from_slice(&number.to_ne_bytes());
+    }
+    bytes.extend_from_slice(&[NONE, 0, 0, 0]);
+    bytes
 }
 
 fn rename(socket: &OwnedFd, index: u32, name: &str) -> rustix::io::Result<()> {
