@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -94,7 +95,8 @@ impl Links {
         // Whatever of the earlier ones is no longer asked for goes before anything comes.
         for earlier in applied.iter().filter(|earlier| !links.contains(earlier)) {
             if let Some((index, _)) = sys::find_link(socket.as_fd(), &earlier.name) {
-                flush(&socket, index).map_err(|error| error.of(format_args!("flush {}", earlier.name)))?;
+                flush(&socket, index, &earlier.name)
+                    .map_err(|error| error.of(format_args!("flush {}", earlier.name)))?;
             }
         }
         applied.retain(|earlier| links.contains(earlier));
@@ -124,12 +126,21 @@ fn open_socket() -> Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).what("open rtnetlink")
 }
 
-/// Takes the link down, which ends its routes, neighbours and IPv6 addresses, and removes its IPv4 addresses.
-fn flush(socket: &OwnedFd, index: u32) -> Result<()> {
-    ask(socket, Message::link(index, 0, libc::IFF_UP)).what("take it down")?;
+/// Removes addresses and routes, with the link up: virtio-net takes another MAC then, and a driver whose device was cloned in
+/// the middle of something is better not closed. IPv4's routes go with the last address, IPv6's with IPv6.
+fn flush(socket: &OwnedFd, index: u32, name: &str) -> Result<()> {
+    let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
+    if switch.exists() {
+        std::fs::write(&switch, "1").what("disable IPv6")?;
+        std::fs::write(&switch, "0").what("enable IPv6")?;
+    }
     for (ip, prefix) in list_addresses(socket, index).what("list addresses")? {
+        // The link's own, which it has from its MAC.
+        if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            continue;
+        }
         match ask(socket, address_message(libc::RTM_DELADDR, index, ip, prefix)) {
-            // A secondary address goes with its primary one; IPv6's went with the link.
+            // A secondary address goes with its primary one.
             Err(rustix::io::Errno::ADDRNOTAVAIL) => {}
             done => done.what(format_args!("remove address {ip}"))?,
         }
@@ -205,7 +216,7 @@ fn configure_link(socket: &OwnedFd, link: &Link, is_new: bool) -> Result<()> {
     if is_foreign {
         // A clone's: it still has its parent's addresses, of whatever origin.
         if !is_new {
-            flush(socket, index).map_err(|error| error.of(format_args!("flush {name}")))?;
+            flush(socket, index, &name).map_err(|error| error.of(format_args!("flush {name}")))?;
         }
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
             .what(format_args!("set the MAC address of {name}"))?;
