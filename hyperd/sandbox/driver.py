@@ -383,6 +383,8 @@ class SandboxDriver(SleepingSandbox):
     def _refuse(self, message: Message) -> None:
         if isinstance(message, OfRun) and isinstance(message.news, IsUp):
             self._late = message.news.live
+        if isinstance(message, OfRun) and isinstance(message.news, Settle):
+            fail([message.news.done], self._over_error())
         if not isinstance(message, Ask):
             return
         if self.removed and isinstance(message, AskStop | AskRemove):

@@ -138,6 +138,17 @@ class SandboxInstance(Actor[Message]):
             ) from error
         return self.tenure
 
+    async def wait_moving(self) -> None:
+        """While an operation has the VM stand still nothing can be asked of its guest. Raises TimeoutExpiredError."""
+        try:
+            async with asyncio.timeout(LIVE_TIMEOUT_S):
+                while self._operations:
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise TimeoutExpiredError(
+                "is being saved, or paused", subject=self.subject, hint="try again when that has ended"
+            ) from error
+
     def renew_pump(self) -> None:
         """For a new run, unless somebody who attached before its start did so already."""
         if self.pump.ended.is_set():

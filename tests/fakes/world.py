@@ -165,9 +165,12 @@ class JoinedSnapshots(FakeSnapshots):
         *,
         name: str = "",
         source: dict[str, str] | None = None,
+        lasting: bool = True,
     ) -> Snapshot:
         await self.enter("publish")
-        snapshot = await super().publish(draft, kind, compatibility, name=name, source=source)
+        snapshot = await super().publish(
+            draft, kind, compatibility, name=name, source=source, lasting=lasting
+        )
         snapshot.directory.parent.mkdir(exist_ok=True)
         draft.directory.rename(snapshot.directory)
         self._on_publish(draft.directory, snapshot.directory)
