@@ -67,7 +67,7 @@ agent-check: ## format, lint and tests of the agent
 	cd agent && cargo clippy --quiet --locked --all-targets -- -D warnings
 	cd agent && cargo test --quiet --locked
 
-bench: setup ## measure, against the floors of this machine
+bench: setup ## measure, against the floors of this machine (ARGS='--only template -n 5')
 	$(PRIVATE) $(BIN)/python -m bench $(ARGS)
 
 ##@ Development

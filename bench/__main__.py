@@ -1,49 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make bench`: our numbers, each beside a floor measured in the same run. Prints a table and writes build/bench.json.
 
-cold start   API call to first output byte of `echo ok`; floor: bare QEMU, same kernel and agent, to the agent's hello
-exec         API call to exit status of `true` in a running container; floor: an empty call of hyperd
-hyper version  the whole process; floor: python importing grpc
-stdout       of `dd` in a running container; floor: the same through a pipe inside the guest
+`make bench ARGS='--only template,fork -n 3'` selects, and shortens. A bench that cannot run says why; the others go on,
+and the status at the end is 1.
 """
 
 import argparse
-import asyncio
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import grpc.aio
-
-from bench import floor
-from bench.measure import Result, interleaved, render, summarize, write
-from hyper.v1 import container_pb2, container_pb2_grpc, system_pb2, system_pb2_grpc
-from tests import images
-from tests.harness import Hyper, hyper
+from bench import execs, forks, memory, starts
+from bench.api import IMAGE, Api, call
+from bench.measure import NotMeasured, Result, render, write
+from bench.stage import Bench, Stage, running_hyper
+from hyper.v1 import system_pb2
+from tests.harness import Hyper
 
 OUTPUT = Path(__file__).resolve().parent.parent / "build/bench.json"
-IMAGE = "test.local/busybox"
-STDOUT_BYTES = 64 << 20
-MEMORY_MIB = 256
+ACCELERATOR_S = 60.0
+
+BENCHES: dict[str, tuple[Bench, str]] = {
+    "template": (starts.template, "start from a template; floor: a bare restore, to the agent's hello"),
+    "command": (starts.command, "`hyper run --rm IMAGE true`; floor: a bare restore + `python -c 'import grpc'`"),
+    "cold": (starts.cold, "start without templates; floor: a bare boot, to the agent's hello"),
+    "hundred": (starts.hundred, "100 starts, 20 at a time, and 100 removals; floors: as many bare restores, and kills"),
+    "fork": (forks.fork, "a fork of 20; floor: 20 bare restores of a snapshot"),
+    "pause": (forks.pause, "how long a fork's source stands still; floor: a bare save of such a guest"),
+    "exec": (execs.round_trip, "exec of `true`; floor: fork and exec of it in the guest"),
+    "stdout": (execs.stdout, "output of an exec; floor: a pipe in the guest"),
+    "version": (starts.version, "`hyper version`; floor: `python -c 'import grpc'`"),
+    "agent": (memory.agent, "resident memory of the agent"),
+    "memory": (memory.clones, "PSS per idle clone, of 50, every MiB under a name"),
+}  # fmt: skip
 
 
-def main() -> None:
+def main() -> int:
     options = _options()
-    with hyper(accel="auto") as host, tempfile.TemporaryDirectory() as scratch:
-        images.write_layout(images.busybox_image(), Path(scratch) / "busybox", f"{IMAGE}:latest")
-        host.ok("pull", "-q", f"oci:{scratch}/busybox:{IMAGE}:latest")
-        info, version = asyncio.run(_info(host))
-        guest_kernel = host.ok("run", "--rm", IMAGE, "uname", "-r")
-        results = [_cold_start(host, info.accelerator, options.n)]
-        host.ok("run", "-d", "--name", "bench", IMAGE, "sleep", "100000")
-        results += [_exec(host, options.n * 5), _version(host, options.n), _stdout(host)]
-        results += _memory(host, info.accelerator)
-        host.ok("rm", "-f", "bench")
+    results: list[Result] = []
+    not_measured: list[NotMeasured] = []
+    with tempfile.TemporaryDirectory() as scratch, running_hyper(IMAGE, scratch) as host:
+        about, accelerator = _about(host)
+        print(f"{os.cpu_count()} CPUs, Linux {platform.release()}, {accelerator}", flush=True)
+        stage = Stage(host, accelerator, options.n)
+        for name in options.only:
+            began = time.monotonic()
+            try:
+                results += BENCHES[name][0](stage)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others go on, and it is told
+                not_measured.append(NotMeasured(name, f"{type(error).__name__}: {error}"))
+            print(f"{name}: {time.monotonic() - began:.0f} s", flush=True)
+            write(OUTPUT, about, results, not_measured)
+    print()
+    print(render(results))
+    for missing in not_measured:
+        print(f"\nnot measured: {missing.bench}: {missing.why}")
+    print(f"\nwritten to {OUTPUT}")
+    return 1 if not_measured else 0
+
+
+def _about(host: Hyper) -> tuple[dict[str, object], str]:
+    async def ask(api: Api) -> tuple[system_pb2.GetInfoResponse, system_pb2.GetVersionResponse]:
+        deadline = time.monotonic() + ACCELERATOR_S
+        while True:  # the probe of the accelerator is bounded by hyperd
+            info = await api.system.GetInfo(system_pb2.GetInfoRequest())
+            if info.accelerator:
+                return info, await api.system.GetVersion(system_pb2.GetVersionRequest())
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"hyperd has chosen no accelerator within {ACCELERATOR_S:g} s")
+
+    info, version = call(host, ask)
     about: dict[str, object] = {
         "host": {
             "cpu": _cpu(),
@@ -58,111 +87,10 @@ def main() -> None:
             "python": version.python_version,
             "qemu": version.qemu_version,
             "libvirt": version.libvirt_version,
-            "guest_kernel": guest_kernel,
+            "guest_kernel": host.ok("run", "--rm", IMAGE, "uname", "-r"),
         },
     }
-    print(f"accelerator {info.accelerator}: {info.accelerator_reason}")
-    print(f"{os.cpu_count()} CPUs, Linux {platform.release()}\n")
-    print(render(results))
-    write(OUTPUT, about, results)
-    print(f"\nwritten to {OUTPUT}")
-
-
-def _cold_start(host: Hyper, accelerator: str, n: int) -> Result:
-    ours, bare = interleaved(
-        n, lambda: asyncio.run(_first_byte(host, ["echo", "ok"])), lambda: floor.boot_ms(accelerator)
-    )
-    return summarize("cold start, API call to first byte", "ms", ours, floor=bare, aim="ratio <= 1.5")
-
-
-def _exec(host: Hyper, n: int) -> Result:
-    ours = asyncio.run(_execs(host, n))
-    calls = asyncio.run(_unary_calls(host, n))
-    return summarize(
-        "exec of true, API call to status", "ms", ours, floor=calls, aim="floor: an empty call of hyperd"
-    )
-
-
-def _version(host: Hyper, n: int) -> Result:
-    version = host.argv("version")
-    empty = [sys.executable, "-c", "import grpc"]
-    ours, bare = interleaved(n, lambda: floor.process_ms(version), lambda: floor.process_ms(empty))
-    return summarize("hyper version, whole process", "ms", ours, floor=bare, aim="<= 150 ms")
-
-
-def _stdout(host: Hyper) -> Result:
-    source = f"dd if=/dev/zero bs=64k count={STDOUT_BYTES >> 16} 2>/dev/null"
-
-    def rate(command: str) -> float:
-        began = time.monotonic()
-        subprocess.run(host.argv("exec", "bench", "sh", "-c", command), stdout=subprocess.DEVNULL, check=True)
-        return STDOUT_BYTES / (1 << 20) / (time.monotonic() - began)
-
-    rates, floors = interleaved(3, lambda: rate(source), lambda: rate(f"{source} | cat > /dev/null"))
-    return summarize(
-        "stdout of an exec, through hyper", "MiB/s", rates, floor=floors, aim="floor: a pipe in the guest"
-    )
-
-
-def _memory(host: Hyper, accelerator: str) -> list[Result]:
-    pid = next(iter(host.qemu_processes()))
-    beyond = floor.qemu_rss_beyond_memory_mib(pid, MEMORY_MIB)
-    agent = floor.agent_rss_mib(accelerator)
-    return [
-        summarize("agent, resident", "MiB", [agent], aim="<= 8"),
-        summarize("QEMU, resident beyond the guest's memory", "MiB", [beyond]),
-    ]
-
-
-async def _first_byte(host: Hyper, command: list[str]) -> float:
-    async with grpc.aio.insecure_channel(host.address.replace("unix://", "unix:")) as channel:
-        await channel.channel_ready()
-        stub = container_pb2_grpc.ContainerServiceStub(channel)
-        spec = container_pb2.ContainerSpec(image=IMAGE, args=command, auto_remove=True)
-        began = time.monotonic()
-        first = 0.0
-        async for response in stub.RunContainer(
-            _requests(container_pb2.SessionRequest(run=container_pb2.RunOptions(spec=spec)))
-        ):
-            if response.WhichOneof("kind") == "stdout" and not first:
-                first = (time.monotonic() - began) * 1000
-        return first
-
-
-async def _execs(host: Hyper, n: int) -> list[float]:
-    samples = []
-    async with grpc.aio.insecure_channel(host.address.replace("unix://", "unix:")) as channel:
-        stub = container_pb2_grpc.ContainerServiceStub(channel)
-        request = container_pb2.SessionRequest(
-            exec=container_pb2.ExecOptions(container="bench", args=["true"])
-        )
-        for _ in range(n):
-            began = time.monotonic()
-            async for response in stub.ExecContainer(_requests(request)):
-                if response.WhichOneof("kind") == "exit":
-                    samples.append((time.monotonic() - began) * 1000)
-    return samples
-
-
-async def _unary_calls(host: Hyper, n: int) -> list[float]:
-    samples = []
-    async with grpc.aio.insecure_channel(host.address.replace("unix://", "unix:")) as channel:
-        stub = system_pb2_grpc.SystemServiceStub(channel)
-        for _ in range(n):
-            began = time.monotonic()
-            await stub.GetVersion(system_pb2.GetVersionRequest())
-            samples.append((time.monotonic() - began) * 1000)
-    return samples
-
-
-async def _info(host: Hyper) -> tuple[system_pb2.GetInfoResponse, system_pb2.GetVersionResponse]:
-    async with grpc.aio.insecure_channel(host.address.replace("unix://", "unix:")) as channel:
-        stub = system_pb2_grpc.SystemServiceStub(channel)
-        while True:  # the probe of the accelerator is bounded by hyperd
-            info = await stub.GetInfo(system_pb2.GetInfoRequest())
-            if info.accelerator:
-                return info, await stub.GetVersion(system_pb2.GetVersionRequest())
-            await asyncio.sleep(0.2)
+    return about, info.accelerator
 
 
 def _cpu() -> str:
@@ -172,15 +100,32 @@ def _cpu() -> str:
     return models[0].partition(": ")[2] if models else platform.machine()
 
 
-async def _requests(first: container_pb2.SessionRequest) -> AsyncIterator[container_pb2.SessionRequest]:
-    yield first
-
-
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench", description="hyper's numbers, each beside its floor")
-    parser.add_argument("-n", type=int, default=20, help="runs of each measurement (20)")
+    listed = "\n".join(f"  {name:<10}{about}" for name, (_, about) in BENCHES.items())
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description=f"hyper's numbers, each beside its floor:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-n", type=_count, help="runs of each measurement, instead of its own number")
+    parser.add_argument(
+        "--only", type=_names, default=list(BENCHES), metavar="NAME[,NAME...]", help="these alone"
+    )
     return parser.parse_args()
 
 
+def _names(text: str) -> list[str]:
+    names = text.split(",")
+    if unknown := set(names) - set(BENCHES):
+        raise argparse.ArgumentTypeError(f"{', '.join(sorted(unknown))}: there is {', '.join(BENCHES)}")
+    return names
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text}: not a number of runs")
+    return int(text)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rules for every suite: nothing is green by skipping."""
 
+import os
+
 import pytest
+
+# As the `hyper` program does (cli/hyperctl/entry.py), for commands that tests run in this process.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 # test id -> why it cannot run there
 ALLOWED_SKIPS: dict[str, str] = {}

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where the `hyper` program begins: an interrupt while it is still being loaded ends it without a traceback."""
 
+import os
 import signal
 
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, and stays so
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+# gRPC tells of a connection that ended in lines of its own on standard error; hyper says it in its own words.
+os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 from hyperctl.main import main
 

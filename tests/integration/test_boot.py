@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.floor import bare_vm
+from bench.qemu import Machine, bare_vm
 from tests.harness import Hyper, hyper
 
 BUSYBOX = "test.local/busybox"
@@ -42,8 +42,9 @@ def test_a_missing_kernel_is_named(layouts: Path):
 
 
 async def test_the_agent_stays_within_its_memory():
-    async with bare_vm("tcg") as vm:
-        stats = await vm.guest.stats()
+    with bare_vm(Machine("tcg")) as vm:
+        async with vm.guest() as guest:
+            stats = await guest.stats()
     assert 0 < stats.agent_rss_bytes <= 8 << 20
 
 

@@ -27,6 +27,7 @@ dynamic_ownership = 0
 remember_owner = 0
 namespaces = [ "mount" ]
 cgroup_controllers = [ ]
+cgroup_device_acl = [ "/dev/null", "/dev/full", "/dev/zero", "/dev/random", "/dev/urandom", "/dev/kvm" ]
 seccomp_sandbox = 1
 hugetlbfs_mount = [ ]
 max_core = 0
