@@ -64,6 +64,18 @@ async def test_stuck_calls_do_not_keep_an_urgent_one_waiting(opened: tuple[Libvi
         release.set()
 
 
+async def test_a_question_that_is_asked_again_holds_no_thread_meanwhile(
+    opened: tuple[LibvirtBridge, Events],
+) -> None:
+    bridge, _ = opened
+    answer = threading.Event()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        for _ in range(32):
+            tasks.create_task(bridge.until(lambda _: answer.is_set()))
+        assert await bridge.call(lambda connection: connection.getHostname())
+        answer.set()
+
+
 async def test_the_event_thread_ends_with_its_last_user() -> None:
     def pumps() -> int:
         return sum(thread.name == "libvirt-events" for thread in threading.enumerate())

@@ -12,7 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperd.errors import InvalidError
-from hyperd.model.vm import Accelerator, Channel, Disk, DiskFormat, Nic, SandboxId, VmDefinition, own_uid
+from hyperd.model.vm import (
+    Accelerator,
+    Channel,
+    Disk,
+    DiskFormat,
+    MemoryFile,
+    Nic,
+    SandboxId,
+    VmDefinition,
+    own_uid,
+)
 from hyperd.vm.libvirt import LibvirtSettings
 from hyperd.vm.libvirt.xml import METADATA_URI, domain_name, domain_uuid, find_sandbox_id, render_domain
 
@@ -45,13 +55,52 @@ FULL = dataclasses.replace(
 )
 
 
-@pytest.mark.parametrize(("name", "definition"), [("small-tcg", SMALL), ("full-kvm", FULL)])
+TEMPLATE = dataclasses.replace(
+    SMALL, memory_file=MemoryFile(Path("/var/lib/hyper/a,b/ram"), shared=True), free_page_reporting=False
+)
+CLONE = dataclasses.replace(
+    TEMPLATE,
+    memory_file=MemoryFile(Path("/var/lib/hyper/a,b/ram"), shared=False),
+    restore_from=Path("/var/lib/hyper/a,b/state"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "definition"),
+    [("small-tcg", SMALL), ("full-kvm", FULL), ("template", TEMPLATE), ("clone", CLONE)],
+)
 def test_the_domain_is_as_the_golden_file_says(name: str, definition: VmDefinition) -> None:
     golden = GOLDEN / f"{name}.xml"
     rendered = render_domain(definition, SETTINGS)
     if os.environ.get("HYPER_WRITE_GOLDEN"):
         golden.write_text(rendered)
     assert rendered == golden.read_text()
+
+
+def arguments(definition: VmDefinition) -> list[str]:
+    root = ET.fromstring(render_domain(definition, SETTINGS))
+    uri = "http://libvirt.org/schemas/domain/qemu/1.0"
+    return [arg.get("value", "") for arg in root.findall(f"{{{uri}}}commandline/{{{uri}}}arg")]
+
+
+def test_the_ram_has_one_name_whatever_is_behind_it() -> None:
+    """It is in every saved state: what was saved with a file must be restorable without one."""
+    for definition in (SMALL, TEMPLATE, CLONE):
+        found = arguments(definition)
+        assert ",id=hyper.ram,size=128M" in found[found.index("-object") + 1]
+        assert "memory-backend=hyper.ram" in found
+
+
+def test_only_a_template_in_the_making_can_write_its_ram_file() -> None:
+    assert any("share=on" in argument for argument in arguments(TEMPLATE))
+    assert any(argument.endswith("share=off,readonly=on,rom=off") for argument in arguments(CLONE))
+
+
+def test_a_template_and_its_clone_have_the_same_devices() -> None:
+    devices = [ET.fromstring(render_domain(one, SETTINGS)).find("devices") for one in (TEMPLATE, CLONE)]
+    texts = {ET.tostring(one) for one in devices if one is not None}
+    assert len(texts) == 1
+    assert b"freePageReporting" not in texts.pop()
 
 
 def test_no_two_devices_have_one_address() -> None:
@@ -127,6 +176,9 @@ def test_name_and_uuid_follow_from_the_sandbox() -> None:
         ),
         ({"nics": (Nic("tap0", "not a mac"),)}, "not a mac"),
         ({"nics": (Nic("t" * 16, "52:54:00:12:34:56"),)}, "ttt"),
+        ({"restore_from": Path("state")}, "state"),
+        ({"memory_file": MemoryFile(Path("ram"), shared=True)}, "ram"),
+        ({"memory_file": MemoryFile(Path("/reported"), shared=False)}, "reported"),
     ],
 )
 def test_the_impossible_is_refused_and_named(change: dict[str, object], named: str) -> None:
