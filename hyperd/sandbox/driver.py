@@ -10,7 +10,6 @@ A bug ends the sandbox as failed, with an id in the log and in the exit's messag
 """
 
 import asyncio
-import contextlib
 import logging
 import secrets
 from signal import SIGKILL
@@ -329,16 +328,6 @@ class SandboxDriver(SleepingSandbox):
             self._removing = True
             self._spawn(self._discard())
 
-    async def _end_unless_reached(self, patience_s: float, exit_: Exit) -> None:
-        """Nobody is there to be signalled or to sync: have patience, then take the VM away."""
-        run = self._run
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(patience_s):
-                while self.tenure is None and not self._ending:
-                    await self._changed.wait()
-        if self.tenure is None:
-            self._post(run, IsLost(exit_))
-
     async def _recover(self, error: Exception) -> None:
         """After a bug nothing is known but the state: end the run by force and tell everyone who waits."""
         bug_id = secrets.token_hex(4)
@@ -383,6 +372,8 @@ class SandboxDriver(SleepingSandbox):
     def _refuse(self, message: Message) -> None:
         if isinstance(message, OfRun) and isinstance(message.news, IsUp):
             self._late = message.news.live
+        if isinstance(message, OfRun) and isinstance(message.news, Settle):
+            fail([message.news.done], self._over_error())
         if not isinstance(message, Ask):
             return
         if self.removed and isinstance(message, AskStop | AskRemove):

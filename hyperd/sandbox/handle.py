@@ -227,6 +227,7 @@ class SandboxHandle:
         )
 
     async def _require_tenure(self) -> Tenure:
+        await self._driver.wait_moving()
         state = self._driver.state
         if not isinstance(state, machine.Stopping):
             machine.require_running(state, self.record.name)

@@ -6,6 +6,7 @@ be reached at this moment.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
@@ -18,7 +19,7 @@ from hyperd.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerRecord, ContainerView
+from hyperd.model.container import ContainerRecord, ContainerView, Exit
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
@@ -28,6 +29,7 @@ from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     Adopt,
     AskStop,
+    IsLost,
     Message,
     News,
     OfRun,
@@ -138,6 +140,17 @@ class SandboxInstance(Actor[Message]):
             ) from error
         return self.tenure
 
+    async def wait_moving(self) -> None:
+        """While an operation has the VM stand still nothing can be asked of its guest. Raises TimeoutExpiredError."""
+        try:
+            async with asyncio.timeout(LIVE_TIMEOUT_S):
+                while self._operations:
+                    await self._changed.wait()
+        except TimeoutError as error:
+            raise TimeoutExpiredError(
+                "is being saved, or paused", subject=self.subject, hint="try again when that has ended"
+            ) from error
+
     def renew_pump(self) -> None:
         """For a new run, unless somebody who attached before its start did so already."""
         if self.pump.ended.is_set():
@@ -181,6 +194,16 @@ class SandboxInstance(Actor[Message]):
                 self._post(run, news)
 
         return self._spawn(carry_out())
+
+    async def _end_unless_reached(self, patience_s: float, exit_: Exit) -> None:
+        """Nobody is there to be signalled or to sync: have patience, then take the VM away."""
+        run = self._run
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self.tenure is None and not self._ending:
+                    await self._changed.wait()
+        if self.tenure is None:
+            self._post(run, IsLost(exit_))
 
     def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
         self._giving_up = False

@@ -32,6 +32,7 @@ class SandboxOperations(SandboxInstance):
         def over(task: "asyncio.Task[None]") -> None:
             # Also when it was cancelled before its first step: nobody may wait for ever.
             self._operations.discard(task)
+            self._changed.beat()
             if not ask.done.done():
                 ask.done.set_exception(WrongStateError("ended meanwhile", subject=self.subject))
                 ask.done.exception()
@@ -77,8 +78,25 @@ class SandboxOperations(SandboxInstance):
         if isinstance(self.state, machine.Paused):
             return
         machine.require_running(self.state, self.record.name)
-        await self._hypervisor.pause(self.record.sandbox_id)
-        await self._settle(machine.Pause())
+        try:
+            await self._hypervisor.pause(self.record.sandbox_id)
+            await self._settle(machine.Pause())
+            self._require_settled(machine.Paused)
+        except BaseException:
+            if not isinstance(self.state, machine.Paused):
+                await to_the_end(self._resume_after_all())
+            raise
+
+    async def _resume_after_all(self) -> None:
+        """What it was to be is not recorded: it was stopped meanwhile, or hyperd is ending."""
+        try:
+            await self._hypervisor.resume(self.record.sandbox_id)
+        except HyperError as error:
+            log.warning("not resumed", extra={"sandbox": self.record.name, "error": str(error)})
+
+    def _require_settled(self, wanted: type[machine.State]) -> None:
+        if not isinstance(self.state, wanted):
+            raise WrongStateError(f"is {machine.name_of(self.state)} meanwhile", subject=self.subject)
 
     async def _unpause(self) -> None:
         if isinstance(self.state, machine.Running):
@@ -112,11 +130,24 @@ class SandboxOperations(SandboxInstance):
         tenure = await self._require_tenure(facts)
         saver = Saver(self.record, self.services, self.journal)
         snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)
+        try:
+            await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
+            self._require_settled(machine.Hibernated)
+        except BaseException:
+            if not isinstance(self.state, machine.Hibernated):
+                await to_the_end(self._stay_awake(saver, tenure))
+                raise
         # From here on it sleeps, whatever comes: its VM goes now, or when the next hyperd finds it.
-        await to_the_end(self._fall_asleep(tenure, snapshot))
+        await to_the_end(self._fall_asleep(tenure))
 
-    async def _fall_asleep(self, tenure: Tenure, snapshot: Snapshot) -> None:
-        await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
+    async def _stay_awake(self, saver: Saver, tenure: Tenure) -> None:
+        try:
+            await saver.go_on(tenure)
+        except HyperError as error:
+            log.warning("does not go on", extra={"sandbox": self.record.name, "error": str(error)})
+        await self._errands.forget_snapshots()
+
+    async def _fall_asleep(self, tenure: Tenure) -> None:
         await tenure.end_unnoticed()
         self.services.ledger.release(self.record.sandbox_id)
         log.info("hibernated", extra={"sandbox": self.record.name})

@@ -68,11 +68,16 @@ class Saver:
             source = await self._stand_still(tenure, draft, state, disk)
             try:
                 return await self._rooms.snapshots.publish(
-                    draft, kind, made_of, name=name, source=replace(source, passing=passing).render()
+                    draft,
+                    kind,
+                    made_of,
+                    name=name,
+                    source=replace(source, passing=passing).render(),
+                    lasting=not passing,
                 )
             except BaseException:
                 if disk is None:
-                    await to_the_end(self._go_on(tenure))
+                    await to_the_end(self.go_on(tenure))
                 raise
         except BaseException:
             await to_the_end(self._rooms.snapshots.discard(draft))
@@ -102,12 +107,12 @@ class Saver:
                 await draft.add_copy(DISK, disk)
         except BaseException as error:
             try:
-                await to_the_end(self._go_on(tenure))
+                await to_the_end(self.go_on(tenure))
             except HyperError as further:
                 fields = {"sandbox": self._record.name, "error": str(further), "cause": str(error)}
                 log.error("does not go on", extra=fields)  # noqa: TRY400
             raise
-        resumed = await to_the_end(self._go_on(tenure)) if disk is not None else now_ms()
+        resumed = await to_the_end(self.go_on(tenure)) if disk is not None else now_ms()
         return replace(source, pause_ms=round(now_ms() - began), stopped_ms=round(resumed - stopped))
 
     async def _source(self, guest: Guest) -> Source:
@@ -119,7 +124,7 @@ class Saver:
                 source = replace(source, execs=len(further))
         return source
 
-    async def _go_on(self, tenure: Tenure) -> float:
+    async def go_on(self, tenure: Tenure) -> float:
         """Returns when the VM ran again, by the clock of ``now_ms``."""
         hypervisor, sandbox_id = self._rooms.hypervisor, self._record.sandbox_id
         if tenure.paused:

@@ -81,8 +81,8 @@ async def test_a_snapshot_travels(api: Api) -> None:
     assert (imported.name, imported.source_name) == ("cold", "web")
 
     async def nothing() -> AsyncIterator[snapshot_pb2.ImportSnapshotRequest]:
-        for request in ():
-            yield request
+        for data in b"":
+            yield snapshot_pb2.ImportSnapshotRequest(data=bytes([data]))
 
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await api.snapshots.ImportSnapshot(nothing())

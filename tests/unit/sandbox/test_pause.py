@@ -5,7 +5,7 @@ import asyncio
 
 import pytest
 
-from hyperd.errors import UnavailableError, WrongStateError
+from hyperd.errors import HyperError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerState, ExecSpec, Exit, ExitReason
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.sandbox import Fleet, SandboxHandle
@@ -142,6 +142,62 @@ async def test_a_stop_breaks_off_a_pause_that_hangs(world: World, fleet: Fleet) 
         await handle.stop(timeout_s=5)
     assert "ended meanwhile" in pausing.result()
     assert (await handle.wait_ended()).code == 143
+
+
+@pytest.mark.parametrize("operation", ["pause", "hibernate"])
+async def test_a_stop_that_comes_when_it_stands_still_already_lets_it_go_on(
+    world: World, fleet: Fleet, operation: str
+) -> None:
+    handle = await started(fleet)
+    driver, agent = handle._driver, world.agent(handle)
+    settle, reached, gate = driver._settle, asyncio.Event(), asyncio.Event()
+
+    async def settle_late(event: object) -> None:
+        reached.set()
+        await gate.wait()
+        await settle(event)  # type: ignore[arg-type]
+
+    driver._settle = settle_late  # type: ignore[method-assign]
+    async with asyncio.TaskGroup() as tasks:
+        operating = tasks.create_task(_error_of(getattr(handle, operation)()))
+        await reached.wait()
+        assert vm_is_paused(world, handle)
+        await handle.stop(timeout_s=5)
+    assert "ended meanwhile" in str(operating.result())
+    assert (await handle.wait_ended()).code == 143
+    assert agent.powered_off
+    assert world.snapshots.everything() == []
+    world.require_nothing_left_of(handle)
+
+
+@pytest.mark.parametrize("operation", ["pause", "hibernate"])
+async def test_a_daemon_that_ends_in_an_operation_ends_and_leaves_it_running(
+    world: World, operation: str
+) -> None:
+    async with asyncio.timeout(10), world.daemon() as fleet:
+        handle = await started(fleet)
+        reference = handle.record.sandbox_id
+        driver, reached = handle._driver, asyncio.Event()
+
+        async def settle_never(event: object) -> None:
+            reached.set()
+            await asyncio.Event().wait()
+
+        driver._settle = settle_never  # type: ignore[method-assign]
+        operating = asyncio.get_running_loop().create_task(_error_of(getattr(handle, operation)()))
+        await reached.wait()
+    assert await operating is not None
+    assert not world.hypervisor.running[reference].paused
+    assert not world.agent(handle).frozen
+    assert world.snapshots.everything() == []
+
+
+async def _error_of(work) -> HyperError | None:
+    try:
+        await work
+    except HyperError as error:
+        return error
+    return None
 
 
 async def _refused(handle: SandboxHandle) -> str:

@@ -187,6 +187,20 @@ async def test_a_daemon_killed_in_any_phase_leaves_a_sandbox_that_goes_on(world:
         assert (await handle.wait_ended()).code == 7
 
 
+async def test_an_exec_meanwhile_waits_until_it_goes_on(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    gate = world.snapshots.hold("add_copy")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(handle.snapshot())
+        await eventually(lambda: "add_copy" in world.snapshots.calls)
+        execution = tasks.create_task(handle.exec(ExecSpec(("sleep",))))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert "exec_process" not in world.agent(handle).calls
+        gate.set()
+    await execution.result().aclose()
+
+
 async def test_a_vm_that_goes_meanwhile_is_lost_and_no_snapshot_stays(world: World, fleet: Fleet) -> None:
     handle = await started(fleet)
     gate = world.snapshots.hold("add_copy")
