@@ -32,7 +32,7 @@ from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
 from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
-from hyperd.model.container import Sizing
+from hyperd.model.container import ContainerState, Sizing
 from hyperd.model.host import HostCheck
 from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
@@ -384,7 +384,8 @@ class _Desk:
     async def info(self) -> system_pb2.GetInfoResponse:
         config = self._config
         views = self._fleet.list_views((), everything=True)
-        running = sum(is_running(view) for view in views)
+        paused = sum(view.state is ContainerState.PAUSED for view in views)
+        running = sum(is_running(view) for view in views) - paused
         choice = self._chooser.choice
         usage = os.statvfs(config.daemon.state_dir)
         return system_pb2.GetInfoResponse(
@@ -393,7 +394,8 @@ class _Desk:
             accelerator_reason=choice.reason if choice else "the probe has not ended yet",
             containers=len(views),
             containers_running=running,
-            containers_stopped=len(views) - running,
+            containers_paused=paused,
+            containers_stopped=len(views) - running - paused,
             images=len(await self._images.list_images()),
             state_dir=str(config.daemon.state_dir),
             run_dir=str(config.daemon.run_dir),

@@ -213,10 +213,16 @@ fn prepare_upper(disk: &Path, writable: &WritableLayer, topmost: &Path) -> Resul
     if !upper.exists() {
         make_directory(upper.clone())?;
         // The merged root shows the upper directory's own mode and owner.
+        let made = std::fs::metadata(&upper).what("look at the upper directory")?;
         if let Ok(below) = std::fs::metadata(topmost) {
-            std::os::unix::fs::chown(&upper, Some(below.uid()), Some(below.gid())).what("chown the upper directory")?;
-            std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(below.mode() & 0o7777))
-                .what("chmod the upper directory")?;
+            if (made.uid(), made.gid()) != (below.uid(), below.gid()) {
+                std::os::unix::fs::chown(&upper, Some(below.uid()), Some(below.gid()))
+                    .what("chown the upper directory")?;
+            }
+            if made.mode() & 0o7777 != below.mode() & 0o7777 {
+                std::fs::set_permissions(&upper, std::fs::Permissions::from_mode(below.mode() & 0o7777))
+                    .what("chmod the upper directory")?;
+            }
         }
     }
     Ok(path)

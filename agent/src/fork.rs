@@ -155,7 +155,7 @@ fn become_program(release: &Release, program: &OsStr, arguments: impl Iterator<I
         command.env(key, OsStr::from_bytes(value));
     }
     let cause = command.exec();
-    eprintln!("forkpoint: {}: {cause}", program.display());
+    eprintln!("forkpoint: {}: {cause}", program.to_string_lossy());
     match cause.kind() {
         std::io::ErrorKind::NotFound => 127,
         std::io::ErrorKind::PermissionDenied => 126,

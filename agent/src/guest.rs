@@ -78,8 +78,8 @@ impl Identity {
                 rootfs::write_sysctl(&Linux, &root, name, value)?;
             }
         }
-        self.devices.bind()?;
-        self.links.configure(&request.links)?;
+        let are_new = self.devices.bind()?;
+        self.links.configure(&request.links, are_new)?;
         let names = self.learn(request);
         for container in containers {
             names.write_ids(container.files(), true)?;
@@ -162,11 +162,12 @@ fn check(request: &ConfigureGuestRequest) -> Result<()> {
 fn check_ids(request: &ConfigureGuestRequest) -> Result<()> {
     let (machine, boot) = (request.machine_id.as_str(), request.boot_id.as_str());
     let hexadecimal = |text: &str| text.bytes().all(|c| c.is_ascii_digit() || (b'a'..=b'f').contains(&c));
-    if !machine.is_empty() && !(machine.len() == 32 && hexadecimal(machine)) {
+    let is_machine_id = machine.len() == 32 && hexadecimal(machine);
+    if !machine.is_empty() && !is_machine_id {
         return Err(Error::invalid(format!("bad machine id {machine:?}")));
     }
-    let lengths = || boot.split('-').map(str::len);
-    if !boot.is_empty() && !(lengths().eq([8, 4, 4, 4, 12]) && boot.split('-').all(hexadecimal)) {
+    let is_uuid = boot.split('-').map(str::len).eq([8, 4, 4, 4, 12]) && boot.split('-').all(hexadecimal);
+    if !boot.is_empty() && !is_uuid {
         return Err(Error::invalid(format!("bad boot id {boot:?}")));
     }
     let variables = request.fork.as_ref().map_or(&[][..], |fork| &fork.env);

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,7 +81,8 @@ pub struct Links {
 
 impl Links {
     /// Brings up lo and every link asked for. Blocking; doing it again changes nothing.
-    pub fn configure(&self, links: &[Link]) -> Result<()> {
+    /// `are_new`: nothing was ever configured on them.
+    pub fn configure(&self, links: &[Link], are_new: bool) -> Result<()> {
         if links.len() > MAX_LINKS {
             return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
         }
@@ -93,12 +95,13 @@ impl Links {
         // Whatever of the earlier ones is no longer asked for goes before anything comes.
         for earlier in applied.iter().filter(|earlier| !links.contains(earlier)) {
             if let Some((index, _)) = sys::find_link(socket.as_fd(), &earlier.name) {
-                flush(&socket, index).map_err(|error| error.of(format_args!("flush {}", earlier.name)))?;
+                flush(&socket, index, &earlier.name)
+                    .map_err(|error| error.of(format_args!("flush {}", earlier.name)))?;
             }
         }
         applied.retain(|earlier| links.contains(earlier));
         for link in links {
-            configure_link(&socket, link)?;
+            configure_link(&socket, link, are_new)?;
         }
         *applied = links.to_vec();
         Ok(())
@@ -123,12 +126,21 @@ fn open_socket() -> Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None).what("open rtnetlink")
 }
 
-/// Takes the link down, which ends its routes, neighbours and IPv6 addresses, and removes its IPv4 addresses.
-fn flush(socket: &OwnedFd, index: u32) -> Result<()> {
-    ask(socket, Message::link(index, 0, libc::IFF_UP)).what("take it down")?;
+/// Removes addresses and routes, with the link up: virtio-net takes another MAC then, and a driver whose device was cloned in
+/// the middle of something is better not closed. IPv4's routes go with the last address, IPv6's with IPv6.
+fn flush(socket: &OwnedFd, index: u32, name: &str) -> Result<()> {
+    let switch = Path::new("/proc/sys/net/ipv6/conf").join(name).join("disable_ipv6");
+    if switch.exists() {
+        std::fs::write(&switch, "1").what("disable IPv6")?;
+        std::fs::write(&switch, "0").what("enable IPv6")?;
+    }
     for (ip, prefix) in list_addresses(socket, index).what("list addresses")? {
+        // The link's own, which it has from its MAC.
+        if matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            continue;
+        }
         match ask(socket, address_message(libc::RTM_DELADDR, index, ip, prefix)) {
-            // A secondary address goes with its primary one; IPv6's went with the link.
+            // A secondary address goes with its primary one.
             Err(rustix::io::Errno::ADDRNOTAVAIL) => {}
             done => done.what(format_args!("remove address {ip}"))?,
         }
@@ -195,7 +207,7 @@ fn parse_address(mut attributes: &[u8]) -> Option<IpAddr> {
     found
 }
 
-fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
+fn configure_link(socket: &OwnedFd, link: &Link, is_new: bool) -> Result<()> {
     if link.name.len() > 15 || link.name.contains(['/', '\0', ' ']) {
         return Err(Error::invalid(format!("bad link name {:?}", link.name)));
     }
@@ -203,7 +215,9 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
     let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name)?;
     if is_foreign {
         // A clone's: it still has its parent's addresses, of whatever origin.
-        flush(socket, index).map_err(|error| error.of(format_args!("flush {name}")))?;
+        if !is_new {
+            flush(socket, index, &name).map_err(|error| error.of(format_args!("flush {name}")))?;
+        }
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
             .what(format_args!("set the MAC address of {name}"))?;
     }
@@ -223,7 +237,12 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_MTU, &link.mtu.to_ne_bytes()))
             .what(format_args!("set mtu {}", link.mtu))?;
     }
-    ask(socket, Message::link(index, libc::IFF_UP, libc::IFF_UP)).what(format_args!("bring up {}", link.name))?;
+    let mut up = Message::link(index, libc::IFF_UP, libc::IFF_UP);
+    if !link.addresses.iter().any(|address| address.contains(':')) {
+        // A network without IPv6 has no use for an address of the link's own making.
+        up = up.with(libc::IFLA_AF_SPEC, &no_own_address());
+    }
+    ask(socket, up).what(format_args!("bring up {}", link.name))?;
     for address in &link.addresses {
         let (ip, prefix) = parse_cidr(address)?;
         tolerate_existing(ask(socket, address_message(libc::RTM_NEWADDR, index, ip, prefix)))
@@ -234,6 +253,18 @@ fn configure_link(socket: &OwnedFd, link: &Link) -> Result<()> {
             .what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
     }
     Ok(())
+}
+
+/// AF_INET6's attributes, nested: IFLA_INET6_ADDR_GEN_MODE = none.
+fn no_own_address() -> Vec<u8> {
+    const ADDR_GEN_MODE: u16 = 8;
+    const NONE: u8 = 1;
+    let mut bytes = Vec::with_capacity(12);
+    for number in [12, libc::AF_INET6 as u16, 5, ADDR_GEN_MODE] {
+        bytes.extend_from_slice(&number.to_ne_bytes());
+    }
+    bytes.extend_from_slice(&[NONE, 0, 0, 0]);
+    bytes
 }
 
 fn rename(socket: &OwnedFd, index: u32, name: &str) -> rustix::io::Result<()> {

@@ -87,6 +87,9 @@ impl Agent {
     async fn freeze(self) -> Result<FreezeGuestResponse> {
         let mut frozen = self.inner.frozen.write().await;
         if frozen.is_none() {
+            if self.inner.workshop.cgroups.is_none() && !self.containers().is_empty() {
+                return Err(Error::new(Kind::Unsupported, "without cgroups no container can be frozen"));
+            }
             let workshop = self.inner.workshop.clone();
             let freezing = move || Frozen::freeze(workshop.cgroups.as_deref(), &workshop.disks.writable());
             *frozen = Some(blocking(freezing).await?);

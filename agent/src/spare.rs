@@ -5,10 +5,11 @@
 //! Its mount namespace is as old as it is: it serves containers that need no mount the agent made since.
 
 use std::ffi::CString;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
@@ -22,6 +23,7 @@ use crate::proto::CreateContainerRequest;
 use crate::reaper::{Child, Reaper};
 use crate::sys;
 
+const READY_DEADLINE: Duration = Duration::from_secs(10);
 /// Standard streams and the container's root.
 const FDS: usize = 4;
 const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWPID | libc::CLONE_NEWIPC;
@@ -48,7 +50,16 @@ impl Spare {
             cgroup: None,
         };
         let child = reaper.spawn(&spawn).what("start a spare container-init")?;
-        Ok(Self { child, socket: ours })
+        drop(theirs);
+        let spare = Self { child, socket: ours };
+        // Saved half-way, it would have its beginning before it in every clone.
+        spare.wait_ready().inspect_err(|_| spare.end())?;
+        Ok(spare)
+    }
+
+    fn wait_ready(&self) -> Result<()> {
+        self.socket.set_read_timeout(Some(READY_DEADLINE)).what("set a deadline")?;
+        (&self.socket).read_exact(&mut [0]).what("wait for a spare container-init")
     }
 
     /// Whether that container finds in it all that it is to be made of.
@@ -92,7 +103,8 @@ impl Spare {
 }
 
 /// The other end: takes the streams for its own, and returns the root.
-pub fn receive(socket: &UnixStream) -> Result<OwnedFd> {
+pub fn receive(mut socket: &UnixStream) -> Result<OwnedFd> {
+    socket.write_all(b"r").what("say that it is ready")?;
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];

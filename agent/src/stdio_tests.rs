@@ -145,3 +145,26 @@ fn input_stops_where_the_process_stops_reading() {
         assert_eq!(input.write(b"ghi").await, 0);
     });
 }
+
+#[test]
+fn what_is_forgotten_is_read_on_and_thrown_away() {
+    in_runtime(async {
+        let (source, mut sink) = std::io::pipe().unwrap();
+        let output = Output::new(1);
+        let mut reader = output.attach(0).unwrap();
+        let pump =
+            tokio::spawn(output.clone().pump(Stream::Stdout, watched(source.into(), Interest::READABLE).unwrap()));
+        let writer = std::thread::spawn(move || {
+            use std::io::Write;
+            sink.write_all(&vec![b'x'; 4 * RING]).unwrap();
+        });
+        while output.end_offset() < RING as u64 {
+            tokio::task::yield_now().await;
+        }
+        output.forget();
+        pump.await.unwrap();
+        writer.join().unwrap();
+        assert!(reader.next().await.is_none());
+        assert!(output.lock().bytes.is_empty());
+    });
+}

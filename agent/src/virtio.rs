@@ -42,15 +42,16 @@ impl Released {
         Ok(())
     }
 
-    /// Binds what was let go of; what fails is tried again by the next call.
-    pub fn bind(&self) -> Result<()> {
+    /// Binds what was let go of; what fails is tried again by the next call. True when there was something.
+    pub fn bind(&self) -> Result<bool> {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let any = !devices.is_empty();
         while let Some((driver, name)) = devices.first() {
             std::fs::write(self.drivers.join(driver).join("bind"), name)
                 .what(format_args!("bind {name} to {driver}"))?;
             devices.remove(0);
         }
-        Ok(())
+        Ok(any)
     }
 }
 
@@ -72,10 +73,10 @@ mod tests {
         let names: Vec<String> = released.devices.lock().unwrap().iter().map(|(_, name)| name.clone()).collect();
         assert_eq!(names, ["virtio0", "virtio3", "virtio2"]);
 
-        released.bind().unwrap();
+        assert!(released.bind().unwrap());
         assert_eq!(std::fs::read_to_string(scratch.0.join("virtio_net/bind")).unwrap(), "virtio2");
         std::fs::remove_file(scratch.0.join("virtio_net/bind")).unwrap();
-        released.bind().unwrap();
+        assert!(!released.bind().unwrap());
         assert!(!scratch.0.join("virtio_net/bind").exists());
     }
 

@@ -21,16 +21,13 @@ _ZEROS = bytes(BLOCK_BYTES)
 
 
 class Stamp(NamedTuple):
-    """What changes when a file does. The kernel's clock for times ticks every 10 ms at the slowest (``GRANULE_NS``)."""
+    """What changes when a file does."""
 
     device: int
     inode: int
     size_bytes: int
     mtime_ns: int
     ctime_ns: int
-
-
-GRANULE_NS = 20_000_000
 
 
 def stamp_of(status: os.stat_result) -> Stamp:

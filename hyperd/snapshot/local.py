@@ -12,7 +12,6 @@ import dataclasses
 import logging
 import secrets
 import threading
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -178,7 +177,7 @@ class LocalSnapshots:
             raise InvalidError("a snapshot without files", subject=draft.snapshot_id)
         await self._workers.call(draft.make_read_only, self._qemu_gid, synced=synced)
         await seals.settle(await self._workers.call(draft.newest_change_ns))
-        began_ns = time.time_ns()
+        began_ns = seals.file_clock_ns()
         saved, stamps = [], {}
         for name in draft.names:
             found, stamp = await self._hashers.call(draft.measure, name)

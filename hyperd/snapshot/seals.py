@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files were compared with their manifests in this process, and how they looked then.
 
-A file whose stamp is the same has the same content: what writes to a file moves its times. They move in ticks, so a
-file is sealed only when its last change lies more than a tick before the reading began. What goes through a mapping
-that was writable already is not seen (its first write moves the times): nobody may have one when a draft
-is published.
+A file whose stamp is the same has the same content: what writes to a file moves its times. The kernel takes them from a
+clock that ticks every few milliseconds: a file is sealed only when that clock had moved on from the last change before
+the reading began. What goes through a mapping that was writable already is not seen (its first write moves the times):
+nobody may have one when a draft is published.
 """
 
 import asyncio
@@ -20,9 +20,11 @@ from hyperd.host import files
 from hyperd.host.workers import Workers
 from hyperd.model.snapshot import SavedFile, Snapshot, SnapshotId
 from hyperd.snapshot import digest
-from hyperd.snapshot.digest import GRANULE_NS, Stamp
+from hyperd.snapshot.digest import Stamp
 from hyperd.snapshot.manifest import MANIFEST_NAME, encode
 
+_CLOCK_REALTIME_COARSE = 5  # clock_gettime(2); Python has no name for it
+TICKS_NS = 2 * round(time.clock_getres(_CLOCK_REALTIME_COARSE) * 1e9)
 HINT = "it was damaged or changed: remove it and make a new one"
 
 
@@ -68,7 +70,7 @@ class Seals:
         prefix = f"{snapshot.directory}/"
         path = prefix + MANIFEST_NAME
         if sealed.get(path) != _stamp(path):
-            began_ns = time.time_ns()
+            began_ns = file_clock_ns()
             stamp = _compare_manifest(snapshot)
             if is_settled(stamp, began_ns):
                 sealed[path] = stamp
@@ -86,21 +88,26 @@ class Seals:
     async def _verify(self, snapshot: Snapshot, saved: SavedFile) -> None:
         path = snapshot.path(saved.name)
         await settle(_stamp(str(path)).ctime_ns)
-        began_ns = time.time_ns()
+        began_ns = file_clock_ns()
         stamp = await self._hashers.call(_compare, path, saved)
         if is_settled(stamp, began_ns):
             self._sealed.setdefault(snapshot.manifest.snapshot_id, {})[str(path)] = stamp
 
 
+def file_clock_ns() -> int:
+    """The clock of which files get their times; where a kernel gives finer ones they are never behind it."""
+    return time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+
+
 def is_settled(stamp: Stamp, began_ns: int) -> bool:
-    """A change after ``began_ns`` will be seen."""
-    return stamp.ctime_ns + GRANULE_NS <= began_ns
+    """A change after ``began_ns``, by the files' clock, will be seen."""
+    return stamp.ctime_ns < began_ns
 
 
 async def settle(changed_ns: int) -> None:
-    """Until a change will be seen: a moment at most, also when the clock was set back."""
-    wait_ns = changed_ns + GRANULE_NS - time.time_ns()
-    if 0 < wait_ns <= GRANULE_NS:
+    """Until a change will be seen: two ticks at most, also when the clock was set back."""
+    wait_ns = changed_ns + TICKS_NS - time.time_ns()
+    if 0 < wait_ns <= TICKS_NS:
         await asyncio.sleep(wait_ns / 1e9)
 
 

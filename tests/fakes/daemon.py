@@ -312,14 +312,18 @@ class FakeSystem(system_pb2_grpc.SystemServiceServicer):
 
     async def GetInfo(self, request, context):
         await self._daemon.check(request, context)
-        running = sum(c.state == pb.CONTAINER_STATE_RUNNING for c in self._daemon.containers.values())
+        states = [container.state for container in self._daemon.containers.values()]
+        running, paused = (
+            states.count(state) for state in (pb.CONTAINER_STATE_RUNNING, pb.CONTAINER_STATE_PAUSED)
+        )
         return system_pb2.GetInfoResponse(
             version="0.1.0",
             accelerator="tcg",
             accelerator_reason="KVM: no hello from the agent in 5 s",
             containers=len(self._daemon.containers),
             containers_running=running,
-            containers_stopped=len(self._daemon.containers) - running,
+            containers_paused=paused,
+            containers_stopped=len(self._daemon.containers) - running - paused,
             images=len(self._daemon.images),
             state_dir="/var/lib/hyper",
             run_dir="/run/hyper",

@@ -9,7 +9,9 @@ from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateEr
 from hyperd.model.guest import (
     FIRST_PROCESS,
     ContainerId,
+    ContainerIdentity,
     GuestContainerState,
+    GuestIdentity,
     ProcessExit,
     ProcessId,
     ProcessPlan,
@@ -200,3 +202,47 @@ async def test_numbers_about_the_guest_and_its_container(site):
         await site.run(guest, SLEEP)
         assert (await guest.stats()).memory_usage_bytes > 0
         await guest.stats(BOX)
+
+
+async def test_devices_are_released_before_there_is_a_container_and_the_next_one_runs(site):
+    async with site.guest() as guest:
+        await guest.release_devices()
+        await guest.release_devices()
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+        assert await guest.wait_process(BOX, FIRST_PROCESS) == ProcessExit(3)
+        with pytest.raises(WrongStateError):
+            await guest.release_devices()
+
+
+async def test_nothing_is_made_in_a_frozen_guest(site):
+    async with site.guest() as guest:
+        await guest.thaw()
+        await guest.freeze()
+        await guest.freeze()
+        with pytest.raises(WrongStateError):
+            await guest.create_container(site.container(SLEEP))
+        with pytest.raises(WrongStateError):
+            await guest.release_devices()
+        await guest.thaw()
+        await guest.thaw()
+        await site.run(guest, TRUE)
+        assert await guest.wait_process(BOX, FIRST_PROCESS) == ProcessExit(0)
+
+
+async def test_an_identity_for_a_container_that_is_not_there_is_refused(site):
+    async with site.guest() as guest:
+        stranger = ContainerIdentity(ContainerId("0" * 64), "stranger")
+        with pytest.raises(NotFoundError):
+            await guest.configure(GuestIdentity("box", b"", containers=(stranger,)))
+
+
+async def test_a_list_says_what_output_is_still_kept(site):
+    async with site.guest() as guest:
+        await site.run(guest, TWO_STREAMS)
+        await guest.wait_process(BOX, FIRST_PROCESS)
+        reader = guest.read_output(BOX, FIRST_PROCESS, 2)
+        assert b"".join([chunk.data async for chunk in reader])
+        (status,) = await guest.list_containers()
+        (process,) = status.processes
+        assert (process.output_start_offset, process.output_end_offset) == (2, 6)

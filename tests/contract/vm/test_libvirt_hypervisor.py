@@ -50,6 +50,8 @@ async def test_qemu_has_no_rights(hypervisor: LibvirtHypervisor, lab: Lab) -> No
     assert status["NoNewPrivs"] == "1"
     assert status["Seccomp"] == "2"
     assert mount_namespace(vm.pid) != mount_namespace(os.getpid())
+    nodes = {path.name for path in Path(f"/proc/{vm.pid}/root/dev").iterdir() if not path.is_dir()}
+    assert nodes <= {"null", "full", "zero", "random", "urandom", "kvm", "ptmx"}
     await hypervisor.destroy(vm.sandbox_id)
 
 

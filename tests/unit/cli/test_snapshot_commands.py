@@ -54,6 +54,8 @@ def test_pause_and_unpause(daemon, web, hyper):
         "paused true true\n"
     )
     assert hyper("__complete", "unpause", "").out == "web\n"
+    form = "{{.ContainersRunning}} {{.ContainersPaused}} {{.ContainersStopped}}"
+    assert hyper("info", "-f", form).out == "0 1 0\n"
     assert hyper("unpause", "web").out == "web\n"
     assert web.state == pb.CONTAINER_STATE_RUNNING
 
