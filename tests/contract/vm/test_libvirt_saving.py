@@ -18,7 +18,7 @@ import pytest
 from hyperd.errors import NotFoundError, TimeoutExpiredError, UnavailableError
 from hyperd.host import process
 from hyperd.host.reaper import Reaper
-from hyperd.model.vm import MemoryFile, Nic, VmDefinition, own_uid
+from hyperd.model.vm import Disk, DiskFormat, MemoryFile, Nic, VmDefinition, own_uid
 from hyperd.vm.libvirt import LibvirtHypervisor
 from tests.contract.vm.killing import end_all, hold_and_kill, holder, require_running, resume_all
 from tests.contract.vm.lab import Lab, counted, eventually, new_id
@@ -51,6 +51,30 @@ async def test_clones_go_on_where_their_source_was_each_with_memory_of_its_own(
         )  # saved within a line, or between
         await hypervisor.destroy(clone.sandbox_id)
     assert [digest(path) for path in files] == before
+
+
+async def test_a_vm_with_an_image_s_disk_is_saved_and_goes_on_elsewhere(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    """It is a VMDK, with which QEMU refuses to migrate in the normal mode."""
+    extent, image = lab.qemu_file("extent", size_mib=1), lab.qemu_file("image.vmdk")
+    image.write_text(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n"
+        f'createType="twoGbMaxExtentFlat"\n\nRW 2048 FLAT "{extent.name}" 0\nddb.adapterType = "ide"\n'
+    )
+    disk = Disk("image", image, DiskFormat.VMDK, readonly=True)
+    source = dataclasses.replace(lab.define_source(shared=False), disks=(disk,))
+    await hypervisor.start(source)
+    await eventually(lambda: len(counted(source)) > 3)
+    state = lab.qemu_file("state")
+    await hypervisor.save(source.sandbox_id, state)
+    await hypervisor.resume(source.sandbox_id)
+    clone = lab.define_clone(source, state, disks=(disk,))
+    await hypervisor.start(clone)
+    for definition in (source, clone):
+        seen = len(counted(definition))
+        await eventually(lambda: len(counted(definition)) > seen + 3)  # noqa: B023
+        await hypervisor.destroy(definition.sandbox_id)
 
 
 async def test_a_vm_that_was_saved_goes_on_and_misses_nothing(
