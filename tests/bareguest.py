@@ -10,7 +10,6 @@
 RAM is a shared file while the source runs; clones map it privately. Each clone has a copy of the writable disk.
 """
 
-import contextlib
 import json
 import os
 import secrets
@@ -267,11 +266,10 @@ async def read_all(
 
 async def read_until(guest: Guest, text: str, container_id: ContainerId = BOX) -> str:
     found = ""
-    async with contextlib.aclosing(aiter(guest.read_output(container_id, FIRST_PROCESS, 0))) as chunks:
-        async for chunk in chunks:
-            found += chunk.data.decode()
-            if text in found:
-                return found
+    async for chunk in guest.read_output(container_id, FIRST_PROCESS, 0):
+        found += chunk.data.decode()
+        if text in found:
+            return found
     raise AssertionError(f"{text!r} did not come, but {found!r}")
 
 

@@ -5,6 +5,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ async def test_ids_and_forkpoint_are_no_obstacle_to_any_kind_of_container(bench)
     guest = await source.dial()
     await guest.configure(source.identity(**IDS))
     tmpfs = (GuestMount("/etc", "tmpfs"),)
-    kinds = {
+    kinds: dict[str, tuple[dict[str, Any], str]] = {
         "a": ({"privileged": True}, f"{SHOW_IDS}"),
         "b": ({"readonly_root": True}, f"{SHOW_IDS}"),
         "c": ({"mounts": tmpfs}, f"echo {MACHINE_ID}; cat /proc/sys/kernel/random/boot_id"),
