@@ -166,7 +166,7 @@ def _state(container: pb.Container) -> dict[str, Any]:
 
 
 def _start(report: pb.StartReport) -> dict[str, Any]:
-    """How the machine came to run; all empty while there is none."""
+    """How the last machine came to run; all empty when there was none."""
     return {
         "Path": report.path,
         "Note": report.note,

@@ -86,6 +86,7 @@ class Exited:
     exit: Exit
     started_at: datetime
     finished_at: datetime
+    start: StartReport | None = None  # how the run that ended began
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Failed:
     exit: Exit
     started_at: datetime | None
     finished_at: datetime
+    start: StartReport | None = None  # as in Exited; none of a start that failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +223,9 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
         case ((Running(facts) | Paused(facts) | Stopping(facts, None)), Stop(exit_)):
             return Stopping(facts, exit_)
         case ((Running(facts) | Paused(facts) | Stopping(facts)), Gone(exit_, at)):
-            return Exited(exit_, facts.started_at, at)
+            return Exited(exit_, facts.started_at, at, facts.start)
         case ((Running(facts) | Paused(facts) | Stopping(facts)), Lost(exit_, at)):
-            return Failed(exit_, facts.started_at, at)
+            return Failed(exit_, facts.started_at, at, facts.start)
         case ((Created() | Exited() | Failed() | Hibernated()), Remove()):
             return Removing()
     return state

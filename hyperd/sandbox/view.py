@@ -39,7 +39,15 @@ def view_of(
                 trouble=str(trouble) if trouble is not None and not isinstance(state, machine.Paused) else "",
             )
         case machine.Hibernated(_, facts, since):
-            return replace(shown, started_at=facts.started_at, finished_at=since, attachment=facts.attachment)
-        case machine.Exited(_, started_at, finished_at) | machine.Failed(_, started_at, finished_at):
-            return replace(shown, started_at=started_at, finished_at=finished_at)
+            return replace(
+                shown,
+                started_at=facts.started_at,
+                finished_at=since,
+                start=facts.start,
+                attachment=facts.attachment,
+            )
+        case machine.Exited(_, started_at, finished_at, start) | machine.Failed(
+            _, started_at, finished_at, start
+        ):
+            return replace(shown, started_at=started_at, finished_at=finished_at, start=start)
     return shown

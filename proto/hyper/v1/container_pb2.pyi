@@ -489,7 +489,7 @@ class Container(_message.Message):
     def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkAttachment]: ...
     @_builtins.property
     def start(self) -> Global___StartReport:
-        """of the last start, while a VM exists"""
+        """of the last start that a VM came of, also after its end"""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from datetime import UTC
 
 from hypothesis import strategies as st
 
-from hyperd.model.container import ContainerSpec, Exit, ExitReason, Ulimit
+from hyperd.model.container import ContainerSpec, Exit, ExitReason, StartPath, StartReport, Ulimit
 from hyperd.model.guest import TerminalSize
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility, SnapshotId
@@ -32,6 +32,9 @@ numbers = st.integers(0, 1 << 31)
 made_of = st.builds(
     Compatibility, texts, texts, texts, texts, texts, texts, texts, numbers, numbers, texts, numbers
 )
+reports = st.builds(
+    StartReport, st.sampled_from(StartPath), texts, st.dictionaries(texts, numbers, max_size=2)
+)
 facts = st.builds(
     machine.RunFacts,
     times,
@@ -41,6 +44,7 @@ facts = st.builds(
     texts,
     numbers,
     st.none() | attachments,
+    st.none() | reports,
     made_of=st.none() | made_of,
 )
 snapshot_ids = texts.map(SnapshotId)
@@ -53,8 +57,8 @@ states = st.one_of(
     st.builds(machine.Paused, facts),
     asleep,
     st.builds(machine.Stopping, facts, st.none() | exits),
-    st.builds(machine.Exited, exits, times, times),
-    st.builds(machine.Failed, exits, st.none() | times, times),
+    st.builds(machine.Exited, exits, times, times, st.none() | reports),
+    st.builds(machine.Failed, exits, st.none() | times, times, st.none() | reports),
     st.builds(machine.Removing),
 )
 events = st.one_of(

@@ -78,6 +78,15 @@ def test_the_first_end_counts(run: machine.RunFacts, first: Exit, second: Exit) 
     assert ending == Stopping(run, first)
 
 
+@given(facts, exits, times)
+def test_how_it_began_is_known_when_it_has_ended(run: machine.RunFacts, exit_: Exit, at) -> None:
+    for up in (Running(run), Paused(run), Stopping(run)):
+        for end in (machine.Gone(exit_, at), machine.Lost(exit_, at)):
+            after = step(up, end)
+            assert isinstance(after, Exited | Failed)
+            assert after.start == run.start
+
+
 @given(states)
 def test_what_is_required_is_what_step_accepts(state: machine.State) -> None:
     for require, kinds in (

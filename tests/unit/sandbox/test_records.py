@@ -46,6 +46,13 @@ def test_every_state_survives_the_round_trip(state: machine.State) -> None:
     assert loads(type(state), dumps(state)) == state
 
 
+def test_an_end_that_was_recorded_without_its_start_is_read() -> None:
+    text = '{"exit":{"code":0,"reason":"exited"},"started_at":"2026-01-01T12:00:00+00:00",'
+    text += '"finished_at":"2026-01-01T12:00:00+00:00"}'
+    for kind in (machine.Exited, machine.Failed):
+        assert loads(kind, text) == kind(Exit(0, ExitReason.EXITED), NOW, NOW, None)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "1", '{"image": 1}', '{"image": "a", "unheard": 1}', '{"image": "a", "args": "x"}', "{}",
