@@ -6,14 +6,12 @@ import contextlib
 import grp
 import logging
 import os
-import platform as python_platform
 import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 
-from hyper.v1 import system_pb2
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
@@ -23,18 +21,16 @@ from hyperd.api import (
     serving,
 )
 from hyperd.config import Config
-from hyperd.doctor import check_host, network_check, template_check
+from hyperd.desk import Desk
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
-from hyperd.guest import PROTOCOL_VERSION, AgentDialer
+from hyperd.guest import AgentDialer
 from hyperd.host import systemd, users
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
 from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
-from hyperd.model.container import ContainerState, Sizing
-from hyperd.model.host import HostCheck
-from hyperd.model.snapshot import Snapshot
+from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
 from hyperd.network import BridgeNetwork, BridgeSettings, Network
 from hyperd.sandbox import (
@@ -52,12 +48,10 @@ from hyperd.sandbox import (
     Runner,
     RunSettings,
     Services,
-    Shape,
     TemplateBuilder,
     Templates,
     TemplateSettings,
     fingerprint,
-    is_running,
 )
 from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage
@@ -65,8 +59,6 @@ from hyperd.vm.libvirt import HypervisorCapabilities, LibvirtHypervisor, Libvirt
 
 log = logging.getLogger(__name__)
 
-VERSION = "0.1.0"
-API_VERSION = "1"
 RECONNECT_TIMEOUT_S = 10.0
 # reboot=t with QEMU's -no-reboot: a panicking guest ends its VM instead of hanging. The serial console is slow: quiet.
 GUEST_CMDLINE = "console=ttyS0 quiet panic=1 reboot=t no_timer_check"
@@ -127,13 +119,20 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         reviver = Reviver(runner, floor.files)
         services = Services(runner, records, ledger, chooser.choose, reviver, facts, _disk_owner(config))
         fleet = Fleet(services, _fleet_settings(config))
-        desk = _Desk(config, capabilities, chooser, fleet, images, network, templates)
+        desk = Desk(
+            config,
+            capabilities,
+            _libvirt_settings(config).connection_uri,
+            chooser,
+            fleet,
+            images,
+            network,
+            templates,
+        )
         await _run(config, fleet, images, desk, stop)
 
 
-async def _run(
-    config: Config, fleet: Fleet, images: OciImageStore, desk: "_Desk", stop: asyncio.Event
-) -> None:
+async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, stop: asyncio.Event) -> None:
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fleet.run(ready))
@@ -327,108 +326,6 @@ def _accelerator(
     return AcceleratorChooser(
         config.vm.accel, rooms.hypervisor, rooms.dialer, guest, runner.settings.paths, findings, files
     )
-
-
-class _Desk:
-    """Answers questions about the daemon itself."""
-
-    def __init__(
-        self,
-        config: Config,
-        capabilities: HypervisorCapabilities,
-        chooser: AcceleratorChooser,
-        fleet: Fleet,
-        images: OciImageStore,
-        network: Network,
-        templates: Templates,
-    ) -> None:
-        self.templates = templates
-        self._default_sizing = _fleet_settings(config).default_sizing
-        self._config = config
-        self._capabilities = capabilities
-        self._chooser = chooser
-        self._fleet = fleet
-        self._images = images
-        self._network = network
-
-    async def warm_up(self) -> None:
-        """Choose the accelerator and build the template that most will start from, before the first user needs them."""
-        try:
-            accelerator = await self._chooser.choose()
-        except HyperError as error:
-            log.error("no accelerator", extra={"error": str(error)})  # noqa: TRY400 - each start says it again
-            return
-        offer = await self.templates.offer(Shape(self._default_sizing, has_nic=True, accelerator=accelerator))
-        if offer.snapshot is None:
-            log.info("template", extra={"note": offer.note})
-
-    async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
-        """With a network and without. 0: the default. Raises as ``Templates.build``."""
-        default = self._default_sizing
-        sizing = Sizing(vcpus or default.vcpus, memory_mib or default.memory_mib)
-        accelerator = await self._chooser.choose()
-        return [await self.templates.build(Shape(sizing, has_nic, accelerator)) for has_nic in (True, False)]
-
-    def version(self) -> system_pb2.GetVersionResponse:
-        return system_pb2.GetVersionResponse(
-            version=VERSION,
-            api_version=API_VERSION,
-            agent_protocol_version=PROTOCOL_VERSION,
-            python_version=python_platform.python_version(),
-            qemu_version=self._capabilities.qemu_version,
-            libvirt_version=self._capabilities.libvirt_version,
-            host_kernel=python_platform.release(),
-            architecture=python_platform.machine(),
-        )
-
-    async def info(self) -> system_pb2.GetInfoResponse:
-        config = self._config
-        views = self._fleet.list_views((), everything=True)
-        paused = sum(view.state is ContainerState.PAUSED for view in views)
-        running = sum(is_running(view) for view in views) - paused
-        choice = self._chooser.choice
-        usage = os.statvfs(config.daemon.state_dir)
-        return system_pb2.GetInfoResponse(
-            version=VERSION,
-            accelerator=choice.accelerator.value if choice else "",
-            accelerator_reason=choice.reason if choice else "the probe has not ended yet",
-            containers=len(views),
-            containers_running=running,
-            containers_paused=paused,
-            containers_stopped=len(views) - running - paused,
-            images=len(await self._images.list_images()),
-            state_dir=str(config.daemon.state_dir),
-            run_dir=str(config.daemon.run_dir),
-            hypervisor_uri=_libvirt_settings(config).connection_uri,
-            kernel_path=str(config.vm.kernel.resolve()),
-            initramfs_path=str(config.vm.initramfs.resolve()),
-            qemu_user=config.vm.qemu_user,
-            cpus=os.cpu_count() or 1,
-            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            host_kernel=python_platform.release(),
-            operating_system=_operating_system(),
-            state_free_bytes=usage.f_bavail * usage.f_frsize,
-            pid=os.getpid(),
-            default_memory_mib=config.vm.default_memory_mib,
-            default_vcpus=config.vm.default_vcpus,
-            bridge=config.network.bridge,
-            subnet=config.network.subnet,
-            network_trouble=str(self._network.trouble or ""),
-        )
-
-    async def checks(self) -> list[HostCheck]:
-        return [
-            *await check_host(self._config, self._chooser.choice),
-            network_check(self._network),
-            template_check(self._config, self.templates),
-        ]
-
-
-def _operating_system() -> str:
-    try:
-        return python_platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
-    except OSError:
-        return "Linux"
 
 
 def stop_on_signals(stop: asyncio.Event) -> None:

@@ -17,14 +17,15 @@ import grpc.aio
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import (
     container_pb2_grpc,
-    image_pb2,
     image_pb2_grpc,
     snapshot_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
 )
+from tests.fakes.daemon_images import FakeImages
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
-from tests.fakes.daemon_state import UP, Context, FakeDaemon, abort, ago, digest
+from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
+from tests.fakes.daemon_system import FakeSystem
 from tests.fakes.programs import FakeProcess, exited
 
 DEADLINE_S = 30
@@ -229,123 +230,6 @@ class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
                     process.resized.set()
                 case "signal":
                     process.signals.put_nowait(request.signal)
-
-
-class FakeImages(image_pb2_grpc.ImageServiceServicer):
-    def __init__(self, daemon: FakeDaemon) -> None:
-        self._daemon = daemon
-
-    async def PullImage(self, request, context):
-        await self._daemon.check(request, context)
-        name = request.reference.partition(":")[0]
-        if name not in self._daemon.pullable:
-            detail = system_pb2.ErrorDetail(
-                brief="not in the registry",
-                subject=request.reference,
-                evidence="manifest unknown",
-                hint="check the spelling",
-            )
-            await abort(context, grpc.StatusCode.NOT_FOUND, detail)
-        phases = (image_pb2.LAYER_PHASE_DOWNLOADING, image_pb2.LAYER_PHASE_CONVERTING)
-        layers = [digest(f"{name} {number}") for number in range(3)]
-        tag = request.reference.partition(":")[2] or "latest"
-        yield image_pb2.PullImageResponse(notice=f"{tag}: Pulling from library/{name}")
-        for layer in layers:
-            yield _progress(layer, image_pb2.LAYER_PHASE_WAITING, 0)
-        for layer in layers:
-            for phase in phases:
-                for done in range(0, 101, 10):
-                    await asyncio.sleep(self._daemon.pull_pace_s)
-                    yield _progress(layer, phase, done * 100_000)
-            yield _progress(layer, image_pb2.LAYER_PHASE_DONE, 10_000_000)
-        image = self._daemon.add_image(request.reference)
-        yield image_pb2.PullImageResponse(notice=f"Digest: {image.manifest_digest}")
-        yield image_pb2.PullImageResponse(notice=f"Status: Downloaded newer image for {name}:{tag}")
-        yield image_pb2.PullImageResponse(image=image)
-
-    async def ListImages(self, request, context):
-        await self._daemon.check(request, context)
-        return image_pb2.ListImagesResponse(images=list(reversed(self._daemon.images.values())))
-
-    async def InspectImage(self, request, context):
-        await self._daemon.check(request, context)
-        return image_pb2.InspectImageResponse(image=await self._require(request.image, context))
-
-    async def RemoveImage(self, request, context):
-        await self._daemon.check(request, context)
-        image = await self._require(request.image, context)
-        self._daemon.images = {k: v for k, v in self._daemon.images.items() if v.id != image.id}
-        return image_pb2.RemoveImageResponse(untagged=image.tags, deleted=[image.id])
-
-    async def _require(self, name: str, context: Context) -> image_pb2.Image:
-        image = self._daemon.find_image(name)
-        if image is None:
-            detail = system_pb2.ErrorDetail(brief="no such image", subject=name, reason="image-not-found")
-            await abort(context, grpc.StatusCode.NOT_FOUND, detail)
-        assert image is not None
-        return image
-
-
-def _progress(layer: str, phase: "image_pb2.LayerPhase.ValueType", done: int) -> image_pb2.PullImageResponse:
-    return image_pb2.PullImageResponse(
-        layer=image_pb2.LayerProgress(digest=layer, phase=phase, done_bytes=done, total_bytes=10_000_000)
-    )
-
-
-class FakeSystem(system_pb2_grpc.SystemServiceServicer):
-    def __init__(self, daemon: FakeDaemon) -> None:
-        self._daemon = daemon
-
-    async def GetVersion(self, request, context):
-        await self._daemon.check(request, context)
-        return system_pb2.GetVersionResponse(
-            version="0.1.0",
-            api_version="1",
-            agent_protocol_version=1,
-            python_version="3.11.2",
-            qemu_version="10.0.2",
-            libvirt_version="11.3.0",
-            guest_kernel="6.12.1-hyper",
-            host_kernel="6.1.0",
-            architecture="x86_64",
-        )
-
-    async def GetInfo(self, request, context):
-        await self._daemon.check(request, context)
-        states = [container.state for container in self._daemon.containers.values()]
-        running, paused = (
-            states.count(state) for state in (pb.CONTAINER_STATE_RUNNING, pb.CONTAINER_STATE_PAUSED)
-        )
-        return system_pb2.GetInfoResponse(
-            version="0.1.0",
-            accelerator="tcg",
-            accelerator_reason="KVM: no hello from the agent in 5 s",
-            containers=len(self._daemon.containers),
-            containers_running=running,
-            containers_paused=paused,
-            containers_stopped=len(self._daemon.containers) - running - paused,
-            images=len(self._daemon.images),
-            state_dir="/var/lib/hyper",
-            run_dir="/run/hyper",
-            hypervisor_uri="qemu:///embed?root=/var/lib/hyper/libvirt",
-            kernel_path="/usr/lib/hyper/vmlinux",
-            initramfs_path="/usr/lib/hyper/initramfs",
-            qemu_user="libvirt-qemu",
-            cpus=2,
-            memory_bytes=8 << 30,
-            host_kernel="6.1.0",
-            operating_system="Debian GNU/Linux 12 (bookworm)",
-            state_free_bytes=100 << 30,
-            pid=self._daemon.pid,
-            default_memory_mib=256,
-            default_vcpus=1,
-            bridge="hyper0",
-            subnet="10.88.0.0/16",
-        )
-
-    async def CheckHost(self, request, context):
-        await self._daemon.check(request, context)
-        return system_pb2.CheckHostResponse(checks=self._daemon.checks)
 
 
 @contextlib.asynccontextmanager

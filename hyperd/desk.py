@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers questions about the daemon itself: its version, what it stands on, what it found on this host."""
+
+import logging
+import os
+import platform as python_platform
+from dataclasses import dataclass
+
+from hyper.v1 import system_pb2
+from hyperd.config import Config
+from hyperd.doctor import check_host, network_check, template_check
+from hyperd.errors import HyperError
+from hyperd.guest import PROTOCOL_VERSION
+from hyperd.image import OciImageStore
+from hyperd.model.container import ContainerState, Sizing
+from hyperd.model.host import HostCheck
+from hyperd.model.snapshot import Snapshot
+from hyperd.network import Network
+from hyperd.sandbox import AcceleratorChooser, Fleet, Shape, Templates, is_running
+from hyperd.vm.libvirt import HypervisorCapabilities
+
+log = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+API_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    config: Config
+    capabilities: HypervisorCapabilities
+    hypervisor_uri: str
+    chooser: AcceleratorChooser
+    fleet: Fleet
+    images: OciImageStore
+    network: Network
+    templates: Templates
+
+    @property
+    def default_sizing(self) -> Sizing:
+        return Sizing(self.config.vm.default_vcpus, self.config.vm.default_memory_mib)
+
+    async def warm_up(self) -> None:
+        """Choose the accelerator and build the template that most will start from, before the first user needs them."""
+        try:
+            accelerator = await self.chooser.choose()
+        except HyperError as error:
+            log.error("no accelerator", extra={"error": str(error)})  # noqa: TRY400 - each start says it again
+            return
+        offer = await self.templates.offer(Shape(self.default_sizing, has_nic=True, accelerator=accelerator))
+        if offer.snapshot is None:
+            log.info("template", extra={"note": offer.note})
+
+    async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
+        """With a network and without. 0: the default. Raises as ``Templates.build``."""
+        default = self.default_sizing
+        sizing = Sizing(vcpus or default.vcpus, memory_mib or default.memory_mib)
+        accelerator = await self.chooser.choose()
+        return [await self.templates.build(Shape(sizing, has_nic, accelerator)) for has_nic in (True, False)]
+
+    def version(self) -> system_pb2.GetVersionResponse:
+        return system_pb2.GetVersionResponse(
+            version=VERSION,
+            api_version=API_VERSION,
+            agent_protocol_version=PROTOCOL_VERSION,
+            python_version=python_platform.python_version(),
+            qemu_version=self.capabilities.qemu_version,
+            libvirt_version=self.capabilities.libvirt_version,
+            host_kernel=python_platform.release(),
+            architecture=python_platform.machine(),
+        )
+
+    async def info(self) -> system_pb2.GetInfoResponse:
+        config = self.config
+        views = self.fleet.list_views((), everything=True)
+        paused = sum(view.state is ContainerState.PAUSED for view in views)
+        running = sum(is_running(view) for view in views) - paused
+        choice = self.chooser.choice
+        usage = os.statvfs(config.daemon.state_dir)
+        return system_pb2.GetInfoResponse(
+            version=VERSION,
+            accelerator=choice.accelerator.value if choice else "",
+            accelerator_reason=choice.reason if choice else "the probe has not ended yet",
+            containers=len(views),
+            containers_running=running,
+            containers_paused=paused,
+            containers_stopped=len(views) - running - paused,
+            images=len(await self.images.list_images()),
+            state_dir=str(config.daemon.state_dir),
+            run_dir=str(config.daemon.run_dir),
+            hypervisor_uri=self.hypervisor_uri,
+            kernel_path=str(config.vm.kernel.resolve()),
+            initramfs_path=str(config.vm.initramfs.resolve()),
+            qemu_user=config.vm.qemu_user,
+            cpus=os.cpu_count() or 1,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            host_kernel=python_platform.release(),
+            operating_system=_operating_system(),
+            state_free_bytes=usage.f_bavail * usage.f_frsize,
+            pid=os.getpid(),
+            default_memory_mib=config.vm.default_memory_mib,
+            default_vcpus=config.vm.default_vcpus,
+            bridge=config.network.bridge,
+            subnet=config.network.subnet,
+            network_trouble=str(self.network.trouble or ""),
+        )
+
+    async def checks(self) -> list[HostCheck]:
+        return [
+            *await check_host(self.config, self.chooser.choice),
+            network_check(self.network),
+            template_check(self.config, self.templates),
+        ]
+
+
+def _operating_system() -> str:
+    try:
+        return python_platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
+    except OSError:
+        return "Linux"
