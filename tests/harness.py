@@ -24,6 +24,12 @@ PREPARED_CACHE = Path(
     "/var/lib/hyper/libvirt/cache"
 )  # set-up filled it: no daemon of a test needs to probe QEMU again
 DEADLINE_S = 60.0
+BUILD_TIMEOUT_S = 200.0
+# What the daemon's log says of a template's build: before anything of it is there, and when nothing of it is left.
+BUILD_BEGAN = b" hyperd.sandbox.template template being built "
+BUILD_ENDED = tuple(
+    b" hyperd.sandbox.template %b " % word for word in (b"template built", b"template not built", b"bug")
+)
 _numbers = itertools.count()  # daemons that run side by side share neither bridge nor subnet
 
 
@@ -61,6 +67,7 @@ class Hyper:
         self.state_dir = self.home / "state"
         self.run_dir = self.home / "run"
         self.log = self.home / "hyperd.log"
+        self._told = 0  # where the log of this daemon begins, behind that of earlier ones
         self.bin = Path(sys.executable).parent
         number = next(_numbers)
         self.bridge, self.gateway = f"hyper{number}", f"10.213.{number}.1"
@@ -85,6 +92,7 @@ class Hyper:
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         flags = [f"--set={key}={value}" for key, value in self.settings.items()]
+        self._forget_builds()
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
                 [self.bin / "hyperd", *flags], stdout=log, stderr=log, start_new_session=True, cwd=self.home
@@ -100,6 +108,7 @@ class Hyper:
             self.daemon.terminate()
             self.daemon.wait(DEADLINE_S)
             self.daemon = None
+            self._forget_builds()
 
     def kill_daemon(self) -> None:
         """As the OOM killer would."""
@@ -107,6 +116,16 @@ class Hyper:
         self.daemon.kill()
         self.daemon.wait(DEADLINE_S)
         self.daemon = None
+        self._forget_builds()
+
+    def wait_for_template(self) -> None:
+        """Until the default size has its template and no other is being built: what starts now starts from it."""
+        templates = self.state_dir / "snapshots/template"
+        wait_until(
+            lambda: any(templates.glob("*/manifest.json")) and not self._builds()[1],
+            "the template of the default size",
+            timeout_s=BUILD_TIMEOUT_S,
+        )
 
     def run(
         self, *arguments: str, stdin: bytes | None = None, timeout_s: float = DEADLINE_S
@@ -139,13 +158,28 @@ class Hyper:
     def leaks(self) -> list[str]:
         """What is left of sandboxes although no container exists: processes, taps, leases, disks, sockets, mounts.
 
-        A template may be under way behind the last start's back: what goes by itself is no leak.
+        Looked at once; but while a template is being built, behind the last start's back, it is waited for.
         """
-        deadline = time.monotonic() + DEADLINE_S
-        pause = threading.Event()
-        while (left := self._left()) and time.monotonic() < deadline:
-            pause.wait(0.2)
-        return left
+        while True:
+            wait_until(lambda: not self._builds()[1], "templates are built", timeout_s=BUILD_TIMEOUT_S)
+            begun, _ = self._builds()
+            left = self._left()
+            if self._builds() == (begun, 0):
+                return left
+
+    def _builds(self) -> tuple[int, int]:
+        """How many builds of templates this daemon has begun, and how many of them are under way."""
+        if not self.log.exists():
+            return 0, 0
+        with self.log.open("rb") as log:
+            log.seek(self._told)
+            told = log.read()
+        begun = told.count(BUILD_BEGAN)
+        return begun, begun - sum(told.count(word) for word in BUILD_ENDED)
+
+    def _forget_builds(self) -> None:
+        """A daemon that is gone builds nothing."""
+        self._told = self.log.stat().st_size if self.log.exists() else 0
 
     def _left(self) -> list[str]:
         left = [f"process {pid}: {command}" for pid, command in self.qemu_processes().items()]
@@ -157,7 +191,8 @@ class Hyper:
         with contextlib.closing(sqlite3.connect(self.state_dir / "records.sqlite")) as records:
             left += [f"lease {row}" for row in records.execute("SELECT * FROM network_lease")]
             left += [f"record {row}" for row in records.execute("SELECT name FROM sandbox")]
-        left += [str(path) for path in (self.state_dir / "snapshots").glob(".draft-*")]
+        for saved in (".draft-*", "hibernation/*"):
+            left += [str(path) for path in (self.state_dir / "snapshots").glob(saved)]
         mounts = Path("/proc/mounts").read_text().splitlines()
         left += [line for line in mounts if f" {self.home}/" in line]
         return left

@@ -222,6 +222,7 @@ class Templates:
         self._ledger.admission.admit(SandboxId("template"), shape.sizing)
 
     def _launch(self, shape: Shape, key: Compatibility) -> "asyncio.Future[Snapshot]":
+        log.info("template being built", extra={"shape": str(shape)})  # before anything of it is there
         flight = asyncio.get_running_loop().create_future()
         flight.add_done_callback(_mark_heard)
         self._flights[key] = flight

@@ -13,6 +13,7 @@ from tests.harness import Hyper, hyper
 @pytest.fixture(scope="session")
 def shared() -> Iterator[Hyper]:
     with hyper() as host:
+        host.wait_for_template()  # what the tests start does not boot
         yield host
 
 

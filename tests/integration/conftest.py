@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import images
-from tests.harness import Hyper, hyper
+from tests.harness import BUILD_TIMEOUT_S, Hyper, hyper
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +28,7 @@ def shared(layouts: Path) -> Iterator[Hyper]:
     with hyper(accel="auto") as host:
         for name in ("busybox", "app"):
             host.ok("pull", "-q", f"oci:{layouts}/{name}:test.local/{name}:latest")
+        host.ok("template", "build", timeout_s=BUILD_TIMEOUT_S)  # what the tests start does not boot
         yield host
 
 

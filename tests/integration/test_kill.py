@@ -20,6 +20,7 @@ def own(layouts: Path) -> Iterator[Hyper]:
     """A daemon that the test may kill."""
     with hyper() as host:
         host.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
+        host.wait_for_template()  # no machine is there but the test's
         yield host
         left = host.ok("ps", "-aq").split()
         if left:

@@ -23,8 +23,11 @@ def test_a_detached_container_lives_through_its_whole_life(host: Hyper, name: st
     assert (refused.returncode, b'chdir to cwd ("/absent")' in refused.stderr) == (127, True)
     assert host.run("exec", name, "ls", "-d", "/absent").returncode == 1
     host.ok("stop", "-t", "1", name)
-    state = json.loads(host.ok("inspect", name))[0]["State"]
+    shown = json.loads(host.ok("inspect", name))[0]
+    state, start = shown["State"], shown["Start"]
     assert (state["Status"], state["ExitCode"], state["Running"]) == ("exited", 137, False)
+    assert (start["Path"], start["Note"]) == ("template", "")
+    assert [phase["Name"] for phase in start["Phases"]][-1] == "start"
     assert name not in host.ok("ps")
     assert name in host.ok("ps", "-a")
     host.ok("rm", name)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Hyper, hyper, wait_until
+from tests.harness import BUILD_TIMEOUT_S, Hyper, hyper, wait_until
 
 BUSYBOX = "test.local/busybox"
 COUNT = "i=0; while true; do i=$((i+1)); echo $i; echo $i > /last; sleep 0.2; done"
@@ -22,6 +22,9 @@ def own(layouts: Path) -> Iterator[Hyper]:
     """A daemon that the tests may kill."""
     with hyper(accel="auto") as host:
         host.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
+        host.ok(
+            "template", "build", "-m", MEMORY, timeout_s=BUILD_TIMEOUT_S
+        )  # no machine is there but the test's
         yield host
 
 

@@ -2,6 +2,7 @@
 """Templates: nobody waits for one, nobody fails for one, and a bad one goes."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from hyperd.errors import (
     UnsupportedError,
     WrongStateError,
 )
+from hyperd.log import TextFormatter
 from hyperd.model.container import ContainerState, Sizing, StartPath, StartReport
 from hyperd.model.host import CheckLevel
 from hyperd.model.snapshot import Snapshot, SnapshotKind
@@ -28,6 +30,7 @@ from tests.fakes.guest import FakeAgent
 from tests.fakes.hypervisor import qemu_died, restore_failed
 from tests.fakes.snapshot import no_space
 from tests.fakes.world import World, created, eventually, started
+from tests.harness import BUILD_BEGAN, BUILD_ENDED
 
 SHAPE = Shape(Sizing(1, 256), has_nic=True, accelerator=Accelerator.TCG)
 
@@ -79,6 +82,29 @@ async def test_the_first_start_boots_and_the_next_is_restored(world: World, flee
     assert (clone.memory_file.path, clone.memory_file.shared) == (snapshot.path("ram"), False)
     assert not clone.free_page_reporting
     await eventually(lambda: world.snapshots.touched == [snapshot.manifest.snapshot_id])
+
+
+async def test_the_log_says_when_a_build_begins_and_when_nothing_of_it_is_left(
+    world: World, fleet: Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The leak check of the other suites (tests/harness.py) goes by it."""
+    caplog.set_level(logging.INFO, "hyperd.sandbox.template")
+    formatter = TextFormatter()
+
+    def told() -> list[str]:
+        return [formatter.format(record) for record in caplog.records]
+
+    world.hypervisor.save_gate.clear()
+    building = asyncio.ensure_future(world.templates.build(SHAPE))
+    await eventually(lambda: bool(world.hypervisor.running))
+    assert [BUILD_BEGAN.decode() in line for line in told()] == [True]
+    world.hypervisor.save_gate.set()
+    await building
+    assert BUILD_ENDED[0].decode() in told()[-1]
+    world.hypervisor.fail_next_start = qemu_died()
+    with pytest.raises(HyperError):
+        await world.templates.build(Shape(Sizing(1, 128), has_nic=False, accelerator=Accelerator.TCG))
+    assert BUILD_ENDED[1].decode() in told()[-1]
 
 
 async def test_what_a_build_needed_is_gone_when_it_is_done(world: World, fleet: Fleet) -> None:
