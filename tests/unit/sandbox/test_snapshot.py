@@ -82,14 +82,16 @@ async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_r
     assert world.snapshots.get(SnapshotKind.SANDBOX, "first") == snapshot
 
 
-async def test_room_for_memory_in_use_and_disk_is_asked_for_first(world: World, fleet: Fleet) -> None:
-    handle = await started(fleet)
+async def test_room_for_all_memory_and_the_disk_is_asked_for_first_whatever_the_guest_says(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)  # the fake guest says that it uses 8 MiB
     world.snapshots.fail_next("begin", FULL)
     with pytest.raises(ExhaustedError):
         await handle.snapshot()
     assert "freeze" not in world.agent(handle).calls
     await handle.snapshot()
-    assert world.snapshots.needed == [16 << 20]  # 8 MiB in use by the fake guest, and the devices
+    assert world.snapshots.needed == [handle.record.sizing.memory_mib + 8 << 20]
 
 
 FAILURES = {
