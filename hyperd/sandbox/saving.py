@@ -80,8 +80,13 @@ class Saver:
                     await to_the_end(self.go_on(tenure))
                 raise
         except BaseException:
-            await to_the_end(self._rooms.snapshots.discard(draft))
+            await to_the_end(self._forget(draft))
             raise
+
+    async def _forget(self, draft: Draft) -> None:
+        """Published as well: who is told that it failed has nobody to remove it."""
+        await self._rooms.snapshots.discard(draft)
+        await self._rooms.snapshots.remove(draft.snapshot_id)
 
     async def _estimate(self, disk: Path | None) -> int:
         """At most. What a guest says it uses leaves out its page cache, and what it freed and did not clear; what its

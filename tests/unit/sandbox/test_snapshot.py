@@ -210,6 +210,19 @@ async def test_an_exec_meanwhile_waits_until_it_goes_on(world: World, fleet: Fle
     await execution.result().aclose()
 
 
+@pytest.mark.parametrize("verb", ["snapshot", "hibernate"])
+async def test_what_is_published_behind_a_caller_who_is_told_of_failure_does_not_stay(
+    world: World, fleet: Fleet, verb: str
+) -> None:
+    handle = await started(fleet)
+    world.snapshots.hold("published")
+    failing = asyncio.create_task(handle.snapshot("s") if verb == "snapshot" else handle.hibernate())
+    await eventually(world.snapshots.everything)
+    await handle.stop(timeout_s=5)
+    assert isinstance((await asyncio.gather(failing, return_exceptions=True))[0], HyperError)
+    require_no_snapshot(world)
+
+
 async def test_a_removal_by_force_does_not_wait_for_a_vm_that_does_not_go_on(
     world: World, fleet: Fleet
 ) -> None:
