@@ -372,9 +372,14 @@ class Tenure:
             except HyperError as error:
                 if not started.done():
                     started.set_exception(error)
-                return
-            if not started.done():
-                started.set_result(None)
+                    started.exception()  # heard, if nobody waits any more
+                if not isinstance(error, TimeoutExpiredError | UnavailableError):
+                    return
+                if not await self._kill_late(process_id):
+                    return
+            else:
+                if not started.done():
+                    started.set_result(None)
         guest: Guest | None = self.live.guest
         while guest is not None:
             try:
@@ -389,6 +394,26 @@ class Tenure:
                 return
             else:
                 return
+
+    async def _kill_late(self, process_id: ProcessId) -> bool:
+        """Of a process whose start was not answered in time: a guest that stood still may yet start it. Whether it is
+        there, killed; then it is carried to its end, or its output would block it.
+        """
+        while not self.is_ending:
+            while self.paused and not self.is_ending:
+                await self._changed.wait()
+            guest = self.live.guest
+            try:
+                await guest.signal(self._container_id, process_id, SIGKILL)
+            except TimeoutExpiredError:  # it stands still yet
+                continue
+            except UnavailableError:
+                await self.other_guest(guest)
+            except HyperError:  # it never came
+                return False
+            else:
+                return True
+        return False
 
     async def _carry_exec(self, guest: Guest, process_id: ProcessId, pump: Pump) -> ProcessExit:
         """Its output until the end; not until the end of a child that it left behind with its pipes in hand."""

@@ -50,8 +50,8 @@ class SnapshotStore(Protocol):
         lives on): writes are seen by their times as any other, but through a mapping that was dirty.
 
         Not ``lasting``: only for what is under way, so it need not survive a power cut (a template never does) and
-        nobody waits for the disk. Raises WrongStateError when the draft has ended, ExistsError when the name is taken in its kind; the draft is the
-        caller's to discard then.
+        nobody waits for the disk. Raises WrongStateError when the draft has ended, ExistsError when the name is taken
+        in its kind; the draft is the caller's to discard then.
         """
 
     async def discard(self, draft: Draft) -> None:
