@@ -5,11 +5,11 @@ import asyncio
 
 import pytest
 
-from hyperd.errors import HyperError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerState, ExecSpec, Exit, ExitReason
-from hyperd.model.guest import ProcessExit, Stream
+from hyperd.model.guest import FIRST_PROCESS, ContainerId, ProcessExit, ProcessId, ProcessPlan, Stream
 from hyperd.sandbox import Fleet, SandboxHandle
-from tests.fakes.guest import Script
+from tests.fakes.guest import FakeAgent, FakeProcess, Script
 from tests.fakes.world import World, eventually, started
 
 
@@ -118,6 +118,41 @@ async def test_a_connection_that_breaks_while_paused_is_no_trouble(world: World,
     await world.agent(handle).wait_called("set_clock")
     session = await handle.exec(ExecSpec(("true",)))
     await session.aclose()
+
+
+async def test_an_exec_that_starts_after_its_caller_was_told_of_a_timeout_is_killed_and_forgotten(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await started(fleet)
+    agent = world.agent(handle)
+    [container] = agent.containers.values()
+    late: list[FakeProcess] = []
+    execute = FakeAgent.exec
+
+    def answer_late(
+        agent: FakeAgent, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan
+    ) -> int:
+        execute(agent, container_id, process_id, plan)
+        late.append(container.processes[process_id])
+        raise TimeoutExpiredError("no answer")
+
+    monkeypatch.setattr(FakeAgent, "exec", answer_late)
+    with pytest.raises(TimeoutExpiredError):
+        await handle.exec(ExecSpec(("sleep",)))
+    await eventually(lambda: list(container.processes) == [FIRST_PROCESS])
+    assert [process.signals for process in late] == [[9]]
+
+
+async def test_an_exec_that_never_came_is_looked_for_once(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    agent = world.agent(handle)
+    agent.fail_next("exec_process", TimeoutExpiredError("no answer"))
+    with pytest.raises(TimeoutExpiredError):
+        await handle.exec(ExecSpec(("sleep",)))
+    await agent.wait_called("signal")
+    await handle.pause()
+    await handle.unpause()
+    assert agent.calls.count("signal") == 1
 
 
 async def test_two_who_pause_at_once_are_served_one_after_the_other(world: World, fleet: Fleet) -> None:
