@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One sandbox: what it is made of, its state, and what others see of it. What it does is driver.py's.
 
-A change of state is true at once, in memory; the record follows. Trouble is no state: the VM runs, and its agent cannot
-be reached at this moment.
+A change of state is true at once, in memory; the record follows. Where memory on disk depends on it, it is the other
+way round: true is what is recorded. Trouble is no state: the VM runs, and its agent cannot be reached at this moment.
 """
 
 import asyncio
@@ -38,6 +38,7 @@ from hyperd.sandbox.message import (
 from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live
+from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
 from hyperd.sandbox.view import view_of
 from hyperd.sandbox.waiting import Waiting
@@ -82,6 +83,7 @@ class SandboxInstance(Actor[Message]):
         self._removing = False
         self._operations: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._recording = asyncio.Lock()  # held while a state is being recorded that is not true before
         self._discarding = record.spec.auto_remove
 
     @property
@@ -174,6 +176,22 @@ class SandboxInstance(Actor[Message]):
         except HyperError as error:
             # Memory stays true; after a restart the record is held against what exists.
             log.error("state not saved", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
+
+    async def _record(self, event: machine.Event) -> None:
+        """As ``_advance``, but recorded first, power cut or not: raises, and nothing has changed, when it cannot be."""
+        after = machine.step(self.state, event)
+        if after == self.state:
+            return
+
+        async def record() -> None:
+            async with self._recording:
+                generation = self.generation + 1
+                records, sandbox_id = self.services.records, self.record.sandbox_id
+                await records.save_state(sandbox_id, after, generation, lasting=True)
+                self.state, self.generation = after, generation
+                self._changed.beat()
+
+        await to_the_end(record())  # should hyperd end meanwhile, it is still known which of the two is true
 
     def _tell_trouble(self, error: HyperError | None) -> None:
         """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""

@@ -8,6 +8,7 @@ off. An operation acts and then has the driver settle what it made true.
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 
 from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
 from hyperd.model.snapshot import Snapshot, SnapshotKind
@@ -18,7 +19,7 @@ from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpau
 from hyperd.sandbox.saving import Saver
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
-from hyperd.sandbox.waiting import resolve
+from hyperd.sandbox.waiting import fail, resolve
 from hyperd.vm.base import Hypervisor
 
 log = logging.getLogger(__name__)
@@ -26,21 +27,34 @@ log = logging.getLogger(__name__)
 
 class SandboxOperations(SandboxInstance):
     def _on_operation(self, ask: Operation) -> None:
-        task = self._spawn(self._operate(ask))
-        self._operations.add(task)
-
         def over(task: "asyncio.Task[None]") -> None:
             # Also when it was cancelled before its first step: nobody may wait for ever.
-            self._operations.discard(task)
-            self._changed.beat()
             if not ask.done.done():
                 ask.done.set_exception(WrongStateError("ended meanwhile", subject=self.subject))
                 ask.done.exception()
 
+        self._as_operation(self._operate(ask)).add_done_callback(over)
+
+    def _as_operation(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+        task = self._spawn(work)
+        self._operations.add(task)
+
+        def over(task: "asyncio.Task[None]") -> None:
+            self._operations.discard(task)
+            self._changed.beat()
+
         task.add_done_callback(over)
+        return task
 
     async def _on_settle(self, settle: Settle) -> None:
-        await self._advance(settle.event)
+        if isinstance(settle.event, machine.Slept):
+            try:
+                await self._record(settle.event)
+            except HyperError as error:
+                fail([settle.done], error)
+                return
+        else:
+            await self._advance(settle.event)
         if isinstance(self.state, machine.Hibernated):
             self._run += 1  # what the run that sleeps still reports is of no run
             self.tenure = self._trouble = None
@@ -134,18 +148,22 @@ class SandboxOperations(SandboxInstance):
             await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
             self._require_settled(machine.Hibernated)
         except BaseException:
-            if not isinstance(self.state, machine.Hibernated):
-                await to_the_end(self._stay_awake(saver, tenure))
+            if not await to_the_end(self._sleeps_after_all(saver, tenure)):
                 raise
         # From here on it sleeps, whatever comes: its VM goes now, or when the next hyperd finds it.
         await to_the_end(self._fall_asleep(tenure))
 
-    async def _stay_awake(self, saver: Saver, tenure: Tenure) -> None:
+    async def _sleeps_after_all(self, saver: Saver, tenure: Tenure) -> bool:
+        """Else it goes on, and what was saved of it goes first: its disk would be another."""
+        async with self._recording:
+            if isinstance(self.state, machine.Hibernated):
+                return True
+        await self._errands.forget_snapshots()
         try:
             await saver.go_on(tenure)
         except HyperError as error:
             log.warning("does not go on", extra={"sandbox": self.record.name, "error": str(error)})
-        await self._errands.forget_snapshots()
+        return False
 
     async def _fall_asleep(self, tenure: Tenure) -> None:
         await tenure.end_unnoticed()

@@ -5,6 +5,7 @@ Both come up frozen. That they run is recorded first, then they are thawed: a hy
 running and thaws them; one that is killed before finds them asleep as they were, or rolls back once more.
 """
 
+import asyncio
 import logging
 
 from hyperd.errors import HyperError, NotFoundError, WrongStateError
@@ -12,7 +13,7 @@ from hyperd.model.container import ExitReason
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
 from hyperd.sandbox import machine
 from hyperd.sandbox.instance import now
-from hyperd.sandbox.message import AskRollback, IsLost, News, Started, UpFailed
+from hyperd.sandbox.message import AskRollback, AskWake, News, UpFailed
 from hyperd.sandbox.operations import SandboxOperations
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live, now_ms
@@ -22,9 +23,16 @@ from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
 
+RETHAW_DELAY_S = 5.0  # after the tries that a thaw has itself
+
 
 class SleepingSandbox(SandboxOperations):
-    async def _on_wake(self, done: Started) -> None:
+    async def _on_wake(self, ask: AskWake) -> None:
+        done = ask.done
+        if isinstance(self.state, machine.Hibernated) and self._operations:
+            # Its VM is still going: what is taken for the new one would be given away with the old.
+            self._spawn(self._wait_still()).add_done_callback(lambda _: self.post(ask))
+            return
         match self.state:
             case machine.Running() | machine.Paused():
                 resolve_starts([done])
@@ -44,6 +52,14 @@ class SleepingSandbox(SandboxOperations):
         await self._advance(machine.Start(now()))
         origin = Origin(snapshot, own_disk=True)
         self._come_up(lambda: self._errands.revive(origin, log_goes_on=True))
+
+    async def _wait_still(self) -> None:
+        while self._operations:
+            await self._changed.wait()
+
+    async def _clear_away(self) -> None:
+        """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep."""
+        await self._errands.clean_up(None)
 
     async def _on_rollback(self, ask: AskRollback) -> None:
         if not isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed) or (
@@ -89,18 +105,48 @@ class SleepingSandbox(SandboxOperations):
         self._stop_asked = self._rumour = None
         self.renew_pump()
 
-    async def _let_go(self, tenure: Tenure, was: machine.Starting) -> None:
-        """It is recorded that it runs: now it may."""
-        run = self._run
+    async def _record_started(self, tenure: Tenure, was: machine.Starting, facts: machine.RunFacts) -> bool:
+        """One that sleeps, or rolls back, runs once that is recorded. Before it nothing of it has run: it can go."""
+        if was.asleep is None and was.back_to is None:
+            await self._advance(machine.Started(facts))
+            return True
         try:
-            await tenure.thaw()
+            await self._record(machine.Started(facts))
         except HyperError as error:
-            fail(self.waiting.starts, error)
-            self._post(run, IsLost(machine.lost(ExitReason.AGENT_LOST, f"could not be thawed\n{error}")))
-        else:
-            resolve_starts(self.waiting.starts)
-        if was.asleep is not None:
+            self.tenure, failure = None, UpFailed(error)
+
+            async def take_away() -> UpFailed:
+                await tenure.end_unnoticed()
+                return failure
+
+            self._send(take_away)
+            return False
+        return True
+
+    async def _let_go(self, tenure: Tenure, *, wakes: bool) -> None:
+        """It is recorded that it runs: now it may. Its memory on disk goes when it does, and no sooner."""
+        await self.keep_thawing(tenure)
+        if tenure.is_ending:
+            fail(self.waiting.starts, WrongStateError("ended meanwhile", subject=self.subject))
+            return
+        resolve_starts(self.waiting.starts)
+        if wakes:
             await self._errands.forget_snapshots()
+
+    async def keep_thawing(self, tenure: Tenure) -> None:
+        """Until it is, or its run is over: an agent that does not answer now may do so later."""
+        while not tenure.is_ending:
+            try:
+                await tenure.thaw()
+            except HyperError as error:
+                fail(self.waiting.starts, error)
+                if not tenure.is_ending:
+                    self._tell_trouble(error)
+                    await asyncio.sleep(RETHAW_DELAY_S)
+            else:
+                if self._trouble is not None:
+                    self._tell_trouble(None)
+                return
 
     async def _back_to_sleep(self, error: HyperError) -> None:
         """It could not be woken: all that it was is still there."""

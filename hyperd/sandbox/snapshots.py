@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from hyperd.errors import ExistsError, HyperError
 from hyperd.model.image import ImageId
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
+from hyperd.model.vm import SandboxId
 from hyperd.sandbox import names
 from hyperd.sandbox.source import title_of
 from hyperd.snapshot.base import SnapshotStore
@@ -64,8 +65,16 @@ class Snapshots:
             if "image_id" in snapshot.manifest.source
         }
 
-    async def tidy(self, asleep: Collection[SnapshotId]) -> None:
-        """When hyperd starts: those of forks that were cut short, and memory that no sandbox sleeps in, go."""
+    def memory_of(self, sandbox_id: SandboxId) -> Snapshot | None:
+        """The newest that it could wake from."""
+        found = self._store.list(SnapshotKind.HIBERNATION)
+        return next((item for item in found if _sandbox_of(item) == sandbox_id), None)
+
+    async def tidy(self, asleep: Collection[SnapshotId], unread: Collection[SandboxId]) -> None:
+        """When hyperd starts: those of forks that were cut short, and memory that no sandbox sleeps in, go.
+
+        ``unread``: whose records cannot be read. Whether these sleep another hyperd may know, so their memory stays.
+        """
         passing = [
             item
             for item in self._store.list(SnapshotKind.SANDBOX)
@@ -74,7 +83,7 @@ class Snapshots:
         forgotten = [
             item
             for item in self._store.list(SnapshotKind.HIBERNATION)
-            if item.manifest.snapshot_id not in asleep
+            if item.manifest.snapshot_id not in asleep and _sandbox_of(item) not in unread
         ]
         for snapshot in (*passing, *forgotten):
             await self.forget(snapshot.manifest.snapshot_id)
@@ -85,3 +94,7 @@ class Snapshots:
             await self._store.remove(snapshot_id)
         except HyperError as error:
             log.error("snapshot not removed", extra={"snapshot": snapshot_id[:12], "error": str(error)})  # noqa: TRY400
+
+
+def _sandbox_of(snapshot: Snapshot) -> str:
+    return snapshot.manifest.source.get("container_id", "")
