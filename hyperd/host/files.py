@@ -21,9 +21,11 @@ from hyperd.errors import (
     NotFoundError,
     UnavailableError,
 )
+from hyperd.host.workers import Wanted
 
 _FICLONE = 0x40049409  # linux/fs.h
 _CHUNK_BYTES = 4 << 20
+_RANGE_BYTES = 64 << 20  # copied by the kernel in one go: so long it takes until nobody wants a copy any more
 _NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 _CLONE_IMPOSSIBLE = frozenset(
     {errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM, errno.ENOSYS}
@@ -100,12 +102,15 @@ def copy_sparse(
     mode: int = 0o600,
     owner: tuple[int, int] | None = None,
     keep_free_bytes: int | None = None,
+    wanted: Wanted | None = None,
 ) -> None:
     """A copy under its name only when it is whole: shared blocks where the filesystem can (FICLONE), else data only.
 
     Not synced: for files that mean nothing after a power cut. An existing target is replaced. With ``keep_free_bytes``
     a copy of data that would leave less than that on the filesystem is refused before it begins (ExhaustedError).
+    When it is not ``wanted`` any more the target stays as it was (NotWantedError).
     """
+    wanted = wanted or Wanted()
     temporary = temporary_beside(target)
     try:
         with source.open("rb") as reader:
@@ -118,9 +123,10 @@ def copy_sparse(
                     if keep_free_bytes is not None:
                         need_bytes = os.fstat(reader.fileno()).st_blocks * 512
                         require_free(target.parent, need_bytes, keep_bytes=keep_free_bytes, what="a copy")
-                    _copy_data(reader.fileno(), descriptor)
+                    _copy_data(reader.fileno(), descriptor, wanted)
             finally:
                 os.close(descriptor)
+        wanted.require()
         temporary.rename(target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -137,11 +143,13 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _copy_data(source: int, target: int) -> None:
+def _copy_data(source: int, target: int, wanted: Wanted) -> None:
     size = os.fstat(source).st_size
     os.ftruncate(target, size)
     for start, end in data_extents(source, size):
-        _copy_range(source, target, start, end)
+        for offset in range(start, end, _RANGE_BYTES):
+            wanted.require()
+            _copy_range(source, target, offset, min(offset + _RANGE_BYTES, end))
 
 
 def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:

@@ -20,7 +20,8 @@ class Storage(Protocol):
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         """The sandbox's disk becomes a copy of ``source`` (reflink, else its data alone), whatever it was before.
 
-        Replaced at once or not at all. Raises NotFoundError (no such source), ExhaustedError.
+        Replaced at once or not at all, and never after the call has ended, cancelled or not.
+        Raises NotFoundError (no such source), ExhaustedError.
         """
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hyperd.errors import ExhaustedError, InvalidError, NotFoundError, UnavailableError
 from hyperd.host import files, process
-from hyperd.host.workers import Workers
+from hyperd.host.workers import Wanted, Workers
 from hyperd.model.vm import SandboxId
 
 DEFAULT_SIZE_BYTES = 10 << 30
@@ -94,10 +94,10 @@ class LocalStorage:
 
     async def create_writable(self, sandbox_id: SandboxId) -> Path:
         await self.prepare()
-        return await self._workers.call(self._create, sandbox_id)
+        return await self._workers.call_while_wanted(self._create, sandbox_id)
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
-        return await self._workers.call(self._adopt, sandbox_id, source)
+        return await self._workers.call_while_wanted(self._adopt, sandbox_id, source)
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         return await self._workers.call(self._existing, sandbox_id)
@@ -131,7 +131,7 @@ class LocalStorage:
         with files.file_errors(self._template):
             files.publish(temporary, self._template)
 
-    def _create(self, sandbox_id: SandboxId) -> Path:
+    def _create(self, wanted: Wanted, sandbox_id: SandboxId) -> Path:
         disk = self._disk(sandbox_id)
         owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
         with files.file_errors(disk):
@@ -143,14 +143,14 @@ class LocalStorage:
             try:
                 self._require_space(self._sandboxes)
                 files.make_directory(disk.parent, 0o711)
-                files.copy_sparse(self._template, disk, mode=0o600, owner=owner)
+                files.copy_sparse(self._template, disk, mode=0o600, owner=owner, wanted=wanted)
             except BaseException:
                 if not existed:
                     files.remove_tree(disk.parent)
                 raise
             return disk
 
-    def _adopt(self, sandbox_id: SandboxId, source: Path) -> Path:
+    def _adopt(self, wanted: Wanted, sandbox_id: SandboxId, source: Path) -> Path:
         disk = self._disk(sandbox_id)
         owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
         with files.file_errors(disk):
@@ -159,7 +159,9 @@ class LocalStorage:
             try:
                 files.make_directory(disk.parent, 0o711)
                 self._remove_half_made(disk)
-                files.copy_sparse(source, disk, mode=0o600, owner=owner, keep_free_bytes=RESERVE_BYTES)
+                files.copy_sparse(
+                    source, disk, mode=0o600, owner=owner, keep_free_bytes=RESERVE_BYTES, wanted=wanted
+                )
             except BaseException:
                 if not existed:
                     files.remove_tree(disk.parent)

@@ -2,6 +2,8 @@
 """One body, two subjects: the fake and real sparse files made by mkfs.ext4."""
 
 import asyncio
+import os
+import threading
 
 import pytest
 
@@ -89,6 +91,33 @@ async def test_a_source_that_is_missing_leaves_the_disk_as_it_was(local, tmp_pat
     with pytest.raises(NotFoundError):
         await local.adopt_writable(BOX, tmp_path / "none")
     assert (disk.stat().st_ino, names_in(disk.parent)) == (inode, ["writable.img"])
+
+
+async def test_a_cancelled_adoption_replaces_no_disk_behind_its_caller(tmp_path):
+    began, go_on = threading.Event(), threading.Event()
+
+    def owner_of(_: SandboxId) -> tuple[int, int]:  # is asked for on the way, in the thread
+        began.set()
+        assert go_on.wait(10)
+        return os.geteuid(), os.getegid()
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"old")
+    new.write_bytes(b"new")
+    local = LocalStorage(tmp_path / "state", size_bytes=1 << 30, owner_of=owner_of)
+    go_on.set()
+    disk = await local.adopt_writable(BOX, old)
+    began.clear()
+    go_on.clear()
+    adopting = asyncio.create_task(local.adopt_writable(BOX, new))
+    await asyncio.to_thread(began.wait, 10)
+    adopting.cancel()
+    asyncio.get_running_loop().call_later(0.05, go_on.set)
+    with pytest.raises(asyncio.CancelledError):
+        await adopting
+    assert go_on.is_set(), "the caller was let go while the thread still had the disk in hand"
+    local.close()
+    assert (disk.read_bytes(), names_in(disk.parent)) == (b"old", ["writable.img"])
 
 
 async def test_a_source_too_big_for_the_filesystem_is_refused_with_the_arithmetic(tmp_path):
