@@ -223,17 +223,31 @@ class SandboxInstance(Actor[Message]):
         if self.tenure is None:
             self._post(run, IsLost(exit_))
 
-    def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
+    def _come_up(
+        self,
+        errand: Callable[[], Awaitable[News | None]],
+        first: "asyncio.Task[None] | None" = None,
+    ) -> None:
+        """``first`` goes before it, and to its end: who cancels the errand is told that it was when both are over."""
         self._giving_up = False
         run = self._run
-        self._coming_up = self._send(errand)
+
+        async def carry_out() -> News | None:
+            if first is not None:
+                await asyncio.wait((first,))
+            return await errand()
+
+        self._coming_up = self._send(carry_out)
+
+        def tell(_: object) -> None:
+            self._post(run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject)))
 
         def came_up(task: "asyncio.Task[None]") -> None:
             # Here and not in the task: it may have been cancelled before its first step.
-            if task.cancelled():
-                self._post(
-                    run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject))
-                )
+            if task.cancelled() and first is not None and not first.done():
+                first.add_done_callback(tell)
+            elif task.cancelled():
+                tell(task)
 
         self._coming_up.add_done_callback(came_up)
 

@@ -13,7 +13,7 @@ from hyperd.model.container import ExitReason
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
 from hyperd.sandbox import machine
 from hyperd.sandbox.instance import now
-from hyperd.sandbox.message import AskRollback, AskWake, News, UpFailed
+from hyperd.sandbox.message import AskRollback, AskWake, UpFailed
 from hyperd.sandbox.operations import SandboxOperations
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live, now_ms
@@ -75,9 +75,13 @@ class SleepingSandbox(SandboxOperations):
             return
         self.waiting.starts.append(ask.done)
         tenure, self.tenure, self._trouble = self.tenure, None, None
+        coming_up, self._coming_up = self._coming_up, None
+        if coming_up is not None:  # what is being taken over is to end, and the next VM has its sockets
+            coming_up.cancel()
         self._begin_run()
         await self._advance(machine.RollBack(ask.origin.snapshot.manifest.snapshot_id, now()))
-        self._come_up(lambda: self._roll_back(tenure, ask.origin))
+        first = self._spawn(self._take_down(tenure, coming_up))
+        self._come_up(lambda: self._errands.revive(ask.origin), first)
 
     def _roll_forward(self, snapshot_id: SnapshotId) -> None:
         """An earlier hyperd was killed while it rolled back: the run of before is gone in any case."""
@@ -89,14 +93,26 @@ class SleepingSandbox(SandboxOperations):
             self._send(lambda: self._errands.clean_up(failure))
             return
         self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
-        self._come_up(lambda: self._roll_back(None, origin))
+        self._come_up(lambda: self._errands.revive(origin), self._spawn(self._take_down(None, None)))
 
-    async def _roll_back(self, tenure: Tenure | None, origin: Origin) -> News | None:
+    async def _take_down(self, tenure: Tenure | None, coming_up: "asyncio.Task[None] | None") -> None:
+        """All of the run that counts no more. Nothing of the next one may begin before."""
+        if coming_up is not None:
+            await asyncio.wait((coming_up,))
         if tenure is not None:
             await tenure.break_off()
             await tenure.end_unnoticed()
+        else:
+            await self._break_off_operations()
         await self._errands.clean_up(None)
-        return await self._errands.revive(origin)
+
+    async def _break_off_operations(self) -> None:
+        """Those that wait for an agent which will never answer them."""
+        under_way = set(self._operations)
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
 
     def _begin_run(self) -> None:
         self._start_called_ms = now_ms()
