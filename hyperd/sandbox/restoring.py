@@ -4,10 +4,11 @@
 import asyncio
 import logging
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from hyperd.errors import HyperError, InvalidError
+from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import machine
@@ -17,7 +18,7 @@ from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.revival import Origin, require_restorable
 from hyperd.sandbox.rooms import one_error
 from hyperd.sandbox.roster import Roster
-from hyperd.sandbox.source import parse_source, source_of, title_of
+from hyperd.sandbox.source import DISK, parse_source, source_of, title_of
 from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)
@@ -34,14 +35,17 @@ class RestoringFleet(Roster):
         ExhaustedError with the arithmetic, RestoreError.
         """
         snapshot = self.snapshots.get(reference)
-        return await self._detached(self._restore(snapshot, options))
+        return await self._detached(self._restore_in_use(snapshot, options))
 
     async def fork(self, reference: str, options: CloneOptions) -> tuple[list[ContainerView], int]:
         """A snapshot that nobody sees, and clones of it; and for how many ms the source stood still. All or none."""
         return await self._detached(self._fork(self._find(reference), options))
 
     async def roll_back(self, reference: str, snapshot_reference: str) -> None:
-        """The same sandbox, back at one of its own snapshots. Raises InvalidError for one of another's."""
+        """The same sandbox, back at one of its own snapshots. Raises InvalidError for one of another's.
+
+        What can be refused or fail is, as far as it can be told, before the run that there is has ended.
+        """
         driver, snapshot = self._find(reference), self.snapshots.get(snapshot_reference)
         source = parse_source(snapshot.manifest)
         if source.sandbox_id != driver.record.sandbox_id:
@@ -50,9 +54,32 @@ class RestoringFleet(Roster):
                 subject=title_of(snapshot),
                 hint=f"`hyper run --from-snapshot {snapshot_reference}` makes a clone of it",
             )
-        await self._require_restorable(snapshot, driver.record)
-        handle = SandboxHandle(driver)
-        await handle.roll_back(Origin(snapshot, output_offset=source.output_offset))
+        if driver.record.sandbox_id in self._rolling_back:
+            raise WrongStateError("is being rolled back", subject=driver.subject)
+        driver.require_can_roll_back()
+        await self._detached(
+            self._roll_back(driver, Origin(snapshot, back=True, output_offset=source.output_offset))
+        )
+
+    async def _roll_back(self, driver: SandboxDriver, origin: Origin) -> None:
+        rooms, snapshot, record = self._services.runner.rooms, origin.snapshot, driver.record
+        self._rolling_back.add(record.sandbox_id)
+        try:
+            with self.snapshots.in_use(snapshot):
+                await self._require_restorable(snapshot, record)
+                await rooms.images.root_disk(record.image_id)
+                staged = await rooms.storage.stage_writable(record.sandbox_id, snapshot.path(DISK))
+                try:
+                    await SandboxHandle(driver).roll_back(replace(origin, staged=staged))
+                except BaseException:
+                    await to_the_end(rooms.storage.discard_staged(record.sandbox_id))
+                    raise
+        finally:
+            self._rolling_back.discard(record.sandbox_id)
+
+    async def _restore_in_use(self, snapshot: Snapshot, options: CloneOptions) -> list[ContainerView]:
+        with self.snapshots.in_use(snapshot):
+            return await self._restore(snapshot, options)
 
     async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
         # All that can be refused is refused before the source stands still.
@@ -148,6 +175,11 @@ class RestoringFleet(Roster):
             else:
                 outcome.set_result(result)
 
+        def ended(_: object) -> None:
+            if not outcome.done():
+                outcome.set_exception(UnavailableError("hyperd is ending"))
+                outcome.exception()
+
         task = self._tasks.create_task(carry())
-        task.add_done_callback(lambda _: outcome.cancel())  # unless it has its outcome
+        task.add_done_callback(ended)
         return await asyncio.shield(outcome)

@@ -32,6 +32,7 @@ class Roster:
         self._drivers: dict[SandboxId, SandboxDriver] = {}
         self._tasks = asyncio.TaskGroup()
         self._creating: dict[str, ImageId] = {}  # by name
+        self._rolling_back: set[SandboxId] = set()
 
     def _taken(self) -> set[str]:
         return {driver.record.name for driver in self._present()} | set(self._creating)

@@ -61,14 +61,14 @@ class SleepingSandbox(SandboxOperations):
         """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep."""
         await self._errands.clean_up(None)
 
+    def require_can_roll_back(self) -> None:
+        possible = isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed)
+        if not possible or (self._ending and self.tenure is not None):
+            raise WrongStateError(f"is {machine.name_of(self.state)}", subject=self.subject)
+
     async def _on_rollback(self, ask: AskRollback) -> None:
-        if not isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed) or (
-            self._ending and self.tenure is not None
-        ):
-            brief = f"is {machine.name_of(self.state)}"
-            fail([ask.done], WrongStateError(brief, subject=self.subject))
-            return
         try:
+            self.require_can_roll_back()
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
             fail([ask.done], error)
@@ -87,7 +87,7 @@ class SleepingSandbox(SandboxOperations):
         """An earlier hyperd was killed while it rolled back: the run of before is gone in any case."""
         try:
             snapshot = self.services.runner.rooms.snapshots.get(SnapshotKind.SANDBOX, snapshot_id)
-            origin = Origin(snapshot, output_offset=parse_source(snapshot.manifest).output_offset)
+            origin = Origin(snapshot, back=True, output_offset=parse_source(snapshot.manifest).output_offset)
         except HyperError as error:
             failure = UpFailed(error)
             self._send(lambda: self._errands.clean_up(failure))

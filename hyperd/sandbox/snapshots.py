@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The snapshots that users see, and what the service keeps for itself among them."""
 
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 
-from hyperd.errors import ExistsError, HyperError
+from hyperd.errors import ExistsError, HyperError, WrongStateError
 from hyperd.model.image import ImageId
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import SandboxId
@@ -20,6 +22,7 @@ _PASSING = "yes"
 class Snapshots:
     def __init__(self, store: SnapshotStore) -> None:
         self._store = store
+        self._in_use: Counter[SnapshotId] = Counter()
 
     def list(self) -> list[Snapshot]:
         """Newest first, without those of forks under way."""
@@ -31,10 +34,24 @@ class Snapshots:
         return self._store.get(SnapshotKind.SANDBOX, reference)
 
     async def remove(self, reference: str) -> SnapshotId:
-        """Clones that run go on."""
-        snapshot_id = self.get(reference).manifest.snapshot_id
+        """Clones that run go on. Raises WrongStateError while something is being made from it."""
+        snapshot = self.get(reference)
+        snapshot_id = snapshot.manifest.snapshot_id
+        if self._in_use[snapshot_id]:
+            hint = "try again when that has ended"
+            raise WrongStateError("is being restored", subject=title_of(snapshot), hint=hint)
         await self._store.remove(snapshot_id)
         return snapshot_id
+
+    @contextlib.contextmanager
+    def in_use(self, snapshot: Snapshot) -> Iterator[None]:
+        """Its files are needed: it is not removed meanwhile."""
+        snapshot_id = snapshot.manifest.snapshot_id
+        self._in_use[snapshot_id] += 1
+        try:
+            yield
+        finally:
+            self._in_use[snapshot_id] -= 1
 
     def export(self, reference: str) -> AsyncGenerator[bytes]:
         return self._store.export(self.get(reference))
