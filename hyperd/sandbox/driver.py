@@ -29,6 +29,7 @@ from hyperd.sandbox.message import (
     Adopt,
     Ask,
     AskHibernate,
+    AskOfWhole,
     AskPause,
     AskRemove,
     AskRollback,
@@ -53,7 +54,7 @@ from hyperd.sandbox.message import (
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live
 from hyperd.sandbox.sleeping import SleepingSandbox
-from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
+from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ FINISH_TIMEOUT_S = 60.0
 
 
 class SandboxDriver(SleepingSandbox):
-    async def _handle(self, message: Message) -> None:
+    async def _handle(self, message: Message) -> None:  # noqa: PLR0912 - a message a branch
         match message:
+            case _ if self.pending and isinstance(message, AskOfWhole):
+                self._refuse_while_pending(message)
             case AskStart(done, origin):
                 await self._on_start(done, origin)
             case AskStop():
@@ -204,20 +207,8 @@ class SandboxDriver(SleepingSandbox):
             self._spawn(live.guest.close())
             return
         # First of all: should hyperd end in the middle of this, somebody has to hang up.
-        run = self._run
         exit_ = self.state.exit if isinstance(self.state, machine.Stopping) else None
-        self.tenure = Tenure(
-            self.record,
-            live,
-            self.pump,
-            self.journal,
-            self.services.runner,
-            lambda news: self._post(run, news),
-            self._tell_trouble,
-            self._spawn,
-        )
-        self.tenure.operations = self._operations
-        self.tenure.paused = isinstance(self.state, machine.Paused)
+        self.tenure = self._new_tenure(live)
         if frozen:
             self.pump.rebase(live.output_offset)
         if not frozen:  # listening comes before saving: nothing is lost by it, the process runs in any case

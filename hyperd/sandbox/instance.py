@@ -28,6 +28,7 @@ from hyperd.sandbox.errands import Errands, Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     Adopt,
+    Ask,
     AskStop,
     IsLost,
     Message,
@@ -64,6 +65,7 @@ class SandboxInstance(Actor[Message]):
         self.state = state
         self.generation = generation
         self.removed = False
+        self.pending = False  # a clone that stands still until its fellows are there, too
         self.waiting = Waiting()
         self.tenure: Tenure | None = None
         self.pump = self._new_pump()
@@ -152,6 +154,12 @@ class SandboxInstance(Actor[Message]):
             raise TimeoutExpiredError(
                 "is being saved, or paused", subject=self.subject, hint="try again when that has ended"
             ) from error
+
+    def require_whole(self) -> None:
+        """Nothing but its removal may be asked of a clone whose fellows are not there yet: it may never have been."""
+        if self.pending:
+            hint = "try again when it runs; `hyper rm -f` removes it and its fellows"
+            raise WrongStateError("is being restored", subject=self.subject, hint=hint)
 
     def renew_pump(self) -> None:
         """For a new run, unless somebody who attached before its start did so already."""
@@ -253,6 +261,29 @@ class SandboxInstance(Actor[Message]):
 
     def _post(self, run: int, news: News) -> None:
         self.post(OfRun(run, news))
+
+    def _refuse_while_pending(self, ask: Ask) -> None:
+        try:
+            self.require_whole()
+        except WrongStateError as error:
+            if not ask.done.done():
+                ask.done.set_exception(error)
+
+    def _new_tenure(self, live: Live) -> Tenure:
+        run = self._run
+        tenure = Tenure(
+            self.record,
+            live,
+            self.pump,
+            self.journal,
+            self.services.runner,
+            lambda news: self._post(run, news),
+            self._tell_trouble,
+            self._spawn,
+        )
+        tenure.operations = self._operations
+        tenure.paused = isinstance(self.state, machine.Paused)
+        return tenure
 
     def _new_pump(self) -> Pump:
         return Pump(assembly.container_id_of(self.record), FIRST_PROCESS, self.journal)

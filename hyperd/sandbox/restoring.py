@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 RESTORES_AT_ONCE = 16
+LET_GO_TIMEOUT_S = 30.0
 
 
 class RestoringFleet(Roster):
@@ -123,12 +124,17 @@ class RestoringFleet(Roster):
             for record in records:
                 services.ledger.release(record.sandbox_id)
             raise
-        handles = [SandboxHandle(self._admit(record, machine.Created(), 0)) for record in records]
+        drivers = [self._admit(record, machine.Created(), 0, pending=True) for record in records]
+        handles = [SandboxHandle(driver) for driver in drivers]
         try:
             await self._bring_to_life(handles, snapshot, options)
         except BaseException:
             await to_the_end(self._undo(handles))
             raise
+        # From here on they are containers like any other, and nothing of them is undone.
+        for driver in drivers:
+            driver.pending = False
+        await self._let_go(drivers)
         fields = {"snapshot": snapshot.manifest.snapshot_id[:12], "count": options.count}
         log.info("restored", extra=fields)
         return [handle.view() for handle in handles]
@@ -146,10 +152,14 @@ class RestoringFleet(Roster):
         async with one_error(), asyncio.TaskGroup() as tasks:
             for index, handle in enumerate(handles):
                 tasks.create_task(revive(index, handle))
-        await self._services.records.settle([handle.record.sandbox_id for handle in handles])
-        async with one_error(), asyncio.TaskGroup() as tasks:
-            for handle in handles:
-                tasks.create_task(handle.thaw())
+        # To its end: whether they are all there is known then, and it is either all or none.
+        await to_the_end(self._services.records.settle([handle.record.sandbox_id for handle in handles]))
+
+    async def _let_go(self, drivers: Sequence[SandboxDriver]) -> None:
+        """Each as soon as it can; one that cannot be thawed now is shown with its trouble, and tried again."""
+        letting = [driver.let_go() for driver in drivers]
+        if letting:
+            await asyncio.wait(letting, timeout=LET_GO_TIMEOUT_S)
 
     async def _undo(self, handles: Sequence[SandboxHandle]) -> None:
         async def remove(handle: SandboxHandle) -> None:

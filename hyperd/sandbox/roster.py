@@ -81,11 +81,14 @@ class Roster:
                 hint=f"`hyper rm {name}` frees it, or give another --name",
             )
 
-    def _admit(self, record: ContainerRecord, state: machine.State, generation: int) -> SandboxDriver:
+    def _admit(
+        self, record: ContainerRecord, state: machine.State, generation: int, *, pending: bool = False
+    ) -> SandboxDriver:
         journal = Journal(
             self._settings.log_dir / record.sandbox_id / "log", max_bytes=self._settings.log_max_bytes
         )
         driver = SandboxDriver(record, self._services, journal, state, generation)
+        driver.pending = pending
         self._drivers[record.sandbox_id] = driver
         self._tasks.create_task(self._drive(driver), name=f"sandbox {record.name}")
         return driver

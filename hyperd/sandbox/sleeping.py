@@ -11,7 +11,7 @@ import logging
 from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ExitReason
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
-from hyperd.sandbox import machine
+from hyperd.sandbox import machine, operations
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import AskRollback, AskWake, UpFailed
 from hyperd.sandbox.operations import SandboxOperations
@@ -22,8 +22,6 @@ from hyperd.sandbox.tenure import Tenure
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
-
-RETHAW_DELAY_S = 5.0  # after the tries that a thaw has itself
 
 
 class SleepingSandbox(SandboxOperations):
@@ -141,7 +139,7 @@ class SleepingSandbox(SandboxOperations):
 
     async def _let_go(self, tenure: Tenure, *, wakes: bool) -> None:
         """It is recorded that it runs: now it may. Its memory on disk goes when it does, and no sooner."""
-        await self.keep_thawing(tenure)
+        await self._keep_thawing(tenure)
         if tenure.is_ending:
             fail(self.waiting.starts, WrongStateError("ended meanwhile", subject=self.subject))
             return
@@ -149,7 +147,15 @@ class SleepingSandbox(SandboxOperations):
         if wakes:
             await self._errands.forget_snapshots()
 
-    async def keep_thawing(self, tenure: Tenure) -> None:
+    def let_go(self) -> "asyncio.Task[None]":
+        """A clone that was revived goes on."""
+        return self._spawn(self._let_clone_go())
+
+    async def _let_clone_go(self) -> None:
+        if self.tenure is not None:
+            await self._keep_thawing(self.tenure)
+
+    async def _keep_thawing(self, tenure: Tenure) -> None:
         """Until it is, or its run is over: an agent that does not answer now may do so later."""
         while not tenure.is_ending:
             try:
@@ -158,7 +164,7 @@ class SleepingSandbox(SandboxOperations):
                 fail(self.waiting.starts, error)
                 if not tenure.is_ending:
                     self._tell_trouble(error)
-                    await asyncio.sleep(RETHAW_DELAY_S)
+                    await asyncio.sleep(operations.RETRY_DELAY_S)
             else:
                 if self._trouble is not None:
                     self._tell_trouble(None)

@@ -139,7 +139,7 @@ async def test_one_that_lost_its_vm_when_it_was_saved_whole_sleeps(world: World,
 async def test_one_that_cannot_be_thawed_keeps_its_memory_until_it_is(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hyperd.sandbox.sleeping.RETHAW_DELAY_S", 0.001)
+    monkeypatch.setattr("hyperd.sandbox.operations.RETRY_DELAY_S", 0.001)
     busy, real = UnavailableError("the host is busy"), Tenure.thaw
     answers = False
 

@@ -273,3 +273,51 @@ def _release(world: World, handle: SandboxHandle, phase: str) -> None:
 def _reached(world: World, handle: SandboxHandle, phase: str) -> bool:
     calls = (*world.agent(handle).calls, *world.hypervisor.calls, *world.snapshots.calls)
     return phase in calls
+
+
+async def test_one_found_paused_that_cannot_be_saved_is_paused_again(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet)
+        reference = handle.record.sandbox_id
+        await handle.pause()
+    async with world.daemon() as fleet:
+        handle = fleet.get(reference)
+        world.snapshots.fail_next("begin", ExhaustedError("full"))
+        with pytest.raises(ExhaustedError):
+            await handle.snapshot()
+        assert handle.view().state is ContainerState.PAUSED
+        assert world.hypervisor.running[reference].paused
+
+
+@pytest.mark.parametrize("hibernate", [False, True])
+async def test_a_source_that_does_not_go_on_is_tried_again(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, hibernate: bool
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.operations.RETRY_DELAY_S", 0.001)
+    handle = await started(fleet)
+    vm, resume, broken = handle.record.sandbox_id, world.hypervisor.resume, True
+
+    async def resume_later(sandbox_id):
+        await asyncio.sleep(0)
+        if broken:
+            raise UnavailableError("does not answer")
+        await resume(sandbox_id)
+
+    monkeypatch.setattr(world.hypervisor, "resume", resume_later)
+    world.snapshots.fail_next("publish" if hibernate else "add_copy", ExhaustedError("full"))
+    with pytest.raises(HyperError):
+        await (handle.hibernate() if hibernate else handle.snapshot())
+    await eventually(lambda: handle.view().trouble)
+    assert world.hypervisor.running[vm].paused
+    broken = False
+    await eventually(lambda: not world.hypervisor.running[vm].paused and not world.agent(handle).frozen)
+    await eventually(lambda: not handle.view().trouble)
+
+
+async def test_unpause_lets_one_go_on_that_should_run(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    world.agent(handle).frozen = True
+    await world.hypervisor.pause(handle.record.sandbox_id)
+    await handle.unpause()
+    assert not world.hypervisor.running[handle.record.sandbox_id].paused
+    assert not world.agent(handle).frozen
