@@ -6,12 +6,12 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 
-from hyperd.errors import ExistsError, HyperError, WrongStateError
+from hyperd.errors import ExistsError, HyperError, InvalidError, RestoreError, WrongStateError
 from hyperd.model.image import ImageId
-from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
+from hyperd.model.snapshot import Manifest, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import names
-from hyperd.sandbox.source import title_of
+from hyperd.sandbox.source import parse_source, title_of
 from hyperd.snapshot.base import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class Snapshots:
     async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
         if name:
             self.require_free(name)
-        return await self._store.import_(stream, name=name)
+        return await self._store.import_(stream, name=name, require=_require_importable)
 
     def require_free(self, name: str) -> None:
         """Before a sandbox is stopped for it. Raises ExistsError, InvalidError."""
@@ -111,6 +111,16 @@ class Snapshots:
             await self._store.remove(snapshot_id)
         except HyperError as error:
             log.error("snapshot not removed", extra={"snapshot": snapshot_id[:12], "error": str(error)})  # noqa: TRY400
+
+
+def _require_importable(manifest: Manifest) -> None:
+    """Raises InvalidError for what no sandbox can be made from, and for a fork's: the next start would remove it."""
+    try:
+        source = parse_source(manifest)
+    except RestoreError as error:
+        raise InvalidError(error.brief, subject=error.subject, evidence=error.evidence) from error
+    if source.passing:
+        raise InvalidError("is of a fork that was under way", subject=f"snapshot {manifest.snapshot_id[:12]}")
 
 
 def _sandbox_of(snapshot: Snapshot) -> str:

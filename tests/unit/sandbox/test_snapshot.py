@@ -2,15 +2,25 @@
 """Snapshots of sandboxes that run: whole or not there, and the sandbox goes on whatever happens."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from hyperd.errors import ExhaustedError, ExistsError, HyperError, UnavailableError, WrongStateError
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    InvalidError,
+    UnavailableError,
+    WrongStateError,
+)
 from hyperd.model.container import ContainerState, ExecSpec
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import Fleet, SandboxHandle
 from hyperd.sandbox.source import parse_source
+from hyperd.snapshot import manifest as manifests
 from tests.fakes.guest import Script
 from tests.fakes.world import World, eventually, started
 
@@ -321,3 +331,34 @@ async def test_unpause_lets_one_go_on_that_should_run(world: World, fleet: Fleet
     await handle.unpause()
     assert not world.hypervisor.running[handle.record.sandbox_id].paused
     assert not world.agent(handle).frozen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pause_ms": "x"},
+        {"stopped_ms": str(1 << 32)},
+        {"output_offset": "-1"},
+        {"execs": "٣"},
+        {"vcpus": "1_0"},
+        {"passing": "yes"},
+        {"passing": "perhaps"},
+        {"container_id": "none"},
+    ],
+)
+async def test_what_no_sandbox_can_be_made_from_is_not_imported(
+    world: World, fleet: Fleet, change: dict[str, str]
+) -> None:
+    handle = await started(fleet)
+    snapshot = await handle.snapshot("s")
+    await fleet.snapshots.remove("s")
+
+    async def stream(source: dict[str, str]) -> AsyncIterator[bytes]:
+        yield manifests.encode(replace(snapshot.manifest, source=source))
+
+    with pytest.raises(InvalidError):
+        await fleet.snapshots.import_(stream({**snapshot.manifest.source, **change}))
+    assert fleet.snapshots.list() == []
+    assert not world.snapshots.drafts
+    await fleet.snapshots.import_(stream(dict(snapshot.manifest.source)))
+    assert len(fleet.snapshots.list()) == 1
