@@ -59,13 +59,15 @@ class Database:
 
         await self.transaction(work)
 
-    async def transaction(self, work: Transaction[R]) -> R:
+    async def transaction(self, work: Transaction[R], *, lasting: bool = False) -> R:
         """Run ``work`` on the database thread inside one transaction: all of it or nothing.
+
+        ``lasting``: when this returns it is on the disk, and so is all before it. Else a power cut may undo it.
 
         Raises ExhaustedError when the disk is full, UnavailableError for any other database error; what
         ``work`` itself raises passes through after the rollback.
         """
-        return await self._thread.call(self._transact, work)
+        return await self._thread.call(self._transact, work, lasting=lasting)
 
     def _make_private(self) -> None:
         """Records hold environments and arguments: root's alone. SQLite gives its -wal and -shm the same mode."""
@@ -89,7 +91,6 @@ class Database:
         try:
             connection.row_factory = sqlite3.Row
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS room_schema (room TEXT PRIMARY KEY, version INTEGER NOT NULL) STRICT"
@@ -99,11 +100,12 @@ class Database:
             raise self._translated(error) from error
         return connection
 
-    def _transact(self, work: Transaction[R]) -> R:
+    def _transact(self, work: Transaction[R], *, lasting: bool) -> R:
         connection = self._connection
         if connection is None:
             raise HyperError("the database is not open", subject=str(self._path))
         try:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if lasting else 'NORMAL'}")
             connection.execute("BEGIN IMMEDIATE")
             try:
                 result = work(connection)

@@ -8,13 +8,14 @@ from hyperd.sandbox.cloning import CloneOptions
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.facts import Facts
-from hyperd.sandbox.fleet import Fleet, FleetSettings, is_running
+from hyperd.sandbox.fleet import Fleet, is_running
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
+from hyperd.sandbox.roster import FleetSettings
 from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
 from hyperd.sandbox.template import Templates

@@ -29,6 +29,7 @@ from hyperd.sandbox.message import (
     Adopt,
     Ask,
     AskHibernate,
+    AskOfWhole,
     AskPause,
     AskRemove,
     AskRollback,
@@ -53,7 +54,7 @@ from hyperd.sandbox.message import (
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live
 from hyperd.sandbox.sleeping import SleepingSandbox
-from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE, Tenure
+from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ FINISH_TIMEOUT_S = 60.0
 
 
 class SandboxDriver(SleepingSandbox):
-    async def _handle(self, message: Message) -> None:
+    async def _handle(self, message: Message) -> None:  # noqa: PLR0912 - a message a branch
         match message:
+            case _ if self.pending and isinstance(message, AskOfWhole):
+                self._refuse_while_pending(message)
             case AskStart(done, origin):
                 await self._on_start(done, origin)
             case AskStop():
@@ -74,8 +77,8 @@ class SandboxDriver(SleepingSandbox):
                 await self._on_remove(done, force=force)
             case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate():
                 self._on_operation(message)
-            case AskWake(done):
-                await self._on_wake(done)
+            case AskWake():
+                await self._on_wake(message)
             case AskRollback():
                 await self._on_rollback(message)
             case Adopt(vm):
@@ -191,42 +194,37 @@ class SandboxDriver(SleepingSandbox):
                 await self._begin_removal()
             case machine.Exited() | machine.Failed() if self._discarding:
                 await self._begin_removal()
+            case machine.Hibernated():
+                self._as_operation(self._clear_away())
             case _ if vm is not None:
                 self._send(lambda: self._errands.clean_up(None))
 
-    async def _on_up(self, live: Live, refused: ProcessExit | None, *, frozen: bool) -> None:
+    async def _on_up(  # noqa: PLR0912 - what it was asked meanwhile, a branch each
+        self, live: Live, refused: ProcessExit | None, *, frozen: bool
+    ) -> None:
         self._coming_up = None
         if self._ending:  # while it was taken over its VM went, or it was removed
             self._spawn(live.guest.close())
             return
         # First of all: should hyperd end in the middle of this, somebody has to hang up.
-        run = self._run
         exit_ = self.state.exit if isinstance(self.state, machine.Stopping) else None
-        self.tenure = Tenure(
-            self.record,
-            live,
-            self.pump,
-            self.journal,
-            self.services.runner,
-            lambda news: self._post(run, news),
-            self._tell_trouble,
-            self._spawn,
-        )
-        self.tenure.operations = self._operations
-        self.tenure.paused = isinstance(self.state, machine.Paused)
+        self.tenure = self._new_tenure(live)
         if frozen:
             self.pump.rebase(live.output_offset)
-        # Listening comes before saving: nothing is lost by it, the process runs in any case.
-        self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
+        if not frozen:  # listening comes before saving: nothing is lost by it, the process runs in any case
+            self.tenure.begin(process_ended=exit_ is not None and not machine.is_lost(exit_))
         was = self.state
         if isinstance(was, machine.Starting):
             facts = self._facts_of(was, live)
-            await self._advance(machine.Started(facts))
+            if not await self._record_started(self.tenure, was, facts):
+                return
             log.info("running", extra={"sandbox": self.record.name, "start_ms": facts.start_ms})
+        if frozen:
+            self.tenure.begin()
         self._changed.beat()
         self.tenure.adopt_execs(live.execs)
         if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
-            self._spawn(self._let_go(self.tenure, was))
+            self._spawn(self._let_go(self.tenure, wakes=was.asleep is not None))
         else:
             resolve_starts(self.waiting.starts, refused)
         if self.waiting.removes:

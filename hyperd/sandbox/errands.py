@@ -6,7 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
-from hyperd.errors import HyperError, UnsupportedError
+from hyperd.errors import HyperError, UnavailableError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotKind
@@ -139,6 +139,7 @@ class Errands:
             self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
         )
         try:
+            await self._require_still(vm)
             await step_clock(live.guest)
             await thaw(live.guest)
             self._journal.open(await self._runner.examine_journal(self._journal), fresh=False)
@@ -147,6 +148,12 @@ class Errands:
             await live.guest.close()
             raise
         return live
+
+    async def _require_still(self, vm: VmStatus) -> None:
+        """Who answered may be the next VM's agent, which is not to be thawed by this one's errand."""
+        running = await self._runner.rooms.hypervisor.list_running()
+        if not any((other.sandbox_id, other.pid) == (vm.sandbox_id, vm.pid) for other in running):
+            raise UnavailableError("its VM is another by now", subject=f"container {self._record.name}")
 
     async def verify_gone(self, gone: VmGone, vm_pid: int) -> News | None:
         """Events are hints, and this one may be of an earlier run's VM: ask whether ours is there."""

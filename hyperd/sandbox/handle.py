@@ -77,10 +77,6 @@ class SandboxHandle:
         """Of a clone: return when it stands still where its snapshot was, with an identity of its own."""
         await self._start(origin)
 
-    async def thaw(self) -> None:
-        """Let a clone that was revived go on."""
-        await (await self._require_tenure()).thaw()
-
     async def stop(self, *, timeout_s: float | None = None, signal: int | None = None) -> None:
         """Return when the VM is off; at once when there is none."""
         spec = self.record.spec
@@ -227,6 +223,7 @@ class SandboxHandle:
         )
 
     async def _require_tenure(self) -> Tenure:
+        self._driver.require_whole()
         await self._driver.wait_moving()
         state = self._driver.state
         if not isinstance(state, machine.Stopping):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One sandbox: what it is made of, its state, and what others see of it. What it does is driver.py's.
 
-A change of state is true at once, in memory; the record follows. Trouble is no state: the VM runs, and its agent cannot
-be reached at this moment.
+A change of state is true at once, in memory; the record follows. Where memory on disk depends on it, it is the other
+way round: true is what is recorded. Trouble is no state: the VM runs, and its agent cannot be reached at this moment.
 """
 
 import asyncio
@@ -28,6 +28,7 @@ from hyperd.sandbox.errands import Errands, Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     Adopt,
+    Ask,
     AskStop,
     IsLost,
     Message,
@@ -38,6 +39,7 @@ from hyperd.sandbox.message import (
 from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live
+from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
 from hyperd.sandbox.view import view_of
 from hyperd.sandbox.waiting import Waiting
@@ -63,6 +65,7 @@ class SandboxInstance(Actor[Message]):
         self.state = state
         self.generation = generation
         self.removed = False
+        self.pending = False  # a clone that stands still until its fellows are there, too
         self.waiting = Waiting()
         self.tenure: Tenure | None = None
         self.pump = self._new_pump()
@@ -82,6 +85,7 @@ class SandboxInstance(Actor[Message]):
         self._removing = False
         self._operations: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
+        self._recording = asyncio.Lock()  # held while a state is being recorded that is not true before
         self._discarding = record.spec.auto_remove
 
     @property
@@ -151,6 +155,12 @@ class SandboxInstance(Actor[Message]):
                 "is being saved, or paused", subject=self.subject, hint="try again when that has ended"
             ) from error
 
+    def require_whole(self) -> None:
+        """Nothing but its removal may be asked of a clone whose fellows are not there yet: it may never have been."""
+        if self.pending:
+            hint = "try again when it runs; `hyper rm -f` removes it and its fellows"
+            raise WrongStateError("is being restored", subject=self.subject, hint=hint)
+
     def renew_pump(self) -> None:
         """For a new run, unless somebody who attached before its start did so already."""
         if self.pump.ended.is_set():
@@ -174,6 +184,22 @@ class SandboxInstance(Actor[Message]):
         except HyperError as error:
             # Memory stays true; after a restart the record is held against what exists.
             log.error("state not saved", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
+
+    async def _record(self, event: machine.Event) -> None:
+        """As ``_advance``, but recorded first, power cut or not: raises, and nothing has changed, when it cannot be."""
+        after = machine.step(self.state, event)
+        if after == self.state:
+            return
+
+        async def record() -> None:
+            async with self._recording:
+                generation = self.generation + 1
+                records, sandbox_id = self.services.records, self.record.sandbox_id
+                await records.save_state(sandbox_id, after, generation, lasting=True)
+                self.state, self.generation = after, generation
+                self._changed.beat()
+
+        await to_the_end(record())  # should hyperd end meanwhile, it is still known which of the two is true
 
     def _tell_trouble(self, error: HyperError | None) -> None:
         """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""
@@ -205,22 +231,59 @@ class SandboxInstance(Actor[Message]):
         if self.tenure is None:
             self._post(run, IsLost(exit_))
 
-    def _come_up(self, errand: Callable[[], Awaitable[News | None]]) -> None:
+    def _come_up(
+        self,
+        errand: Callable[[], Awaitable[News | None]],
+        first: "asyncio.Task[None] | None" = None,
+    ) -> None:
+        """``first`` goes before it, and to its end: who cancels the errand is told that it was when both are over."""
         self._giving_up = False
         run = self._run
-        self._coming_up = self._send(errand)
+
+        async def carry_out() -> News | None:
+            if first is not None:
+                await asyncio.wait((first,))
+            return await errand()
+
+        self._coming_up = self._send(carry_out)
+
+        def tell(_: object) -> None:
+            self._post(run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject)))
 
         def came_up(task: "asyncio.Task[None]") -> None:
             # Here and not in the task: it may have been cancelled before its first step.
-            if task.cancelled():
-                self._post(
-                    run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject))
-                )
+            if task.cancelled() and first is not None and not first.done():
+                first.add_done_callback(tell)
+            elif task.cancelled():
+                tell(task)
 
         self._coming_up.add_done_callback(came_up)
 
     def _post(self, run: int, news: News) -> None:
         self.post(OfRun(run, news))
+
+    def _refuse_while_pending(self, ask: Ask) -> None:
+        try:
+            self.require_whole()
+        except WrongStateError as error:
+            if not ask.done.done():
+                ask.done.set_exception(error)
+
+    def _new_tenure(self, live: Live) -> Tenure:
+        run = self._run
+        tenure = Tenure(
+            self.record,
+            live,
+            self.pump,
+            self.journal,
+            self.services.runner,
+            lambda news: self._post(run, news),
+            self._tell_trouble,
+            self._spawn,
+        )
+        tenure.operations = self._operations
+        tenure.paused = isinstance(self.state, machine.Paused)
+        return tenure
 
     def _new_pump(self) -> Pump:
         return Pump(assembly.container_id_of(self.record), FIRST_PROCESS, self.journal)

@@ -126,5 +126,6 @@ class OfRun:
 
 
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate
+AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
 Message = Ask | Adopt | OfRun | IsRemoved | VmGone

@@ -7,7 +7,9 @@ off. An operation acts and then has the driver settle what it made true.
 """
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator, Coroutine
 
 from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
 from hyperd.model.snapshot import Snapshot, SnapshotKind
@@ -18,29 +20,44 @@ from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpau
 from hyperd.sandbox.saving import Saver
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
-from hyperd.sandbox.waiting import resolve
+from hyperd.sandbox.waiting import fail, resolve
 from hyperd.vm.base import Hypervisor
 
 log = logging.getLogger(__name__)
 
+RETRY_DELAY_S = 5.0  # between two tries to have a VM go on
+
 
 class SandboxOperations(SandboxInstance):
     def _on_operation(self, ask: Operation) -> None:
-        task = self._spawn(self._operate(ask))
-        self._operations.add(task)
-
         def over(task: "asyncio.Task[None]") -> None:
             # Also when it was cancelled before its first step: nobody may wait for ever.
-            self._operations.discard(task)
-            self._changed.beat()
             if not ask.done.done():
                 ask.done.set_exception(WrongStateError("ended meanwhile", subject=self.subject))
                 ask.done.exception()
 
+        self._as_operation(self._operate(ask)).add_done_callback(over)
+
+    def _as_operation(self, work: Coroutine[object, object, None]) -> "asyncio.Task[None]":
+        task = self._spawn(work)
+        self._operations.add(task)
+
+        def over(task: "asyncio.Task[None]") -> None:
+            self._operations.discard(task)
+            self._changed.beat()
+
         task.add_done_callback(over)
+        return task
 
     async def _on_settle(self, settle: Settle) -> None:
-        await self._advance(settle.event)
+        if isinstance(settle.event, machine.Slept):
+            try:
+                await self._record(settle.event)
+            except HyperError as error:
+                fail([settle.done], error)
+                return
+        else:
+            await self._advance(settle.event)
         if isinstance(self.state, machine.Hibernated):
             self._run += 1  # what the run that sleeps still reports is of no run
             self.tenure = self._trouble = None
@@ -99,7 +116,10 @@ class SandboxOperations(SandboxInstance):
             raise WrongStateError(f"is {machine.name_of(self.state)} meanwhile", subject=self.subject)
 
     async def _unpause(self) -> None:
-        if isinstance(self.state, machine.Running):
+        if isinstance(self.state, machine.Running):  # perhaps one that did not go on when it was saved
+            await self._hypervisor.resume(self.record.sandbox_id)
+            if self.tenure is not None:
+                await self.tenure.thaw()
             return
         machine.require_paused(self.state, self.record.name)
         await self._hypervisor.resume(self.record.sandbox_id)
@@ -111,11 +131,11 @@ class SandboxOperations(SandboxInstance):
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = machine.require_up(self.state, self.record.name)
-        tenure = await self._require_tenure(facts)
-        saver = Saver(self.record, self.services, self.journal)
-        snapshot = await saver.save(
-            tenure, facts.made_of, SnapshotKind.SANDBOX, name=ask.name, passing=ask.passing
-        )
+        async with self._stood_still(facts) as tenure:
+            saver = Saver(self.record, self.services, self.journal)
+            snapshot = await saver.save(
+                tenure, facts.made_of, SnapshotKind.SANDBOX, name=ask.name, passing=ask.passing
+            )
         source = snapshot.manifest.source
         fields = {"sandbox": self.record.name, "snapshot": snapshot.manifest.snapshot_id[:12]}
         log.info(
@@ -127,25 +147,67 @@ class SandboxOperations(SandboxInstance):
         if isinstance(self.state, machine.Hibernated):
             return
         facts = machine.require_up(self.state, self.record.name)
-        tenure = await self._require_tenure(facts)
         saver = Saver(self.record, self.services, self.journal)
-        snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)
-        try:
-            await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
-            self._require_settled(machine.Hibernated)
-        except BaseException:
-            if not isinstance(self.state, machine.Hibernated):
-                await to_the_end(self._stay_awake(saver, tenure))
-                raise
+        async with self._stood_still(facts) as tenure:
+            snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)
+            try:
+                await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
+                self._require_settled(machine.Hibernated)
+            except BaseException:
+                if not await to_the_end(self._sleeps_after_all(saver, tenure)):
+                    raise
         # From here on it sleeps, whatever comes: its VM goes now, or when the next hyperd finds it.
         await to_the_end(self._fall_asleep(tenure))
 
-    async def _stay_awake(self, saver: Saver, tenure: Tenure) -> None:
+    async def _sleeps_after_all(self, saver: Saver, tenure: Tenure) -> bool:
+        """Else it goes on, and what was saved of it goes first: its disk would be another."""
+        async with self._recording:
+            if isinstance(self.state, machine.Hibernated):
+                return True
+        await self._errands.forget_snapshots()
         try:
             await saver.go_on(tenure)
         except HyperError as error:
             log.warning("does not go on", extra={"sandbox": self.record.name, "error": str(error)})
-        await self._errands.forget_snapshots()
+        return False
+
+    @contextlib.asynccontextmanager
+    async def _stood_still(self, facts: machine.RunFacts) -> AsyncIterator[Tenure]:
+        """For being saved. Whatever comes of that, what was paused stands still, and what ran runs."""
+        try:
+            tenure = await self._require_tenure(facts)
+        except BaseException:
+            await to_the_end(self._stand_again())
+            raise
+        try:
+            yield tenure
+        except HyperError:
+            self._spawn(self._keep_going(tenure))
+            await to_the_end(self._stand_again())
+            raise
+        except BaseException:  # stopped meanwhile, or hyperd is ending: nothing begins any more
+            await to_the_end(self._stand_again())
+            raise
+
+    async def _stand_again(self) -> None:
+        """One that is paused, and ran for as long as its agent was spoken to."""
+        if isinstance(self.state, machine.Paused):
+            await self._errands.pause_again()
+
+    async def _keep_going(self, tenure: Tenure) -> None:
+        """Of one that could not be saved: until it runs and is thawed, or is to stand still, or has ended."""
+        while self.tenure is tenure and not tenure.is_ending and isinstance(self.state, machine.Running):
+            try:
+                async with self._one_at_a_time:
+                    await self._hypervisor.resume(self.record.sandbox_id)
+                    await tenure.thaw()
+            except HyperError as error:
+                self._tell_trouble(error)
+                await asyncio.sleep(RETRY_DELAY_S)
+            else:
+                if self._trouble is not None:
+                    self._tell_trouble(None)
+                return
 
     async def _fall_asleep(self, tenure: Tenure) -> None:
         await tenure.end_unnoticed()
@@ -170,7 +232,6 @@ class SandboxOperations(SandboxInstance):
         except TimeoutError as error:
             if self._coming_up is not None:
                 self._coming_up.cancel()
-            await to_the_end(self._hypervisor.pause(self.record.sandbox_id))
             raise TimeoutExpiredError("its agent has not answered", subject=self.subject) from error
 
     def _take_over_again(self, facts: machine.RunFacts) -> None:

@@ -74,7 +74,10 @@ class Records:
 
         await self._database.transaction(work)
 
-    async def save_state(self, sandbox_id: SandboxId, state: machine.State, generation: int) -> None:
+    async def save_state(
+        self, sandbox_id: SandboxId, state: machine.State, generation: int, *, lasting: bool = False
+    ) -> None:
+        """``lasting``: it survives a power cut."""
         kind, body = _state_columns(state)
 
         def work(connection: sqlite3.Connection) -> None:
@@ -83,7 +86,7 @@ class Records:
                 (kind, body, generation, sandbox_id),
             )
 
-        await self._database.transaction(work)
+        await self._database.transaction(work, lasting=lasting)
 
     async def delete(self, sandbox_id: SandboxId) -> None:
         def work(connection: sqlite3.Connection) -> None:

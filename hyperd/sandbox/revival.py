@@ -11,6 +11,7 @@ import contextlib
 import os
 import uuid
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from hyperd.errors import RestoreError
 from hyperd.guest.base import Guest
@@ -25,13 +26,14 @@ from hyperd.model.guest import (
 )
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
-from hyperd.model.vm import Accelerator, VmDefinition
+from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import GuestSettings, Shape
 from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories, one_error
 from hyperd.sandbox.run import CLONE_HELLO_TIMEOUT_S, ENTROPY_BYTES, Live, Runner, execs_of
 from hyperd.sandbox.source import DISK
+from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.template_build import STATE
 
 _REPORTING = "free-page-reporting"
@@ -44,6 +46,8 @@ class Origin:
     snapshot: Snapshot
     fork: ForkIdentity | None = None
     own_disk: bool = False  # the sandbox's disk is as it was then; else it becomes a copy of the snapshot's
+    back: bool = False  # of a sandbox that has a disk: that stays until all is where it was
+    staged: Path | None = None  # the copy of the snapshot's disk that it goes ``back`` to, once there is one
     output_offset: int = 0  # up to here its log has the output already
 
 
@@ -78,18 +82,28 @@ class Reviver:
         phases: Phases,
     ) -> Live:
         """On any failure nothing stays but the writable disk and the lease. What runs is frozen."""
+        try:
+            return await self._revive(record, origin, accelerator, host, phases)
+        except BaseException:
+            if origin.back:
+                await to_the_end(self._rooms.storage.discard_staged(record.sandbox_id))
+            raise
+
+    async def _revive(
+        self,
+        record: ContainerRecord,
+        origin: Origin,
+        accelerator: Accelerator,
+        host: HostFacts,
+        phases: Phases,
+    ) -> Live:
         snapshot, rooms = origin.snapshot, self._rooms
         await rooms.snapshots.require_intact(snapshot)
         paths = self._settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
             async with one_error(), asyncio.TaskGroup() as tasks:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
-                disk = (
-                    rooms.storage.writable_path(record.sandbox_id)
-                    if origin.own_disk
-                    else rooms.storage.adopt_writable(record.sandbox_id, snapshot.path(DISK))
-                )
-                disk_task = tasks.create_task(disk)
+                disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
                 tasks.create_task(make_directories(paths, self._files))
                 attachment = await self._attach(record, stack)
             described = _like_saved(
@@ -124,6 +138,8 @@ class Reviver:
                 first = _first_process(record, containers)
                 await self._configure(guest, record, attachment, origin.fork)
                 phases.mark("configure")
+            if origin.back:  # the VM has it open, and it gets its name
+                await rooms.storage.adopt_staged(record.sandbox_id)
             return Live(
                 guest,
                 vm.pid,
@@ -137,6 +153,14 @@ class Reviver:
                 max(first.output_start_offset, min(origin.output_offset, first.output_end_offset)),
                 execs_of(containers),
             )
+
+    async def _disk(self, sandbox_id: SandboxId, origin: Origin) -> Path:
+        storage, source = self._rooms.storage, origin.snapshot.path(DISK)
+        if origin.own_disk:
+            return await storage.writable_path(sandbox_id)
+        if origin.back:
+            return origin.staged or await storage.stage_writable(sandbox_id, source)
+        return await storage.adopt_writable(sandbox_id, source)
 
     async def _configure(
         self,

@@ -14,6 +14,7 @@ import os
 import re
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import HyperError
@@ -222,6 +223,12 @@ class Runner:
     async def allocated_bytes(self, path: Path) -> int:
         with file_errors(path):
             return (await self._files.call(path.stat)).st_blocks * 512
+
+    async def disk_changed_at(self, sandbox_id: SandboxId) -> datetime:
+        """When the last byte was written to its writable disk. Raises NotFoundError."""
+        path = await self.rooms.storage.writable_path(sandbox_id)
+        with file_errors(path):
+            return datetime.fromtimestamp((await self._files.call(path.stat)).st_mtime, UTC)
 
     async def examine_journal(self, journal: Journal) -> Kept:
         return await self._files.call(journal.examine)

@@ -5,14 +5,15 @@ Both come up frozen. That they run is recorded first, then they are thawed: a hy
 running and thaws them; one that is killed before finds them asleep as they were, or rolls back once more.
 """
 
+import asyncio
 import logging
 
 from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ExitReason
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
-from hyperd.sandbox import machine
+from hyperd.sandbox import machine, operations
 from hyperd.sandbox.instance import now
-from hyperd.sandbox.message import AskRollback, IsLost, News, Started, UpFailed
+from hyperd.sandbox.message import AskRollback, AskWake, UpFailed
 from hyperd.sandbox.operations import SandboxOperations
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live, now_ms
@@ -24,7 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class SleepingSandbox(SandboxOperations):
-    async def _on_wake(self, done: Started) -> None:
+    async def _on_wake(self, ask: AskWake) -> None:
+        done = ask.done
+        if isinstance(self.state, machine.Hibernated) and self._operations:
+            # Its VM is still going: what is taken for the new one would be given away with the old.
+            self._spawn(self._wait_still()).add_done_callback(lambda _: self.post(ask))
+            return
         match self.state:
             case machine.Running() | machine.Paused():
                 resolve_starts([done])
@@ -45,42 +51,66 @@ class SleepingSandbox(SandboxOperations):
         origin = Origin(snapshot, own_disk=True)
         self._come_up(lambda: self._errands.revive(origin, log_goes_on=True))
 
+    async def _wait_still(self) -> None:
+        while self._operations:
+            await self._changed.wait()
+
+    async def _clear_away(self) -> None:
+        """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep."""
+        await self._errands.clean_up(None)
+
+    def require_can_roll_back(self) -> None:
+        possible = isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed)
+        if not possible or (self._ending and self.tenure is not None):
+            raise WrongStateError(f"is {machine.name_of(self.state)}", subject=self.subject)
+
     async def _on_rollback(self, ask: AskRollback) -> None:
-        if not isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed) or (
-            self._ending and self.tenure is not None
-        ):
-            brief = f"is {machine.name_of(self.state)}"
-            fail([ask.done], WrongStateError(brief, subject=self.subject))
-            return
         try:
+            self.require_can_roll_back()
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
             fail([ask.done], error)
             return
         self.waiting.starts.append(ask.done)
         tenure, self.tenure, self._trouble = self.tenure, None, None
+        coming_up, self._coming_up = self._coming_up, None
+        if coming_up is not None:  # what is being taken over is to end, and the next VM has its sockets
+            coming_up.cancel()
         self._begin_run()
         await self._advance(machine.RollBack(ask.origin.snapshot.manifest.snapshot_id, now()))
-        self._come_up(lambda: self._roll_back(tenure, ask.origin))
+        first = self._spawn(self._take_down(tenure, coming_up))
+        self._come_up(lambda: self._errands.revive(ask.origin), first)
 
     def _roll_forward(self, snapshot_id: SnapshotId) -> None:
         """An earlier hyperd was killed while it rolled back: the run of before is gone in any case."""
         try:
             snapshot = self.services.runner.rooms.snapshots.get(SnapshotKind.SANDBOX, snapshot_id)
-            origin = Origin(snapshot, output_offset=parse_source(snapshot.manifest).output_offset)
+            origin = Origin(snapshot, back=True, output_offset=parse_source(snapshot.manifest).output_offset)
         except HyperError as error:
             failure = UpFailed(error)
             self._send(lambda: self._errands.clean_up(failure))
             return
         self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
-        self._come_up(lambda: self._roll_back(None, origin))
+        self._come_up(lambda: self._errands.revive(origin), self._spawn(self._take_down(None, None)))
 
-    async def _roll_back(self, tenure: Tenure | None, origin: Origin) -> News | None:
+    async def _take_down(self, tenure: Tenure | None, coming_up: "asyncio.Task[None] | None") -> None:
+        """All of the run that counts no more. Nothing of the next one may begin before."""
+        if coming_up is not None:
+            await asyncio.wait((coming_up,))
         if tenure is not None:
             await tenure.break_off()
             await tenure.end_unnoticed()
+        else:
+            await self._break_off_operations()
         await self._errands.clean_up(None)
-        return await self._errands.revive(origin)
+
+    async def _break_off_operations(self) -> None:
+        """Those that wait for an agent which will never answer them."""
+        under_way = set(self._operations)
+        for task in under_way:
+            task.cancel()
+        if under_way:
+            await asyncio.wait(under_way)
 
     def _begin_run(self) -> None:
         self._start_called_ms = now_ms()
@@ -89,18 +119,56 @@ class SleepingSandbox(SandboxOperations):
         self._stop_asked = self._rumour = None
         self.renew_pump()
 
-    async def _let_go(self, tenure: Tenure, was: machine.Starting) -> None:
-        """It is recorded that it runs: now it may."""
-        run = self._run
+    async def _record_started(self, tenure: Tenure, was: machine.Starting, facts: machine.RunFacts) -> bool:
+        """One that sleeps, or rolls back, runs once that is recorded. Before it nothing of it has run: it can go."""
+        if was.asleep is None and was.back_to is None:
+            await self._advance(machine.Started(facts))
+            return True
         try:
-            await tenure.thaw()
+            await self._record(machine.Started(facts))
         except HyperError as error:
-            fail(self.waiting.starts, error)
-            self._post(run, IsLost(machine.lost(ExitReason.AGENT_LOST, f"could not be thawed\n{error}")))
-        else:
-            resolve_starts(self.waiting.starts)
-        if was.asleep is not None:
+            self.tenure, failure = None, UpFailed(error)
+
+            async def take_away() -> UpFailed:
+                await tenure.end_unnoticed()
+                return failure
+
+            self._send(take_away)
+            return False
+        return True
+
+    async def _let_go(self, tenure: Tenure, *, wakes: bool) -> None:
+        """It is recorded that it runs: now it may. Its memory on disk goes when it does, and no sooner."""
+        await self._keep_thawing(tenure)
+        if tenure.is_ending:
+            fail(self.waiting.starts, WrongStateError("ended meanwhile", subject=self.subject))
+            return
+        resolve_starts(self.waiting.starts)
+        if wakes:
             await self._errands.forget_snapshots()
+
+    def let_go(self) -> "asyncio.Task[None]":
+        """A clone that was revived goes on."""
+        return self._spawn(self._let_clone_go())
+
+    async def _let_clone_go(self) -> None:
+        if self.tenure is not None:
+            await self._keep_thawing(self.tenure)
+
+    async def _keep_thawing(self, tenure: Tenure) -> None:
+        """Until it is, or its run is over: an agent that does not answer now may do so later."""
+        while not tenure.is_ending:
+            try:
+                await tenure.thaw()
+            except HyperError as error:
+                fail(self.waiting.starts, error)
+                if not tenure.is_ending:
+                    self._tell_trouble(error)
+                    await asyncio.sleep(operations.RETRY_DELAY_S)
+            else:
+                if self._trouble is not None:
+                    self._tell_trouble(None)
+                return
 
     async def _back_to_sleep(self, error: HyperError) -> None:
         """It could not be woken: all that it was is still there."""

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The snapshots that users see, and what the service keeps for itself among them."""
 
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
 
-from hyperd.errors import ExistsError, HyperError
+from hyperd.errors import ExistsError, HyperError, InvalidError, RestoreError, WrongStateError
 from hyperd.model.image import ImageId
-from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
+from hyperd.model.snapshot import Manifest, Snapshot, SnapshotId, SnapshotKind
+from hyperd.model.vm import SandboxId
 from hyperd.sandbox import names
-from hyperd.sandbox.source import title_of
+from hyperd.sandbox.source import parse_source, title_of
 from hyperd.snapshot.base import SnapshotStore
 
 log = logging.getLogger(__name__)
@@ -19,6 +22,7 @@ _PASSING = "yes"
 class Snapshots:
     def __init__(self, store: SnapshotStore) -> None:
         self._store = store
+        self._in_use: Counter[SnapshotId] = Counter()
 
     def list(self) -> list[Snapshot]:
         """Newest first, without those of forks under way."""
@@ -30,10 +34,24 @@ class Snapshots:
         return self._store.get(SnapshotKind.SANDBOX, reference)
 
     async def remove(self, reference: str) -> SnapshotId:
-        """Clones that run go on."""
-        snapshot_id = self.get(reference).manifest.snapshot_id
+        """Clones that run go on. Raises WrongStateError while something is being made from it."""
+        snapshot = self.get(reference)
+        snapshot_id = snapshot.manifest.snapshot_id
+        if self._in_use[snapshot_id]:
+            hint = "try again when that has ended"
+            raise WrongStateError("is being restored", subject=title_of(snapshot), hint=hint)
         await self._store.remove(snapshot_id)
         return snapshot_id
+
+    @contextlib.contextmanager
+    def in_use(self, snapshot: Snapshot) -> Iterator[None]:
+        """Its files are needed: it is not removed meanwhile."""
+        snapshot_id = snapshot.manifest.snapshot_id
+        self._in_use[snapshot_id] += 1
+        try:
+            yield
+        finally:
+            self._in_use[snapshot_id] -= 1
 
     def export(self, reference: str) -> AsyncGenerator[bytes]:
         return self._store.export(self.get(reference))
@@ -41,7 +59,7 @@ class Snapshots:
     async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
         if name:
             self.require_free(name)
-        return await self._store.import_(stream, name=name)
+        return await self._store.import_(stream, name=name, require=_require_importable)
 
     def require_free(self, name: str) -> None:
         """Before a sandbox is stopped for it. Raises ExistsError, InvalidError."""
@@ -64,8 +82,16 @@ class Snapshots:
             if "image_id" in snapshot.manifest.source
         }
 
-    async def tidy(self, asleep: Collection[SnapshotId]) -> None:
-        """When hyperd starts: those of forks that were cut short, and memory that no sandbox sleeps in, go."""
+    def memory_of(self, sandbox_id: SandboxId) -> Snapshot | None:
+        """The newest that it could wake from."""
+        found = self._store.list(SnapshotKind.HIBERNATION)
+        return next((item for item in found if _sandbox_of(item) == sandbox_id), None)
+
+    async def tidy(self, asleep: Collection[SnapshotId], unread: Collection[SandboxId]) -> None:
+        """When hyperd starts: those of forks that were cut short, and memory that no sandbox sleeps in, go.
+
+        ``unread``: whose records cannot be read. Whether these sleep another hyperd may know, so their memory stays.
+        """
         passing = [
             item
             for item in self._store.list(SnapshotKind.SANDBOX)
@@ -74,7 +100,7 @@ class Snapshots:
         forgotten = [
             item
             for item in self._store.list(SnapshotKind.HIBERNATION)
-            if item.manifest.snapshot_id not in asleep
+            if item.manifest.snapshot_id not in asleep and _sandbox_of(item) not in unread
         ]
         for snapshot in (*passing, *forgotten):
             await self.forget(snapshot.manifest.snapshot_id)
@@ -85,3 +111,17 @@ class Snapshots:
             await self._store.remove(snapshot_id)
         except HyperError as error:
             log.error("snapshot not removed", extra={"snapshot": snapshot_id[:12], "error": str(error)})  # noqa: TRY400
+
+
+def _require_importable(manifest: Manifest) -> None:
+    """Raises InvalidError for what no sandbox can be made from, and for a fork's: the next start would remove it."""
+    try:
+        source = parse_source(manifest)
+    except RestoreError as error:
+        raise InvalidError(error.brief, subject=error.subject, evidence=error.evidence) from error
+    if source.passing:
+        raise InvalidError("is of a fork that was under way", subject=f"snapshot {manifest.snapshot_id[:12]}")
+
+
+def _sandbox_of(snapshot: Snapshot) -> str:
+    return snapshot.manifest.source.get("container_id", "")

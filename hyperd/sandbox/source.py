@@ -19,6 +19,7 @@ from hyperd.sandbox.records import dumps, loads
 
 DISK = "disk"  # the name of the writable disk's copy
 _ID = re.compile(r"[0-9a-f]{64}")
+_DIGITS = re.compile(r"[0-9]{1,20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +79,13 @@ def parse_source(manifest: Manifest) -> Source:
             spec=loads(ContainerSpec, given["spec"]),
             image_id=ImageId(given["image_id"]),
             command=tuple(str(word) for word in json.loads(given["command"])),
-            sizing=Sizing(int(given["vcpus"]), int(given["memory_mib"])),
+            sizing=Sizing(_number(given["vcpus"]), _number(given["memory_mib"])),
             container_id=ContainerId(given["guest_container_id"]),
-            output_offset=int(given["output_offset"]),
-            execs=int(given["execs"]),
-            pause_ms=int(given["pause_ms"]),
-            stopped_ms=int(given["stopped_ms"]),
-            passing=given["passing"] == "yes",
+            output_offset=_number(given["output_offset"], 1 << 63),
+            execs=_number(given["execs"]),
+            pause_ms=_number(given["pause_ms"]),
+            stopped_ms=_number(given["stopped_ms"]),
+            passing={"yes": True, "no": False}[given["passing"]],
         )
         assembly.require_valid(source.spec)
     except (KeyError, ValueError, TypeError, AttributeError, HyperError) as error:
@@ -101,6 +102,13 @@ def parse_source(manifest: Manifest) -> Source:
 def title_of(snapshot: Snapshot) -> str:
     """For people."""
     return f"snapshot {snapshot.manifest.name or snapshot.manifest.snapshot_id[:12]}"
+
+
+def _number(text: str, limit: int = 1 << 32) -> int:
+    """In decimal digits and nothing else, and below ``limit``: by default what a message of the API has room for."""
+    if not _DIGITS.fullmatch(text) or int(text) >= limit:
+        raise ValueError(f"{text[:80]!r} is not a number below {limit}")
+    return int(text)
 
 
 def _not_restorable(snapshot_id: SnapshotId, evidence: str) -> RestoreError:

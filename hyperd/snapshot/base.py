@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where saved virtual machines are kept. A snapshot is whole or it is not there."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Protocol
 
-from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
+from hyperd.model.snapshot import Compatibility, Manifest, Snapshot, SnapshotId, SnapshotKind
 
 
 class Draft(Protocol):
@@ -88,8 +88,16 @@ class SnapshotStore(Protocol):
         Of snapshots of sandboxes only (InvalidError). Raises RestoreError when it is not intact. Close it (``aclose``).
         """
 
-    async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
-        """The inverse. The stream is hostile: bounded, names checked, digests verified before it appears.
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        *,
+        name: str = "",
+        require: Callable[[Manifest], object] = lambda _: None,
+    ) -> Snapshot:
+        """The inverse. ``require`` refuses, by raising, a manifest whose source is none, before a file of it is read.
+
+        The stream is hostile: bounded, names checked, digests verified before it appears.
 
         Raises InvalidError (not such a stream, digest mismatch), ExistsError, ExhaustedError.
         """

@@ -13,7 +13,7 @@ import dataclasses
 import logging
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -146,13 +146,20 @@ class LocalSnapshots:
         finally:
             await self._workers.call(writer.close)
 
-    async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        *,
+        name: str = "",
+        require: Callable[[Manifest], object] = lambda _: None,
+    ) -> Snapshot:
         manifests.require_name(name)
         draft = await self.begin()
 
         def accept(manifest: Manifest) -> None:
             _require_movable(manifest.kind)
             self._catalog.require_free(manifest.kind, manifest.snapshot_id, name or manifest.name)
+            require(manifest)
 
         reader = ArchiveReader(draft, accept, keep_free_bytes=self._reserve_bytes)
         try:

@@ -24,6 +24,18 @@ class Storage(Protocol):
         Raises NotFoundError (no such source), ExhaustedError.
         """
 
+    async def stage_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        """A copy of ``source`` beside the sandbox's disk, which stays as it is; one that was there before goes.
+
+        Raises NotFoundError (no such source), ExhaustedError.
+        """
+
+    async def adopt_staged(self, sandbox_id: SandboxId) -> Path:
+        """What was staged is the sandbox's disk now, at once, also when a VM has it open. Raises NotFoundError."""
+
+    async def discard_staged(self, sandbox_id: SandboxId) -> None:
+        """Idempotent."""
+
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         """Raises NotFoundError."""
 

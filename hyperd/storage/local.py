@@ -99,6 +99,15 @@ class LocalStorage:
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         return await self._workers.call_while_wanted(self._adopt, sandbox_id, source)
 
+    async def stage_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        return await self._workers.call_while_wanted(self._stage, sandbox_id, source)
+
+    async def adopt_staged(self, sandbox_id: SandboxId) -> Path:
+        return await self._workers.call(self._adopt_staged, sandbox_id)
+
+    async def discard_staged(self, sandbox_id: SandboxId) -> None:
+        await self._workers.call(self._discard_staged, sandbox_id)
+
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         return await self._workers.call(self._existing, sandbox_id)
 
@@ -168,6 +177,26 @@ class LocalStorage:
                 raise
             return disk
 
+    def _stage(self, wanted: Wanted, sandbox_id: SandboxId, source: Path) -> Path:
+        staged = self._staged(sandbox_id)
+        owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
+        with files.file_errors(staged):
+            files.make_directory(staged.parent, 0o711)
+            files.copy_sparse(
+                source, staged, mode=0o600, owner=owner, keep_free_bytes=RESERVE_BYTES, wanted=wanted
+            )
+            return staged
+
+    def _adopt_staged(self, sandbox_id: SandboxId) -> Path:
+        disk = self._disk(sandbox_id)
+        with files.file_errors(disk):
+            return self._staged(sandbox_id).rename(disk)
+
+    def _discard_staged(self, sandbox_id: SandboxId) -> None:
+        staged = self._staged(sandbox_id)
+        with files.file_errors(staged):
+            staged.unlink(missing_ok=True)
+
     def _existing(self, sandbox_id: SandboxId) -> Path:
         disk = self._disk(sandbox_id)
         with files.file_errors(disk):
@@ -204,6 +233,10 @@ class LocalStorage:
         if not _ID.fullmatch(sandbox_id):
             raise InvalidError("not a sandbox id", subject=repr(sandbox_id)[:200])
         return self._sandboxes / sandbox_id / DISK_NAME
+
+    def _staged(self, sandbox_id: SandboxId) -> Path:
+        """Named as what is half-made, and removed like that."""
+        return self._disk(sandbox_id).with_name(f".{DISK_NAME}.staged{files.TEMPORARY_SUFFIX}")
 
     def _require_space(self, directory: Path) -> None:
         files.require_free(directory, 0, keep_bytes=RESERVE_BYTES, what="a writable disk")

@@ -5,7 +5,7 @@ import asyncio
 import dataclasses
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -165,13 +165,20 @@ class FakeSnapshots:
         await self.require_intact(snapshot)
         yield manifests.encode(snapshot.manifest)
 
-    async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        *,
+        name: str = "",
+        require: Callable[[Manifest], object] = lambda _: None,
+    ) -> Snapshot:
         """What ``export`` gave."""
         manifests.require_name(name)
         draft = await self.begin()
         try:
             manifest = manifests.decode(b"".join([piece async for piece in stream]))
             _require_movable(manifest.kind)
+            require(manifest)
             return self._appear(draft, dataclasses.replace(manifest, name=name or manifest.name))
         finally:
             await self.discard(draft)

@@ -16,6 +16,7 @@ class FakeStorage:
         self.prepared = False
         self.disks: dict[SandboxId, Path] = {}
         self.adopted: dict[SandboxId, Path] = {}  # of which file a disk is a copy
+        self.staged: dict[SandboxId, Path] = {}
         self.fail_next_create: HyperError | None = None
         self.fail_next_adopt: HyperError | None = None
         self.gate = asyncio.Event()
@@ -38,6 +39,23 @@ class FakeStorage:
             raise error
         self.adopted[sandbox_id] = source
         return self._disk(sandbox_id)
+
+    async def stage_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
+        await self.gate.wait()
+        error, self.fail_next_adopt = self.fail_next_adopt, None
+        if error is not None:
+            raise error
+        self.staged[sandbox_id] = source
+        return self.root / sandbox_id / ".writable.img.staged"
+
+    async def adopt_staged(self, sandbox_id: SandboxId) -> Path:
+        if sandbox_id not in self.staged:
+            raise NotFoundError("nothing is staged", subject=sandbox_id)
+        self.adopted[sandbox_id] = self.staged.pop(sandbox_id)
+        return self._disk(sandbox_id)
+
+    async def discard_staged(self, sandbox_id: SandboxId) -> None:
+        self.staged.pop(sandbox_id, None)
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         if sandbox_id not in self.disks:

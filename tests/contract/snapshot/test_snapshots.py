@@ -290,3 +290,16 @@ async def test_the_fake_fails_when_told(tmp_path):
     store.free_bytes = 10
     with pytest.raises(HyperError, match="no space"):
         await store.begin(need_bytes=11)
+
+
+async def test_what_its_service_refuses_is_not_imported(make_store, store) -> None:
+    snapshot = await published(store, name="one")
+    other = make_store()
+    await other.open()
+
+    def refuse(manifest) -> None:
+        raise InvalidError("not this one", subject=manifest.snapshot_id)
+
+    with pytest.raises(InvalidError, match="not this one"):
+        await other.import_(store.export(snapshot), require=refuse)
+    assert other.list(SANDBOX) == []

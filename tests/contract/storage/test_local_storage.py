@@ -254,3 +254,25 @@ async def test_an_adopted_disk_belongs_to_its_sandboxs_user(tmp_path):
 
 def owner_among(uids):
     return lambda sandbox_id: (uids[sandbox_id], 70000)
+
+
+async def test_what_is_staged_is_the_disk_when_it_is_adopted_and_not_before(local, tmp_path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    disk = await local.create_writable(BOX)
+    before = disk.read_bytes()
+    staged = await local.stage_writable(BOX, source)
+    assert disk.read_bytes() == before
+    with staged.open("r+b") as opened:  # by a VM
+        assert await local.adopt_staged(BOX) == disk
+        opened.write(b"else")
+    assert disk.read_bytes() == b"else"
+    with pytest.raises(NotFoundError):
+        await local.adopt_staged(BOX)
+    staged = await local.stage_writable(BOX, source)
+    await local.discard_staged(BOX)
+    await local.discard_staged(BOX)
+    assert not staged.exists()
+    await local.stage_writable(BOX, source)
+    await local.remove(BOX)
+    assert not disk.parent.exists()

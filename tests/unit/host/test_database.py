@@ -81,3 +81,14 @@ async def test_records_are_for_root_alone(tmp_path: Path):
     modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     await database.close()
     assert set(modes.values()) == {0o600}, modes
+
+
+async def test_what_is_to_last_is_synced_and_the_rest_is_not(database: Database) -> None:
+    def synchronous(db) -> int:
+        value: int = db.execute("PRAGMA synchronous").fetchone()[0]
+        return value
+
+    normal, full = 1, 2  # SQLite's numbers
+    assert await database.transaction(synchronous) == normal
+    assert await database.transaction(synchronous, lasting=True) == full
+    assert await database.transaction(synchronous) == normal

@@ -15,10 +15,13 @@ from hyperd.errors import (
     RestoreError,
     UnavailableError,
     UnsupportedError,
+    WrongStateError,
 )
 from hyperd.model.container import ContainerState, ContainerView, ExecSpec, StartPath
 from hyperd.model.guest import ForkIdentity, ProcessExit, Stream
 from hyperd.sandbox import CloneOptions, Fleet, SandboxHandle
+from hyperd.sandbox.records import Records
+from hyperd.sandbox.tenure import Tenure
 from tests.fakes.guest import FakeAgent, Script
 from tests.fakes.hypervisor import restore_failed
 from tests.fakes.world import World, eventually, started
@@ -146,7 +149,7 @@ async def test_when_one_fails_none_stays(world: World, fleet: Fleet, step: str) 
     assert len(await fleet.restore("s", CloneOptions(3))) == 3
 
 
-@pytest.mark.parametrize("verb", ["list_containers", "configure", "thaw"])
+@pytest.mark.parametrize("verb", ["list_containers", "configure"])
 async def test_a_clone_whose_agent_refuses_takes_the_others_with_it(
     world: World, fleet: Fleet, verb: str
 ) -> None:
@@ -296,3 +299,54 @@ async def _expect_failure(fleet: Fleet) -> None:
 
 async def _logged_up_to(handle: SandboxHandle, offset: int) -> None:
     await eventually(lambda: handle.journal.end_offset == offset)
+
+
+async def test_a_clone_whose_fellows_are_not_there_yet_can_only_be_removed(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await snapshot_of(fleet)
+    settling, settle, real = asyncio.Event(), asyncio.Event(), Records.settle
+
+    async def settle_late(records, sandbox_ids):
+        settling.set()
+        await settle.wait()
+        await real(records, sandbox_ids)
+
+    monkeypatch.setattr(Records, "settle", settle_late)
+    restoring = asyncio.get_running_loop().create_task(fleet.restore("s", CloneOptions(2, "clone")))
+    await settling.wait()
+    handle = fleet.get("clone-0")
+    for work in (handle.pause, handle.unpause, handle.stop, handle.snapshot, handle.hibernate):
+        with pytest.raises(WrongStateError, match="is being restored"):
+            await work()
+    with pytest.raises(WrongStateError, match="is being restored"):
+        await handle.exec(ExecSpec(("true",)))
+    assert world.agent(handle).frozen
+    settle.set()
+    assert len(await restoring) == 2
+    assert not world.agent(handle).frozen
+    await handle.stop()
+
+
+async def test_a_clone_that_cannot_be_thawed_now_undoes_nothing_and_is_thawed_later(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.operations.RETRY_DELAY_S", 0.001)
+    monkeypatch.setattr("hyperd.sandbox.restoring.LET_GO_TIMEOUT_S", 0.01)
+    await snapshot_of(fleet)
+    answers, real = False, Tenure.thaw
+
+    async def thaw(tenure: Tenure) -> None:
+        await asyncio.sleep(0)
+        if not answers:
+            raise UnavailableError("boom")
+        await real(tenure)
+
+    monkeypatch.setattr(Tenure, "thaw", thaw)
+    views = await fleet.restore("s", CloneOptions(2))
+    assert [view.state for view in views] == [ContainerState.RUNNING] * 2
+    assert all(view.trouble for view in views)
+    answers = True
+    handles = [fleet.get(view.record.sandbox_id) for view in views]
+    await eventually(lambda: not any(world.agent(handle).frozen for handle in handles))
+    await eventually(lambda: not any(handle.view().trouble for handle in handles))

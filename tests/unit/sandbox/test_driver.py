@@ -106,10 +106,10 @@ async def test_the_first_byte_waits_for_no_record_and_no_log(world: World, fleet
     saving, examined = asyncio.Event(), asyncio.Event()
     save, start = world.records.save_state, world.hypervisor.start
 
-    async def save_late(sandbox_id, state, generation) -> None:
+    async def save_late(sandbox_id, state, generation, *, lasting=False) -> None:
         if name_of(state) is ContainerState.RUNNING:
             await saving.wait()
-        await save(sandbox_id, state, generation)
+        await save(sandbox_id, state, generation, lasting=lasting)
 
     async def start_late(definition):
         await examined.wait()  # the log is looked through while the VM comes up

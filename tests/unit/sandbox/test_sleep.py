@@ -317,6 +317,8 @@ async def test_a_rollback_that_fails_is_a_failed_start_and_can_be_tried_again(
         await fleet.roll_back(handle.record.name, "s")
     assert state(handle) is ContainerState.FAILED
     world.require_nothing_left_of(handle)
+    assert handle.record.sandbox_id not in world.storage.adopted  # its disk is still the one that it had
+    assert not world.storage.staged
     await fleet.roll_back(handle.record.name, "s")
     require_awake(world, handle)
 
@@ -330,25 +332,25 @@ async def test_a_damaged_snapshot_does_not_end_what_runs(world: World, fleet: Fl
     require_awake(world, handle)
 
 
-@pytest.mark.parametrize("phase", ["disk", "configure"])
+@pytest.mark.parametrize("phase", ["vm", "configure"])
 async def test_a_daemon_killed_in_a_rollback_finishes_it(world: World, phase: str) -> None:
     async with world.daemon() as fleet:
         handle = await started(fleet)
         reference = handle.record.sandbox_id
         await handle.snapshot("s")
         saved = next(iter(world.hypervisor.saved_agents.values()))
-        if phase == "disk":
-            world.storage.gate.clear()
+        if phase == "vm":
+            world.hypervisor.gate.clear()
         else:
             saved.hold("configure")
         rolling = asyncio.get_running_loop().create_task(_error_of(fleet.roll_back(reference, "s")))
-        if phase == "disk":
+        if phase == "vm":
             await eventually(lambda: reference not in world.hypervisor.running)
         else:
             await eventually(lambda: world.agent(handle).frozen)
             await eventually(lambda: "configure" in world.agent(handle).calls)
     await rolling
-    world.storage.gate.set()
+    world.hypervisor.gate.set()
     saved._gates.clear()
     async with world.daemon() as fleet:
         handle = fleet.get(reference)

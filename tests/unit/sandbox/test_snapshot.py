@@ -2,6 +2,8 @@
 """Snapshots of sandboxes that run: whole or not there, and the sandbox goes on whatever happens."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +11,7 @@ from hyperd.errors import (
     ExhaustedError,
     ExistsError,
     HyperError,
+    InvalidError,
     TimeoutExpiredError,
     UnavailableError,
     WrongStateError,
@@ -18,6 +21,7 @@ from hyperd.model.guest import ProcessExit, Stream
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import Fleet, SandboxHandle
 from hyperd.sandbox.source import parse_source
+from hyperd.snapshot import manifest as manifests
 from tests.fakes.guest import Script
 from tests.fakes.world import World, eventually, started
 
@@ -351,3 +355,82 @@ def _release(world: World, handle: SandboxHandle, phase: str) -> None:
 def _reached(world: World, handle: SandboxHandle, phase: str) -> bool:
     calls = (*world.agent(handle).calls, *world.hypervisor.calls, *world.snapshots.calls)
     return phase in calls
+
+
+async def test_one_found_paused_that_cannot_be_saved_is_paused_again(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet)
+        reference = handle.record.sandbox_id
+        await handle.pause()
+    async with world.daemon() as fleet:
+        handle = fleet.get(reference)
+        world.snapshots.fail_next("begin", ExhaustedError("full"))
+        with pytest.raises(ExhaustedError):
+            await handle.snapshot()
+        assert handle.view().state is ContainerState.PAUSED
+        assert world.hypervisor.running[reference].paused
+
+
+@pytest.mark.parametrize("hibernate", [False, True])
+async def test_a_source_that_does_not_go_on_is_tried_again(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, hibernate: bool
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.operations.RETRY_DELAY_S", 0.001)
+    handle = await started(fleet)
+    vm, resume, broken = handle.record.sandbox_id, world.hypervisor.resume, True
+
+    async def resume_later(sandbox_id):
+        await asyncio.sleep(0)
+        if broken:
+            raise UnavailableError("does not answer")
+        await resume(sandbox_id)
+
+    monkeypatch.setattr(world.hypervisor, "resume", resume_later)
+    world.snapshots.fail_next("publish" if hibernate else "add_copy", ExhaustedError("full"))
+    with pytest.raises(HyperError):
+        await (handle.hibernate() if hibernate else handle.snapshot())
+    await eventually(lambda: handle.view().trouble)
+    assert world.hypervisor.running[vm].paused
+    broken = False
+    await eventually(lambda: not world.hypervisor.running[vm].paused and not world.agent(handle).frozen)
+    await eventually(lambda: not handle.view().trouble)
+
+
+async def test_unpause_lets_one_go_on_that_should_run(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    world.agent(handle).frozen = True
+    await world.hypervisor.pause(handle.record.sandbox_id)
+    await handle.unpause()
+    assert not world.hypervisor.running[handle.record.sandbox_id].paused
+    assert not world.agent(handle).frozen
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pause_ms": "x"},
+        {"stopped_ms": str(1 << 32)},
+        {"output_offset": "-1"},
+        {"execs": "٣"},
+        {"vcpus": "1_0"},
+        {"passing": "yes"},
+        {"passing": "perhaps"},
+        {"container_id": "none"},
+    ],
+)
+async def test_what_no_sandbox_can_be_made_from_is_not_imported(
+    world: World, fleet: Fleet, change: dict[str, str]
+) -> None:
+    handle = await started(fleet)
+    snapshot = await handle.snapshot("s")
+    await fleet.snapshots.remove("s")
+
+    async def stream(source: dict[str, str]) -> AsyncIterator[bytes]:
+        yield manifests.encode(replace(snapshot.manifest, source=source))
+
+    with pytest.raises(InvalidError):
+        await fleet.snapshots.import_(stream({**snapshot.manifest.source, **change}))
+    assert fleet.snapshots.list() == []
+    assert not world.snapshots.drafts
+    await fleet.snapshots.import_(stream(dict(snapshot.manifest.source)))
+    assert len(fleet.snapshots.list()) == 1
