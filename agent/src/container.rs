@@ -338,8 +338,10 @@ impl Container {
             rustix::system::sethostname(hostname.as_bytes())?;
             Ok(())
         };
+        // Not scope.spawn, which panics where there is no thread to be had, and with it the guest.
         let done: std::io::Result<()> = std::thread::scope(|scope| {
-            scope.spawn(set).join().unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")))
+            let thread = std::thread::Builder::new().spawn_scoped(scope, set)?;
+            thread.join().unwrap_or_else(|_| Err(std::io::Error::other("its thread panicked")))
         });
         match done {
             // It has exited, and its namespace with it.

@@ -6,7 +6,8 @@
 //!     /run/hyper/release      GENERATION \0 INDEX \0 COUNT \0 KEY=VALUE \0 ...    replaced as a whole
 //!
 //! A release counts if its generation is later than the one that was there when forkpoint began. That is read first of all,
-//! and the directory is watched before the release is looked at again: whenever the guest is frozen, none is missed.
+//! and the directory is watched before the release is looked at again: whenever the guest is frozen from that first read on,
+//! none is missed. A guest frozen between execve and that read, some milliseconds, has its forkpoint wait for the next one.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;

@@ -39,8 +39,10 @@ struct Inner {
     power: Power,
     containers: Mutex<HashMap<String, Slot>>,
     /// Read by whatever makes or ends processes, for as long as it takes; `Some` while the guest stands still.
-    frozen: RwLock<Option<Frozen>>,
+    frozen: RwLock<Option<Still>>,
 }
+
+type Still = Arc<Mutex<Frozen>>;
 
 /// An id is taken from the moment its container is asked for until it is gone.
 enum Slot {
@@ -77,7 +79,7 @@ impl Agent {
     }
 
     /// Nothing is made or ended while the guest stands still.
-    fn moving(&self) -> Result<RwLockReadGuard<'_, Option<Frozen>>> {
+    fn moving(&self) -> Result<RwLockReadGuard<'_, Option<Still>>> {
         match self.inner.frozen.try_read() {
             Ok(frozen) if frozen.is_none() => Ok(frozen),
             _ => Err(Error::wrong_state("the guest is frozen")),
@@ -92,21 +94,17 @@ impl Agent {
             }
             let workshop = self.inner.workshop.clone();
             let freezing = move || Frozen::freeze(workshop.cgroups.as_deref(), &workshop.disks.writable());
-            *frozen = Some(blocking(freezing).await?);
+            *frozen = Some(Arc::new(Mutex::new(blocking(freezing).await?)));
         }
         Ok(FreezeGuestResponse {})
     }
 
     async fn thaw(self) -> Result<ThawGuestResponse> {
         let mut frozen = self.inner.frozen.write().await;
-        if let Some(mut still) = frozen.take() {
-            let (still, thawed) = blocking(move || {
-                let thawed = still.thaw();
-                Ok((still, thawed))
-            })
-            .await?;
-            *frozen = thawed.is_err().then_some(still);
-            thawed?;
+        // Forgotten only when it moves again.
+        if let Some(still) = frozen.clone() {
+            blocking(move || still.lock().unwrap_or_else(PoisonError::into_inner).thaw()).await?;
+            *frozen = None;
         }
         Ok(ThawGuestResponse {})
     }

@@ -16,6 +16,8 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
 
+use tokio::sync::oneshot::error::TryRecvError;
+
 use crate::error::{Context, Error, Result};
 use crate::init;
 use crate::mount::{Kernel, Linux};
@@ -69,37 +71,47 @@ impl Spare {
             && isolation.is_none_or(|it| it.share_pid_with.is_empty() && it.share_ipc_with.is_empty())
     }
 
-    /// Moves it to its cgroup and hands over the streams and the root; it reads its configuration next.
+    /// Moves it to its cgroup and hands over the streams and the root; it reads its configuration next. None when it
+    /// cannot be had any more: it may have been killed while it waited.
     pub fn dress(
         self,
         cgroup: Option<BorrowedFd<'_>>,
         streams: [BorrowedFd<'_>; 3],
         root: BorrowedFd<'_>,
-    ) -> Result<(Child, UnixStream)> {
-        let dressed = cgroup
-            .map_or(Ok(()), |cgroup| Linux.write(cgroup, "cgroup.procs", &self.child.pid.to_string()))
-            .and_then(|()| self.send([streams[0], streams[1], streams[2], root]));
-        match dressed {
-            Ok(()) => Ok((self.child, self.socket)),
-            Err(error) => {
-                self.end();
-                Err(error)
-            }
+    ) -> Option<(Child, UnixStream)> {
+        let Self { mut child, socket } = self;
+        if child.exited.try_recv() != Err(TryRecvError::Empty) {
+            // Its pid may be another's by now.
+            crate::warn!("the spare container-init is gone");
+            return None;
         }
-    }
-
-    fn send(&self, fds: [BorrowedFd<'_>; FDS]) -> Result<()> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        control.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(&self.socket, &[IoSlice::new(b"s")], &mut control, SendFlags::NOSIGNAL)
-            .what("hand over the streams")?;
-        Ok(())
+        let dressed = cgroup
+            .map_or(Ok(()), |cgroup| Linux.write(cgroup, "cgroup.procs", &child.pid.to_string()))
+            .and_then(|()| send(&socket, [streams[0], streams[1], streams[2], root]));
+        if let Err(error) = dressed {
+            crate::warn!("the spare container-init cannot be used: {error}");
+            kill(&child);
+            return None;
+        }
+        Some((child, socket))
     }
 
     pub fn end(&self) {
-        let _ = sys::pidfd_send_signal(self.child.pidfd.as_fd(), libc::SIGKILL);
+        kill(&self.child);
     }
+}
+
+fn kill(child: &Child) {
+    let _ = sys::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+}
+
+fn send(socket: &UnixStream, fds: [BorrowedFd<'_>; FDS]) -> Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    rustix::net::sendmsg(socket, &[IoSlice::new(b"s")], &mut control, SendFlags::NOSIGNAL)
+        .what("hand over the streams")?;
+    Ok(())
 }
 
 /// The other end: takes the streams for its own, and returns the root.

@@ -49,7 +49,7 @@ class Guest(Protocol):
     async def configure(self, identity: GuestIdentity) -> None:
         """Give the guest its identity. Idempotent, and all that a clone needs before its processes may run:
 
-        RNG reseeded, wall clock stepped (verified: raises UnavailableError when it is more than 50 ms off), disks and
+        RNG reseeded, wall clock stepped (verified: raises UnavailableError unless it is 50 ms off at most), disks and
         NICs that no driver holds bound, MACs and addresses replaced, names and ids of its containers, forkpoints.
         It thaws nothing.
         """

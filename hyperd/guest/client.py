@@ -41,6 +41,8 @@ FREEZE_S = 60.0  # writes all that is not on the disks yet
 DELETE_S = 60.0  # kills, syncs and unmounts
 _SHUTDOWN_GRACE_S = 10.0
 _CLOCK_TOLERANCE_NS = 50_000_000
+_CLOCK_UNKNOWN_NS = 1 << 62  # how long the quickest call took, before the first
+_CLOCK_TRIES = 8  # a busy host or an emulated guest may be too slow for a proof at times
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -74,17 +76,28 @@ class AgentGuest:
             await self.set_clock()
 
     async def set_clock(self) -> None:
-        asked_ns = time.time_ns()
-        request = pb.SetClockRequest(wall_clock_unix_ns=asked_ns)
-        response = await self._call(self._agent.SetClock, request, SHORT_S)
-        answered_ns = time.time_ns()
-        if not is_right(response.wall_clock_unix_ns, asked_ns, answered_ns):
+        """Until one round trip is short enough to prove it: a call of 2 s would hide an error of 2 s.
+
+        From the second on, the guest gets the time that the quickest call so far suggests it will be there.
+        """
+        shortest_ns, evidence = _CLOCK_UNKNOWN_NS, ""
+        for _ in range(_CLOCK_TRIES):
+            lead_ns = shortest_ns // 2 if shortest_ns < 2 * _CLOCK_TOLERANCE_NS else 0
+            asked_ns = time.time_ns()
+            request = pb.SetClockRequest(wall_clock_unix_ns=asked_ns + lead_ns)
+            response = await self._call(self._agent.SetClock, request, SHORT_S)
+            answered_ns = time.time_ns()
+            if is_right(response.wall_clock_unix_ns, asked_ns, answered_ns):
+                return
+            taken_ns = max(0, answered_ns - asked_ns)
+            shortest_ns = min(shortest_ns, taken_ns)
             off_s = (response.wall_clock_unix_ns - answered_ns) / 1e9
-            raise UnavailableError(
-                "the guest's clock is wrong after it was set",
-                subject=self._subject,
-                evidence=f"{off_s:+.3f} s off",
-            )
+            evidence = f"{off_s:+.3f} s off, in a call of {taken_ns / 1e9:.3f} s, the last of {_CLOCK_TRIES}"
+        raise UnavailableError(
+            "the guest's clock is not known to be right after it was set",
+            subject=self._subject,
+            evidence=evidence,
+        )
 
     async def release_devices(self) -> None:
         await self._call(self._agent.ReleaseDevices, pb.ReleaseDevicesRequest(), SHORT_S)
@@ -188,8 +201,8 @@ class AgentGuest:
 
 
 def is_right(guest_ns: int, asked_ns: int, answered_ns: int) -> bool:
-    """Whether the guest's wall clock, read between those two of the host's, can be the host's."""
-    return asked_ns - _CLOCK_TOLERANCE_NS <= guest_ns <= answered_ns + _CLOCK_TOLERANCE_NS
+    """Whether the guest's wall clock is right for certain, at whatever moment of the call it was read."""
+    return answered_ns - _CLOCK_TOLERANCE_NS <= guest_ns <= asked_ns + _CLOCK_TOLERANCE_NS
 
 
 async def exchange_hellos(ports: Sequence[Port], *, timeout_s: float, subject: str) -> AgentHello:

@@ -2,7 +2,7 @@
 """``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
 
 ``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
-transaction, four ioctls, three netlink messages. A second hyperd in the same network namespace needs another bridge
+transaction, four ioctls, four netlink messages. A second hyperd in the same network namespace needs another bridge
 and subnet; neither touches what is the other's.
 """
 
@@ -26,6 +26,7 @@ from hyperd.network.nat import apply_rules, enable_forwarding, has_rules
 from hyperd.network.netlink import network_errors
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
+from hyperd.network.speakers import Speaker, allow, forget
 from hyperd.network.tap import PREFIX, create_tap, remove_unused_tap, tap_name
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class BridgeNetwork:
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
+        self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
+        self._is_guarded = True  # each tap has rules of its own
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
@@ -71,7 +74,7 @@ class BridgeNetwork:
         lease = await self._leases.lease(sandbox_id)
         try:
             try:
-                bridge = await self._plug(sandbox_id)
+                bridge = await self._plug(lease)
             except (
                 UnavailableError
             ) as error:  # somebody may have removed the bridge: once more, with a new one
@@ -79,7 +82,7 @@ class BridgeNetwork:
                     "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
                 )
                 await self.prepare()
-                bridge = await self._plug(sandbox_id)
+                bridge = await self._plug(lease)
         except BaseException:
             await asyncio.shield(self._undo(lease))
             raise
@@ -94,6 +97,7 @@ class BridgeNetwork:
                 except NetlinkError as error:
                     if error.code not in _MISSING:
                         raise
+            await self._forget(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -124,7 +128,7 @@ class BridgeNetwork:
                     await self._prepare()
 
     def _is_prepared(self) -> bool:
-        return self._bridge is not None and has_rules(self._settings)
+        return self._bridge is not None and has_rules(self._settings, bridged=self._is_guarded)
 
     async def _prepare(self) -> None:
         await self._prepare_records()
@@ -132,7 +136,7 @@ class BridgeNetwork:
             self._lock.acquire()
             bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
-            await apply_rules(self._settings, resolver.servers)
+            await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
         except HyperError as error:
             self._bridge, self.trouble = None, error
@@ -149,17 +153,41 @@ class BridgeNetwork:
         if not resolver.servers:
             _log.warning("the host has no name server that a guest could reach; guests cannot resolve names")
 
+    async def _apply_rules(self, dns_servers: tuple[str, ...]) -> None:
+        """With those of every lease: their taps may be in use."""
+        async with self._changing_rules:
+            known = [_speaker(lease) for lease in await self._leases.list_all()]
+            was_guarded, self._is_guarded = (
+                self._is_guarded,
+                await apply_rules(self._settings, dns_servers, known),
+            )
+        if was_guarded and not self._is_guarded:
+            _log.warning(
+                "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
+            )
+
+    async def _forget(self, sandbox_id: SandboxId) -> None:
+        """The tap's rules, when it is gone."""
+        if self._is_guarded:
+            lease = await self._leases.find(sandbox_id)
+            speaker = _speaker(lease) if lease else None
+            async with self._changing_rules:
+                await self._taps.call(forget, self._settings.table, tap_name(sandbox_id), speaker)
+
     async def _prepare_records(self) -> None:
         if not self._owner:
             await self._leases.prepare()
             self._owner = await self._leases.owner()
 
-    async def _plug(self, sandbox_id: SandboxId) -> Bridge:
+    async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge
         if bridge is None:
-            raise UnavailableError("the network is not prepared", subject=sandbox_id)
-        name = tap_name(sandbox_id)
+            raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
+        name = tap_name(lease.sandbox_id)
         with network_errors(name):
+            if self._is_guarded:  # before there is anything that it could be too late for
+                async with self._changing_rules:
+                    await self._taps.call(allow, self._settings.table, _speaker(lease))
             index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
             async with AsyncIPRoute() as netlink:
                 await netlink.link(
@@ -167,7 +195,7 @@ class BridgeNetwork:
                     index=index,
                     master=bridge.index,
                     mtu=bridge.mtu,
-                    ifalias=_alias(self._owner, sandbox_id),
+                    ifalias=_alias(self._owner, lease.sandbox_id),
                     state="up",
                 )
         return bridge
@@ -176,7 +204,8 @@ class BridgeNetwork:
         name = tap_name(lease.sandbox_id)
         try:
             with network_errors(name):
-                await self._taps.call(remove_unused_tap, name)
+                if await self._taps.call(remove_unused_tap, name):
+                    await self._forget(lease.sandbox_id)
         finally:
             if lease.is_new:
                 await self._leases.release(lease.sandbox_id)
@@ -196,6 +225,10 @@ class BridgeNetwork:
             dns_searches=resolver.searches,
             dns_options=resolver.options,
         )
+
+
+def _speaker(lease: Lease) -> Speaker:
+    return Speaker(tap_name(lease.sandbox_id), lease.mac, lease.address)
 
 
 def _alias(owner: str, sandbox_id: str) -> str:

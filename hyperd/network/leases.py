@@ -78,15 +78,28 @@ class Leases:
             await asyncio.shield(self._database.transaction(undo))
             raise
 
+    async def find(self, sandbox_id: SandboxId) -> Lease | None:
+        def work(connection: sqlite3.Connection) -> Lease | None:
+            row = connection.execute(
+                "SELECT address FROM network_lease WHERE network = ? AND sandbox_id = ?",
+                (self._settings.name, sandbox_id),
+            ).fetchone()
+            return Lease(sandbox_id, IPv4Address(row[0])) if row else None
+
+        return await self._database.transaction(work)
+
     async def release(self, sandbox_id: SandboxId) -> None:
         await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
 
     async def list_owners(self) -> set[SandboxId]:
-        def work(connection: sqlite3.Connection) -> set[SandboxId]:
+        return {lease.sandbox_id for lease in await self.list_all()}
+
+    async def list_all(self) -> list[Lease]:
+        def work(connection: sqlite3.Connection) -> list[Lease]:
             rows = connection.execute(
-                "SELECT sandbox_id FROM network_lease WHERE network = ?", (self._settings.name,)
+                "SELECT sandbox_id, address FROM network_lease WHERE network = ?", (self._settings.name,)
             )
-            return {SandboxId(row[0]) for row in rows}
+            return [Lease(SandboxId(row[0]), IPv4Address(row[1])) for row in rows]
 
         return await self._database.transaction(work)
 

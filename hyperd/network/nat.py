@@ -6,13 +6,13 @@ What the rules promise is in docs/network.md. Nothing outside our tables is touc
 
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hyperd.errors import DeniedError, HyperError, UnavailableError
 from hyperd.host import process
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.tap import PREFIX
+from hyperd.network.speakers import BRIDGE_FAMILY, Speaker, render
 
 _NFT_TIMEOUT_S = 20.0
 _ANSWER_S = 1.0
@@ -22,12 +22,18 @@ _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _NFT_MSG_GETTABLE = 10 << 8 | 1
 _NFTA_TABLE_NAME = 1
-_INET, _BRIDGE = 1, 7  # NFPROTO_*
+_INET = 1  # NFPROTO_INET
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
-def render_rules(settings: BridgeSettings, dns_servers: Sequence[str]) -> str:
+def render_rules(
+    settings: BridgeSettings, dns_servers: Sequence[str], speakers: Iterable[Speaker] = ()
+) -> str:
     """The tables as input for ``nft -f``: atomic, and the same result whatever was there before."""
+    return render_routed(settings, dns_servers) + render_bridged(settings, speakers)
+
+
+def render_routed(settings: BridgeSettings, dns_servers: Sequence[str]) -> str:
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
     dns = f"ip daddr {{ {', '.join(dns_servers)} }} th dport 53 accept" if dns_servers else ""
     return f"""\
@@ -62,23 +68,43 @@ table inet {table} {{
         ip saddr {subnet} oifname != "{bridge}" masquerade
     }}
 }}
-table bridge {table}
-delete table bridge {table}
-table bridge {table} {{
-    comment "made by hyperd; replaced as a whole, so do not edit"
-    chain prerouting {{
-        type filter hook prerouting priority filter; policy accept;
-        iifname "{PREFIX}*" ether type != {{ ip, arp }} counter drop comment "guests have IPv4 only"
-    }}
-}}
 """
 
 
-async def apply_rules(settings: BridgeSettings, dns_servers: Sequence[str]) -> None:
-    """Raises UnavailableError when nft is missing or refuses, DeniedError."""
-    rules = render_rules(settings, dns_servers).encode()
+def render_bridged(settings: BridgeSettings, speakers: Iterable[Speaker]) -> str:
+    return f"""\
+table bridge {settings.table}
+delete table bridge {settings.table}
+table bridge {settings.table} {{
+    comment "made by hyperd; replaced as a whole, so do not edit"
+{render(speakers)}}}
+"""
+
+
+async def apply_rules(
+    settings: BridgeSettings, dns_servers: Sequence[str], speakers: Iterable[Speaker]
+) -> bool:
+    """Raises UnavailableError when nft is missing or refuses, DeniedError.
+
+    False: all but the rules for each tap, where the host's kernel has no such thing for bridges.
+    """
+    refusal = await _load(settings, render_rules(settings, dns_servers, speakers))
+    if "not supported" in refusal and not await _load(settings, render_routed(settings, dns_servers)):
+        return False
+    if not refusal:
+        return True
+    kind: type[HyperError] = DeniedError if "not permitted" in refusal else UnavailableError
+    raise kind(
+        "the rules for the network of sandboxes were refused",
+        subject=f"table inet {settings.table}",
+        evidence=refusal,
+    )
+
+
+async def _load(settings: BridgeSettings, rules: str) -> str:
+    """What nft has against it; "" when they are in force."""
     try:
-        finished = await process.run(["nft", "-f", "-"], timeout_s=_NFT_TIMEOUT_S, stdin=rules)
+        finished = await process.run(["nft", "-f", "-"], timeout_s=_NFT_TIMEOUT_S, stdin=rules.encode())
     except UnavailableError as error:
         raise UnavailableError(
             "nftables is needed for the network of sandboxes",
@@ -86,24 +112,18 @@ async def apply_rules(settings: BridgeSettings, dns_servers: Sequence[str]) -> N
             evidence=str(error),
             hint="install the package nftables",
         ) from error
-    if finished.returncode == 0:
-        return
-    kind: type[HyperError] = DeniedError if "not permitted" in finished.stderr_tail else UnavailableError
-    raise kind(
-        "the rules for the network of sandboxes were refused",
-        subject=f"table inet {settings.table}",
-        evidence=finished.stderr_tail,
-    )
+    return "" if finished.returncode == 0 else finished.stderr_tail or "no reason given"
 
 
-def has_rules(settings: BridgeSettings) -> bool:
+def has_rules(settings: BridgeSettings, *, bridged: bool = True) -> bool:
     """Whether our tables are still there; cheap enough for every start: the kernel answers while it is asked."""
+    families = (_INET, BRIDGE_FAMILY) if bridged else (_INET,)
     try:
         with socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
         ) as kernel:
             kernel.settimeout(_ANSWER_S)
-            return all(_has_table(kernel, family, settings.table) for family in (_INET, _BRIDGE))
+            return all(_has_table(kernel, family, settings.table) for family in families)
     except OSError:  # TimeoutError is one: what cannot be seen is made again
         return False
 

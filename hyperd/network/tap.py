@@ -44,12 +44,15 @@ def create_tap(name: str, owner_uid: int) -> int:
     return socket.if_nametoindex(name)
 
 
-def remove_unused_tap(name: str) -> None:
-    """Undo ``create_tap``; one that a VM holds stays, and so does an interface of this name that is no tap."""
+def remove_unused_tap(name: str) -> bool:
+    """Undo ``create_tap``; one that a VM holds stays, and so does an interface of this name that is no tap.
+
+    Whether there is none now.
+    """
     try:
         socket.if_nametoindex(name)
     except OSError:
-        return
+        return True
     tun = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(tun, _TUNSETIFF, _request(name))
@@ -57,8 +60,10 @@ def remove_unused_tap(name: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EBUSY, errno.EINVAL):
             raise
+        return False
     finally:
         os.close(tun)
+    return True
 
 
 def _request(name: str) -> bytes:

@@ -241,6 +241,8 @@ class AgentServicer(rpc.AgentServiceServicer):
         self.agent = agent
         self.protocol_version = 1
         self.wrong_clocks_ns: list[int] = []  # by how much the next answers are off
+        self._off_ns = 0
+        self.clock_delays_s: list[tuple[float, float]] = []  # of the next SetClock, on the way there and back
 
     async def Hello(self, request, context):
         async with answering(context):
@@ -262,11 +264,17 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def SetClock(self, request, context):
         async with answering(context):
             await self.agent.enter("set_clock")
-        return pb.SetClockResponse(wall_clock_unix_ns=self._wall_clock())
+        there_s, back_s = self.clock_delays_s.pop(0) if self.clock_delays_s else (0.0, 0.0)
+        await asyncio.sleep(there_s)
+        self._off_ns = request.wall_clock_unix_ns - time.time_ns()
+        response = pb.SetClockResponse(wall_clock_unix_ns=self._wall_clock())
+        await asyncio.sleep(back_s)
+        return response
 
     def _wall_clock(self) -> int:
+        """As it was set last, like a guest's."""
         off_ns = self.wrong_clocks_ns.pop(0) if self.wrong_clocks_ns else 0
-        return time.time_ns() + off_ns
+        return time.time_ns() + self._off_ns + off_ns
 
     async def ReleaseDevices(self, request, context):
         async with answering(context):

@@ -80,6 +80,7 @@ class Site:
     stream: Path
     layers: tuple[LayerSource, ...] = ()
     writable: WritableSource | None = None
+    pid: int = 0  # of the real agent
 
     @property
     def is_real(self) -> bool:
@@ -161,6 +162,7 @@ async def real_agent(directory: Path, root: Path) -> AsyncIterator[Site]:
         stream,
         layers=(LayerSource(str(root), 0, "dir"),),
         writable=WritableSource(str(upper), "box", "dir"),
+        pid=child.pid,
     )
     try:
         yield site

@@ -2,6 +2,8 @@
 import asyncio
 import dataclasses
 import os
+import signal
+from pathlib import Path
 
 import pytest
 
@@ -213,6 +215,18 @@ async def test_devices_are_released_before_there_is_a_container_and_the_next_one
         assert await guest.wait_process(BOX, FIRST_PROCESS) == ProcessExit(3)
         with pytest.raises(WrongStateError):
             await guest.release_devices()
+
+
+@pytest.mark.parametrize("site", ["agent"], indirect=True)
+async def test_a_container_is_born_afresh_when_the_one_kept_in_reserve_has_died(site):
+    async with site.guest() as guest:
+        await guest.release_devices()
+        threads = Path(f"/proc/{site.pid}/task").glob("*/children")
+        (spare,) = " ".join(thread.read_text() for thread in threads).split()
+        assert b"spare" in Path(f"/proc/{spare}/cmdline").read_bytes()
+        os.kill(int(spare), signal.SIGKILL)
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
 
 
 async def test_nothing_is_made_in_a_frozen_guest(site):

@@ -82,6 +82,7 @@ async def test_the_next_sandbox_brings_back_rules_that_somebody_flushed(bridge_n
     before = await rules()
     await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
     await bridge_network.attach(BOX)
+    await bridge_network.release(BOX)
     assert await rules() == before
 
 
