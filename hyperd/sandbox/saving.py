@@ -61,7 +61,7 @@ class Saver:
         disk = None
         if kind is SnapshotKind.SANDBOX:
             disk = await self._rooms.storage.writable_path(self._record.sandbox_id)
-        draft = await self._rooms.snapshots.begin(need_bytes=await self._estimate(tenure, disk))
+        draft = await self._rooms.snapshots.begin(need_bytes=await self._estimate(disk))
         try:
             owner = self._services.owner_of(self._record.sandbox_id)
             state = await draft.create_file(STATE, owner=owner)
@@ -80,16 +80,20 @@ class Saver:
                     await to_the_end(self.go_on(tenure))
                 raise
         except BaseException:
-            await to_the_end(self._rooms.snapshots.discard(draft))
+            await to_the_end(self._forget(draft))
             raise
 
-    async def _estimate(self, tenure: Tenure, disk: Path | None) -> int:
-        """Of the memory what is in use, of the disk what is allocated; neither can be known of a paused guest."""
-        memory_bytes = self._record.sizing.memory_mib << 20
-        if not tenure.paused:
-            memory_bytes = min(memory_bytes, (await tenure.live.guest.stats()).memory_usage_bytes)
+    async def _forget(self, draft: Draft) -> None:
+        """Published as well: who is told that it failed has nobody to remove it."""
+        await self._rooms.snapshots.discard(draft)
+        await self._rooms.snapshots.remove(draft.snapshot_id)
+
+    async def _estimate(self, disk: Path | None) -> int:
+        """At most. What a guest says it uses leaves out its page cache, and what it freed and did not clear; what its
+        QEMU uses on the host leaves out the template's pages that it has not touched. QEMU writes all of these.
+        """
         allocated = await self._services.runner.allocated_bytes(disk) if disk is not None else 0
-        return memory_bytes + DEVICES_BYTES + allocated
+        return (self._record.sizing.memory_mib << 20) + DEVICES_BYTES + allocated
 
     async def _stand_still(self, tenure: Tenure, draft: Draft, state: Path, disk: Path | None) -> Source:
         """All of the time in which the sandbox does not go on."""

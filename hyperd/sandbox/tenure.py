@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Coroutine, Iterator
 from signal import SIGKILL
 
-from hyperd.errors import HyperError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, WrongStateError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId, ProcessPlan
@@ -33,6 +33,8 @@ REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
 MAX_REDIAL_DELAY_S = 30.0
 THAW_TRIES = 10
 THAW_PATIENCE_S = 5.0  # for another connection, between two of them
+THAW_TIMEOUT_S = 60.0  # for all of them
+GO_ON_TIMEOUT_S = 10.0  # for a guest that is to end and stands still, before its VM is destroyed
 EXEC_DRAIN_TIMEOUT_S = 2.0  # without output, once an exec'd process has ended: something else holds its pipes
 
 STOPPED_BY_FORCE = Exit(128 + SIGKILL, ExitReason.STOPPED, signal=SIGKILL)
@@ -70,6 +72,8 @@ class Tenure:
         self._spawn = spawn
         self._process_ended = False
         self._exit: Exit | None = None
+        self._stands_still = False  # and could not be made to go on
+        self._vm_ended = False
         self._changed = Pulse()  # process ended, run ended, connection renewed
         self._watching: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
@@ -77,7 +81,7 @@ class Tenure:
 
     @property
     def is_ending(self) -> bool:
-        return self._exit is not None
+        return self._exit is not None or self._vm_ended
 
     def begin(self, *, process_ended: bool = False) -> None:
         """``process_ended``: an earlier hyperd has seen that."""
@@ -129,7 +133,15 @@ class Tenure:
         await self.thaw()
 
     async def thaw(self) -> None:
-        """Over the next connection when this one is broken. Raises what the last try raised."""
+        """Over the next connection when this one is broken. Raises what the last try raised, TimeoutExpiredError."""
+        try:
+            async with asyncio.timeout(THAW_TIMEOUT_S):
+                await self._thaw()
+        except TimeoutError as error:
+            brief = f"was not thawed in {THAW_TIMEOUT_S:g} s"
+            raise TimeoutExpiredError(brief, subject=f"container {self._record.name}") from error
+
+    async def _thaw(self) -> None:
         for left in reversed(range(THAW_TRIES)):
             guest = self.live.guest
             await step_clock(guest)
@@ -151,10 +163,15 @@ class Tenure:
     async def go_down(self, exit_: Exit, *, keep_disk: bool) -> None:
         """Hand on what the processes still wrote, then take the VM down."""
         watching = {task for task in (self._watching, *self._execs) if task is not None}
-        try:
-            await self._let_run(resume=keep_disk and not machine.is_lost(exit_))
-        except HyperError as error:
-            log.warning("not resumed for its end", extra={"sandbox": self._record.name, "error": str(error)})
+        sync = keep_disk and not machine.is_lost(exit_) and not self._stands_still
+        if sync:
+            try:
+                await self._let_run()
+            except HyperError as error:
+                log.warning(
+                    "not resumed for its end", extra={"sandbox": self._record.name, "error": str(error)}
+                )
+        await self.break_off(0)
         for pump in (self._pump, *self._execs.values()):
             pump.drain()
         if self._process_ended and watching:
@@ -167,7 +184,7 @@ class Tenure:
         self._pump.finish()
         self._journal.close()
         try:
-            await self._runner.tear_down(self.live, keep_disk=keep_disk and not machine.is_lost(exit_))
+            await self._runner.tear_down(self.live, keep_disk=sync and not self._vm_ended)
         except HyperError as error:
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         self._post(IsDown(exit_))
@@ -247,21 +264,41 @@ class Tenure:
                     self._changed.beat()
                     self._post(ProcessEnded(status))
 
-    async def _let_run(self, *, resume: bool = True) -> None:
-        """A guest that does not run cannot be asked anything."""
-        await self.break_off()
-        if self.paused and resume:
-            await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
-            await self.unpause()
+    async def _let_run(self) -> None:
+        """A guest that does not run cannot be asked anything. Raises TimeoutExpiredError, what resuming raises."""
+        try:
+            async with asyncio.timeout(GO_ON_TIMEOUT_S):
+                if under_way := self._cancel_operations():
+                    await asyncio.wait(under_way)
+                if self.paused:
+                    await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
+                    await self.unpause()
+        except TimeoutError as error:
+            self._stands_still = True
+            brief = f"has not gone on for {GO_ON_TIMEOUT_S:g} s"
+            raise TimeoutExpiredError(brief, subject=f"container {self._record.name}") from error
 
-    async def break_off(self) -> None:
-        """What has the VM stand still for a time."""
+    async def break_off(self, patience_s: float = GO_ON_TIMEOUT_S) -> None:
+        """What has the VM stand still for a time. What has not ended after ``patience_s`` has its VM destroyed."""
+        under_way = self._cancel_operations()
+        if under_way:
+            await asyncio.wait(under_way, timeout=patience_s)
+        if not (left := {task for task in under_way if not task.done()}):
+            return
+        self._vm_ended = True
+        self._changed.beat()
+        try:
+            await self._runner.rooms.hypervisor.destroy(self._record.sandbox_id)
+        except HyperError as error:
+            log.error("not destroyed", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+        await asyncio.wait(left, timeout=GO_ON_TIMEOUT_S)  # all that they undo fails at once now
+
+    def _cancel_operations(self) -> "set[asyncio.Task[None]]":
         under_way = {task for task in self.operations if not task.done()}
         for task in under_way:
             if not task.cancelling():  # once, or its undoing would be cancelled
                 task.cancel()
-        if under_way:
-            await asyncio.wait(under_way)
+        return under_way
 
     async def _ended_within(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):

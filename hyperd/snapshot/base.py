@@ -18,7 +18,10 @@ class Draft(Protocol):
         """An empty (or sparse, of that size) file for QEMU's user to write into, mode 0600."""
 
     async def add_copy(self, name: str, source: Path) -> Path:
-        """A copy of ``source``: shared blocks where the file system can, else its data alone. Raises ExhaustedError."""
+        """A copy of ``source``: shared blocks where the file system can, else its data alone. Raises ExhaustedError.
+
+        Waits for nobody else's files: a guest may stand still for it. Cancelled, it ends soon.
+        """
 
 
 class SnapshotStore(Protocol):
@@ -43,9 +46,12 @@ class SnapshotStore(Protocol):
     ) -> Snapshot:
         """Hash every file, make them read-only (root:QEMU's group, 0440), and let it appear at once, whole.
 
-        Nobody may have a file open for writing, or mapped so, any more. Not ``lasting``: only for what is under way, so
-        it need not survive a power cut (a template never does) and nobody waits for the disk. WrongStateError: ended.
-        Raises ExistsError when the name is taken in its kind; the draft is the caller's to discard then.
+        Nobody may write into a file any more. Who has one open still can (the source's QEMU its own ``state``, when it
+        lives on): writes are seen by their times as any other, but through a mapping that was dirty.
+
+        Not ``lasting``: only for what is under way, so it need not survive a power cut (a template never does) and
+        nobody waits for the disk. Raises WrongStateError when the draft has ended, ExistsError when the name is taken in its kind; the draft is the
+        caller's to discard then.
         """
 
     async def discard(self, draft: Draft) -> None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A snapshot in the making: a hidden directory beside the published ones, one rename away from being one.
 
-What a cancelled caller began still runs in its thread; the draft's lock makes a discard wait for it.
+What a cancelled caller began still runs in its thread, a copy until it notices; the draft's lock makes a discard wait.
 """
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from hyperd.errors import ExistsError, UnavailableError, WrongStateError
 from hyperd.host import files
-from hyperd.host.workers import Workers
+from hyperd.host.workers import Wanted, Workers
 from hyperd.model.snapshot import SnapshotId
 from hyperd.snapshot import digest
 from hyperd.snapshot.digest import Stamp
@@ -22,12 +23,19 @@ PREFIX = ".draft-"
 
 class LocalDraft:
     def __init__(
-        self, directory: Path, snapshot_id: SnapshotId, workers: Workers, *, keep_free_bytes: int
+        self,
+        directory: Path,
+        snapshot_id: SnapshotId,
+        workers: Workers,
+        copiers: Workers,
+        *,
+        keep_free_bytes: int,
     ) -> None:
         self.snapshot_id = snapshot_id
         self.directory = directory
         self.names: list[str] = []  # of its files, in the order of their making
         self._workers = workers
+        self._copiers = copiers
         self._keep_free_bytes = keep_free_bytes
         self._lock = threading.Lock()
         self._ended = ""
@@ -36,7 +44,7 @@ class LocalDraft:
         return await self._workers.call(self.create, name, size_bytes, owner)
 
     async def add_copy(self, name: str, source: Path) -> Path:
-        return await self._workers.call(self._copy, name, source)
+        return await self._copiers.call_while_wanted(self._copy, name, source)
 
     def require_open(self) -> None:
         if self._ended:
@@ -64,19 +72,23 @@ class LocalDraft:
 
     def make_read_only(self, group: int | None, *, synced: bool) -> None:
         """Every file becomes ours, for ``group`` to read; ``synced``: it is on the disk then."""
-        with self._lock, files.file_errors(self.directory):
-            self.require_open()
-            if sorted(os.listdir(self.directory)) != sorted(self.names):  # noqa: PTH208  # names, not paths
-                raise UnavailableError("a draft was changed by somebody else", subject=str(self.directory))
-            for name in self.names:
-                descriptor = digest.open_regular(self.directory / name)
-                try:
+        with contextlib.ExitStack() as stack, files.file_errors(self.directory):
+            descriptors = []
+            with self._lock:
+                self.require_open()
+                if sorted(os.listdir(self.directory)) != sorted(self.names):  # noqa: PTH208  # names, not paths
+                    raise UnavailableError(
+                        "a draft was changed by somebody else", subject=str(self.directory)
+                    )
+                for name in self.names:
+                    descriptor = digest.open_regular(self.directory / name)
+                    stack.callback(os.close, descriptor)
+                    descriptors.append(descriptor)
                     os.fchown(descriptor, os.geteuid(), -1 if group is None else group)
                     os.fchmod(descriptor, 0o440)
-                    if synced:
-                        os.fsync(descriptor)
-                finally:
-                    os.close(descriptor)
+            if synced:  # without the lock: a discard does not wait for the disk
+                for descriptor in descriptors:
+                    os.fsync(descriptor)
 
     def newest_change_ns(self) -> int:
         with files.file_errors(self.directory):
@@ -124,13 +136,13 @@ class LocalDraft:
             target.rename(self.directory)
             raise
 
-    def _copy(self, name: str, source: Path) -> Path:
+    def _copy(self, wanted: Wanted, name: str, source: Path) -> Path:
         path = self._new(name)
         with self._lock, files.file_errors(path):
             self.require_open()
             if name in self.names:
                 raise ExistsError("the draft has such a file", subject=str(path))
-            files.copy_sparse(source, path, keep_free_bytes=self._keep_free_bytes)
+            files.copy_sparse(source, path, keep_free_bytes=self._keep_free_bytes, wanted=wanted)
             self.names.append(name)
         return path
 

@@ -8,6 +8,7 @@
 One hyperd owns ROOT. The time of a snapshot's directory is that of its last use.
 """
 
+import asyncio
 import dataclasses
 import logging
 import secrets
@@ -18,7 +19,7 @@ from pathlib import Path
 
 from hyperd.errors import HyperError, InvalidError
 from hyperd.host import files
-from hyperd.host.workers import Workers
+from hyperd.host.workers import Wanted, Workers
 from hyperd.model.snapshot import (
     Compatibility,
     Manifest,
@@ -58,7 +59,8 @@ class LocalSnapshots:
         self._catalog = Catalog()
         self._publishing = threading.Lock()
         self._workers = Workers("snapshot", 4)
-        self._hashers = Workers("snapshot-hash", 2)  # apart: a copy while a guest stands still waits for none
+        self._copiers = Workers("snapshot-copy", 4)  # apart: guests stand still meanwhile
+        self._hashers = Workers("snapshot-hash", 2)  # and sync, which takes as long
         self._seals = seals.Seals(self._hashers)
 
     async def open(self) -> None:
@@ -66,11 +68,17 @@ class LocalSnapshots:
             self._catalog.add(snapshot)
 
     def close(self) -> None:
-        self._workers.close()
-        self._hashers.close()
+        for workers in (self._workers, self._copiers, self._hashers):
+            workers.close()
 
     async def begin(self, *, need_bytes: int = 0) -> LocalDraft:
-        return await self._workers.call(self._begin, need_bytes)
+        snapshot_id = SnapshotId(secrets.token_hex(32))
+        directory = self._root / f"{PREFIX}{snapshot_id}"
+        try:
+            return await self._workers.call_while_wanted(self._begin, snapshot_id, directory, need_bytes)
+        except asyncio.CancelledError:  # nobody else knows of it
+            await self._workers.call(files.remove_tree, directory)
+            raise
 
     async def publish(
         self,
@@ -182,7 +190,7 @@ class LocalSnapshots:
         """Make the files read-only, then hash them; stamps only of those whose every later change will be seen."""
         if not draft.names:
             raise InvalidError("a snapshot without files", subject=draft.snapshot_id)
-        await self._workers.call(draft.make_read_only, self._qemu_gid, synced=synced)
+        await self._hashers.call(draft.make_read_only, self._qemu_gid, synced=synced)
         await seals.settle(await self._workers.call(draft.newest_change_ns))
         began_ns = seals.file_clock_ns()
         saved, stamps = [], {}
@@ -223,13 +231,14 @@ class LocalSnapshots:
         with files.file_errors(gone):
             files.remove_tree(gone)
 
-    def _begin(self, need_bytes: int) -> LocalDraft:
-        snapshot_id = SnapshotId(secrets.token_hex(32))
-        directory = self._root / f"{PREFIX}{snapshot_id}"
+    def _begin(self, wanted: Wanted, snapshot_id: SnapshotId, directory: Path, need_bytes: int) -> LocalDraft:
         with files.file_errors(directory):
             files.require_free(self._root, need_bytes, keep_bytes=self._reserve_bytes, what="a snapshot")
+            wanted.require()
             files.make_directory(directory, 0o711)
-        return LocalDraft(directory, snapshot_id, self._workers, keep_free_bytes=self._reserve_bytes)
+        return LocalDraft(
+            directory, snapshot_id, self._workers, self._copiers, keep_free_bytes=self._reserve_bytes
+        )
 
     def _own(self, draft: Draft) -> LocalDraft:
         if not isinstance(draft, LocalDraft) or draft.directory.parent != self._root:

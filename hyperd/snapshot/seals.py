@@ -3,8 +3,9 @@
 
 A file whose stamp is the same has the same content: what writes to a file moves its times. The kernel takes them from a
 clock that ticks every few milliseconds: a file is sealed only when that clock had moved on from the last change before
-the reading began. What goes through a mapping that was writable already is not seen (its first write moves the times):
-nobody may have one when a draft is published.
+the reading began. What goes through a mapping that was writable already is not seen (its first write moves the times).
+A template's QEMU is ended before its draft is published. A sandbox's lives on and has its ``state`` open: one that its
+guest has taken over could change that unseen later, and so harm those who go on from this snapshot, which is its own.
 """
 
 import asyncio

@@ -19,10 +19,13 @@ class Hypervisor(Protocol):
         """
 
     async def pause(self, sandbox_id: SandboxId) -> None:
-        """Stop its CPUs. Idempotent. Raises NotFoundError, UnavailableError."""
+        """Stop its CPUs. Idempotent. Raises NotFoundError, UnavailableError.
+
+        What a cancelled caller began has no effect after the next call for this VM but ``destroy``.
+        """
 
     async def resume(self, sandbox_id: SandboxId) -> None:
-        """Let its CPUs run. Idempotent. Raises NotFoundError, UnavailableError."""
+        """Let its CPUs run. Idempotent, bounded in time. Raises NotFoundError, UnavailableError."""
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """Write what is needed to go on elsewhere to ``state``, which exists and belongs to QEMU's user.

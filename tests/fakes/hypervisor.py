@@ -29,6 +29,7 @@ class FakeHypervisor:
         self.save_gate.set()
         self.calls: list[str] = []  # of pause, resume and save
         self._gates: dict[str, asyncio.Event] = {}
+        self._ended: dict[SandboxId, asyncio.Event] = {}
         self._defined: dict[SandboxId, VmDefinition] = {}
         self._pid = 4241
         self._events: asyncio.Queue[VmGone] = asyncio.Queue()
@@ -53,11 +54,11 @@ class FakeHypervisor:
         return self._gates.setdefault(verb, asyncio.Event())
 
     async def pause(self, sandbox_id: SandboxId) -> None:
-        await self._enter("pause")
+        await self._enter("pause", sandbox_id)
         self._set_paused(sandbox_id, paused=True, failure="fail_next_pause")
 
     async def resume(self, sandbox_id: SandboxId) -> None:
-        await self._enter("resume")
+        await self._enter("resume", sandbox_id)
         self._set_paused(sandbox_id, paused=False, failure="fail_next_resume")
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
@@ -97,6 +98,8 @@ class FakeHypervisor:
 
     def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
         self._defined.pop(sandbox_id, None)
+        if (ended := self._ended.pop(sandbox_id, None)) is not None:
+            ended.set()
         if self.running.pop(sandbox_id, None) is not None:
             self._events.put_nowait(VmGone(sandbox_id, cause, detail))
 
@@ -107,10 +110,18 @@ class FakeHypervisor:
             self._raise_once(failure)
         self.running[sandbox_id] = dataclasses.replace(self.running[sandbox_id], paused=paused)
 
-    async def _enter(self, verb: str) -> None:
+    async def _enter(self, verb: str, sandbox_id: SandboxId) -> None:
+        """A call that hangs comes back when its VM is killed."""
         self.calls.append(verb)
-        if (gate := self._gates.get(verb)) is not None:
-            await gate.wait()
+        if (gate := self._gates.get(verb)) is None or sandbox_id not in self.running:
+            return
+        ended = self._ended.setdefault(sandbox_id, asyncio.Event())
+        waits = [asyncio.ensure_future(event.wait()) for event in (gate, ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _raise_once(self, failure: str) -> None:
         error: HyperError | None = getattr(self, failure)

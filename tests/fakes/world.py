@@ -174,6 +174,8 @@ class JoinedSnapshots(FakeSnapshots):
         snapshot.directory.parent.mkdir(exist_ok=True)
         draft.directory.rename(snapshot.directory)
         self._on_publish(draft.directory, snapshot.directory)
+        if (gate := self._gates.get("published")) is not None:  # it is, and its caller has not heard yet
+            await gate.wait()
         return snapshot
 
     async def discard(self, draft: Draft) -> None:

@@ -3,13 +3,15 @@
 
 Two kinds of thread touch libvirt: bounded pools that make calls, and one thread that runs libvirt's own event loop.
 Neither touches hyperd's state: results come back through futures, events through ``call_soon_threadsafe`` as plain
-values. Urgent calls have threads of their own, so that no number of stuck boots can keep a kill from being made.
+values. Each lane has threads of its own: a QEMU that does not answer holds the thread of whoever asks it until it
+answers or is killed, and no number of such may keep a kill from being made, or another VM standing still.
 """
 
 import asyncio
 import contextlib
+import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
@@ -24,8 +26,16 @@ _log = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-_CALL_THREADS = 8
-_URGENT_THREADS = 4
+
+class Lane(enum.Enum):
+    """With the number of its threads."""
+
+    CALL = "call", 8
+    RESTORE = "restore", 8  # QEMU answers nothing while it reads a state: so many restore at once
+    RESUME = "resume", 4  # so that a VM goes on
+    URGENT = "urgent", 4  # so that one ends, or is seen
+
+
 _CLOSE_TIMEOUT_S = 30.0
 _MIN_PAUSE_S, _MAX_PAUSE_S = 0.001, 0.05
 
@@ -50,8 +60,8 @@ class LibvirtBridge:
         self._uri = uri
         self._on_event = on_event
         self._loop = asyncio.get_running_loop()
-        self._calls = Workers("libvirt-call", _CALL_THREADS)
-        self._urgent = Workers("libvirt-urgent", _URGENT_THREADS)
+        self._lanes = {lane: Workers(f"libvirt-{lane.value[0]}", lane.value[1]) for lane in Lane}
+        self._urgent = self._lanes[Lane.URGENT]
         self._connection: libvirt.virConnect | None = None
         self._callback = -1
 
@@ -61,7 +71,7 @@ class LibvirtBridge:
         try:
             with libvirt_errors(self._uri):
                 self._connection = await self._urgent.call(open_connection, self._uri)
-                self._callback = await self.call(self._subscribe, urgent=True)
+                self._callback = await self.call(self._subscribe, lane=Lane.URGENT)
         except BaseException:
             await self._shut()
             raise
@@ -70,23 +80,28 @@ class LibvirtBridge:
     async def __aexit__(self, *_: object) -> None:
         await self._shut()
 
-    async def call(self, function: Call[R], *, urgent: bool = False) -> R:
+    async def call(self, function: Call[R], *, lane: Lane = Lane.CALL) -> R:
         """``function(connection)`` on a thread. libvirtError passes: the caller knows its subject.
 
         A cancelled caller stops waiting; the call itself runs to its end.
         """
-        workers = self._urgent if urgent else self._calls
-        return await workers.call(function, self._opened())
+        return await self._lanes[lane].call(function, self._opened())
 
-    async def until(self, question: Call[bool]) -> None:
+    async def until(
+        self,
+        question: Call[bool],
+        *,
+        lane: Lane = Lane.CALL,
+        call: Callable[[Call[bool]], Awaitable[bool]] | None = None,
+    ) -> None:
         """Ask again and again until the answer is yes, for what has no event to wait for.
 
         The answer is late by at most a twentieth of the time it took, a millisecond at least and 50 at most; between
-        two questions no thread is held.
+        two questions no thread is held. ``call`` makes the calls, if not this bridge.
         """
         begun = self._loop.time()
         while True:
-            if await self.call(question):
+            if await (self.call(question, lane=lane) if call is None else call(question)):
                 return
             elapsed_s = self._loop.time() - begun
             await asyncio.sleep(min(max(_MIN_PAUSE_S, elapsed_s / 20), _MAX_PAUSE_S))
@@ -110,10 +125,12 @@ class LibvirtBridge:
             self._loop.call_soon_threadsafe(self._on_event, plain)
 
     async def _shut(self) -> None:
-        # The pool first: it waits for the calls under way, and they need the connection.
+        # The pools first: they wait for the calls under way, and those need the connection.
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT_S):
-                await self._urgent.call(self._calls.close)
+                for lane, workers in self._lanes.items():
+                    if lane is not Lane.URGENT:
+                        await self._urgent.call(workers.close)
                 connection, self._connection = self._connection, None
                 if connection is not None:
                     await self._urgent.call(self._close, connection)

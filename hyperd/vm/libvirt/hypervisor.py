@@ -22,7 +22,7 @@ from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredE
 from hyperd.host.lock import FileLock
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
-from hyperd.vm.libvirt.bridge import LibvirtBridge, LifecycleEvent
+from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
 from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settle_ours
 from hyperd.vm.libvirt.errors import libvirt_errors
@@ -163,7 +163,7 @@ class LibvirtHypervisor:
 
     async def list_running(self) -> list[VmStatus]:
         with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(list_ours, urgent=True)
+            found = await self._bridge.call(list_ours, lane=Lane.URGENT)
         statuses = []
         for domain in found:
             if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
@@ -245,7 +245,7 @@ class LibvirtHypervisor:
         restore = Restore(definition, state, described, lambda: qemu_log_tail(self.settings.log_dir, name))
         with unfinished(self.settings, name):
             try:
-                await self._bridge.until(restore.runs)
+                await self._bridge.until(restore.runs, lane=Lane.RESTORE)
             except RestoreError:
                 await self._end_failed(definition.sandbox_id)
                 raise
@@ -292,7 +292,7 @@ class LibvirtHypervisor:
         """libvirt's own destroy: ends what still runs, returns when nothing of it is known any more."""
         name = domain_name(sandbox_id)
         with libvirt_errors(name):
-            await self._bridge.call(lambda connection: destroy(connection, sandbox_id), urgent=True)
+            await self._bridge.call(lambda connection: destroy(connection, sandbox_id), lane=Lane.URGENT)
         remove_qemu_log(self.settings.log_dir, name)
 
     async def _adopt(self) -> None:

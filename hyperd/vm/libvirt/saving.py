@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A VM's way into a file and out of it, as calls on a bridge's thread, each of them short. They let libvirtError pass.
 
-What takes its time goes on inside QEMU; whoever began it asks again, so that no thread is held while a disk is slow.
+What takes its time goes on inside QEMU; whoever began it asks again, so that no thread is held while it writes. While
+it reads a state it does not answer, nor when a disk hangs: then the thread of whoever asks is held.
 
     restore   Restore.runs, until True
     save      begin_save -> progress_of_save, until it says so -> resume, until True
@@ -15,6 +16,7 @@ from pathlib import Path
 import libvirt
 
 from hyperd.errors import ExhaustedError, RestoreError, UnavailableError
+from hyperd.host.workers import Wanted
 from hyperd.model.vm import SandboxId, VmDefinition
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.domain import create, is_paused, look_up
@@ -99,8 +101,9 @@ class SaveProgress:
     written_bytes: int
 
 
-def pause(connection: libvirt.virConnect, sandbox_id: SandboxId) -> None:
+def pause(connection: libvirt.virConnect, wanted: Wanted, sandbox_id: SandboxId) -> None:
     """Idempotent."""
+    wanted.require()
     look_up(connection, sandbox_id).suspend()
 
 
@@ -118,11 +121,13 @@ def resume(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:
 
 
 def begin_save(
-    connection: libvirt.virConnect, sandbox_id: SandboxId, state: Path, *, bytes_per_s: int
+    connection: libvirt.virConnect, wanted: Wanted, sandbox_id: SandboxId, state: Path, *, bytes_per_s: int
 ) -> None:
     """Pause the VM and let QEMU write."""
+    wanted.require()
     domain = look_up(connection, sandbox_id)
     domain.suspend()
+    wanted.require()
     monitor.set_capabilities(domain, ram_elsewhere=monitor.has_shared_ram(domain, RAM_BACKEND))
     monitor.migrate(domain, state, bytes_per_s=bytes_per_s)
 

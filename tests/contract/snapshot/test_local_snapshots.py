@@ -4,6 +4,7 @@
 import asyncio
 import os
 import shutil
+import threading
 
 import pytest
 
@@ -326,6 +327,42 @@ async def test_a_caller_that_gives_up_leaves_all_of_it_or_nothing(store, tmp_pat
             await store.remove(snapshot.manifest.snapshot_id)
         assert names_in(tmp_path / "store") == ["hibernation", "sandbox", "template"]
         assert names_in(tmp_path / "store/template") == []
+
+
+async def test_a_copy_waits_for_no_sync_digest_or_removal(store, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"disk")
+    draft = await store.begin()
+    began, go_on = threading.Semaphore(0), threading.Event()
+
+    def hang():
+        began.release()
+        assert go_on.wait(10)
+
+    async with asyncio.TaskGroup() as tasks:
+        for workers, count in ((store._workers, 4), (store._hashers, 2)):
+            for _ in range(count):
+                tasks.create_task(workers.call(hang))
+        for _ in range(6):
+            assert await asyncio.to_thread(began.acquire, timeout=10)
+        try:
+            copy = await asyncio.wait_for(draft.add_copy("disk", source), 5)
+        finally:
+            go_on.set()
+    assert copy.read_bytes() == b"disk"
+
+
+async def test_a_beginning_that_nobody_waits_for_leaves_nothing(store, tmp_path):
+    for turn in range(40):
+        beginning = asyncio.create_task(store.begin())
+        for _ in range(turn % 8):
+            await asyncio.sleep(0)
+        beginning.cancel()
+        outcome = (await asyncio.gather(beginning, return_exceptions=True))[0]
+        if not isinstance(outcome, BaseException):
+            await store.discard(outcome)
+    store.close()
+    assert [path.name for path in tmp_path.rglob(".draft-*")] == []
 
 
 async def test_two_that_want_one_name_at_once_get_one(store):

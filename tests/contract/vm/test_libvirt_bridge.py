@@ -9,7 +9,7 @@ import libvirt
 import pytest
 
 from hyperd.errors import NotFoundError, UnavailableError, WrongStateError
-from hyperd.vm.libvirt.bridge import LibvirtBridge, LifecycleEvent
+from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.errors import libvirt_errors
 
 Events = asyncio.Queue[LifecycleEvent]
@@ -60,7 +60,7 @@ async def test_stuck_calls_do_not_keep_an_urgent_one_waiting(opened: tuple[Libvi
         for _ in range(32):
             tasks.create_task(bridge.call(lambda _: release.wait(30)))
         async with asyncio.timeout(5):
-            assert await bridge.call(lambda connection: connection.getHostname(), urgent=True)
+            assert await bridge.call(lambda connection: connection.getHostname(), lane=Lane.URGENT)
         release.set()
 
 

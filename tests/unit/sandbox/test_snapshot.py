@@ -12,10 +12,11 @@ from hyperd.errors import (
     ExistsError,
     HyperError,
     InvalidError,
+    TimeoutExpiredError,
     UnavailableError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerState, ExecSpec
+from hyperd.model.container import ContainerState, ExecSpec, ExitReason
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import Fleet, SandboxHandle
@@ -85,14 +86,16 @@ async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_r
     assert world.snapshots.get(SnapshotKind.SANDBOX, "first") == snapshot
 
 
-async def test_room_for_memory_in_use_and_disk_is_asked_for_first(world: World, fleet: Fleet) -> None:
-    handle = await started(fleet)
+async def test_room_for_all_memory_and_the_disk_is_asked_for_first_whatever_the_guest_says(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)  # the fake guest says that it uses 8 MiB
     world.snapshots.fail_next("begin", FULL)
     with pytest.raises(ExhaustedError):
         await handle.snapshot()
     assert "freeze" not in world.agent(handle).calls
     await handle.snapshot()
-    assert world.snapshots.needed == [16 << 20]  # 8 MiB in use by the fake guest, and the devices
+    assert world.snapshots.needed == [handle.record.sizing.memory_mib + 8 << 20]
 
 
 FAILURES = {
@@ -209,6 +212,75 @@ async def test_an_exec_meanwhile_waits_until_it_goes_on(world: World, fleet: Fle
         assert "exec_process" not in world.agent(handle).calls
         gate.set()
     await execution.result().aclose()
+
+
+@pytest.mark.parametrize("verb", ["snapshot", "hibernate"])
+async def test_what_is_published_behind_a_caller_who_is_told_of_failure_does_not_stay(
+    world: World, fleet: Fleet, verb: str
+) -> None:
+    handle = await started(fleet)
+    world.snapshots.hold("published")
+    failing = asyncio.create_task(handle.snapshot("s") if verb == "snapshot" else handle.hibernate())
+    await eventually(world.snapshots.everything)
+    await handle.stop(timeout_s=5)
+    assert isinstance((await asyncio.gather(failing, return_exceptions=True))[0], HyperError)
+    require_no_snapshot(world)
+
+
+async def test_a_removal_by_force_does_not_wait_for_a_vm_that_does_not_go_on(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)
+    world.hypervisor.hold("resume")
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(_expect_failure(handle))
+        await eventually(lambda: "resume" in world.hypervisor.calls)
+        await handle.remove(force=True)
+    require_no_snapshot(world)
+    world.require_nothing_left_of(handle)
+
+
+@pytest.mark.parametrize("what", ["resume", "thaw"])
+async def test_a_stop_does_not_wait_long_for_a_vm_that_does_not_go_on(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.tenure.GO_ON_TIMEOUT_S", 0.05)
+    handle = await started(fleet)
+    agent, hypervisor = world.agent(handle), world.hypervisor
+    calls = hypervisor.calls if what == "resume" else agent.calls
+    gate = hypervisor.hold(what) if what == "resume" else agent.hold(what)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        tasks.create_task(_expect_failure(handle))
+        await eventually(lambda: what in calls)
+        await handle.stop(timeout_s=60)
+        gate.set()
+    ended = await handle.wait_ended()
+    assert (ended.code, ended.reason) == (137, ExitReason.STOPPED)
+    assert "shutdown" not in agent.calls  # it cannot be asked to sync
+    require_no_snapshot(world)
+    assert handle.record.sandbox_id not in hypervisor.running
+
+
+async def test_a_paused_one_that_cannot_go_on_is_stopped_all_the_same(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.tenure.GO_ON_TIMEOUT_S", 0.05)
+    handle = await started(fleet)
+    await handle.pause()
+    world.hypervisor.hold("resume")
+    await asyncio.wait_for(handle.stop(timeout_s=60), 5)
+    assert (await handle.wait_ended()).reason is ExitReason.STOPPED
+
+
+async def test_an_agent_that_never_thaws_is_not_waited_for_for_ever(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hyperd.sandbox.tenure.THAW_TIMEOUT_S", 0.05)
+    handle = await started(fleet)
+    world.agent(handle).hold("thaw")
+    with pytest.raises(TimeoutExpiredError, match="was not thawed"):
+        await asyncio.wait_for(handle.snapshot(), 5)
+    require_no_snapshot(world)
 
 
 async def test_a_vm_that_goes_meanwhile_is_lost_and_no_snapshot_stays(world: World, fleet: Fleet) -> None:

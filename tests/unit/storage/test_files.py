@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from hyperd.errors import DeniedError, ExhaustedError, ExistsError, NotFoundError, UnavailableError
 from hyperd.host import files
+from hyperd.host.workers import NotWantedError, Wanted
 from tests.mounts import allocated_bytes, names_in
 
 
@@ -70,3 +71,19 @@ def test_removing_a_tree_does_not_follow_links(tmp_path):
     files.remove_tree(tmp_path / "link")
     files.remove_tree(tmp_path / "absent")
     assert (tmp_path / "kept/file").exists()
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_copy_that_nobody_wants_any_more_leaves_the_target_as_it_was(tmp_path, existing):
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"new")
+    if existing:
+        target.write_bytes(b"old")
+    wanted = Wanted()
+    files.copy_sparse(source, tmp_path / "other", wanted=wanted)
+    wanted.withdraw()
+    before = names_in(tmp_path)
+    with pytest.raises(NotWantedError):
+        files.copy_sparse(source, target, wanted=wanted)
+    assert names_in(tmp_path) == before
+    assert not existing or target.read_bytes() == b"old"
