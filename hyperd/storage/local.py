@@ -103,7 +103,7 @@ class LocalStorage:
         return await self._workers.call_while_wanted(self._stage, sandbox_id, source)
 
     async def adopt_staged(self, sandbox_id: SandboxId) -> Path:
-        return await self._workers.call(self._adopt_staged, sandbox_id)
+        return await self._workers.call_while_wanted(self._adopt_staged, sandbox_id)
 
     async def discard_staged(self, sandbox_id: SandboxId) -> None:
         await self._workers.call(self._discard_staged, sandbox_id)
@@ -187,8 +187,9 @@ class LocalStorage:
             )
             return staged
 
-    def _adopt_staged(self, sandbox_id: SandboxId) -> Path:
+    def _adopt_staged(self, wanted: Wanted, sandbox_id: SandboxId) -> Path:
         disk = self._disk(sandbox_id)
+        wanted.require()
         with files.file_errors(disk):
             return self._staged(sandbox_id).rename(disk)
 

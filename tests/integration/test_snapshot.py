@@ -201,6 +201,12 @@ def test_a_rollback_takes_back_what_was_done_since(host: Hyper):
     assert numbers[:again] == list(range(1, again + 1)), "a line is missing or came twice"
     assert numbers[again:] == list(range(numbers[again], numbers[again] + len(numbers) - again))
     assert numbers[again] <= saved + 1
+    host.ok("exec", "counter", "sh", "-c", "echo again > /file; sync")
+    host.ok("rollback", "counter", "back", timeout_s=120)
+    host.ok("exec", "counter", "sh", "-c", "cat /file > /copy")
+    host.ok("stop", "-t", "1", "counter", timeout_s=60)
+    host.ok("start", "counter", timeout_s=120)  # from the disk that it went back to
+    assert host.ok("exec", "counter", "cat", "/copy") == "before"
 
 
 def test_a_hibernated_container_holds_no_memory_and_goes_on_where_it_was(host: Hyper):
