@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod boot;
+mod bounds;
 mod capability;
 mod cgroup;
 mod container;
