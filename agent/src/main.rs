@@ -31,6 +31,7 @@ mod power;
 mod process;
 mod reaper;
 mod rootfs;
+mod rtnetlink;
 mod seccomp;
 mod serve;
 mod service;
