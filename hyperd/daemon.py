@@ -107,7 +107,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await snapshots.open()
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
-        facts = _facts(settings.guest, capabilities, floor.files)
+        facts = _facts(config, settings.guest, hypervisor, floor.files)
         template_settings = _template_settings(config)
         builder = TemplateBuilder(rooms, settings, template_settings, floor.files)
         templates = Templates(builder, snapshots, facts, ledger, settings.guest, template_settings, tasks)
@@ -306,14 +306,13 @@ def _template_settings(config: Config) -> TemplateSettings:
     )
 
 
-def _facts(guest: GuestSettings, capabilities: HypervisorCapabilities, files: Workers) -> Facts:
-    return Facts(
-        guest.kernel,
-        guest.initramfs,
-        qemu_version=capabilities.qemu_version,
-        machine=capabilities.machine,
-        files=files,
-    )
+def _facts(config: Config, guest: GuestSettings, hypervisor: LibvirtHypervisor, files: Workers) -> Facts:
+    async def ask() -> tuple[str, str]:
+        capabilities = await hypervisor.prepare()
+        return capabilities.qemu_version, capabilities.machine
+
+    emulator = _libvirt_settings(config).platform.emulator
+    return Facts(guest.kernel, guest.initramfs, emulator=emulator, ask=ask, files=files)
 
 
 def _accelerator(

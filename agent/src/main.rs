@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod boot;
+mod bounds;
 mod capability;
 mod cgroup;
 mod container;
@@ -30,6 +31,7 @@ mod power;
 mod process;
 mod reaper;
 mod rootfs;
+mod rtnetlink;
 mod seccomp;
 mod serve;
 mod service;

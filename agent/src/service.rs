@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tonic::{Request, Response, Status};
 
+use crate::bounds::{check_create, check_id};
 use crate::container::{Container, Shared, Workshop, blocking};
 use crate::error::{Error, Kind, Result};
 use crate::freeze::Frozen;
@@ -22,9 +23,6 @@ use crate::stats;
 
 pub const PROTOCOL_VERSION: u32 = 1;
 const MAX_CONTAINERS: usize = 256;
-const MAX_ID: usize = 128;
-const MAX_MOUNTS: usize = 512;
-const MAX_PATHS: usize = 1024;
 
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
@@ -348,65 +346,5 @@ impl AgentService for Agent {
     async fn shutdown(&self, request: Request<ShutdownRequest>) -> Answer<ShutdownResponse> {
         let timeout = Duration::from_millis(request.into_inner().timeout_ms.clamp(100, 60_000).into());
         detached(self.clone().shut_down(timeout)).await
-    }
-}
-
-fn check_id(what: &str, id: &str) -> Result<()> {
-    let sane = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if id.is_empty() || id.len() > MAX_ID || !id.chars().all(sane) || id.starts_with('.') {
-        return Err(Error::invalid(format!("bad {what} id {id:?}")));
-    }
-    Ok(())
-}
-
-fn check_create(request: &CreateContainerRequest) -> Result<()> {
-    check_id("container", &request.container_id)?;
-    let isolation = request.isolation.clone().unwrap_or_default();
-    if request.process.is_none() {
-        return Err(Error::invalid("no process given"));
-    }
-    guest::check_hostname(&request.hostname)?;
-    if request.mounts.len() > MAX_MOUNTS
-        || isolation.masked_paths.len() > MAX_PATHS
-        || isolation.readonly_paths.len() > MAX_PATHS
-    {
-        return Err(Error::invalid("too many mounts or paths"));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_names_and_never_paths() {
-        assert!(check_id("container", "web-1_2.3").is_ok());
-        for bad in ["", ".", "..", "a/b", "a b", "ä", &"x".repeat(129), "a\0"] {
-            assert!(check_id("container", bad).is_err(), "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn requests_are_bounded() {
-        let good = CreateContainerRequest {
-            container_id: "a".into(),
-            process: Some(ProcessSpec::default()),
-            ..Default::default()
-        };
-        assert!(check_create(&good).is_ok());
-        let bad = [
-            CreateContainerRequest { process: None, ..good.clone() },
-            CreateContainerRequest { container_id: "../x".into(), ..good.clone() },
-            CreateContainerRequest { hostname: "a\nb".into(), ..good.clone() },
-            CreateContainerRequest { mounts: vec![Mount::default(); MAX_MOUNTS + 1], ..good.clone() },
-            CreateContainerRequest {
-                isolation: Some(Isolation { masked_paths: vec![String::new(); MAX_PATHS + 1], ..Default::default() }),
-                ..good
-            },
-        ];
-        for request in bad {
-            assert_eq!(check_create(&request).unwrap_err().kind, Kind::Invalid);
-        }
     }
 }

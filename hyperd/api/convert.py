@@ -267,9 +267,17 @@ def encode_snapshot(snapshot: Snapshot) -> snapshot_pb2.Snapshot:
         source_name=source.get("name", ""),
         image=source.get("image", ""),
         image_id=source.get("image_id", ""),
-        pause_ms=int(source.get("pause_ms", "0")),
+        pause_ms=kept_number(source.get("pause_ms", "")),
         last_used_at=encode_time(snapshot.last_used_at),
     )
+
+
+def kept_number(text: str, most: int = 0xFFFF_FFFF) -> int:
+    """Of a manifest, which may come from anywhere: what is no number that the wire has room for is 0."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(most))):
+        return 0
+    number = int(text)
+    return number if number <= most else 0
 
 
 def encode_progress(progress: LayerProgress) -> image_pb2.LayerProgress:

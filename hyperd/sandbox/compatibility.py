@@ -38,7 +38,12 @@ def compatibility_of(definition: VmDefinition, facts: HostFacts) -> Compatibilit
 
 
 def layout_of(definition: VmDefinition) -> str:
-    """The devices as the guest finds them: what is behind them may differ."""
+    """The devices as the guest finds them: what is behind them may differ.
+
+    Not compared: the bytes on the image's disk. The image's id fixes its layers as they were packed, not what
+    mkfs.erofs made of them, so a snapshot imported where another version of it converted them would find other blocks
+    than those in its page cache. docs/snapshots.md says so.
+    """
     disks = [f"disk:{disk.serial}:{'ro' if disk.readonly else 'rw'}" for disk in definition.disks]
     nics = ["nic" for _ in definition.nics]
     channels = [f"port:{channel.name}" for channel in definition.channels]

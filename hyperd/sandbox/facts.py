@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from hyperd.host.files import file_errors
@@ -16,40 +17,44 @@ _FEATURES = ("flags", "vmx flags")
 
 
 class Facts:
-    """``get`` costs two stats once the files are known."""
+    """``get`` costs three stats once the files are known.
+
+    ``ask``: QEMU's version and the versioned name of its machine, as ``emulator`` is now.
+    """
 
     def __init__(
         self,
         kernel: Path,
         initramfs: Path,
         *,
-        qemu_version: str,
-        machine: str,
+        emulator: Path,
+        ask: Callable[[], Awaitable[tuple[str, str]]],
         files: Workers,
         cpuinfo: Path = CPUINFO,
     ) -> None:
         self._paths = (kernel, initramfs)
-        self._qemu_version = qemu_version
-        self._machine = machine
+        self._emulator = emulator
+        self._ask = ask
         self._files = files
         self._cpuinfo = cpuinfo
         self._lock = asyncio.Lock()
         self._known: tuple[tuple[str, ...], HostFacts] | None = None
 
     async def get(self) -> HostFacts:
-        """Raises NotFoundError when kernel or initramfs is missing."""
-        key = tuple(fingerprint(path) for path in self._paths)
+        """Raises NotFoundError when kernel or initramfs is missing, and whatever ``ask`` raises."""
+        key = tuple(fingerprint(path) for path in (*self._paths, self._emulator))
         async with self._lock:
             if self._known is None or self._known[0] != key:
-                self._known = (key, await self._files.call(self._read))
+                qemu_version, machine = await self._ask()
+                self._known = (key, await self._files.call(self._read, qemu_version, machine))
             return self._known[1]
 
-    def _read(self) -> HostFacts:
+    def _read(self, qemu_version: str, machine: str) -> HostFacts:
         with file_errors(self._paths[0]):
             kernel, initramfs = (_sha256(path) for path in self._paths)
             return HostFacts(
-                qemu_version=self._qemu_version,
-                machine=self._machine,
+                qemu_version=qemu_version,
+                machine=machine,
                 host_cpu=describe_cpu(self._cpuinfo.read_text(errors="replace")),
                 kernel_sha256=kernel,
                 initramfs_sha256=initramfs,

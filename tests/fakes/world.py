@@ -246,7 +246,7 @@ class World:
         template_settings = TemplateSettings(
             lambda _: owner, self.template_budget_bytes, self.templates_enabled, self.share_memory
         )
-        facts = Facts(guest.kernel, guest.initramfs, qemu_version="10.0", machine="q35", files=files)
+        facts = Facts(guest.kernel, guest.initramfs, emulator=guest.kernel, ask=_ask_qemu, files=files)
         builder = TemplateBuilder(rooms, settings, template_settings, files)
         background = asyncio.TaskGroup()
         self.templates = Templates(
@@ -324,3 +324,7 @@ async def started(fleet: Fleet, *args: str, **fields: object) -> SandboxHandle:
     handle = await created(fleet, *args, **fields)
     await handle.start()
     return handle
+
+
+async def _ask_qemu() -> tuple[str, str]:
+    return "10.0", "q35"

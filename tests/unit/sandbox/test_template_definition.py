@@ -94,8 +94,13 @@ def test_a_shape_reads_as_a_size() -> None:
 
 async def test_the_host_s_facts_follow_its_files(tmp_path: Path) -> None:
     files = Workers("files", 1)
-    kernel, initramfs = tmp_path / "k", tmp_path / "i"
-    facts = Facts(kernel, initramfs, qemu_version="10", machine="q35", files=files)
+    kernel, initramfs, emulator = tmp_path / "k", tmp_path / "i", tmp_path / "qemu"
+    versions = iter(("10", "10", "10", "11"))
+
+    async def ask() -> tuple[str, str]:
+        return next(versions), "q35"
+
+    facts = Facts(kernel, initramfs, emulator=emulator, ask=ask, files=files)
     try:
         with pytest.raises(NotFoundError):
             await facts.get()
@@ -108,6 +113,9 @@ async def test_the_host_s_facts_follow_its_files(tmp_path: Path) -> None:
         second = await facts.get()
         assert second.initramfs_sha256 != first.initramfs_sha256
         assert second.kernel_sha256 == first.kernel_sha256
+        assert second.qemu_version == "10"
+        emulator.write_text("upgraded under a running hyperd")
+        assert (await facts.get()).qemu_version == "11"
     finally:
         files.close()
 
