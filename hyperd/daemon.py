@@ -55,7 +55,7 @@ from hyperd.sandbox import (
 )
 from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage
-from hyperd.vm.libvirt import HypervisorCapabilities, LibvirtHypervisor, LibvirtSettings
+from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
 
