@@ -58,8 +58,9 @@ def plan_clones(
     return records
 
 
-def fork_identity(options: CloneOptions, index: int) -> ForkIdentity:
-    return ForkIdentity(index, options.count, options.env)
+def fork_identity(options: CloneOptions, index: int, hostname: str) -> ForkIdentity:
+    """HOSTNAME, too: the processes of a clone have the source's in their environment."""
+    return ForkIdentity(index, options.count, (f"HOSTNAME={hostname}", *options.env))
 
 
 def _spec(source: Source, options: CloneOptions) -> ContainerSpec:

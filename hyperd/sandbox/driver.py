@@ -136,6 +136,10 @@ class SandboxDriver(SleepingSandbox):
 
     async def _on_stop(self, message: AskStop) -> None:
         was_paused = isinstance(self.state, machine.Paused)
+        if isinstance(self.state, machine.Hibernated):
+            hint = f"`hyper wake {self.record.name}` first, or `hyper rm` it"
+            fail([message.done], WrongStateError("is hibernated", subject=self.subject, hint=hint))
+            return
         if not isinstance(self.state, machine.Starting | machine.Running | machine.Paused | machine.Stopping):
             resolve([message.done])
             return

@@ -41,7 +41,7 @@ def invent(taken: Container[str]) -> str:
 def require_valid(name: str) -> None:
     if not _VALID.fullmatch(name):
         raise InvalidError(
-            "is not a container name",
+            "is not a name",
             subject=repr(name[:140]),
             hint="letters, digits, _ . and -, not first, at most 128",
         )

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import machine
+from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
@@ -147,7 +147,8 @@ class RestoringFleet(Roster):
 
         async def revive(index: int, handle: SandboxHandle) -> None:
             async with places:
-                await handle.revive(Origin(snapshot, fork_identity(options, index)))
+                fork = fork_identity(options, index, assembly.hostname_of(handle.record))
+                await handle.revive(Origin(snapshot, fork))
 
         async with one_error(), asyncio.TaskGroup() as tasks:
             for index, handle in enumerate(handles):

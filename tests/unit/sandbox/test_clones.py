@@ -68,7 +68,7 @@ async def test_clones_go_on_where_the_source_was_each_as_its_own(world: World, f
         assert agent.identity is not None
         assert agent.identity.hostname == record.sandbox_id[:12]
         assert [str(item.container_id) for item in agent.identity.containers] == [source.record.sandbox_id]
-        assert agent.identity.fork == ForkIdentity(index, 3, ("KEY=v",))
+        assert agent.identity.fork == ForkIdentity(index, 3, (f"HOSTNAME={agent.identity.hostname}", "KEY=v"))
         assert agent.calls.index("configure") < agent.calls.index("thaw")
         assert str(record.container_id) == source.record.sandbox_id
         assert record.spec.labels == {"a": "1", "b": "2"}

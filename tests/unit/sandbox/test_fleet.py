@@ -56,7 +56,7 @@ async def test_a_taken_name_is_refused_and_says_whose_it_is(fleet: Fleet) -> Non
     handle = await created(fleet, name="web")
     with pytest.raises(ExistsError, match=handle.record.sandbox_id[:12]):
         await created(fleet, name="web")
-    with pytest.raises(InvalidError, match="not a container name"):
+    with pytest.raises(InvalidError, match="is not a name"):
         await created(fleet, name="-web")
 
 

@@ -197,6 +197,13 @@ async def test_one_that_cannot_be_woken_sleeps_on(world: World, fleet: Fleet, st
     require_awake(world, handle)
 
 
+async def test_stopping_a_hibernated_one_is_refused_and_it_sleeps_on(world: World, fleet: Fleet) -> None:
+    handle = await asleep(fleet)
+    with pytest.raises(WrongStateError, match="wake"):
+        await handle.stop()
+    require_asleep(world, handle)
+
+
 async def test_one_that_wakes_can_be_stopped_and_sleeps_on(world: World, fleet: Fleet) -> None:
     handle = await asleep(fleet)
     world.hypervisor.gate.clear()
