@@ -258,7 +258,7 @@ class SandboxDriver(SleepingSandbox):
         exit_ = Exit(machine.LOST_EXIT_CODE, ExitReason.START_FAILED, message=str(error))
         await self._advance(machine.StartFailed(exit_, now()))
         log.info("start failed", extra={"sandbox": self.record.name, "error": str(error)})
-        fail(self.waiting.starts, error)
+        self.waiting.refusal = error
         await self._after_end(exit_)
 
     def _on_vm_gone(self, gone: VmGone) -> None:

@@ -15,9 +15,15 @@ class Waiting:
         self.stops: list[Done] = []
         self.removes: list[Done] = []
         self.end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.refusal: HyperError | None = (
+            None  # of ``starts``, who are told with the end: the name is free by then
+        )
 
     def tell_end(self, exit_: Exit) -> None:
         """To all who wait for the end of the run; later ones wait for the next run's."""
+        if self.refusal is not None:
+            fail(self.starts, self.refusal)
+            self.refusal = None
         end, self.end = self.end, asyncio.get_running_loop().create_future()
         end.set_result(exit_)
 
@@ -29,7 +35,8 @@ class Waiting:
 
     def abandon(self, error: HyperError) -> None:
         """Everybody is told the same, for good."""
-        for waiting in (self.starts, self.stops, self.removes):
+        fail(self.starts, self.refusal or error)
+        for waiting in (self.stops, self.removes):
             fail(waiting, error)
         if not self.end.done():
             self.end.set_exception(error)

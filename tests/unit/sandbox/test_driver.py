@@ -438,6 +438,16 @@ async def test_one_who_waits_is_told_of_a_removal_that_failed(world: World, flee
     assert isinstance(wait.result(), UnavailableError)
 
 
+async def test_a_start_that_fails_is_told_when_its_auto_remove_is_over(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet, name="once", auto_remove=True)
+    world.hypervisor.fail_next_start = UnavailableError("no")
+    with pytest.raises(UnavailableError):
+        await handle.start()
+    assert fleet.list_views((), everything=True) == []
+    assert handle.record.sandbox_id not in world.storage.disks
+    await created(fleet, name="once")
+
+
 async def test_auto_remove_frees_the_name_before_the_end_is_told(world: World, fleet: Fleet) -> None:
     world.script("echo", Script([(Stream.STDOUT, b"hi\n")], ProcessExit(4)))
     handle = await created(fleet, "echo", name="once", auto_remove=True)
