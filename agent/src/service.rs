@@ -257,6 +257,10 @@ impl AgentService for Agent {
         detached(self.clone().thaw()).await
     }
 
+    async fn open_root(&self, _: Request<OpenRootRequest>) -> Answer<OpenRootResponse> {
+        Err(Status::unimplemented("archives of stopped containers"))
+    }
+
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
         detached(self.clone().create(request.into_inner())).await
     }

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent as the host sees it: one ``Guest`` per connected VM."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
 from hyperd.model.guest import (
     AgentHello,
+    Change,
     ContainerId,
     ContainerPlan,
     ContainerStatus,
     GuestIdentity,
     GuestStats,
     OutputChunk,
+    PathStat,
     ProcessExit,
     ProcessId,
     ProcessPlan,
     TerminalSize,
+    WriteOptions,
 )
 
 
@@ -104,6 +107,35 @@ class Guest(Protocol):
     def write_input(self, container_id: ContainerId, process_id: ProcessId) -> InputWriter: ...
 
     async def stats(self, container_id: ContainerId | None = None) -> GuestStats: ...
+
+    async def open_root(self, plan: ContainerPlan) -> None:
+        """Mount the root file system of ``plan`` and start nothing, so that its files can be read and written.
+
+        ``delete_container`` unmounts it. InvalidError: the image or the plan is wrong.
+        """
+
+    def read_layer(self, container_id: ContainerId, *, freeze: bool) -> AsyncGenerator[bytes, None]:
+        """What the container changed, as an OCI layer: a plain tar in pieces of at most 256 KiB. Close it to end early.
+
+        ``freeze``: its processes stand still until the iterator is closed. Raises NotFoundError, WrongStateError (a
+        file changed under it), TimeoutExpiredError (nothing came for a minute); so do the next three.
+        """
+
+    def list_changes(self, container_id: ContainerId) -> AsyncGenerator[Change, None]:
+        """In order of paths."""
+
+    def read_tree(
+        self, container_id: ContainerId, path: bytes, *, follow_link: bool = False
+    ) -> AsyncGenerator[PathStat | bytes, None]:
+        """First the PathStat, then a tar whose top entry is the path's last part. NotFoundError: no such path."""
+
+    def read_root(self, container_id: ContainerId) -> AsyncGenerator[bytes, None]:
+        """The whole root file system as a tar, without its mounts."""
+
+    async def write_tree(
+        self, container_id: ContainerId, options: WriteOptions, data: AsyncIterator[bytes]
+    ) -> None:
+        """A tar into a directory. Raises NotFoundError, InvalidError (no tar, no directory), ExhaustedError (full)."""
 
     async def shutdown(self, timeout_s: float) -> None:
         """Sync, unmount, power off. Returns when the agent has answered."""

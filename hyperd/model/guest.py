@@ -3,6 +3,7 @@
 
 import enum
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NewType
 
 ContainerId = NewType("ContainerId", str)  # 64 hexadecimal digits
@@ -206,3 +207,33 @@ class GuestStats:
     io_read_bytes: int
     io_write_bytes: int
     agent_rss_bytes: int
+
+
+class ChangeKind(enum.StrEnum):
+    ADDED = "added"
+    MODIFIED = "modified"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a container did to a path of its image."""
+
+    kind: ChangeKind
+    path: bytes  # absolute; not necessarily UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class PathStat:
+    name: bytes  # the last part; b"/" for the root
+    size_bytes: int
+    mode: int  # st_mode
+    modified_at: datetime
+    link_target: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteOptions:
+    path: bytes  # a directory that exists
+    keep_owner: bool = False  # else root owns what is written
+    no_overwrite_dir_non_dir: bool = False

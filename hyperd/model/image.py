@@ -34,6 +34,7 @@ class ImageConfig:
     exposed_ports: tuple[str, ...] = ()
     volumes: tuple[str, ...] = ()
     stop_signal: str = ""
+    healthcheck_json: str = ""  # as it is in the config; hyper does not run it
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,3 +94,84 @@ class PullNotice:
 class Removal:
     untagged: tuple[str, ...]
     deleted: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """A caller's, for the registry of one reference."""
+
+    username: str = ""
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)  # instead of both
+
+
+class PushPhase(enum.StrEnum):
+    WAITING = "waiting"
+    UPLOADING = "uploading"
+    DONE = "done"
+    EXISTS = "exists"
+    MOUNTED = "mounted"  # from another repository of that registry
+
+
+@dataclass(frozen=True, slots=True)
+class PushProgress:
+    digest: Digest
+    phase: PushPhase
+    done_bytes: int = 0
+    total_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PushedTag:
+    reference: str
+    manifest_digest: Digest
+    manifest_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    image: Image
+    tags: tuple[str, ...]  # those that the archive gave it
+
+
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What a commit or an import gives an image beside its layer."""
+
+    reference: str = ""  # "" = no tag
+    author: str = ""
+    message: str = ""
+    changes: tuple[str, ...] = ()  # Dockerfile instructions: CMD ["sh"]
+    created_by: str = ""  # for the history
+    platform: Platform | None = None  # of an import; None = the host's
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    untagged: tuple[str, ...]
+    deleted: tuple[str, ...]
+    reclaimed_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class RawManifest:
+    content: bytes
+    media_type: str
+    digest: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUsage:
+    """Bytes are allocated blocks."""
+
+    image_id: ImageId
+    tags: tuple[str, ...]
+    shared_bytes: int  # with other images
+    unique_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreUsage:
+    images: tuple[ImageUsage, ...]
+    layers_bytes: int  # blobs, EROFS files, disks: each once
+    unowned_bytes: int  # left by broken pulls, to be continued

@@ -113,6 +113,31 @@ class ContainerServiceStub:
                 request_serializer=hyper_dot_v1_dot_container__pb2.ReadLogsRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_container__pb2.ReadLogsResponse.FromString,
                 _registered_method=True)
+        self.CommitContainer = channel.unary_stream(
+                '/hyper.v1.ContainerService/CommitContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.CommitContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.CommitContainerResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_stream(
+                '/hyper.v1.ContainerService/ListChanges',
+                request_serializer=hyper_dot_v1_dot_container__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
+        self.ExportContainer = channel.unary_stream(
+                '/hyper.v1.ContainerService/ExportContainer',
+                request_serializer=hyper_dot_v1_dot_container__pb2.ExportContainerRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.ExportContainerResponse.FromString,
+                _registered_method=True)
+        self.ReadPath = channel.unary_stream(
+                '/hyper.v1.ContainerService/ReadPath',
+                request_serializer=hyper_dot_v1_dot_container__pb2.ReadPathRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.ReadPathResponse.FromString,
+                _registered_method=True)
+        self.WritePath = channel.stream_unary(
+                '/hyper.v1.ContainerService/WritePath',
+                request_serializer=hyper_dot_v1_dot_container__pb2.WritePathRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.WritePathResponse.FromString,
+                _registered_method=True)
         self.RunContainer = channel.stream_stream(
                 '/hyper.v1.ContainerService/RunContainer',
                 request_serializer=hyper_dot_v1_dot_container__pb2.SessionRequest.SerializeToString,
@@ -234,6 +259,43 @@ class ContainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CommitContainer(self, request, context):
+        """Files of a container that runs or has stopped. A stopped one is opened in a VM of its own in which none
+        of its programs run. FAILED_PRECONDITION while it is paused or hibernated.
+
+        What it has changed against its image as one new layer on that image. Progress, then `image`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportContainer(self, request, context):
+        """Its root file system as a tar.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadPath(self, request, context):
+        """One path as a tar: first `stat`, then `data`. NOT_FOUND when there is no such path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WritePath(self, request_iterator, context):
+        """A tar into a directory. The first request has `options`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RunContainer(self, request_iterator, context):
         """Sessions: standard streams of one process over one call. The first request says of which:
         `run` creates, attaches and starts; `attach` joins (and may start); `exec` starts a further process.
@@ -333,6 +395,31 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.ReadLogs,
                     request_deserializer=hyper_dot_v1_dot_container__pb2.ReadLogsRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_container__pb2.ReadLogsResponse.SerializeToString,
+            ),
+            'CommitContainer': grpc.unary_stream_rpc_method_handler(
+                    servicer.CommitContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.CommitContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.CommitContainerResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.ListChangesRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.ListChangesResponse.SerializeToString,
+            ),
+            'ExportContainer': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportContainer,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.ExportContainerRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.ExportContainerResponse.SerializeToString,
+            ),
+            'ReadPath': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadPath,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.ReadPathRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.ReadPathResponse.SerializeToString,
+            ),
+            'WritePath': grpc.stream_unary_rpc_method_handler(
+                    servicer.WritePath,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.WritePathRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.WritePathResponse.SerializeToString,
             ),
             'RunContainer': grpc.stream_stream_rpc_method_handler(
                     servicer.RunContainer,
@@ -759,6 +846,141 @@ class ContainerService:
             '/hyper.v1.ContainerService/ReadLogs',
             hyper_dot_v1_dot_container__pb2.ReadLogsRequest.SerializeToString,
             hyper_dot_v1_dot_container__pb2.ReadLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CommitContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.ContainerService/CommitContainer',
+            hyper_dot_v1_dot_container__pb2.CommitContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.CommitContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.ContainerService/ListChanges',
+            hyper_dot_v1_dot_container__pb2.ListChangesRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.ListChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportContainer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.ContainerService/ExportContainer',
+            hyper_dot_v1_dot_container__pb2.ExportContainerRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.ExportContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadPath(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.ContainerService/ReadPath',
+            hyper_dot_v1_dot_container__pb2.ReadPathRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.ReadPathResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WritePath(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hyper.v1.ContainerService/WritePath',
+            hyper_dot_v1_dot_container__pb2.WritePathRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.WritePathResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -59,6 +59,19 @@ class ContainerServiceStub:
     RollbackContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.RollbackContainerRequest, _container_pb2.RollbackContainerResponse]
     """The same container, back at one of its own snapshots. What it did since is gone."""
     ReadLogs: _grpc.UnaryStreamMultiCallable[_container_pb2.ReadLogsRequest, _container_pb2.ReadLogsResponse]
+    CommitContainer: _grpc.UnaryStreamMultiCallable[_container_pb2.CommitContainerRequest, _container_pb2.CommitContainerResponse]
+    """Files of a container that runs or has stopped. A stopped one is opened in a VM of its own in which none
+    of its programs run. FAILED_PRECONDITION while it is paused or hibernated.
+
+    What it has changed against its image as one new layer on that image. Progress, then `image`.
+    """
+    ListChanges: _grpc.UnaryStreamMultiCallable[_container_pb2.ListChangesRequest, _container_pb2.ListChangesResponse]
+    ExportContainer: _grpc.UnaryStreamMultiCallable[_container_pb2.ExportContainerRequest, _container_pb2.ExportContainerResponse]
+    """Its root file system as a tar."""
+    ReadPath: _grpc.UnaryStreamMultiCallable[_container_pb2.ReadPathRequest, _container_pb2.ReadPathResponse]
+    """One path as a tar: first `stat`, then `data`. NOT_FOUND when there is no such path."""
+    WritePath: _grpc.StreamUnaryMultiCallable[_container_pb2.WritePathRequest, _container_pb2.WritePathResponse]
+    """A tar into a directory. The first request has `options`."""
     RunContainer: _grpc.StreamStreamMultiCallable[_container_pb2.SessionRequest, _container_pb2.SessionResponse]
     """Sessions: standard streams of one process over one call. The first request says of which:
     `run` creates, attaches and starts; `attach` joins (and may start); `exec` starts a further process.
@@ -99,6 +112,19 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     RollbackContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.RollbackContainerRequest, _container_pb2.RollbackContainerResponse]  # type: ignore[assignment]
     """The same container, back at one of its own snapshots. What it did since is gone."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_container_pb2.ReadLogsRequest, _container_pb2.ReadLogsResponse]  # type: ignore[assignment]
+    CommitContainer: _aio.UnaryStreamMultiCallable[_container_pb2.CommitContainerRequest, _container_pb2.CommitContainerResponse]  # type: ignore[assignment]
+    """Files of a container that runs or has stopped. A stopped one is opened in a VM of its own in which none
+    of its programs run. FAILED_PRECONDITION while it is paused or hibernated.
+
+    What it has changed against its image as one new layer on that image. Progress, then `image`.
+    """
+    ListChanges: _aio.UnaryStreamMultiCallable[_container_pb2.ListChangesRequest, _container_pb2.ListChangesResponse]  # type: ignore[assignment]
+    ExportContainer: _aio.UnaryStreamMultiCallable[_container_pb2.ExportContainerRequest, _container_pb2.ExportContainerResponse]  # type: ignore[assignment]
+    """Its root file system as a tar."""
+    ReadPath: _aio.UnaryStreamMultiCallable[_container_pb2.ReadPathRequest, _container_pb2.ReadPathResponse]  # type: ignore[assignment]
+    """One path as a tar: first `stat`, then `data`. NOT_FOUND when there is no such path."""
+    WritePath: _aio.StreamUnaryMultiCallable[_container_pb2.WritePathRequest, _container_pb2.WritePathResponse]  # type: ignore[assignment]
+    """A tar into a directory. The first request has `options`."""
     RunContainer: _aio.StreamStreamMultiCallable[_container_pb2.SessionRequest, _container_pb2.SessionResponse]  # type: ignore[assignment]
     """Sessions: standard streams of one process over one call. The first request says of which:
     `run` creates, attaches and starts; `attach` joins (and may start); `exec` starts a further process.
@@ -226,6 +252,49 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _container_pb2.ReadLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_container_pb2.ReadLogsResponse], _abc.AsyncIterator[_container_pb2.ReadLogsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CommitContainer(
+        self,
+        request: _container_pb2.CommitContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_container_pb2.CommitContainerResponse], _abc.AsyncIterator[_container_pb2.CommitContainerResponse]]:
+        """Files of a container that runs or has stopped. A stopped one is opened in a VM of its own in which none
+        of its programs run. FAILED_PRECONDITION while it is paused or hibernated.
+
+        What it has changed against its image as one new layer on that image. Progress, then `image`.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _container_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_container_pb2.ListChangesResponse], _abc.AsyncIterator[_container_pb2.ListChangesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ExportContainer(
+        self,
+        request: _container_pb2.ExportContainerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_container_pb2.ExportContainerResponse], _abc.AsyncIterator[_container_pb2.ExportContainerResponse]]:
+        """Its root file system as a tar."""
+
+    @_abc_1.abstractmethod
+    def ReadPath(
+        self,
+        request: _container_pb2.ReadPathRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_container_pb2.ReadPathResponse], _abc.AsyncIterator[_container_pb2.ReadPathResponse]]:
+        """One path as a tar: first `stat`, then `data`. NOT_FOUND when there is no such path."""
+
+    @_abc_1.abstractmethod
+    def WritePath(
+        self,
+        request_iterator: _MaybeAsyncIterator[_container_pb2.WritePathRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.WritePathResponse, _abc.Awaitable[_container_pb2.WritePathResponse]]:
+        """A tar into a directory. The first request has `options`."""
 
     @_abc_1.abstractmethod
     def RunContainer(

@@ -56,6 +56,41 @@ class ImageServiceStub:
                 request_serializer=hyper_dot_v1_dot_image__pb2.RemoveImageRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_image__pb2.RemoveImageResponse.FromString,
                 _registered_method=True)
+        self.TagImage = channel.unary_unary(
+                '/hyper.v1.ImageService/TagImage',
+                request_serializer=hyper_dot_v1_dot_image__pb2.TagImageRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.TagImageResponse.FromString,
+                _registered_method=True)
+        self.PushImage = channel.unary_stream(
+                '/hyper.v1.ImageService/PushImage',
+                request_serializer=hyper_dot_v1_dot_image__pb2.PushImageRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.PushImageResponse.FromString,
+                _registered_method=True)
+        self.SaveImages = channel.unary_stream(
+                '/hyper.v1.ImageService/SaveImages',
+                request_serializer=hyper_dot_v1_dot_image__pb2.SaveImagesRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.SaveImagesResponse.FromString,
+                _registered_method=True)
+        self.LoadImages = channel.stream_stream(
+                '/hyper.v1.ImageService/LoadImages',
+                request_serializer=hyper_dot_v1_dot_image__pb2.LoadImagesRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.LoadImagesResponse.FromString,
+                _registered_method=True)
+        self.ImportImage = channel.stream_unary(
+                '/hyper.v1.ImageService/ImportImage',
+                request_serializer=hyper_dot_v1_dot_image__pb2.ImportImageRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.ImportImageResponse.FromString,
+                _registered_method=True)
+        self.PruneImages = channel.unary_unary(
+                '/hyper.v1.ImageService/PruneImages',
+                request_serializer=hyper_dot_v1_dot_image__pb2.PruneImagesRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.PruneImagesResponse.FromString,
+                _registered_method=True)
+        self.InspectManifest = channel.unary_unary(
+                '/hyper.v1.ImageService/InspectManifest',
+                request_serializer=hyper_dot_v1_dot_image__pb2.InspectManifestRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.InspectManifestResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -88,6 +123,55 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TagImage(self, request, context):
+        """Another name for an image. A name that another image had moves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushImage(self, request, context):
+        """Manifest and blobs to a registry, byte for byte as they are here. Blobs that are there are not sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SaveImages(self, request, context):
+        """One tar that is both an OCI image layout and what `docker save` writes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadImages(self, request_iterator, context):
+        """A tar of either kind, plain or compressed. The last responses have an `image` each.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportImage(self, request_iterator, context):
+        """A root file system's tar as an image of one layer. The first request has `options`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneImages(self, request, context):
+        """Images that no container uses and that have no tag, or with `all` no container.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectManifest(self, request, context):
+        """Of the registry, not of the store: raw bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -110,6 +194,41 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.RemoveImage,
                     request_deserializer=hyper_dot_v1_dot_image__pb2.RemoveImageRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_image__pb2.RemoveImageResponse.SerializeToString,
+            ),
+            'TagImage': grpc.unary_unary_rpc_method_handler(
+                    servicer.TagImage,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.TagImageRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.TagImageResponse.SerializeToString,
+            ),
+            'PushImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PushImage,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.PushImageRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.PushImageResponse.SerializeToString,
+            ),
+            'SaveImages': grpc.unary_stream_rpc_method_handler(
+                    servicer.SaveImages,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.SaveImagesRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.SaveImagesResponse.SerializeToString,
+            ),
+            'LoadImages': grpc.stream_stream_rpc_method_handler(
+                    servicer.LoadImages,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.LoadImagesRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.LoadImagesResponse.SerializeToString,
+            ),
+            'ImportImage': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportImage,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.ImportImageRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.ImportImageResponse.SerializeToString,
+            ),
+            'PruneImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneImages,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.PruneImagesRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.PruneImagesResponse.SerializeToString,
+            ),
+            'InspectManifest': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectManifest,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.InspectManifestRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.InspectManifestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +341,195 @@ class ImageService:
             '/hyper.v1.ImageService/RemoveImage',
             hyper_dot_v1_dot_image__pb2.RemoveImageRequest.SerializeToString,
             hyper_dot_v1_dot_image__pb2.RemoveImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TagImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ImageService/TagImage',
+            hyper_dot_v1_dot_image__pb2.TagImageRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.TagImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.ImageService/PushImage',
+            hyper_dot_v1_dot_image__pb2.PushImageRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.PushImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SaveImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.ImageService/SaveImages',
+            hyper_dot_v1_dot_image__pb2.SaveImagesRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.SaveImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadImages(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hyper.v1.ImageService/LoadImages',
+            hyper_dot_v1_dot_image__pb2.LoadImagesRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.LoadImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportImage(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hyper.v1.ImageService/ImportImage',
+            hyper_dot_v1_dot_image__pb2.ImportImageRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.ImportImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ImageService/PruneImages',
+            hyper_dot_v1_dot_image__pb2.PruneImagesRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.PruneImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectManifest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ImageService/InspectManifest',
+            hyper_dot_v1_dot_image__pb2.InspectManifestRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.InspectManifestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,20 @@ class ImageServiceStub:
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
     InspectImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.InspectImageRequest, _image_pb2.InspectImageResponse]
     RemoveImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.RemoveImageRequest, _image_pb2.RemoveImageResponse]
+    TagImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.TagImageRequest, _image_pb2.TagImageResponse]
+    """Another name for an image. A name that another image had moves."""
+    PushImage: _grpc.UnaryStreamMultiCallable[_image_pb2.PushImageRequest, _image_pb2.PushImageResponse]
+    """Manifest and blobs to a registry, byte for byte as they are here. Blobs that are there are not sent."""
+    SaveImages: _grpc.UnaryStreamMultiCallable[_image_pb2.SaveImagesRequest, _image_pb2.SaveImagesResponse]
+    """One tar that is both an OCI image layout and what `docker save` writes."""
+    LoadImages: _grpc.StreamStreamMultiCallable[_image_pb2.LoadImagesRequest, _image_pb2.LoadImagesResponse]
+    """A tar of either kind, plain or compressed. The last responses have an `image` each."""
+    ImportImage: _grpc.StreamUnaryMultiCallable[_image_pb2.ImportImageRequest, _image_pb2.ImportImageResponse]
+    """A root file system's tar as an image of one layer. The first request has `options`."""
+    PruneImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.PruneImagesRequest, _image_pb2.PruneImagesResponse]
+    """Images that no container uses and that have no tag, or with `all` no container."""
+    InspectManifest: _grpc.UnaryUnaryMultiCallable[_image_pb2.InspectManifestRequest, _image_pb2.InspectManifestResponse]
+    """Of the registry, not of the store: raw bytes."""
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
@@ -53,6 +67,20 @@ class ImageServiceAsyncStub(ImageServiceStub):
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
     InspectImage: _aio.UnaryUnaryMultiCallable[_image_pb2.InspectImageRequest, _image_pb2.InspectImageResponse]  # type: ignore[assignment]
     RemoveImage: _aio.UnaryUnaryMultiCallable[_image_pb2.RemoveImageRequest, _image_pb2.RemoveImageResponse]  # type: ignore[assignment]
+    TagImage: _aio.UnaryUnaryMultiCallable[_image_pb2.TagImageRequest, _image_pb2.TagImageResponse]  # type: ignore[assignment]
+    """Another name for an image. A name that another image had moves."""
+    PushImage: _aio.UnaryStreamMultiCallable[_image_pb2.PushImageRequest, _image_pb2.PushImageResponse]  # type: ignore[assignment]
+    """Manifest and blobs to a registry, byte for byte as they are here. Blobs that are there are not sent."""
+    SaveImages: _aio.UnaryStreamMultiCallable[_image_pb2.SaveImagesRequest, _image_pb2.SaveImagesResponse]  # type: ignore[assignment]
+    """One tar that is both an OCI image layout and what `docker save` writes."""
+    LoadImages: _aio.StreamStreamMultiCallable[_image_pb2.LoadImagesRequest, _image_pb2.LoadImagesResponse]  # type: ignore[assignment]
+    """A tar of either kind, plain or compressed. The last responses have an `image` each."""
+    ImportImage: _aio.StreamUnaryMultiCallable[_image_pb2.ImportImageRequest, _image_pb2.ImportImageResponse]  # type: ignore[assignment]
+    """A root file system's tar as an image of one layer. The first request has `options`."""
+    PruneImages: _aio.UnaryUnaryMultiCallable[_image_pb2.PruneImagesRequest, _image_pb2.PruneImagesResponse]  # type: ignore[assignment]
+    """Images that no container uses and that have no tag, or with `all` no container."""
+    InspectManifest: _aio.UnaryUnaryMultiCallable[_image_pb2.InspectManifestRequest, _image_pb2.InspectManifestResponse]  # type: ignore[assignment]
+    """Of the registry, not of the store: raw bytes."""
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     """The image store. References follow Docker's short-name rules (docs/images.md); other transports
@@ -87,5 +115,61 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _image_pb2.RemoveImageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.RemoveImageResponse, _abc.Awaitable[_image_pb2.RemoveImageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def TagImage(
+        self,
+        request: _image_pb2.TagImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.TagImageResponse, _abc.Awaitable[_image_pb2.TagImageResponse]]:
+        """Another name for an image. A name that another image had moves."""
+
+    @_abc_1.abstractmethod
+    def PushImage(
+        self,
+        request: _image_pb2.PushImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_pb2.PushImageResponse], _abc.AsyncIterator[_image_pb2.PushImageResponse]]:
+        """Manifest and blobs to a registry, byte for byte as they are here. Blobs that are there are not sent."""
+
+    @_abc_1.abstractmethod
+    def SaveImages(
+        self,
+        request: _image_pb2.SaveImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_pb2.SaveImagesResponse], _abc.AsyncIterator[_image_pb2.SaveImagesResponse]]:
+        """One tar that is both an OCI image layout and what `docker save` writes."""
+
+    @_abc_1.abstractmethod
+    def LoadImages(
+        self,
+        request_iterator: _MaybeAsyncIterator[_image_pb2.LoadImagesRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_pb2.LoadImagesResponse], _abc.AsyncIterator[_image_pb2.LoadImagesResponse]]:
+        """A tar of either kind, plain or compressed. The last responses have an `image` each."""
+
+    @_abc_1.abstractmethod
+    def ImportImage(
+        self,
+        request_iterator: _MaybeAsyncIterator[_image_pb2.ImportImageRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.ImportImageResponse, _abc.Awaitable[_image_pb2.ImportImageResponse]]:
+        """A root file system's tar as an image of one layer. The first request has `options`."""
+
+    @_abc_1.abstractmethod
+    def PruneImages(
+        self,
+        request: _image_pb2.PruneImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.PruneImagesResponse, _abc.Awaitable[_image_pb2.PruneImagesResponse]]:
+        """Images that no container uses and that have no tag, or with `all` no container."""
+
+    @_abc_1.abstractmethod
+    def InspectManifest(
+        self,
+        request: _image_pb2.InspectManifestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.InspectManifestResponse, _abc.Awaitable[_image_pb2.InspectManifestResponse]]:
+        """Of the registry, not of the store: raw bytes."""
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -49,6 +49,11 @@ class SystemServiceStub:
                 request_serializer=hyper_dot_v1_dot_system__pb2.CheckHostRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_system__pb2.CheckHostResponse.FromString,
                 _registered_method=True)
+        self.GetDiskUsage = channel.unary_unary(
+                '/hyper.v1.SystemService/GetDiskUsage',
+                request_serializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -72,6 +77,12 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetDiskUsage(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -89,6 +100,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.CheckHost,
                     request_deserializer=hyper_dot_v1_dot_system__pb2.CheckHostRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_system__pb2.CheckHostResponse.SerializeToString,
+            ),
+            'GetDiskUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDiskUsage,
+                    request_deserializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -172,6 +188,33 @@ class SystemService:
             '/hyper.v1.SystemService/CheckHost',
             hyper_dot_v1_dot_system__pb2.CheckHostRequest.SerializeToString,
             hyper_dot_v1_dot_system__pb2.CheckHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDiskUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SystemService/GetDiskUsage',
+            hyper_dot_v1_dot_system__pb2.GetDiskUsageRequest.SerializeToString,
+            hyper_dot_v1_dot_system__pb2.GetDiskUsageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -34,6 +34,7 @@ class SystemServiceStub:
     GetVersion: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetVersionRequest, _system_pb2.GetVersionResponse]
     GetInfo: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetInfoRequest, _system_pb2.GetInfoResponse]
     CheckHost: _grpc.UnaryUnaryMultiCallable[_system_pb2.CheckHostRequest, _system_pb2.CheckHostResponse]
+    GetDiskUsage: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetDiskUsageRequest, _system_pb2.GetDiskUsageResponse]
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
@@ -41,6 +42,7 @@ class SystemServiceAsyncStub(SystemServiceStub):
     GetVersion: _aio.UnaryUnaryMultiCallable[_system_pb2.GetVersionRequest, _system_pb2.GetVersionResponse]  # type: ignore[assignment]
     GetInfo: _aio.UnaryUnaryMultiCallable[_system_pb2.GetInfoRequest, _system_pb2.GetInfoResponse]  # type: ignore[assignment]
     CheckHost: _aio.UnaryUnaryMultiCallable[_system_pb2.CheckHostRequest, _system_pb2.CheckHostResponse]  # type: ignore[assignment]
+    GetDiskUsage: _aio.UnaryUnaryMultiCallable[_system_pb2.GetDiskUsageRequest, _system_pb2.GetDiskUsageResponse]  # type: ignore[assignment]
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -63,5 +65,12 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _system_pb2.CheckHostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_system_pb2.CheckHostResponse, _abc.Awaitable[_system_pb2.CheckHostResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def GetDiskUsage(
+        self,
+        request: _system_pb2.GetDiskUsageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_pb2.GetDiskUsageResponse, _abc.Awaitable[_system_pb2.GetDiskUsageResponse]]: ...
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

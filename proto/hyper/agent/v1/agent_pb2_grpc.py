@@ -30,7 +30,7 @@ class AgentServiceStub:
 
     Two virtio-serial ports carry two HTTP/2 connections, see docs/agent-protocol.md:
     hyper.control  AgentService   short calls; nothing on it may move bulk data
-    hyper.stream   StreamService  bytes of processes
+    hyper.stream   StreamService  bytes of processes; ArchiveService  bytes of files
     hyperd is the client on both. The agent never calls back.
 
     A guest holds any number of containers; a container holds its first process
@@ -122,6 +122,11 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestResponse.FromString,
                 _registered_method=True)
+        self.OpenRoot = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/OpenRoot',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenRootRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenRootResponse.FromString,
+                _registered_method=True)
         self.GetStats = channel.unary_unary(
                 '/hyper.agent.v1.AgentService/GetStats',
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GetStatsRequest.SerializeToString,
@@ -139,7 +144,7 @@ class AgentServiceServicer:
 
     Two virtio-serial ports carry two HTTP/2 connections, see docs/agent-protocol.md:
     hyper.control  AgentService   short calls; nothing on it may move bulk data
-    hyper.stream   StreamService  bytes of processes
+    hyper.stream   StreamService  bytes of processes; ArchiveService  bytes of files
     hyperd is the client on both. The agent never calls back.
 
     A guest holds any number of containers; a container holds its first process
@@ -257,6 +262,14 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def OpenRoot(self, request, context):
+        """Mounts a container's root file system, and starts nothing: for the archives of one that has stopped. The id is taken
+        as CreateContainer takes it; DeleteContainer unmounts it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStats(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -348,6 +361,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawGuestResponse.SerializeToString,
             ),
+            'OpenRoot': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenRoot,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenRootRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenRootResponse.SerializeToString,
+            ),
             'GetStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStats,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GetStatsRequest.FromString,
@@ -371,7 +389,7 @@ class AgentService:
 
     Two virtio-serial ports carry two HTTP/2 connections, see docs/agent-protocol.md:
     hyper.control  AgentService   short calls; nothing on it may move bulk data
-    hyper.stream   StreamService  bytes of processes
+    hyper.stream   StreamService  bytes of processes; ArchiveService  bytes of files
     hyperd is the client on both. The agent never calls back.
 
     A guest holds any number of containers; a container holds its first process
@@ -788,6 +806,33 @@ class AgentService:
             _registered_method=True)
 
     @staticmethod
+    def OpenRoot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/OpenRoot',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.OpenRootRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.OpenRootResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetStats(request,
             target,
             options=(),
@@ -953,6 +998,218 @@ class StreamService:
             '/hyper.agent.v1.StreamService/WriteInput',
             hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ArchiveServiceStub:
+    """Files of a container that was created or opened (OpenRoot). Every path is resolved inside its root: no link leads out of
+    it. hyperd trusts nothing in what it reads here: it hashes, bounds and stores it.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ReadLayer = channel.unary_stream(
+                '/hyper.agent.v1.ArchiveService/ReadLayer',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadLayerRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadLayerResponse.FromString,
+                _registered_method=True)
+        self.ListChanges = channel.unary_stream(
+                '/hyper.agent.v1.ArchiveService/ListChanges',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ListChangesRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ListChangesResponse.FromString,
+                _registered_method=True)
+        self.ReadTree = channel.unary_stream(
+                '/hyper.agent.v1.ArchiveService/ReadTree',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadTreeRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadTreeResponse.FromString,
+                _registered_method=True)
+        self.WriteTree = channel.stream_unary(
+                '/hyper.agent.v1.ArchiveService/WriteTree',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteTreeRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteTreeResponse.FromString,
+                _registered_method=True)
+
+
+class ArchiveServiceServicer:
+    """Files of a container that was created or opened (OpenRoot). Every path is resolved inside its root: no link leads out of
+    it. hyperd trusts nothing in what it reads here: it hashes, bounds and stores it.
+    """
+
+    def ReadLayer(self, request, context):
+        """What the container has changed against its layers, as an OCI layer: a tar (PAX) with whiteouts and opaque
+        directories, in order of paths, the same bytes for the same state. Left out: sockets, mounts and what the agent itself put there.
+        ABORTED if a file shrank or grew under it in a way that a tar cannot take.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListChanges(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTree(self, request, context):
+        """A path, with all below it on the same mount, as a tar. First `stat`, then `data`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WriteTree(self, request_iterator, context):
+        """A tar into a directory that exists. The first request has `options`. Answers when all is written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ArchiveServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ReadLayer': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadLayer,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadLayerRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadLayerResponse.SerializeToString,
+            ),
+            'ListChanges': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListChanges,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ListChangesRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ListChangesResponse.SerializeToString,
+            ),
+            'ReadTree': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTree,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadTreeRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReadTreeResponse.SerializeToString,
+            ),
+            'WriteTree': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteTree,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteTreeRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteTreeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hyper.agent.v1.ArchiveService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hyper.agent.v1.ArchiveService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ArchiveService:
+    """Files of a container that was created or opened (OpenRoot). Every path is resolved inside its root: no link leads out of
+    it. hyperd trusts nothing in what it reads here: it hashes, bounds and stores it.
+    """
+
+    @staticmethod
+    def ReadLayer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.agent.v1.ArchiveService/ReadLayer',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReadLayerRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReadLayerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.agent.v1.ArchiveService/ListChanges',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ListChangesRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ListChangesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTree(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.agent.v1.ArchiveService/ReadTree',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReadTreeRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReadTreeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteTree(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hyper.agent.v1.ArchiveService/WriteTree',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.WriteTreeRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.WriteTreeResponse.FromString,
             options,
             channel_credentials,
             insecure,

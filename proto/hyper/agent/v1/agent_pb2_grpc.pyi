@@ -31,7 +31,7 @@ class AgentServiceStub:
 
     Two virtio-serial ports carry two HTTP/2 connections, see docs/agent-protocol.md:
       hyper.control  AgentService   short calls; nothing on it may move bulk data
-      hyper.stream   StreamService  bytes of processes
+      hyper.stream   StreamService  bytes of processes; ArchiveService  bytes of files
     hyperd is the client on both. The agent never calls back.
 
     A guest holds any number of containers; a container holds its first process
@@ -80,6 +80,10 @@ class AgentServiceStub:
     It stays so until ThawGuest, in every clone of what is saved then, too. Both are idempotent.
     """
     ThawGuest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ThawGuestRequest, _agent_pb2.ThawGuestResponse]
+    OpenRoot: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenRootRequest, _agent_pb2.OpenRootResponse]
+    """Mounts a container's root file system, and starts nothing: for the archives of one that has stopped. The id is taken
+    as CreateContainer takes it; DeleteContainer unmounts it.
+    """
     GetStats: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
@@ -90,7 +94,7 @@ class AgentServiceAsyncStub(AgentServiceStub):
 
     Two virtio-serial ports carry two HTTP/2 connections, see docs/agent-protocol.md:
       hyper.control  AgentService   short calls; nothing on it may move bulk data
-      hyper.stream   StreamService  bytes of processes
+      hyper.stream   StreamService  bytes of processes; ArchiveService  bytes of files
     hyperd is the client on both. The agent never calls back.
 
     A guest holds any number of containers; a container holds its first process
@@ -136,6 +140,10 @@ class AgentServiceAsyncStub(AgentServiceStub):
     It stays so until ThawGuest, in every clone of what is saved then, too. Both are idempotent.
     """
     ThawGuest: _aio.UnaryUnaryMultiCallable[_agent_pb2.ThawGuestRequest, _agent_pb2.ThawGuestResponse]  # type: ignore[assignment]
+    OpenRoot: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenRootRequest, _agent_pb2.OpenRootResponse]  # type: ignore[assignment]
+    """Mounts a container's root file system, and starts nothing: for the archives of one that has stopped. The id is taken
+    as CreateContainer takes it; DeleteContainer unmounts it.
+    """
     GetStats: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
@@ -145,7 +153,7 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Two virtio-serial ports carry two HTTP/2 connections, see docs/agent-protocol.md:
       hyper.control  AgentService   short calls; nothing on it may move bulk data
-      hyper.stream   StreamService  bytes of processes
+      hyper.stream   StreamService  bytes of processes; ArchiveService  bytes of files
     hyperd is the client on both. The agent never calls back.
 
     A guest holds any number of containers; a container holds its first process
@@ -281,6 +289,16 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pb2.ThawGuestResponse, _abc.Awaitable[_agent_pb2.ThawGuestResponse]]: ...
 
     @_abc_1.abstractmethod
+    def OpenRoot(
+        self,
+        request: _agent_pb2.OpenRootRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.OpenRootResponse, _abc.Awaitable[_agent_pb2.OpenRootResponse]]:
+        """Mounts a container's root file system, and starts nothing: for the archives of one that has stopped. The id is taken
+        as CreateContainer takes it; DeleteContainer unmounts it.
+        """
+
+    @_abc_1.abstractmethod
     def GetStats(
         self,
         request: _agent_pb2.GetStatsRequest,
@@ -354,3 +372,82 @@ class StreamServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_StreamServiceServicer_to_server(servicer: StreamServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class ArchiveServiceStub:
+    """Files of a container that was created or opened (OpenRoot). Every path is resolved inside its root: no link leads out of
+    it. hyperd trusts nothing in what it reads here: it hashes, bounds and stores it.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> ArchiveServiceAsyncStub: ...
+    ReadLayer: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadLayerRequest, _agent_pb2.ReadLayerResponse]
+    """What the container has changed against its layers, as an OCI layer: a tar (PAX) with whiteouts and opaque
+    directories, in order of paths, the same bytes for the same state. Left out: sockets, mounts and what the agent itself put there.
+    ABORTED if a file shrank or grew under it in a way that a tar cannot take.
+    """
+    ListChanges: _grpc.UnaryStreamMultiCallable[_agent_pb2.ListChangesRequest, _agent_pb2.ListChangesResponse]
+    ReadTree: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadTreeRequest, _agent_pb2.ReadTreeResponse]
+    """A path, with all below it on the same mount, as a tar. First `stat`, then `data`."""
+    WriteTree: _grpc.StreamUnaryMultiCallable[_agent_pb2.WriteTreeRequest, _agent_pb2.WriteTreeResponse]
+    """A tar into a directory that exists. The first request has `options`. Answers when all is written."""
+
+@_typing.type_check_only
+class ArchiveServiceAsyncStub(ArchiveServiceStub):
+    """Files of a container that was created or opened (OpenRoot). Every path is resolved inside its root: no link leads out of
+    it. hyperd trusts nothing in what it reads here: it hashes, bounds and stores it.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ReadLayer: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadLayerRequest, _agent_pb2.ReadLayerResponse]  # type: ignore[assignment]
+    """What the container has changed against its layers, as an OCI layer: a tar (PAX) with whiteouts and opaque
+    directories, in order of paths, the same bytes for the same state. Left out: sockets, mounts and what the agent itself put there.
+    ABORTED if a file shrank or grew under it in a way that a tar cannot take.
+    """
+    ListChanges: _aio.UnaryStreamMultiCallable[_agent_pb2.ListChangesRequest, _agent_pb2.ListChangesResponse]  # type: ignore[assignment]
+    ReadTree: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadTreeRequest, _agent_pb2.ReadTreeResponse]  # type: ignore[assignment]
+    """A path, with all below it on the same mount, as a tar. First `stat`, then `data`."""
+    WriteTree: _aio.StreamUnaryMultiCallable[_agent_pb2.WriteTreeRequest, _agent_pb2.WriteTreeResponse]  # type: ignore[assignment]
+    """A tar into a directory that exists. The first request has `options`. Answers when all is written."""
+
+class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Files of a container that was created or opened (OpenRoot). Every path is resolved inside its root: no link leads out of
+    it. hyperd trusts nothing in what it reads here: it hashes, bounds and stores it.
+    """
+
+    @_abc_1.abstractmethod
+    def ReadLayer(
+        self,
+        request: _agent_pb2.ReadLayerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadLayerResponse], _abc.AsyncIterator[_agent_pb2.ReadLayerResponse]]:
+        """What the container has changed against its layers, as an OCI layer: a tar (PAX) with whiteouts and opaque
+        directories, in order of paths, the same bytes for the same state. Left out: sockets, mounts and what the agent itself put there.
+        ABORTED if a file shrank or grew under it in a way that a tar cannot take.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChanges(
+        self,
+        request: _agent_pb2.ListChangesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ListChangesResponse], _abc.AsyncIterator[_agent_pb2.ListChangesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReadTree(
+        self,
+        request: _agent_pb2.ReadTreeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadTreeResponse], _abc.AsyncIterator[_agent_pb2.ReadTreeResponse]]:
+        """A path, with all below it on the same mount, as a tar. First `stat`, then `data`."""
+
+    @_abc_1.abstractmethod
+    def WriteTree(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.WriteTreeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.WriteTreeResponse, _abc.Awaitable[_agent_pb2.WriteTreeResponse]]:
+        """A tar into a directory that exists. The first request has `options`. Answers when all is written."""
+
+def add_ArchiveServiceServicer_to_server(servicer: ArchiveServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
