@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import HyperError
+from hyperd.errors import ClockError, HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
@@ -136,7 +136,7 @@ class Runner:
                 self.templates.worked(snapshot)
                 return _Up(vm, guest, StartPath.TEMPLATE, note, _from_template(start.vm, snapshot))
         vm, guest = await self._bring_to_life(start, start.vm, stack, self.settings.boot_timeout_s)
-        return _Up(vm, guest, StartPath.COLD, note, start.vm)
+        return _Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), start.vm)
 
     async def _bring_to_life(
         self,
@@ -156,7 +156,14 @@ class Runner:
                 own.push_async_callback(guest.close)
                 phases.mark("hello")
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
-                await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                try:
+                    await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                except ClockError as error:
+                    if described.restore_from is not None:
+                        raise
+                    # A guest that booted read the time from its own hardware; what is missing is the proof.
+                    start.doubts.append(error.brief)
+                    log.warning("clock not proven", extra={"sandbox": record.name, "error": str(error)})
                 phases.mark("configure")
             stack.push_async_callback(own.pop_all().aclose)
         return vm, guest
@@ -257,6 +264,7 @@ class _Start:
     paths: SandboxPaths
     phases: Phases
     vm: VmDefinition  # that boots
+    doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
 
     @property
     def subject(self) -> str:
