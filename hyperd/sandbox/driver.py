@@ -24,6 +24,7 @@ from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotId
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
+from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     Adopt,
@@ -54,7 +55,7 @@ from hyperd.sandbox.message import (
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live
 from hyperd.sandbox.sleeping import SleepingSandbox
-from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE
+from hyperd.sandbox.tenure import KILL_TIMEOUT_S
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ class SandboxDriver(SleepingSandbox):
         if frozen:
             self.tenure.begin()
         self._changed.beat()
-        self.tenure.adopt_execs(live.execs)
+        self.tenure.execs.adopt(live.execs)
         if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
             self._spawn(self._let_go(self.tenure, wakes=was.asleep is not None))
         else:

@@ -203,7 +203,7 @@ class SandboxHandle:
             self.record, process_id, pump, same_tenure, end, tty=spec.tty, stdin=spec.stdin
         )
         try:
-            await tenure.exec(process_id, plan, pump, end)
+            await tenure.execs.start(process_id, plan, pump, end)
         except BaseException:
             await session.aclose()
             raise
