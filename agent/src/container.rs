@@ -6,7 +6,7 @@
 //! Everything here that blocks (mounts, births) is called on a blocking thread.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,11 +20,13 @@ use crate::error::{Context, Error, Kind, Result};
 use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::{self, Linux};
+use crate::path::Root;
 use crate::process::{self, Birth, Newborn, Process};
-use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec};
+use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec};
 use crate::reaper::Reaper;
 use crate::spare::Spare;
 use crate::sys;
+use crate::volume;
 
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -126,6 +128,7 @@ impl Workshop {
         identity.write_files(&files, &request.hostname)?;
         let mut leases = self.mount_sources(request)?;
         let root = self.disks.mount_root(request, &files)?;
+        fill_volumes(request, &root.mount)?;
         leases.extend(root.leases);
 
         let isolation = request.isolation.clone().unwrap_or_default();
@@ -165,21 +168,46 @@ impl Workshop {
     /// Disks and shares among the mounts become binds of where the agent mounted them.
     fn mount_sources(&self, request: &mut CreateContainerRequest) -> Result<Vec<Lease>> {
         let mut leases = Vec::new();
+        // A disk that is mounted in several places is mounted for writing when one of them writes.
+        let written: Vec<String> =
+            request.mounts.iter().filter(|mount| !is_readonly(mount)).map(|mount| mount.source.clone()).collect();
         for mount in &mut request.mounts {
             let lease = if let Some(filesystem) = mount.r#type.strip_prefix("block:") {
-                let (attributes, _) = mount::parse_options(&mount.options)?;
-                self.disks.lease(&mount.source, 0, filesystem, attributes & mount::Attributes::MOUNT_ATTR_RDONLY)?
+                let attributes = if written.contains(&mount.source) {
+                    mount::Attributes::empty()
+                } else {
+                    mount::Attributes::MOUNT_ATTR_RDONLY
+                };
+                self.disks
+                    .lease(&mount.source, 0, filesystem, attributes)
+                    .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?
             } else if mount.r#type == "virtiofs" {
                 self.disks.lease_share(&mount.source)?
             } else {
                 continue;
             };
             "bind".clone_into(&mut mount.r#type);
-            mount.source = lease.path.to_string_lossy().into_owned();
+            let source = volume::directory(&lease.path, &mount.subdirectory)
+                .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?;
+            mount.source = source.to_string_lossy().into_owned();
             leases.push(lease);
         }
         Ok(leases)
     }
+}
+
+fn is_readonly(mount: &Mount) -> bool {
+    mount::parse_options(&mount.options)
+        .is_ok_and(|(attributes, _)| attributes.contains(mount::Attributes::MOUNT_ATTR_RDONLY))
+}
+
+/// Before anything is mounted over what the image has.
+fn fill_volumes(request: &CreateContainerRequest, root: &OwnedFd) -> Result<()> {
+    for mount in request.mounts.iter().filter(|mount| mount.copy_image && !is_readonly(mount)) {
+        let image = Root::new(root.try_clone().what("copy a handle of the root")?);
+        volume::fill(Path::new(&mount.source), &image, &mount.destination)?;
+    }
+    Ok(())
 }
 
 impl Container {

@@ -44,6 +44,7 @@ mod terminal;
 mod transport;
 mod user;
 mod virtio;
+mod volume;
 
 /// Generated from proto/hyper/agent/v1/agent.proto.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used)]
