@@ -124,7 +124,12 @@ def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
 
 def _encode_mount(mount: GuestMount) -> pb.Mount:
     return pb.Mount(
-        source=mount.source, destination=mount.destination, type=mount.type, options=mount.options
+        source=mount.source,
+        destination=mount.destination,
+        type=mount.type,
+        options=mount.options,
+        subdirectory=mount.subdirectory,
+        copy_image=mount.copy_image,
     )
 
 

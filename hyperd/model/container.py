@@ -9,6 +9,7 @@ from hyperd.model.guest import ContainerId, TerminalSize
 from hyperd.model.image import ImageId
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
+from hyperd.model.volume import Mount
 
 DEFAULT_STOP_TIMEOUT_S = 10
 
@@ -60,6 +61,9 @@ class ContainerSpec:
     dns_options: tuple[str, ...] = ()
     pids_limit: int = 0
     terminal_size: TerminalSize | None = None
+    mounts: tuple[Mount, ...] = ()  # of a container that exists: all, those of its image and others' too
+    volumes_from: tuple[str, ...] = ()  # CONTAINER[:ro|:rw]
+    writable_size_bytes: int = 0  # 0: the daemon's default
 
 
 @dataclass(frozen=True, slots=True)
