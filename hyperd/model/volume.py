@@ -63,16 +63,6 @@ class Volume:
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    """A sandbox whose VM has the volume, or is about to."""
-
-    volume: VolumeName
-    sandbox_id: SandboxId
-    holder: str  # the container's name, for people
-    readonly: bool
-
-
-@dataclass(frozen=True, slots=True)
 class VolumeUser:
     """A container that has it, running or not."""
 

@@ -28,7 +28,7 @@ from hyperd.model.guest import (
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import capabilities
+from hyperd.sandbox import capabilities, mounts
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
 NETWORKS = ("bridge", "none")
@@ -178,7 +178,10 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
         readonly_root=spec.readonly_root,
         process=_process(record, image),
         hostname=hostname_of(record),
-        mounts=tuple(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
+        mounts=(
+            *(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
+            *mounts.guest_mounts(spec.mounts),
+        ),
         init=spec.init,
         masked_paths=() if spec.privileged else MASKED_PATHS,
         readonly_paths=() if spec.privileged else READONLY_PATHS,

@@ -74,8 +74,8 @@ class SandboxDriver(SleepingSandbox):
                 await self._on_start(done, origin)
             case AskStop():
                 await self._on_stop(message)
-            case AskRemove(done, force):
-                await self._on_remove(done, force=force)
+            case AskRemove(done, force, volumes):
+                await self._on_remove(done, force=force, volumes=volumes)
             case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate():
                 self._on_operation(message)
             case AskWake():
@@ -158,7 +158,7 @@ class SandboxDriver(SleepingSandbox):
         elif not self._ending:
             self.tenure.stop(message.signal, message.timeout_s)
 
-    async def _on_remove(self, done: Done, *, force: bool) -> None:
+    async def _on_remove(self, done: Done, *, force: bool, volumes: bool) -> None:
         if not force:
             try:
                 machine.require_removable(self.state, self.record.name)
@@ -168,6 +168,7 @@ class SandboxDriver(SleepingSandbox):
                     return
         self.waiting.removes.append(done)
         self._discarding = True
+        self._with_volumes |= volumes
         match self.state:
             case machine.Starting():
                 self._give_up()
@@ -296,6 +297,10 @@ class SandboxDriver(SleepingSandbox):
         if self._last_exit is not None:
             self.waiting.tell_end(self._last_exit)
 
+    def _keeps_disk(self) -> bool:
+        """What was written is needed again: the sandbox's own disk, or a volume."""
+        return not self._discarding or bool(self.record.spec.mounts)
+
     def _give_up(self) -> None:
         """Cancel the start. One that has ended already is met in ``_on_up``."""
         if self._coming_up is not None and not self._giving_up:
@@ -312,7 +317,7 @@ class SandboxDriver(SleepingSandbox):
         await self._advance(machine.Stop(exit_))
         if self.tenure is not None:
             self.tenure.begin_end(exit_)
-            self._spawn(self.tenure.go_down(exit_, keep_disk=not self._discarding))
+            self._spawn(self.tenure.go_down(exit_, keep_disk=self._keeps_disk()))
         else:
             self._give_up()
             self._send(lambda: self._errands.clean_up(IsDown(exit_)))
@@ -326,7 +331,7 @@ class SandboxDriver(SleepingSandbox):
             self.waiting.tell_end(exit_)
 
     async def _begin_removal(self) -> None:
-        await self._advance(machine.Remove())
+        await self._advance(machine.Remove(self._with_volumes))
         if not self._removing:
             self._removing = True
             self._spawn(self._discard())
@@ -395,4 +400,5 @@ class SandboxDriver(SleepingSandbox):
             await self.tenure.leave()
 
     async def _discard(self) -> None:
-        self.post(await self._errands.discard())
+        volumes = isinstance(self.state, machine.Removing) and self.state.volumes
+        self.post(await self._errands.discard(volumes=volumes))

@@ -88,10 +88,10 @@ class SandboxHandle:
         self._driver.post(AskStop(done, signal, timeout_s))
         await done
 
-    async def remove(self, *, force: bool) -> None:
-        """Raises WrongStateError while a VM exists, unless ``force``."""
+    async def remove(self, *, force: bool, volumes: bool = False) -> None:
+        """With ``volumes`` its anonymous ones go too. Raises WrongStateError while a VM exists, unless ``force``."""
         done = _future()
-        self._driver.post(AskRemove(done, force))
+        self._driver.post(AskRemove(done, force, volumes))
         await done
 
     async def kill(self, signal: int) -> None:

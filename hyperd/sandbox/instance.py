@@ -87,6 +87,7 @@ class SandboxInstance(Actor[Message]):
         self._one_at_a_time = asyncio.Lock()
         self._recording = asyncio.Lock()  # held while a state is being recorded that is not true before
         self._discarding = record.spec.auto_remove
+        self._with_volumes = record.spec.auto_remove  # and the anonymous volumes with it
 
     @property
     def subject(self) -> str:

@@ -34,6 +34,7 @@ class AskStop:
 class AskRemove:
     done: Done
     force: bool
+    volumes: bool = False  # the anonymous ones, too
 
 
 @dataclass(frozen=True, slots=True)

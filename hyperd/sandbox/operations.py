@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine
+from hyperd.sandbox import instance, machine, mounts
 from hyperd.sandbox.instance import SandboxInstance, now
 from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpause, Operation, Settle
 from hyperd.sandbox.saving import Saver
@@ -131,6 +131,7 @@ class SandboxOperations(SandboxInstance):
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = machine.require_up(self.state, self.record.name)
+        mounts.require_none(self.record, "a snapshot")
         async with self._stood_still(facts) as tenure:
             saver = Saver(self.record, self.services, self.journal)
             snapshot = await saver.save(
@@ -147,6 +148,7 @@ class SandboxOperations(SandboxInstance):
         if isinstance(self.state, machine.Hibernated):
             return
         facts = machine.require_up(self.state, self.record.name)
+        mounts.require_none(self.record, "one that sleeps")
         saver = Saver(self.record, self.services, self.journal)
         async with self._stood_still(facts) as tenure:
             snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)

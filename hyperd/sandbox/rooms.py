@@ -17,7 +17,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths
 from hyperd.snapshot.base import SnapshotStore
-from hyperd.storage.base import Storage
+from hyperd.storage.base import Storage, Volumes
 from hyperd.vm import Hypervisor, console_tail
 
 
@@ -31,6 +31,7 @@ class Rooms:
     storage: Storage
     network: Network
     snapshots: SnapshotStore
+    volumes: Volumes
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -25,8 +25,9 @@ from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
-from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
-from hyperd.sandbox import assembly, definition
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, SandboxId, VmDefinition, VmStatus
+from hyperd.model.volume import Volume, VolumeName
+from hyperd.sandbox import assembly, definition, mounts
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.rooms import (
@@ -92,7 +93,10 @@ class Runner:
             async with one_error(), asyncio.TaskGroup() as tasks:
                 image_task = tasks.create_task(self.rooms.images.get(record.image_id))
                 root_task = tasks.create_task(self.rooms.images.root_disk(record.image_id))
-                writable_task = tasks.create_task(self.rooms.storage.create_writable(record.sandbox_id))
+                writable_task = tasks.create_task(
+                    self.rooms.storage.create_writable(record.sandbox_id, record.spec.writable_size_bytes)
+                )
+                volumes_task = tasks.create_task(self._attach_volumes(record, stack))
                 offer_task = tasks.create_task(self.templates.offer(definition.shape_of(record, accelerator)))
                 tasks.create_task(make_directories(paths, self._files))
                 attachment = await self._attach(record, stack)
@@ -106,6 +110,7 @@ class Runner:
                     record, root, writable_task.result(), attachment, paths, self.settings.guest, accelerator
                 ),
             )
+            start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
             phases.mark("prepare")
             up = await self._restore_or_boot(start, offer_task.result(), stack)
             plan = assembly.container_plan(record, image_task.result().config, root)
@@ -121,6 +126,9 @@ class Runner:
         self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack
     ) -> "_Up":
         snapshot, note = offer.snapshot, offer.note
+        if snapshot is not None and len(start.volumes) > HOT_PLUG_DEVICES:
+            snapshot = None
+            note = f"{len(start.volumes)} volumes are more than a template has room for ({HOT_PLUG_DEVICES})"
         if snapshot is not None:
             try:
                 with self.templates.in_use(snapshot):
@@ -135,8 +143,9 @@ class Runner:
             else:
                 self.templates.worked(snapshot)
                 return _Up(vm, guest, StartPath.TEMPLATE, note, _from_template(start.vm, snapshot))
-        vm, guest = await self._bring_to_life(start, start.vm, stack, self.settings.boot_timeout_s)
-        return _Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), start.vm)
+        booted = replace(start.vm, disks=(*start.vm.disks, *start.volumes))
+        vm, guest = await self._bring_to_life(start, booted, stack, self.settings.boot_timeout_s)
+        return _Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), booted)
 
     async def _bring_to_life(
         self,
@@ -151,6 +160,11 @@ class Runner:
             own.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             vm = await self.rooms.hypervisor.start(described)
             phases.mark("vm")
+            if described.restore_from is not None:  # a template has no place for them
+                for disk in start.volumes:
+                    await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
+                if start.volumes:
+                    phases.mark("volumes")
             async with console_as_evidence(start.subject, start.paths, self._files):
                 guest = await self._dial(record, start.paths, hello_timeout_s)
                 own.push_async_callback(guest.close)
@@ -176,6 +190,8 @@ class Runner:
         async with contextlib.AsyncExitStack() as stack:
             if attachment is not None:
                 stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
+            if record.spec.mounts:
+                stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
@@ -212,6 +228,7 @@ class Runner:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""
         try:
             await self.rooms.hypervisor.destroy(sandbox_id)
+            await self.rooms.volumes.detach(sandbox_id)
         finally:
             await self.rooms.network.detach(sandbox_id)
 
@@ -249,6 +266,14 @@ class Runner:
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
         return await self.rooms.network.attach(record.sandbox_id)
 
+    async def _attach_volumes(
+        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
+    ) -> dict[VolumeName, Volume]:
+        if not mounts.uses_of(record.spec.mounts):
+            return {}
+        stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
+        return await self.rooms.volumes.attach(record.sandbox_id)
+
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(
             paths.control_socket, paths.stream_socket, timeout_s=timeout_s, subject=f"container {record.name}"
@@ -263,7 +288,8 @@ class _Start:
     attachment: Attachment | None
     paths: SandboxPaths
     phases: Phases
-    vm: VmDefinition  # that boots
+    vm: VmDefinition  # that boots, without its volumes
+    volumes: tuple[Disk, ...] = ()
     doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
 
     @property
