@@ -63,6 +63,7 @@ class ImageConfig:
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
     writable_size_mib: int = 10240  # of a container's writable disk; sparse
+    volume_size_mib: int = 10240  # of a volume that is made without a size; sparse
 
 
 @dataclass(frozen=True, slots=True)

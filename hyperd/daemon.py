@@ -18,6 +18,7 @@ from hyperd.api import (
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
+    VolumeServicer,
     serving,
 )
 from hyperd.config import Config
@@ -51,10 +52,11 @@ from hyperd.sandbox import (
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    VolumeDesk,
     fingerprint,
 )
 from hyperd.snapshot import LocalSnapshots
-from hyperd.storage import LocalStorage
+from hyperd.storage import LocalStorage, LocalVolumes
 from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
@@ -97,6 +99,14 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         )
         stack.callback(storage.close)
         await storage.prepare()
+        volumes = LocalVolumes(
+            config.daemon.state_dir / "volumes",
+            floor.database,
+            size_bytes=config.storage.volume_size_mib << 20,
+            owner_of=_disk_owner(config),
+        )
+        stack.callback(volumes.close)
+        await volumes.open()
         network = BridgeNetwork(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
@@ -105,7 +115,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         snapshots = LocalSnapshots(config.daemon.state_dir / "snapshots", qemu_gid=_qemu_owner(config)[1])
         stack.callback(snapshots.close)
         await snapshots.open()
-        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots)
+        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
         facts = _facts(config, settings.guest, hypervisor, floor.files)
         template_settings = _template_settings(config)
@@ -117,7 +127,16 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         records = Records(floor.database)
         await records.open()
         reviver = Reviver(runner, floor.files)
-        services = Services(runner, records, ledger, chooser.choose, reviver, facts, _disk_owner(config))
+        services = Services(
+            runner,
+            records,
+            ledger,
+            chooser.choose,
+            reviver,
+            facts,
+            _disk_owner(config),
+            VolumeDesk(volumes),
+        )
         fleet = Fleet(services, _fleet_settings(config))
         desk = Desk(
             config,
@@ -149,6 +168,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
             system,
             TemplateServicer(desk.templates, desk.build_templates),
             SnapshotServicer(fleet),
+            VolumeServicer(fleet.volumes),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-    from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
+    from hyper.v1 import (
+        container_pb2_grpc,
+        image_pb2_grpc,
+        snapshot_pb2_grpc,
+        system_pb2_grpc,
+        volume_pb2_grpc,
+    )
 
 T = TypeVar("T")
 
@@ -75,6 +81,12 @@ class Client:
         from hyper.v1 import system_pb2_grpc
 
         return system_pb2_grpc.SystemServiceStub(self._channel)
+
+    @property
+    def volumes(self) -> "volume_pb2_grpc.VolumeServiceAsyncStub":
+        from hyper.v1 import volume_pb2_grpc
+
+        return volume_pb2_grpc.VolumeServiceStub(self._channel)
 
 
 def socket_path() -> str:

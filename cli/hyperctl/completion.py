@@ -41,6 +41,10 @@ def templates(incomplete: str) -> list[str]:
     return _ask(_template_ids, incomplete)
 
 
+def volumes(incomplete: str) -> list[str]:
+    return _ask(_volume_names, incomplete)
+
+
 def images(incomplete: str) -> list[str]:
     return _ask(_image_names, incomplete)
 
@@ -80,6 +84,13 @@ async def _template_ids(client: Client) -> list[str]:
 
     response = await client.templates.ListTemplates(pb.ListTemplatesRequest(), timeout=DEADLINE_S)
     return [shorten_id(template.id) for template in response.templates]
+
+
+async def _volume_names(client: Client) -> list[str]:
+    from hyper.v1 import volume_pb2 as pb
+
+    response = await client.volumes.ListVolumes(pb.ListVolumesRequest(), timeout=DEADLINE_S)
+    return [volume.name for volume in response.volumes]
 
 
 def _ask(question: Callable[[Client], Awaitable[list[str]]], incomplete: str) -> list[str]:

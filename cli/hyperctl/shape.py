@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import image_pb2
+from hyperctl.mount_shape import local_volumes, mount_documents, mount_names
 from hyperctl.names import SHORT_ID, familiar_name
 from hyperctl.render import ellipsis, quote, render_duration, render_pairs, render_rfc3339, render_time
 from hyperctl.template import OpenMap
@@ -101,8 +102,8 @@ def container_row(container: pb.Container, *, now_s: float, truncate: bool) -> M
         "Names": container.name,
         "Networks": ",".join(attachment.network for attachment in container.networks),
         "Labels": render_pairs(container.spec.labels),
-        "Mounts": "",
-        "LocalVolumes": "0",
+        "Mounts": mount_names(container.spec, truncate=truncate),
+        "LocalVolumes": str(local_volumes(container.spec)),
         "Size": "",
         "Platform": container.spec.platform,
         "Label": lambda key: container.spec.labels.get(key, ""),
@@ -128,6 +129,7 @@ def container_document(container: pb.Container, image: image_pb2.Image | None = 
         "Platform": container.spec.platform.partition("/")[0] or "linux",
         "HostConfig": _host_config(container.spec),
         "Config": _config(container, (image or image_pb2.Image()).config),
+        "Mounts": mount_documents(container.spec),
         "NetworkSettings": _network_settings(container),
         "Sandbox": {
             "Accelerator": container.accelerator,
@@ -217,6 +219,8 @@ def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
         "PidsLimit": spec.pids_limit or None,
         "Privileged": spec.privileged,
         "ReadonlyRootfs": spec.readonly_root,
+        "VolumesFrom": list(spec.volumes_from) or None,
+        "StorageOpt": OpenMap({"size": str(spec.writable_size_bytes)} if spec.writable_size_bytes else {}),
         "Init": spec.init,
         "CapAdd": list(spec.cap_add) or None,
         "CapDrop": list(spec.cap_drop) or None,

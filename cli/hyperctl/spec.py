@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import options, terminal
+from hyperctl import mounts, options, terminal
 from hyperctl.errors import InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
@@ -82,6 +82,24 @@ class ContainerFlags:
     ] = field(default_factory=list)
     tmpfs: Annotated[
         list[str], _many("--tmpfs", metavar="DIR[:OPTIONS]", help_text="Mount a file system in memory")
+    ] = field(default_factory=list)
+    volume: Annotated[
+        list[str],
+        _many(
+            "--volume", "-v", metavar="[NAME:]DIR[:ro]", help_text="Mount a volume; without NAME a new one"
+        ),
+    ] = field(default_factory=list)
+    mount: Annotated[
+        list[str],
+        _many("--mount", metavar="type=...,src=...,dst=...", help_text="Mount a volume or a tmpfs"),
+    ] = field(default_factory=list)
+    volumes_from: Annotated[
+        list[str],
+        _many("--volumes-from", metavar="CONTAINER[:ro]", help_text="Mount what another container mounts"),
+    ] = field(default_factory=list)
+    storage_opt: Annotated[
+        list[str],
+        _many("--storage-opt", metavar="size=SIZE", help_text="Size of the container's own disk"),
     ] = field(default_factory=list)
     read_only: Annotated[bool, Option("--read-only", help="Mount the root file system read-only")] = False
     cap_add: Annotated[list[str], _many("--cap-add", metavar="CAP", help_text="Add a capability")] = field(
@@ -216,6 +234,12 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             dns_searches=flags.dns_search,
             dns_options=flags.dns_option,
             pids_limit=_parse_pids_limit(flags.pids_limit),
+            mounts=[
+                *(mounts.parse_volume(text) for text in flags.volume),
+                *(mounts.parse_mount(text) for text in flags.mount),
+            ],
+            volumes_from=flags.volumes_from,
+            writable_size_bytes=mounts.parse_storage_options(flags.storage_opt),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
     except UnicodeEncodeError as error:

@@ -27,6 +27,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "rmi": ("images", "rmi", "Remove images"),
     "snapshot": ("groups", "snapshot", "Snapshots of running containers"),
     "template": ("groups", "template", "Booted guests that containers start from"),
+    "volume": ("groups", "volume", "Disks that outlive containers"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -58,6 +59,15 @@ SNAPSHOT_GROUP = {
     "rm": ("snapshots", "rm", "Remove snapshots"),
     "export": ("transfer", "export", "Write a snapshot to a file or a pipe"),
     "import": ("transfer", "import", "Take a snapshot from a file or a pipe"),
+}
+VOLUME_GROUP = {
+    "create": ("volumes", "create", "Make a volume"),
+    "ls": ("volumes", "ls", "List volumes"),
+    "list": ("volumes", "ls", "List volumes"),
+    "inspect": ("volumes", "inspect", "Show everything about volumes"),
+    "rm": ("volumes", "rm", "Remove volumes"),
+    "remove": ("volumes", "rm", "Remove volumes"),
+    "prune": ("volumes", "prune", "Remove volumes that no container has"),
 }
 TEMPLATE_GROUP = {
     "ls": ("templates", "ls", "List templates"),

@@ -7,6 +7,7 @@ from hyperd.api.server import serving
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
+from hyperd.api.volumes import VolumeServicer
 
 __all__ = [
     "ContainerServicer",
@@ -14,5 +15,6 @@ __all__ = [
     "SnapshotServicer",
     "SystemServicer",
     "TemplateServicer",
+    "VolumeServicer",
     "serving",
 ]

@@ -98,7 +98,7 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
     ) -> wire.RemoveContainerResponse:
         async with errors_as_status(context):
             driver = self._fleet.get(request.container)
-            await driver.remove(force=request.force)
+            await driver.remove(force=request.force, volumes=request.volumes)
             return wire.RemoveContainerResponse(container_id=driver.record.sandbox_id)
 
     async def ListContainers(

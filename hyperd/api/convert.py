@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as wire
 from hyper.v1 import image_pb2, snapshot_pb2, system_pb2
+from hyperd.api.mounts import decode_mount, encode_mount
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
     ContainerSpec,
@@ -73,6 +74,9 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         dns_options=tuple(message.dns_options),
         pids_limit=message.pids_limit,
         terminal_size=decode_size(message.terminal_size) if message.HasField("terminal_size") else None,
+        mounts=tuple(decode_mount(item) for item in message.mounts),
+        volumes_from=tuple(message.volumes_from),
+        writable_size_bytes=message.writable_size_bytes,
     )
 
 
@@ -113,6 +117,9 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         dns_searches=spec.dns_searches,
         dns_options=spec.dns_options,
         pids_limit=spec.pids_limit,
+        mounts=[encode_mount(mount) for mount in spec.mounts],
+        volumes_from=spec.volumes_from,
+        writable_size_bytes=spec.writable_size_bytes,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s

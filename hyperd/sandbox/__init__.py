@@ -20,6 +20,7 @@ from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
+from hyperd.sandbox.volumes import VolumeDesk
 
 __all__ = [
     "AcceleratorChooser",
@@ -48,6 +49,7 @@ __all__ = [
     "TemplateBuilder",
     "TemplateSettings",
     "Templates",
+    "VolumeDesk",
     "fingerprint",
     "is_running",
     "parse_signal",

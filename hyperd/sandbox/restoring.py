@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine
+from hyperd.sandbox import assembly, machine, mounts
 from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle

@@ -103,7 +103,9 @@ def _tests(
     tests: dict[str, list[Callable[[VolumeView], bool]]] = {}
     for key, value in wanted:
         if key not in known:
-            raise InvalidError("is not a filter", subject=repr(key), hint=f"known: {', '.join(sorted(known))}")
+            raise InvalidError(
+                "is not a filter", subject=repr(key), hint=f"known: {', '.join(sorted(known))}"
+            )
         test = known[key]
         tests.setdefault(key, []).append(lambda view, test=test, value=value: test(view, value))  # type: ignore[misc]
     return tests.values()

@@ -277,6 +277,4 @@ async def _format(path: Path) -> None:
     finished = await process.run(["mkfs.ext4", *MKFS_OPTIONS, str(path)], timeout_s=MKFS_TIMEOUT_S)
     if finished.returncode != 0:
         kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
-        raise kind(
-            f"exit status {finished.returncode}", subject="mkfs.ext4", evidence=finished.stderr_tail
-        )
+        raise kind(f"exit status {finished.returncode}", subject="mkfs.ext4", evidence=finished.stderr_tail)

@@ -131,9 +131,7 @@ def keep_only(
 def users_of(connection: sqlite3.Connection, name: VolumeName) -> list[VolumeUser]:
     rows = connection.execute("SELECT * FROM volume_user WHERE volume = ? ORDER BY holder", (name,))
     return [
-        VolumeUser(
-            SandboxId(row["sandbox_id"]), row["holder"], bool(row["readonly"]), bool(row["attached"])
-        )
+        VolumeUser(SandboxId(row["sandbox_id"]), row["holder"], bool(row["readonly"]), bool(row["attached"]))
         for row in rows
     ]
 
@@ -176,6 +174,4 @@ def _row(row: sqlite3.Row) -> Row:
 
 
 def _share_hint(holder: str) -> str:
-    return (
-        f"a volume is written to by one running container, or read by many: `hyper stop {holder}`, or :ro in all"
-    )
+    return f"a volume is written to by one running container, or read by many: `hyper stop {holder}`, or :ro in all"

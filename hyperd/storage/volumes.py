@@ -22,7 +22,7 @@ from hyperd.host import files, process
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import LOCAL, Volume, VolumeName, VolumeRequest, VolumeView
+from hyperd.model.volume import LOCAL, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
 from hyperd.storage import acl
 from hyperd.storage import volume_records as records
 from hyperd.storage.base import DATA_DIRECTORY, Recording
@@ -92,10 +92,8 @@ class LocalVolumes:
         return self._volume(there)
 
     async def list(self) -> list[VolumeView]:
-        def work(connection: sqlite3.Connection) -> list[tuple[Row, tuple[records.VolumeUser, ...]]]:
-            return [
-                (row, tuple(records.users_of(connection, row.name))) for row in records.load(connection)
-            ]
+        def work(connection: sqlite3.Connection) -> list[tuple[Row, tuple[VolumeUser, ...]]]:
+            return [(row, tuple(records.users_of(connection, row.name))) for row in records.load(connection)]
 
         found = await self._database.transaction(work)
         sizes = await self._workers.call(self._allocated, [row for row, _ in found])
@@ -140,7 +138,7 @@ class LocalVolumes:
         try:
             for request in requests:
                 if await self._find(request.name) is None:
-                    made.append(await self._make(request))
+                    made += [await self._make(request)]
             yield record
         except BaseException:
             # Shielded: a second cancellation must not leave half of it. What a kill leaves goes at the next start.
@@ -191,23 +189,25 @@ class LocalVolumes:
             request.anonymous,
             datetime.now(UTC),
         )
-        disk = self._disk(row)
         try:
             await self._workers.call(self._make_empty, row)
-            finished = await process.run(
-                ["mkfs.ext4", *MKFS_OPTIONS, "-d", str(self._root / SEED), str(disk)],
-                timeout_s=MKFS_TIMEOUT_S,
-            )
-            if finished.returncode != 0:
-                kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
-                brief = f"cannot be formatted: mkfs.ext4 ended with status {finished.returncode}"
-                raise kind(brief, subject=f"volume {row.name}", evidence=finished.stderr_tail)
+            await self._format(row)
             await self._workers.call(self._sync, row)
         except BaseException:
             await asyncio.shield(self._workers.call(self._remove_files, row))
             raise
         log.info("volume made", extra={"volume": row.name, "mib": row.size_bytes >> 20})
         return row
+
+    async def _format(self, row: Row) -> None:
+        finished = await process.run(
+            ["mkfs.ext4", *MKFS_OPTIONS, "-d", str(self._root / SEED), str(self._disk(row))],
+            timeout_s=MKFS_TIMEOUT_S,
+        )
+        if finished.returncode != 0:
+            kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
+            brief = f"cannot be formatted: mkfs.ext4 ended with status {finished.returncode}"
+            raise kind(brief, subject=f"volume {row.name}", evidence=finished.stderr_tail)
 
     async def _undo(self, sandbox_id: SandboxId, made: Sequence[Row]) -> None:
         """A transaction whose caller has gone may have happened all the same."""
@@ -262,13 +262,13 @@ class LocalVolumes:
         with files.file_errors(directory):
             files.remove_tree(directory)
 
-    def _allocated(self, rows: Sequence[Row]) -> list[int]:
-        sizes = []
+    def _allocated(self, rows: Sequence[Row]) -> tuple[int, ...]:
+        sizes: tuple[int, ...] = ()
         for row in rows:
             try:
-                sizes.append(self._disk(row).stat().st_blocks * 512)
+                sizes += (self._disk(row).stat().st_blocks * 512,)
             except FileNotFoundError:  # removed meanwhile
-                sizes.append(0)
+                sizes += (0,)
         return sizes
 
     def _hand_over(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
@@ -313,7 +313,9 @@ def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME
             hint="2 to 128 letters, digits, `_`, `.` and `-`, the first a letter or a digit",
         )
     if request.driver not in ("", LOCAL):
-        raise UnsupportedError(f"there is no driver {request.driver!r}", subject=subject, hint=f"known: {LOCAL}")
+        raise UnsupportedError(
+            f"there is no driver {request.driver!r}", subject=subject, hint=f"known: {LOCAL}"
+        )
     if request.filesystem and request.filesystem not in FILESYSTEMS:
         raise UnsupportedError(
             f"there is no file system {request.filesystem!r}",

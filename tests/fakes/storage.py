@@ -25,7 +25,7 @@ class FakeStorage:
     async def prepare(self) -> None:
         self.prepared = True
 
-    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+    async def create_writable(self, sandbox_id: SandboxId, size_bytes: int = 0) -> Path:
         await self.gate.wait()
         error, self.fail_next_create = self.fail_next_create, None
         if error is not None:

@@ -36,6 +36,7 @@ from hyperd.sandbox import (
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    VolumeDesk,
 )
 from hyperd.snapshot import Draft
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
@@ -44,6 +45,7 @@ from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
 from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
+from tests.fakes.volumes import FakeVolumes
 
 PATIENCE_S = 5.0
 
@@ -206,6 +208,7 @@ class World:
     images: FakeImageStore = field(default_factory=FakeImageStore)
     storage: FakeStorage = field(default_factory=FakeStorage)
     network: FakeNetwork = field(default_factory=FakeNetwork)
+    volumes: FakeVolumes = field(default_factory=FakeVolumes)
     memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
     templates_enabled: bool = False  # most tests are about what is the same without
@@ -239,7 +242,15 @@ class World:
             asset.write_text("asset")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
         await self.snapshots.open()
-        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network, self.snapshots)
+        rooms = Rooms(
+            self.hypervisor,
+            self.dialer,
+            self.images,
+            self.storage,
+            self.network,
+            self.snapshots,
+            self.volumes,
+        )
         self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
         self.records = records
         owner = (os.getuid(), os.getgid())
@@ -262,6 +273,7 @@ class World:
                 Reviver(self.runner, files),
                 facts,
                 lambda _: owner,
+                VolumeDesk(self.volumes),
             ),
             FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
         )

@@ -20,8 +20,13 @@ class TemplateGroup(tree.LazyGroup):
     table = tables.TEMPLATE_GROUP
 
 
+class VolumeGroup(tree.LazyGroup):
+    table = tables.VOLUME_GROUP
+
+
 app = tree.group()
 app.add_typer(tree.group(ContainerGroup, tables.ROOT_TABLE["container"][2]), name="container")
 app.add_typer(tree.group(ImageGroup, tables.ROOT_TABLE["image"][2]), name="image")
 app.add_typer(tree.group(SnapshotGroup, tables.ROOT_TABLE["snapshot"][2]), name="snapshot")
 app.add_typer(tree.group(TemplateGroup, tables.ROOT_TABLE["template"][2]), name="template")
+app.add_typer(tree.group(VolumeGroup, tables.ROOT_TABLE["volume"][2]), name="volume")

@@ -16,6 +16,7 @@ from hyperd.api import (
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
+    VolumeServicer,
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
@@ -46,7 +47,9 @@ async def _checks() -> list[HostCheck]:
 
 def servicers(
     world: World, fleet: Fleet
-) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer]:
+) -> tuple[
+    ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer, VolumeServicer
+]:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks)
     return (
@@ -55,6 +58,7 @@ def servicers(
         system,
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
+        VolumeServicer(fleet.volumes),
     )
 
 
