@@ -92,21 +92,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         images = OciImageStore(_image_settings(config), floor.database, tasks)
         await images.open()
         stack.push_async_callback(images.close)
-        storage = LocalStorage(
-            config.daemon.state_dir / "storage",
-            size_bytes=config.storage.writable_size_mib << 20,
-            owner_of=_disk_owner(config),
-        )
-        stack.callback(storage.close)
-        await storage.prepare()
-        volumes = LocalVolumes(
-            config.daemon.state_dir / "volumes",
-            floor.database,
-            size_bytes=config.storage.volume_size_mib << 20,
-            owner_of=_disk_owner(config),
-        )
-        stack.callback(volumes.close)
-        await volumes.open()
+        storage, volumes = await _open_storage(config, floor.database, stack)
         network = BridgeNetwork(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
@@ -219,6 +205,27 @@ async def _open_floor(config: Config, stack: contextlib.AsyncExitStack) -> _Floo
     await database.open()
     stack.push_async_callback(database.close)
     return _Floor(database, files)
+
+
+async def _open_storage(
+    config: Config, database: Database, stack: contextlib.AsyncExitStack
+) -> tuple[LocalStorage, LocalVolumes]:
+    storage = LocalStorage(
+        config.daemon.state_dir / "storage",
+        size_bytes=config.storage.writable_size_mib << 20,
+        owner_of=_disk_owner(config),
+    )
+    stack.callback(storage.close)
+    await storage.prepare()
+    volumes = LocalVolumes(
+        config.daemon.state_dir / "volumes",
+        database,
+        size_bytes=config.storage.volume_size_mib << 20,
+        owner_of=_disk_owner(config),
+    )
+    stack.callback(volumes.close)
+    await volumes.open()
+    return storage, volumes
 
 
 def _libvirt_settings(config: Config) -> LibvirtSettings:

@@ -53,7 +53,7 @@ def parse_volume(text: str) -> pb.Mount:
 
 
 def parse_mount(text: str) -> pb.Mount:  # noqa: PLR0912 - a key a branch
-    """`type=volume,src=NAME,dst=/path,readonly,volume-nocopy`, `type=bind,...`, `type=tmpfs,dst=/path,tmpfs-size=1m`."""
+    """`type=volume,src=NAME,dst=/path,readonly,volume-nocopy`, `type=bind,...`, `type=tmpfs,dst=/path,...`."""
     mount = pb.Mount(type=pb.MOUNT_TYPE_VOLUME)
     try:
         fields = next(csv.reader([text], strict=True), [])

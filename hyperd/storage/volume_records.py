@@ -116,7 +116,7 @@ def detach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
 def keep_only(
     connection: sqlite3.Connection, known: Collection[SandboxId], running: Collection[SandboxId]
 ) -> list[Row]:
-    """What a killed hyperd left: users that no record knows, attachments without a VM. Return whose owner may change."""
+    """Users that no record knows and attachments without a VM go. Return the volumes whose owner changes."""
     changed: dict[str, Row] = {}
     for row in connection.execute("SELECT volume, sandbox_id, attached FROM volume_user").fetchall():
         sandbox_id = SandboxId(row["sandbox_id"])

@@ -596,7 +596,18 @@ def test_only_unix_sockets_are_addresses(hyper, address):
 
 @pytest.mark.parametrize(
     "args",
-    [(), ("run",), ("exec",), ("ps",), ("daemon",), ("container",), ("snapshot",), ("template",), ("fork",)],
+    [
+        (),
+        ("run",),
+        ("exec",),
+        ("ps",),
+        ("daemon",),
+        ("container",),
+        ("snapshot",),
+        ("template",),
+        ("fork",),
+        ("volume",),
+    ],
 )
 def test_help(args, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
@@ -612,6 +623,7 @@ def test_every_command_has_help_and_a_summary(hyper):
         (tables.IMAGE_GROUP, ("image",)),
         (tables.SNAPSHOT_GROUP, ("snapshot",)),
         (tables.TEMPLATE_GROUP, ("template",)),
+        (tables.VOLUME_GROUP, ("volume",)),
     ):
         for name, (_, _, summary) in table.items():
             if name.startswith("__"):
