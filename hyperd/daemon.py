@@ -276,6 +276,7 @@ def _run_settings(config: Config) -> RunSettings:
         run_dir=config.daemon.run_dir / "vm",
         boot_timeout_s=config.vm.boot_timeout_s,
         reconnect_timeout_s=RECONNECT_TIMEOUT_S,
+        parallel_starts=config.vm.parallel_starts,
     )
 
 

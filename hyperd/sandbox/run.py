@@ -29,6 +29,7 @@ from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
 from hyperd.sandbox import assembly, definition
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
+from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
 from hyperd.sandbox.rooms import (
     Phases,
     Rooms,
@@ -80,6 +81,8 @@ class Runner:
         self.settings = settings
         self.templates = templates
         self._files = files
+        self.turns = Turns(parallel_starts(settings.parallel_starts))
+        self.dialer = PatientDialer(rooms.dialer, files)
 
     async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
@@ -107,11 +110,12 @@ class Runner:
                 ),
             )
             phases.mark("prepare")
-            up = await self._restore_or_boot(start, offer_task.result(), stack)
-            plan = assembly.container_plan(record, image_task.result().config, root)
-            async with console_as_evidence(start.subject, paths, self._files):
-                guest_pid = await up.guest.create_container(plan)
-            phases.mark("create")
+            async with self.turns.take(phases):
+                up = await self._restore_or_boot(start, offer_task.result(), stack)
+                plan = assembly.container_plan(record, image_task.result().config, root)
+                async with console_as_evidence(start.subject, paths, self._files):
+                    guest_pid = await up.guest.create_container(plan)
+                phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
                 up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
@@ -152,7 +156,9 @@ class Runner:
             vm = await self.rooms.hypervisor.start(described)
             phases.mark("vm")
             async with console_as_evidence(start.subject, start.paths, self._files):
-                guest = await self._dial(record, start.paths, hello_timeout_s)
+                guest = await self.dialer.connect(
+                    start.paths, vm_pid=vm.pid, timeout_s=hello_timeout_s, subject=start.subject
+                )
                 own.push_async_callback(guest.close)
                 phases.mark("hello")
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
