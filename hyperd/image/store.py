@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +24,13 @@ from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
+from hyperd.image.layer_intake import Intake
 from hyperd.image.layers import LayerFile, Layers
+from hyperd.image.making import Making
 from hyperd.image.pull import Parts, Pull
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote, Skopeo
-from hyperd.model.image import Digest, Image, ImageId, Platform, Removal, RootDisk
+from hyperd.model.image import Digest, Image, ImageId, NewImage, Platform, Removal, RootDisk
 
 NOBODY = (65534, 65534)
 KEEP_RESTS_S = 7 * 86400.0
@@ -94,6 +96,10 @@ class OciImageStore:
             self._conversions,
             self._temporary,
         )
+        self._intake = Intake(
+            self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
+        )
+        self._making = Making(self._parts, self._intake)
         self._indexing = asyncio.Lock()
         self._ready: dict[ImageId, RootDisk] = {}  # disks that were seen whole since the daemon started
 
@@ -110,6 +116,7 @@ class OciImageStore:
         await self._conversions.cancel()
         self._workers.close()
         self._layers.close()
+        self._intake.close()
 
     async def pull(
         self, reference: str, *, platform: Platform | None = None, tls_insecure: bool = False
@@ -183,3 +190,8 @@ class OciImageStore:
     def _write_index_file(self, entries: list[IndexEntry]) -> None:
         with files.file_errors(self._root):
             self._content.write_index(entries)
+
+    async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        image = await self._making.commit(base, layer, new)
+        await self._write_index()
+        return image
