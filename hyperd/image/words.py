@@ -110,6 +110,8 @@ class _Expansion:
             return self._variables.get(name, "")
         is_colon = operator == ":"
         operator = self._next() if is_colon else operator
+        if not operator:
+            raise self._broken("a } is missing")
         if operator not in ("-", "+", "?"):
             raise UnsupportedError(
                 "a variable has a modifier that is not known",

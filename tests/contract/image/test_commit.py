@@ -5,6 +5,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,13 @@ from tests.images import directory, file, opaque, whiteout
 from tests.mounts import names_in, small_filesystem
 from tests.trees import tree_of
 
-CHANGED = [directory("srv"), file("srv/new", b"made\n"), whiteout("etc/mtab"), directory("home"), opaque("home")]
+CHANGED = [
+    directory("srv"),
+    file("srv/new", b"made\n"),
+    whiteout("etc/mtab"),
+    directory("home"),
+    opaque("home"),
+]
 
 
 async def pieces(data: bytes, size: int = 65536) -> AsyncIterator[bytes]:
@@ -35,7 +42,9 @@ async def pieces(data: bytes, size: int = 65536) -> AsyncIterator[bytes]:
 
 async def pulled(store, hub, built=None) -> Image:
     name = await hub.push(built or images.busybox_image(), "busybox:1")
-    return [event async for event in store.pull(name)][-1]
+    events = [event async for event in store.pull(name)]
+    assert isinstance(events[-1], Image)
+    return events[-1]
 
 
 def all_files(store: OciImageStore) -> set[str]:
@@ -47,7 +56,7 @@ def all_files(store: OciImageStore) -> set[str]:
     }
 
 
-def raw(store, digest) -> dict:
+def raw(store, digest) -> Any:
     return json.loads(store._content.read(Digest(digest), limit=1 << 20))
 
 
@@ -117,11 +126,17 @@ async def test_a_commit_is_of_its_bases_family_and_keeps_unknown_fields(hub, sto
     image = await store.commit(base.image_id, pieces(images.layer_tar(CHANGED)), NewImage("app"))
     before, after = raw(store, base.manifest_digest), raw(store, image.manifest_digest)
     assert after["layers"][:-1] == before["layers"]
-    assert (after["mediaType"], after["config"]["mediaType"]) == (before["mediaType"], before["config"]["mediaType"])
-    assert after["layers"][-1]["mediaType"] == {
-        "oci": "application/vnd.oci.image.layer.v1.tar+gzip",
-        "docker": "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    }[kind]
+    assert (after["mediaType"], after["config"]["mediaType"]) == (
+        before["mediaType"],
+        before["config"]["mediaType"],
+    )
+    assert (
+        after["layers"][-1]["mediaType"]
+        == {
+            "oci": "application/vnd.oci.image.layer.v1.tar+gzip",
+            "docker": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+        }[kind]
+    )
     assert raw(store, image.image_id)["config"]["Strange"] == {"deep": [1, 2.5]}
 
 
@@ -252,14 +267,16 @@ async def test_a_layer_without_end_is_bounded(hub, tmp_path):
 
 
 async def test_a_full_disk_ends_a_commit(hub, tmp_path):
-    async with small_filesystem(tmp_path / "full", size_mib=40) as mounted:
-        async with opened(mounted / "images", reserve_bytes=1 << 20) as store:
-            base = await pulled(store, hub)
-            before = all_files(store)
-            tar = images.layer_tar([file("a", os.urandom(60 << 20))])
-            with pytest.raises(ExhaustedError):
-                await store.commit(base.image_id, pieces(tar), NewImage())
-            assert all_files(store) == before
+    async with (
+        small_filesystem(tmp_path / "full", size_mib=40) as mounted,
+        opened(mounted / "images", reserve_bytes=1 << 20) as store,
+    ):
+        base = await pulled(store, hub)
+        before = all_files(store)
+        tar = images.layer_tar([file("a", os.urandom(60 << 20))])
+        with pytest.raises(ExhaustedError):
+            await store.commit(base.image_id, pieces(tar), NewImage())
+        assert all_files(store) == before
 
 
 async def test_a_stamp_needs_a_superblock(tmp_path):
