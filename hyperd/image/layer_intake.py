@@ -40,6 +40,7 @@ from hyperd.image.layers import (
 )
 from hyperd.image.stream import Limits, Streamed
 from hyperd.image.superblock import stamp
+from hyperd.image.waiting import waiting
 from hyperd.model.image import Digest
 
 PIECE_BYTES = 1 << 20
@@ -240,26 +241,14 @@ class Sink:
 async def _pieces(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGenerator[bytes, None]:
     """All of one size but the last; ``data`` is closed with it."""
     kept = bytearray()
-    try:
-        while True:
-            try:
-                async with asyncio.timeout(stall_timeout_s):
-                    chunk = await anext(data, None)
-            except TimeoutError as error:
-                raise TimeoutExpiredError(
-                    f"nothing has come for {stall_timeout_s:g} s", subject="layer"
-                ) from error
-            if chunk is None:
-                break
+    async with contextlib.aclosing(waiting(data, stall_timeout_s)) as chunks:
+        async for chunk in chunks:
             kept += chunk
             while len(kept) >= PIECE_BYTES:
                 yield bytes(kept[:PIECE_BYTES])
                 del kept[:PIECE_BYTES]
-        if kept:
-            yield bytes(kept)
-    finally:
-        if isinstance(data, AsyncGenerator):
-            await data.aclose()
+    if kept:
+        yield bytes(kept)
 
 
 def _no_tar(complaint: str) -> InvalidError:
