@@ -9,7 +9,7 @@ import json
 import lzma
 import os
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,7 @@ async def test_a_damaged_blob_is_said(store):
         await anext(store.save(["app:1"]))
 
 
-COMPRESSORS = {
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gzip": gzip.compress,
     "zstd": zstandard.compress,
@@ -237,7 +237,9 @@ async def test_layouts_in_a_tar_are_loaded(store, tmp_path, docker, name):
 
 async def test_a_platform_is_chosen_from_several(store, tmp_path):
     built = [images.build(SMALL, architecture=name) for name in ("amd64", "arm64")]
-    images.write_archive(images.index(built), tmp_path / "a.tar", "localhost/x:1")
+    platforms = [{"os": "linux", "architecture": name} for name in ("amd64", "arm64")]
+    several = images.index(list(zip(built, platforms, strict=True)))
+    images.write_archive(several, tmp_path / "a.tar", "localhost/x:1")
     data = (tmp_path / "a.tar").read_bytes()
     for one in built:
         wanted = Platform("linux", "amd64" if one is built[0] else "arm64")
