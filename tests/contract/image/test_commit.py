@@ -4,6 +4,7 @@
 import asyncio
 import json
 import os
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from hyperd.errors import (
     TimeoutExpiredError,
     UnsupportedError,
 )
+from hyperd.host import process
 from hyperd.image import OciImageStore
 from hyperd.image.superblock import stamp
 from hyperd.model.image import Digest, Image, ImageId, NewImage
@@ -283,3 +285,36 @@ async def test_a_stamp_needs_a_superblock(tmp_path):
     (tmp_path / "none").write_bytes(bytes(8192))
     with (tmp_path / "none").open("r+b") as none, pytest.raises(HyperError, match="superblock"):
         stamp(none.fileno(), "5b5d6ec7-2f1c-5c8a-9d52-1d0b3f3a3c11")
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from hyperd.model.image import NewImage
+from tests import images
+from tests.contract.image.conftest import opened
+
+async def main():
+    async def data():
+        yield images.layer_tar([images.file("a", os.urandom(4 << 20))])[: 3 << 20]
+        assert list((Path(sys.argv[1]) / "tmp").glob("intake-*"))
+        os.kill(os.getpid(), signal.SIGKILL)
+    async with opened(Path(sys.argv[1])) as store:
+        await store.import_root(data(), NewImage("app"))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing_to_the_next(tmp_path):
+    root = tmp_path / "images"
+    argv = [sys.executable, "-c", KILLED, str(root)]
+    finished = await process.run(
+        argv, timeout_s=60, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
+    assert finished.returncode == -9, finished.stderr_tail
+    assert names_in(root / "tmp") != []
+    async with opened(root) as store:
+        assert all_files(store) == set()
+        assert names_in(root / "tmp") == []
+        assert await store.list_images() == []
