@@ -156,7 +156,7 @@ def _chosen(archive: Archive, group: list[dict[str, Any]], platform: Platform) -
     children: list[Child] = []
     for item in group:
         digest = parse_digest(item.get("digest"), "digest in the archive's index")
-        kind = item.get("mediaType")
+        kind = str(item.get("mediaType"))
         if kind in INDEX_TYPES:
             raw = archive.read(archive.blob(digest), MAX_MANIFEST_BYTES)
             nested = parse_manifest(raw, _SUBJECT)
@@ -164,7 +164,7 @@ def _chosen(archive: Archive, group: list[dict[str, Any]], platform: Platform) -
                 raise InvalidError("the archive calls an image an index", evidence=digest)
             found.append(manifests.choose(nested, platform, _SUBJECT).digest)
         elif kind in MANIFEST_TYPES:
-            children.append(Child(Descriptor(digest, 0, str(kind)), _platform_of(item)))
+            children.append(Child(Descriptor(digest, 0, kind), _platform_of(item)))
     if len(children) > 1 and len({child.platform for child in children}) == len(children):
         found.append(manifests.choose(Index("", tuple(children)), platform, _SUBJECT).digest)
     else:

@@ -24,6 +24,7 @@ from hyperd.model.image import Digest
 
 MAX_MEMBERS = 20_000
 MAX_LINKS = 10
+MAX_READ_BYTES = 64 << 20  # descriptions of all images together
 MAGIC_BYTES = 6
 _CHECK_EVERY_BYTES = 32 << 20
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
@@ -46,6 +47,7 @@ class Archive:
 
     entries: dict[str, Entry] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
+    read_bytes: int = 0
 
     def find(self, name: str) -> Entry | None:
         name = posixpath.normpath(name) if name else ""
@@ -66,6 +68,9 @@ class Archive:
         """Blocks. Raises InvalidError (too large)."""
         if entry.size_bytes > limit:
             raise InvalidError(f"a description in the archive is larger than {limit >> 20} MiB")
+        self.read_bytes += entry.size_bytes
+        if self.read_bytes > MAX_READ_BYTES:
+            raise InvalidError(f"the archive's descriptions are larger than {MAX_READ_BYTES >> 20} MiB")
         with files.file_errors(entry.path):
             return entry.path.read_bytes()
 

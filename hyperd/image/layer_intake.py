@@ -15,10 +15,10 @@ import hashlib
 import os
 import secrets
 import select
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from isal import isal_zlib
 
@@ -46,9 +46,11 @@ from hyperd.model.image import Digest
 PIECE_BYTES = 1 << 20
 GZIP_LEVEL = 1  # ISA-L's own scale, 0 to 3
 PARALLEL = 4
+INTAKE_TIMEOUT_S = 6 * 3600.0  # the end of patience with a sender that drips
 _GZIP_WBITS = 31  # deflate with a gzip frame that has neither a name nor a time
 _CHECK_EVERY_BYTES = 32 << 20
 _POLL_MS = 200
+R = TypeVar("R")
 _UNKNOWN = Digest("sha256:" + "0" * 64)
 
 
@@ -117,8 +119,8 @@ class Intake:
                 os.close(reading)
             async with one_error(), asyncio.TaskGroup() as tasks:
                 ending = tasks.create_task(end_of(child))
-                streamed = await self._feed(data, sink, ending)
-                returncode, said = await self._ended(ending)
+                streamed = await in_time(self._feed(data, sink, ending), INTAKE_TIMEOUT_S)
+                returncode, said = await in_time(ending, CONVERT_TIMEOUT_S)
             judged(streamed.diff_id, streamed, returncode, said)
             await self._threads.call(stamp, target, filesystem_uuid(streamed.diff_id))
             return Draft(streamed.diff_id, streamed.size_bytes, *sink.blob, blob, disk)
@@ -133,15 +135,6 @@ class Intake:
                 if ending.done() and ending.result()[0] != 0:
                     break
         return await self._threads.call_while_wanted(sink.finish)
-
-    async def _ended(self, ending: "asyncio.Task[tuple[int, str]]") -> tuple[int, str]:
-        try:
-            async with asyncio.timeout(CONVERT_TIMEOUT_S):
-                return await ending
-        except TimeoutError as error:
-            raise TimeoutExpiredError(
-                f"no layer after {CONVERT_TIMEOUT_S:g} s", subject="mkfs.erofs"
-            ) from error
 
     def _publish(self, _: Wanted, draft: Draft) -> LayerFile:
         blob = self._content.path(draft.blob_digest)
@@ -236,6 +229,14 @@ class Sink:
             raise ExhaustedError(f"the layer is larger than {self._limits.max_bytes >> 20} MiB")
         directory = self._subject.parent
         files.require_free(directory, 0, keep_bytes=self._limits.reserve_bytes, what="the layer")
+
+
+async def in_time(work: Awaitable[R], timeout_s: float) -> R:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError as error:
+        raise TimeoutExpiredError(f"no layer after {timeout_s:g} s") from error
 
 
 async def _pieces(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGenerator[bytes, None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperd.errors import ExhaustedError, HyperError, InvalidError
@@ -54,10 +54,11 @@ def tar_of(form: int, found: list[tuple[str, bytes]]) -> bytes:
     return buffer.getvalue()
 
 
+@settings(deadline=None)  # files
 @given(
     st.sampled_from((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)),
     st.lists(st.tuples(st.text("abä", min_size=1, max_size=200), st.binary(max_size=1500)), max_size=5),
-    st.integers(1, 3000),
+    st.integers(7, 3000),
 )
 def test_members_come_out_as_they_went_in_whatever_the_chunks(form, found, chunk_bytes):
     with tempfile.TemporaryDirectory() as directory:
@@ -70,6 +71,7 @@ def test_members_come_out_as_they_went_in_whatever_the_chunks(form, found, chunk
         assert len(list(Path(directory).iterdir())) == len(last)
 
 
+@settings(deadline=None)  # files
 @given(st.data())
 def test_a_damaged_archive_is_read_or_refused_and_stays_in_its_directory(data):
     good = bytearray(
@@ -85,7 +87,7 @@ def test_a_damaged_archive_is_read_or_refused_and_stays_in_its_directory(data):
         inner = Path(directory) / "members"
         inner.mkdir()
         try:
-            archive = split(cut, inner, data.draw(st.integers(1, 2000)))
+            archive = split(cut, inner, data.draw(st.integers(7, 2000)))
         except HyperError:
             archive = Archive()
         assert [path.name for path in Path(directory).iterdir()] == ["members"]
@@ -115,6 +117,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)  # files
 @given(JSON, JSON | st.none())
 def test_any_description_is_images_or_an_error_of_ours(described, indexed):
     entries = [
@@ -155,6 +158,20 @@ def test_an_image_by_dockers_description(members):
 def test_tags_that_are_no_list_are_refused(members, tags):
     with pytest.raises(InvalidError, match="RepoTags"):
         find_images(split(described(RepoTags=tags), members), PLATFORM)
+
+
+def test_descriptions_are_bounded_together(members):
+    large = images.build([[file("a")]], compression="none", top={"x": "y" * (7 << 20)})
+    items = [{"Config": "c", "Layers": ["a"]}] * 10
+    entries = [file("c", large.config), file("a", large.layers[0]), file("manifest.json", json.dumps(items))]
+    with pytest.raises(InvalidError, match="larger than 64 MiB"):
+        find_images(split(images.layer_tar(entries), members), PLATFORM)
+
+
+@pytest.mark.parametrize("kind", [[], {}, 5, None, "text/plain"])
+def test_a_media_type_that_is_none_is_no_image(members, kind):
+    with pytest.raises(InvalidError, match="no image"):
+        find_images(split(index_of(item(BUILT) | {"mediaType": kind}), members), PLATFORM)
 
 
 def test_names_that_are_none_are_passed_over(members):
@@ -235,6 +252,7 @@ def test_what_nobody_wants_any_more_ends(members):
         splitter.feed(wanted, described())
 
 
+@settings(deadline=None)  # files
 @given(st.text("ab/", min_size=1, max_size=90).filter(lambda text: text.strip("/")), st.integers(0, 1 << 40))
 def test_headers_are_what_tar_reads(name, size):
     member = Member(name.strip("/"), size)
