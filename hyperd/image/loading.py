@@ -31,7 +31,7 @@ from hyperd.image.reference import Named, Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote
 from hyperd.image.unpack import Unpacker
-from hyperd.model.image import Digest, Image, LoadedImage, Platform, PullNotice
+from hyperd.model.image import Digest, Image, ImageId, LoadedImage, Platform, PullNotice
 
 PARALLEL = 2
 Pulls = Flights[tuple[str, ...], PullEvent, Image]
@@ -116,20 +116,39 @@ class ArchivePull(Pull):
         return self._image.names
 
     async def _find_here(self) -> Image | None:
-        parts, wanted = self._parts, self._image
-        if not await parts.workers.call(parts.disks.has_all, wanted.diff_ids):
-            return None
+        parts, image_id = self._parts, self._image.image_id
 
-        def name(connection: sqlite3.Connection) -> Image | None:
+        def find(connection: sqlite3.Connection) -> tuple[Image, set[Digest]] | None:
             try:
-                here = records.get_image(connection, wanted.image_id)
-                self._require_platform(here.platform)
+                return records.get_image(connection, image_id), _blobs_of(connection, image_id)
             except ImageNotFoundError:
                 return None
-            records.save_names(connection, wanted.image_id, wanted.names)
-            return records.get_image(connection, wanted.image_id)
 
-        return await parts.database.transaction(name)
+        def name(connection: sqlite3.Connection) -> Image | None:
+            if find(connection) is None:  # removed in this very moment
+                return None
+            records.save_names(connection, image_id, self._image.names)
+            return records.get_image(connection, image_id)
+
+        async with parts.garbage.pinned(self._image.digests):
+            found = await parts.database.transaction(find)
+            if found is None:
+                return None
+            here, blobs = found
+            self._require_platform(here.platform)
+            whole = await parts.workers.call(
+                lambda: parts.disks.has_all(here.diff_ids) and all(map(parts.content.has, blobs))
+            )
+            return await parts.database.transaction(name) if whole else None
+
+
+def _blobs_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Digest]:
+    rows = connection.execute(
+        "SELECT manifest_digest FROM image WHERE image_id = ?1"
+        " UNION SELECT blob_digest FROM image_layer WHERE image_id = ?1",
+        (image_id,),
+    )
+    return {Digest(image_id), *(Digest(row[0]) for row in rows)}
 
 
 def _write_layout(_: Wanted, layout: Path, image: ArchivedImage) -> None:

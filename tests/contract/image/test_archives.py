@@ -269,6 +269,15 @@ async def test_an_image_that_is_here_only_gets_its_names(hub, store):
     assert loaded[0].image == image
 
 
+async def test_a_load_brings_back_a_blob_that_is_gone(store):
+    image = await store.import_root(pieces(images.layer_tar([file("a", b"1" * 5000)])), NewImage("app:1"))
+    data = await saved(store, "app:1")
+    manifest = json.loads(store._content.read(image.manifest_digest, limit=1 << 20))
+    store._content.remove(Digest(manifest["layers"][0]["digest"]))
+    assert [one.image.image_id for one in await load(store, data)] == [image.image_id]
+    assert await saved(store, "app:1") == data
+
+
 def described(config: str, layers: Sequence[str], *more: Entry) -> bytes:
     manifest = [{"Config": config, "RepoTags": ["evil:1"], "Layers": list(layers)}]
     return images.layer_tar([file("manifest.json", json.dumps(manifest)), *more])
