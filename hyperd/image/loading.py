@@ -26,7 +26,7 @@ from hyperd.image.archive_read import Archive, Splitter
 from hyperd.image.base import LoadEvent, PullEvent
 from hyperd.image.content import hex_of
 from hyperd.image.flights import Flights, Hub
-from hyperd.image.pull import Parts, Pull
+from hyperd.image.pull import Known, Parts, Pull
 from hyperd.image.reference import Named, Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote
@@ -114,6 +114,10 @@ class ArchivePull(Pull):
     async def _names(self, top_digest: Digest) -> tuple[Named, ...]:
         del top_digest
         return self._image.names
+
+    async def _find_known(self, manifest_digest: Digest, names: tuple[Named, ...]) -> Known | None:
+        del manifest_digest, names
+        return None  # if it were whole, its id would have found it
 
     async def _find_here(self) -> Image | None:
         parts, image_id = self._parts, self._image.image_id
