@@ -6,7 +6,7 @@ Functions for ``Database.transaction``; the config blob is kept beside its image
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from hyperd.errors import ImageNotFoundError, InvalidError
@@ -162,6 +162,19 @@ def find_named(connection: sqlite3.Connection, named: Named) -> ImageId | None:
             (named.digest, named.repository),
         ).fetchone()
     return None if row is None else ImageId(row["image_id"])
+
+
+def tags_in(connection: sqlite3.Connection, repository: Named) -> list[tuple[str, ImageId]]:
+    rows = connection.execute(
+        "SELECT name, image_id FROM image_tag WHERE repository = ? ORDER BY name", (repository.repository,)
+    )
+    return [(row["name"], ImageId(row["image_id"])) for row in rows]
+
+
+def save_pushed(connection: sqlite3.Connection, image: Image, named: Named) -> None:
+    """What the registry serves under the name is known now; nothing when the image was removed meanwhile."""
+    if connection.execute("SELECT 1 FROM image WHERE image_id = ?", (image.image_id,)).fetchone():
+        save_names(connection, image.image_id, [replace(named, tag="", digest=image.manifest_digest)])
 
 
 def find_manifest(connection: sqlite3.Connection, digest: Digest) -> ImageId | None:

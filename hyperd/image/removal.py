@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `rmi` does to the records: Docker's rules for untagging and deleting."""
+"""What `tag` and `rmi` do to the records: Docker's rules for naming, untagging and deleting."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -57,6 +57,12 @@ def remove(
     connection.execute("DELETE FROM image WHERE image_id = ?", (image_id,))
     layers = sorted(set(image.diff_ids) - records.referenced_digests(connection), key=image.diff_ids.index)
     return Removed(Removal(tuple(untagged), (image_id, *reversed(layers))), image_id, frozenset(candidates))
+
+
+def tag(connection: sqlite3.Connection, text: str, target: Named) -> str:
+    """Raises ImageNotFoundError, InvalidError."""
+    records.save_names(connection, records.find_id(connection, text), [target])
+    return str(target)
 
 
 def _name_meant(connection: sqlite3.Connection, text: str, image_id: ImageId) -> Named | None:

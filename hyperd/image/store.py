@@ -5,30 +5,36 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import HyperError
+from hyperd.errors import HyperError, NotFoundError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
+from hyperd.image import manifest as manifests
 from hyperd.image import platform as platforms
+from hyperd.image import push as pushes
 from hyperd.image import records
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
-from hyperd.image.base import NONE_IN_USE, PullEvent
+from hyperd.image.base import NONE_IN_USE, PullEvent, PushEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
 from hyperd.image.layers import LayerFile, Layers
+from hyperd.image.logins import Logins
 from hyperd.image.pull import Parts, Pull
+from hyperd.image.push import Push
+from hyperd.image.reference import Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote, Skopeo
-from hyperd.model.image import Digest, Image, ImageId, Platform, Removal, RootDisk
+from hyperd.image.upload import Uploads
+from hyperd.model.image import Credentials, Digest, Image, ImageId, Platform, RawManifest, Removal, RootDisk
 
 NOBODY = (65534, 65534)
 KEEP_RESTS_S = 7 * 86400.0
@@ -73,7 +79,9 @@ class OciImageStore:
         self._garbage = Garbage(
             database, self._workers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
         )
-        self._pulls: Flights[tuple[str, ...], PullEvent, Image] = Flights(tasks)
+        self._logins = Logins(self._temporary, self._workers, settings.authfile)
+        self._pulls: Flights[tuple[Remote, Credentials | None], PullEvent, Image] = Flights(tasks)
+        self._pushes: Flights[Hashable, PushEvent, None] = Flights(tasks)
         self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
         downloads = Downloads(
             self._skopeo,
@@ -94,6 +102,9 @@ class OciImageStore:
             self._conversions,
             self._temporary,
         )
+        self._uploads = Uploads(
+            self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s
+        )
         self._indexing = asyncio.Lock()
         self._ready: dict[ImageId, RootDisk] = {}  # disks that were seen whole since the daemon started
 
@@ -107,28 +118,67 @@ class OciImageStore:
     async def close(self) -> None:
         """Cancel what is under way and wait for its end."""
         await self._pulls.cancel()
+        await self._pushes.cancel()
         await self._conversions.cancel()
         self._workers.close()
         self._layers.close()
 
     async def pull(
-        self, reference: str, *, platform: Platform | None = None, tls_insecure: bool = False
+        self,
+        reference: str,
+        *,
+        platform: Platform | None = None,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+        all_tags: bool = False,
     ) -> AsyncGenerator[PullEvent, None]:
         """As ``ImageStore.pull``; a caller that may stop early closes the iterator (``contextlib.aclosing``)."""
-        source = references.parse_source(reference)
-        remote = Remote(source, platform or platforms.host_platform(), tls_insecure)
+        wanted = Remote(
+            Source(Transport.DOCKER, references.parse_repository(reference))
+            if all_tags
+            else references.parse_source(reference),
+            platform or platforms.host_platform(),
+            tls_insecure,
+        )
+        sources = await self._tags_of(wanted, credentials) if all_tags else [wanted.source]
+        for source in sources:
+            remote = replace(wanted, source=source)
+            async with contextlib.aclosing(self._pull_one(remote, credentials)) as events:
+                async for event in events:
+                    yield event
 
+    async def _pull_one(
+        self, remote: Remote, credentials: Credentials | None
+    ) -> AsyncGenerator[PullEvent, None]:
         async def work(hub: Hub[PullEvent]) -> Image:
-            image = await Pull(self._parts, remote, hub).run()
+            async with self._reached(remote, credentials) as reached:
+                image = await Pull(self._parts, reached, hub).run()
             await self._write_index()
             return image
 
-        key = (str(source), str(remote.platform), str(tls_insecure))
-        async with self._pulls.board(key, work) as flight:
+        # Only those of one and the same right to it share a pull.
+        async with self._pulls.board((remote, credentials), work) as flight:
             async with contextlib.aclosing(flight.hub.listen()) as events:
                 async for event in events:
                     yield event
             yield await flight.landed()
+
+    async def _tags_of(self, remote: Remote, credentials: Credentials | None) -> list[Source]:
+        named = remote.source.named
+        async with self._reached(remote, credentials) as reached:
+            tags = await self._skopeo.repository_tags(reached)
+        if named is None or not tags:
+            raise NotFoundError("the repository has no tags", subject=str(remote.source))
+        return [Source(Transport.DOCKER, replace(named, tag=tag)) for tag in tags]
+
+    @contextlib.asynccontextmanager
+    async def _reached(self, remote: Remote, credentials: Credentials | None) -> AsyncIterator[Remote]:
+        """With the caller's credentials, as long as it takes."""
+        named = remote.source.named
+        is_registry = remote.source.transport is Transport.DOCKER and named is not None
+        registry = named.registry if is_registry and named is not None else ""
+        async with self._logins.lent(credentials if registry else None, registry) as authfile:
+            yield replace(remote, authfile=authfile)
 
     async def get(self, reference: str) -> Image:
         return await self._database.transaction(
@@ -152,6 +202,45 @@ class OciImageStore:
             await self._garbage.sweep(removed.candidates)
         await self._write_index()
         return removed.removal
+
+    async def push(
+        self,
+        reference: str,
+        *,
+        all_tags: bool = False,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+    ) -> AsyncGenerator[PushEvent, None]:
+        """As ``ImageStore.push``; a caller that may stop early closes the iterator."""
+        targets = await self._database.transaction(
+            lambda connection: pushes.find_targets(connection, reference, all_tags=all_tags)
+        )
+        source = Source(Transport.DOCKER, targets[0].named)
+        remote = Remote(source, platforms.host_platform(), tls_insecure)
+
+        async def work(hub: Hub[PushEvent]) -> None:
+            async with self._reached(remote, credentials) as reached:
+                await Push(self._parts, self._uploads, hub).run(targets, reached)
+
+        async with self._pushes.board((tuple(targets), remote, credentials), work) as flight:
+            async with contextlib.aclosing(flight.hub.listen()) as events:
+                async for event in events:
+                    yield event
+            await flight.landed()
+
+    async def tag(self, image: str, reference: str) -> str:
+        target = references.parse_target(reference)
+        name = await self._database.transaction(lambda connection: removals.tag(connection, image, target))
+        await self._write_index()
+        return name
+
+    async def manifest(
+        self, reference: str, *, tls_insecure: bool = False, credentials: Credentials | None = None
+    ) -> RawManifest:
+        remote = Remote(references.parse_source(reference), platforms.host_platform(), tls_insecure)
+        async with self._reached(remote, credentials) as reached:
+            raw = await self._skopeo.raw_manifest(reached)
+        return manifests.described(raw, str(remote.source))
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         ready = self._ready.get(image_id)
