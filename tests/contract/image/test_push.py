@@ -51,11 +51,11 @@ async def fetched(reference) -> bytes:
     return (await process.run_checked(argv, timeout_s=20)).stdout
 
 
-@pytest.mark.parametrize("docker", [False, True])
-@pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
+@pytest.mark.parametrize(
+    ("docker", "compression"),
+    [(False, "gzip"), (False, "zstd"), (False, "none"), (True, "gzip"), (True, "none")],
+)
 async def test_a_pushed_image_is_what_was_pulled_byte_for_byte(hub, store, tmp_path, docker, compression):
-    if docker and compression == "zstd":
-        pytest.skip("Docker's schema 2 has no zstd")
     built = images.build(SMALL, docker=docker, compression=compression)
     await pulled(store, await hub.push(built, "source:1"))
     async with images.registry(tmp_path / "other") as other:
@@ -248,8 +248,9 @@ async def test_an_abandoned_push_leaves_no_child_and_nothing_half_made(hub, tmp_
     hang = f'case "$*" in *" --debug copy "*) echo $$ > {tmp_path}/pid; exec sleep 600; esac'
     built = images.build(SMALL)
     name = await hub.push(built, "slow:1")
-    async with opened(tmp_path / "images", skopeo=script(tmp_path, hang), stall_timeout_s=0.3) as store:
+    async with opened(tmp_path / "images") as store:
         await pulled(store, name)
+    async with opened(tmp_path / "images", skopeo=script(tmp_path, hang), stall_timeout_s=0.3) as store:
         with pytest.raises(UnavailableError, match="has taken nothing for"):
             await pushed(store, name, credentials=LOGIN)
         pid = (tmp_path / "pid").read_text().strip()
