@@ -5,7 +5,8 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,17 +17,18 @@ from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.image import manifest as manifests
 from hyperd.image import platform as platforms
+from hyperd.image import pruning, records
 from hyperd.image import push as pushes
-from hyperd.image import records
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
+from hyperd.image import usage as usages
 from hyperd.image.base import NONE_IN_USE, PullEvent, PushEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
-from hyperd.image.layers import LayerFile, Layers
+from hyperd.image.layers import SUFFIX, LayerFile, Layers
 from hyperd.image.logins import Logins
 from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push
@@ -34,7 +36,18 @@ from hyperd.image.reference import Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote, Skopeo
 from hyperd.image.upload import Uploads
-from hyperd.model.image import Credentials, Digest, Image, ImageId, Platform, RawManifest, Removal, RootDisk
+from hyperd.model.image import (
+    Credentials,
+    Digest,
+    Image,
+    ImageId,
+    Platform,
+    Pruning,
+    RawManifest,
+    Removal,
+    RootDisk,
+    StoreUsage,
+)
 
 NOBODY = (65534, 65534)
 KEEP_RESTS_S = 7 * 86400.0
@@ -105,6 +118,11 @@ class OciImageStore:
         self._uploads = Uploads(
             self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s
         )
+        self._measured = {
+            self._content.shared_blob_dir / "sha256": "",
+            self._layers.root: SUFFIX,
+            self._disks.root: "",
+        }
         self._indexing = asyncio.Lock()
         self._ready: dict[ImageId, RootDisk] = {}  # disks that were seen whole since the daemon started
 
@@ -197,11 +215,36 @@ class OciImageStore:
         removed = await self._database.transaction(
             lambda connection: removals.remove(connection, reference, force=force, in_use=in_use)
         )
-        if removed.candidates:
-            self._ready.pop(removed.image_id, None)
-            await self._garbage.sweep(removed.candidates)
+        if removed.deleted:
+            await self._sweep_after(removed)
         await self._write_index()
         return removed.removal
+
+    async def prune(
+        self,
+        *,
+        everything: bool = False,
+        filters: Sequence[tuple[str, str]] = (),
+        in_use: Mapping[ImageId, str] = NONE_IN_USE,
+    ) -> Pruning:
+        choice = pruning.parse_choice(filters, everything=everything, now=datetime.now(UTC))
+        removed = await self._database.transaction(
+            lambda connection: pruning.prune(connection, choice, in_use)
+        )
+        freed = await self._sweep_after(removed)
+        if not choice.is_filtered:
+            freed += await self._garbage.sweep_older_than(pruning.RESTS_AGE_S)
+        await self._write_index()
+        return Pruning(removed.removal.untagged, removed.removal.deleted, freed)
+
+    async def _sweep_after(self, removed: removals.Removed) -> int:
+        for image_id in removed.deleted:
+            self._ready.pop(image_id, None)
+        return await self._garbage.sweep()
+
+    async def usage(self) -> StoreUsage:
+        owned = await self._database.transaction(usages.owners)
+        return await self._workers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
 
     async def push(
         self,
@@ -246,10 +289,18 @@ class OciImageStore:
         ready = self._ready.get(image_id)
         if ready is not None:
             return ready
-        image = await self._database.transaction(lambda connection: records.get_image(connection, image_id))
+
+        def find(connection: sqlite3.Connection) -> Image:
+            return records.get_image(connection, image_id)
+
+        image = await self._database.transaction(find)
         async with self._garbage.pinned([Digest(image_id), *image.diff_ids]):
-            disk = await self._workers.call(self._disks.make, image_id, image.diff_ids)
-        self._ready[image_id] = disk
+            await self._database.transaction(find)  # what is not pinned may have gone
+            disk = await self._workers.call_while_wanted(lambda _: self._disks.make(image_id, image.diff_ids))
+            # A removal meanwhile has looked whether the disk is ready, and will delete it when the pin goes. One
+            # from here on forgets it: the records' answers come in their order.
+            await self._database.transaction(find)
+            self._ready[image_id] = disk
         return disk
 
     def _prepare(self) -> None:
