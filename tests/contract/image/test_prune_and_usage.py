@@ -17,10 +17,9 @@ BASE = [file("base", os.urandom(300_000))]
 
 async def add(store, tmp_path, name: str, *layers, **options) -> Image:
     built = images.build([BASE, *layers], **options)
-    images.write_layout(built, tmp_path / built.image_id, f"docker.io/library/{name}")
-    events = [
-        event async for event in store.pull(f"oci:{tmp_path}/{built.image_id}:docker.io/library/{name}")
-    ]
+    layout = tmp_path / hex_of(built.manifest_digest)
+    images.write_layout(built, layout, f"docker.io/library/{name}")
+    events = [event async for event in store.pull(f"oci:{layout}:docker.io/library/{name}")]
     assert isinstance(events[-1], Image)
     return events[-1]
 
