@@ -99,7 +99,7 @@ class Garbage:
         garbage = await self._database.transaction(take)
         self._put_off = garbage.put_off - self._always
         # To its end even for a caller that is cancelled: nobody may pin what is just being deleted.
-        freed = await self._workers.call_while_wanted(self._delete, garbage.doomed)
+        freed = await self._workers.call_while_wanted(self._delete, sorted(garbage.doomed))
         await self._database.transaction(
             lambda connection: records.forget_garbage(connection, garbage.doomed)
         )
