@@ -144,7 +144,9 @@ class NewImage:
     changes: tuple[str, ...] = ()  # Dockerfile instructions: CMD ["sh"]
     created_by: str = ""  # for the history
     platform: Platform | None = None  # of an import; None = the host's
-    overrides: ImageConfig | None = None  # in the place of the base's config, all of it; ``changes`` come after
+    overrides: ImageConfig | None = (
+        None  # in the place of the base's config, all of it; ``changes`` come after
+    )
 
 
 @dataclass(frozen=True, slots=True)
