@@ -81,9 +81,17 @@ class Runner:
         self.templates = templates
         self._files = files
 
-    async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
+    async def bring_up(
+        self,
+        record: ContainerRecord,
+        accelerator: Accelerator,
+        phases: Phases,
+        *,
+        only_files: bool = False,
+    ) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
 
+        ``only_files``: there is no container then, only its root file system.
         Raises what the rooms raise; an agent that never answers is TimeoutExpiredError, a VM that ends before it is
         UnavailableError, both with the console's tail.
         """
@@ -110,7 +118,11 @@ class Runner:
             up = await self._restore_or_boot(start, offer_task.result(), stack)
             plan = assembly.container_plan(record, image_task.result().config, root)
             async with console_as_evidence(start.subject, paths, self._files):
-                guest_pid = await up.guest.create_container(plan)
+                guest_pid = 0
+                if only_files:
+                    await up.guest.open_root(plan)
+                else:
+                    guest_pid = await up.guest.create_container(plan)
             phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
