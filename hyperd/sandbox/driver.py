@@ -46,6 +46,7 @@ from hyperd.sandbox.message import (
     Message,
     News,
     OfRun,
+    OpenFiles,
     ProcessEnded,
     Settle,
     Started,
@@ -81,6 +82,8 @@ class SandboxDriver(SleepingSandbox):
                 await self._on_wake(message)
             case AskRollback():
                 await self._on_rollback(message)
+            case OpenFiles():
+                self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
             case VmGone():
@@ -381,6 +384,8 @@ class SandboxDriver(SleepingSandbox):
             self._late = message.news.live
         if isinstance(message, OfRun) and isinstance(message.news, Settle):
             fail([message.news.done], self._over_error())
+        if isinstance(message, OpenFiles):
+            self._on_open_files(message)
         if not isinstance(message, Ask):
             return
         if self.removed and isinstance(message, AskStop | AskRemove):

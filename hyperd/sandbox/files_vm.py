@@ -11,7 +11,7 @@ what a killed hyperd left of it is a VM that should not be, and the next one end
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from hyperd.errors import HyperError, UnavailableError
@@ -19,6 +19,7 @@ from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, Sizing
 from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.errands import Services
+from hyperd.sandbox.message import OpenFiles
 from hyperd.sandbox.rooms import Phases
 from hyperd.sandbox.run import SYNC_TIMEOUT_S, Live
 from hyperd.sandbox.standstill import to_the_end
@@ -28,16 +29,15 @@ log = logging.getLogger(__name__)
 # Whatever the container has: one template serves them all, and a large one's files fit on a host that is nearly full.
 SIZING = Sizing(1, 256)
 
-Spawn = Callable[[Coroutine[object, object, None]], "asyncio.Task[None]"]
-
 
 class FilesVm:
-    """``spawn``: as tasks of the sandbox's driver."""
-
-    def __init__(self, record: ContainerRecord, services: Services, spawn: Spawn) -> None:
+    def __init__(
+        self, record: ContainerRecord, services: Services, post: Callable[[OpenFiles], None]
+    ) -> None:
+        """``post``: to the sandbox's driver, which has it as a task of its own."""
         self._record = replace(record, sizing=SIZING, spec=replace(record.spec, network="none"))
         self._services = services
-        self._spawn = spawn
+        self._post = post
         loop = asyncio.get_running_loop()
         self._ready: asyncio.Future[Guest] = loop.create_future()
         self._wanted: asyncio.Future[bool] = loop.create_future()  # True: end in order; False: at once
@@ -49,7 +49,9 @@ class FilesVm:
 
         Raises what bringing it up raises, ExhaustedError (no memory now). A caller who is cancelled ends it at once.
         """
-        keeping = self._spawn(self._keep())
+        started: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
+        self._post(OpenFiles(self._keep(), started))
+        keeping = await started
         keeping.add_done_callback(self._over)
         try:
             yield await asyncio.shield(self._ready)

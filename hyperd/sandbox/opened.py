@@ -11,15 +11,21 @@ from hyperd.errors import HyperError
 from hyperd.sandbox import machine
 from hyperd.sandbox.files_vm import FilesVm
 from hyperd.sandbox.instance import SandboxInstance
-from hyperd.sandbox.message import AskRollback, AskStart
+from hyperd.sandbox.message import AskRollback, AskStart, OpenFiles
 
 
 class OpenedSandbox(SandboxInstance):
     def files_vm(self) -> FilesVm:
-        """For one call. What is open in it is ended with the driver."""
-        if self.over:
-            raise self._over_error()
-        return FilesVm(self.record, self.services, self._spawn)
+        """For one call. It ends with the driver."""
+        return FilesVm(self.record, self.services, self.post)
+
+    def _on_open_files(self, message: OpenFiles) -> None:
+        if self.over or message.started.done():  # whoever asked has hung up
+            message.work.close()
+            if not message.started.done():
+                message.started.set_exception(self._over_error())
+        else:
+            message.started.set_result(self._spawn(message.work))
 
     async def _close_files(self, brief: str) -> None:
         self.files.break_off(brief)

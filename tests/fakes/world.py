@@ -66,6 +66,8 @@ class JoinedHypervisor(FakeHypervisor):
         self.agents: dict[SandboxId, FakeAgent] = {}
         self.saved_agents: dict[Path, FakeAgent] = {}
         self.files: dict[SandboxId, FakeFiles] = {}
+        self.held_verbs: set[str] = set()  # of agents that are made from now on
+        self.failing_verbs: dict[str, HyperError] = {}
 
     async def start(self, definition: VmDefinition) -> VmStatus:
         status = await super().start(definition)
@@ -73,6 +75,10 @@ class JoinedHypervisor(FakeHypervisor):
         saved = self.saved_agents.get(definition.restore_from) if definition.restore_from else None
         agent = saved.copy() if saved is not None else FakeAgent(scripts=self._dialer.scripts)
         agent.files = self.files.setdefault(sandbox_id, FakeFiles())
+        for verb in self.held_verbs:
+            agent.hold(verb)
+        for verb, error in self.failing_verbs.items():
+            agent.fail_next(verb, error)
         agent.on_power_off = lambda: self.shut_down(sandbox_id)
         self._dialer.agents[definition.channels[0].path] = self.agents[sandbox_id] = agent
         return status
