@@ -4,6 +4,7 @@
 import asyncio
 import stat
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import pytest
@@ -24,7 +25,7 @@ async def running(api: Api, name: str, *, start: bool = True) -> FakeFiles:
     return api.world.hypervisor.files.setdefault(made.container_id, FakeFiles())
 
 
-async def collected(call) -> list:
+async def collected(call: Any) -> list[Any]:
     return [item async for item in call]
 
 
@@ -108,7 +109,9 @@ async def test_a_tar_is_written(api: Api, start: bool) -> None:
         ([options(), data(b"no tar")], "no tar"),
     ],
 )
-async def test_what_cannot_be_written_is_refused(api: Api, requests: list, said: str) -> None:
+async def test_what_cannot_be_written_is_refused(
+    api: Api, requests: list[pb.WritePathRequest], said: str
+) -> None:
     files = await running(api, "web")
     with pytest.raises(grpc.aio.AioRpcError, match=said) as caught:
         await api.containers.WritePath(iter(requests))
@@ -153,9 +156,10 @@ async def test_a_removal_tells_a_client_who_does_not_read(api: Api) -> None:
     files = await running(api, "web", start=False)
     files.synced[b"/a"] = b"x" * (64 << 20)
     call = api.containers.ExportContainer(pb.ExportContainerRequest(container="web"))
-    await call.read()
+    answers = aiter(call)
+    await anext(answers)
     await eventually(lambda: api.world.hypervisor.running)
     await api.containers.RemoveContainer(pb.RemoveContainerRequest(container="web", force=True))
     assert not api.world.hypervisor.running
     with pytest.raises(grpc.aio.AioRpcError, match="was removed while its files were open"):
-        await collected(call)
+        await collected(answers)

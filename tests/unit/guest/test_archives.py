@@ -225,7 +225,9 @@ async def test_a_file_that_changed_under_it_is_the_wrong_moment(
         ),
     ],
 )
-async def test_nonsense_about_a_path_is_not_believed(peer: AgentPeer, guest: Guest, answers: list) -> None:
+async def test_nonsense_about_a_path_is_not_believed(
+    peer: AgentPeer, guest: Guest, answers: list[object]
+) -> None:
     peer.archives.answers = answers
     with pytest.raises(UnavailableError, match="makes no sense"):
         async for _ in guest.read_tree(BOX, b"/a"):
@@ -241,10 +243,12 @@ async def test_nonsense_about_a_path_is_not_believed(peer: AgentPeer, guest: Gue
         [pb.Change(kind=pb.CHANGE_KIND_ADDED, path=b"/a\0")],
         [pb.Change(kind=pb.CHANGE_KIND_ADDED, path=b"/" + b"a" * 70_000)],
         [pb.Change(kind=pb.CHANGE_KIND_UNSPECIFIED, path=b"/a")],
-        [pb.Change(kind=77, path=b"/a")],
+        [pb.Change(kind=77, path=b"/a")],  # type: ignore[arg-type]
     ],
 )
-async def test_nonsense_about_changes_is_not_believed(peer: AgentPeer, guest: Guest, changes: list) -> None:
+async def test_nonsense_about_changes_is_not_believed(
+    peer: AgentPeer, guest: Guest, changes: list[pb.Change]
+) -> None:
     peer.archives.answers = [pb.ListChangesResponse(changes=changes)]
     with pytest.raises(UnavailableError, match="makes no sense"):
         await anext(guest.list_changes(BOX))
