@@ -223,9 +223,10 @@ class Runner:
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.rooms.hypervisor.destroy(sandbox_id)
-        await self.rooms.network.release(sandbox_id)
+        # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
         await remove_directories(self.settings.paths(sandbox_id), self._files)
+        await self.rooms.network.release(sandbox_id)
 
     async def list_directories(self) -> set[SandboxId]:
         """Who owns a directory, for cleaning up after a kill."""

@@ -16,7 +16,7 @@ from hyperd.errors import (
     UnavailableError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerSpec, ContainerState, StartPath
+from hyperd.model.container import ContainerSpec, ContainerState
 from hyperd.model.guest import Change, ChangeKind, PathStat, ProcessExit, WriteOptions
 from hyperd.model.image import ImageConfig, NewImage
 from hyperd.sandbox import Fleet, SandboxHandle
@@ -230,9 +230,6 @@ async def test_it_starts_from_the_template_of_its_own_size(world: World) -> None
         await export(handle)  # it boots instead
         ways = [definition.restore_from is not None for definition in world.hypervisor.definitions]
         assert ways == [True, True, False]
-        await handle.start()
-        assert handle.view().start is not None
-        assert handle.view().start.path is StartPath.COLD
 
 
 @every_call
