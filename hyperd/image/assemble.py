@@ -24,6 +24,7 @@ from hyperd.image.manifest import (
     load_object,
     parse_manifest,
 )
+from hyperd.image.overrides import overridden
 from hyperd.model.image import Digest, ImageId, NewImage, Platform
 
 DOCKER_MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
@@ -117,7 +118,7 @@ def _config(base: Base, diff_id: Digest, new: NewImage, now: datetime) -> bytes:
     body["created"] = created
     if new.author:
         body["author"] = new.author
-    body["config"] = apply_changes(body.get("config") or {}, new.changes)
+    body["config"] = apply_changes(overridden(body.get("config") or {}, new.overrides), new.changes)
     body["rootfs"] = {**rootfs, "type": "layers", "diff_ids": diff_ids}
     body["history"] = [
         *(body.get("history") or []),

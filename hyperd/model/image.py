@@ -144,6 +144,8 @@ class NewImage:
     changes: tuple[str, ...] = ()  # Dockerfile instructions: CMD ["sh"]
     created_by: str = ""  # for the history
     platform: Platform | None = None  # of an import; None = the host's
+    # A container's in the place of the base's: all but ports, volumes, health check. ``changes`` come after.
+    overrides: ImageConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

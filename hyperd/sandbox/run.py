@@ -84,9 +84,17 @@ class Runner:
         self.turns = Turns(parallel_starts(settings.parallel_starts))
         self.dialer = PatientDialer(rooms.dialer, files)
 
-    async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
+    async def bring_up(
+        self,
+        record: ContainerRecord,
+        accelerator: Accelerator,
+        phases: Phases,
+        *,
+        only_files: bool = False,
+    ) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
 
+        ``only_files``: there is no container then, only its root file system.
         Raises what the rooms raise; an agent that never answers is TimeoutExpiredError, a VM that ends before it is
         UnavailableError, both with the console's tail.
         """
@@ -114,7 +122,11 @@ class Runner:
                 up = await self._restore_or_boot(start, offer_task.result(), stack)
                 plan = assembly.container_plan(record, image_task.result().config, root)
                 async with console_as_evidence(start.subject, paths, self._files):
-                    guest_pid = await up.guest.create_container(plan)
+                    guest_pid = 0
+                    if only_files:
+                        await up.guest.open_root(plan)
+                    else:
+                        guest_pid = await up.guest.create_container(plan)
                 phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
@@ -224,9 +236,10 @@ class Runner:
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.rooms.hypervisor.destroy(sandbox_id)
-        await self.rooms.network.release(sandbox_id)
+        # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
         await remove_directories(self.settings.paths(sandbox_id), self._files)
+        await self.rooms.network.release(sandbox_id)
 
     async def list_directories(self) -> set[SandboxId]:
         """Who owns a directory, for cleaning up after a kill."""
