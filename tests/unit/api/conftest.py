@@ -44,11 +44,15 @@ async def _checks() -> list[HostCheck]:
     return [HostCheck("qemu", CheckLevel.FAILED, "missing", "install it")]
 
 
+async def _usage() -> system_pb2.GetDiskUsageResponse:
+    return system_pb2.GetDiskUsageResponse(layers_bytes=4096)
+
+
 def servicers(
     world: World, fleet: Fleet
 ) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer]:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
-    system = SystemServicer(lambda: version, _info, _checks)
+    system = SystemServicer(lambda: version, _info, _checks, _usage)
     return (
         ContainerServicer(fleet),
         ImageServicer(world.images, fleet),

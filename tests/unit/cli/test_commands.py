@@ -612,6 +612,8 @@ def test_every_command_has_help_and_a_summary(hyper):
         (tables.IMAGE_GROUP, ("image",)),
         (tables.SNAPSHOT_GROUP, ("snapshot",)),
         (tables.TEMPLATE_GROUP, ("template",)),
+        (tables.MANIFEST_GROUP, ("manifest",)),
+        (tables.SYSTEM_GROUP, ("system",)),
     ):
         for name, (_, _, summary) in table.items():
             if name.startswith("__"):
