@@ -20,6 +20,7 @@ from hyperd.api import (
 )
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.sandbox import Fleet
+from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
@@ -34,6 +35,7 @@ class Api:
     system: Any
     templates: Any
     snapshots: Any
+    store: MovingImages
 
 
 async def _info() -> system_pb2.GetInfoResponse:
@@ -64,7 +66,8 @@ def servicers(
 
 @pytest_asyncio.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    world = World(tmp_path)
+    store = MovingImages()
+    world = World(tmp_path, images=store)
     path = tmp_path / "s"
     async with (
         world.daemon() as fleet,
@@ -80,4 +83,5 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             system_pb2_grpc.SystemServiceStub(channel),
             snapshot_pb2_grpc.TemplateServiceStub(channel),
             snapshot_pb2_grpc.SnapshotServiceStub(channel),
+            store,
         )
