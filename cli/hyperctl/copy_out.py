@@ -84,10 +84,10 @@ def _receive(call: Any, source: Place, target: str, *, keep_owner: bool, quiet: 
 
 
 def _look(path: str) -> Target:
-    """A link at the end is followed, also one to nothing."""
+    """A link at the end is followed, also one to nothing: what it points to is written, not the link."""
     place = path
     for _ in range(40):  # as many links as the kernel would follow
-        if not Path(place).is_symlink() or Path(place).exists():
+        if not Path(place).is_symlink() or Path(place).is_dir():
             break
         place = join_link(place, os.readlink(place))  # noqa: PTH115 - as it is
     if place != path and path.endswith("/"):

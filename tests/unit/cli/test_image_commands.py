@@ -291,6 +291,7 @@ def test_the_daemons_refusal_of_a_load_is_told(daemon, spawn):
 
 def test_disk_usage(daemon, web, hyper):
     image = daemon.images["docker.io/library/alpine:latest"]
+    web.created_at.CopyFrom(ago(7200))
     daemon.usage = system.GetDiskUsageResponse(
         images=[
             system.ImageUsage(
