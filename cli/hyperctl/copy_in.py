@@ -24,7 +24,7 @@ def copy_in(source: str, target: Place, *, keep_owner: bool, follow: bool, quiet
 
     is_directory = False
     if source == STANDARD:
-        pipes.refuse_terminal_input("cp", "a tar")
+        pipes.refuse_terminal_input("cp", "a tar", hint="name a file, or redirect")
     else:
         follow = follow or means_directory(source)
         is_directory = _require_source(source, follow=follow)

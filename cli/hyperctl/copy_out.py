@@ -33,7 +33,7 @@ def copy_out(source: Place, target: str, *, keep_owner: bool, follow: bool, quie
     """Raises CliError. Files are whole or not there; those that were written before a failure stay."""
     follow = follow or means_directory(source.path)
     if target == STANDARD:
-        pipes.refuse_terminal_output("cp", "a tar")
+        pipes.refuse_terminal_output("cp", "a tar", hint="name a place, or redirect")
         return hyperd.run(_to_standard_output(source, follow=follow))
     with hyperd.connect_blocking() as channel:
         from hyper.v1 import container_pb2_grpc

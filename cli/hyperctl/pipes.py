@@ -21,18 +21,18 @@ STANDARD = "-"
 CHUNK_BYTES = 1 << 20
 
 
-def refuse_terminal_output(subject: str, what: str, path: str = STANDARD) -> None:
+def refuse_terminal_output(
+    subject: str, what: str, path: str = STANDARD, hint: str = "use -o FILE, or redirect"
+) -> None:
     if path == STANDARD and terminal.is_terminal(1):
-        raise InvalidError(
-            f"refusing to write {what} to a terminal", subject=subject, hint="use -o FILE, or redirect"
-        )
+        raise InvalidError(f"refusing to write {what} to a terminal", subject=subject, hint=hint)
 
 
-def refuse_terminal_input(subject: str, what: str, path: str = STANDARD) -> None:
+def refuse_terminal_input(
+    subject: str, what: str, path: str = STANDARD, hint: str = "use -i FILE, or redirect"
+) -> None:
     if path == STANDARD and terminal.is_terminal(0):
-        raise InvalidError(
-            f"refusing to read {what} from a terminal", subject=subject, hint="use -i FILE, or redirect"
-        )
+        raise InvalidError(f"refusing to read {what} from a terminal", subject=subject, hint=hint)
 
 
 @contextlib.contextmanager

@@ -87,9 +87,16 @@ class LayersProgress:
             self.note(f"{shorten_id(layer.digest)}: {self._phases.words.get(layer.phase, 'Preparing')}")
 
     def note(self, text: str) -> None:
-        """A line that stays, above the bars."""
+        """A line that stays: above the bars, or below them when all they show is done."""
         if self._quiet:
             return
+        if (
+            self._live
+            and self._layers
+            and all(layer.phase in self._phases.finished for layer in self._layers.values())
+        ):
+            self._draw()
+            self._layers, self._drawn = {}, 0
         if self._drawn:
             self._out.write(f"\x1b[{self._drawn}A\x1b[J")
             self._drawn = 0

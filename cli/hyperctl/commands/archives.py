@@ -159,7 +159,7 @@ def import_(
             subject=source,
             hint=f"curl -L {source} | hyper import - {reference}".rstrip(),
         )
-    pipes.refuse_terminal_input("import", "a file system", source)
+    pipes.refuse_terminal_input("import", "a file system", source, hint="name a file, or redirect")
     options = pb.ImportOptions(reference=reference, message=message, changes=changes or [], platform=platform)
     with pipes.open_input(source) as fd:
         print(_import(fd, source, options).id)
