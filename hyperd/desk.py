@@ -13,7 +13,7 @@ from hyperd.config import Config
 from hyperd.doctor import check_host, network_check, template_check
 from hyperd.errors import HyperError, NotFoundError
 from hyperd.guest import PROTOCOL_VERSION
-from hyperd.image import OciImageStore
+from hyperd.image.base import ImageStore
 from hyperd.model.container import ContainerState, Sizing
 from hyperd.model.host import HostCheck
 from hyperd.model.snapshot import Snapshot, SnapshotKind
@@ -38,7 +38,7 @@ class Desk:
     hypervisor_uri: str
     chooser: AcceleratorChooser
     fleet: Fleet
-    images: OciImageStore
+    images: ImageStore
     network: Network
     templates: Templates
     storage: Storage

@@ -69,7 +69,7 @@ class FilesOfContainers:
     _daemon: FakeDaemon
 
     @property
-    def _files(self) -> FakeFiles:
+    def _files(self):
         return self._daemon.files
 
     async def CommitContainer(self, request, context):

@@ -38,7 +38,7 @@ class MovingImages(FakeImageStore):
         self.left = 0  # streams that were closed, at their end or before
         self.saved_bytes = 0
 
-    async def pull(self, reference: str, **options: object) -> AsyncGenerator[PullEvent, None]:  # type: ignore[override]
+    async def pull(self, reference: str, **options: object) -> AsyncGenerator[PullEvent, None]:
         self.asked.append(("pull", options))
         async for event in super().pull(reference):
             yield event

@@ -2,7 +2,7 @@
 """The servicers over a real UNIX socket, the service over fakes."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ class Api:
     system: Any
     templates: Any
     snapshots: Any
-    store: MovingImages
+    store: MovingImages = field(default_factory=MovingImages)
 
 
 async def _info() -> system_pb2.GetInfoResponse:

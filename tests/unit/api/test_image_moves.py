@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in and out over the wire: what is passed on, what is bounded, what a hang-up ends."""
 
+from typing import Any
+
 import grpc
 import pytest
 
@@ -175,10 +177,9 @@ async def test_a_prune_knows_what_is_in_use(api: Api) -> None:
 async def test_disk_usage_counts_blocks_and_users(api: Api) -> None:
     spec = container_pb2.ContainerSpec(image="alpine", args=["sleep"], name="c")
     await api.containers.CreateContainer(container_pb2.CreateContainerRequest(spec=spec))
-    none: object = None
-    desk = Desk(
-        none, none, "", none, api.fleet, api.store, none, none, api.world.storage, api.world.snapshots
-    )  # type: ignore[arg-type]
+    nothing: Any = None
+    stores: list[Any] = [api.store, nothing, nothing, api.world.storage, api.world.snapshots]
+    desk = Desk(nothing, nothing, "", nothing, api.fleet, *stores)
     usage = await desk.disk_usage()
     assert [(image.containers, image.unique_bytes) for image in usage.images] == [(1, 20)]
     assert (usage.layers_bytes, usage.unowned_bytes) == (30, 5)

@@ -596,7 +596,21 @@ def test_only_unix_sockets_are_addresses(hyper, address):
 
 @pytest.mark.parametrize(
     "args",
-    [(), ("run",), ("exec",), ("ps",), ("daemon",), ("container",), ("snapshot",), ("template",), ("fork",)],
+    [
+        (),
+        ("run",),
+        ("exec",),
+        ("ps",),
+        ("daemon",),
+        ("container",),
+        ("image",),
+        ("system",),
+        ("cp",),
+        ("commit",),
+        ("snapshot",),
+        ("template",),
+        ("fork",),
+    ],
 )
 def test_help(args, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")

@@ -24,6 +24,12 @@ def environ(tmp_path, monkeypatch):
     return {"HOME": str(tmp_path / "home"), "XDG_RUNTIME_DIR": str(tmp_path / "run")}
 
 
+def found_for(reference, environ):
+    found = credentials.find_credentials(reference, environ)
+    assert found is not None
+    return found
+
+
 def keep(path, **content):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
@@ -59,7 +65,7 @@ def test_hypers_file_comes_before_podmans_and_that_before_dockers(tmp_path, envi
     assert credentials.find_credentials("example.org/a", environ) is None
     for number, place in enumerate(places):
         keep(place, auths={"example.org": auth(f"user{number}")})
-        found = credentials.find_credentials("example.org/a", environ)
+        found = found_for("example.org/a", environ)
         assert (found.username, found.password) == (f"user{number}", SECRET)
 
 
@@ -78,18 +84,18 @@ def test_the_most_precise_key_is_taken(tmp_path, environ):
         ("team/app:1", "app"),
         ("teamster/x", "all"),
     ):
-        assert credentials.find_credentials(f"example.org/{reference}", environ).username == user
+        assert found_for(f"example.org/{reference}", environ).username == user
     assert credentials.find_credentials("example.org.evil/x", environ) is None
 
 
 def test_dockers_name_of_the_hub(tmp_path, environ):
     keep(tmp_path / "home/.docker/config.json", auths={"https://index.docker.io/v1/": auth("me")})
-    assert credentials.find_credentials("alpine", environ).username == "me"
+    assert found_for("alpine", environ).username == "me"
 
 
 def test_an_identity_token_stands_for_both(tmp_path, environ):
     keep(tmp_path / "home/.docker/config.json", auths={"example.org": {**auth("me"), "identitytoken": "tok"}})
-    found = credentials.find_credentials("example.org/a", environ)
+    found = found_for("example.org/a", environ)
     assert (found.identity_token, found.password) == ("tok", "")
 
 
@@ -113,23 +119,23 @@ def test_helpers_are_asked_on_their_standard_input(tmp_path, environ, helper):
     asked = helper(f"echo '{answer}'")
     place = tmp_path / "home/.docker/config.json"
     keep(place, credHelpers={"example.org": "test"})
-    assert credentials.find_credentials("example.org/a", environ).password == SECRET
+    assert found_for("example.org/a", environ).password == SECRET
     assert asked.read_text() == "example.orgget\n"
     keep(place, credsStore="test")
-    assert credentials.find_credentials("alpine", environ).username == "me"
+    assert found_for("alpine", environ).username == "me"
     assert asked.read_text() == "https://index.docker.io/v1/get\n"
 
 
 def test_a_token_from_a_helper(tmp_path, environ, helper):
     helper("""echo '{"Username": "<token>", "Secret": "tok"}'""")
     keep(tmp_path / "home/.docker/config.json", credsStore="test")
-    assert credentials.find_credentials("example.org/a", environ).identity_token == "tok"
+    assert found_for("example.org/a", environ).identity_token == "tok"
 
 
 def test_a_helper_that_knows_nothing_leaves_it_to_the_others(tmp_path, environ, helper):
     helper("echo credentials not found in native keychain; exit 1")
     keep(tmp_path / "home/.docker/config.json", credsStore="test", auths={"example.org": auth("me")})
-    assert credentials.find_credentials("example.org/a", environ).username == "me"
+    assert found_for("example.org/a", environ).username == "me"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +172,7 @@ def test_a_broken_file_is_named_and_not_shown(tmp_path, environ):
 def test_an_entry_that_is_none_is_passed_over(tmp_path, environ, entry):
     keep(tmp_path / "home/.config/hyper/auth.json", auths={"example.org": entry})
     keep(tmp_path / "home/.docker/config.json", auths={"example.org": auth("me")})
-    assert credentials.find_credentials("example.org/a", environ).username == "me"
+    assert found_for("example.org/a", environ).username == "me"
 
 
 @pytest.mark.parametrize(
