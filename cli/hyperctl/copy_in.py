@@ -108,6 +108,10 @@ def look(stub: Any, target: Place) -> Target:
         path = join_link(target.path, os.fsdecode(found.link_target))
         found = _stat(stub, target.container, clean(path), follow=True)
     if found is None:
+        with hyperd.rpc_errors(hyperd.socket_path()):  # raises when it is the container that is not there
+            stub.InspectContainer(
+                pb.InspectContainerRequest(container=target.container), timeout=hyperd.QUERY_TIMEOUT_S
+            )
         return Target(path, exists=False, is_directory=False)
     return Target(path, exists=True, is_directory=stat.S_ISDIR(found.mode))
 
@@ -122,9 +126,9 @@ def _stat(stub: Any, container: str, path: str, *, follow: bool = False) -> pb.P
         with hyperd.rpc_errors(hyperd.socket_path()):
             first = next(call, None)
     except CliError as error:
-        if error.exit_status == NOT_FOUND and error.reason != "container-not-found":
-            return None
-        raise
+        if error.exit_status != NOT_FOUND:
+            raise
+        return None
     finally:
         call.cancel()
     if first is None or first.WhichOneof("kind") != "stat":

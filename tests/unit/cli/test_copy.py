@@ -169,6 +169,8 @@ def test_into_a_container(daemon, web, hyper, tmp_path):
         (f"{tmp_path}/src/f/", "/srv", 4),
     ):
         assert hyper("cp", source, f"web:{target}").status == status, (source, target)
+    result = hyper("cp", f"{tmp_path}/src/f", "nosuch:/none/")
+    assert (result.status, result.err) == (3, "hyper: nosuch: no such container\n")
     assert len(daemon.files.written) == len(wanted) + 1
 
 

@@ -12,7 +12,7 @@ import pytest
 from hyper.v1 import container_pb2, image_pb2
 from hyper.v1 import system_pb2 as system
 from tests.fakes.daemon_state import ago, digest
-from tests.unit.cli.test_commands import asked, golden
+from tests.unit.cli.goldens import asked, golden
 
 SECRET = "pass-word-5309"
 

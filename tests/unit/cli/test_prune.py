@@ -8,7 +8,7 @@ import pytest
 from hyper.v1 import container_pb2, image_pb2
 from hyper.v1 import system_pb2 as system
 from tests.fakes.daemon_state import ago
-from tests.unit.cli.test_commands import asked
+from tests.unit.cli.goldens import asked
 
 
 @pytest.fixture
