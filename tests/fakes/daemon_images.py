@@ -72,6 +72,7 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
         name, _, tag = request.reference.partition(":")
         image = await self._require(request.reference, context)
         layers = [digest(f"{name} {number}") for number in range(2)]
+        yield image_pb2.PushImageResponse(notice=f"The push refers to repository [docker.io/library/{name}]")
         for phase, done in (
             (image_pb2.PUSH_PHASE_WAITING, 0),
             (image_pb2.PUSH_PHASE_UPLOADING, 5_000_000),

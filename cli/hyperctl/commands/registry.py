@@ -94,24 +94,22 @@ def push(
         tls_insecure=tls_insecure,
         credentials=find_credentials(reference),
     )
-    hyperd.ask(lambda client: _push(client, request, repository, quiet=quiet))
+    headline = "" if all_tags or split_reference(reference)[1] else "Using default tag: latest"
+    hyperd.ask(lambda client: _push(client, request, headline, quiet=quiet))
     if quiet:
         print(repository if all_tags else f"{repository}:{split_reference(reference)[1] or 'latest'}")
     return 0
 
 
-async def _push(client: Client, request: pb.PushImageRequest, repository: str, *, quiet: bool) -> None:
+async def _push(client: Client, request: pb.PushImageRequest, headline: str, *, quiet: bool) -> None:
+    """hyperd has Docker's words."""
     progress = LayersProgress(sys.stdout, PUSHING, quiet=quiet)
-    tag = split_reference(request.reference)[1]
     pushed = False
-    begun = False
     try:
         async for response in client.images.PushImage(request):
-            if not begun:  # only now: hyperd has found the image
-                begun = True
-                if not (request.all_tags or tag):
-                    progress.note("Using default tag: latest")
-                progress.note(f"The push refers to repository [{repository}]")
+            if headline:  # only now: hyperd has found the image
+                progress.note(headline)
+                headline = ""
             match response.WhichOneof("kind"):
                 case "blob":
                     progress.show(response.blob)
