@@ -59,6 +59,7 @@ class Image:
     stored_bytes: int  # of their EROFS files
     author: str = ""
     history: tuple[HistoryEntry, ...] = ()
+    layer_bytes: tuple[int, ...] = ()  # of each layer uncompressed, lowest first
 
 
 @dataclass(frozen=True, slots=True)
