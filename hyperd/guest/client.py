@@ -10,6 +10,7 @@ from hyper.agent.v1 import agent_pb2 as pb
 from hyper.agent.v1.agent_pb2_grpc import AgentServiceStub, StreamServiceStub
 from hyperd.errors import UnsupportedError
 from hyperd.guest import convert
+from hyperd.guest.archives import Archives
 from hyperd.guest.clock import is_right, set_and_prove
 from hyperd.guest.failures import agent_errors
 from hyperd.guest.streams import AgentInputWriter, AgentOutputReader
@@ -46,7 +47,7 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AgentGuest:
+class AgentGuest(Archives):
     """One connection of two ports. When either breaks it is dead for good: everything raises UnavailableError."""
 
     def __init__(
@@ -58,6 +59,7 @@ class AgentGuest:
         subject: str,
         resources: contextlib.AsyncExitStack,
     ) -> None:
+        super().__init__((control, stream), subject)
         self.hello = hello
         self._control = control
         self._stream = stream
@@ -153,6 +155,10 @@ class AgentGuest:
     async def stats(self, container_id: ContainerId | None = None) -> GuestStats:
         request = pb.GetStatsRequest(container_id=container_id or "")
         return convert.decode_stats(await self._call(self._agent.GetStats, request, SHORT_S))
+
+    async def open_root(self, plan: ContainerPlan) -> None:
+        request = pb.OpenRootRequest(container_id=plan.container_id, root=convert.encode_root(plan))
+        await self._call(self._agent.OpenRoot, request, CREATE_S)
 
     async def shutdown(self, timeout_s: float) -> None:
         request = pb.ShutdownRequest(timeout_ms=int(timeout_s * 1000))

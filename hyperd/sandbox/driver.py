@@ -47,6 +47,7 @@ from hyperd.sandbox.message import (
     Message,
     News,
     OfRun,
+    OpenFiles,
     ProcessEnded,
     Settle,
     Started,
@@ -82,6 +83,8 @@ class SandboxDriver(SleepingSandbox):
                 await self._on_wake(message)
             case AskRollback():
                 await self._on_rollback(message)
+            case OpenFiles():
+                self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
             case VmGone():
@@ -123,6 +126,8 @@ class SandboxDriver(SleepingSandbox):
         except HyperError as error:
             fail([done], error)
             return
+        if self._is_put_off(AskStart(done, origin)):
+            return
         try:
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
@@ -145,6 +150,7 @@ class SandboxDriver(SleepingSandbox):
             resolve([message.done])
             return
         self.waiting.stops.append(message.done)
+        self.files.break_off("was stopped")
         if isinstance(self.state, machine.Starting):
             self._stop_asked = message
             self._give_up()
@@ -162,6 +168,7 @@ class SandboxDriver(SleepingSandbox):
         if not force:
             try:
                 machine.require_removable(self.state, self.record.name)
+                self.files.require_none()
             except WrongStateError as error:
                 if not isinstance(self.state, machine.Removing):
                     fail([done], error)
@@ -203,7 +210,7 @@ class SandboxDriver(SleepingSandbox):
             case machine.Hibernated():
                 self._as_operation(self._clear_away())
             case _ if vm is not None:
-                self._send(lambda: self._errands.clean_up(None))
+                self._as_operation(self._clear_away())
 
     async def _on_up(  # noqa: PLR0912 - what it was asked meanwhile, a branch each
         self, live: Live, refused: ProcessExit | None, *, frozen: bool
@@ -314,6 +321,7 @@ class SandboxDriver(SleepingSandbox):
         if isinstance(self.state, machine.Stopping) and self.state.exit is not None:
             exit_ = self.state.exit  # known to an earlier hyperd
         self._ending = True
+        self.files.break_off("has ended")
         await self._advance(machine.Stop(exit_))
         if self.tenure is not None:
             self.tenure.begin_end(exit_)
@@ -382,6 +390,8 @@ class SandboxDriver(SleepingSandbox):
             self._late = message.news.live
         if isinstance(message, OfRun) and isinstance(message.news, Settle):
             fail([message.news.done], self._over_error())
+        if isinstance(message, OpenFiles):
+            self._on_open_files(message)
         if not isinstance(message, Ask):
             return
         if self.removed and isinstance(message, AskStop | AskRemove):
@@ -391,6 +401,7 @@ class SandboxDriver(SleepingSandbox):
 
     async def _close(self) -> None:
         self._changed.beat()
+        self.files.break_off("hyperd ended")
         self.waiting.abandon(self._over_error())
         self.journal.close()
         if self._late is not None:
@@ -400,5 +411,7 @@ class SandboxDriver(SleepingSandbox):
             await self.tenure.leave()
 
     async def _discard(self) -> None:
+        self.files.break_off("was removed")
+        await self.files.wait_gone(None)
         volumes = isinstance(self.state, machine.Removing) and self.state.volumes
         self.post(await self._errands.discard(volumes=volumes))

@@ -30,6 +30,7 @@ from hyperd.model.volume import Volume, VolumeName
 from hyperd.sandbox import assembly, definition, mounts
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
+from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
 from hyperd.sandbox.rooms import (
     Phases,
     Rooms,
@@ -81,10 +82,20 @@ class Runner:
         self.settings = settings
         self.templates = templates
         self._files = files
+        self.turns = Turns(parallel_starts(settings.parallel_starts))
+        self.dialer = PatientDialer(rooms.dialer, files)
 
-    async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
+    async def bring_up(
+        self,
+        record: ContainerRecord,
+        accelerator: Accelerator,
+        phases: Phases,
+        *,
+        only_files: bool = False,
+    ) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
 
+        ``only_files``: there is no container then, only its root file system.
         Raises what the rooms raise; an agent that never answers is TimeoutExpiredError, a VM that ends before it is
         UnavailableError, both with the console's tail.
         """
@@ -112,11 +123,16 @@ class Runner:
             )
             start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
             phases.mark("prepare")
-            up = await self._restore_or_boot(start, offer_task.result(), stack)
-            plan = assembly.container_plan(record, image_task.result().config, root)
-            async with console_as_evidence(start.subject, paths, self._files):
-                guest_pid = await up.guest.create_container(plan)
-            phases.mark("create")
+            async with self.turns.take(phases):
+                up = await self._restore_or_boot(start, offer_task.result(), stack)
+                plan = assembly.container_plan(record, image_task.result().config, root)
+                async with console_as_evidence(start.subject, paths, self._files):
+                    guest_pid = 0
+                    if only_files:
+                        await up.guest.open_root(plan)
+                    else:
+                        guest_pid = await up.guest.create_container(plan)
+                phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
                 up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
@@ -166,7 +182,9 @@ class Runner:
                 if start.volumes:
                     phases.mark("volumes")
             async with console_as_evidence(start.subject, start.paths, self._files):
-                guest = await self._dial(record, start.paths, hello_timeout_s)
+                guest = await self.dialer.connect(
+                    start.paths, vm_pid=vm.pid, timeout_s=hello_timeout_s, subject=start.subject
+                )
                 own.push_async_callback(guest.close)
                 phases.mark("hello")
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
@@ -235,9 +253,10 @@ class Runner:
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.rooms.hypervisor.destroy(sandbox_id)
-        await self.rooms.network.release(sandbox_id)
+        # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
         await remove_directories(self.settings.paths(sandbox_id), self._files)
+        await self.rooms.network.release(sandbox_id)
 
     async def list_directories(self) -> set[SandboxId]:
         """Who owns a directory, for cleaning up after a kill."""

@@ -44,6 +44,7 @@ from hyperd.model.guest import (
     TerminalSize,
     WritableSource,
 )
+from tests.fakes.archives import ArchiveServicer
 from tests.fakes.guest import FakeAgent
 
 READ_BYTES = 32 * 1024
@@ -200,6 +201,7 @@ class AgentPeer:
     control: FakePort
     stream: FakePort
     servicer: "AgentServicer"
+    archives: ArchiveServicer
 
 
 @contextlib.asynccontextmanager
@@ -210,10 +212,16 @@ async def serving(agent: FakeAgent, directory: Path) -> AsyncIterator[AgentPeer]
     servicer = AgentServicer(agent)
     rpc.add_AgentServiceServicer_to_server(servicer, server)
     rpc.add_StreamServiceServicer_to_server(StreamServicer(agent), server)
+    archives = ArchiveServicer(agent)
+    rpc.add_ArchiveServiceServicer_to_server(archives, server)
     server.add_insecure_port(f"unix:{backend}")
     await server.start()
     peer = AgentPeer(
-        agent, FakePort(directory / "control", backend), FakePort(directory / "stream", backend), servicer
+        agent,
+        FakePort(directory / "control", backend),
+        FakePort(directory / "stream", backend),
+        servicer,
+        archives,
     )
     running = [asyncio.create_task(port.run()) for port in (peer.control, peer.stream)]
     try:
@@ -293,6 +301,13 @@ class AgentServicer(rpc.AgentServiceServicer):
         async with answering(context):
             await self.agent.enter("create_container")
             return pb.CreateContainerResponse(pid=self.agent.create(decode_container(request)))
+
+    async def OpenRoot(self, request, context):
+        async with answering(context):
+            await self.agent.enter("open_root")
+            wanted = pb.CreateContainerRequest(container_id=request.container_id, root=request.root)
+            self.agent.open_root(decode_container(wanted))
+        return pb.OpenRootResponse()
 
     async def StartContainer(self, request, context):
         async with answering(context):
