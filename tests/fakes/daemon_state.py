@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import image_pb2, snapshot_pb2, system_pb2
+from hyper.v1 import image_pb2, snapshot_pb2, system_pb2, volume_pb2
 from tests.fakes.programs import FakeProcess
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -33,6 +33,7 @@ class FakeDaemon:
     processes: dict[str, FakeProcess] = field(default_factory=dict)
     snapshots: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     templates: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
+    volumes: dict[str, volume_pb2.Volume] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)  # of snapshots, as they are exported
     pullable: set[str] = field(default_factory=lambda: {"alpine", "busybox"})
     checks: list[system_pb2.HostCheck] = field(default_factory=list)
