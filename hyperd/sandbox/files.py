@@ -15,7 +15,7 @@ from hyperd.errors import InvalidError, UnavailableError, WrongStateError
 from hyperd.guest.base import Guest
 from hyperd.model.guest import Change, PathStat, WriteOptions
 from hyperd.model.image import Image, NewImage
-from hyperd.sandbox import machine
+from hyperd.sandbox import machine, mounts
 from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.effective import config_of
@@ -74,8 +74,9 @@ class ContainerFiles:
         *,
         follow_link: bool = False,
     ) -> None:
-        """First the PathStat, then a tar. Raises NotFoundError, InvalidError (no path)."""
+        """First the PathStat, then a tar. Raises NotFoundError, InvalidError, UnsupportedError (in a volume)."""
         path = absolute(path)
+        mounts.require_outside(self._record, path)
         async with (
             self._opened() as guest,
             contextlib.aclosing(guest.read_tree(self._container_id, path, follow_link=follow_link)) as items,
@@ -89,6 +90,7 @@ class ContainerFiles:
         Raises NotFoundError, InvalidError (no tar, no directory), ExhaustedError (full).
         """
         options = replace(options, path=absolute(options.path))
+        mounts.require_outside(self._record, options.path)
         async with self._opened(writes=True) as guest:
             await guest.write_tree(self._container_id, options, data)
 

@@ -140,6 +140,23 @@ def require_none(record: ContainerRecord, what: str) -> None:
         )
 
 
+def require_outside(record: ContainerRecord, path: bytes) -> None:
+    """What reads and writes a container's own files does not see its volumes: it would meet what lies beneath.
+
+    By the path's words: a link of the guest's that leads into a volume leads to what is beneath it. Raises
+    UnsupportedError.
+    """
+    normal = posixpath.normpath(path).replace(b"//", b"/")
+    for mount in record.spec.mounts:
+        destination = mount.destination.encode()
+        if normal == destination or normal.startswith(destination + b"/"):
+            raise UnsupportedError(
+                f"lies in the volume at {mount.destination}",
+                subject=path.decode(errors="replace")[:200],
+                hint=f"`hyper exec -i {record.name} tar ...` while it runs, in either direction",
+            )
+
+
 def _named(mount: Mount) -> Mount:
     if mount.type is not MountType.VOLUME or mount.source:
         return mount
@@ -151,7 +168,7 @@ def _require_sound(mount: Mount) -> None:
         raise UnsupportedError(
             "directories of the host cannot be mounted yet",
             subject=mount.source,
-            hint="use a volume, and `hyper cp` to fill it",
+            hint="use a volume, and fill it by `hyper exec -i NAME tar x`; `hyper cp` for files that need none",
         )
     if mount.type is MountType.TMPFS and (mount.source or mount.no_copy):
         raise InvalidError("a tmpfs has no source and nothing to copy", subject=mount.destination)

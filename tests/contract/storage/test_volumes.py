@@ -276,8 +276,8 @@ async def test_two_who_make_the_same_volume_have_the_same(local, database, tmp_p
     assert len(directories(tmp_path / "volumes")) == 1
 
 
-async def test_without_space_nothing_is_made(database):
-    with small_filesystem(32) as directory:
+async def test_without_space_nothing_is_made(database, tmp_path):
+    async with small_filesystem(tmp_path / "small", size_mib=32) as directory:
         volumes = await opened(database, directory / "volumes")
         with pytest.raises(ExhaustedError, match="no space for a volume"):
             await volumes.create(VolumeRequest(DB))

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
+from datetime import UTC, datetime
+
 import pytest
 
 from hyperd.errors import HyperError, InvalidError, UnsupportedError
-from hyperd.model.container import ContainerSpec
+from hyperd.model.container import ContainerRecord, ContainerSpec, Sizing
 from hyperd.model.guest import GuestMount
+from hyperd.model.image import ImageId
+from hyperd.model.vm import SandboxId
 from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import mounts
 from hyperd.sandbox.mounts import Sharing
@@ -98,3 +102,15 @@ def test_errors_name_what_is_wrong():
         resolved(volume("/a/../b", "x"))
     assert not isinstance(caught.value, UnsupportedError)
     assert "/a/../b" in str(caught.value)
+
+
+@pytest.mark.parametrize("path", [b"/data", b"/data/x", b"//data/./x", b"/y/../data/x"])
+def test_what_lies_in_a_volume_is_not_taken_for_what_lies_beneath(path):
+    spec = ContainerSpec("alpine", mounts=(volume("/data", "db"),))
+    record = ContainerRecord(
+        SandboxId("a" * 64), "web", spec, ImageId("sha256:1"), (), Sizing(1, 256), datetime.now(UTC)
+    )
+    with pytest.raises(UnsupportedError, match="lies in the volume at /data"):
+        mounts.require_outside(record, path)
+    for other in (b"/", b"/database", b"/y/data"):
+        mounts.require_outside(record, other)

@@ -12,8 +12,9 @@ from hyperd.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerState, StartPath
+from hyperd.model.container import ContainerState, StartPath, StartReport
 from hyperd.model.volume import Mount, MountType, VolumeName, VolumeRequest
+from hyperd.sandbox import SandboxHandle
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import created, eventually, started
 
@@ -23,6 +24,12 @@ def volume(destination, source="", **fields):
 
 
 DATA = volume("/data", "db")
+
+
+def report(handle: SandboxHandle) -> StartReport:
+    start = handle.view().start
+    assert start is not None
+    return start
 
 
 async def test_a_container_has_its_volume_from_its_creation_and_its_vm_while_it_runs(fleet, world):
@@ -136,13 +143,13 @@ async def test_a_start_from_a_template_plugs_the_volumes_in(world):
     async with world.daemon() as fleet:
         await world.build_templates(1, 256)
         handle = await started(fleet, mounts=(DATA,))
-        assert handle.view().start.path is StartPath.TEMPLATE
+        assert report(handle).path is StartPath.TEMPLATE
         assert len(world.hypervisor.definitions[-1].disks) == 2
         (disk,) = world.hypervisor.plugged[handle.record.sandbox_id]
         assert disk.serial == "volume0"
         many = await started(fleet, mounts=tuple(volume(f"/{n}", f"v{n}") for n in range(3)))
-        assert many.view().start.path is StartPath.COLD
-        assert "3 volumes are more than a template has room for" in many.view().start.note
+        assert report(many).path is StartPath.COLD
+        assert "3 volumes are more than a template has room for" in report(many).note
         assert len(world.hypervisor.definitions[-1].disks) == 5
 
 
@@ -152,8 +159,8 @@ async def test_a_volume_that_cannot_be_plugged_in_costs_time_and_no_error(world)
         await world.build_templates(1, 256)
         world.hypervisor.fail_next_attach = UnavailableError("no room for another device")
         handle = await started(fleet, mounts=(DATA,))
-        assert handle.view().start.path is StartPath.COLD
-        assert "no room for another device" in handle.view().start.note
+        assert report(handle).path is StartPath.COLD
+        assert "no room for another device" in report(handle).note
 
 
 async def test_volumes_are_chosen_by_filters(fleet):
