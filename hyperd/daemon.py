@@ -56,7 +56,7 @@ from hyperd.sandbox import (
     fingerprint,
 )
 from hyperd.snapshot import LocalSnapshots
-from hyperd.storage import LocalStorage, LocalVolumes
+from hyperd.storage import LocalStorage, LocalVolumes, SpaceWatch
 from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         images = OciImageStore(_image_settings(config), floor.database, tasks)
         await images.open()
         stack.push_async_callback(images.close)
-        storage, volumes = await _open_storage(config, floor.database, stack)
+        storage, volumes = await _open_storage(config, floor, stack, tasks)
         network = BridgeNetwork(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
@@ -210,7 +210,7 @@ async def _open_floor(config: Config, stack: contextlib.AsyncExitStack) -> _Floo
 
 
 async def _open_storage(
-    config: Config, database: Database, stack: contextlib.AsyncExitStack
+    config: Config, floor: _Floor, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup
 ) -> tuple[LocalStorage, LocalVolumes]:
     storage = LocalStorage(
         config.daemon.state_dir / "storage",
@@ -221,12 +221,14 @@ async def _open_storage(
     await storage.prepare()
     volumes = LocalVolumes(
         config.daemon.state_dir / "volumes",
-        database,
+        floor.database,
         size_bytes=config.storage.volume_size_mib << 20,
         owner_of=_disk_owner(config),
     )
     stack.callback(volumes.close)
     await volumes.open()
+    watching = tasks.create_task(SpaceWatch(config.daemon.state_dir, floor.files).run())
+    stack.callback(watching.cancel)
     return storage, volumes
 
 

@@ -3,6 +3,7 @@
 
 from hyperd.storage.base import DATA_DIRECTORY, Storage, Volumes
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MINIMUM_SIZE_BYTES, LocalStorage
+from hyperd.storage.space import SpaceWatch
 from hyperd.storage.volumes import DEFAULT_VOLUME_BYTES, LocalVolumes
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "MINIMUM_SIZE_BYTES",
     "LocalStorage",
     "LocalVolumes",
+    "SpaceWatch",
     "Storage",
     "Volumes",
 ]
