@@ -6,16 +6,17 @@ Whoever stops iterating, or is cancelled, ends the call at once; the agent then 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import TYPE_CHECKING, TypeVar, cast
 
+import grpc
 import grpc.aio
 
 from hyper.agent.v1 import agent_pb2 as pb
 from hyper.agent.v1.agent_pb2_grpc import ArchiveServiceStub
 from hyperd.errors import HyperError, TimeoutExpiredError
 from hyperd.guest import archive_messages as messages
-from hyperd.guest.failures import NonsenseError, agent_errors
+from hyperd.guest.failures import NonsenseError, agent_errors, printable
 from hyperd.guest.transport import Port
 from hyperd.model.guest import Change, ContainerId, PathStat, WriteOptions
 
@@ -77,7 +78,7 @@ class Archives:
                 feeding = both.create_task(self._feed(call, first, data))
                 await call.code()  # however it ends: perhaps before all is fed
                 feeding.cancel()
-            with agent_errors(self._archive_subject):
+            with self._errors():
                 await call
         except BaseExceptionGroup as group:
             ours, bugs = group.split(HyperError)
@@ -147,7 +148,7 @@ class Archives:
     async def _in_time(self, responses: AsyncIterator[Response]) -> AsyncGenerator[Response, None]:
         while True:
             async with self._patience():
-                with agent_errors(self._archive_subject):
+                with self._errors():
                     response = await anext(responses, None)
             if response is None:
                 return
@@ -162,6 +163,22 @@ class Archives:
             raise TimeoutExpiredError(
                 f"the agent has moved no byte for {STALL_S:g} s", subject=self._archive_subject
             ) from error
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """As ``agent_errors``. The calls have no deadline of ours: the agent's is about bytes, either side's."""
+        with agent_errors(self._archive_subject):
+            try:
+                yield
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise
+                raise TimeoutExpiredError(
+                    "the agent has given up: no byte moved for too long",
+                    subject=self._archive_subject,
+                    evidence=printable(error.details() or ""),
+                    hint="whoever reads or sends may not pause for a minute",
+                ) from error
 
     def _checked(self, data: bytes) -> bytes:
         with agent_errors(self._archive_subject):

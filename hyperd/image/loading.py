@@ -31,10 +31,10 @@ from hyperd.image.reference import Named, Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote
 from hyperd.image.unpack import Unpacker
-from hyperd.model.image import Digest, Image, ImageId, LoadedImage, Platform, PullNotice
+from hyperd.model.image import Credentials, Digest, Image, LoadedImage, Platform, PullNotice
 
 PARALLEL = 2
-Pulls = Flights[tuple[str, ...], PullEvent, Image]
+Pulls = Flights[tuple[Remote, Credentials | None], PullEvent, Image]
 
 
 class Loading:
@@ -91,7 +91,7 @@ class Loading:
         async def work(hub: Hub[PullEvent]) -> Image:
             return await ArchivePull(self._parts, remote, hub, image).run()
 
-        async with self._pulls.board(("load", str(layout)), work) as flight:
+        async with self._pulls.board((remote, None), work) as flight:
             async with contextlib.aclosing(flight.hub.listen()) as events:
                 async for event in events:
                     if not isinstance(event, Image | PullNotice):
@@ -124,7 +124,7 @@ class ArchivePull(Pull):
 
         def find(connection: sqlite3.Connection) -> tuple[Image, set[Digest]] | None:
             try:
-                return records.get_image(connection, image_id), _blobs_of(connection, image_id)
+                return records.get_image(connection, image_id), records.blobs_of(connection, image_id)
             except ImageNotFoundError:
                 return None
 
@@ -144,15 +144,6 @@ class ArchivePull(Pull):
                 lambda: parts.disks.has_all(here.diff_ids) and all(map(parts.content.has, blobs))
             )
             return await parts.database.transaction(name) if whole else None
-
-
-def _blobs_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Digest]:
-    rows = connection.execute(
-        "SELECT manifest_digest FROM image WHERE image_id = ?1"
-        " UNION SELECT blob_digest FROM image_layer WHERE image_id = ?1",
-        (image_id,),
-    )
-    return {Digest(image_id), *(Digest(row[0]) for row in rows)}
 
 
 def _write_layout(_: Wanted, layout: Path, image: ArchivedImage) -> None:

@@ -40,9 +40,9 @@ from hyperd.sandbox import (
 )
 from hyperd.snapshot import Draft
 from tests.fakes.archives import FakeFiles
-from tests.fakes.committing import CommittingImages
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
+from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
 from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
@@ -214,7 +214,7 @@ class World:
 
     root: Path
     dialer: FakeDialer = field(default_factory=FakeDialer)
-    images: CommittingImages = field(default_factory=CommittingImages)
+    images: FakeImageStore = field(default_factory=FakeImageStore)
     storage: FakeStorage = field(default_factory=FakeStorage)
     network: FakeNetwork = field(default_factory=FakeNetwork)
     volumes: FakeVolumes = field(default_factory=FakeVolumes)

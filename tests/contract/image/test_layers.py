@@ -68,7 +68,7 @@ async def test_layers_overlay_as_docker_would_have_it(layers, tmp_path):
 
 async def stacked(layers, tmp_path, stack):
     made = [await convert(layers, tmp_path, images.layer_tar(entries)) for entries in stack]
-    return await tree_of([layers.path(layer.diff_id) for layer in made], tmp_path / "mnt")
+    return await tree_of([layers.path(layer.diff_id) for layer in made], tmp_path / f"mnt-{len(stack)}")
 
 
 async def test_a_file_becomes_a_directory_and_a_file_again(layers, tmp_path):

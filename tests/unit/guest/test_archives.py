@@ -193,6 +193,17 @@ async def test_a_guest_that_moves_no_byte_is_given_up(
             await guest.write_tree(BOX, WriteOptions(b"/"), given(b"tar"))
 
 
+async def test_an_agent_that_has_waited_too_long_for_bytes_says_so(peer: AgentPeer, guest: Guest) -> None:
+    for call, work in (
+        ("read_layer", lambda: anext(guest.read_layer(BOX, freeze=False))),
+        ("write_tree", lambda: guest.write_tree(BOX, WriteOptions(b"/"), given(b"tar"))),
+    ):
+        peer.agent.fail_next(call, TimeoutExpiredError("nothing moved for 60 s"))
+        with pytest.raises(TimeoutExpiredError, match="no byte moved") as caught:
+            await work()
+        assert "nothing moved for 60 s" in caught.value.evidence
+
+
 async def test_a_file_that_changed_under_it_is_the_wrong_moment(
     peer: AgentPeer, guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

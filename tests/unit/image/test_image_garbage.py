@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -32,7 +32,7 @@ from hyperd.image.manifest import Manifest, parse_manifest
 from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push, find_targets
 from hyperd.image.transport import Remote
-from hyperd.model.image import Digest, Platform
+from hyperd.model.image import Digest, ImageId, Platform
 from tests import images
 from tests.images import file
 
@@ -182,14 +182,14 @@ class Daemon:
         self.turns = Turns()
         self.connection = connection
         self.content = Content(root)
-        self.layers: Any = FakeLayers(root / "layers", self.turns)
+        self.layers = cast("Any", FakeLayers(root / "layers", self.turns))
         self.disks = Disks(root / "disks", self.layers)
-        self.database: Any = StepDatabase(connection, self.turns)
-        self.workers: Any = StepWorkers(self.turns)
+        self.database = cast("Any", StepDatabase(connection, self.turns))
+        self.workers = cast("Any", StepWorkers(self.turns))
         self.garbage = Garbage(
             self.database, self.workers, self.content, self.layers, self.disks.root, frozenset({EMPTY_LAYER})
         )
-        self.registry: Any = FakeRegistry(self.content, self.turns)
+        self.registry = cast("Any", FakeRegistry(self.content, self.turns))
         self.parts = Parts(
             self.database, self.workers, self.content, self.registry, self.registry, self.layers, self.disks,
             self.garbage, Flights(tasks), root / "tmp",
@@ -225,8 +225,8 @@ class Daemon:
         assert isinstance(manifest, Manifest)
         layers = list(map(Digest, built.diff_ids))
         new = records.NewImage(
-            Digest(built.image_id), Digest(built.manifest_digest), manifest, built.config, tuple(layers), ()
-        )  # type: ignore[arg-type]
+            ImageId(built.image_id), Digest(built.manifest_digest), manifest, built.config, tuple(layers), ()
+        )
         async with self.garbage.pinned(
             [
                 *layers,
