@@ -53,7 +53,7 @@ async def test_a_volume_from_its_making_to_its_end(api: Api) -> None:
     ("mount", "code"),
     [
         (pb.Mount(destination="/x"), grpc.StatusCode.INVALID_ARGUMENT),
-        (pb.Mount(type=9, destination="/x"), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.Mount.FromString(b"\x08\x09\x1a\x02/x"), grpc.StatusCode.INVALID_ARGUMENT),
         (
             pb.Mount(type=pb.MOUNT_TYPE_TMPFS, destination="/x", mode=1 << 20),
             grpc.StatusCode.INVALID_ARGUMENT,
