@@ -156,7 +156,7 @@ class LocalVolumes:
             self._hand_over(connection, rows)
             return rows
 
-        files.require_free(self._root, 0, keep_bytes=RESERVE_BYTES, what="what is written to volumes")
+        await self._workers.call(self._require_space, "what is written to volumes")
         return {row.name: self._volume(row) for row in await self._database.transaction(work)}
 
     async def detach(self, sandbox_id: SandboxId) -> None:
@@ -245,11 +245,15 @@ class LocalVolumes:
     def _make_empty(self, row: Row) -> None:
         disk = self._disk(row)
         with files.file_errors(disk):
-            files.require_free(self._root, 0, keep_bytes=RESERVE_BYTES, what="a volume")
+            self._require_space("a volume")
             files.make_directory(disk.parent, 0o711)
             disk.touch(0o600)
             with disk.open("r+b") as file:
                 file.truncate(row.size_bytes)
+
+    def _require_space(self, what: str) -> None:
+        with files.file_errors(self._root):
+            files.require_free(self._root, 0, keep_bytes=RESERVE_BYTES, what=what)
 
     def _sync(self, row: Row) -> None:
         disk = self._disk(row)
