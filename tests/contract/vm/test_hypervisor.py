@@ -7,8 +7,8 @@ import dataclasses
 
 import pytest
 
-from hyperd.errors import ExistsError, HyperError
-from hyperd.model.vm import SandboxId, VmGone, VmGoneCause
+from hyperd.errors import ExistsError, HyperError, NotFoundError, UnavailableError
+from hyperd.model.vm import HOT_PLUG_DEVICES, Disk, DiskFormat, SandboxId, VmGone, VmGoneCause
 from hyperd.vm import Hypervisor
 from tests.contract.vm.subject import Subject
 
@@ -48,6 +48,25 @@ async def test_a_second_vm_of_one_sandbox_is_refused_and_the_first_goes_on(subje
         await subject.hypervisor.start(dataclasses.replace(definition, memory_mib=32))
     assert await subject.hypervisor.list_running() == [status]
     await subject.hypervisor.destroy(definition.sandbox_id)
+
+
+async def test_disks_are_plugged_into_a_vm_that_runs_while_there_is_room(subject: Subject) -> None:
+    definition = subject.lab.define()
+    await subject.hypervisor.start(definition)
+    disks = []
+    for number in range(HOT_PLUG_DEVICES + 1):
+        path = subject.lab.path / f"hot{number}.img"
+        path.write_bytes(bytes(1 << 20))
+        path.chmod(0o666)
+        disks.append(Disk(f"volume{number}", path, DiskFormat.RAW, readonly=number == 1))
+    *fitting, one_more = disks
+    for disk in fitting:
+        await subject.hypervisor.attach_disk(definition.sandbox_id, disk)
+    with pytest.raises(UnavailableError):
+        await subject.hypervisor.attach_disk(definition.sandbox_id, one_more)
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    with pytest.raises(NotFoundError):
+        await subject.hypervisor.attach_disk(definition.sandbox_id, one_more)
 
 
 async def test_a_destroyed_vm_can_be_started_again_at_once(subject: Subject) -> None:

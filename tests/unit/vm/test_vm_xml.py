@@ -24,7 +24,14 @@ from hyperd.model.vm import (
     own_uid,
 )
 from hyperd.vm.libvirt import LibvirtSettings
-from hyperd.vm.libvirt.xml import METADATA_URI, domain_name, domain_uuid, find_sandbox_id, render_domain
+from hyperd.vm.libvirt.xml import (
+    METADATA_URI,
+    domain_name,
+    domain_uuid,
+    find_sandbox_id,
+    render_domain,
+    render_hot_disk,
+)
 
 GOLDEN = Path(__file__).parents[2] / "golden/vm"
 SETTINGS = LibvirtSettings(root=Path("/var/lib/hyper/libvirt"))
@@ -75,6 +82,26 @@ def test_the_domain_is_as_the_golden_file_says(name: str, definition: VmDefiniti
     if os.environ.get("HYPER_WRITE_GOLDEN"):
         golden.write_text(rendered)
     assert rendered == golden.read_text()
+
+
+def test_a_disk_for_a_vm_that_runs_is_as_one_that_it_starts_with_and_libvirt_finds_its_place() -> None:
+    disk = Disk("volume0", Path("/var/lib/hyper/volumes/1/disk.img"), DiskFormat.RAW, readonly=False)
+    hot = ET.fromstring(render_hot_disk(disk, "vdc"))
+    cold = ET.fromstring(render_domain(dataclasses.replace(SMALL, disks=(disk,)), SETTINGS)).find(
+        "devices/disk"
+    )
+    assert cold is not None
+    place = cold.find("address")
+    assert place is not None
+    cold.remove(place)
+    target = cold.find("target")
+    assert target is not None
+    target.set("dev", "vdc")
+    assert ET.canonicalize(ET.tostring(hot), strip_text=True) == ET.canonicalize(
+        ET.tostring(cold), strip_text=True
+    )
+    with pytest.raises(InvalidError):
+        render_hot_disk(dataclasses.replace(disk, serial="x" * 21), "vdc")
 
 
 def arguments(definition: VmDefinition) -> list[str]:
