@@ -10,11 +10,12 @@ import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
+    NetworkServicer,
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
@@ -149,6 +150,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
             system,
             TemplateServicer(desk.templates, desk.build_templates),
             SnapshotServicer(fleet),
+            NetworkServicer(fleet),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")
@@ -226,11 +228,18 @@ def _bridge_settings(config: Config) -> BridgeSettings:
         raise InvalidError(
             "is not an IPv4 network", subject=f"[network] subnet {config.network.subnet}"
         ) from error
+    try:
+        publish_address = IPv4Address(config.network.publish_address)
+    except ValueError as error:
+        raise InvalidError(
+            "is not an IPv4 address", subject=f"[network] publish_address {config.network.publish_address}"
+        ) from error
     return BridgeSettings(
         tap_owner_uid=_qemu_owner(config)[0],
         bridge=config.network.bridge,
         subnet=subnet,
         mtu=config.network.mtu,
+        publish_address=publish_address,
     )
 
 

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-    from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
+    from hyper.v1 import (
+        container_pb2_grpc,
+        image_pb2_grpc,
+        network_pb2_grpc,
+        snapshot_pb2_grpc,
+        system_pb2_grpc,
+    )
 
 T = TypeVar("T")
 
@@ -69,6 +75,12 @@ class Client:
         from hyper.v1 import snapshot_pb2_grpc
 
         return snapshot_pb2_grpc.TemplateServiceStub(self._channel)
+
+    @property
+    def networks(self) -> "network_pb2_grpc.NetworkServiceAsyncStub":
+        from hyper.v1 import network_pb2_grpc
+
+        return network_pb2_grpc.NetworkServiceStub(self._channel)
 
     @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":

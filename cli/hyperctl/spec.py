@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import options, terminal
+from hyperctl import options, ports, terminal
 from hyperctl.errors import InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
@@ -101,6 +101,21 @@ class ContainerFlags:
         str,
         Option("--network", "--net", metavar="NETWORK", help="bridge (default) or none", show_default=False),
     ] = ""
+    publish: Annotated[
+        list[str],
+        _many(
+            "--publish",
+            "-p",
+            metavar="[[IP:]HOST:]PORT[/PROTOCOL]",
+            help_text="Reach a port of it at a port of the host",
+        ),
+    ] = field(default_factory=list)
+    publish_all: Annotated[
+        bool, Option("--publish-all", "-P", help="Reach every exposed port at a free port of the host")
+    ] = False
+    expose: Annotated[
+        list[str], _many("--expose", metavar="PORT[/PROTOCOL]", help_text="Say that it listens there")
+    ] = field(default_factory=list)
     add_host: Annotated[
         list[str], _many("--add-host", metavar="NAME:ADDRESS", help_text="Add a line to /etc/hosts")
     ] = field(default_factory=list)
@@ -216,6 +231,9 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             dns_searches=flags.dns_search,
             dns_options=flags.dns_option,
             pids_limit=_parse_pids_limit(flags.pids_limit),
+            ports=ports.parse_published(flags.publish),
+            publish_all=flags.publish_all,
+            expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
     except UnicodeEncodeError as error:

@@ -18,6 +18,7 @@ CONTAINER_TABLE = {
     "exec": ("attach", "exec", "Run a command in a running container"),
     "attach": ("attach", "attach", "Join the standard streams of a running container"),
     "logs": ("logs", "logs", "Show what a container has written"),
+    "port": ("groups", "port", "Show and change where the ports of a container are published"),
     "wait": ("lifecycle", "wait", "Wait until containers stop, then print their exit codes"),
     "inspect": ("inspect", "inspect", "Show everything about containers and images"),
 }
@@ -64,4 +65,10 @@ TEMPLATE_GROUP = {
     "list": ("templates", "ls", "List templates"),
     "build": ("templates", "build", "Make the templates for a size of machine"),
     "rm": ("templates", "rm", "Remove templates"),
+}
+PORT_GROUP = {
+    "show": ("ports", "show", "Show where the ports of a container are published (`hyper port CONTAINER`)"),
+    "add": ("ports", "add", "Publish further ports of a running container"),
+    "rm": ("ports", "rm", "Take published ports back"),
+    "ls": ("ports", "ls", "List the published ports of all containers"),
 }

@@ -3,6 +3,7 @@
 
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
+from hyperd.api.networks import NetworkServicer
 from hyperd.api.server import serving
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
@@ -11,6 +12,7 @@ from hyperd.api.templates import TemplateServicer
 __all__ = [
     "ContainerServicer",
     "ImageServicer",
+    "NetworkServicer",
     "SnapshotServicer",
     "SystemServicer",
     "TemplateServicer",

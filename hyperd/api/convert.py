@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as wire
 from hyper.v1 import image_pb2, snapshot_pb2, system_pb2
+from hyperd.api import ports
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
     ContainerSpec,
@@ -73,6 +74,9 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         dns_options=tuple(message.dns_options),
         pids_limit=message.pids_limit,
         terminal_size=decode_size(message.terminal_size) if message.HasField("terminal_size") else None,
+        ports=ports.decode_requests(message.ports),
+        publish_all=message.publish_all,
+        expose=tuple(message.expose),
     )
 
 
@@ -113,6 +117,9 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         dns_searches=spec.dns_searches,
         dns_options=spec.dns_options,
         pids_limit=spec.pids_limit,
+        ports=ports.encode_requests(spec.ports),
+        publish_all=spec.publish_all,
+        expose=spec.expose,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s
@@ -163,6 +170,7 @@ def encode_container(view: ContainerView) -> wire.Container:
         guest_kernel=view.guest_kernel,
         start_ms=view.start_ms,
         trouble=view.trouble,
+        ports=ports.encode_published(view.ports),
     )
     if view.start is not None:
         message.start.path = view.start.path.value

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import grpc.aio
 
-from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
+from hyper.v1 import container_pb2_grpc, image_pb2_grpc, network_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
+from hyperd.api.networks import NetworkServicer
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
@@ -33,6 +34,7 @@ async def serving(
     system: SystemServicer,
     templates: TemplateServicer,
     snapshots: SnapshotServicer,
+    networks: NetworkServicer,
 ) -> AsyncIterator[grpc.aio.Server]:
     """Serve until the end of the block. Raises WrongStateError when another daemon answers there."""
     _require_unused(path)
@@ -47,6 +49,7 @@ async def serving(
     system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
     snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(templates, server)
     snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshots, server)
+    network_pb2_grpc.add_NetworkServiceServicer_to_server(networks, server)
     try:
         server.add_insecure_port(f"unix:{path}")
         _hand_to(path, group)  # until here root's alone; no umask is touched, other threads make files too

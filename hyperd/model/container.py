@@ -7,7 +7,7 @@ from datetime import datetime
 
 from hyperd.model.guest import ContainerId, TerminalSize
 from hyperd.model.image import ImageId
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 
 DEFAULT_STOP_TIMEOUT_S = 10
@@ -60,6 +60,9 @@ class ContainerSpec:
     dns_options: tuple[str, ...] = ()
     pids_limit: int = 0
     terminal_size: TerminalSize | None = None
+    ports: tuple[PortRequest, ...] = ()
+    publish_all: bool = False
+    expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +167,4 @@ class ContainerView:
     attachment: Attachment | None = None
     log_path: str = ""
     trouble: str = ""  # why the agent cannot be reached, while the VM runs
+    ports: tuple[PublishedPort, ...] = ()

@@ -9,21 +9,24 @@ and subnet; neither touches what is the other's.
 import asyncio
 import errno
 import logging
+import socket
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from hyperd.errors import HyperError, UnavailableError
+from hyperd.errors import HyperError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
 from hyperd.network.leases import Lease, Leases
-from hyperd.network.nat import apply_rules, enable_forwarding, has_rules
+from hyperd.network.nat import apply_rules, enable_forwarding, has_rules, let_loopback_in
 from hyperd.network.netlink import network_errors
+from hyperd.network.publishing import Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
@@ -42,6 +45,14 @@ class BridgeNetwork:
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
         self._is_guarded = True  # each tap has rules of its own
+        self._publishing = Publishing(
+            database,
+            settings.name,
+            settings.table,
+            settings.publish_address,
+            self._taps,
+            self._changing_rules,
+        )
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
@@ -69,11 +80,14 @@ class BridgeNetwork:
             except HyperError as error:
                 _log.error("not repaired", extra={"error": str(error)})
 
-    async def attach(self, sandbox_id: SandboxId) -> Attachment:
+    async def attach(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest] = (), holder: str = ""
+    ) -> Attachment:
         await self._require_prepared()
         lease = await self._leases.lease(sandbox_id)
         try:
             try:
+                await self._publish(lease, ports, holder)
                 bridge = await self._plug(lease)
             except (
                 UnavailableError
@@ -82,6 +96,7 @@ class BridgeNetwork:
                     "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
                 )
                 await self.prepare()
+                await self._publish(lease, ports, holder)
                 bridge = await self._plug(lease)
         except BaseException:
             await asyncio.shield(self._undo(lease))
@@ -98,6 +113,29 @@ class BridgeNetwork:
                     if error.code not in _MISSING:
                         raise
             await self._forget(sandbox_id)
+        await self._publishing.withdraw(sandbox_id)
+
+    async def publish(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+    ) -> tuple[PublishedPort, ...]:
+        def require_plugged() -> None:
+            try:
+                socket.if_nametoindex(tap_name(sandbox_id))
+            except OSError as error:
+                raise WrongStateError("is not on the network", subject=f"container {holder}") from error
+
+        lease = await self._leases.find(sandbox_id)
+        if lease is None:
+            raise WrongStateError("has no network", subject=f"container {holder}")
+        await self._require_prepared()
+        let_loopback_in(self._settings.bridge)
+        return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
+
+    async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
+        await self._publishing.withdraw(sandbox_id, ports, hang_up=True)
+
+    def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
+        return self._publishing.of(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -105,7 +143,7 @@ class BridgeNetwork:
 
     async def list_attached(self) -> set[SandboxId]:
         await self._prepare_records()
-        owners = await self._leases.list_owners()
+        owners = await self._leases.list_owners() | self._publishing.owners
         alias_start = _alias(self._owner, "")
         with network_errors(self._settings.bridge):
             async with AsyncIPRoute() as netlink:
@@ -118,6 +156,7 @@ class BridgeNetwork:
     def close(self) -> None:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
+        self._publishing.close()
         self._lock.release()
 
     async def _require_prepared(self) -> None:
@@ -159,8 +198,10 @@ class BridgeNetwork:
             known = [_speaker(lease) for lease in await self._leases.list_all()]
             was_guarded, self._is_guarded = (
                 self._is_guarded,
-                await apply_rules(self._settings, dns_servers, known),
+                await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
+            if self._publishing.forwards:
+                let_loopback_in(self._settings.bridge)
         if was_guarded and not self._is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
@@ -177,7 +218,14 @@ class BridgeNetwork:
     async def _prepare_records(self) -> None:
         if not self._owner:
             await self._leases.prepare()
+            await self._publishing.load()
             self._owner = await self._leases.owner()
+
+    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
+        """Unless that is done."""
+        if ports and not self._publishing.of(lease.sandbox_id):
+            let_loopback_in(self._settings.bridge)
+            await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)
 
     async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge
@@ -206,6 +254,7 @@ class BridgeNetwork:
             with network_errors(name):
                 if await self._taps.call(remove_unused_tap, name):
                     await self._forget(lease.sandbox_id)
+                    await self._publishing.withdraw(lease.sandbox_id)
         finally:
             if lease.is_new:
                 await self._leases.release(lease.sandbox_id)

@@ -9,6 +9,7 @@ from ipaddress import IPv4Address
 
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
+from hyperd.network import publishing
 from hyperd.network.pool import Pool, mac_of
 from hyperd.network.settings import BridgeSettings
 
@@ -19,6 +20,7 @@ _MIGRATIONS = (
     ) STRICT""",
     "CREATE TABLE network_cursor (network TEXT PRIMARY KEY, last_address INTEGER NOT NULL) STRICT",
     "CREATE TABLE network_owner (id TEXT PRIMARY KEY) STRICT",
+    publishing.MIGRATION,
 )
 
 

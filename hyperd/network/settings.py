@@ -11,6 +11,7 @@ from hyperd.errors import InvalidError
 # Not Docker's 172.17-31/16 and 192.168/16, podman's 10.88/16, libvirt's 192.168.122/24, nor what the usual Kubernetes
 # networks take (10.42, 10.43, 10.96, 10.244).
 DEFAULT_SUBNET = IPv4Network("10.213.0.0/16")
+ANY = IPv4Address("0.0.0.0")
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 
 
@@ -23,6 +24,7 @@ class BridgeSettings:
     bridge: str = "hyper0"
     subnet: IPv4Network = DEFAULT_SUBNET
     mtu: int = 0
+    publish_address: IPv4Address = ANY  # where ports are published that name no address
     lock_dir: Path = Path("/run/hyper-net")  # of all hyperds of this host, whatever their configuration
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from hyperd.model.guest import (
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import capabilities
+from hyperd.sandbox import capabilities, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
 NETWORKS = ("bridge", "none")
@@ -76,6 +76,7 @@ def require_valid(spec: ContainerSpec) -> None:
         raise InvalidError("is not a host name", subject=repr(spec.hostname))
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
         raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
+    ports.require_valid(spec)
     _host_entries(spec.extra_hosts)
     for server in spec.dns_servers:
         _require_address(server)
@@ -102,6 +103,9 @@ def with_image_defaults(spec: ContainerSpec, image: ImageConfig) -> tuple[Contai
     warnings = []
     if spec.network == "none" and (spec.dns_servers or spec.dns_searches):
         warnings.append("--dns has no effect with --network none")
+    if spec.network == "none" and (spec.ports or spec.publish_all):
+        warnings.append("published ports have no effect with --network none")
+    spec = ports.with_exposed(spec, image)
     if image.stop_signal and not spec.stop_signal:
         try:
             parse_signal(image.stop_signal)

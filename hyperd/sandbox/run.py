@@ -26,7 +26,7 @@ from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
-from hyperd.sandbox import assembly, definition
+from hyperd.sandbox import assembly, definition, ports
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.rooms import (
@@ -247,7 +247,7 @@ class Runner:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
-        return await self.rooms.network.attach(record.sandbox_id)
+        return await self.rooms.network.attach(record.sandbox_id, ports.wanted(record.spec), record.name)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(

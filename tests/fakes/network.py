@@ -2,10 +2,11 @@
 """A network of addresses without wires; satisfies hyperd.network.base.Network."""
 
 import asyncio
+from collections.abc import Collection, Sequence
 from ipaddress import IPv4Network
 
-from hyperd.errors import ExhaustedError, HyperError
-from hyperd.model.network import Attachment
+from hyperd.errors import ExhaustedError, ExistsError, HyperError, NotFoundError, WrongStateError
+from hyperd.model.network import Attachment, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 
 
@@ -25,6 +26,7 @@ class FakeNetwork:
         self.gate.set()
         self.attaching: set[SandboxId] = set()
         self._last = 1
+        self.ports: dict[PublishedPort, tuple[SandboxId, str]] = {}
 
     async def prepare(self) -> None:
         self.trouble, self.fail_next_prepare = self.fail_next_prepare, None
@@ -32,7 +34,9 @@ class FakeNetwork:
             raise self.trouble
         self.prepared += 1
 
-    async def attach(self, sandbox_id: SandboxId) -> Attachment:
+    async def attach(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest] = (), holder: str = ""
+    ) -> Attachment:
         self.attaching.add(sandbox_id)
         try:
             await self.gate.wait()
@@ -42,6 +46,8 @@ class FakeNetwork:
         if error is not None:
             raise error
         address = self.leases.get(sandbox_id) or self._next_address()
+        if ports and not self.published(sandbox_id):
+            self._publish(sandbox_id, ports, holder)
         self.leases[sandbox_id] = address
         self.taps.add(sandbox_id)
         return Attachment(
@@ -60,12 +66,55 @@ class FakeNetwork:
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         self.taps.discard(sandbox_id)
+        self.ports = {port: owner for port, owner in self.ports.items() if owner[0] != sandbox_id}
+
+    async def publish(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+    ) -> tuple[PublishedPort, ...]:
+        if sandbox_id not in self.taps:
+            raise WrongStateError("is not on the network", subject=f"container {holder}")
+        return self._publish(sandbox_id, ports, holder)
+
+    async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
+        for port in ports:
+            if port not in self.published(sandbox_id):
+                raise NotFoundError("is not published", subject=f"port {port}")
+        for port in ports:
+            self.ports.pop(port, None)
+
+    def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
+        mine = [port for port, (owner, _) in self.ports.items() if owner == sandbox_id]
+        return tuple(sorted(mine, key=lambda p: (p.container_port, p.protocol, p.host_ip, p.host_port)))
+
+    def _publish(
+        self, sandbox_id: SandboxId, requests: Sequence[PortRequest], holder: str
+    ) -> tuple[PublishedPort, ...]:
+        made: dict[PublishedPort, tuple[SandboxId, str]] = {}
+        for request in requests:
+            refusal: ExistsError | None = None
+            first = request.host_port or 49152
+            last = max(request.host_port, request.host_port_end) or 65535
+            for number in range(first, last + 1):
+                host_ip = request.host_ip or "0.0.0.0"
+                port = PublishedPort(request.container_port, request.protocol, host_ip, number)
+                owner = next(
+                    (who for other, (_, who) in (self.ports | made).items() if _overlap(other, port)), None
+                )
+                if owner is None:
+                    made[port] = (sandbox_id, holder)
+                    break
+                refusal = ExistsError(f"is in use by container {owner}", subject=f"port {port}")
+            else:
+                assert refusal is not None
+                raise refusal
+        self.ports |= made
+        return tuple(made)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         error, self.fail_next_release = self.fail_next_release, None
         if error is not None:
             raise error
-        self.taps.discard(sandbox_id)
+        await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
@@ -84,3 +133,9 @@ class FakeNetwork:
                 self._last = number
                 return address
         raise ExhaustedError("all addresses are leased", subject=str(self.subnet))
+
+
+def _overlap(one: PublishedPort, other: PublishedPort) -> bool:
+    if (one.protocol, one.host_port) != (other.protocol, other.host_port):
+        return False
+    return one.host_ip == other.host_ip or "0.0.0.0" in (one.host_ip, other.host_ip)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The groups: `hyper container ...` and `hyper image ...` are Docker's longer names for the same commands."""
 
+from typing import Any
+
 from hyperctl import tables, tree
 
 
@@ -20,8 +22,20 @@ class TemplateGroup(tree.LazyGroup):
     table = tables.TEMPLATE_GROUP
 
 
+class PortGroup(tree.LazyGroup):
+    """`hyper port CONTAINER`, as Docker has it, beside commands of our own."""
+
+    table = tables.PORT_GROUP
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.table:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
 app = tree.group()
 app.add_typer(tree.group(ContainerGroup, tables.ROOT_TABLE["container"][2]), name="container")
 app.add_typer(tree.group(ImageGroup, tables.ROOT_TABLE["image"][2]), name="image")
 app.add_typer(tree.group(SnapshotGroup, tables.ROOT_TABLE["snapshot"][2]), name="snapshot")
 app.add_typer(tree.group(TemplateGroup, tables.ROOT_TABLE["template"][2]), name="template")
+app.add_typer(tree.group(PortGroup, tables.CONTAINER_TABLE["port"][2]), name="port")

@@ -13,6 +13,7 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, syst
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
+    NetworkServicer,
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
@@ -46,7 +47,9 @@ async def _checks() -> list[HostCheck]:
 
 def servicers(
     world: World, fleet: Fleet
-) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer]:
+) -> tuple[
+    ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer, NetworkServicer
+]:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks)
     return (
@@ -55,6 +58,7 @@ def servicers(
         system,
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
+        NetworkServicer(fleet),
     )
 
 
