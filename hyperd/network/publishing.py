@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports of the host that lead to sandboxes: chosen, held, recorded, told to the kernel; and all of it back.
 
-The record comes before the rule and goes after it, so that what a killed hyperd left is found by the next one, which makes
-the rules from the records.
+The record comes before the rule and goes after it, so that what a killed hyperd left is found by the next one, which
+makes the rules from the records.
 """
 
 import asyncio
@@ -165,7 +165,7 @@ class Publishing:
                 owner = await self._taps.call(holds.find_owner, request.protocol, host_port)
                 refused = _taken(request.protocol, host_ip, host_port, owner or "a process of the host")
                 continue
-            number = held.getsockname()[1]
+            number = host_port or held.getsockname()[1]
             forward = Forward(request.protocol, host_ip, number, address, request.container_port)
             self._forwards[forward], self._sockets[forward] = (sandbox_id, holder), held
             return forward
