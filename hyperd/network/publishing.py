@@ -145,6 +145,7 @@ class Publishing:
         for held in self._sockets.values():
             held.close()
         self._sockets.clear()
+        self._forwards.clear()
 
     def _of(self, sandbox_id: SandboxId) -> list[Forward]:
         return [forward for forward, (owner, _) in self._forwards.items() if owner == sandbox_id]
