@@ -13,7 +13,8 @@ from ipaddress import IPv4Address
 
 from hyperd.model.network import Protocol
 from hyperd.network.elements import NETLINK_NETFILTER
-from hyperd.network.forwards import ANY, Forward
+from hyperd.network.forwards import Forward
+from hyperd.network.settings import ANY
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 18

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ports of real guests, published on the host: taken, held, given back, through restarts and kills of hyperd."""
 
+import contextlib
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def test_a_published_port_answers_and_is_free_when_the_container_has_stopped(hos
         "run", "-d", "--name", name, "-p", "8080:80", "-p", "127.0.0.1::53/udp", BUSYBOX, "sh", "-c", SERVE
     )
     wait_until(lambda: ask(8080) == b"hello\n", "it answers at 127.0.0.1")
-    assert ask(8080, host.gateway) == b"hello\n"
+    wait_until(lambda: ask(8080, host.gateway) == b"hello\n", "and at another of the host's addresses")
     assert "0.0.0.0:8080->80/tcp" in host.ok("ps", "--format", "{{.Ports}}")
     assert host.ok("port", name, "80") == "0.0.0.0:8080"
     settings = host.ok("inspect", "-f", "{{json .NetworkSettings.Ports}}", name)
@@ -105,21 +106,25 @@ def test_a_connection_outlives_the_daemon_and_what_was_killed_halfway_leaves_no_
     )
 
     def echoes(client: socket.socket) -> bool:
-        client.sendall(b"there?")
-        return client.recv(10) == b"there?"
-
-    def connect() -> socket.socket | None:
         try:
-            client = socket.create_connection(("127.0.0.1", 8080), timeout=20)
+            client.sendall(b"there?")
+            return client.recv(10) == b"there?"
         except OSError:
-            return None
-        return client if echoes(client) else None
+            return False
 
-    found: list[socket.socket | None] = []
-    wait_until(lambda: bool(found.append(connect()) or found[-1]), "it answers")
-    client = found[-1]
-    assert client is not None
-    with client:
+    def connects() -> bool:
+        with contextlib.suppress(OSError):
+            made = socket.create_connection(("127.0.0.1", 8080), timeout=20)
+            found.append(made)
+            return echoes(made)
+        return False
+
+    found: list[socket.socket] = []
+    wait_until(connects, "it answers")
+    with contextlib.ExitStack() as stack:
+        for made in found:
+            stack.enter_context(made)
+        client = found[-1]
         own.kill_daemon()
         assert echoes(client), "nobody is needed for what runs"
         subprocess.run(["nft", "flush", "ruleset"], check=True)
