@@ -127,7 +127,6 @@ def test_a_connection_outlives_the_daemon_and_what_was_killed_halfway_leaves_no_
         client = found[-1]
         own.kill_daemon()
         assert echoes(client), "nobody is needed for what runs"
-        subprocess.run(["nft", "flush", "ruleset"], check=True)
         own.start()
         assert echoes(client)
     assert own.ok("port", name) == "80/tcp -> 0.0.0.0:8080"
