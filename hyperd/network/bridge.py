@@ -96,7 +96,8 @@ async def _ensure_link(netlink: AsyncIPRoute, settings: BridgeSettings) -> int:
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise
-    async for link in await netlink.link("dump"):
+    # All of it: a dump that is left halfway keeps the socket busy, and with hundreds of taps it has several parts.
+    for link in [link async for link in await netlink.link("dump")]:
         if link.get_attr("IFLA_IFNAME") != settings.bridge:
             continue
         info = link.get_attr("IFLA_LINKINFO")

@@ -12,6 +12,7 @@ import socket
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from ipaddress import AddressValueError, IPv4Address
+from typing import Any
 
 from hyperd.errors import ExistsError, InvalidError, NotFoundError, UnsupportedError
 from hyperd.host.database import Database
@@ -51,6 +52,8 @@ class Publishing:
         self._taps = taps
         self._lock = lock
         self._forwards: dict[Forward, tuple[SandboxId, str]] = {}  # whose, by id and name
+        self._of_sandbox: dict[SandboxId, list[Forward]] = {}
+        self._at_port: dict[int, list[Forward]] = {}  # of the host
         self._sockets: dict[Forward, socket.socket] = {}
 
     async def load(self) -> None:
@@ -72,7 +75,7 @@ class Publishing:
             ]
 
         for sandbox_id, holder, forward in await self._database.transaction(work):
-            self._forwards[forward] = (sandbox_id, holder)
+            self._remember(forward, sandbox_id, holder)
             try:
                 self._sockets[forward] = holds.hold(forward.protocol, forward.host_ip, forward.host_port)
             except OSError as error:  # taken while no hyperd ran; the rules lead to the sandbox all the same
@@ -85,7 +88,7 @@ class Publishing:
 
     @property
     def owners(self) -> set[SandboxId]:
-        return {owner for owner, _ in self._forwards.values()}
+        return set(self._of_sandbox)
 
     def of(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         published = (forward.published for forward in self._of(sandbox_id))
@@ -145,10 +148,22 @@ class Publishing:
         for held in self._sockets.values():
             held.close()
         self._sockets.clear()
-        self._forwards.clear()
+        for forward in list(self._forwards):
+            self._forget(forward)
 
     def _of(self, sandbox_id: SandboxId) -> list[Forward]:
-        return [forward for forward, (owner, _) in self._forwards.items() if owner == sandbox_id]
+        return list(self._of_sandbox.get(sandbox_id, ()))
+
+    def _remember(self, forward: Forward, sandbox_id: SandboxId, holder: str) -> None:
+        self._forwards[forward] = (sandbox_id, holder)
+        self._of_sandbox.setdefault(sandbox_id, []).append(forward)
+        self._at_port.setdefault(forward.host_port, []).append(forward)
+
+    def _forget(self, forward: Forward) -> None:
+        if forward in self._forwards:
+            sandbox_id, _ = self._forwards.pop(forward)
+            for index, key in ((self._of_sandbox, sandbox_id), (self._at_port, forward.host_port)):
+                _take_from(index, key, forward)
 
     async def _take(
         self, sandbox_id: SandboxId, holder: str, address: IPv4Address, request: PortRequest
@@ -168,7 +183,8 @@ class Publishing:
                 continue
             number = host_port or held.getsockname()[1]
             forward = Forward(request.protocol, host_ip, number, address, request.container_port)
-            self._forwards[forward], self._sockets[forward] = (sandbox_id, holder), held
+            self._remember(forward, sandbox_id, holder)
+            self._sockets[forward] = held
             return forward
         assert refused is not None  # noqa: S101 - a range has at least one
         if request.host_port_end > request.host_port:
@@ -178,9 +194,9 @@ class Publishing:
 
     def _hold(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket | None:
         """None when a process of the host has it. Raises ExistsError when a container has it."""
-        for forward, (_, holder) in self._forwards.items():
-            if host_port and forward.overlaps(protocol, host_ip, host_port):
-                raise _taken(protocol, host_ip, host_port, f"container {holder}")
+        for forward in self._at_port.get(host_port, ()):
+            if forward.overlaps(protocol, host_ip, host_port):
+                raise _taken(protocol, host_ip, host_port, f"container {self._forwards[forward][1]}")
         try:
             return holds.hold(protocol, host_ip, host_port)
         except OSError as error:
@@ -237,7 +253,7 @@ class Publishing:
         await self._taps.call(self._take_out, gone, hang_up)
         await self._database.transaction(work)
         for forward in gone:
-            self._forwards.pop(forward, None)
+            self._forget(forward)
             held = self._sockets.pop(forward, None)
             if held is not None:
                 held.close()
@@ -247,7 +263,7 @@ class Publishing:
             elements.add(INET_FAMILY, self._table, [element(forward) for forward in made])
         for forward in made:
             if forward.protocol is Protocol.UDP:
-                _forget(flows.forget_led_astray, forward)
+                _forget_flows(flows.forget_led_astray, forward)
 
     def _take_out(self, gone: Iterable[Forward], hang_up: bool) -> None:  # noqa: FBT001 - a thread's argument
         for forward in gone:
@@ -258,10 +274,16 @@ class Publishing:
                     if error.errno != errno.ENOENT:  # nor is there perhaps a table
                         raise
             if hang_up or forward.protocol is Protocol.UDP:
-                _forget(flows.forget_forwarded, forward)
+                _forget_flows(flows.forget_forwarded, forward)
 
 
-def _forget(how: Callable[[Forward], None], forward: Forward) -> None:
+def _take_from(index: dict[Any, list[Forward]], key: Any, forward: Forward) -> None:
+    index[key].remove(forward)
+    if not index[key]:
+        del index[key]
+
+
+def _forget_flows(how: Callable[[Forward], None], forward: Forward) -> None:
     try:
         how(forward)
     except (
