@@ -33,7 +33,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetwork, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -43,6 +43,7 @@ from hyperd.sandbox import (
     FleetSettings,
     GuestSettings,
     Ledger,
+    NetworkDesk,
     Records,
     Reviver,
     Rooms,
@@ -98,7 +99,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         )
         stack.callback(storage.close)
         await storage.prepare()
-        network = BridgeNetwork(_bridge_settings(config), floor.database)
+        network = BridgeNetworks(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -150,7 +151,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
             system,
             TemplateServicer(desk.templates, desk.build_templates),
             SnapshotServicer(fleet),
-            NetworkServicer(fleet),
+            NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")

@@ -99,7 +99,13 @@ class ContainerFlags:
     ] = field(default_factory=list)
     network: Annotated[
         str,
-        Option("--network", "--net", metavar="NETWORK", help="bridge (default) or none", show_default=False),
+        Option(
+            "--network",
+            "--net",
+            metavar="NETWORK",
+            help="bridge (default), none, or the name of one",
+            show_default=False,
+        ),
     ] = ""
     publish: Annotated[
         list[str],

@@ -28,6 +28,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "rmi": ("images", "rmi", "Remove images"),
     "snapshot": ("groups", "snapshot", "Snapshots of running containers"),
     "template": ("groups", "template", "Booted guests that containers start from"),
+    "network": ("groups", "network", "Networks of containers, each closed to the others"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -71,4 +72,12 @@ PORT_GROUP = {
     "add": ("ports", "add", "Publish further ports of a running container"),
     "rm": ("ports", "rm", "Take published ports back"),
     "ls": ("ports", "ls", "List the published ports of all containers"),
+}
+NETWORK_GROUP = {
+    "create": ("networks", "create", "Make a network"),
+    "ls": ("networks", "ls", "List networks"),
+    "list": ("networks", "ls", "List networks"),
+    "inspect": ("networks", "inspect", "Show everything about networks"),
+    "rm": ("networks", "rm", "Remove networks"),
+    "prune": ("networks", "prune", "Remove the networks that no container is on"),
 }

@@ -23,6 +23,7 @@ from hyperd.model.container import (
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.image import Image, LayerPhase, LayerProgress, Platform
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import CloneOptions, LogEntry
 
@@ -178,14 +179,18 @@ def encode_container(view: ContainerView) -> wire.Container:
         for name, duration_ms in view.start.phases_ms.items():
             message.start.phases.add(name=name, duration_ms=duration_ms)
     if view.attachment is not None:
-        message.networks.add(
-            network=view.attachment.network,
-            mac=view.attachment.mac,
-            address=view.attachment.address,
-            prefix_length=view.attachment.prefix_length,
-            gateway=view.attachment.gateway,
-        )
+        message.networks.append(encode_attachment(view.attachment))
     return message
+
+
+def encode_attachment(attachment: Attachment) -> wire.NetworkAttachment:
+    return wire.NetworkAttachment(
+        network=attachment.network,
+        mac=attachment.mac,
+        address=attachment.address,
+        prefix_length=attachment.prefix_length,
+        gateway=attachment.gateway,
+    )
 
 
 def decode_clone_options(message: wire.CloneOptions) -> CloneOptions:

@@ -2,7 +2,8 @@
 """What a sandbox has of the network."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from hyperd.model.vm import SandboxId
 
@@ -60,3 +61,29 @@ class UnpublishRequest:
     container_port: int
     protocol: Protocol = Protocol.TCP
     host_port: int = 0  # 0 = wherever
+
+
+DEFAULT_NETWORK = "bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network as asked for; "" and 0 are chosen by the daemon."""
+
+    name: str
+    subnet: str = ""
+    gateway: str = ""  # the first address of the subnet
+    ip_range: str = ""  # addresses are given out of this part of the subnet alone
+    internal: bool = False  # no way out
+    mtu: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkView:
+    """One that there is; what was left to the daemon is filled in."""
+
+    spec: NetworkSpec
+    network_id: str
+    bridge: str
+    created_at: datetime | None  # None: the default one, made by the configuration

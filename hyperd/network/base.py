@@ -5,7 +5,14 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from hyperd.errors import HyperError
-from hyperd.model.network import Attachment, PortRequest, PublishedPort
+from hyperd.model.network import (
+    DEFAULT_NETWORK,
+    Attachment,
+    NetworkSpec,
+    NetworkView,
+    PortRequest,
+    PublishedPort,
+)
 from hyperd.model.vm import SandboxId
 
 
@@ -16,14 +23,18 @@ class Network(Protocol):
         """Make or repair bridge, forwarding and NAT. Idempotent. Raises UnavailableError, DeniedError."""
 
     async def attach(
-        self, sandbox_id: SandboxId, ports: Sequence[PortRequest] = (), holder: str = ""
+        self,
+        sandbox_id: SandboxId,
+        ports: Sequence[PortRequest] = (),
+        holder: str = "",
+        network: str = DEFAULT_NETWORK,
     ) -> Attachment:
         """Lease an address and make the tap, already on the bridge and up; prepare first where that failed before.
 
         A sandbox keeps its lease until ``release``: attaching again gives the same address. ``ports`` are published,
         for ``holder``, whom others are told when they ask for one of them, until ``detach``.
-        Raises ExhaustedError when no address is left, ExistsError for a port that is taken, InvalidError for one that
-        cannot be. Nothing stays behind.
+        Raises NotFoundError when there is no such network, ExhaustedError when no address is left, ExistsError for a
+        port that is taken, InvalidError for one that cannot be. Nothing stays behind.
         """
 
     async def detach(self, sandbox_id: SandboxId) -> None:
@@ -45,3 +56,15 @@ class Network(Protocol):
 
     async def list_attached(self) -> set[SandboxId]:
         """Who owns a lease or a tap, for cleaning up after a kill."""
+
+    def list_networks(self) -> list[NetworkView]:
+        """The default one first, then oldest first."""
+
+    def get_network(self, reference: str) -> NetworkView:
+        """By name, id, or unique prefix of an id. Raises NotFoundError, InvalidError."""
+
+    async def create_network(self, spec: NetworkSpec) -> NetworkView:
+        """Raises ExistsError, InvalidError, UnavailableError, ExhaustedError (no subnet left). Nothing stays behind."""
+
+    async def remove_network(self, name: str) -> None:
+        """Raises NotFoundError, WrongStateError while somebody has an address of it."""

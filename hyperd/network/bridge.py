@@ -74,6 +74,13 @@ async def ensure_bridge(settings: BridgeSettings) -> Bridge:
     return Bridge(index, mtu)
 
 
+async def read_routes() -> list[HostRoute]:
+    """Raises UnavailableError, DeniedError."""
+    with network_errors("the host's routes"):
+        async with AsyncIPRoute() as netlink:
+            return await list_routes(netlink)
+
+
 async def list_routes(netlink: AsyncIPRoute) -> list[HostRoute]:
     links = {link["index"]: link async for link in await netlink.link("dump")}
     found = []

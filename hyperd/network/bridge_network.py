@@ -16,7 +16,7 @@ from pathlib import Path
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from hyperd.errors import HyperError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
@@ -24,9 +24,15 @@ from hyperd.model.network import Attachment, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
 from hyperd.network.leases import Lease, Leases
-from hyperd.network.nat import apply_rules, enable_forwarding, has_rules, let_loopback_in
+from hyperd.network.nat import (
+    apply_rules,
+    enable_forwarding,
+    has_rules,
+    let_loopback_in,
+    remove_rules,
+)
 from hyperd.network.netlink import network_errors
-from hyperd.network.publishing import Publishing
+from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
@@ -38,7 +44,7 @@ LOOK_EVERY_S = 60.0
 
 
 class BridgeNetwork:
-    def __init__(self, settings: BridgeSettings, database: Database) -> None:
+    def __init__(self, settings: BridgeSettings, database: Database, at_port: AtPort | None = None) -> None:
         self._settings = settings
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
@@ -52,6 +58,7 @@ class BridgeNetwork:
             settings.publish_address,
             self._taps,
             self._changing_rules,
+            at_port,
         )
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
@@ -71,14 +78,18 @@ class BridgeNetwork:
         """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
         while True:
             await asyncio.sleep(every_s)
-            if self.trouble is None:
-                if self._bridge is None or self._is_prepared():
-                    continue
-                _log.warning("the rules for the network of sandboxes are gone: making them again")
-            try:
-                await self._require_prepared()
-            except HyperError as error:
-                _log.error("not repaired", extra={"error": str(error)})
+            await self.look()
+
+    async def look(self) -> None:
+        """Once."""
+        if self.trouble is None:
+            if self._bridge is None or self._is_prepared():
+                return
+            _log.warning("the rules for the network of sandboxes are gone: making them again")
+        try:
+            await self._require_prepared()
+        except HyperError as error:
+            _log.error("not repaired", extra={"error": str(error)})
 
     async def attach(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest] = (), holder: str = ""
@@ -153,6 +164,31 @@ class BridgeNetwork:
                         owners.add(SandboxId(alias.removeprefix(alias_start)))
         return owners
 
+    @property
+    def settings(self) -> BridgeSettings:
+        return self._settings
+
+    async def has_lease(self, sandbox_id: SandboxId) -> bool:
+        return await self._leases.find(sandbox_id) is not None
+
+    async def list_leased(self) -> set[SandboxId]:
+        await self._prepare_records()
+        return await self._leases.list_owners() | self._publishing.owners
+
+    async def remove(self) -> None:
+        """Bridge, rules and what is remembered of its addresses. Nobody may be attached. Idempotent."""
+        async with self._preparing:
+            self._bridge = None
+            await remove_rules(self._settings)
+            with network_errors(self._settings.bridge):
+                async with AsyncIPRoute() as netlink:
+                    try:
+                        await netlink.link("del", ifname=self._settings.bridge)
+                    except NetlinkError as error:
+                        if error.code not in _MISSING:
+                            raise
+            await self._leases.forget_all()
+
     def close(self) -> None:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
@@ -223,6 +259,12 @@ class BridgeNetwork:
 
     async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
         """Unless that is done."""
+        if ports and self._settings.internal:
+            raise InvalidError(
+                "is internal: nothing outside reaches its ports",
+                subject=f"network {self._settings.name}",
+                hint="leave -p and -P out, or use another network",
+            )
         if ports and not self._publishing.of(lease.sandbox_id):
             let_loopback_in(self._settings.bridge)
             await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address
 
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.network import publishing
+from hyperd.network import definitions, publishing
 from hyperd.network.pool import Pool, mac_of
 from hyperd.network.settings import BridgeSettings
 
@@ -21,6 +21,7 @@ _MIGRATIONS = (
     "CREATE TABLE network_cursor (network TEXT PRIMARY KEY, last_address INTEGER NOT NULL) STRICT",
     "CREATE TABLE network_owner (id TEXT PRIMARY KEY) STRICT",
     publishing.MIGRATION,
+    definitions.MIGRATION,
 )
 
 
@@ -93,6 +94,15 @@ class Leases:
     async def release(self, sandbox_id: SandboxId) -> None:
         await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
 
+    async def forget_all(self) -> None:
+        """The network is gone."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for table in ("network_lease", "network_cursor"):
+                connection.execute(f"DELETE FROM {table} WHERE network = ?", (self._settings.name,))  # noqa: S608
+
+        await self._database.transaction(work)
+
     async def list_owners(self) -> set[SandboxId]:
         return {lease.sandbox_id for lease in await self.list_all()}
 
@@ -127,6 +137,7 @@ class Leases:
             self._settings.gateway,
             (IPv4Address(row[0]) for row in taken),
             IPv4Address(cursor[0]) if cursor else None,
+            self._settings.ip_range,
         )
         address, _ = pool.give()
         connection.execute(

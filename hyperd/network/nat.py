@@ -45,6 +45,11 @@ def render_routed(
 ) -> str:
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
     dns = f"ip daddr {{ {', '.join(dns_servers)} }} th dport 53 accept" if dns_servers else ""
+    way_out = (
+        f'iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"'
+        if settings.internal
+        else f'iifname "{bridge}" accept'
+    )
     return f"""\
 table inet {table}
 delete table inet {table}
@@ -69,7 +74,7 @@ table inet {table} {{
         iifname "{bridge}" meta nfproto ipv6 counter drop
         iifname "{bridge}" ip daddr 169.254.0.0/16 th dport 53 accept comment "some clouds resolve names there"
         iifname "{bridge}" ip daddr 169.254.0.0/16 counter reject comment "cloud metadata: credentials"
-        iifname "{bridge}" accept
+        {way_out}
         oifname "{bridge}" ct state established,related accept
         oifname "{bridge}" ct status dnat accept comment "published ports"
         oifname "{bridge}" counter drop comment "nobody outside begins"
@@ -111,6 +116,17 @@ async def apply_rules(
         subject=f"table inet {settings.table}",
         evidence=refusal,
     )
+
+
+async def remove_rules(settings: BridgeSettings) -> None:
+    """Idempotent. Raises UnavailableError."""
+    names = [f"{family} {settings.table}" for family in ("inet", "bridge")]
+    gone = "".join(f"table {name}\ndelete table {name}\n" for name in names)
+    refusal = await _load(settings, gone)
+    if "not supported" in refusal:
+        refusal = await _load(settings, f"table {names[0]}\ndelete table {names[0]}\n")
+    if refusal:
+        raise UnavailableError("its rules were not removed", subject=names[0], evidence=refusal)
 
 
 async def _load(settings: BridgeSettings, rules: str) -> str:

@@ -32,6 +32,8 @@ MIGRATION = """CREATE TABLE network_port (
     PRIMARY KEY (protocol, host_ip, host_port)
 ) STRICT"""
 
+AtPort = dict[int, list[tuple[Forward, str]]]  # of the host: what is published there, and for whom
+
 
 class Publishing:
     """Of one network. ``lock``: nobody else changes the rules meanwhile. ``taps``: the thread for the kernel."""
@@ -44,7 +46,9 @@ class Publishing:
         default_address: IPv4Address,
         taps: Workers,
         lock: asyncio.Lock,
+        at_port: "AtPort | None" = None,
     ) -> None:
+        """``at_port``: shared by the networks of one host, so that the owner of a port is known to all."""
         self._database = database
         self._network = network
         self._table = table
@@ -53,7 +57,7 @@ class Publishing:
         self._lock = lock
         self._forwards: dict[Forward, tuple[SandboxId, str]] = {}  # whose, by id and name
         self._of_sandbox: dict[SandboxId, list[Forward]] = {}
-        self._at_port: dict[int, list[Forward]] = {}  # of the host
+        self._at_port: AtPort = {} if at_port is None else at_port
         self._sockets: dict[Forward, socket.socket] = {}
 
     async def load(self) -> None:
@@ -157,13 +161,13 @@ class Publishing:
     def _remember(self, forward: Forward, sandbox_id: SandboxId, holder: str) -> None:
         self._forwards[forward] = (sandbox_id, holder)
         self._of_sandbox.setdefault(sandbox_id, []).append(forward)
-        self._at_port.setdefault(forward.host_port, []).append(forward)
+        self._at_port.setdefault(forward.host_port, []).append((forward, holder))
 
     def _forget(self, forward: Forward) -> None:
         if forward in self._forwards:
-            sandbox_id, _ = self._forwards.pop(forward)
-            for index, key in ((self._of_sandbox, sandbox_id), (self._at_port, forward.host_port)):
-                _take_from(index, key, forward)
+            sandbox_id, holder = self._forwards.pop(forward)
+            _take_from(self._of_sandbox, sandbox_id, forward)
+            _take_from(self._at_port, forward.host_port, (forward, holder))
 
     async def _take(
         self, sandbox_id: SandboxId, holder: str, address: IPv4Address, request: PortRequest
@@ -194,9 +198,9 @@ class Publishing:
 
     def _hold(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket | None:
         """None when a process of the host has it. Raises ExistsError when a container has it."""
-        for forward in self._at_port.get(host_port, ()):
+        for forward, holder in self._at_port.get(host_port, ()):
             if forward.overlaps(protocol, host_ip, host_port):
-                raise _taken(protocol, host_ip, host_port, f"container {self._forwards[forward][1]}")
+                raise _taken(protocol, host_ip, host_port, f"container {holder}")
         try:
             return holds.hold(protocol, host_ip, host_port)
         except OSError as error:
@@ -277,8 +281,8 @@ class Publishing:
                 _forget_flows(flows.forget_forwarded, forward)
 
 
-def _take_from(index: dict[Any, list[Forward]], key: Any, forward: Forward) -> None:
-    index[key].remove(forward)
+def _take_from(index: dict[Any, list[Any]], key: Any, entry: Any) -> None:
+    index[key].remove(entry)
     if not index[key]:
         del index[key]
 

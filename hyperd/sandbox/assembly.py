@@ -31,8 +31,6 @@ from hyperd.model.vm import SandboxId
 from hyperd.sandbox import capabilities, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
-NETWORKS = ("bridge", "none")
-
 # moby oci/defaults.go
 MASKED_PATHS = (
     "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
@@ -70,8 +68,13 @@ def require_valid(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
     _require_paths(spec)
-    if spec.network and spec.network not in NETWORKS:
-        raise UnsupportedError(f"there is no network {spec.network!r}", hint=f"known: {', '.join(NETWORKS)}")
+    if spec.network == "host" or spec.network.startswith("container:"):
+        why = "a guest has a kernel of its own, and no way into the host's network"
+        if spec.network != "host":
+            why = "each container has a virtual machine of its own, and its network with it"
+        raise UnsupportedError(
+            why, subject=f"--network {spec.network}", hint="publish ports, or put both on one network"
+        )
     if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:

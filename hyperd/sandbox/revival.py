@@ -24,7 +24,7 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, ports
@@ -177,7 +177,9 @@ class Reviver:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        return await self._rooms.network.attach(record.sandbox_id, ports.wanted(record.spec), record.name)
+        return await self._rooms.network.attach(
+            record.sandbox_id, ports.wanted(record.spec), record.name, record.spec.network or DEFAULT_NETWORK
+        )
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

@@ -23,7 +23,7 @@ from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
 from hyperd.sandbox import assembly, definition, ports
@@ -247,7 +247,9 @@ class Runner:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
-        return await self.rooms.network.attach(record.sandbox_id, ports.wanted(record.spec), record.name)
+        return await self.rooms.network.attach(
+            record.sandbox_id, ports.wanted(record.spec), record.name, record.spec.network or DEFAULT_NETWORK
+        )
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(

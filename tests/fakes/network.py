@@ -3,10 +3,12 @@
 
 import asyncio
 from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from ipaddress import IPv4Network
 
 from hyperd.errors import ExhaustedError, ExistsError, HyperError, NotFoundError, WrongStateError
-from hyperd.model.network import Attachment, PortRequest, PublishedPort
+from hyperd.model.network import Attachment, NetworkSpec, NetworkView, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 
 
@@ -26,6 +28,8 @@ class FakeNetwork:
         self.gate.set()
         self.attaching: set[SandboxId] = set()
         self._last = 1
+        self.network_of: dict[SandboxId, str] = {}
+        self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
         self.ports: dict[PublishedPort, tuple[SandboxId, str]] = {}
 
     async def prepare(self) -> None:
@@ -35,8 +39,13 @@ class FakeNetwork:
         self.prepared += 1
 
     async def attach(
-        self, sandbox_id: SandboxId, ports: Sequence[PortRequest] = (), holder: str = ""
+        self,
+        sandbox_id: SandboxId,
+        ports: Sequence[PortRequest] = (),
+        holder: str = "",
+        network: str = "bridge",
     ) -> Attachment:
+        self.get_network(network)
         self.attaching.add(sandbox_id)
         try:
             await self.gate.wait()
@@ -49,10 +58,11 @@ class FakeNetwork:
         if ports and not self.published(sandbox_id):
             self._publish(sandbox_id, ports, holder)
         self.leases[sandbox_id] = address
+        self.network_of[sandbox_id] = network
         self.taps.add(sandbox_id)
         return Attachment(
             sandbox_id=sandbox_id,
-            network="bridge",
+            network=network,
             tap=f"hyt{sandbox_id}"[:15],
             mac="0a:48:" + ":".join(f"{int(part):02x}" for part in address.split(".")),
             address=address,
@@ -116,9 +126,38 @@ class FakeNetwork:
             raise error
         await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
+        self.network_of.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
         return self.taps | set(self.leases)
+
+    def list_networks(self) -> list[NetworkView]:
+        return list(self.networks)
+
+    def get_network(self, reference: str) -> NetworkView:
+        for view in self.networks:
+            if reference in (view.spec.name, view.network_id):
+                return view
+        raise NotFoundError("no such network", subject=f"network {reference}")
+
+    async def create_network(self, spec: NetworkSpec) -> NetworkView:
+        if any(view.spec.name == spec.name for view in self.networks):
+            raise ExistsError("there is one of this name", subject=f"network {spec.name}")
+        number = len(self.networks)
+        view = NetworkView(
+            replace(spec, subnet=spec.subnet or f"10.214.{number}.0/24"),
+            f"{number:064x}",
+            f"hyb{number}",
+            datetime.now(UTC),
+        )
+        self.networks.append(view)
+        return view
+
+    async def remove_network(self, name: str) -> None:
+        view = self.get_network(name)
+        if view.created_at is None or name in self.network_of.values():
+            raise WrongStateError("is in use", subject=f"network {name}")
+        self.networks.remove(view)
 
     def close(self) -> None:
         """Nothing to end."""

@@ -22,6 +22,10 @@ class TemplateGroup(tree.LazyGroup):
     table = tables.TEMPLATE_GROUP
 
 
+class NetworkGroup(tree.LazyGroup):
+    table = tables.NETWORK_GROUP
+
+
 class PortGroup(tree.LazyGroup):
     """`hyper port CONTAINER`, as Docker has it, beside commands of our own."""
 
@@ -39,3 +43,4 @@ app.add_typer(tree.group(ImageGroup, tables.ROOT_TABLE["image"][2]), name="image
 app.add_typer(tree.group(SnapshotGroup, tables.ROOT_TABLE["snapshot"][2]), name="snapshot")
 app.add_typer(tree.group(TemplateGroup, tables.ROOT_TABLE["template"][2]), name="template")
 app.add_typer(tree.group(PortGroup, tables.CONTAINER_TABLE["port"][2]), name="port")
+app.add_typer(tree.group(NetworkGroup, tables.ROOT_TABLE["network"][2]), name="network")

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class NetworkServiceStub:
-    """What of the network is changed while containers run.
+    """Networks, by name, id or unique prefix of an id; and ports while containers run.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,35 @@ class NetworkServiceStub:
                 request_serializer=hyper_dot_v1_dot_network__pb2.UnpublishPortsRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_network__pb2.UnpublishPortsResponse.FromString,
                 _registered_method=True)
+        self.CreateNetwork = channel.unary_unary(
+                '/hyper.v1.NetworkService/CreateNetwork',
+                request_serializer=hyper_dot_v1_dot_network__pb2.CreateNetworkRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.CreateNetworkResponse.FromString,
+                _registered_method=True)
+        self.ListNetworks = channel.unary_unary(
+                '/hyper.v1.NetworkService/ListNetworks',
+                request_serializer=hyper_dot_v1_dot_network__pb2.ListNetworksRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.ListNetworksResponse.FromString,
+                _registered_method=True)
+        self.InspectNetwork = channel.unary_unary(
+                '/hyper.v1.NetworkService/InspectNetwork',
+                request_serializer=hyper_dot_v1_dot_network__pb2.InspectNetworkRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.InspectNetworkResponse.FromString,
+                _registered_method=True)
+        self.RemoveNetwork = channel.unary_unary(
+                '/hyper.v1.NetworkService/RemoveNetwork',
+                request_serializer=hyper_dot_v1_dot_network__pb2.RemoveNetworkRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.RemoveNetworkResponse.FromString,
+                _registered_method=True)
+        self.PruneNetworks = channel.unary_unary(
+                '/hyper.v1.NetworkService/PruneNetworks',
+                request_serializer=hyper_dot_v1_dot_network__pb2.PruneNetworksRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.PruneNetworksResponse.FromString,
+                _registered_method=True)
 
 
 class NetworkServiceServicer:
-    """What of the network is changed while containers run.
+    """Networks, by name, id or unique prefix of an id; and ports while containers run.
     """
 
     def PublishPorts(self, request, context):
@@ -60,6 +85,38 @@ class NetworkServiceServicer:
 
     def UnpublishPorts(self, request, context):
         """All or none. NOT_FOUND for one that is not published.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateNetwork(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNetworks(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectNetwork(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveNetwork(self, request, context):
+        """FAILED_PRECONDITION with their names while containers are on it, stopped ones too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PruneNetworks(self, request, context):
+        """Those that no container is on.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +135,31 @@ def add_NetworkServiceServicer_to_server(servicer, server):
                     request_deserializer=hyper_dot_v1_dot_network__pb2.UnpublishPortsRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_network__pb2.UnpublishPortsResponse.SerializeToString,
             ),
+            'CreateNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateNetwork,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.CreateNetworkRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.CreateNetworkResponse.SerializeToString,
+            ),
+            'ListNetworks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNetworks,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.ListNetworksRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.ListNetworksResponse.SerializeToString,
+            ),
+            'InspectNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectNetwork,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.InspectNetworkRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.InspectNetworkResponse.SerializeToString,
+            ),
+            'RemoveNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveNetwork,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.RemoveNetworkRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.RemoveNetworkResponse.SerializeToString,
+            ),
+            'PruneNetworks': grpc.unary_unary_rpc_method_handler(
+                    servicer.PruneNetworks,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.PruneNetworksRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.PruneNetworksResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'hyper.v1.NetworkService', rpc_method_handlers)
@@ -87,7 +169,7 @@ def add_NetworkServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class NetworkService:
-    """What of the network is changed while containers run.
+    """Networks, by name, id or unique prefix of an id; and ports while containers run.
     """
 
     @staticmethod
@@ -134,6 +216,141 @@ class NetworkService:
             '/hyper.v1.NetworkService/UnpublishPorts',
             hyper_dot_v1_dot_network__pb2.UnpublishPortsRequest.SerializeToString,
             hyper_dot_v1_dot_network__pb2.UnpublishPortsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/CreateNetwork',
+            hyper_dot_v1_dot_network__pb2.CreateNetworkRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.CreateNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNetworks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/ListNetworks',
+            hyper_dot_v1_dot_network__pb2.ListNetworksRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.ListNetworksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/InspectNetwork',
+            hyper_dot_v1_dot_network__pb2.InspectNetworkRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.InspectNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/RemoveNetwork',
+            hyper_dot_v1_dot_network__pb2.RemoveNetworkRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.RemoveNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PruneNetworks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/PruneNetworks',
+            hyper_dot_v1_dot_network__pb2.PruneNetworksRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.PruneNetworksResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class NetworkServiceStub:
-    """What of the network is changed while containers run."""
+    """Networks, by name, id or unique prefix of an id; and ports while containers run."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,19 +37,33 @@ class NetworkServiceStub:
     """Of a container that runs or is paused, until it stops: all or none. ALREADY_EXISTS for a port that is taken."""
     UnpublishPorts: _grpc.UnaryUnaryMultiCallable[_network_pb2.UnpublishPortsRequest, _network_pb2.UnpublishPortsResponse]
     """All or none. NOT_FOUND for one that is not published."""
+    CreateNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.CreateNetworkRequest, _network_pb2.CreateNetworkResponse]
+    ListNetworks: _grpc.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]
+    InspectNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.InspectNetworkRequest, _network_pb2.InspectNetworkResponse]
+    RemoveNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.RemoveNetworkRequest, _network_pb2.RemoveNetworkResponse]
+    """FAILED_PRECONDITION with their names while containers are on it, stopped ones too."""
+    PruneNetworks: _grpc.UnaryUnaryMultiCallable[_network_pb2.PruneNetworksRequest, _network_pb2.PruneNetworksResponse]
+    """Those that no container is on."""
 
 @_typing.type_check_only
 class NetworkServiceAsyncStub(NetworkServiceStub):
-    """What of the network is changed while containers run."""
+    """Networks, by name, id or unique prefix of an id; and ports while containers run."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PublishPorts: _aio.UnaryUnaryMultiCallable[_network_pb2.PublishPortsRequest, _network_pb2.PublishPortsResponse]  # type: ignore[assignment]
     """Of a container that runs or is paused, until it stops: all or none. ALREADY_EXISTS for a port that is taken."""
     UnpublishPorts: _aio.UnaryUnaryMultiCallable[_network_pb2.UnpublishPortsRequest, _network_pb2.UnpublishPortsResponse]  # type: ignore[assignment]
     """All or none. NOT_FOUND for one that is not published."""
+    CreateNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.CreateNetworkRequest, _network_pb2.CreateNetworkResponse]  # type: ignore[assignment]
+    ListNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.ListNetworksRequest, _network_pb2.ListNetworksResponse]  # type: ignore[assignment]
+    InspectNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.InspectNetworkRequest, _network_pb2.InspectNetworkResponse]  # type: ignore[assignment]
+    RemoveNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.RemoveNetworkRequest, _network_pb2.RemoveNetworkResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION with their names while containers are on it, stopped ones too."""
+    PruneNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.PruneNetworksRequest, _network_pb2.PruneNetworksResponse]  # type: ignore[assignment]
+    """Those that no container is on."""
 
 class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
-    """What of the network is changed while containers run."""
+    """Networks, by name, id or unique prefix of an id; and ports while containers run."""
 
     @_abc_1.abstractmethod
     def PublishPorts(
@@ -66,5 +80,42 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_network_pb2.UnpublishPortsResponse, _abc.Awaitable[_network_pb2.UnpublishPortsResponse]]:
         """All or none. NOT_FOUND for one that is not published."""
+
+    @_abc_1.abstractmethod
+    def CreateNetwork(
+        self,
+        request: _network_pb2.CreateNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.CreateNetworkResponse, _abc.Awaitable[_network_pb2.CreateNetworkResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ListNetworks(
+        self,
+        request: _network_pb2.ListNetworksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.ListNetworksResponse, _abc.Awaitable[_network_pb2.ListNetworksResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def InspectNetwork(
+        self,
+        request: _network_pb2.InspectNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.InspectNetworkResponse, _abc.Awaitable[_network_pb2.InspectNetworkResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveNetwork(
+        self,
+        request: _network_pb2.RemoveNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.RemoveNetworkResponse, _abc.Awaitable[_network_pb2.RemoveNetworkResponse]]:
+        """FAILED_PRECONDITION with their names while containers are on it, stopped ones too."""
+
+    @_abc_1.abstractmethod
+    def PruneNetworks(
+        self,
+        request: _network_pb2.PruneNetworksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.PruneNetworksResponse, _abc.Awaitable[_network_pb2.PruneNetworksResponse]]:
+        """Those that no container is on."""
 
 def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

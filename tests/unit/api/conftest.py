@@ -20,7 +20,7 @@ from hyperd.api import (
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet
+from hyperd.sandbox import Fleet, NetworkDesk
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
@@ -58,7 +58,7 @@ def servicers(
         system,
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
-        NetworkServicer(fleet),
+        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
     )
 
 
