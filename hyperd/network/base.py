@@ -17,7 +17,9 @@ from hyperd.model.vm import SandboxId
 
 
 class Network(Protocol):
-    trouble: HyperError | None  # why it could not be prepared, the last time that was tried
+    @property
+    def trouble(self) -> HyperError | None:
+        """Why it could not be prepared, the last time that was tried."""
 
     async def prepare(self) -> None:
         """Make or repair bridge, forwarding and NAT. Idempotent. Raises UnavailableError, DeniedError."""

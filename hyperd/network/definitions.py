@@ -3,7 +3,7 @@
 
 import json
 import sqlite3
-from datetime import datetime
+from datetime import UTC, datetime
 
 from hyperd.errors import ExistsError
 from hyperd.host.database import Database
@@ -32,7 +32,7 @@ class Definitions:
             int(spec.internal),
             spec.mtu,
             json.dumps(spec.labels),
-            view.created_at.isoformat(),
+            (view.created_at or datetime.now(UTC)).isoformat(),
         )
 
         def work(connection: sqlite3.Connection) -> None:

@@ -6,9 +6,9 @@ from ipaddress import IPv4Network
 import pytest
 
 from hyperd.errors import ExhaustedError, ExistsError, NotFoundError, WrongStateError
-from hyperd.model.network import PortRequest, Protocol, PublishedPort
+from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
-from hyperd.network import BridgeNetwork, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.fakes.network import FakeNetwork
 
@@ -24,11 +24,13 @@ async def network(request, database):
     if request.param == "fake":
         yield FakeNetwork(str(SUBNET))
         return
-    real = BridgeNetwork(BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=SUBNET), database)
+    real = BridgeNetworks(BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=SUBNET), database)
     await real.prepare()
     yield real
     for owner in await real.list_attached():
         await real.release(owner)
+    for view in real.list_networks()[1:]:
+        await real.remove_network(view.spec.name)
     real.close()
     await clean()
 
@@ -128,3 +130,38 @@ async def test_further_ports_are_published_and_taken_back_all_or_none(network: N
     assert network.published(box(1)) == (made,)
     await network.unpublish(box(1), [made])
     assert network.published(box(1)) == ()
+
+
+async def test_a_network_is_made_used_and_removed(network: Network):
+    made = await network.create_network(NetworkSpec("back", labels={"team": "web"}))
+    assert [view.spec.name for view in network.list_networks()] == ["bridge", "back"]
+    assert network.get_network("back") == network.get_network(made.network_id) == made
+    assert made.spec.labels == {"team": "web"}
+    with pytest.raises(ExistsError):
+        await network.create_network(NetworkSpec("back"))
+    attachment = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", "back")
+    assert attachment.network == "back"
+    with pytest.raises(ExistsError, match="in use by container one"):
+        await network.attach(box(2), [PortRequest(80, host_port=8080)], "two")
+    with pytest.raises(WrongStateError):
+        await network.remove_network("back")
+    assert await network.list_attached() == {box(1)}
+    await network.release(box(1))
+    await network.remove_network("back")
+    with pytest.raises(NotFoundError):
+        network.get_network("back")
+
+
+async def test_the_default_network_stays(network: Network):
+    with pytest.raises(WrongStateError):
+        await network.remove_network("bridge")
+
+
+async def test_a_network_that_there_is_not_is_told(network: Network):
+    for attempt in (
+        lambda: network.attach(box(1), (), "one", "nowhere"),
+        lambda: network.remove_network("nowhere"),
+    ):
+        with pytest.raises(NotFoundError):
+            await attempt()
+    assert await network.list_attached() == set()

@@ -69,14 +69,14 @@ def host_socket(kind=socket.SOCK_STREAM):
     return made
 
 
-async def tcp_peer(client, server, port, address):
+async def tcp_peer(client, server, port, address, soon_s=SOON_S):
     """Who the server in the guest sees, when ``client`` connects to ``address``. Raises OSError, TimeoutError."""
     loop = asyncio.get_running_loop()
     with client, server:
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("", port))
         server.listen(1)
-        async with asyncio.timeout(SOON_S):
+        async with asyncio.timeout(soon_s):
             await loop.sock_connect(client, address)
             accepted, peer = await loop.sock_accept(server)
             with accepted:
