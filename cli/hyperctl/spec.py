@@ -107,6 +107,9 @@ class ContainerFlags:
             show_default=False,
         ),
     ] = ""
+    ip: Annotated[
+        str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
+    ] = ""
     publish: Annotated[
         list[str],
         _many(
@@ -239,6 +242,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             pids_limit=_parse_pids_limit(flags.pids_limit),
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
+            address=flags.ip,
             expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )

@@ -78,6 +78,7 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         ports=ports.decode_requests(message.ports),
         publish_all=message.publish_all,
         expose=tuple(message.expose),
+        address=message.address,
     )
 
 
@@ -121,6 +122,7 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         ports=ports.encode_requests(spec.ports),
         publish_all=spec.publish_all,
         expose=spec.expose,
+        address=spec.address,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s

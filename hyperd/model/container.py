@@ -63,6 +63,7 @@ class ContainerSpec:
     ports: tuple[PortRequest, ...] = ()
     publish_all: bool = False
     expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
+    address: str = ""  # of the network's subnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,13 +30,14 @@ class Network(Protocol):
         ports: Sequence[PortRequest] = (),
         holder: str = "",
         network: str = DEFAULT_NETWORK,
+        address: str = "",
     ) -> Attachment:
         """Lease an address and make the tap, already on the bridge and up; prepare first where that failed before.
 
         A sandbox keeps its lease until ``release``: attaching again gives the same address. ``ports`` are published,
-        for ``holder``, whom others are told when they ask for one of them, until ``detach``.
+        for ``holder``, whom others are told when they ask for one of them, until ``detach``. ``address``: it, or none.
         Raises NotFoundError when there is no such network, ExhaustedError when no address is left, ExistsError for a
-        port that is taken, InvalidError for one that cannot be. Nothing stays behind.
+        port or address that is taken, InvalidError for one that cannot be. Nothing stays behind.
         """
 
     async def detach(self, sandbox_id: SandboxId) -> None:

@@ -11,6 +11,7 @@ import errno
 import logging
 import socket
 from collections.abc import Collection, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
@@ -92,10 +93,14 @@ class BridgeNetwork:
             _log.error("not repaired", extra={"error": str(error)})
 
     async def attach(
-        self, sandbox_id: SandboxId, ports: Sequence[PortRequest] = (), holder: str = ""
+        self,
+        sandbox_id: SandboxId,
+        ports: Sequence[PortRequest] = (),
+        holder: str = "",
+        address: str = "",
     ) -> Attachment:
         await self._require_prepared()
-        lease = await self._leases.lease(sandbox_id)
+        lease = await self._leases.lease(sandbox_id, IPv4Address(address) if address else None)
         try:
             try:
                 await self._publish(lease, ports, holder)

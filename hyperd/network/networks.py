@@ -88,8 +88,9 @@ class BridgeNetworks:
         ports: Sequence[PortRequest] = (),
         holder: str = "",
         network: str = DEFAULT_NETWORK,
+        address: str = "",
     ) -> Attachment:
-        return await self._require(network).attach(sandbox_id, ports, holder)
+        return await self._require(network).attach(sandbox_id, ports, holder, address)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
-from hyperd.errors import ExhaustedError
+from hyperd.errors import ExhaustedError, InvalidError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,15 @@ class Pool:
             subject=str(within),
             hint="remove sandboxes that are no longer used, or configure a wider subnet",
         )
+
+    def require(self, address: IPv4Address) -> None:
+        """That a sandbox can have it, taken or not. Raises InvalidError."""
+        ends = (self.subnet.network_address, self.subnet.broadcast_address)
+        if address not in self.subnet or address in (*ends, self.gateway):
+            raise InvalidError(
+                f"is none that a sandbox can have in {self.subnet}, whose gateway is {self.gateway}",
+                subject=f"address {address}",
+            )
 
 
 def mac_of(address: IPv4Address) -> str:

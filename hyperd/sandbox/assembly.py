@@ -80,6 +80,8 @@ def require_valid(spec: ContainerSpec) -> None:
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
         raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
     ports.require_valid(spec)
+    if spec.address:
+        _require_ipv4(spec)
     _host_entries(spec.extra_hosts)
     for server in spec.dns_servers:
         _require_address(server)
@@ -304,6 +306,15 @@ def _host_entries(extra_hosts: tuple[str, ...]) -> list[HostEntry]:
             raise InvalidError("is not NAME:ADDRESS", subject=repr(entry))
         entries.append(HostEntry(_require_address(address), (name,)))
     return entries
+
+
+def _require_ipv4(spec: ContainerSpec) -> None:
+    try:
+        ipaddress.IPv4Address(spec.address)
+    except ValueError as error:
+        raise InvalidError("is not an IPv4 address", subject=f"--ip {spec.address!r}") from error
+    if spec.network == "none":
+        raise InvalidError("there is no address with --network none", subject=f"--ip {spec.address}")
 
 
 def _require_address(text: str) -> str:

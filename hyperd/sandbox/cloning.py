@@ -64,7 +64,7 @@ def fork_identity(options: CloneOptions, index: int, hostname: str) -> ForkIdent
 
 
 def _spec(source: Source, options: CloneOptions) -> ContainerSpec:
-    """As the source's, with a host name of each clone's own, and no port of the host that the source may have."""
+    """As the source's, with a host name of each clone's own, and neither port nor address that are the source's."""
     was, asked = source.spec.network, options.network or source.spec.network
     if (asked == "none") != (was == "none"):
         has = "none" if was == "none" else "one"
@@ -79,6 +79,7 @@ def _spec(source: Source, options: CloneOptions) -> ContainerSpec:
         labels={**source.spec.labels, **options.labels},
         network=asked,
         ports=ports.of_clone(source.spec.ports),
+        address="",
         auto_remove=options.auto_remove,
     )
 

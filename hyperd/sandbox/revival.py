@@ -178,7 +178,11 @@ class Reviver:
             return None
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
         return await self._rooms.network.attach(
-            record.sandbox_id, ports.wanted(record.spec), record.name, record.spec.network or DEFAULT_NETWORK
+            record.sandbox_id,
+            ports.wanted(record.spec),
+            record.name,
+            record.spec.network or DEFAULT_NETWORK,
+            record.spec.address,
         )
 
 

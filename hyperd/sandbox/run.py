@@ -248,7 +248,11 @@ class Runner:
             return None
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
         return await self.rooms.network.attach(
-            record.sandbox_id, ports.wanted(record.spec), record.name, record.spec.network or DEFAULT_NETWORK
+            record.sandbox_id,
+            ports.wanted(record.spec),
+            record.name,
+            record.spec.network or DEFAULT_NETWORK,
+            record.spec.address,
         )
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:

@@ -5,9 +5,16 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
-from hyperd.errors import ExhaustedError, ExistsError, HyperError, NotFoundError, WrongStateError
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    InvalidError,
+    NotFoundError,
+    WrongStateError,
+)
 from hyperd.model.network import Attachment, NetworkSpec, NetworkView, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 
@@ -44,6 +51,7 @@ class FakeNetwork:
         ports: Sequence[PortRequest] = (),
         holder: str = "",
         network: str = "bridge",
+        address: str = "",
     ) -> Attachment:
         self.get_network(network)
         self.attaching.add(sandbox_id)
@@ -54,7 +62,11 @@ class FakeNetwork:
         error, self.fail_next_attach = self.fail_next_attach, None
         if error is not None:
             raise error
-        address = self.leases.get(sandbox_id) or self._next_address()
+        if address and address in self.leases.values() and self.leases.get(sandbox_id) != address:
+            raise ExistsError("is in use", subject=f"address {address}")
+        if address and IPv4Address(address) not in list(self.subnet.hosts())[1:]:
+            raise InvalidError("is none that a sandbox can have", subject=f"address {address}")
+        address = address or self.leases.get(sandbox_id) or self._next_address()
         if ports and not self.published(sandbox_id):
             self._publish(sandbox_id, ports, holder)
         self.leases[sandbox_id] = address

@@ -5,7 +5,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from hyperd.errors import ExhaustedError, ExistsError, NotFoundError, WrongStateError
+from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, WrongStateError
 from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks, BridgeSettings, Network
@@ -165,3 +165,17 @@ async def test_a_network_that_there_is_not_is_told(network: Network):
         with pytest.raises(NotFoundError):
             await attempt()
     assert await network.list_attached() == set()
+
+
+async def test_a_sandbox_has_the_address_that_it_asks_for_or_none(network: Network):
+    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
+    with pytest.raises(ExistsError):
+        await network.attach(box(2), address="10.213.0.9")
+    for address in ("10.213.0.0", "10.213.0.1", "10.213.0.15", "192.0.2.1"):
+        with pytest.raises(InvalidError):
+            await network.attach(box(2), address=address)
+    assert await network.list_attached() == {box(1)}
+    given = [(await network.attach(box(number))).address for number in range(2, 14)]
+    assert "10.213.0.9" not in given
+    await network.detach(box(1))
+    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
