@@ -22,7 +22,7 @@ export CARGO_TARGET_DIR ?= /var/cache/hyper/target
 demo: setup ## set everything up, then run a real image in a microVM
 	$(BIN)/python -m demo
 
-test: setup check integration conformance ## set everything up, then run the whole suite
+test: setup check contract integration conformance ## set everything up, then run the whole suite
 
 ##@ Set-up
 .PHONY: setup install uninstall clean
@@ -40,7 +40,7 @@ clean: ## remove what was built in this checkout (not /var/cache/hyper)
 
 ##@ Checks
 .PHONY: check lint typecheck unit contract integration conformance agent-check proto-check bench
-check: lint typecheck proto-check agent-check unit contract ## all that needs no guest, in under two minutes
+check: lint typecheck proto-check agent-check unit ## all that needs neither guest nor adapter, in some three minutes
 
 lint: ## format, lint and import rules
 	$(BIN)/ruff format --check .

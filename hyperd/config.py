@@ -74,6 +74,7 @@ class NetworkConfig:
     bridge: str = "hyper0"
     subnet: str = "10.213.0.0/16"
     mtu: int = 0  # 0: that of the host's default route
+    publish_address: str = "0.0.0.0"  # where `-p 8080:80` is reached; 127.0.0.1: on this host alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,11 +10,13 @@ import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
+    NetworkServicer,
+    Servicers,
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
@@ -33,7 +35,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetwork, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -43,6 +45,7 @@ from hyperd.sandbox import (
     FleetSettings,
     GuestSettings,
     Ledger,
+    NetworkDesk,
     Records,
     Reviver,
     Rooms,
@@ -93,7 +96,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await images.open()
         stack.push_async_callback(images.close)
         storage, volumes = await _open_storage(config, floor, stack, tasks)
-        network = BridgeNetwork(_bridge_settings(config), floor.database)
+        network = BridgeNetworks(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -151,12 +154,15 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         async with serving(
             config.socket,
             config.daemon.socket_group,
-            ContainerServicer(fleet),
-            ImageServicer(images, fleet),
-            system,
-            TemplateServicer(desk.templates, desk.build_templates),
-            SnapshotServicer(fleet),
-            VolumeServicer(fleet.volumes),
+            Servicers(
+                ContainerServicer(fleet),
+                ImageServicer(images, fleet),
+                system,
+                TemplateServicer(desk.templates, desk.build_templates),
+                SnapshotServicer(fleet),
+                VolumeServicer(fleet.volumes),
+                NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+            ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")
@@ -257,11 +263,18 @@ def _bridge_settings(config: Config) -> BridgeSettings:
         raise InvalidError(
             "is not an IPv4 network", subject=f"[network] subnet {config.network.subnet}"
         ) from error
+    try:
+        publish_address = IPv4Address(config.network.publish_address)
+    except ValueError as error:
+        raise InvalidError(
+            "is not an IPv4 address", subject=f"[network] publish_address {config.network.publish_address}"
+        ) from error
     return BridgeSettings(
         tap_owner_uid=_qemu_owner(config)[0],
         bridge=config.network.bridge,
         subnet=subnet,
         mtu=config.network.mtu,
+        publish_address=publish_address,
     )
 
 

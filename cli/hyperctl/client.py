@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hyper.v1 import (
         container_pb2_grpc,
         image_pb2_grpc,
+        network_pb2_grpc,
         snapshot_pb2_grpc,
         system_pb2_grpc,
         volume_pb2_grpc,
@@ -75,6 +76,12 @@ class Client:
         from hyper.v1 import snapshot_pb2_grpc
 
         return snapshot_pb2_grpc.TemplateServiceStub(self._channel)
+
+    @property
+    def networks(self) -> "network_pb2_grpc.NetworkServiceAsyncStub":
+        from hyper.v1 import network_pb2_grpc
+
+        return network_pb2_grpc.NetworkServiceStub(self._channel)
 
     @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":

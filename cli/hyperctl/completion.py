@@ -37,6 +37,10 @@ def snapshots(incomplete: str) -> list[str]:
     return _ask(_snapshot_names, incomplete)
 
 
+def networks(incomplete: str) -> list[str]:
+    return _ask(_networks, incomplete)
+
+
 def templates(incomplete: str) -> list[str]:
     return _ask(_template_ids, incomplete)
 
@@ -77,6 +81,13 @@ async def _snapshot_names(client: Client) -> list[str]:
 
     response = await client.snapshots.ListSnapshots(pb.ListSnapshotsRequest(), timeout=DEADLINE_S)
     return [snapshot.name or shorten_id(snapshot.id) for snapshot in response.snapshots]
+
+
+async def _networks(client: Client) -> list[str]:
+    from hyper.v1 import network_pb2 as pb
+
+    response = await client.networks.ListNetworks(pb.ListNetworksRequest(), timeout=DEADLINE_S)
+    return [network.spec.name for network in response.networks]
 
 
 async def _template_ids(client: Client) -> list[str]:

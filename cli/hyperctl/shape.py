@@ -12,6 +12,7 @@ from hyper.v1 import container_pb2 as pb
 from hyper.v1 import image_pb2
 from hyperctl.mount_shape import local_volumes, mount_documents, mount_names
 from hyperctl.names import SHORT_ID, familiar_name
+from hyperctl.ports import exposed_ports, port_bindings, port_settings, render_ports
 from hyperctl.render import ellipsis, quote, render_duration, render_pairs, render_rfc3339, render_time
 from hyperctl.template import OpenMap
 
@@ -99,7 +100,7 @@ def container_row(container: pb.Container, *, now_s: float, truncate: bool) -> M
         "RunningFor": render_ago(container.created_at, now_s),
         "Status": describe_status(container, now_s),
         "State": STATES.get(container.state, "unknown"),
-        "Ports": "",
+        "Ports": render_ports(container) if container.state in UP else "",
         "Names": container.name,
         "Networks": ",".join(attachment.network for attachment in container.networks),
         "Labels": render_pairs(container.spec.labels),
@@ -187,6 +188,7 @@ def _config(container: pb.Container, image: image_pb2.ImageConfig) -> dict[str, 
     return {
         "Hostname": spec.hostname or container.id[:SHORT_ID],
         "User": spec.user or image.user,
+        "ExposedPorts": OpenMap(sorted(exposed_ports(spec).items())),
         "Tty": spec.tty,
         "OpenStdin": spec.stdin,
         "Env": _merged_env(image.env, spec.env),
@@ -224,6 +226,8 @@ def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
     ] * spec.seccomp_unconfined
     return {
         "NetworkMode": spec.network or "bridge",
+        "PortBindings": OpenMap(sorted(port_bindings(spec.ports).items())),
+        "PublishAllPorts": spec.publish_all,
         "AutoRemove": spec.auto_remove,
         "NanoCpus": round(spec.cpus * 1e9),
         "Memory": spec.memory_bytes,
@@ -264,4 +268,5 @@ def _network_settings(container: pb.Container) -> dict[str, Any]:
     first = next(
         iter(networks.values()), {"MacAddress": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0}
     )
-    return {**first, "Ports": OpenMap(), "Networks": networks}
+    ports = OpenMap(sorted(port_settings(container, is_up=container.state in UP).items()))
+    return {**first, "Ports": ports, "Networks": networks}

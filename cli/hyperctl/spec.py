@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import mounts, options, terminal
+from hyperctl import mounts, options, ports, terminal
 from hyperctl.errors import InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
@@ -117,8 +117,32 @@ class ContainerFlags:
     ] = field(default_factory=list)
     network: Annotated[
         str,
-        Option("--network", "--net", metavar="NETWORK", help="bridge (default) or none", show_default=False),
+        Option(
+            "--network",
+            "--net",
+            metavar="NETWORK",
+            help="bridge (default), none, or the name of one",
+            show_default=False,
+        ),
     ] = ""
+    ip: Annotated[
+        str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
+    ] = ""
+    publish: Annotated[
+        list[str],
+        _many(
+            "--publish",
+            "-p",
+            metavar="[[IP:]HOST:]PORT[/PROTOCOL]",
+            help_text="Reach a port of it at a port of the host",
+        ),
+    ] = field(default_factory=list)
+    publish_all: Annotated[
+        bool, Option("--publish-all", "-P", help="Reach every exposed port at a free port of the host")
+    ] = False
+    expose: Annotated[
+        list[str], _many("--expose", metavar="PORT[/PROTOCOL]", help_text="Say that it listens there")
+    ] = field(default_factory=list)
     add_host: Annotated[
         list[str], _many("--add-host", metavar="NAME:ADDRESS", help_text="Add a line to /etc/hosts")
     ] = field(default_factory=list)
@@ -240,6 +264,10 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ],
             volumes_from=flags.volumes_from,
             writable_size_bytes=mounts.parse_storage_options(flags.storage_opt),
+            ports=ports.parse_published(flags.publish),
+            publish_all=flags.publish_all,
+            address=flags.ip,
+            expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
     except UnicodeEncodeError as error:

@@ -21,6 +21,7 @@ CONTAINER_TABLE = {
     "exec": ("attach", "exec", "Run a command in a running container"),
     "attach": ("attach", "attach", "Join the standard streams of a running container"),
     "logs": ("logs", "logs", "Show what a container has written"),
+    "port": ("groups", "port", "Show and change where the ports of a container are published"),
     "wait": ("lifecycle", "wait", "Wait until containers stop, then print their exit codes"),
     "cp": ("copy", "cp", "Copy files between a container and this host"),
     "diff": ("changes", "diff", "List what a container has changed against its image"),
@@ -43,6 +44,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "snapshot": ("groups", "snapshot", "Snapshots of running containers"),
     "template": ("groups", "template", "Booted guests that containers start from"),
     "volume": ("groups", "volume", "Disks that outlive containers"),
+    "network": ("groups", "network", "Networks of containers, each closed to the others"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -97,3 +99,17 @@ TEMPLATE_GROUP = {
     "rm": ("templates", "rm", "Remove templates"),
 }
 LIST_ALIAS = {"list": "ls"}
+PORT_GROUP = {
+    "show": ("ports", "show", "Show where the ports of a container are published (`hyper port CONTAINER`)"),
+    "add": ("ports", "add", "Publish further ports of a running container"),
+    "rm": ("ports", "rm", "Take published ports back"),
+    "ls": ("ports", "ls", "List the published ports of all containers"),
+}
+NETWORK_GROUP = {
+    "create": ("networks", "create", "Make a network"),
+    "ls": ("networks", "ls", "List networks"),
+    "list": ("networks", "ls", "List networks"),
+    "inspect": ("networks", "inspect", "Show everything about networks"),
+    "rm": ("networks", "rm", "Remove networks"),
+    "prune": ("networks", "prune", "Remove the networks that no container is on"),
+}

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as wire
 from hyper.v1 import snapshot_pb2, system_pb2
+from hyperd.api import ports
 from hyperd.api.mounts import decode_mount, encode_mount
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
@@ -22,6 +23,7 @@ from hyperd.model.container import (
 )
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import CloneOptions, LogEntry
 
@@ -75,6 +77,10 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         mounts=tuple(decode_mount(item) for item in message.mounts),
         volumes_from=tuple(message.volumes_from),
         writable_size_bytes=message.writable_size_bytes,
+        ports=ports.decode_requests(message.ports),
+        publish_all=message.publish_all,
+        expose=tuple(message.expose),
+        address=message.address,
     )
 
 
@@ -118,6 +124,10 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         mounts=[encode_mount(mount) for mount in spec.mounts],
         volumes_from=spec.volumes_from,
         writable_size_bytes=spec.writable_size_bytes,
+        ports=ports.encode_requests(spec.ports),
+        publish_all=spec.publish_all,
+        expose=spec.expose,
+        address=spec.address,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s
@@ -168,6 +178,7 @@ def encode_container(view: ContainerView) -> wire.Container:
         guest_kernel=view.guest_kernel,
         start_ms=view.start_ms,
         trouble=view.trouble,
+        ports=ports.encode_published(view.ports),
     )
     if view.start is not None:
         message.start.path = view.start.path.value
@@ -175,14 +186,18 @@ def encode_container(view: ContainerView) -> wire.Container:
         for name, duration_ms in view.start.phases_ms.items():
             message.start.phases.add(name=name, duration_ms=duration_ms)
     if view.attachment is not None:
-        message.networks.add(
-            network=view.attachment.network,
-            mac=view.attachment.mac,
-            address=view.attachment.address,
-            prefix_length=view.attachment.prefix_length,
-            gateway=view.attachment.gateway,
-        )
+        message.networks.append(encode_attachment(view.attachment))
     return message
+
+
+def encode_attachment(attachment: Attachment) -> wire.NetworkAttachment:
+    return wire.NetworkAttachment(
+        network=attachment.network,
+        mac=attachment.mac,
+        address=attachment.address,
+        prefix_length=attachment.prefix_length,
+        gateway=attachment.gateway,
+    )
 
 
 def decode_clone_options(message: wire.CloneOptions) -> CloneOptions:

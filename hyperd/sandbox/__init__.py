@@ -12,6 +12,7 @@ from hyperd.sandbox.fleet import Fleet, is_running
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.network_desk import NetworkDesk
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
@@ -36,6 +37,7 @@ __all__ = [
     "Journal",
     "Ledger",
     "LogEntry",
+    "NetworkDesk",
     "Records",
     "Reviver",
     "Rooms",

@@ -70,6 +70,8 @@ class Fleet(RestoringFleet):
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
         assembly.require_valid(spec)
+        if spec.network not in ("", "none"):
+            self._services.runner.rooms.network.get_network(spec.network)
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)
@@ -124,6 +126,10 @@ class Fleet(RestoringFleet):
         """Newest first; see filters.py."""
         views = [driver.view() for driver in self._present()]
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
+
+    def views(self) -> list[ContainerView]:
+        """Of all, in whatever state."""
+        return [driver.view() for driver in self._present()]
 
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""

@@ -3,6 +3,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from signal import SIGKILL
 
 from hyperd.errors import (
@@ -23,8 +24,9 @@ from hyperd.model.container import (
     ExitReason,
 )
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
+from hyperd.model.network import PortRequest, PublishedPort, UnpublishRequest
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine
+from hyperd.sandbox import assembly, machine, ports
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.files import ContainerFiles
 from hyperd.sandbox.journal import Journal
@@ -147,6 +149,20 @@ class SandboxHandle:
         done: Started = asyncio.get_running_loop().create_future()
         self._driver.post(AskRollback(done, origin))
         await done
+
+    async def publish(self, requests: Sequence[PortRequest]) -> tuple[PublishedPort, ...]:
+        """Until it stops. Raises WrongStateError unless running or paused, and as ``Network.publish``."""
+        machine.require_up(self._driver.state, self.record.name)
+        ports.require_valid_requests(requests)
+        network = self._driver.services.runner.rooms.network
+        return await network.publish(self.record.sandbox_id, requests, self.record.name)
+
+    async def unpublish(self, chosen: Sequence[UnpublishRequest]) -> tuple[PublishedPort, ...]:
+        """All of them or none; those that it was. Raises NotFoundError."""
+        network = self._driver.services.runner.rooms.network
+        found = ports.choose(network.published(self.record.sandbox_id), chosen, self.record.name)
+        await network.unpublish(self.record.sandbox_id, found)
+        return found
 
     async def wait_ended(self) -> Exit:
         """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""

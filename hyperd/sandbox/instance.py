@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hyperd.errors import (
@@ -96,7 +97,8 @@ class SandboxInstance(Actor[Message]):
         return f"container {self.record.name}"
 
     def view(self) -> ContainerView:
-        return view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
+        shown = view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
+        return replace(shown, ports=self.services.runner.rooms.network.published(self.record.sandbox_id))
 
     def vm_gone(self, gone: VmGone) -> None:
         self.post(gone)

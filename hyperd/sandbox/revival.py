@@ -24,10 +24,10 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition
+from hyperd.sandbox import assembly, definition, ports
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import GuestSettings, Shape
 from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories, one_error
@@ -175,7 +175,13 @@ class Reviver:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        return await self._rooms.network.attach(record.sandbox_id)
+        return await self._rooms.network.attach(
+            record.sandbox_id,
+            ports.wanted(record.spec),
+            record.name,
+            record.spec.network or DEFAULT_NETWORK,
+            record.spec.address,
+        )
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

@@ -23,11 +23,11 @@ from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, SandboxId, VmDefinition, VmStatus
 from hyperd.model.volume import Volume, VolumeName
-from hyperd.sandbox import assembly, definition, mounts
+from hyperd.sandbox import assembly, definition, mounts, ports
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
@@ -283,7 +283,13 @@ class Runner:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
-        return await self.rooms.network.attach(record.sandbox_id)
+        return await self.rooms.network.attach(
+            record.sandbox_id,
+            ports.wanted(record.spec),
+            record.name,
+            record.spec.network or DEFAULT_NETWORK,
+            record.spec.address,
+        )
 
     async def _attach_volumes(
         self, record: ContainerRecord, stack: contextlib.AsyncExitStack

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The groups: `hyper container ...` and `hyper image ...` are Docker's longer names for the same commands."""
 
+from typing import Any
+
 from hyperctl import tables, tree
 
 
@@ -37,6 +39,21 @@ class VolumeGroup(tree.LazyGroup):
     aliases = tables.LIST_ALIAS
 
 
+class NetworkGroup(tree.LazyGroup):
+    table = tables.NETWORK_GROUP
+
+
+class PortGroup(tree.LazyGroup):
+    """`hyper port CONTAINER`, as Docker has it, beside commands of our own."""
+
+    table = tables.PORT_GROUP
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.table:
+            args = ["show", *args]
+        return super().resolve_command(ctx, args)
+
+
 app = tree.group()
 app.add_typer(tree.group(ContainerGroup, tables.ROOT_TABLE["container"][2]), name="container")
 app.add_typer(tree.group(ImageGroup, tables.ROOT_TABLE["image"][2]), name="image")
@@ -45,3 +62,5 @@ app.add_typer(tree.group(TemplateGroup, tables.ROOT_TABLE["template"][2]), name=
 app.add_typer(tree.group(ManifestGroup, tables.ROOT_TABLE["manifest"][2]), name="manifest")
 app.add_typer(tree.group(SystemGroup, tables.ROOT_TABLE["system"][2]), name="system")
 app.add_typer(tree.group(VolumeGroup, tables.ROOT_TABLE["volume"][2]), name="volume")
+app.add_typer(tree.group(PortGroup, tables.CONTAINER_TABLE["port"][2]), name="port")
+app.add_typer(tree.group(NetworkGroup, tables.ROOT_TABLE["network"][2]), name="network")

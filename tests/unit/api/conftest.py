@@ -13,6 +13,8 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, syst
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
+    NetworkServicer,
+    Servicers,
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
@@ -20,7 +22,7 @@ from hyperd.api import (
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet
+from hyperd.sandbox import Fleet, NetworkDesk
 from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
@@ -51,20 +53,17 @@ async def _usage() -> system_pb2.GetDiskUsageResponse:
     return system_pb2.GetDiskUsageResponse(layers_bytes=4096)
 
 
-def servicers(
-    world: World, fleet: Fleet
-) -> tuple[
-    ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer, VolumeServicer
-]:
+def servicers(world: World, fleet: Fleet) -> Servicers:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks, _usage)
-    return (
+    return Servicers(
         ContainerServicer(fleet),
         ImageServicer(world.images, fleet),
         system,
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
         VolumeServicer(fleet.volumes),
+        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
     )
 
 
@@ -75,7 +74,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     path = tmp_path / "s"
     async with (
         world.daemon() as fleet,
-        serving(path, "no-such-group", *servicers(world, fleet)),
+        serving(path, "no-such-group", servicers(world, fleet)),
         grpc.aio.insecure_channel(f"unix:{path}") as channel,
     ):
         yield Api(
