@@ -287,8 +287,12 @@ async def live(
     """True when all went to its end by itself."""
 
     async def run(verb: str, name: str) -> None:
-        with contextlib.suppress(ImageNotFoundError, asyncio.CancelledError):
+        try:
             await getattr(daemon, verb)(name)
+        except asyncio.CancelledError:
+            pass
+        except ImageNotFoundError:
+            assert verb not in ("pull", "commit", "prune"), "what is made here cannot be missing"
 
     undisturbed = True
     running = [tasks.create_task(run(verb, name)) for verb, name in jobs]
