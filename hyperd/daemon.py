@@ -128,6 +128,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             images,
             network,
             templates,
+            storage,
+            snapshots,
         )
         await _run(config, fleet, images, desk, stop)
 
@@ -140,7 +142,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
-        system = SystemServicer(desk.version, desk.info, desk.checks)
+        system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
         async with serving(
             config.socket,
             config.daemon.socket_group,
@@ -276,6 +278,7 @@ def _run_settings(config: Config) -> RunSettings:
         run_dir=config.daemon.run_dir / "vm",
         boot_timeout_s=config.vm.boot_timeout_s,
         reconnect_timeout_s=RECONNECT_TIMEOUT_S,
+        parallel_starts=config.vm.parallel_starts,
     )
 
 

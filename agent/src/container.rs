@@ -6,28 +6,34 @@
 //! Everything here that blocks (mounts, births) is called on a blocking thread.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard};
 
 use crate::boot;
 use crate::cgroup::Cgroup;
 use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context, Error, Kind, Result};
+use crate::files::Files;
 use crate::guest::Identity;
 use crate::init::{self, Config};
-use crate::mount::{self, Linux};
+use crate::mount::{self, Kernel, Linux};
 use crate::process::{self, Birth, Newborn, Process};
-use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec};
+use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec, RootFilesystem};
 use crate::reaper::Reaper;
 use crate::spare::Spare;
 use crate::sys;
 
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const STILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Longer than a process takes to be born.
+const HOLD_DEADLINE: Duration = Duration::from_secs(40);
 
 /// What every container of this guest is made with.
 pub struct Workshop {
@@ -48,7 +54,33 @@ pub struct Container {
     privileged: bool,
     cgroup: Option<Arc<Cgroup>>,
     files: PathBuf,
+    /// What archives are made of.
+    pub archived: Arc<Files>,
+    /// Read by what is being born in it, written by whoever holds it still.
+    births: Arc<RwLock<()>>,
     _leases: Vec<Lease>,
+}
+
+/// A root that was mounted, and nothing runs in it.
+pub struct Opened {
+    pub id: String,
+    pub archived: Arc<Files>,
+    files: PathBuf,
+    _leases: Vec<Lease>,
+}
+
+/// The processes of a container stand still for as long as it exists.
+pub struct Held {
+    cgroup: Arc<Cgroup>,
+    _births: OwnedRwLockWriteGuard<()>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Err(error) = self.cgroup.thaw() {
+            crate::warn!("{error}");
+        }
+    }
 }
 
 /// Made and born, not yet in the runtime's care.
@@ -56,6 +88,7 @@ pub struct Made {
     newborn: Newborn,
     cgroup: Option<Arc<Cgroup>>,
     files: PathBuf,
+    archived: Files,
     leases: Vec<Lease>,
 }
 
@@ -159,7 +192,33 @@ impl Workshop {
             handle: (root.mount.as_fd(), init::ROOT),
         };
         let newborn = process::bear(&self.reaper, &config, &birth, spare)?;
-        Ok(Made { newborn, cgroup, files, leases })
+        let archived = Files::new(root.mount, root.layers);
+        Ok(Made { newborn, cgroup, files, archived, leases })
+    }
+
+    /// Blocking. Leaves nothing behind when it fails.
+    pub fn open(&self, id: String, root: RootFilesystem) -> Result<Opened> {
+        let files = self.state.join("containers").join(&id);
+        std::fs::create_dir_all(&files).what("create the container's directory")?;
+        let is_readonly = root.readonly;
+        let request =
+            CreateContainerRequest { container_id: id.clone(), root: Some(root), ..CreateContainerRequest::default() };
+        let opened = self.disks.mount_root(&request, &files).and_then(|root| {
+            if is_readonly {
+                Linux.set_attributes(root.mount.as_fd(), false, mount::Attributes::MOUNT_ATTR_RDONLY)?;
+            }
+            Ok(root)
+        });
+        match opened {
+            Ok(root) => {
+                let archived = Arc::new(Files::new(root.mount, root.layers));
+                Ok(Opened { id, archived, files, _leases: root.leases })
+            }
+            Err(error) => {
+                remove_files(&files);
+                Err(error)
+            }
+        }
     }
 
     /// Disks and shares among the mounts become binds of where the agent mounted them.
@@ -193,6 +252,8 @@ impl Container {
             privileged,
             cgroup: made.cgroup,
             files: made.files,
+            archived: Arc::new(made.archived),
+            births: Arc::default(),
             _leases: made.leases,
         }))
     }
@@ -213,10 +274,39 @@ impl Container {
 
     /// `Some` when the program could not be executed.
     pub async fn start(&self) -> Result<Option<ExitStatus>> {
+        let _birth = self.moving()?;
         if self.started.swap(true, Ordering::AcqRel) || self.first.exit().is_some() {
             return Err(Error::wrong_state(format!("container {} was started before", self.id)));
         }
         self.first.start().await
+    }
+
+    /// Nothing is started in it while it is held still.
+    fn moving(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        let held = |_| Error::wrong_state(format!("container {} stands still while its files are read", self.id));
+        self.births.try_read().map_err(held)
+    }
+
+    /// Stops its processes until what is returned goes away.
+    pub async fn hold(self: &Arc<Self>) -> Result<Held> {
+        let Some(cgroup) = self.cgroup.clone() else {
+            return Err(Error::new(Kind::Unsupported, "without cgroups no container can be frozen"));
+        };
+        let waited = tokio::time::timeout(HOLD_DEADLINE, self.births.clone().write_owned()).await;
+        let births =
+            waited.map_err(|_| Error::wrong_state(format!("container {} is held still by another call", self.id)))?;
+        blocking(move || {
+            // Made first: what fails half-way is undone too.
+            let held = Held { cgroup, _births: births };
+            held.cgroup.freeze(STILL_DEADLINE)?;
+            Ok(held)
+        })
+        .await
+    }
+
+    /// Of the first process.
+    pub fn handle(&self) -> BorrowedFd<'_> {
+        self.first.pidfd.as_fd()
     }
 
     /// "" is the first process.
@@ -232,6 +322,7 @@ impl Container {
         if self.state() != ContainerState::Running {
             return Err(Error::wrong_state(format!("container {} is not running", self.id)));
         }
+        let _birth = self.moving()?;
         {
             let mut execs = self.execs();
             if execs.contains_key(id) {
@@ -301,6 +392,7 @@ impl Container {
     /// Kills, waits, takes down. What cannot be removed is told, and forgotten all the same.
     pub async fn destroy(&self) -> Result<()> {
         self.kill_all();
+        self.archived.close().await;
         for process in self.processes() {
             let waited = tokio::time::timeout(KILL_DEADLINE, process.wait()).await;
             waited.map_err(|_| {
@@ -352,6 +444,25 @@ impl Container {
 
     pub fn cgroup(&self) -> Option<&Cgroup> {
         self.cgroup.as_deref()
+    }
+}
+
+impl Opened {
+    /// Unmounts, when the last lease goes.
+    pub async fn close(&self) -> Result<()> {
+        self.archived.close().await;
+        let files = self.files.clone();
+        blocking(move || {
+            remove_files(&files);
+            Ok(())
+        })
+        .await
+    }
+
+    /// It has no process, and none will come.
+    pub fn status(&self) -> ContainerStatus {
+        let state = ContainerState::Exited.into();
+        ContainerStatus { container_id: self.id.clone(), state, processes: Vec::new() }
     }
 }
 

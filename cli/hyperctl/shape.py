@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containers as Docker shapes them: the rows of `ps` and the documents of `inspect`."""
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -193,8 +194,18 @@ def _config(container: pb.Container, image: image_pb2.ImageConfig) -> dict[str, 
         "Entrypoint": entrypoint or None,
         "Labels": OpenMap(sorted({**image.labels, **spec.labels}.items())),
         "StopSignal": spec.stop_signal or image.stop_signal,
+        "Healthcheck": parse_healthcheck(image.healthcheck_json),
         "StopTimeout": spec.stop_timeout_s if spec.HasField("stop_timeout_s") else None,
     }
+
+
+def parse_healthcheck(text: str) -> dict[str, Any] | None:
+    """As it is in the image's config; None when there is none, or it is no JSON object."""
+    try:
+        value = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _merged_env(image: Iterable[str], own: Iterable[str]) -> list[str]:

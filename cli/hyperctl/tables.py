@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command: name -> (module under hyperctl.commands, its name there, summary). Help is printed from here alone."""
+"""Every command: name -> (module under hyperctl.commands, its name there, summary). Help is printed from here alone.
+
+Aliases are Docker's further names; help does not list them.
+"""
 
 CONTAINER_TABLE = {
     "run": ("run", "run", "Create and start a container from an image or a snapshot"),
@@ -19,12 +22,24 @@ CONTAINER_TABLE = {
     "attach": ("attach", "attach", "Join the standard streams of a running container"),
     "logs": ("logs", "logs", "Show what a container has written"),
     "wait": ("lifecycle", "wait", "Wait until containers stop, then print their exit codes"),
+    "cp": ("copy", "cp", "Copy files between a container and this host"),
+    "diff": ("changes", "diff", "List what a container has changed against its image"),
+    "commit": ("changes", "commit", "Make an image of what a container has changed"),
+    "export": ("archives", "export", "Write a container's root file system as a tar"),
     "inspect": ("inspect", "inspect", "Show everything about containers and images"),
 }
 ROOT_TABLE = CONTAINER_TABLE | {
-    "pull": ("images", "pull", "Download an image from a registry"),
+    "pull": ("registry", "pull", "Download an image from a registry"),
+    "push": ("registry", "push", "Upload an image to a registry"),
+    "login": ("login", "login", "Log in to a registry"),
+    "logout": ("login", "logout", "Forget the credentials for a registry"),
     "images": ("images", "images", "List images"),
+    "history": ("images", "history", "Show what an image was made of"),
+    "tag": ("images", "tag", "Give an image one more name"),
     "rmi": ("images", "rmi", "Remove images"),
+    "save": ("archives", "save", "Write images to a tar"),
+    "load": ("archives", "load", "Take images from a tar"),
+    "import": ("archives", "import", "Make an image of a root file system's tar"),
     "snapshot": ("groups", "snapshot", "Snapshots of running containers"),
     "template": ("groups", "template", "Booted guests that containers start from"),
     "info": ("system", "info", "Show what the daemon runs with"),
@@ -33,6 +48,8 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "daemon": ("daemon", "", "Start, stop and look at the daemon"),
     "container": ("groups", "container", "Commands on containers"),
     "image": ("groups", "image", "Commands on images"),
+    "manifest": ("groups", "manifest", "Manifests in registries"),
+    "system": ("groups", "system", "What takes room on the disk, and the daemon itself"),
     "completion": ("completion", "completion", "Print the completion script of a shell"),
     "__complete": ("completion", "__complete", ""),
 }
@@ -41,19 +58,26 @@ CONTAINER_GROUP = {
     **CONTAINER_TABLE,
     "inspect": ("inspect", "container-inspect", "Show everything about containers"),
     "ls": CONTAINER_TABLE["ps"],
-    "list": CONTAINER_TABLE["ps"],
+    "prune": ("prune", "container-prune", "Remove all stopped containers"),
 }
+CONTAINER_ALIASES = {"list": "ls", "remove": "rm"}
 IMAGE_GROUP = {
     "ls": ROOT_TABLE["images"],
-    "list": ROOT_TABLE["images"],
-    "pull": ROOT_TABLE["pull"],
+    **{name: ROOT_TABLE[name] for name in ("pull", "push", "tag", "history", "save", "load", "import")},
     "rm": ROOT_TABLE["rmi"],
+    "prune": ("prune", "image-prune", "Remove images that nobody uses"),
     "inspect": ("inspect", "image-inspect", "Show everything about images"),
+}
+IMAGE_ALIASES = {"list": "ls", "remove": "rm"}
+MANIFEST_GROUP = {"inspect": ("registry", "manifest-inspect", "Show a manifest, or a list of manifests")}
+SYSTEM_GROUP = {
+    "df": ("usage", "df", "Show what takes room on the disk"),
+    "info": ROOT_TABLE["info"],
+    "prune": ("prune", "system-prune", "Remove stopped containers, and images that nobody uses"),
 }
 SNAPSHOT_GROUP = {
     "create": ("snapshots", "create", "Save a running container: memory, disk and configuration"),
     "ls": ("snapshots", "ls", "List snapshots"),
-    "list": ("snapshots", "ls", "List snapshots"),
     "inspect": ("snapshots", "inspect", "Show everything about snapshots"),
     "rm": ("snapshots", "rm", "Remove snapshots"),
     "export": ("transfer", "export", "Write a snapshot to a file or a pipe"),
@@ -61,7 +85,7 @@ SNAPSHOT_GROUP = {
 }
 TEMPLATE_GROUP = {
     "ls": ("templates", "ls", "List templates"),
-    "list": ("templates", "ls", "List templates"),
     "build": ("templates", "build", "Make the templates for a size of machine"),
     "rm": ("templates", "rm", "Remove templates"),
 }
+LIST_ALIAS = {"list": "ls"}

@@ -109,11 +109,11 @@ def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
     if row is None:
         raise ImageNotFoundError("no such image", subject=image_id)
     parsed = parse_config(row["config"], image_id)
-    sizes = connection.execute(
-        "SELECT coalesce(sum(size_bytes), 0) AS size, coalesce(sum(stored_bytes), 0) AS stored"
-        " FROM image_layer JOIN image_layer_file USING (diff_id) WHERE image_id = ?",
+    layers = connection.execute(
+        "SELECT size_bytes, stored_bytes FROM image_layer JOIN image_layer_file USING (diff_id)"
+        " WHERE image_id = ? ORDER BY position",
         (image_id,),
-    ).fetchone()
+    ).fetchall()
     return Image(
         image_id=image_id,
         tags=_names(connection, "image_tag", image_id),
@@ -123,10 +123,11 @@ def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
         platform=parsed.platform,
         config=parsed.config,
         created_at=parsed.created_at,
-        size_bytes=sizes["size"],
-        stored_bytes=sizes["stored"],
+        size_bytes=sum(layer["size_bytes"] for layer in layers),
+        stored_bytes=sum(layer["stored_bytes"] for layer in layers),
         author=parsed.author,
         history=parsed.history,
+        layer_bytes=tuple(layer["size_bytes"] for layer in layers),
     )
 
 

@@ -22,14 +22,18 @@ from hyperd.image import push as pushes
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
 from hyperd.image import usage as usages
-from hyperd.image.base import NONE_IN_USE, PullEvent, PushEvent
+from hyperd.image.archive_write import Saving
+from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
+from hyperd.image.layer_intake import Intake
 from hyperd.image.layers import SUFFIX, LayerFile, Layers
+from hyperd.image.loading import Loading
 from hyperd.image.logins import Logins
+from hyperd.image.making import Making
 from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push
 from hyperd.image.reference import Source, Transport
@@ -41,6 +45,7 @@ from hyperd.model.image import (
     Digest,
     Image,
     ImageId,
+    NewImage,
     Platform,
     Pruning,
     RawManifest,
@@ -115,6 +120,14 @@ class OciImageStore:
             self._conversions,
             self._temporary,
         )
+        self._intake = Intake(
+            self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
+        )
+        self._making = Making(self._parts, self._intake)
+        self._saving = Saving(self._parts)
+        self._loading = Loading(
+            self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
+        )
         self._uploads = Uploads(
             self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s
         )
@@ -140,6 +153,8 @@ class OciImageStore:
         await self._conversions.cancel()
         self._workers.close()
         self._layers.close()
+        self._intake.close()
+        self._loading.close()
 
     async def pull(
         self,
@@ -323,3 +338,27 @@ class OciImageStore:
     def _write_index_file(self, entries: list[IndexEntry]) -> None:
         with files.file_errors(self._root):
             self._content.write_index(entries)
+
+    async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        image = await self._making.commit(base, layer, new)
+        await self._write_index()
+        return image
+
+    async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:
+        commented = replace(new, message=new.message or "Imported from -")
+        image = await self._making.make_on_nothing(self._loading.unpacker.plain(data), commented)
+        await self._write_index()
+        return image
+
+    def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        return self._saving.save(images)
+
+    async def load(
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+    ) -> AsyncGenerator[LoadEvent, None]:
+        try:
+            async with contextlib.aclosing(self._loading.load(data, platform)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await self._write_index()

@@ -201,7 +201,7 @@ def exec_plan(record: ContainerRecord, image: ImageConfig, spec: ExecSpec) -> Pr
     if not spec.args:
         raise InvalidError("no command was given", subject=f"exec in {record.name}")
     first = _process(record, image)
-    env = _merged(first.env, (*(("TERM=xterm",) if spec.tty else ()), *spec.env))
+    env = merged_env(first.env, (*(("TERM=xterm",) if spec.tty else ()), *spec.env))
     privileged = spec.privileged or record.spec.privileged
     return ProcessPlan(
         args=spec.args,
@@ -240,7 +240,7 @@ def _process(record: ContainerRecord, image: ImageConfig) -> ProcessPlan:
     own = (f"HOSTNAME={hostname_of(record)}", *(("TERM=xterm",) if spec.tty else ()))
     return ProcessPlan(
         args=record.command,
-        env=_merged(own, (*image.env, *spec.env)),
+        env=merged_env(own, (*image.env, *spec.env)),
         working_directory=spec.working_directory or image.working_directory,
         user=spec.user or image.user,
         additional_groups=spec.additional_groups,
@@ -254,7 +254,7 @@ def _process(record: ContainerRecord, image: ImageConfig) -> ProcessPlan:
     )
 
 
-def _merged(base: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
+def merged_env(base: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
     """Later values win; a bare KEY (no '=') removes the variable."""
     values: dict[str, str] = {}
     for entry in (*base, *over):

@@ -26,6 +26,7 @@ from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.driver import SandboxDriver
+from hyperd.sandbox.files import ContainerFiles
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     AskHibernate,
@@ -52,6 +53,7 @@ _REFUSALS: dict[int, type[HyperError]] = {126: CommandNotExecutableError, 127: C
 class SandboxHandle:
     def __init__(self, driver: SandboxDriver) -> None:
         self._driver = driver
+        self.files = ContainerFiles(driver)
 
     @property
     def record(self) -> ContainerRecord:
@@ -203,7 +205,7 @@ class SandboxHandle:
             self.record, process_id, pump, same_tenure, end, tty=spec.tty, stdin=spec.stdin
         )
         try:
-            await tenure.exec(process_id, plan, pump, end)
+            await tenure.execs.start(process_id, plan, pump, end)
         except BaseException:
             await session.aclose()
             raise

@@ -25,6 +25,7 @@ from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.actor import Actor
 from hyperd.sandbox.errands import Errands, Services
+from hyperd.sandbox.file_calls import FileCalls
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     Adopt,
@@ -67,6 +68,7 @@ class SandboxInstance(Actor[Message]):
         self.removed = False
         self.pending = False  # a clone that stands still until its fellows are there, too
         self.waiting = Waiting()
+        self.files = FileCalls(self.subject)
         self.tenure: Tenure | None = None
         self.pump = self._new_pump()
         self._errands = Errands(record, services, journal)
@@ -115,7 +117,7 @@ class SandboxInstance(Actor[Message]):
         at_rest = isinstance(
             self.state, machine.Created | machine.Exited | machine.Failed | machine.Hibernated
         )
-        return at_rest and self._unreadable is None
+        return at_rest and self._unreadable is None and not self.files.are_there
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
@@ -166,10 +168,14 @@ class SandboxInstance(Actor[Message]):
         if self.pump.ended.is_set():
             self.pump = self._new_pump()
 
-    def _require_startable(self) -> None:
+    def require_readable(self) -> None:
+        """Raises what kept its record from being read."""
         if self._unreadable is not None:
             error = self._unreadable
             raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
+
+    def _require_startable(self) -> None:
+        self.require_readable()
         machine.require_startable(self.state, self.record.name)
 
     async def _advance(self, event: machine.Event) -> None:

@@ -272,6 +272,15 @@ def require_running(state: State, name: str) -> None:
     raise WrongStateError(brief, subject=f"container {name}", hint=hint)
 
 
+def require_openable(state: State, name: str) -> None:
+    """Its files can be read and written, or will be when it has come up."""
+    if isinstance(state, Paused | Hibernated | Stopping | Removing):
+        hint = _way_on(state, name) or "try again when it is"
+        raise WrongStateError(
+            f"is {name_of(state)}: its files cannot be opened", subject=f"container {name}", hint=hint
+        )
+
+
 def require_up(state: State, name: str) -> RunFacts:
     """Running or paused: there is something to save."""
     if isinstance(state, Running | Paused):

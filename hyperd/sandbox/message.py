@@ -2,6 +2,7 @@
 """What a driver's inbox holds: requests of callers, and news of what was under way."""
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError
@@ -70,6 +71,14 @@ class AskRollback:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenFiles:
+    """``work`` is to be a task of the driver's: it keeps a VM up in which the sandbox's files are open."""
+
+    work: Coroutine[object, object, None]
+    started: "asyncio.Future[asyncio.Task[None]]"
+
+
+@dataclass(frozen=True, slots=True)
 class Adopt:
     vm: VmStatus | None
 
@@ -128,4 +137,4 @@ class OfRun:
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
-Message = Ask | Adopt | OfRun | IsRemoved | VmGone
+Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone

@@ -122,22 +122,20 @@ class Reviver:
             require_compatible(snapshot, made_of)
             phases.mark("prepare")
             stack.push_async_callback(rooms.hypervisor.destroy, record.sandbox_id)
-            vm = await rooms.hypervisor.start(replace(described, restore_from=snapshot.path(STATE)))
-            phases.mark("vm")
-            subject = f"container {record.name}"
-            async with console_as_evidence(subject, paths, self._files):
-                guest = await rooms.dialer.connect(
-                    paths.control_socket,
-                    paths.stream_socket,
-                    timeout_s=CLONE_HELLO_TIMEOUT_S,
-                    subject=subject,
-                )
-                stack.push_async_callback(guest.close)
-                phases.mark("hello")
-                containers = await guest.list_containers()
-                first = _first_process(record, containers)
-                await self._configure(guest, record, attachment, origin.fork)
-                phases.mark("configure")
+            async with self._runner.turns.take(phases):
+                vm = await rooms.hypervisor.start(replace(described, restore_from=snapshot.path(STATE)))
+                phases.mark("vm")
+                subject = f"container {record.name}"
+                async with console_as_evidence(subject, paths, self._files):
+                    guest = await self._runner.dialer.connect(
+                        paths, vm_pid=vm.pid, timeout_s=CLONE_HELLO_TIMEOUT_S, subject=subject
+                    )
+                    stack.push_async_callback(guest.close)
+                    phases.mark("hello")
+                    containers = await guest.list_containers()
+                    first = _first_process(record, containers)
+                    await self._configure(guest, record, attachment, origin.fork)
+                    phases.mark("configure")
             if origin.back:  # the VM has it open, and it gets its name
                 await rooms.storage.adopt_staged(record.sandbox_id)
             return Live(

@@ -40,6 +40,7 @@ class RunSettings:
     run_dir: Path
     boot_timeout_s: float
     reconnect_timeout_s: float
+    parallel_starts: int = 0  # VMs that come up at a time; 0: by the CPUs
 
     def paths(self, sandbox_id: SandboxId) -> SandboxPaths:
         # A UNIX socket's path has room for 107 bytes: 12 digits of the id are plenty.

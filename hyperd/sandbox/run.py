@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import HyperError
+from hyperd.errors import ClockError, HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
@@ -29,6 +29,7 @@ from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
 from hyperd.sandbox import assembly, definition
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
+from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
 from hyperd.sandbox.rooms import (
     Phases,
     Rooms,
@@ -80,10 +81,20 @@ class Runner:
         self.settings = settings
         self.templates = templates
         self._files = files
+        self.turns = Turns(parallel_starts(settings.parallel_starts))
+        self.dialer = PatientDialer(rooms.dialer, files)
 
-    async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
+    async def bring_up(
+        self,
+        record: ContainerRecord,
+        accelerator: Accelerator,
+        phases: Phases,
+        *,
+        only_files: bool = False,
+    ) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
 
+        ``only_files``: there is no container then, only its root file system.
         Raises what the rooms raise; an agent that never answers is TimeoutExpiredError, a VM that ends before it is
         UnavailableError, both with the console's tail.
         """
@@ -107,11 +118,16 @@ class Runner:
                 ),
             )
             phases.mark("prepare")
-            up = await self._restore_or_boot(start, offer_task.result(), stack)
-            plan = assembly.container_plan(record, image_task.result().config, root)
-            async with console_as_evidence(start.subject, paths, self._files):
-                guest_pid = await up.guest.create_container(plan)
-            phases.mark("create")
+            async with self.turns.take(phases):
+                up = await self._restore_or_boot(start, offer_task.result(), stack)
+                plan = assembly.container_plan(record, image_task.result().config, root)
+                async with console_as_evidence(start.subject, paths, self._files):
+                    guest_pid = 0
+                    if only_files:
+                        await up.guest.open_root(plan)
+                    else:
+                        guest_pid = await up.guest.create_container(plan)
+                phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
                 up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
@@ -136,7 +152,7 @@ class Runner:
                 self.templates.worked(snapshot)
                 return _Up(vm, guest, StartPath.TEMPLATE, note, _from_template(start.vm, snapshot))
         vm, guest = await self._bring_to_life(start, start.vm, stack, self.settings.boot_timeout_s)
-        return _Up(vm, guest, StartPath.COLD, note, start.vm)
+        return _Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), start.vm)
 
     async def _bring_to_life(
         self,
@@ -152,11 +168,20 @@ class Runner:
             vm = await self.rooms.hypervisor.start(described)
             phases.mark("vm")
             async with console_as_evidence(start.subject, start.paths, self._files):
-                guest = await self._dial(record, start.paths, hello_timeout_s)
+                guest = await self.dialer.connect(
+                    start.paths, vm_pid=vm.pid, timeout_s=hello_timeout_s, subject=start.subject
+                )
                 own.push_async_callback(guest.close)
                 phases.mark("hello")
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
-                await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                try:
+                    await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                except ClockError as error:
+                    if described.restore_from is not None:
+                        raise
+                    # A guest that booted read the time from its own hardware; what is missing is the proof.
+                    start.doubts.append(error.brief)
+                    log.warning("clock not proven", extra={"sandbox": record.name, "error": str(error)})
                 phases.mark("configure")
             stack.push_async_callback(own.pop_all().aclose)
         return vm, guest
@@ -211,9 +236,10 @@ class Runner:
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.rooms.hypervisor.destroy(sandbox_id)
-        await self.rooms.network.release(sandbox_id)
+        # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
         await remove_directories(self.settings.paths(sandbox_id), self._files)
+        await self.rooms.network.release(sandbox_id)
 
     async def list_directories(self) -> set[SandboxId]:
         """Who owns a directory, for cleaning up after a kill."""
@@ -257,6 +283,7 @@ class _Start:
     paths: SandboxPaths
     phases: Phases
     vm: VmDefinition  # that boots
+    doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
 
     @property
     def subject(self) -> str:

@@ -22,6 +22,7 @@ from hyper.v1 import (
     system_pb2,
     system_pb2_grpc,
 )
+from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
@@ -31,7 +32,7 @@ from tests.fakes.programs import FakeProcess, exited
 DEADLINE_S = 30
 
 
-class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
+class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:
         self._daemon = daemon
 

@@ -47,9 +47,16 @@ class FakeDaemon:
     tasks: asyncio.TaskGroup | None = None  # of processes, which outlive the sessions
     ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     hangups: int = 0
+    files: Any = None  # of containers: FakeFiles
+    usage: system_pb2.GetDiskUsageResponse = field(default_factory=system_pb2.GetDiskUsageResponse)
+    archive: bytes = b"an archive of images" * 100_000  # what a save gives, and a load takes
+    manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)  # of registries
 
     def __post_init__(self) -> None:
+        from tests.fakes.daemon_files import FakeFiles  # noqa: PLC0415 - it builds on this module
+
         self.stdin_gate.set()
+        self.files = FakeFiles()
 
     def fail_next(self, method: str, code: grpc.StatusCode, brief: str, **detail: str) -> None:
         self.failures[method] = (code, system_pb2.ErrorDetail(brief=brief, **detail))
@@ -74,6 +81,7 @@ class FakeDaemon:
             config=image_pb2.ImageConfig(env=["PATH=/bin"], cmd=["sh"], labels={"maintainer": "us"}),
             manifest_digest=digest("manifest" + reference),
             diff_ids=[digest("layer 1"), digest("layer 2")],
+            layer_bytes=[size_bytes - size_bytes // 3, size_bytes // 3],
         )
         self.images[reference] = image
         return image

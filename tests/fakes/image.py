@@ -3,13 +3,13 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
-from hyperd.image.base import NONE_IN_USE, PullEvent, PushEvent
+from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.model.image import (
     Credentials,
     Digest,
@@ -19,6 +19,8 @@ from hyperd.model.image import (
     ImageUsage,
     LayerPhase,
     LayerProgress,
+    LoadedImage,
+    NewImage,
     Platform,
     Pruning,
     PullNotice,
@@ -65,8 +67,18 @@ def image_named(reference: str, config: ImageConfig | None = None, *, layers: in
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Commit:
+    base: ImageId
+    layer: bytes
+    new: NewImage
+
+
 class FakeImageStore:
-    """``add`` makes an image present, ``publish`` makes it one that a pull finds."""
+    """``add`` makes an image present, ``publish`` makes it one that a pull finds.
+
+    ``commits``: those that came to their end. ``commit_gate``: closed with clear(), they wait when all is read.
+    """
 
     def __init__(self, root: Path = Path("/fake/images")) -> None:
         self.root = root
@@ -80,6 +92,10 @@ class FakeImageStore:
         self.fail_next_root_disk: HyperError | None = None
         self.gate = asyncio.Event()  # holds every pull after its first event
         self.gate.set()
+        self.commits: list[Commit] = []
+        self.committing = 0
+        self.commit_gate = asyncio.Event()
+        self.commit_gate.set()
 
     def add(self, reference: str, config: ImageConfig | None = None, *, layers: int = 2) -> Image:
         image = image_named(reference, config, layers=layers)
@@ -244,6 +260,37 @@ class FakeImageStore:
             ImageUsage(each.image_id, each.tags, 0, each.stored_bytes) for each in self.images.values()
         )
         return StoreUsage(images, sum(image.unique_bytes for image in images), 0)
+
+    async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        self.committing += 1
+        try:
+            content = b"".join([piece async for piece in layer])
+            await self.commit_gate.wait()
+        finally:
+            self.committing -= 1
+        self.commits.append(Commit(base, content, new))
+        config = new.overrides or self.images[base].config
+        image = image_named(new.reference or f"commit{len(self.commits)}", config)
+        self.images[image.image_id] = image = replace(image, author=new.author)
+        return image
+
+    async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:
+        content = b"".join([piece async for piece in data])
+        return self.add(new.reference or f"imported{len(content)}", layers=1)
+
+    async def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        found = [await self.get(name) for name in images]
+        yield "\n".join(tag for image in found for tag in image.tags).encode()
+
+    async def load(
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+    ) -> AsyncGenerator[LoadEvent, None]:
+        """What ``save`` wrote."""
+        del platform
+        names = b"".join([piece async for piece in data]).decode().splitlines()
+        for name in names:
+            image = self.add(name)
+            yield LoadedImage(image, image.tags)
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         error, self.fail_next_root_disk = self.fail_next_root_disk, None

@@ -6,18 +6,30 @@ from hyperctl import tables, tree
 
 class ContainerGroup(tree.LazyGroup):
     table = tables.CONTAINER_GROUP
+    aliases = tables.CONTAINER_ALIASES
 
 
 class ImageGroup(tree.LazyGroup):
     table = tables.IMAGE_GROUP
+    aliases = tables.IMAGE_ALIASES
 
 
 class SnapshotGroup(tree.LazyGroup):
     table = tables.SNAPSHOT_GROUP
+    aliases = tables.LIST_ALIAS
 
 
 class TemplateGroup(tree.LazyGroup):
     table = tables.TEMPLATE_GROUP
+    aliases = tables.LIST_ALIAS
+
+
+class ManifestGroup(tree.LazyGroup):
+    table = tables.MANIFEST_GROUP
+
+
+class SystemGroup(tree.LazyGroup):
+    table = tables.SYSTEM_GROUP
 
 
 app = tree.group()
@@ -25,3 +37,5 @@ app.add_typer(tree.group(ContainerGroup, tables.ROOT_TABLE["container"][2]), nam
 app.add_typer(tree.group(ImageGroup, tables.ROOT_TABLE["image"][2]), name="image")
 app.add_typer(tree.group(SnapshotGroup, tables.ROOT_TABLE["snapshot"][2]), name="snapshot")
 app.add_typer(tree.group(TemplateGroup, tables.ROOT_TABLE["template"][2]), name="template")
+app.add_typer(tree.group(ManifestGroup, tables.ROOT_TABLE["manifest"][2]), name="manifest")
+app.add_typer(tree.group(SystemGroup, tables.ROOT_TABLE["system"][2]), name="system")

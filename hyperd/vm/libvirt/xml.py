@@ -88,7 +88,8 @@ def _render_machine(domain: ET.Element, definition: VmDefinition, settings: Libv
     else:
         # Not qemu64: distributions built for x86-64-v2 (RHEL 9 and its kin) do not run on it.
         ET.SubElement(domain, "cpu", mode="maximum", check="none")
-    ET.SubElement(domain, "clock", offset="utc")
+    clock = ET.SubElement(domain, "clock", offset="utc")
+    ET.SubElement(clock, "timer", name=platform.absent_timer, present="no")
     # The user is named here whatever qemu.conf says, and no file of ours is ever relabelled for a VM.
     label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
     user = f"+{own_uid(definition.sandbox_id)}" if settings.own_uids else settings.qemu_user

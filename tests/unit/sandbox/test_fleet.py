@@ -20,8 +20,8 @@ from hyperd.model.container import ContainerSpec, ContainerState, ExecSpec, Exit
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.model.vm import SandboxId, VmStatus
 from hyperd.sandbox import Fleet, SandboxHandle, is_running, machine
+from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.machine import RunFacts
-from hyperd.sandbox.tenure import STOPPED_BY_FORCE
 from tests.fakes.world import World, created, eventually, started
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
