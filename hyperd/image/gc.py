@@ -16,7 +16,9 @@ import contextlib
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
+from typing import TypeVar
 
 from hyperd.errors import HyperError
 from hyperd.host import files
@@ -28,6 +30,8 @@ from hyperd.image.layers import SUFFIX, Layers
 from hyperd.image.records import Item, Kind
 from hyperd.image.usage import allocated_bytes
 from hyperd.model.image import Digest
+
+R = TypeVar("R")
 
 
 class Garbage:
@@ -66,6 +70,23 @@ class Garbage:
             if self._put_off & mine - set(self._pins):
                 with contextlib.suppress(HyperError):  # it stays marked, and is not this caller's concern
                     await self.sweep()
+
+    @contextlib.asynccontextmanager
+    async def held(
+        self, look: Callable[[sqlite3.Connection], tuple[R, AbstractSet[Digest]]]
+    ) -> AsyncIterator[R]:
+        """What ``look`` finds in the records; the digests that it tells beside it are pinned.
+
+        It is asked again under the pins, for it may be otherwise by then, and once more when the pins are too few.
+        """
+        _, digests = await self._database.transaction(look)
+        while True:
+            async with self.pinned(digests):
+                found, now = await self._database.transaction(look)
+                if now <= digests:
+                    yield found
+                    return
+            digests = now
 
     async def sweep(self, candidates: Iterable[Digest] = ()) -> int:
         """Delete what is marked, and those of the candidates that nobody needs. Returns the bytes that this freed."""
