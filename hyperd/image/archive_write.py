@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, UnavailableError
 from hyperd.host import files
 from hyperd.image import records
 from hyperd.image import reference as references
@@ -110,19 +110,12 @@ class Saving:
             wanted = find_wanted(connection, images)
             return wanted, {each for one in wanted for each in records.digests_of(connection, one.image_id)}
 
-        digests = (await parts.database.transaction(find))[1]
-        try:
-            async with parts.garbage.pinned(digests):
-                wanted, now = await parts.database.transaction(find)
-                if not now <= digests:  # a tag has moved in this very moment
-                    raise ImageNotFoundError("the image has gone", subject=images[0][:300])
-                members = await parts.workers.call(lay_out, parts.content, wanted)
-                for member in members:
-                    async for chunk in self._stream(member):
-                        yield chunk
-                yield bytes(2 * _BLOCK)
-        finally:
-            await parts.garbage.sweep(digests)  # what somebody removed meanwhile
+        async with parts.garbage.held(find) as wanted:
+            members = await parts.workers.call(lay_out, parts.content, wanted)
+            for member in members:
+                async for chunk in self._stream(member):
+                    yield chunk
+            yield bytes(2 * _BLOCK)
 
     async def _stream(self, member: Member) -> AsyncGenerator[bytes, None]:
         yield header(member)

@@ -16,7 +16,7 @@ import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
-from hyperd.errors import ImageNotFoundError
+from hyperd.errors import HyperError, ImageNotFoundError
 from hyperd.host import files
 from hyperd.host.workers import Wanted, Workers
 from hyperd.image import platform as platforms
@@ -70,7 +70,8 @@ class Loading:
                             yield event
         finally:
             await self._threads.call(files.remove_tree, directory)
-            await self._parts.garbage.sweep(candidates)  # what a pull that failed has left
+            with contextlib.suppress(HyperError):  # what goes then are the rests of broken pulls
+                await self._parts.garbage.sweep(candidates)  # what a pull that failed has left
 
     async def _split(self, data: AsyncIterator[bytes], directory: Path) -> Archive:
         await self._threads.call(files.make_directory, directory, 0o700)

@@ -58,7 +58,8 @@ class Making:
             async with garbage.pinned(mine):
                 return await self._record(draft, made, names)
         except BaseException:
-            await garbage.sweep(mine)
+            with contextlib.suppress(HyperError):  # what went wrong before is what the caller hears
+                await garbage.sweep(mine)
             raise
 
     async def _record(self, draft: Draft, made: Assembled, names: tuple[Named, ...]) -> Image:
@@ -90,23 +91,17 @@ class Making:
     @contextlib.asynccontextmanager
     async def _standing(self, base: ImageId) -> AsyncIterator[Base]:
         """The base, which stays on disk for so long even when somebody removes it. Raises ImageNotFoundError."""
-        parts = self._parts
 
-        def look(connection: sqlite3.Connection) -> tuple[Digest, bytes, set[Digest]]:
+        def look(connection: sqlite3.Connection) -> tuple[tuple[Digest, bytes], set[Digest]]:
             row = connection.execute(
                 "SELECT manifest_digest, config FROM image WHERE image_id = ?", (base,)
             ).fetchone()
             if row is None:
                 raise ImageNotFoundError("no such image", subject=base)
-            return Digest(row["manifest_digest"]), row["config"], records.digests_of(connection, base)
+            return (Digest(row["manifest_digest"]), row["config"]), records.digests_of(connection, base)
 
-        digests = (await parts.database.transaction(look))[2]
-        try:
-            async with parts.garbage.pinned(digests):
-                manifest, config, _ = await parts.database.transaction(look)  # it may have gone meanwhile
-                yield Base(config, await self._read_manifest(base, manifest))
-        finally:
-            await parts.garbage.sweep(digests)
+        async with self._parts.garbage.held(look) as (manifest, config):
+            yield Base(config, await self._read_manifest(base, manifest))
 
     async def _read_manifest(self, base: ImageId, digest: Digest) -> bytes:
         content = self._parts.content

@@ -16,7 +16,7 @@ from hyperd.image.pull import Parts
 from hyperd.image.reference import Named, Source, Transport
 from hyperd.image.transport import Remote
 from hyperd.image.upload import Uploads
-from hyperd.model.image import Image, ImageId, PullNotice, PushedTag, PushProgress
+from hyperd.model.image import Digest, Image, ImageId, PullNotice, PushedTag, PushProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +60,11 @@ class Push:
             await self._send(target, replace(remote, source=source))
 
     async def _send(self, target: Target, remote: Remote) -> None:
-        candidates = await self._parts.database.transaction(
-            lambda connection: records.digests_of(connection, target.image_id)
-        )
-        async with self._parts.garbage.pinned(candidates):
-            # Read again: from here on nothing of it goes, whatever happens to its names.
-            image = await self._parts.database.transaction(
-                lambda connection: records.get_image(connection, target.image_id)
-            )
+        def look(connection: sqlite3.Connection) -> tuple[Image, set[Digest]]:
+            image = records.get_image(connection, target.image_id)
+            return image, records.digests_of(connection, target.image_id)
+
+        async with self._parts.garbage.held(look) as image:
             manifest = await self._read_manifest(image)
             self._warn_of_platforms(image, target.named)
             size = await self._uploads.send(remote, image.manifest_digest, manifest, self._tell)

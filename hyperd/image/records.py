@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from enum import Enum, auto
+from typing import NamedTuple
 
 from hyperd.errors import ImageNotFoundError, InvalidError
 from hyperd.image import reference as references
@@ -37,9 +39,22 @@ MIGRATIONS = (
         image_id TEXT NOT NULL REFERENCES image ON DELETE CASCADE) STRICT""",
     "CREATE INDEX image_tag_image ON image_tag (image_id)",
     "CREATE INDEX image_digest_image ON image_digest (image_id)",
-    # What a removal has left to be deleted, until it is.
+    # What a removal has left to be deleted, until it is: whatever is called so, where no image needs it.
     "CREATE TABLE image_garbage (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
 )
+
+
+class Kind(Enum):
+    BLOB = auto()
+    LAYER = auto()
+    DISK = auto()
+
+
+class Item(NamedTuple):
+    """One thing on disk. An uncompressed layer's blob is called like the layer, an image's config like its disk."""
+
+    kind: Kind
+    digest: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,7 @@ class NewImage:
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    doomed: frozenset[Digest]
+    doomed: frozenset[Item]
     put_off: frozenset[Digest]  # pinned
 
 
@@ -74,7 +89,7 @@ def find_layer(connection: sqlite3.Connection, diff_id: Digest) -> LayerFile | N
 
 def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
     """The same image again, perhaps with other blobs (another compression): the later manifest counts."""
-    before = digests_of(connection, new.image_id)
+    before = items_of(connection, new.image_id)
     now = datetime.now(UTC).isoformat()
     connection.execute(
         "INSERT INTO image VALUES (?, ?, ?, ?, ?) ON CONFLICT (image_id) DO UPDATE SET"
@@ -89,7 +104,7 @@ def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
             for position, (diff_id, layer) in enumerate(zip(new.diff_ids, new.manifest.layers, strict=True))
         ],
     )
-    mark_garbage(connection, before - digests_of(connection, new.image_id))
+    mark_garbage(connection, {item.digest for item in before - items_of(connection, new.image_id)})
     save_names(connection, new.image_id, new.names)
     return get_image(connection, new.image_id)
 
@@ -206,23 +221,23 @@ def index_entries(connection: sqlite3.Connection) -> list[IndexEntry]:
     return [IndexEntry(Digest(row["manifest_digest"]), row["manifest_type"], row["name"]) for row in rows]
 
 
+def items_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Item]:
+    """All that the image keeps on disk."""
+    return _items(connection, "WHERE image_id = ?", (image_id,))
+
+
 def digests_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Digest]:
-    """All that the image keeps on disk: manifest, config, blobs, layers; its disk is named like its config."""
-    return _digests(connection, "WHERE image_id = ?", (image_id,))
+    """What all of that is called."""
+    return {item.digest for item in items_of(connection, image_id)}
 
 
 def blobs_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Digest]:
     """Manifest, config and compressed layers."""
-    rows = connection.execute(
-        "SELECT manifest_digest FROM image WHERE image_id = ?1"
-        " UNION SELECT blob_digest FROM image_layer WHERE image_id = ?1",
-        (image_id,),
-    )
-    return {Digest(image_id), *(Digest(row[0]) for row in rows)}
+    return {item.digest for item in items_of(connection, image_id) if item.kind is Kind.BLOB}
 
 
-def referenced_digests(connection: sqlite3.Connection) -> set[Digest]:
-    return _digests(connection, "", ())
+def referenced_items(connection: sqlite3.Connection) -> set[Item]:
+    return _items(connection, "", ())
 
 
 def mark_garbage(connection: sqlite3.Connection, digests: Iterable[Digest]) -> None:
@@ -231,39 +246,38 @@ def mark_garbage(connection: sqlite3.Connection, digests: Iterable[Digest]) -> N
 
 
 def take_garbage(
-    connection: sqlite3.Connection, candidates: Iterable[Digest], pinned: AbstractSet[Digest]
+    connection: sqlite3.Connection, candidates: Iterable[Item], pinned: AbstractSet[Digest]
 ) -> Garbage:
     """Of what is marked and of the candidates: what goes now. It is marked until ``forget_garbage``.
 
-    Marks of what an image needs again are taken away.
+    Marks of what images need again are taken away, as far as they need it.
     """
-    referenced = referenced_digests(connection)
-    mark_garbage(connection, set(candidates) - referenced - pinned)
+    referenced = referenced_items(connection)
+    mark_garbage(connection, {item.digest for item in set(candidates) - referenced} - pinned)
     marked = {Digest(row[0]) for row in connection.execute("SELECT digest FROM image_garbage")}
-    connection.executemany(
-        "DELETE FROM image_garbage WHERE digest = ?", [(each,) for each in marked & referenced]
-    )
-    unneeded = marked - referenced
-    return Garbage(frozenset(unneeded - pinned), frozenset(unneeded & pinned))
+    unneeded = {Item(kind, digest) for digest in marked - pinned for kind in Kind} - referenced
+    return Garbage(frozenset(unneeded), frozenset(marked & pinned))
 
 
-def forget_garbage(connection: sqlite3.Connection, digests: Iterable[Digest]) -> None:
-    """It is deleted."""
-    gone = [(digest,) for digest in digests]
-    connection.executemany("DELETE FROM image_layer_file WHERE diff_id = ?", gone)
-    connection.executemany("DELETE FROM image_garbage WHERE digest = ?", gone)
+def forget_garbage(connection: sqlite3.Connection, items: Iterable[Item]) -> None:
+    """They are deleted."""
+    gone = list(items)
+    layers = [(item.digest,) for item in gone if item.kind is Kind.LAYER]
+    connection.executemany("DELETE FROM image_layer_file WHERE diff_id = ?", layers)
+    connection.executemany("DELETE FROM image_garbage WHERE digest = ?", {(item.digest,) for item in gone})
 
 
-def _digests(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) -> set[Digest]:
+def _items(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) -> set[Item]:
     columns = (
-        ("image", "image_id"),
-        ("image", "manifest_digest"),
-        ("image_layer", "diff_id"),
-        ("image_layer", "blob_digest"),
+        (Kind.BLOB, "image", "image_id"),
+        (Kind.DISK, "image", "image_id"),
+        (Kind.BLOB, "image", "manifest_digest"),
+        (Kind.LAYER, "image_layer", "diff_id"),
+        (Kind.BLOB, "image_layer", "blob_digest"),
     )
     return {
-        Digest(row[0])
-        for table, column in columns
+        Item(kind, Digest(row[0]))
+        for kind, table, column in columns
         for row in connection.execute(f"SELECT {column} FROM {table} {where}", values)  # noqa: S608  # literals
     }
 

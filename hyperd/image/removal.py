@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from hyperd.errors import WrongStateError
 from hyperd.image import records
 from hyperd.image import reference as references
+from hyperd.image.records import Item, Kind
 from hyperd.image.reference import Named
 from hyperd.model.image import Image, ImageId, Removal
 
@@ -59,7 +60,8 @@ def delete(connection: sqlite3.Connection, image: Image) -> tuple[str, ...]:
     """The image with its names; what only it needed is marked as garbage. Returns its id and such layers' diff_ids."""
     records.mark_garbage(connection, records.digests_of(connection, image.image_id))
     connection.execute("DELETE FROM image WHERE image_id = ?", (image.image_id,))
-    layers = sorted(set(image.diff_ids) - records.referenced_digests(connection), key=image.diff_ids.index)
+    needed = records.referenced_items(connection)
+    layers = [each for each in dict.fromkeys(image.diff_ids) if Item(Kind.LAYER, each) not in needed]
     return (image.image_id, *reversed(layers))
 
 

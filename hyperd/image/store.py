@@ -36,6 +36,7 @@ from hyperd.image.logins import Logins
 from hyperd.image.making import Making
 from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push
+from hyperd.image.records import Kind
 from hyperd.image.reference import Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote, Skopeo
@@ -132,9 +133,9 @@ class OciImageStore:
             self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s
         )
         self._measured = {
-            self._content.shared_blob_dir / "sha256": "",
-            self._layers.root: SUFFIX,
-            self._disks.root: "",
+            Kind.BLOB: (self._content.shared_blob_dir / "sha256", ""),
+            Kind.LAYER: (self._layers.root, SUFFIX),
+            Kind.DISK: (self._disks.root, ""),
         }
         self._indexing = asyncio.Lock()
         self._ready: dict[ImageId, RootDisk] = {}  # disks that were seen whole since the daemon started

@@ -3,7 +3,7 @@
 
     blobs/ layers/ disks/  =  what one image alone has  +  what images share  +  what none has  +  the directories
 
-A digest names a blob, a layer or a disk, or several of these at once; its bytes are those of all of them.
+An uncompressed layer's blob is called like the layer; each counts for itself.
 """
 
 import os
@@ -17,8 +17,10 @@ from hyperd.host import files
 from hyperd.image import records
 from hyperd.image.content import digest_in
 from hyperd.image.disks import EMPTY_LAYER
-from hyperd.model.image import Digest, ImageId, ImageUsage, StoreUsage
+from hyperd.image.records import Item, Kind
+from hyperd.model.image import ImageId, ImageUsage, StoreUsage
 
+ALWAYS = {Item(Kind.BLOB, EMPTY_LAYER), Item(Kind.LAYER, EMPTY_LAYER)}  # kept without any image
 _BLOCK_BYTES = 512
 
 
@@ -26,26 +28,26 @@ _BLOCK_BYTES = 512
 class Owner:
     image_id: ImageId
     tags: tuple[str, ...]
-    digests: frozenset[Digest]
+    items: frozenset[Item]
 
 
 def owners(connection: sqlite3.Connection) -> list[Owner]:
     found = []
     for image_id in records.list_ids(connection):
         image = records.get_image(connection, image_id)
-        digests = records.digests_of(connection, image_id) | (set() if image.diff_ids else {EMPTY_LAYER})
-        found.append(Owner(image_id, image.tags, frozenset(digests)))
+        items = records.items_of(connection, image_id) | (set() if image.diff_ids else ALWAYS)
+        found.append(Owner(image_id, image.tags, frozenset(items)))
     return found
 
 
-def measure(above: Path, directories: Mapping[Path, str], owned: Sequence[Owner]) -> StoreUsage:
-    """``directories`` with the suffix that names in them have; ``above`` them one that has nothing else.
+def measure(above: Path, directories: Mapping[Kind, tuple[Path, str]], owned: Sequence[Owner]) -> StoreUsage:
+    """``directories`` with the suffix that names in them have; ``above`` the blobs' one that has nothing else.
 
     Blocks. What comes or goes meanwhile may count or not.
     """
-    sizes: Counter[Digest] = Counter()
+    sizes: Counter[Item] = Counter()
     total, rest = _blocks(above), 0
-    for directory, suffix in directories.items():
+    for kind, (directory, suffix) in directories.items():
         with files.file_errors(directory):
             total += _blocks(directory)
             for name in os.listdir(directory):  # noqa: PTH208  # names are all that is needed, of very many
@@ -55,18 +57,18 @@ def measure(above: Path, directories: Mapping[Path, str], owned: Sequence[Owner]
                 if digest is None:
                     rest += size  # half-made, or not ours
                 else:
-                    sizes[digest] += size
-    counts = Counter(digest for owner in owned for digest in owner.digests)
+                    sizes[Item(kind, digest)] += size
+    counts = Counter(item for owner in owned for item in owner.items)
     images = tuple(
         ImageUsage(
             owner.image_id,
             owner.tags,
-            shared_bytes=sum(sizes[digest] for digest in owner.digests if counts[digest] > 1),
-            unique_bytes=sum(sizes[digest] for digest in owner.digests if counts[digest] == 1),
+            shared_bytes=sum(sizes[item] for item in owner.items if counts[item] > 1),
+            unique_bytes=sum(sizes[item] for item in owner.items if counts[item] == 1),
         )
         for owner in owned
     )
-    unowned = sum(size for digest, size in sizes.items() if not counts[digest] and digest != EMPTY_LAYER)
+    unowned = sum(size for item, size in sizes.items() if not counts[item] and item not in ALWAYS)
     return StoreUsage(images, total, unowned + rest)
 
 
