@@ -142,6 +142,13 @@ class Desk:
                 for saved in self.snapshots.list(kind)
             ],
         )
+        for volume in await self.fleet.volumes.list():
+            answer.volumes.add(
+                name=volume.volume.name,
+                bytes=volume.allocated_bytes,
+                containers=len(volume.users),
+                attached=sum(user.attached for user in volume.users),
+            )
         for view in views:
             answer.containers.add(
                 id=view.record.sandbox_id,

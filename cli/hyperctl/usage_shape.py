@@ -19,6 +19,7 @@ HEADERS = {
     "Reclaimable": "RECLAIMABLE",
 }
 COLUMNS = ("Type", "TotalCount", "Active", "Size", "Reclaimable")
+VOLUME_HEADERS = {"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}
 SAVED_HEADERS = {"ID": "ID", "Name": "NAME", "Size": "SIZE"}
 # Kinds of saved machines: a hibernated container's lies with the container, the others are things of their own.
 HIBERNATION, TEMPLATE = "hibernation", "template"
@@ -64,6 +65,16 @@ def summary_rows(usage: system_pb2.GetDiskUsageResponse) -> list[dict[str, str]]
             stopped,
         ),
     ]
+    volumes = usage.volumes
+    rows.append(
+        _row(
+            "Local Volumes",
+            len(volumes),
+            sum(bool(volume.containers) for volume in volumes),
+            sum(volume.bytes for volume in volumes),
+            sum(volume.bytes for volume in volumes if not volume.containers),
+        )
+    )
     for title, templates in (("Snapshots", False), ("Templates", True)):
         saved = [
             each
@@ -112,6 +123,16 @@ def detailed_rows(everything: Everything, *, now_s: float) -> list[Part]:
             list(_container_rows(everything, now_s)),
             ("ID", "Image", "Command", "Size", "RunningFor", "Status", "Names"),
             CONTAINER_HEADERS,
+        ),
+        Part(
+            "Volumes",
+            "Local Volumes",
+            [
+                {"Name": volume.name, "Links": str(volume.containers), "Size": render_size(volume.bytes)}
+                for volume in usage.volumes
+            ],
+            ("Name", "Links", "Size"),
+            VOLUME_HEADERS,
         ),
         *(Part(title, title, rows, ("ID", "Name", "Size"), SAVED_HEADERS) for title, rows in saved.items()),
     ]

@@ -19,7 +19,7 @@ app = tree.group()
 def df(
     *,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Each image, container, snapshot and template")
+        bool, typer.Option("--verbose", "-v", help="Each image, container, volume, snapshot and template")
     ] = False,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """`hyper volume create`, `ls`, `inspect`, `rm` and `prune`."""
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ import typer
 
 from hyper.v1 import volume_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, tree
+from hyperctl import completion, options, pruning, tree
 from hyperctl.client import Client
 from hyperctl.errors import NOT_FOUND, InvalidError
 from hyperctl.output import print_rows, render_document, render_rows
@@ -161,13 +160,12 @@ def prune(
 ) -> int:
     """Remove the anonymous volumes that no container has."""
     chosen = _filters(filters)
-    what = "all volumes" if everything else "all anonymous volumes"
-    if not force:
-        if not sys.stdin.isatty():
-            raise InvalidError("nobody can be asked", subject="volume prune", hint="give --force")
-        print(f"This removes {what} that no container has. Go on? [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
-            return 0
+    what = "all" if everything else "anonymous"
+    pruning.require_consent(
+        f"WARNING! This will remove {what} local volumes not used by at least one container.",
+        "volume prune",
+        force=force,
+    )
     request = pb.PruneVolumesRequest(all=everything, filters=chosen)
     pruned = hyperd.ask(lambda client: client.volumes.PruneVolumes(request))
     for name in pruned.removed:

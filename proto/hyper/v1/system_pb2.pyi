@@ -297,6 +297,7 @@ class GetDiskUsageResponse(_message.Message):
     LAYERS_BYTES_FIELD_NUMBER: _builtins.int
     UNOWNED_BYTES_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     layers_bytes: _builtins.int
     """blobs, EROFS files and disks of all images, each once"""
     unowned_bytes: _builtins.int
@@ -307,6 +308,8 @@ class GetDiskUsageResponse(_message.Message):
     def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerUsage]: ...
     @_builtins.property
     def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotUsage]: ...
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeUsage]: ...
     def __init__(
         self,
         *,
@@ -315,14 +318,45 @@ class GetDiskUsageResponse(_message.Message):
         layers_bytes: _builtins.int = ...,
         unowned_bytes: _builtins.int = ...,
         snapshots: _abc.Iterable[Global___SnapshotUsage] | None = ...,
+        volumes: _abc.Iterable[Global___VolumeUsage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetDiskUsageResponse: _TypeAlias = GetDiskUsageResponse  # noqa: Y015
+
+@_typing.final
+class VolumeUsage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    ATTACHED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    bytes: _builtins.int
+    containers: _builtins.int
+    """that have it, running or not"""
+    attached: _builtins.int
+    """to a VM, of those"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+        containers: _builtins.int = ...,
+        attached: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "bytes", b"bytes", "containers", b"containers", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VolumeUsage: _TypeAlias = VolumeUsage  # noqa: Y015
 
 @_typing.final
 class ImageUsage(_message.Message):

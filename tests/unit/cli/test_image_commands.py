@@ -307,6 +307,10 @@ def test_disk_usage(daemon, web, hyper):
             system.SnapshotUsage(id="b" * 64, kind="template", bytes=40_000_000),
             system.SnapshotUsage(id="c" * 64, kind="hibernation", bytes=30_000_000),
         ],
+        volumes=[
+            system.VolumeUsage(name="db", bytes=60_000_000, containers=1, attached=1),
+            system.VolumeUsage(name="old", bytes=20_000_000),
+        ],
     )
     golden("system-df.txt", hyper("system", "df").out)
     golden("system-df-v.txt", hyper("system", "df", "-v").out)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`hyper volume ...` and the flags about volumes: what is asked of the daemon, what is printed."""
 
+import io
 import json
 
 import grpc
@@ -52,11 +53,16 @@ def test_volumes_are_removed_each_and_failures_told(daemon, hyper):
     assert hyper("volume", "rm", "-f", "nosuch").status == 0
 
 
-def test_prune_asks_and_without_a_terminal_wants_force(daemon, hyper):
+def test_prune_asks_first(daemon, hyper, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
     hyper("volume", "create", "db")
     hyper("volume", "create")
     result = hyper("volume", "prune")
-    assert (result.status, "--force" in result.err) == (2, True)
+    assert result.status == 1
+    assert result.out.startswith(
+        "WARNING! This will remove anonymous local volumes not used by at least one container."
+    )
+    assert not asked(daemon, volume_pb2.PruneVolumesRequest)
     assert hyper("volume", "prune", "-f").out == "f" * 64 + "\nTotal reclaimed space: 1.4MB\n"
     assert hyper("volume", "prune", "-a", "-f", "--filter", "label=x").out.startswith("db\n")
     request = asked(daemon, volume_pb2.PruneVolumesRequest)[-1]
