@@ -74,7 +74,7 @@ class _Floor:
     files: Workers
 
 
-async def serve(config: Config, stop: asyncio.Event) -> None:
+async def serve(config: Config, stop: asyncio.Event) -> None:  # noqa: PLR0915 - a line a part
     """Run the daemon until ``stop``. VMs outlive it.
 
     Raises WrongStateError when another daemon has this state, UnavailableError for what is missing on the host.
@@ -121,6 +121,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         reviver = Reviver(runner, floor.files)
         services = Services(runner, records, ledger, chooser.choose, reviver, facts, _disk_owner(config))
         fleet = Fleet(services, _fleet_settings(config))
+        network.names_from(fleet.named)
         desk = Desk(
             config,
             capabilities,

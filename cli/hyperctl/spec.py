@@ -110,6 +110,9 @@ class ContainerFlags:
     ip: Annotated[
         str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
     ] = ""
+    network_alias: Annotated[
+        list[str], _many("--network-alias", metavar="NAME", help_text="A further name on its network")
+    ] = field(default_factory=list)
     publish: Annotated[
         list[str],
         _many(
@@ -243,6 +246,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
             address=flags.ip,
+            network_aliases=flags.network_alias,
             expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
