@@ -87,7 +87,7 @@ class Forwarder:
         ttls = [rrset.ttl for rrset in (*answer.answer, *answer.authority)]
         most = _MAX_KEPT_S if answer.answer else _MAX_DENIED_S
         lasts_s = min([*ttls, most]) if ttls else 0
-        wire = answer.to_wire()
+        wire = answer.to_wire(max_size=65535)
         if lasts_s <= 0 or len(wire) > _MAX_BYTES:
             return
         now = time.monotonic()

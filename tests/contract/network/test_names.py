@@ -47,7 +47,7 @@ class Upstream(asyncio.DatagramProtocol):
 
     async def serve(self, reader, writer):
         (size,) = struct.unpack("!H", await reader.readexactly(2))
-        wire = self.answer(dns.message.from_wire(await reader.readexactly(size))).to_wire()
+        wire = self.answer(dns.message.from_wire(await reader.readexactly(size))).to_wire(max_size=65535)
         writer.write(struct.pack("!H", len(wire)) + wire)
         await writer.drain()
         writer.close()
