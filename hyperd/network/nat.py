@@ -46,6 +46,12 @@ def render_routed(
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
     allowed = [*dns_servers, *([str(settings.gateway)] if settings.has_names else [])]
     dns = f"ip daddr {{ {', '.join(allowed)} }} th dport 53 accept" if allowed else ""
+    others = (
+        f'iifname != {{ "{bridge}", "lo" }} ip daddr {settings.gateway} th dport 53 counter drop'
+        ' comment "names are for the guests"'
+        if settings.has_names
+        else ""
+    )
     way_out = (
         f'iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"'
         if settings.internal
@@ -63,6 +69,7 @@ table inet {table} {{
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
+        {others}
         iifname != "{bridge}" accept
         ct state established,related accept
         icmp type echo-request accept

@@ -18,7 +18,7 @@ from hyperd.errors import UnavailableError
 from hyperd.model.network import Named, NetworkSpec
 from hyperd.network import BridgeNetworks
 from tests.contract.network.conftest import SETTINGS, clean
-from tests.contract.network.test_networks import ONE, guest
+from tests.contract.network.test_networks import ONE, guest, somebody_outside
 
 UPSTREAM = "127.0.0.77"
 SOON_S = 10.0
@@ -186,3 +186,18 @@ async def test_a_port_that_is_taken_is_told_and_leaves_no_network(database):
     finally:
         networks.close()
         await clean()
+
+
+async def test_nobody_outside_asks_for_names(database):
+    async with served(database) as (_, _, lease, _), somebody_outside() as outside:
+
+        async def route(netlink):
+            await netlink.route("add", dst=f"{lease.gateway}/32", gateway="198.51.100.1")
+
+        outside.configure(route)
+        loop = asyncio.get_running_loop()
+        with outside.socket(socket.SOCK_DGRAM) as stranger:
+            query = dns.message.make_query("web", "A").to_wire()
+            await loop.sock_sendto(stranger, query, (lease.gateway, 53))
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(loop.sock_recv(stranger, 1000), 1)
