@@ -13,7 +13,7 @@ from typer import Option
 
 from hyper.v1 import container_pb2 as pb
 from hyperctl import options, ports, terminal
-from hyperctl.errors import InvalidError
+from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
 
@@ -98,15 +98,11 @@ class ContainerFlags:
         _many("--security-opt", metavar="OPTION", help_text="no-new-privileges, seccomp=unconfined"),
     ] = field(default_factory=list)
     network: Annotated[
-        str,
-        Option(
-            "--network",
-            "--net",
-            metavar="NETWORK",
-            help="bridge (default), none, or the name of one",
-            show_default=False,
+        list[str],
+        _many(
+            "--network", "--net", metavar="NETWORK", help_text="bridge (default), none, or the name of one"
         ),
-    ] = ""
+    ] = field(default_factory=list)
     ip: Annotated[
         str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
     ] = ""
@@ -233,7 +229,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ),
             init=flags.init,
             platform=flags.platform,
-            network=flags.network,
+            network=one_network(flags.network),
             auto_remove=flags.rm,
             no_new_privileges=security.no_new_privileges,
             seccomp_unconfined=security.seccomp_unconfined,
@@ -252,6 +248,18 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
         )
     except UnicodeEncodeError as error:
         raise InvalidError("not UTF-8 text", subject=ascii(error.object)) from error
+
+
+def one_network(texts: list[str]) -> str:
+    """Raises CliError for several."""
+    if len(texts) > 1:
+        raise CliError(
+            "a container has one network, so far",
+            subject=f"--network {texts[1]}",
+            hint="a port that is published is reached from other networks, too",
+            exit_status=UNSUPPORTED,
+        )
+    return texts[0] if texts else ""
 
 
 def _encode_ulimit(text: str) -> pb.Ulimit:
