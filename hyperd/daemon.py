@@ -127,6 +127,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             VolumeDesk(volumes),
         )
         fleet = Fleet(services, _fleet_settings(config))
+        network.names_from(fleet.named)
         desk = Desk(
             config,
             capabilities,

@@ -184,7 +184,7 @@ class Hyper:
     def _left(self) -> list[str]:
         left = [f"process {pid}: {command}" for pid, command in self.qemu_processes().items()]
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-        left += [line for line in links.splitlines() if " hyt" in line]
+        left += [line for line in links.splitlines() if " hyt" in line or " hyb" in line]
         for place in ("storage/sandboxes", "sandboxes"):
             left += [str(path) for path in (self.state_dir / place).glob("*")]
         left += [str(path) for path in (self.run_dir / "vm").glob("*")]

@@ -7,7 +7,7 @@ from hyperctl.cidfile import claim_cidfile
 from hyperctl.clones import build_clone_options, print_clones
 from hyperctl.detach import DEFAULT_KEYS
 from hyperctl.errors import InvalidError
-from hyperctl.spec import ContainerFlags, given_flags
+from hyperctl.spec import ContainerFlags, given_flags, one_network
 
 # What a clone may have of its own. All else was settled when the snapshot's source was made.
 FLAGS_OF_CLONES = frozenset({"name", "env", "env_file", "label", "label_file", "network", "rm", "cidfile"})
@@ -42,7 +42,7 @@ def run_clones(snapshot: str, flags: ContainerFlags, count: str) -> int:
         env_file=flags.env_file,
         label=flags.label,
         label_file=flags.label_file,
-        network=flags.network,
+        network=one_network(flags.network),
         auto_remove=flags.rm,
     )
     if flags.cidfile and clone_options.count != 1:

@@ -13,7 +13,7 @@ from typer import Option
 
 from hyper.v1 import container_pb2 as pb
 from hyperctl import mounts, options, ports, terminal
-from hyperctl.errors import InvalidError
+from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
 
@@ -116,18 +116,17 @@ class ContainerFlags:
         _many("--security-opt", metavar="OPTION", help_text="no-new-privileges, seccomp=unconfined"),
     ] = field(default_factory=list)
     network: Annotated[
-        str,
-        Option(
-            "--network",
-            "--net",
-            metavar="NETWORK",
-            help="bridge (default), none, or the name of one",
-            show_default=False,
+        list[str],
+        _many(
+            "--network", "--net", metavar="NETWORK", help_text="bridge (default), none, or the name of one"
         ),
-    ] = ""
+    ] = field(default_factory=list)
     ip: Annotated[
         str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
     ] = ""
+    network_alias: Annotated[
+        list[str], _many("--network-alias", metavar="NAME", help_text="A further name on its network")
+    ] = field(default_factory=list)
     publish: Annotated[
         list[str],
         _many(
@@ -248,7 +247,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ),
             init=flags.init,
             platform=flags.platform,
-            network=flags.network,
+            network=one_network(flags.network),
             auto_remove=flags.rm,
             no_new_privileges=security.no_new_privileges,
             seccomp_unconfined=security.seccomp_unconfined,
@@ -267,11 +266,24 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
             address=flags.ip,
+            network_aliases=flags.network_alias,
             expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
     except UnicodeEncodeError as error:
         raise InvalidError("not UTF-8 text", subject=ascii(error.object)) from error
+
+
+def one_network(texts: list[str]) -> str:
+    """Raises CliError for several."""
+    if len(texts) > 1:
+        raise CliError(
+            "a container has one network, so far",
+            subject=f"--network {texts[1]}",
+            hint="a port that is published is reached from other networks, too",
+            exit_status=UNSUPPORTED,
+        )
+    return texts[0] if texts else ""
 
 
 def _encode_ulimit(text: str) -> pb.Ulimit:

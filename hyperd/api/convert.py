@@ -81,6 +81,7 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         publish_all=message.publish_all,
         expose=tuple(message.expose),
         address=message.address,
+        network_aliases=tuple(message.network_aliases),
     )
 
 
@@ -128,6 +129,7 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         publish_all=spec.publish_all,
         expose=spec.expose,
         address=spec.address,
+        network_aliases=spec.network_aliases,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s

@@ -68,6 +68,7 @@ class ContainerSpec:
     publish_all: bool = False
     expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
     address: str = ""  # of the network's subnet
+    network_aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,3 +87,12 @@ class NetworkView:
     network_id: str
     bridge: str
     created_at: datetime | None  # None: the default one, made by the configuration
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A sandbox as others on its network may call it."""
+
+    network: str
+    address: str
+    names: tuple[str, ...]  # its own first

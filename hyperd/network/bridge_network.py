@@ -317,7 +317,7 @@ class BridgeNetwork:
             prefix_length=self._settings.subnet.prefixlen,
             gateway=str(self._settings.gateway),
             mtu=bridge.mtu,
-            dns_servers=resolver.servers,
+            dns_servers=(str(self._settings.gateway),) if self._settings.has_names else resolver.servers,
             dns_searches=resolver.searches,
             dns_options=resolver.options,
         )

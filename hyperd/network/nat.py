@@ -44,7 +44,14 @@ def render_routed(
     settings: BridgeSettings, dns_servers: Sequence[str], published: Iterable[Forward] = ()
 ) -> str:
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
-    dns = f"ip daddr {{ {', '.join(dns_servers)} }} th dport 53 accept" if dns_servers else ""
+    allowed = [*dns_servers, *([str(settings.gateway)] if settings.has_names else [])]
+    dns = f"ip daddr {{ {', '.join(allowed)} }} th dport 53 accept" if allowed else ""
+    others = (
+        f'iifname != {{ "{bridge}", "lo" }} ip daddr {settings.gateway} th dport 53 counter drop'
+        ' comment "names are for the guests"'
+        if settings.has_names
+        else ""
+    )
     way_out = (
         f'iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"'
         if settings.internal
@@ -62,6 +69,7 @@ table inet {table} {{
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
+        {others}
         iifname != "{bridge}" accept
         ct state established,related accept
         icmp type echo-request accept

@@ -11,7 +11,8 @@ import dataclasses
 import logging
 import re
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
 
@@ -27,6 +28,7 @@ from hyperd.host.database import Database
 from hyperd.model.network import (
     DEFAULT_NETWORK,
     Attachment,
+    Named,
     NetworkSpec,
     NetworkView,
     PortRequest,
@@ -36,18 +38,29 @@ from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import HostRoute, read_routes, require_free
 from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
 from hyperd.network.definitions import Definitions
+from hyperd.network.forwarder import Forwarder
+from hyperd.network.nameserver import NameServer
 from hyperd.network.publishing import AtPort
+from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
+from hyperd.network.zone import Zone, zone_of
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _RESERVED = (DEFAULT_NETWORK, "none", "host", "default", "container")
 POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
 _MAX_NETWORKS = 200
+_LOOK_S = 0.2
 
 
 class BridgeNetworks:
-    def __init__(self, settings: BridgeSettings, database: Database) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        database: Database,
+        upstream: Callable[[], Sequence[str]] = lambda: read_resolver().servers,
+    ) -> None:
+        """``upstream``: the servers that are asked what no container is called."""
         self._settings = settings
         self._database = database
         self._definitions = Definitions(database)
@@ -57,6 +70,9 @@ class BridgeNetworks:
         self._views: dict[str, NetworkView] = {}
         self._changing = asyncio.Lock()
         self._is_loaded = False
+        self._named: Callable[[], Iterable[Named]] = tuple
+        self._forwarder = Forwarder(upstream)
+        self._servers: dict[str, NameServer] = {}
 
     @property
     def trouble(self) -> HyperError | None:
@@ -72,15 +88,22 @@ class BridgeNetworks:
             if network is not self._default:
                 try:
                     await network.prepare()
+                    await self._serve_names(name, network)
                 except HyperError as error:
                     _log.error("a network is not ready", extra={"network": name, "error": str(error)})
+
+    def names_from(self, named: Callable[[], Iterable[Named]]) -> None:
+        """Who is called what, asked at most every ``_LOOK_S``."""
+        self._named = named
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: rules that somebody took away are made again."""
         while True:
             await asyncio.sleep(every_s)
-            for network in list(self._networks.values()):
+            for name, network in list(self._networks.items()):
                 await network.look()
+                with contextlib.suppress(HyperError):  # the port may be free by now
+                    await self._serve_names(name, network)
 
     async def attach(
         self,
@@ -150,6 +173,7 @@ class BridgeNetworks:
             network = BridgeNetwork(self._settings_of(view), self._database, self._at_port)
             try:
                 await network.prepare()
+                await self._serve_names(spec.name, network)
             except BaseException:
                 await asyncio.shield(self._discard(view.spec.name, network))
                 raise
@@ -177,11 +201,31 @@ class BridgeNetworks:
                 raise
 
     def close(self) -> None:
+        for server in self._servers.values():
+            server.close()
         for network in self._networks.values():
             network.close()
 
+    def _all_named(self) -> Iterable[Named]:
+        """Of whoever says so now: servers are there before that is known."""
+        return self._named()
+
+    async def _serve_names(self, name: str, network: BridgeNetwork) -> None:
+        """Raises UnavailableError when something else has the port."""
+        settings = network.settings
+        if not settings.has_names:
+            return
+        if name not in self._servers:
+            directory = _Directory(settings, self._all_named)
+            forwarder = None if settings.internal else self._forwarder
+            self._servers[name] = NameServer(settings.gateway, directory.zone, forwarder)
+        await self._servers[name].open()
+
     async def _discard(self, name: str, network: BridgeNetwork) -> None:
         """The record last: killed halfway, the network is there again, whole."""
+        server = self._servers.pop(name, None)
+        if server is not None:
+            server.close()
         await network.remove()
         await self._definitions.delete(name)
         network.close()
@@ -242,6 +286,7 @@ class BridgeNetworks:
             gateway_address=gateway,
             ip_range=ip_range,
             internal=spec.internal,
+            has_names=True,
         )
 
     def _settings_of(self, view: NetworkView) -> BridgeSettings:
@@ -251,6 +296,24 @@ class BridgeNetworks:
         settings = self._settings
         spec = NetworkSpec(settings.name, str(settings.subnet), str(settings.gateway), mtu=settings.mtu)
         return NetworkView(spec, "0" * 64, settings.bridge, None)
+
+
+class _Directory:
+    """A network's zone, made anew when it is older than ``_LOOK_S``: a flood of questions is not one of looks."""
+
+    def __init__(self, settings: BridgeSettings, named: Callable[[], Iterable[Named]]) -> None:
+        self._settings = settings
+        self._named = named
+        self._zone: Zone | None = None
+        self._since = 0.0
+
+    def zone(self) -> Zone:
+        now = time.monotonic()
+        if self._zone is None or now - self._since > _LOOK_S:
+            settings = self._settings
+            self._zone = zone_of(settings.name, settings.subnet, settings.gateway, self._named())
+            self._since = now
+        return self._zone
 
 
 def _spec_of(asked: NetworkSpec, settings: BridgeSettings) -> NetworkSpec:

@@ -28,6 +28,7 @@ class BridgeSettings:
     gateway_address: IPv4Address | None = None  # None: the first of the subnet
     ip_range: IPv4Network | None = None  # addresses are given out of this part of it alone
     internal: bool = False  # no way out, and none in
+    has_names: bool = False  # a name server answers on the gateway's address
     lock_dir: Path = Path("/run/hyper-net")  # of all hyperds of this host, whatever their configuration
 
     def __post_init__(self) -> None:

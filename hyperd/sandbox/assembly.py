@@ -26,7 +26,7 @@ from hyperd.model.guest import (
     WritableSource,
 )
 from hyperd.model.image import ImageConfig, RootDisk
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import capabilities, mounts, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
@@ -49,6 +49,7 @@ _RLIMITS = {
     ).split()
 }
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+")
+_ALIAS = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?")
 
 
@@ -80,6 +81,7 @@ def require_valid(spec: ContainerSpec) -> None:
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
         raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
     ports.require_valid(spec)
+    _require_aliases(spec)
     if spec.address:
         _require_ipv4(spec)
     _host_entries(spec.extra_hosts)
@@ -142,6 +144,11 @@ def command_of(spec: ContainerSpec, image: ImageConfig) -> tuple[str, ...]:
 
 def hostname_of(record: ContainerRecord) -> str:
     return record.spec.hostname or record.sandbox_id[:12]
+
+
+def names_of(record: ContainerRecord) -> tuple[str, ...]:
+    """What others on its network may call it."""
+    return (record.name, record.sandbox_id[:12], *record.spec.network_aliases)
 
 
 def machine_id_of(sandbox_id: SandboxId) -> str:
@@ -309,6 +316,18 @@ def _host_entries(extra_hosts: tuple[str, ...]) -> list[HostEntry]:
             raise InvalidError("is not NAME:ADDRESS", subject=repr(entry))
         entries.append(HostEntry(_require_address(address), (name,)))
     return entries
+
+
+def _require_aliases(spec: ContainerSpec) -> None:
+    for alias in spec.network_aliases:
+        if not _ALIAS.fullmatch(alias):
+            raise InvalidError("is not a name of one label", subject=f"--network-alias {alias!r}")
+    if spec.network_aliases and spec.network in ("", DEFAULT_NETWORK, "none"):
+        raise InvalidError(
+            "names are answered on networks of your own alone",
+            subject="--network-alias",
+            hint="`hyper network create NAME`, then --network NAME",
+        )
 
 
 def _require_ipv4(spec: ContainerSpec) -> None:

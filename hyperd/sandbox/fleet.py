@@ -15,6 +15,7 @@ from hyperd.errors import (
 )
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
+from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import admission, assembly, filters, machine, mounts, names
 from hyperd.sandbox.driver import SandboxDriver
@@ -130,6 +131,14 @@ class Fleet(RestoringFleet):
     def views(self) -> list[ContainerView]:
         """Of all, in whatever state."""
         return [driver.view() for driver in self._present()]
+
+    def named(self) -> list[Named]:
+        """Those that can be reached now, as others on their networks call them."""
+        return [
+            Named(view.attachment.network, view.attachment.address, assembly.names_of(view.record))
+            for view in self.views()
+            if view.attachment is not None and is_running(view)
+        ]
 
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""

@@ -31,3 +31,29 @@ def test_networks_that_there_are_not_are_refused(host: Hyper):
     for network, status, why in (("nowhere", b"no such network", 125), ("host", b"a kernel of its own", 125)):
         refused = host.run("run", "--rm", "--network", network, BUSYBOX, "true")
         assert (refused.returncode, status in refused.stderr) == (why, True), refused.stderr
+
+
+def test_containers_of_a_network_call_each_other_by_name_through_a_restart_of_hyperd(host: Hyper, name: str):
+    host.ok("network", "create", name)
+    try:
+        host.ok(
+            "run", "-d", "--network", name, "--network-alias", "db", "--name", name, BUSYBOX, "sleep", "600"
+        )
+        address = host.ok(
+            "inspect", "-f", f'{{{{(index .NetworkSettings.Networks "{name}").IPAddress}}}}', name
+        )
+        asks = " && ".join(f"nslookup {each}" for each in (name, "db", address))
+        for _ in range(2):
+            told = host.ok(
+                "run", "--rm", "--network", name, BUSYBOX, "sh", "-c", f"{asks} && ping -c 1 -W 5 db"
+            )
+            assert told.count(address) >= 3
+            assert f"{name}.{name}" in told, "and what an address is called"
+            assert "1 packets received" in told
+            host.kill_daemon()
+            host.start()
+        unknown = host.run("run", "--rm", "--network", name, BUSYBOX, "nslookup", "nobody")
+        assert unknown.returncode == 1
+    finally:
+        host.run("rm", "-f", name)
+        host.ok("network", "rm", name)

@@ -164,3 +164,17 @@ def prune(*, force: Annotated[bool, typer.Option("--force", "-f", help="Do not a
     response = hyperd.ask(lambda client: client.networks.PruneNetworks(pb.PruneNetworksRequest()))
     print_rows("\n".join(response.names))
     return 0
+
+
+@tree.command(app, "connect", passes_args=True)
+def connect(
+    network: Annotated[str, typer.Argument(metavar="NETWORK", show_default=False)],
+    container: Annotated[str, typer.Argument(metavar="CONTAINER", show_default=False)],
+) -> int:
+    """Not there yet: a container stays on the network that it was made on."""
+    raise CliError(
+        "a container stays on the network that it was made on, so far",
+        subject=f"container {container}",
+        hint=f"`hyper run --network {network}` makes one there",
+        exit_status=UNSUPPORTED,
+    )

@@ -252,6 +252,7 @@ class ContainerSpec(_message.Message):
     PUBLISH_ALL_FIELD_NUMBER: _builtins.int
     EXPOSE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    NETWORK_ALIASES_FIELD_NUMBER: _builtins.int
     MOUNTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FROM_FIELD_NUMBER: _builtins.int
     WRITABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
@@ -345,6 +346,10 @@ class ContainerSpec(_message.Message):
         """PORT[-PORT][/tcp|/udp]; the image's are added when it is created"""
 
     @_builtins.property
+    def network_aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """further names on a network that was made"""
+
+    @_builtins.property
     def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mount]:
         """In what a container shows: all that it has, image volumes and those of `volumes_from` among them."""
 
@@ -396,13 +401,14 @@ class ContainerSpec(_message.Message):
         publish_all: _builtins.bool = ...,
         expose: _abc.Iterable[_builtins.str] | None = ...,
         address: _builtins.str = ...,
+        network_aliases: _abc.Iterable[_builtins.str] | None = ...,
         mounts: _abc.Iterable[Global___Mount] | None = ...,
         volumes_from: _abc.Iterable[_builtins.str] | None = ...,
         writable_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "stop_timeout_s", b"stop_timeout_s", "terminal_size", b"terminal_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_timeout_s: _TypeAlias = _typing.Literal["stop_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__stop_timeout_s: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s"]  # noqa: Y015

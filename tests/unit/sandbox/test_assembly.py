@@ -187,9 +187,31 @@ def test_what_no_container_can_be_made_of_is_refused(fields: dict[str, object]) 
         assembly.require_valid(ContainerSpec("i", **fields))  # type: ignore[arg-type]
 
 
-def test_an_unknown_network_is_not_supported() -> None:
-    with pytest.raises(UnsupportedError, match="known: bridge, none"):
-        assembly.require_valid(ContainerSpec("i", network="host"))
+@pytest.mark.parametrize("network", ["host", "container:web"])
+def test_the_network_of_the_host_or_of_another_container_is_not_supported(network) -> None:
+    with pytest.raises(UnsupportedError, match="of its own"):
+        assembly.require_valid(ContainerSpec("i", network=network))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ContainerSpec("i", address="nonsense"),
+        ContainerSpec("i", address="::1"),
+        ContainerSpec("i", address="10.213.0.9", network="none"),
+        ContainerSpec("i", network_aliases=("web",)),
+        ContainerSpec("i", network="back", network_aliases=("a.b",)),
+        ContainerSpec("i", network="back", network_aliases=("",)),
+    ],
+)
+def test_addresses_and_names_that_nobody_can_have_are_refused(spec) -> None:
+    with pytest.raises(InvalidError):
+        assembly.require_valid(spec)
+
+
+def test_a_container_is_called_by_its_name_its_short_id_and_its_aliases() -> None:
+    made = record(network="back", network_aliases=("db",))
+    assert assembly.names_of(made) == (made.name, made.sandbox_id[:12], "db")
 
 
 def test_unlimited_is_minus_one() -> None:

@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import pytest
 
-from hyperd.errors import InvalidError, NotFoundError
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
 from hyperd.model.container import ContainerSpec
 from hyperd.model.image import ImageConfig
-from hyperd.model.network import PortRequest, Protocol, PublishedPort, UnpublishRequest
-from hyperd.sandbox import ports
+from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort, UnpublishRequest
+from hyperd.sandbox import NetworkDesk, ports
 from hyperd.sandbox.records import dumps, loads
+from tests.fakes.world import created, started
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
 SPEC = ContainerSpec(image="web")
@@ -82,3 +83,44 @@ def test_a_spec_with_ports_is_recorded_and_read_back():
         SPEC, ports=(PortRequest(53, UDP, "127.0.0.1", 5353, 5360),), publish_all=True, expose=("80",)
     )
     assert loads(ContainerSpec, dumps(spec)) == spec
+
+
+async def test_ports_are_taken_by_a_start_and_given_back_by_its_end(world, fleet):
+    handle = await started(fleet, name="web", ports=(PortRequest(80, host_port=8080),))
+    assert handle.view().ports == (PublishedPort(80, TCP, "0.0.0.0", 8080),)
+    other = await created(fleet, name="other", ports=(PortRequest(80, host_port=8080),))
+    with pytest.raises(ExistsError, match="in use by container web"):
+        await other.start()
+    await handle.stop(timeout_s=0)
+    assert handle.view().ports == ()
+    await other.start()
+    assert other.view().ports
+
+
+async def test_ports_are_published_and_taken_back_only_while_it_runs(fleet):
+    handle = await created(fleet, name="web")
+    with pytest.raises(WrongStateError):
+        await handle.publish([PortRequest(80)])
+    await handle.start()
+    with pytest.raises(InvalidError):
+        await handle.publish([PortRequest(0)])
+    made = await handle.publish([PortRequest(80), PortRequest(81)])
+    assert handle.view().ports == made
+    assert await handle.unpublish([UnpublishRequest(80)]) == made[:1]
+    assert handle.view().ports == made[1:]
+
+
+async def test_a_network_that_containers_are_on_stays_and_names_them(world, fleet):
+    desk = NetworkDesk(world.network, fleet.views)
+    await desk.create(NetworkSpec("back"))
+    await desk.create(NetworkSpec("idle"))
+    handle = await created(fleet, name="web", network="back")
+    with pytest.raises(WrongStateError, match="in use by web"):
+        await desk.remove("back")
+    assert await desk.prune() == ["idle"]
+    await handle.start()
+    assert [named.names[0] for named in fleet.named()] == ["web"]
+    await handle.remove(force=True)
+    assert await desk.remove("back") == "back"
+    with pytest.raises(NotFoundError):
+        await created(fleet, network="back")

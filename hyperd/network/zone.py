@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network's name server knows by itself: its containers. Pure.
+
+A name is one label, or one before the network's name; `host.hyper.internal` is the host. What it does not know of a
+single label, of hyper.internal or of its own subnet, nobody else does either: those questions leave the host never.
+"""
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
+
+import dns.flags
+import dns.message
+import dns.name
+import dns.rcode
+import dns.rdataclass
+import dns.rdatatype
+import dns.reversename
+import dns.rrset
+
+from hyperd.model.network import Named
+
+TTL_S = 1  # a container that starts again may have another address
+HOST = "host.hyper.internal"
+_OWN = "hyper.internal"
+_MAX_ANSWERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Zone:
+    """Of one network."""
+
+    name: str
+    subnet: IPv4Network
+    gateway: IPv4Address
+    addresses: dict[str, tuple[IPv4Address, ...]] = field(default_factory=dict)  # by lower-case label
+    names: dict[IPv4Address, str] = field(default_factory=dict)
+
+
+def zone_of(name: str, subnet: IPv4Network, gateway: IPv4Address, named: Iterable[Named]) -> Zone:
+    addresses: dict[str, tuple[IPv4Address, ...]] = {}
+    names = {}
+    for entry in named:
+        if entry.network != name:
+            continue
+        address = IPv4Address(entry.address)
+        names[address] = entry.names[0]
+        for label in dict.fromkeys(text.lower() for text in entry.names):
+            addresses[label] = (*addresses.get(label, ()), address)
+    return Zone(name, subnet, gateway, addresses, names)
+
+
+def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None:
+    """None: others are to be asked."""
+    question = query.question[0]
+    if question.rdclass != dns.rdataclass.IN:
+        return refusal(query, dns.rcode.REFUSED)
+    text = question.name.to_text(omit_final_dot=True).lower()
+    reverse = _address_of(question.name)
+    if reverse is not None and reverse in zone.subnet:
+        found = HOST if reverse == zone.gateway else zone.names.get(reverse)
+        target = found if found == HOST or found is None else f"{found}.{zone.name}"
+        return _reply(query, dns.rdatatype.PTR, [f"{target}."] if target else None)
+    if text == HOST:
+        return _reply(query, dns.rdatatype.A, [str(zone.gateway)])
+    label = text.removesuffix(f".{zone.name.lower()}")
+    if "." in label or not label:
+        within = text == _OWN or text.endswith(f".{_OWN}")
+        return refusal(query, dns.rcode.NXDOMAIN) if within else None
+    known = list(zone.addresses.get(label, ()))
+    random.shuffle(known)
+    return _reply(query, dns.rdatatype.A, [str(address) for address in known[:_MAX_ANSWERS]] or None)
+
+
+def refusal(query: dns.message.Message, code: dns.rcode.Rcode) -> dns.message.Message:
+    made = dns.message.make_response(query, recursion_available=True)
+    made.set_rcode(code)
+    return made
+
+
+def _reply(
+    query: dns.message.Message, kind: dns.rdatatype.RdataType, values: list[str] | None
+) -> dns.message.Message:
+    """None: there is no such name; another kind of record than ``kind`` it has none of."""
+    if values is None:
+        return refusal(query, dns.rcode.NXDOMAIN)
+    made = dns.message.make_response(query, recursion_available=True)
+    made.flags |= dns.flags.AA
+    question = query.question[0]
+    if question.rdtype in (kind, dns.rdatatype.ANY):
+        made.answer.append(dns.rrset.from_text(question.name, TTL_S, dns.rdataclass.IN, kind, *values))
+    return made
+
+
+def _address_of(name: dns.name.Name) -> IPv4Address | None:
+    if not name.is_subdomain(dns.reversename.ipv4_reverse_domain):
+        return None
+    try:
+        return IPv4Address(dns.reversename.to_address(name))
+    except (AddressValueError, ValueError, dns.exception.DNSException):
+        return None
