@@ -165,7 +165,7 @@ async def test_a_refusal_is_heard_before_all_was_sent(peer: AgentPeer, guest: Gu
 
 
 async def test_a_refusal_is_heard_by_who_goes_on_writing(peer: AgentPeer, guest: Guest) -> None:
-    """grpc.aio would say INTERNAL whenever a write is on its way when the call ends: not always, so this is done often."""
+    """grpc.aio would say INTERNAL when a write is on its way as the call ends: not always, so this is done often."""
     for _ in range(40):
         with pytest.raises(InvalidError, match="no tar"):
             await guest.write_tree(BOX, WriteOptions(b"/"), given(b"no tar", *[BIG] * 20))
