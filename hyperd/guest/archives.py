@@ -6,8 +6,8 @@ Whoever stops iterating, or is cancelled, ends the call at once; the agent then 
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import TYPE_CHECKING, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
 import grpc.aio
@@ -16,7 +16,7 @@ from hyper.agent.v1 import agent_pb2 as pb
 from hyper.agent.v1.agent_pb2_grpc import ArchiveServiceStub
 from hyperd.errors import HyperError, TimeoutExpiredError
 from hyperd.guest import archive_messages as messages
-from hyperd.guest.failures import NonsenseError, agent_errors, printable
+from hyperd.guest.failures import NonsenseError, agent_errors, is_crossed, printable
 from hyperd.guest.transport import Port
 from hyperd.model.guest import Change, ContainerId, PathStat, WriteOptions
 
@@ -27,6 +27,7 @@ STALL_S = 60.0  # without a byte
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
+Value = TypeVar("Value")
 
 
 class Archives:
@@ -72,13 +73,14 @@ class Archives:
     ) -> None:
         self._require_alive()
         call = self._archives.WriteTree()
+        ending = _Ending(call)
         first = messages.encode_write_options(container_id, options)
         try:
             async with asyncio.TaskGroup() as both:
                 feeding = both.create_task(self._feed(call, first, data))
                 await call.code()  # however it ends: perhaps before all is fed
                 feeding.cancel()
-            with self._errors():
+            with self._errors(), ending.remembered():
                 await call
         except BaseExceptionGroup as group:
             ours, bugs = group.split(HyperError)
@@ -191,6 +193,41 @@ class Archives:
     def _require_alive(self) -> None:
         for port in self._archive_ports:
             port.require_alive(self._archive_subject)
+
+
+class _Ending:
+    """What the peer said at the end of a call. grpc.aio forgets it when a write fails because of that very end, and
+    says INTERNAL: https://github.com/grpc/grpc/issues/36066
+    """
+
+    def __init__(self, call: "grpc.aio.StreamUnaryCall[pb.WriteTreeRequest, pb.WriteTreeResponse]") -> None:
+        self._said: tuple[grpc.StatusCode, str] | None = None
+        call.add_done_callback(self._remember)
+
+    def _remember(self, call: "grpc.aio.StreamUnaryCall[pb.WriteTreeRequest, pb.WriteTreeResponse]") -> None:
+        code, details = _at_once(call.code()), _at_once(call.details()) or ""
+        if not is_crossed(code, details):
+            self._said = (code, details)
+
+    @contextlib.contextmanager
+    def remembered(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.aio.AioRpcError as error:
+            if self._said is None or not is_crossed(error.code(), error.details()):
+                raise
+            nothing = grpc.aio.Metadata()
+            raise grpc.aio.AioRpcError(self._said[0], nothing, nothing, self._said[1]) from error
+
+
+def _at_once(ready: Coroutine[Any, Any, Value]) -> Value:
+    """Of a coroutine that has nothing to wait for."""
+    try:
+        ready.send(None)
+    except StopIteration as done:
+        return cast("Value", done.value)
+    ready.close()
+    raise AssertionError("a call is over, but not its status")
 
 
 def _first(group: BaseExceptionGroup[HyperError]) -> HyperError:

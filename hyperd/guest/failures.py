@@ -55,6 +55,11 @@ def lost(subject: str, evidence: str = "") -> UnavailableError:
     return UnavailableError("the connection to the agent is lost", subject=subject, evidence=evidence)
 
 
+def is_crossed(code: grpc.StatusCode, details: str | None) -> bool:
+    """Whether this is not what the peer said, but that a write of ours crossed the end of the call."""
+    return code is grpc.StatusCode.INTERNAL and details == _CROSSED
+
+
 @contextlib.contextmanager
 def agent_errors(subject: str) -> Iterator[None]:
     """Translate what a call raises; the original stays as ``__cause__``."""
@@ -85,7 +90,7 @@ def _raise_translated(error: grpc.aio.AioRpcError, subject: str) -> NoReturn:
         raise TimeoutExpiredError("the agent did not answer in time", subject=subject) from error
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         raise lost(subject, said) from error
-    if code is grpc.StatusCode.INTERNAL and said == _CROSSED:
+    if is_crossed(code, said):
         raise CallOverError("the call to the agent is over", subject=subject) from error
     kind = _MEANING.get(code)
     if kind is None:

@@ -83,7 +83,7 @@ def files(host: Hyper) -> Iterator[Files]:
 @pytest.fixture(params=["running", "stopped"])
 def changed(request: pytest.FixtureRequest, host: Hyper, name: str) -> str:
     """A container that has changed its files."""
-    after = "; echo ready; sleep 1000" if request.param == "running" else ""
+    after = "echo ready; sleep 1000" if request.param == "running" else ""
     host.ok("run", "-d", "--name", name, "-e", "MARK=1", BUSYBOX, "sh", "-c", CHANGE + after)
     if request.param == "running":
         wait_until(lambda: "ready" in host.ok("logs", name), "its files are changed")
