@@ -13,7 +13,7 @@ import os
 import random
 import sqlite3
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -37,7 +37,7 @@ from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push, find_targets
 from hyperd.image.reference import Source, Transport
 from hyperd.image.transport import Remote
-from hyperd.model.image import Digest, Image, ImageId, NewImage, Platform
+from hyperd.model.image import Digest, Image, NewImage, Platform
 from tests import images
 from tests.images import file
 
@@ -50,6 +50,7 @@ BUILT = {
         [A, B], compression="none"
     ),  # and in blobs that are called like their layers
     "example.org/z:1": images.build([C], compression="none"),
+    "example.org/z:2": images.build([]),  # on a layer that is always kept
 }
 NAMES = sorted(BUILT)
 PLATFORM = Platform("linux", "amd64")
@@ -333,6 +334,7 @@ class Daemon:
             ]
             lost = [str(path) for path in paths if not path.exists()]
             assert not lost, f"{image_id} has lost {lost}"
+            assert self.disks.has_all(image.diff_ids)
             assert self.disks.path(image_id).is_file()
             assert image.size_bytes == len(image.diff_ids), "a layer is not on record"
             needed |= set(map(str, paths))
@@ -340,7 +342,8 @@ class Daemon:
 
     def there(self) -> set[str]:
         directories = (self.content.shared_blob_dir / "sha256", self.layers.root, self.disks.root)
-        return {str(path) for directory in directories for path in directory.iterdir()}
+        always = {self.content.path(EMPTY_LAYER), self.layers.path(EMPTY_LAYER)}
+        return {str(path) for directory in directories for path in directory.iterdir() if path not in always}
 
     def marks(self) -> set[str]:
         return {row[0] for row in self.connection.execute("SELECT digest FROM image_garbage")}
@@ -348,9 +351,13 @@ class Daemon:
     async def alone(self, *calls: Callable[[], Awaitable[Any]]) -> None:
         """One after the other, every step at once."""
 
-        async def do() -> None:
-            for call in calls:
-                await call()
+        async def do() -> BaseException | None:
+            try:
+                for call in calls:
+                    await call()
+            except BaseException as error:  # noqa: BLE001  # the caller raises it; the group must not
+                return error
+            return None
 
         task = self.tasks.create_task(do())
         for _ in range(MAX_STEPS):
@@ -360,7 +367,9 @@ class Daemon:
             self.turns.give(0)
         if not task.done():
             raise StuckError(str(calls))
-        await task
+        error = await task
+        if error is not None:
+            raise error
 
     async def all_at_once(
         self, jobs: list[tuple[str, str]], chance: random.Random, *, cancels: float, kill_at: int | None
@@ -428,7 +437,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def place() -> Any:
+def place() -> Iterator[Place]:
     with tempfile.TemporaryDirectory(dir="/dev/shm") as made:  # thousands of fsyncs
         root = Path(made)
         for name in ("blobs/sha256", "layers", "disks", "tmp"):
@@ -441,5 +450,8 @@ def place() -> Any:
             yield Place(root, connection)
 
 
-def image_id(name: str) -> ImageId:
-    return ImageId(BUILT[name].image_id)
+@contextlib.asynccontextmanager
+async def one_life() -> AsyncIterator[Daemon]:
+    with place() as here:
+        async with here.opened() as daemon:
+            yield daemon
