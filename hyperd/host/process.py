@@ -3,7 +3,9 @@
 
 import asyncio
 import contextlib
+import errno
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +64,10 @@ async def run_checked(
     return finished
 
 
+# prctl(2), PR_SET_PDEATHSIG. The kernel forgets it when the child becomes another user: who does that says it again.
+DIES_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")
+
+
 @contextlib.asynccontextmanager
 async def spawn(
     argv: Sequence[str],
@@ -70,15 +76,19 @@ async def spawn(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A child with pipes for stdout and stderr; at the end it is dead and reaped.
+    """A child with pipes for stdout and stderr; at the end it is dead and reaped. It dies with a hyperd that is killed.
 
     ``stdin``: True for a pipe, or a descriptor that becomes the child's. ``pass_fds`` keep their numbers there.
     """
     standard_input = stdin
     if isinstance(stdin, bool):
         standard_input = asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL
+    path = (os.environ if env is None else env).get("PATH", os.defpath)
     try:
+        if shutil.which(argv[0], path=path) is None:  # else it is setpriv that would not find it
+            raise FileNotFoundError(errno.ENOENT, "no such program")
         child = await asyncio.create_subprocess_exec(
+            *DIES_WITH_US,
             *argv,
             stdin=standard_input,
             stdout=asyncio.subprocess.PIPE,

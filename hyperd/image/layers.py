@@ -151,6 +151,7 @@ class Layers:
             "--clear-groups",
             "--no-new-privs",
             "--inh-caps=-all",
+            "--pdeathsig=KILL",  # on half a tar whose writer has gone it would spin for ever
         ]
         return [*drop, "--bounding-set=-all", *argv]
 

@@ -44,6 +44,30 @@ async def test_at_the_deadline_the_whole_group_is_killed(tmp_path: Path) -> None
     await eventually(lambda: not [pid for pid in pids if alive(pid)])
 
 
+async def test_a_child_dies_with_a_parent_that_is_killed() -> None:
+    """One that has closed its ears, and ignores the end of its input."""
+    script = """
+import asyncio
+from hyperd.host import process
+
+async def main():
+    async with process.spawn(["sh", "-c", "trap '' TERM HUP INT; echo $$; while :; do sleep 60; done"]) as child:
+        print((await child.stdout.readline()).decode(), end="", flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    pid = int(await parent.stdout.readline())
+    assert alive(pid)
+    parent.kill()
+    await parent.wait()
+    await eventually(lambda: not alive(pid))
+
+
 async def test_a_cancelled_caller_leaves_no_child() -> None:
     async with asyncio.TaskGroup() as tasks:
         ready = asyncio.Event()
