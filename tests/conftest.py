@@ -3,7 +3,12 @@
 
 import os
 
+import hypothesis
 import pytest
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("hyper", deadline=None)
+hypothesis.settings.load_profile("hyper")
 
 # As the `hyper` program does (cli/hyperctl/entry.py), for commands that tests run in this process.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")

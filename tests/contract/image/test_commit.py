@@ -49,12 +49,16 @@ async def pulled(store, hub, built=None) -> Image:
     return events[-1]
 
 
+_SKOPEO_LEARNT = "blob-info-cache-v1.boltdb"
+
+
 def all_files(store: OciImageStore) -> set[str]:
+    """Of images; what skopeo has learnt of repositories stays."""
     root = store._root
     return {
         str(path.relative_to(root))
         for path in root.rglob("*")
-        if path.is_file() and path.name not in ("index.json", "policy.json", "oci-layout")
+        if path.is_file() and path.name not in ("index.json", "policy.json", "oci-layout", _SKOPEO_LEARNT)
     }
 
 

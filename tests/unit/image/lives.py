@@ -198,6 +198,7 @@ class FakeLayers:
         del progress
         assert blob.is_file(), "a blob went before it was converted"
         await self._turns.pause()
+        assert blob.is_file(), "a blob went while it was converted"
         return self.make(diff_id)
 
 
@@ -370,6 +371,26 @@ class Daemon:
         error = await task
         if error is not None:
             raise error
+
+    async def steps(self, count: int) -> None:
+        """Of whoever waits longest."""
+        await settle()
+        for _ in range(count):
+            if not self.turns.waiting:
+                return
+            self.turns.give(0)
+            await settle()
+
+    async def meanwhile(self, call: Callable[[], Awaitable[Any]]) -> None:
+        """While all others stand still: to its end, or to where it waits for one of them."""
+
+        async def do() -> None:
+            await call()
+
+        kept, self.turns.waiting = self.turns.waiting, []
+        self.tasks.create_task(do())
+        await self.steps(MAX_STEPS)
+        self.turns.waiting += kept
 
     async def all_at_once(
         self, jobs: list[tuple[str, str]], chance: random.Random, *, cancels: float, kill_at: int | None
