@@ -36,7 +36,8 @@ pub fn write_tree(root: BorrowedFd<'_>, options: &WriteTreeOptions, source: impl
     let mut writer = Writer { root, base, options, parent: None, waiting: VecDeque::new() };
     let mut archive = Untar::new(source);
     while let Some(entry) = archive.next()? {
-        writer.write(&entry, &mut archive).map_err(|error| error.at(&clean(&entry.path)))?;
+        let told = |error: Error| error.at(&clean(&[&options.path, &b"/"[..], &entry.path].concat()));
+        writer.write(&entry, &mut archive).map_err(told)?;
     }
     writer.finish()
 }
