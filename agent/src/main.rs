@@ -21,6 +21,7 @@ mod fork;
 mod freeze;
 mod guest;
 mod init;
+mod kept;
 mod link;
 mod log;
 mod mount;
