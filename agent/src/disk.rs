@@ -31,6 +31,7 @@ pub struct Disks<K: Kernel> {
     mounted: Arc<Mutex<HashMap<String, Mounted>>>,
     /// Those that were bound when the template was saved.
     kept: Mutex<Vec<Kept>>,
+    places: Mutex<Option<PathBuf>>,
 }
 
 struct Mounted {
@@ -70,7 +71,14 @@ pub struct RootMount {
 
 impl<K: Kernel> Disks<K> {
     pub fn new(kernel: K, state: &Path, directories: bool) -> Self {
-        Self { kernel, state: state.to_owned(), directories, mounted: Arc::default(), kept: Mutex::default() }
+        Self {
+            kernel,
+            state: state.to_owned(),
+            directories,
+            mounted: Arc::default(),
+            kept: Mutex::default(),
+            places: Mutex::default(),
+        }
     }
 
     /// Makes disks ready for clones as far as they can be told now, and names their devices. Called before a template is saved,
@@ -122,9 +130,8 @@ impl<K: Kernel> Disks<K> {
         let mut upper = None;
         match &root.writable {
             Some(writable) => {
-                if lower.is_empty() {
-                    lower.push(make_directory(self.state.join("empty"))?);
-                }
+                // Beneath all layers: a place that the image lacks is there without a write to the disk.
+                lower.push(self.places()?);
                 let lease = self.lease_writable(writable)?;
                 upper = Some(prepare_upper(&lease.path, writable, &lower[0])?);
                 leases.push(lease);
@@ -137,6 +144,15 @@ impl<K: Kernel> Disks<K> {
         }
         let mount = self.kernel.make(&overlay(&lower, upper.as_deref())?)?;
         Ok(RootMount { mount, leases })
+    }
+
+    /// Of the standard mounts and files: a directory that every root may stand on.
+    pub fn places(&self) -> Result<PathBuf> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.is_none() {
+            *places = Some(make_skeleton(&self.state.join("places"), &CreateContainerRequest::default())?);
+        }
+        places.clone().ok_or_else(|| Error::internal("no places"))
     }
 
     fn lease_layer(&self, layer: &Layer) -> Result<Lease> {
