@@ -8,6 +8,7 @@ and the status at the end is 1.
 import argparse
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -127,5 +128,10 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)  # which unwinds: guests, daemon and directories go
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)
     sys.exit(main())

@@ -49,7 +49,7 @@ class Machine:
             backend = f"memory-backend-file,id=ram,size={self.memory_mib}M,mem-path={self.ram},{sharing}"
         argv = [
             "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-object", backend, "-machine", f"q35,accel={self.accelerator},memory-backend=ram", "-cpu", cpu,
+            "-object", backend, "-machine", f"q35,accel={self.accelerator},memory-backend=ram,hpet=off", "-cpu", cpu,
             "-m", str(self.memory_mib), "-smp", "1", "-bios", "/usr/share/qemu/qboot.rom",
             "-kernel", str(ASSETS / "vmlinux"), "-initrd", str(ASSETS / "initramfs.cpio"),
             "-append", GUEST_CMDLINE + (" tsc=unstable" if self.accelerator == "tcg" else ""),

@@ -48,7 +48,10 @@ class VmConfig:
     max_sandboxes: int = 1000
     memory_overcommit: float = 1.0  # share of the host's memory that VMs may be promised
     host_reserve_mib: int = 512  # less this, for the host itself, hyperd and what else runs
-    boot_timeout_s: float = 60.0  # from QEMU's start to the agent's hello
+    boot_timeout_s: float = (
+        60.0  # from QEMU's start to the agent's hello, but for time without a CPU of the host
+    )
+    parallel_starts: int = 0  # VMs that come up at a time, others wait; 0: two for each CPU
     kernel: Path = field(default_factory=lambda: _assets_dir() / "vmlinux")
     initramfs: Path = field(default_factory=lambda: _assets_dir() / "initramfs.cpio")
     cmdline: str = ""  # appended to hyper's own
@@ -63,6 +66,7 @@ class ImageConfig:
 @dataclass(frozen=True, slots=True)
 class StorageConfig:
     writable_size_mib: int = 10240  # of a container's writable disk; sparse
+    volume_size_mib: int = 10240  # of a volume that is made without a size; sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,7 @@ class NetworkConfig:
     bridge: str = "hyper0"
     subnet: str = "10.213.0.0/16"
     mtu: int = 0  # 0: that of the host's default route
+    publish_address: str = "0.0.0.0"  # where `-p 8080:80` is reached; 127.0.0.1: on this host alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,14 +10,17 @@ import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
+    NetworkServicer,
+    Servicers,
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
+    VolumeServicer,
     serving,
 )
 from hyperd.config import Config
@@ -32,7 +35,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetwork, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -42,6 +45,7 @@ from hyperd.sandbox import (
     FleetSettings,
     GuestSettings,
     Ledger,
+    NetworkDesk,
     Records,
     Reviver,
     Rooms,
@@ -51,10 +55,11 @@ from hyperd.sandbox import (
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    VolumeDesk,
     fingerprint,
 )
 from hyperd.snapshot import LocalSnapshots
-from hyperd.storage import LocalStorage
+from hyperd.storage import LocalStorage, LocalVolumes, SpaceWatch
 from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
@@ -90,14 +95,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         images = OciImageStore(_image_settings(config), floor.database, tasks)
         await images.open()
         stack.push_async_callback(images.close)
-        storage = LocalStorage(
-            config.daemon.state_dir / "storage",
-            size_bytes=config.storage.writable_size_mib << 20,
-            owner_of=_disk_owner(config),
-        )
-        stack.callback(storage.close)
-        await storage.prepare()
-        network = BridgeNetwork(_bridge_settings(config), floor.database)
+        storage, volumes = await _open_storage(config, floor, stack, tasks)
+        network = BridgeNetworks(_bridge_settings(config), floor.database)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -105,7 +104,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         snapshots = LocalSnapshots(config.daemon.state_dir / "snapshots", qemu_gid=_qemu_owner(config)[1])
         stack.callback(snapshots.close)
         await snapshots.open()
-        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots)
+        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
         facts = _facts(config, settings.guest, hypervisor, floor.files)
         template_settings = _template_settings(config)
@@ -117,7 +116,16 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         records = Records(floor.database)
         await records.open()
         reviver = Reviver(runner, floor.files)
-        services = Services(runner, records, ledger, chooser.choose, reviver, facts, _disk_owner(config))
+        services = Services(
+            runner,
+            records,
+            ledger,
+            chooser.choose,
+            reviver,
+            facts,
+            _disk_owner(config),
+            VolumeDesk(volumes),
+        )
         fleet = Fleet(services, _fleet_settings(config))
         desk = Desk(
             config,
@@ -128,6 +136,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             images,
             network,
             templates,
+            storage,
+            snapshots,
         )
         await _run(config, fleet, images, desk, stop)
 
@@ -140,15 +150,19 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
-        system = SystemServicer(desk.version, desk.info, desk.checks)
+        system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
         async with serving(
             config.socket,
             config.daemon.socket_group,
-            ContainerServicer(fleet),
-            ImageServicer(images, fleet),
-            system,
-            TemplateServicer(desk.templates, desk.build_templates),
-            SnapshotServicer(fleet),
+            Servicers(
+                ContainerServicer(fleet),
+                ImageServicer(images, fleet),
+                system,
+                TemplateServicer(desk.templates, desk.build_templates),
+                SnapshotServicer(fleet),
+                VolumeServicer(fleet.volumes),
+                NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+            ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")
@@ -201,6 +215,29 @@ async def _open_floor(config: Config, stack: contextlib.AsyncExitStack) -> _Floo
     return _Floor(database, files)
 
 
+async def _open_storage(
+    config: Config, floor: _Floor, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup
+) -> tuple[LocalStorage, LocalVolumes]:
+    storage = LocalStorage(
+        config.daemon.state_dir / "storage",
+        size_bytes=config.storage.writable_size_mib << 20,
+        owner_of=_disk_owner(config),
+    )
+    stack.callback(storage.close)
+    await storage.prepare()
+    volumes = LocalVolumes(
+        config.daemon.state_dir / "volumes",
+        floor.database,
+        size_bytes=config.storage.volume_size_mib << 20,
+        owner_of=_disk_owner(config),
+    )
+    stack.callback(volumes.close)
+    await volumes.open()
+    watching = tasks.create_task(SpaceWatch(config.daemon.state_dir, floor.files).run())
+    stack.callback(watching.cancel)
+    return storage, volumes
+
+
 def _libvirt_settings(config: Config) -> LibvirtSettings:
     return LibvirtSettings(
         root=config.daemon.state_dir / "libvirt",
@@ -226,11 +263,18 @@ def _bridge_settings(config: Config) -> BridgeSettings:
         raise InvalidError(
             "is not an IPv4 network", subject=f"[network] subnet {config.network.subnet}"
         ) from error
+    try:
+        publish_address = IPv4Address(config.network.publish_address)
+    except ValueError as error:
+        raise InvalidError(
+            "is not an IPv4 address", subject=f"[network] publish_address {config.network.publish_address}"
+        ) from error
     return BridgeSettings(
         tap_owner_uid=_qemu_owner(config)[0],
         bridge=config.network.bridge,
         subnet=subnet,
         mtu=config.network.mtu,
+        publish_address=publish_address,
     )
 
 
@@ -276,6 +320,7 @@ def _run_settings(config: Config) -> RunSettings:
         run_dir=config.daemon.run_dir / "vm",
         boot_timeout_s=config.vm.boot_timeout_s,
         reconnect_timeout_s=RECONNECT_TIMEOUT_S,
+        parallel_starts=config.vm.parallel_starts,
     )
 
 

@@ -4,25 +4,31 @@
 import logging
 import os
 import platform as python_platform
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from hyper.v1 import system_pb2
 from hyperd.config import Config
 from hyperd.doctor import check_host, network_check, template_check
-from hyperd.errors import HyperError
+from hyperd.errors import HyperError, NotFoundError
 from hyperd.guest import PROTOCOL_VERSION
-from hyperd.image import OciImageStore
+from hyperd.image.base import ImageStore
 from hyperd.model.container import ContainerState, Sizing
 from hyperd.model.host import HostCheck
-from hyperd.model.snapshot import Snapshot
+from hyperd.model.snapshot import Snapshot, SnapshotKind
+from hyperd.model.vm import SandboxId
 from hyperd.network import Network
 from hyperd.sandbox import AcceleratorChooser, Fleet, Shape, Templates, is_running
+from hyperd.snapshot import SnapshotStore
+from hyperd.storage import Storage
 from hyperd.vm.libvirt import HypervisorCapabilities
 
 log = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 API_VERSION = "1"
+BLOCK_BYTES = 512  # st_blocks counts these, whatever the file system has
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +38,11 @@ class Desk:
     hypervisor_uri: str
     chooser: AcceleratorChooser
     fleet: Fleet
-    images: OciImageStore
+    images: ImageStore
     network: Network
     templates: Templates
+    storage: Storage
+    snapshots: SnapshotStore
 
     @property
     def default_sizing(self) -> Sizing:
@@ -105,12 +113,72 @@ class Desk:
             network_trouble=str(self.network.trouble or ""),
         )
 
+    async def disk_usage(self) -> system_pb2.GetDiskUsageResponse:
+        """What takes room on the disk, in allocated blocks: a guest's disk is sparse, a clone's shares what it can."""
+        views = self.fleet.list_views((), everything=True)
+        users = Counter(view.record.image_id for view in views)
+        images = await self.images.usage()
+        answer = system_pb2.GetDiskUsageResponse(
+            images=[
+                system_pb2.ImageUsage(
+                    id=usage.image_id,
+                    tags=usage.tags,
+                    shared_bytes=usage.shared_bytes,
+                    unique_bytes=usage.unique_bytes,
+                    containers=users[usage.image_id],
+                )
+                for usage in images.images
+            ],
+            layers_bytes=images.layers_bytes,
+            unowned_bytes=images.unowned_bytes,
+            snapshots=[
+                system_pb2.SnapshotUsage(
+                    id=saved.manifest.snapshot_id,
+                    kind=kind.value,
+                    name=saved.manifest.name,
+                    bytes=saved.allocated_bytes,
+                )
+                for kind in SnapshotKind
+                for saved in self.snapshots.list(kind)
+            ],
+        )
+        for view in views:
+            answer.containers.add(
+                id=view.record.sandbox_id,
+                name=view.record.name,
+                writable_bytes=await self._writable_bytes(view.record.sandbox_id),
+                log_bytes=_files_bytes(Path(view.log_path).parent) if view.log_path else 0,
+                running=is_running(view),
+            )
+        return answer
+
+    async def _writable_bytes(self, sandbox_id: SandboxId) -> int:
+        try:
+            return _allocated_bytes(await self.storage.writable_path(sandbox_id))
+        except NotFoundError:  # not started yet, or removed meanwhile
+            return 0
+
     async def checks(self) -> list[HostCheck]:
         return [
             *await check_host(self.config, self.chooser.choice),
             network_check(self.network),
             template_check(self.config, self.templates),
         ]
+
+
+def _allocated_bytes(path: Path) -> int:
+    """0 for what is not there."""
+    try:
+        return path.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+    except OSError:
+        return 0
+
+
+def _files_bytes(directory: Path) -> int:
+    try:
+        return sum(_allocated_bytes(path) for path in directory.iterdir())
+    except OSError:
+        return 0
 
 
 def _operating_system() -> str:

@@ -82,6 +82,10 @@ class UnavailableError(HyperError):
     code = "UNAVAILABLE"
 
 
+class ClockError(UnavailableError):
+    """A guest's clock was set, and is not known to be right."""
+
+
 class RestoreError(UnavailableError):
     reason = "restore"
 

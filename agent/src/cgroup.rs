@@ -45,10 +45,13 @@ pub fn prepare<K: Kernel>(kernel: &K, mount: &Path) -> Result<()> {
 /// Stops every process of every container. Blocking; when it fails some may stand still: see [`thaw`].
 /// At the parent, so that no container with a writable cgroup file system can undo it.
 pub fn freeze(mount: &Path, deadline: Duration) -> Result<()> {
-    let parent = mount.join("hyper");
+    halt(&mount.join("hyper"), deadline)
+}
+
+fn halt(group: &Path, deadline: Duration) -> Result<()> {
     let give_up = Instant::now() + deadline;
-    std::fs::write(parent.join("cgroup.freeze"), "1").what("freeze the containers' cgroup")?;
-    let events = std::fs::File::open(parent.join("cgroup.events")).what("open cgroup.events")?;
+    std::fs::write(group.join("cgroup.freeze"), "1").what("freeze the containers' cgroup")?;
+    let events = std::fs::File::open(group.join("cgroup.events")).what("open cgroup.events")?;
     loop {
         let mut text = [0; 256];
         let length = events.read_at(&mut text, 0).what("read cgroup.events")?;
@@ -105,6 +108,16 @@ impl Cgroup {
         if let Err(cause) = std::fs::write(self.path.join("cgroup.kill"), "1") {
             crate::warn!("cgroup.kill: {cause}");
         }
+    }
+
+    /// Stops its processes, whatever else has stopped them. Blocking; when it fails some may stand still: see [`Self::thaw`].
+    pub fn freeze(&self, deadline: Duration) -> Result<()> {
+        halt(&self.path, deadline)
+    }
+
+    /// Undoes [`Self::freeze`], and nothing that is frozen above.
+    pub fn thaw(&self) -> Result<()> {
+        std::fs::write(self.path.join("cgroup.freeze"), "0").what("thaw the container's cgroup")
     }
 
     /// Processes of this container that the kernel killed for memory, so far.

@@ -6,30 +6,41 @@
 //! Everything here that blocks (mounts, births) is called on a blocking thread.
 
 use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard};
 
 use crate::boot;
 use crate::cgroup::Cgroup;
 use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context, Error, Kind, Result};
+use crate::files::{Files, Layers};
 use crate::guest::Identity;
 use crate::init::{self, Config};
-use crate::mount::{self, Linux};
+use crate::mount::{self, Kernel, Linux};
+use crate::path::Root;
 use crate::process::{self, Birth, Newborn, Process};
-use crate::proto::{ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, ProcessSpec, Resources};
+use crate::proto::{
+    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec, Resources,
+    RootFilesystem,
+};
 use crate::reaper::Reaper;
 use crate::spare::Spare;
 use crate::sys;
+use crate::volume;
 
 /// No container's id begins with a dot.
 const SPARE_CGROUP: &str = ".spare";
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
+const STILL_DEADLINE: Duration = Duration::from_secs(10);
+/// Longer than a process takes to be born.
+const HOLD_DEADLINE: Duration = Duration::from_secs(40);
 
 /// What every container of this guest is made with.
 pub struct Workshop {
@@ -50,7 +61,33 @@ pub struct Container {
     privileged: bool,
     cgroup: Option<Arc<Cgroup>>,
     files: PathBuf,
+    /// What archives are made of.
+    pub archived: Arc<Files>,
+    /// Read by what is being born in it, written by whoever holds it still.
+    births: Arc<RwLock<()>>,
     _leases: Vec<Lease>,
+}
+
+/// A root that was mounted, and nothing runs in it.
+pub struct Opened {
+    pub id: String,
+    pub archived: Arc<Files>,
+    files: PathBuf,
+    _leases: Vec<Lease>,
+}
+
+/// The processes of a container stand still for as long as it exists.
+pub struct Held {
+    cgroup: Arc<Cgroup>,
+    _births: OwnedRwLockWriteGuard<()>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Err(error) = self.cgroup.thaw() {
+            crate::warn!("{error}");
+        }
+    }
 }
 
 /// Made and born, not yet in the runtime's care.
@@ -58,6 +95,7 @@ pub struct Made {
     newborn: Newborn,
     cgroup: Option<Arc<Cgroup>>,
     files: PathBuf,
+    archived: Files,
     leases: Vec<Lease>,
 }
 
@@ -156,6 +194,7 @@ impl Workshop {
         identity.write_files(&files, &request.hostname)?;
         let mut leases = self.mount_sources(request)?;
         let root = self.disks.mount_root(request, &files)?;
+        self.fill_volumes(request, &root.layers)?;
         leases.extend(root.leases);
 
         let isolation = request.isolation.clone().unwrap_or_default();
@@ -189,27 +228,81 @@ impl Workshop {
             handle: (root.mount.as_fd(), init::ROOT),
         };
         let newborn = process::bear(&self.reaper, &config, &birth, spare.take())?;
-        Ok(Made { newborn, cgroup, files, leases })
+        let archived = Files::new(root.mount, root.layers);
+        Ok(Made { newborn, cgroup, files, archived, leases })
+    }
+
+    /// Blocking. Leaves nothing behind when it fails.
+    pub fn open(&self, id: String, root: RootFilesystem) -> Result<Opened> {
+        let files = self.state.join("containers").join(&id);
+        std::fs::create_dir_all(&files).what("create the container's directory")?;
+        let is_readonly = root.readonly;
+        let request =
+            CreateContainerRequest { container_id: id.clone(), root: Some(root), ..CreateContainerRequest::default() };
+        let opened = self.disks.mount_root(&request, &files).and_then(|root| {
+            if is_readonly {
+                Linux.set_attributes(root.mount.as_fd(), false, mount::Attributes::MOUNT_ATTR_RDONLY)?;
+            }
+            Ok(root)
+        });
+        match opened {
+            Ok(root) => {
+                let archived = Arc::new(Files::new(root.mount, root.layers));
+                Ok(Opened { id, archived, files, _leases: root.leases })
+            }
+            Err(error) => {
+                remove_files(&files);
+                Err(error)
+            }
+        }
     }
 
     /// Disks and shares among the mounts become binds of where the agent mounted them.
     fn mount_sources(&self, request: &mut CreateContainerRequest) -> Result<Vec<Lease>> {
         let mut leases = Vec::new();
+        // A disk that is mounted in several places is mounted for writing when one of them writes.
+        let written: Vec<String> =
+            request.mounts.iter().filter(|mount| !is_readonly(mount)).map(|mount| mount.source.clone()).collect();
         for mount in &mut request.mounts {
             let lease = if let Some(filesystem) = mount.r#type.strip_prefix("block:") {
-                let (attributes, _) = mount::parse_options(&mount.options)?;
-                self.disks.lease(&mount.source, 0, filesystem, attributes & mount::Attributes::MOUNT_ATTR_RDONLY)?
+                let attributes = if written.contains(&mount.source) {
+                    mount::Attributes::empty()
+                } else {
+                    mount::Attributes::MOUNT_ATTR_RDONLY
+                };
+                self.disks
+                    .lease(&mount.source, 0, filesystem, attributes)
+                    .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?
             } else if mount.r#type == "virtiofs" {
                 self.disks.lease_share(&mount.source)?
             } else {
                 continue;
             };
             "bind".clone_into(&mut mount.r#type);
-            mount.source = lease.path.to_string_lossy().into_owned();
+            let source = volume::directory(&lease.path, &mount.subdirectory)
+                .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?;
+            mount.source = source.to_string_lossy().into_owned();
             leases.push(lease);
         }
         Ok(leases)
     }
+
+    /// With what is the image's own: neither with places for mounts nor with what the container changed.
+    fn fill_volumes(&self, request: &CreateContainerRequest, layers: &Layers) -> Result<()> {
+        let filled: Vec<&Mount> =
+            request.mounts.iter().filter(|mount| mount.copy_image && !is_readonly(mount)).collect();
+        if filled.is_empty() {
+            return Ok(());
+        }
+        let Some(image) = self.disks.mount_image(&layers.lower)? else { return Ok(()) };
+        let image = Root::new(image);
+        filled.iter().try_for_each(|mount| volume::fill(Path::new(&mount.source), &image, &mount.destination))
+    }
+}
+
+fn is_readonly(mount: &Mount) -> bool {
+    mount::parse_options(&mount.options)
+        .is_ok_and(|(attributes, _)| attributes.contains(mount::Attributes::MOUNT_ATTR_RDONLY))
 }
 
 impl Container {
@@ -223,6 +316,8 @@ impl Container {
             privileged,
             cgroup: made.cgroup,
             files: made.files,
+            archived: Arc::new(made.archived),
+            births: Arc::default(),
             _leases: made.leases,
         }))
     }
@@ -243,10 +338,39 @@ impl Container {
 
     /// `Some` when the program could not be executed.
     pub async fn start(&self) -> Result<Option<ExitStatus>> {
+        let _birth = self.moving()?;
         if self.started.swap(true, Ordering::AcqRel) || self.first.exit().is_some() {
             return Err(Error::wrong_state(format!("container {} was started before", self.id)));
         }
         self.first.start().await
+    }
+
+    /// Nothing is started in it while it is held still.
+    fn moving(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        let held = |_| Error::wrong_state(format!("container {} stands still while its files are read", self.id));
+        self.births.try_read().map_err(held)
+    }
+
+    /// Stops its processes until what is returned goes away.
+    pub async fn hold(self: &Arc<Self>) -> Result<Held> {
+        let Some(cgroup) = self.cgroup.clone() else {
+            return Err(Error::new(Kind::Unsupported, "without cgroups no container can be frozen"));
+        };
+        let waited = tokio::time::timeout(HOLD_DEADLINE, self.births.clone().write_owned()).await;
+        let births =
+            waited.map_err(|_| Error::wrong_state(format!("container {} is held still by another call", self.id)))?;
+        blocking(move || {
+            // Made first: what fails half-way is undone too.
+            let held = Held { cgroup, _births: births };
+            held.cgroup.freeze(STILL_DEADLINE)?;
+            Ok(held)
+        })
+        .await
+    }
+
+    /// Of the first process.
+    pub fn handle(&self) -> BorrowedFd<'_> {
+        self.first.pidfd.as_fd()
     }
 
     /// "" is the first process.
@@ -262,6 +386,7 @@ impl Container {
         if self.state() != ContainerState::Running {
             return Err(Error::wrong_state(format!("container {} is not running", self.id)));
         }
+        let _birth = self.moving()?;
         {
             let mut execs = self.execs();
             if execs.contains_key(id) {
@@ -331,6 +456,7 @@ impl Container {
     /// Kills, waits, takes down. What cannot be removed is told, and forgotten all the same.
     pub async fn destroy(&self) -> Result<()> {
         self.kill_all();
+        self.archived.close().await;
         for process in self.processes() {
             let waited = tokio::time::timeout(KILL_DEADLINE, process.wait()).await;
             waited.map_err(|_| {
@@ -382,6 +508,25 @@ impl Container {
 
     pub fn cgroup(&self) -> Option<&Cgroup> {
         self.cgroup.as_deref()
+    }
+}
+
+impl Opened {
+    /// Unmounts, when the last lease goes.
+    pub async fn close(&self) -> Result<()> {
+        self.archived.close().await;
+        let files = self.files.clone();
+        blocking(move || {
+            remove_files(&files);
+            Ok(())
+        })
+        .await
+    }
+
+    /// It has no process, and none will come.
+    pub fn status(&self) -> ContainerStatus {
+        let state = ContainerState::Exited.into();
+        ContainerStatus { container_id: self.id.clone(), state, processes: Vec::new() }
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::UnmountFlags;
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::files::Layers;
 use crate::kept::Kept;
 use crate::mount::{Attributes, Filesystem, Kernel};
 use crate::proto::{CreateContainerRequest, Layer, WritableLayer};
@@ -66,6 +67,7 @@ impl Drop for Lease {
 /// A container's root, attached nowhere yet, and what it stands on.
 pub struct RootMount {
     pub mount: OwnedFd,
+    pub layers: Layers,
     pub leases: Vec<Lease>,
 }
 
@@ -127,6 +129,7 @@ impl<K: Kernel> Disks<K> {
         }
         // Overlayfs wants the topmost first.
         let mut lower: Vec<PathBuf> = leases.iter().rev().map(|lease| lease.path.clone()).collect();
+        let mut layers = Layers { upper: None, lower: lower.clone() };
         let mut upper = None;
         match &root.writable {
             Some(writable) => {
@@ -134,6 +137,7 @@ impl<K: Kernel> Disks<K> {
                 lower.push(self.places()?);
                 let lease = self.lease_writable(writable)?;
                 upper = Some(prepare_upper(&lease.path, writable, &lower[0])?);
+                layers.upper = upper.as_ref().map(|path| path.join("upper"));
                 leases.push(lease);
             }
             // Nothing can be created in it later, so the places for mounts come as a layer of their own.
@@ -143,7 +147,19 @@ impl<K: Kernel> Disks<K> {
             lower.push(make_directory(self.state.join("empty"))?);
         }
         let mount = self.kernel.make(&overlay(&lower, upper.as_deref())?)?;
-        Ok(RootMount { mount, leases })
+        Ok(RootMount { mount, layers, leases })
+    }
+
+    /// What is below a container's changes, as one tree. `None`: nothing is.
+    pub fn mount_image(&self, lower: &[PathBuf]) -> Result<Option<OwnedFd>> {
+        let mut lower = lower.to_vec();
+        match lower.len() {
+            0 => return Ok(None),
+            // Overlayfs wants two.
+            1 => lower.push(make_directory(self.state.join("empty"))?),
+            _ => {}
+        }
+        self.kernel.make(&overlay(&lower, None)?).map(Some)
     }
 
     /// Of the standard mounts and files: a directory that every root may stand on.
@@ -249,8 +265,10 @@ fn overlay(lower: &[PathBuf], upper: Option<&Path>) -> Result<Filesystem> {
         Some(upper) => {
             parameters.push(("upperdir".to_owned(), text(&upper.join("upper"))?));
             parameters.push(("workdir".to_owned(), text(&upper.join("work"))?));
-            // `commit` reads the upper directory as files, so none may be metadata only.
+            // `commit` reads the upper directory as files, so none may be metadata only, and none be of another name below.
             parameters.push(("metacopy".to_owned(), "off".to_owned()));
+            parameters.push(("redirect_dir".to_owned(), "nofollow".to_owned()));
+            parameters.push(("index".to_owned(), "off".to_owned()));
             parameters.push(("xino".to_owned(), "auto".to_owned()));
         }
         None => attributes |= Attributes::MOUNT_ATTR_RDONLY,

@@ -14,6 +14,8 @@ pub enum Kind {
     WrongState,
     Exhausted,
     TimedOut,
+    /// It changed under the call: asked again it may succeed.
+    Aborted,
     Unsupported,
     Internal,
 }
@@ -44,6 +46,12 @@ impl Error {
     pub fn of(self, subject: impl fmt::Display) -> Self {
         Self::new(self.kind, format!("{subject}: {}", self.message))
     }
+    /// The same, of a path in a container, unless it is told already.
+    #[must_use]
+    pub fn at(self, path: &[u8]) -> Self {
+        let path = format!("/{}", String::from_utf8_lossy(path));
+        if self.message.contains(&path) { self } else { self.of(path) }
+    }
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Kind::Internal, message)
     }
@@ -66,6 +74,7 @@ impl From<Error> for Status {
             Kind::WrongState => Code::FailedPrecondition,
             Kind::Exhausted => Code::ResourceExhausted,
             Kind::TimedOut => Code::DeadlineExceeded,
+            Kind::Aborted => Code::Aborted,
             Kind::Unsupported => Code::Unimplemented,
             Kind::Internal => Code::Internal,
         };

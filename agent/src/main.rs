@@ -8,26 +8,32 @@
 #![deny(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
+mod archive;
 mod boot;
 mod bounds;
 mod capability;
 mod cgroup;
+mod changes;
 mod container;
 mod devices;
 mod disk;
 mod error;
 mod exec;
+mod files;
 mod fork;
 mod freeze;
 mod guest;
 mod init;
 mod kept;
+mod layer;
 mod link;
 mod log;
 mod mount;
 mod names;
 mod net;
+mod node;
 mod path;
+mod pax;
 mod power;
 mod process;
 mod reaper;
@@ -43,8 +49,13 @@ mod streams;
 mod sys;
 mod terminal;
 mod transport;
+mod tree_read;
+mod tree_write;
+mod untar;
 mod user;
 mod virtio;
+mod volume;
+mod walk;
 
 /// Generated from proto/hyper/agent/v1/agent.proto.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used)]

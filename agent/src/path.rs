@@ -10,6 +10,15 @@ use rustix::io::Errno;
 use crate::error::{Context, Error, Result};
 
 const PATH_MAX: usize = 4095;
+/// On all that the agent makes in a root as a place for a mount: no change of the container's. Not to be seen without
+/// CAP_SYS_ADMIN; where it cannot be set nothing is lost but that.
+pub const MARK: &str = "trusted.hyper.stub";
+
+fn mark(made: &OwnedFd) {
+    if let Err(cause) = rustix::fs::fsetxattr(made, MARK, b"", rustix::fs::XattrFlags::empty()) {
+        crate::debug!("mark a place for a mount: {}", std::io::Error::from(cause));
+    }
+}
 
 pub struct Root {
     directory: OwnedFd,
@@ -57,6 +66,9 @@ impl Root {
                     // EEXIST would be a symlink into nowhere: no place to put a mount.
                     rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
                         .asked(format_args!("create directory {done}"))?;
+                    if let Ok(made) = self.open(&done, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW) {
+                        mark(&made);
+                    }
                     self.open(&done, flags).asked(format_args!("open directory {done}"))?
                 }
                 opened => opened.asked(format_args!("open directory {done}"))?,
@@ -77,8 +89,9 @@ impl Root {
         }
         let parent = self.directory(parent)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
+        let made = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644))
             .asked(format_args!("create file {path}"))?;
+        mark(&made);
         self.open(path, OFlags::PATH).asked(format_args!("open {path}"))
     }
 

@@ -49,6 +49,7 @@ fn tmpfs(destination: &str, options: &[&str]) -> Mount {
         destination: destination.into(),
         r#type: "tmpfs".into(),
         options: options.iter().map(|&o| o.into()).collect(),
+        ..Default::default()
     }
 }
 

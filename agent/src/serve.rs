@@ -21,6 +21,7 @@ use crate::guest::Identity;
 use crate::mount::Linux;
 use crate::power::Power;
 use crate::proto::agent_service_server::AgentServiceServer;
+use crate::proto::archive_service_server::ArchiveServiceServer;
 use crate::proto::stream_service_server::StreamServiceServer;
 use crate::reaper::Reaper;
 use crate::service::Agent;
@@ -35,16 +36,21 @@ const WINDOW: u32 = 256 * 1024;
 const SEND_BUFFER: usize = 128 * 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
 
-/// Both services on one connection; each port may be used for either.
+/// All services on one connection; each port may be used for either.
 #[derive(Clone)]
 struct Services {
     agent: AgentServiceServer<Agent>,
     streams: StreamServiceServer<Agent>,
+    archives: ArchiveServiceServer<Agent>,
 }
 
 impl Services {
     fn new(agent: Agent) -> Arc<Self> {
-        Arc::new(Self { agent: AgentServiceServer::new(agent.clone()), streams: StreamServiceServer::new(agent) })
+        Arc::new(Self {
+            agent: AgentServiceServer::new(agent.clone()),
+            streams: StreamServiceServer::new(agent.clone()),
+            archives: ArchiveServiceServer::new(agent),
+        })
     }
 }
 
@@ -59,6 +65,8 @@ impl Serve for Arc<Services> {
             async move {
                 if request.uri().path().starts_with("/hyper.agent.v1.StreamService/") {
                     services.streams.call(request).await
+                } else if request.uri().path().starts_with("/hyper.agent.v1.ArchiveService/") {
+                    services.archives.call(request).await
                 } else {
                     services.agent.call(request).await
                 }

@@ -11,8 +11,9 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 use tonic::{Request, Response, Status};
 
 use crate::bounds::{check_create, check_id};
-use crate::container::{Container, Shared, Workshop, blocking};
+use crate::container::{Container, Opened, Shared, Workshop, blocking};
 use crate::error::{Error, Kind, Result};
+use crate::files::Files;
 use crate::freeze::Frozen;
 use crate::guest::{self, Identity};
 use crate::power::Power;
@@ -46,6 +47,7 @@ type Still = Arc<Mutex<Frozen>>;
 enum Slot {
     Busy,
     Ready(Arc<Container>),
+    Opened(Arc<Opened>),
 }
 
 impl Agent {
@@ -68,8 +70,47 @@ impl Agent {
         match self.containers().get(id) {
             Some(Slot::Ready(container)) => Ok(container.clone()),
             Some(Slot::Busy) => Err(Error::wrong_state(format!("container {id} is being made or deleted"))),
+            Some(Slot::Opened(_)) => Err(Error::wrong_state(format!("of container {id} only the files are there"))),
             None => Err(Error::not_found(format!("no container {id}"))),
         }
+    }
+
+    fn opened(&self, id: &str) -> Option<Arc<Opened>> {
+        match self.containers().get(id) {
+            Some(Slot::Opened(opened)) => Some(opened.clone()),
+            _ => None,
+        }
+    }
+
+    /// What archives are made of, and who runs there.
+    pub fn files(&self, id: &str) -> Result<(Arc<Files>, Option<Arc<Container>>)> {
+        if let Some(opened) = self.opened(id) {
+            return Ok((opened.archived.clone(), None));
+        }
+        let container = self.container(id)?;
+        Ok((container.archived.clone(), Some(container)))
+    }
+
+    /// Fails while the guest stands still: what writes then would hang.
+    pub fn check_moving(&self) -> Result<()> {
+        self.moving().map(drop)
+    }
+
+    pub fn workshop(&self) -> Arc<Workshop> {
+        self.inner.workshop.clone()
+    }
+
+    /// Takes the id.
+    fn reserve(&self, id: &str) -> Result<()> {
+        let mut containers = self.containers();
+        if containers.contains_key(id) {
+            return Err(Error::new(Kind::Exists, format!("container {id} exists")));
+        }
+        if containers.len() >= MAX_CONTAINERS {
+            return Err(Error::new(Kind::Exhausted, format!("the guest has {MAX_CONTAINERS} containers")));
+        }
+        containers.insert(id.to_owned(), Slot::Busy);
+        Ok(())
     }
 
     pub fn process(&self, container: &str, process: &str) -> Result<Arc<Process>> {
@@ -131,16 +172,7 @@ impl Agent {
         let isolation = request.isolation.clone().unwrap_or_default();
         let partner = |id: &str| if id.is_empty() { Ok(None) } else { self.container(id).map(Some) };
         let shared = Shared { pid: partner(&isolation.share_pid_with)?, ipc: partner(&isolation.share_ipc_with)? };
-        {
-            let mut containers = self.containers();
-            if containers.contains_key(&id) {
-                return Err(Error::new(Kind::Exists, format!("container {id} exists")));
-            }
-            if containers.len() >= MAX_CONTAINERS {
-                return Err(Error::new(Kind::Exhausted, format!("the guest has {MAX_CONTAINERS} containers")));
-            }
-            containers.insert(id.clone(), Slot::Busy);
-        }
+        self.reserve(&id)?;
         let (workshop, identity) = (self.inner.workshop.clone(), self.inner.identity.clone());
         let made = blocking(move || workshop.make(request, &identity, &shared)).await;
         match made.and_then(|made| Container::adopt(id.clone(), isolation.privileged, made)) {
@@ -156,7 +188,38 @@ impl Agent {
         }
     }
 
+    async fn open_root(self, request: OpenRootRequest) -> Result<OpenRootResponse> {
+        let _moving = self.moving()?;
+        check_id("container", &request.container_id)?;
+        let id = request.container_id;
+        self.reserve(&id)?;
+        let (workshop, name, root) = (self.inner.workshop.clone(), id.clone(), request.root.unwrap_or_default());
+        let opened = blocking(move || workshop.open(name, root)).await;
+        let mut containers = self.containers();
+        match opened {
+            Ok(opened) => {
+                containers.insert(id, Slot::Opened(Arc::new(opened)));
+                Ok(OpenRootResponse {})
+            }
+            Err(error) => {
+                containers.remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn close_root(self, opened: Arc<Opened>) -> Result<DeleteContainerResponse> {
+        let _moving = self.moving()?;
+        self.containers().insert(opened.id.clone(), Slot::Busy);
+        let closed = opened.close().await;
+        self.containers().remove(&opened.id);
+        closed.map(|()| DeleteContainerResponse {})
+    }
+
     async fn delete(self, id: String) -> Result<DeleteContainerResponse> {
+        if let Some(opened) = self.opened(&id) {
+            return self.close_root(opened).await;
+        }
         let container = match self.container(&id) {
             Ok(container) => container,
             Err(error) if error.kind == Kind::NotFound => return Ok(DeleteContainerResponse {}),
@@ -187,6 +250,8 @@ impl Agent {
             }
         };
         let _ = tokio::time::timeout(timeout, all_dead).await;
+        // A disk is clean only when nobody has its file system any more.
+        let _ = tokio::time::timeout(timeout, self.close_files()).await;
         let power = self.inner.power.clone();
         blocking(move || {
             power.settle_disks(timeout);
@@ -195,6 +260,21 @@ impl Agent {
         .await?;
         self.inner.power.off_soon();
         Ok(ShutdownResponse {})
+    }
+
+    async fn close_files(&self) {
+        let slots: Vec<Arc<Files>> = {
+            let containers = self.containers();
+            let files = |slot: &Slot| match slot {
+                Slot::Busy => None,
+                Slot::Ready(container) => Some(container.archived.clone()),
+                Slot::Opened(opened) => Some(opened.archived.clone()),
+            };
+            containers.values().filter_map(files).collect()
+        };
+        for files in slots {
+            files.close().await;
+        }
     }
 
     fn ready(&self) -> Vec<Arc<Container>> {
@@ -258,8 +338,8 @@ impl AgentService for Agent {
         detached(self.clone().thaw()).await
     }
 
-    async fn open_root(&self, _: Request<OpenRootRequest>) -> Answer<OpenRootResponse> {
-        Err(Status::unimplemented("archives of stopped containers"))
+    async fn open_root(&self, request: Request<OpenRootRequest>) -> Answer<OpenRootResponse> {
+        detached(Agent::open_root(self.clone(), request.into_inner())).await
     }
 
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
@@ -280,7 +360,12 @@ impl AgentService for Agent {
     }
 
     async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
-        let containers = self.ready().iter().map(|container| container.status()).collect();
+        let status = |slot: &Slot| match slot {
+            Slot::Busy => None,
+            Slot::Ready(container) => Some(container.status()),
+            Slot::Opened(opened) => Some(opened.status()),
+        };
+        let containers = self.containers().values().filter_map(status).collect();
         Ok(Response::new(ListContainersResponse { containers }))
     }
 

@@ -23,7 +23,14 @@ if TYPE_CHECKING:
     import grpc
     import grpc.aio
 
-    from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
+    from hyper.v1 import (
+        container_pb2_grpc,
+        image_pb2_grpc,
+        network_pb2_grpc,
+        snapshot_pb2_grpc,
+        system_pb2_grpc,
+        volume_pb2_grpc,
+    )
 
 T = TypeVar("T")
 
@@ -71,10 +78,22 @@ class Client:
         return snapshot_pb2_grpc.TemplateServiceStub(self._channel)
 
     @property
+    def networks(self) -> "network_pb2_grpc.NetworkServiceAsyncStub":
+        from hyper.v1 import network_pb2_grpc
+
+        return network_pb2_grpc.NetworkServiceStub(self._channel)
+
+    @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":
         from hyper.v1 import system_pb2_grpc
 
         return system_pb2_grpc.SystemServiceStub(self._channel)
+
+    @property
+    def volumes(self) -> "volume_pb2_grpc.VolumeServiceAsyncStub":
+        from hyper.v1 import volume_pb2_grpc
+
+        return volume_pb2_grpc.VolumeServiceStub(self._channel)
 
 
 def socket_path() -> str:

@@ -37,8 +37,16 @@ def snapshots(incomplete: str) -> list[str]:
     return _ask(_snapshot_names, incomplete)
 
 
+def networks(incomplete: str) -> list[str]:
+    return _ask(_networks, incomplete)
+
+
 def templates(incomplete: str) -> list[str]:
     return _ask(_template_ids, incomplete)
+
+
+def volumes(incomplete: str) -> list[str]:
+    return _ask(_volume_names, incomplete)
 
 
 def images(incomplete: str) -> list[str]:
@@ -75,11 +83,25 @@ async def _snapshot_names(client: Client) -> list[str]:
     return [snapshot.name or shorten_id(snapshot.id) for snapshot in response.snapshots]
 
 
+async def _networks(client: Client) -> list[str]:
+    from hyper.v1 import network_pb2 as pb
+
+    response = await client.networks.ListNetworks(pb.ListNetworksRequest(), timeout=DEADLINE_S)
+    return [network.spec.name for network in response.networks]
+
+
 async def _template_ids(client: Client) -> list[str]:
     from hyper.v1 import snapshot_pb2 as pb
 
     response = await client.templates.ListTemplates(pb.ListTemplatesRequest(), timeout=DEADLINE_S)
     return [shorten_id(template.id) for template in response.templates]
+
+
+async def _volume_names(client: Client) -> list[str]:
+    from hyper.v1 import volume_pb2 as pb
+
+    response = await client.volumes.ListVolumes(pb.ListVolumesRequest(), timeout=DEADLINE_S)
+    return [volume.name for volume in response.volumes]
 
 
 def _ask(question: Callable[[Client], Awaitable[list[str]]], incomplete: str) -> list[str]:

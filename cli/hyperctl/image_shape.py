@@ -9,8 +9,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import image_pb2 as pb
 from hyperctl.names import familiar_name, shorten_id, split_reference
-from hyperctl.render import render_rfc3339, render_size, render_time
-from hyperctl.shape import render_ago
+from hyperctl.render import ellipsis, render_rfc3339, render_size, render_time
+from hyperctl.shape import parse_healthcheck, render_ago
 from hyperctl.template import OpenMap
 
 NONE = "<none>"
@@ -23,8 +23,23 @@ IMAGE_HEADERS = {
     "CreatedAt": "CREATED AT",
     "Size": "SIZE",
     "StoredSize": "STORED SIZE",
+    "VirtualSize": "VIRTUAL SIZE",
+    "SharedSize": "SHARED SIZE",
+    "UniqueSize": "UNIQUE SIZE",
+    "Containers": "CONTAINERS",
 }
 IMAGE_COLUMNS = ("Repository", "Tag", "ID", "CreatedSince", "Size")
+HISTORY_HEADERS = {
+    "ID": "IMAGE",
+    "CreatedSince": "CREATED",
+    "CreatedAt": "CREATED AT",
+    "CreatedBy": "CREATED BY",
+    "Size": "SIZE",
+    "Comment": "COMMENT",
+}
+HISTORY_COLUMNS = ("ID", "CreatedSince", "CreatedBy", "Size", "Comment")
+CREATED_BY_CELLS = 45
+MISSING = "<missing>"
 IMAGE_COLUMNS_DIGESTS = ("Repository", "Tag", "Digest", "ID", "CreatedSince", "Size")
 
 
@@ -43,7 +58,34 @@ def image_rows(image: pb.Image, *, now_s: float, truncate: bool) -> Iterator[dic
             "CreatedAt": _local_time(image.created_at),
             "Size": render_size(image.size_bytes),
             "StoredSize": render_size(image.stored_bytes),
+            "VirtualSize": render_size(image.size_bytes),
+            "SharedSize": "N/A",  # as Docker's: `system df -v` knows
+            "UniqueSize": "N/A",
+            "Containers": "N/A",
         }
+
+
+def history_rows(image: pb.Image, *, now_s: float, truncate: bool, human: bool) -> Iterator[dict[str, Any]]:
+    """The latest step first. Only the image itself has an id; a layer's size is that of its step."""
+    sizes = list(image.layer_bytes)
+    made = sum(not entry.empty_layer for entry in image.history)
+    steps = []
+    for entry in image.history:
+        size_bytes = sizes.pop(0) if not entry.empty_layer and made == len(image.layer_bytes) else 0
+        steps.append((entry, size_bytes))
+    identifier = shorten_id(image.id) if truncate else image.id
+    for entry, size_bytes in reversed(steps):
+        created_by = entry.created_by.replace("\t", " ")
+        created_at = render_rfc3339(entry.created_at.seconds, 0)
+        yield {
+            "ID": identifier,
+            "CreatedAt": created_at,
+            "CreatedSince": (render_ago(entry.created_at, now_s) or "N/A") if human else created_at,
+            "CreatedBy": ellipsis(created_by, CREATED_BY_CELLS) if truncate else created_by,
+            "Size": render_size(size_bytes) if human else str(size_bytes),
+            "Comment": entry.comment,
+        }
+        identifier = MISSING
 
 
 def image_document(image: pb.Image) -> dict[str, Any]:
@@ -52,7 +94,10 @@ def image_document(image: pb.Image) -> dict[str, Any]:
         "Id": image.id,
         "RepoTags": [familiar_name(tag) for tag in image.tags],
         "RepoDigests": [familiar_name(digest) for digest in image.digests],
+        "Parent": "",
+        "Comment": image.history[-1].comment if image.history else "",
         "Created": render_rfc3339(image.created_at.seconds, image.created_at.nanos),
+        "DockerVersion": "",
         "Author": image.author,
         "Architecture": image.architecture,
         "Variant": image.variant,
@@ -70,6 +115,7 @@ def image_document(image: pb.Image) -> dict[str, Any]:
             "ExposedPorts": OpenMap((port, {}) for port in config.exposed_ports),
             "Volumes": OpenMap((volume, {}) for volume in config.volumes),
             "StopSignal": config.stop_signal,
+            "Healthcheck": parse_healthcheck(config.healthcheck_json),
         },
         "RootFS": {"Type": "layers", "Layers": list(image.diff_ids)},
         "History": [

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one gate for child processes of the command line: hyperd itself, and systemctl where systemd keeps hyperd."""
+"""The one gate for child processes of the command line: hyperd, systemctl, skopeo, credential helpers."""
 
 import contextlib
 import os
+import re
 import select
 import shutil
 import signal
@@ -27,6 +28,9 @@ CHECK_TIMEOUT_S = 120.0
 SYSTEMCTL_TIMEOUT_S = 120.0
 TERMINATE_S = 10.0
 MAX_TAIL_BYTES = 4096
+LOGIN_TIMEOUT_S = 60.0
+HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*", re.ASCII)
+NOT_KNOWN = b"credentials not found"  # docker-credential-helpers' word, whatever the helper
 TAIL_LINES = 20
 
 
@@ -94,6 +98,81 @@ def _run(argv: Sequence[str], *, timeout_s: float, must_succeed: bool = False) -
             exit_status=errors.UNAVAILABLE,
         )
     return finished.stdout
+
+
+def ask_credential_helper(name: str, server: str, *, timeout_s: float) -> bytes | None:
+    """What `docker-credential-NAME get` answers; None when it knows nothing of ``server``.
+
+    Raises CliError, without a word of what it wrote: that may be the secret.
+    """
+    program = f"docker-credential-{name}"
+    if not HELPER_NAME.fullmatch(name):
+        raise CliError("is not the name of a credential helper", subject=program, exit_status=errors.INVALID)
+    try:
+        finished = subprocess.run(
+            [program, "get"], input=server.encode(), capture_output=True, timeout=timeout_s, check=False
+        )
+    except OSError as error:
+        raise CliError(
+            f"cannot be executed: {error.strerror}",
+            subject=program,
+            hint="install it, or take it out of the file of credentials",
+            exit_status=errors.UNAVAILABLE,
+        ) from error
+    except subprocess.TimeoutExpired:
+        raise CliError(
+            f"no answer after {timeout_s:g} s", subject=program, exit_status=errors.TIMEOUT
+        ) from None
+    if finished.returncode:
+        if NOT_KNOWN in finished.stdout + finished.stderr:
+            return None
+        raise CliError(
+            f"ended with exit status {finished.returncode}",
+            subject=program,
+            hint=f"`echo {server} | {program} get` shows why",
+            exit_status=errors.UNAVAILABLE,
+        )
+    return finished.stdout
+
+
+def verify_login(registry: str, username: str, password: str, *, authfile: Path, tls_insecure: bool) -> None:
+    """`skopeo login`: asks the registry, and keeps in ``authfile`` what it accepts. The password goes through a pipe.
+
+    Raises CliError with what skopeo said.
+    """
+    argv = ["skopeo", "login", "--authfile", str(authfile), "--username", username, "--password-stdin"]
+    if tls_insecure:
+        argv.append("--tls-verify=false")
+    try:
+        finished = subprocess.run(
+            [*argv, "--", registry],
+            input=password.encode(),
+            capture_output=True,
+            timeout=LOGIN_TIMEOUT_S,
+            check=False,
+        )
+    except OSError as error:
+        raise CliError(
+            f"cannot be executed: {error.strerror}",
+            subject="skopeo",
+            hint="install it: hyperd needs it, too",
+            exit_status=errors.UNAVAILABLE,
+        ) from error
+    except subprocess.TimeoutExpired:
+        raise CliError(
+            f"no answer within {LOGIN_TIMEOUT_S:g} s", subject=registry, exit_status=errors.TIMEOUT
+        ) from None
+    if finished.returncode:
+        said = finished.stderr[-MAX_TAIL_BYTES:].decode(errors="replace")
+        refused = "unauthorized" in said.lower() or "invalid username/password" in said.lower()
+        if password:
+            said = said.replace(password, "***")
+        raise CliError(
+            "does not accept this login" if refused else "cannot be logged in to",
+            subject=registry,
+            evidence=said,
+            exit_status=errors.DENIED if refused else errors.UNAVAILABLE,
+        )
 
 
 def start_hyperd(argv: Sequence[str], *, log: Path, ready: Callable[[], bool], timeout_s: float) -> int:

@@ -3,7 +3,9 @@
 
 import os
 import time
-from typing import TextIO
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TextIO, TypeAlias
 
 from hyper.v1 import image_pb2 as pb
 from hyperctl import terminal
@@ -12,7 +14,7 @@ from hyperctl.render import printable, render_size
 
 REDRAW_S = 0.08
 BAR_CELLS = 30
-WORDS = {
+WORDS: dict[int, str] = {
     pb.LAYER_PHASE_WAITING: "Waiting",
     pb.LAYER_PHASE_DOWNLOADING: "Downloading",
     pb.LAYER_PHASE_CONVERTING: "Extracting",
@@ -22,18 +24,57 @@ WORDS = {
 FINISHED = frozenset({pb.LAYER_PHASE_DONE, pb.LAYER_PHASE_EXISTS})
 
 
-class PullProgress:
-    """Shows LayerProgress messages on ``out``."""
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """Docker's words for what is done with a layer; ``barless`` phases show no bytes."""
 
-    def __init__(self, out: TextIO, *, quiet: bool = False) -> None:
+    words: Mapping[int, str]
+    finished: frozenset[int]
+    waiting: int
+
+    @property
+    def barless(self) -> frozenset[int]:
+        return self.finished | {self.waiting}
+
+
+PULLING = Phases(WORDS, FINISHED, pb.LAYER_PHASE_WAITING)
+LOADING = Phases(
+    {
+        **WORDS,
+        pb.LAYER_PHASE_DOWNLOADING: "Loading layer",
+        pb.LAYER_PHASE_CONVERTING: "Loading layer",
+        pb.LAYER_PHASE_DONE: "Layer loaded",
+    },
+    FINISHED,
+    pb.LAYER_PHASE_WAITING,
+)
+PUSHING = Phases(
+    {
+        pb.PUSH_PHASE_WAITING: "Waiting",
+        pb.PUSH_PHASE_UPLOADING: "Pushing",
+        pb.PUSH_PHASE_DONE: "Pushed",
+        pb.PUSH_PHASE_EXISTS: "Layer already exists",
+        pb.PUSH_PHASE_MOUNTED: "Mounted",
+    },
+    frozenset({pb.PUSH_PHASE_DONE, pb.PUSH_PHASE_EXISTS, pb.PUSH_PHASE_MOUNTED}),
+    pb.PUSH_PHASE_WAITING,
+)
+Layer: TypeAlias = pb.LayerProgress | pb.PushProgress
+
+
+class LayersProgress:
+    """Shows LayerProgress or PushProgress messages on ``out``."""
+
+    def __init__(self, out: TextIO, phases: Phases = PULLING, *, quiet: bool = False) -> None:
         self._out = out
+        self._phases = phases
         self._quiet = quiet
         self._live = not quiet and _is_live(out)
-        self._layers: dict[str, pb.LayerProgress] = {}
+        self._layers: dict[str, Layer] = {}
         self._drawn = 0
         self._last_draw_s = 0.0
 
-    def show(self, layer: pb.LayerProgress) -> None:
+    def show(self, layer: Layer) -> None:
         before = self._layers.get(layer.digest)
         self._layers[layer.digest] = layer
         if self._quiet:
@@ -43,12 +84,19 @@ class PullProgress:
             if new_phase or time.monotonic() - self._last_draw_s >= REDRAW_S:
                 self._draw()
         elif new_phase:
-            self.note(f"{shorten_id(layer.digest)}: {WORDS.get(layer.phase, 'Preparing')}")
+            self.note(f"{shorten_id(layer.digest)}: {self._phases.words.get(layer.phase, 'Preparing')}")
 
     def note(self, text: str) -> None:
-        """A line that stays, above the bars."""
+        """A line that stays: above the bars, or below them when all they show is done."""
         if self._quiet:
             return
+        if (
+            self._live
+            and self._layers
+            and all(layer.phase in self._phases.finished for layer in self._layers.values())
+        ):
+            self._draw()
+            self._layers, self._drawn = {}, 0
         if self._drawn:
             self._out.write(f"\x1b[{self._drawn}A\x1b[J")
             self._drawn = 0
@@ -75,10 +123,12 @@ class PullProgress:
     def _lines(self, limit: int) -> list[str]:
         layers = list(self._layers.values())
         if len(layers) > limit:  # then what is done is only counted
-            done = [layer for layer in layers if layer.phase in FINISHED]
-            open_ones = [layer for layer in layers if layer.phase not in FINISHED][: limit - 1]
-            return [f"{len(done)} of {len(layers)} layers complete", *map(render_layer, open_ones)]
-        return [render_layer(layer) for layer in layers]
+            finished = self._phases.finished
+            done = [layer for layer in layers if layer.phase in finished]
+            open_ones = [layer for layer in layers if layer.phase not in finished][: limit - 1]
+            counted = f"{len(done)} of {len(layers)} layers complete"
+            return [counted, *(render_layer(layer, self._phases) for layer in open_ones)]
+        return [render_layer(layer, self._phases) for layer in layers]
 
 
 class ByteProgress:
@@ -110,10 +160,10 @@ class ByteProgress:
         self._out.flush()
 
 
-def render_layer(layer: pb.LayerProgress) -> str:
+def render_layer(layer: Layer, phases: Phases = PULLING) -> str:
     """`4f4fb700ef54: Downloading [=====>      ]  12.3MB/45.6MB`"""
-    head = f"{shorten_id(layer.digest)}: {WORDS.get(layer.phase, 'Preparing')}"
-    if layer.phase in FINISHED or layer.phase == pb.LAYER_PHASE_WAITING:
+    head = f"{shorten_id(layer.digest)}: {phases.words.get(layer.phase, 'Preparing')}"
+    if layer.phase in phases.barless:
         return head
     if not layer.total_bytes:
         return f"{head} {render_size(layer.done_bytes)}" if layer.done_bytes else head

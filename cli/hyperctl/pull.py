@@ -8,15 +8,18 @@ from hyper.v1 import image_pb2 as pb
 from hyperctl.client import Client
 from hyperctl.errors import CliError
 from hyperctl.names import with_default_tag
-from hyperctl.progress import PullProgress
+from hyperctl.progress import LayersProgress
 
 
-async def pull_image(
+async def pull_images(
     client: Client, request: pb.PullImageRequest, *, out: TextIO, quiet: bool = False, headline: str = ""
-) -> pb.Image:
-    """Show it on ``out``; hyperd has Docker's words. Hanging up (Ctrl-C) ends a pull that nobody else waits for."""
-    progress = PullProgress(out, quiet=quiet)
-    image: pb.Image | None = None
+) -> list[pb.Image]:
+    """Show it on ``out``; hyperd has Docker's words. Hanging up (Ctrl-C) ends a pull that nobody else waits for.
+
+    One image, or with ``all_tags`` one a tag.
+    """
+    progress = LayersProgress(out, quiet=quiet)
+    images: list[pb.Image] = []
     try:
         async for response in client.images.PullImage(request):
             if headline:  # only now: hyperd has understood the reference
@@ -28,15 +31,24 @@ async def pull_image(
                 case "notice":
                     progress.note(response.notice)
                 case "image":
-                    image = response.image
+                    images.append(response.image)
     finally:
         progress.finish()
-    if image is None:
+    if not images:
         raise CliError("the daemon ended the pull without an image", subject=request.reference)
-    return image
+    return images
+
+
+def pull_request(reference: str, *, platform: str = "") -> pb.PullImageRequest:
+    """With the user's credentials for that registry."""
+    from hyperctl.credentials import find_credentials
+
+    return pb.PullImageRequest(
+        reference=reference, platform=platform, credentials=find_credentials(reference)
+    )
 
 
 async def pull_missing(client: Client, reference: str, platform: str) -> None:
     """As `run` does it: told on standard error, so that standard output stays the process's."""
     print(f"Unable to find image '{with_default_tag(reference)}' locally", file=sys.stderr, flush=True)
-    await pull_image(client, pb.PullImageRequest(reference=reference, platform=platform), out=sys.stderr)
+    await pull_images(client, pull_request(reference, platform=platform), out=sys.stderr)

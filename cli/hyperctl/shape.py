@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containers as Docker shapes them: the rows of `ps` and the documents of `inspect`."""
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import image_pb2
+from hyperctl.mount_shape import local_volumes, mount_documents, mount_names
 from hyperctl.names import SHORT_ID, familiar_name
+from hyperctl.ports import exposed_ports, port_bindings, port_settings, render_ports
 from hyperctl.render import ellipsis, quote, render_duration, render_pairs, render_rfc3339, render_time
 from hyperctl.template import OpenMap
 
@@ -97,12 +100,12 @@ def container_row(container: pb.Container, *, now_s: float, truncate: bool) -> M
         "RunningFor": render_ago(container.created_at, now_s),
         "Status": describe_status(container, now_s),
         "State": STATES.get(container.state, "unknown"),
-        "Ports": "",
+        "Ports": render_ports(container) if container.state in UP else "",
         "Names": container.name,
         "Networks": ",".join(attachment.network for attachment in container.networks),
         "Labels": render_pairs(container.spec.labels),
-        "Mounts": "",
-        "LocalVolumes": "0",
+        "Mounts": mount_names(container.spec, truncate=truncate),
+        "LocalVolumes": str(local_volumes(container.spec)),
         "Size": "",
         "Platform": container.spec.platform,
         "Label": lambda key: container.spec.labels.get(key, ""),
@@ -128,6 +131,7 @@ def container_document(container: pb.Container, image: image_pb2.Image | None = 
         "Platform": container.spec.platform.partition("/")[0] or "linux",
         "HostConfig": _host_config(container.spec),
         "Config": _config(container, (image or image_pb2.Image()).config),
+        "Mounts": mount_documents(container.spec),
         "NetworkSettings": _network_settings(container),
         "Sandbox": {
             "Accelerator": container.accelerator,
@@ -184,6 +188,7 @@ def _config(container: pb.Container, image: image_pb2.ImageConfig) -> dict[str, 
     return {
         "Hostname": spec.hostname or container.id[:SHORT_ID],
         "User": spec.user or image.user,
+        "ExposedPorts": OpenMap(sorted(exposed_ports(spec).items())),
         "Tty": spec.tty,
         "OpenStdin": spec.stdin,
         "Env": _merged_env(image.env, spec.env),
@@ -193,8 +198,18 @@ def _config(container: pb.Container, image: image_pb2.ImageConfig) -> dict[str, 
         "Entrypoint": entrypoint or None,
         "Labels": OpenMap(sorted({**image.labels, **spec.labels}.items())),
         "StopSignal": spec.stop_signal or image.stop_signal,
+        "Healthcheck": parse_healthcheck(image.healthcheck_json),
         "StopTimeout": spec.stop_timeout_s if spec.HasField("stop_timeout_s") else None,
     }
+
+
+def parse_healthcheck(text: str) -> dict[str, Any] | None:
+    """As it is in the image's config; None when there is none, or it is no JSON object."""
+    try:
+        value = json.loads(text) if text else None
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _merged_env(image: Iterable[str], own: Iterable[str]) -> list[str]:
@@ -211,12 +226,16 @@ def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
     ] * spec.seccomp_unconfined
     return {
         "NetworkMode": spec.network or "bridge",
+        "PortBindings": OpenMap(sorted(port_bindings(spec.ports).items())),
+        "PublishAllPorts": spec.publish_all,
         "AutoRemove": spec.auto_remove,
         "NanoCpus": round(spec.cpus * 1e9),
         "Memory": spec.memory_bytes,
         "PidsLimit": spec.pids_limit or None,
         "Privileged": spec.privileged,
         "ReadonlyRootfs": spec.readonly_root,
+        "VolumesFrom": list(spec.volumes_from) or None,
+        "StorageOpt": OpenMap({"size": str(spec.writable_size_bytes)} if spec.writable_size_bytes else {}),
         "Init": spec.init,
         "CapAdd": list(spec.cap_add) or None,
         "CapDrop": list(spec.cap_drop) or None,
@@ -249,4 +268,5 @@ def _network_settings(container: pb.Container) -> dict[str, Any]:
     first = next(
         iter(networks.values()), {"MacAddress": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0}
     )
-    return {**first, "Ports": OpenMap(), "Networks": networks}
+    ports = OpenMap(sorted(port_settings(container, is_up=container.state in UP).items()))
+    return {**first, "Ports": ports, "Networks": networks}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import options, terminal
+from hyperctl import mounts, options, ports, terminal
 from hyperctl.errors import InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
@@ -83,6 +83,24 @@ class ContainerFlags:
     tmpfs: Annotated[
         list[str], _many("--tmpfs", metavar="DIR[:OPTIONS]", help_text="Mount a file system in memory")
     ] = field(default_factory=list)
+    volume: Annotated[
+        list[str],
+        _many(
+            "--volume", "-v", metavar="[NAME:]DIR[:ro]", help_text="Mount a volume; without NAME a new one"
+        ),
+    ] = field(default_factory=list)
+    mount: Annotated[
+        list[str],
+        _many("--mount", metavar="type=...,src=...,dst=...", help_text="Mount a volume or a tmpfs"),
+    ] = field(default_factory=list)
+    volumes_from: Annotated[
+        list[str],
+        _many("--volumes-from", metavar="CONTAINER[:ro]", help_text="Mount what another container mounts"),
+    ] = field(default_factory=list)
+    storage_opt: Annotated[
+        list[str],
+        _many("--storage-opt", metavar="size=SIZE", help_text="Size of the container's own disk"),
+    ] = field(default_factory=list)
     read_only: Annotated[bool, Option("--read-only", help="Mount the root file system read-only")] = False
     cap_add: Annotated[list[str], _many("--cap-add", metavar="CAP", help_text="Add a capability")] = field(
         default_factory=list
@@ -99,8 +117,32 @@ class ContainerFlags:
     ] = field(default_factory=list)
     network: Annotated[
         str,
-        Option("--network", "--net", metavar="NETWORK", help="bridge (default) or none", show_default=False),
+        Option(
+            "--network",
+            "--net",
+            metavar="NETWORK",
+            help="bridge (default), none, or the name of one",
+            show_default=False,
+        ),
     ] = ""
+    ip: Annotated[
+        str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
+    ] = ""
+    publish: Annotated[
+        list[str],
+        _many(
+            "--publish",
+            "-p",
+            metavar="[[IP:]HOST:]PORT[/PROTOCOL]",
+            help_text="Reach a port of it at a port of the host",
+        ),
+    ] = field(default_factory=list)
+    publish_all: Annotated[
+        bool, Option("--publish-all", "-P", help="Reach every exposed port at a free port of the host")
+    ] = False
+    expose: Annotated[
+        list[str], _many("--expose", metavar="PORT[/PROTOCOL]", help_text="Say that it listens there")
+    ] = field(default_factory=list)
     add_host: Annotated[
         list[str], _many("--add-host", metavar="NAME:ADDRESS", help_text="Add a line to /etc/hosts")
     ] = field(default_factory=list)
@@ -216,6 +258,16 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             dns_searches=flags.dns_search,
             dns_options=flags.dns_option,
             pids_limit=_parse_pids_limit(flags.pids_limit),
+            mounts=[
+                *(mounts.parse_volume(text) for text in flags.volume),
+                *(mounts.parse_mount(text) for text in flags.mount),
+            ],
+            volumes_from=flags.volumes_from,
+            writable_size_bytes=mounts.parse_storage_options(flags.storage_opt),
+            ports=ports.parse_published(flags.publish),
+            publish_all=flags.publish_all,
+            address=flags.ip,
+            expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
     except UnicodeEncodeError as error:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command: name -> (module under hyperctl.commands, its name there, summary). Help is printed from here alone."""
+"""Every command: name -> (module under hyperctl.commands, its name there, summary). Help is printed from here alone.
+
+Aliases are Docker's further names; help does not list them.
+"""
 
 CONTAINER_TABLE = {
     "run": ("run", "run", "Create and start a container from an image or a snapshot"),
@@ -18,21 +21,38 @@ CONTAINER_TABLE = {
     "exec": ("attach", "exec", "Run a command in a running container"),
     "attach": ("attach", "attach", "Join the standard streams of a running container"),
     "logs": ("logs", "logs", "Show what a container has written"),
+    "port": ("groups", "port", "Show and change where the ports of a container are published"),
     "wait": ("lifecycle", "wait", "Wait until containers stop, then print their exit codes"),
+    "cp": ("copy", "cp", "Copy files between a container and this host"),
+    "diff": ("changes", "diff", "List what a container has changed against its image"),
+    "commit": ("changes", "commit", "Make an image of what a container has changed"),
+    "export": ("archives", "export", "Write a container's root file system as a tar"),
     "inspect": ("inspect", "inspect", "Show everything about containers and images"),
 }
 ROOT_TABLE = CONTAINER_TABLE | {
-    "pull": ("images", "pull", "Download an image from a registry"),
+    "pull": ("registry", "pull", "Download an image from a registry"),
+    "push": ("registry", "push", "Upload an image to a registry"),
+    "login": ("login", "login", "Log in to a registry"),
+    "logout": ("login", "logout", "Forget the credentials for a registry"),
     "images": ("images", "images", "List images"),
+    "history": ("images", "history", "Show what an image was made of"),
+    "tag": ("images", "tag", "Give an image one more name"),
     "rmi": ("images", "rmi", "Remove images"),
+    "save": ("archives", "save", "Write images to a tar"),
+    "load": ("archives", "load", "Take images from a tar"),
+    "import": ("archives", "import", "Make an image of a root file system's tar"),
     "snapshot": ("groups", "snapshot", "Snapshots of running containers"),
     "template": ("groups", "template", "Booted guests that containers start from"),
+    "volume": ("groups", "volume", "Disks that outlive containers"),
+    "network": ("groups", "network", "Networks of containers, each closed to the others"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
     "daemon": ("daemon", "", "Start, stop and look at the daemon"),
     "container": ("groups", "container", "Commands on containers"),
     "image": ("groups", "image", "Commands on images"),
+    "manifest": ("groups", "manifest", "Manifests in registries"),
+    "system": ("groups", "system", "What takes room on the disk, and the daemon itself"),
     "completion": ("completion", "completion", "Print the completion script of a shell"),
     "__complete": ("completion", "__complete", ""),
 }
@@ -41,27 +61,55 @@ CONTAINER_GROUP = {
     **CONTAINER_TABLE,
     "inspect": ("inspect", "container-inspect", "Show everything about containers"),
     "ls": CONTAINER_TABLE["ps"],
-    "list": CONTAINER_TABLE["ps"],
+    "prune": ("prune", "container-prune", "Remove all stopped containers"),
 }
+CONTAINER_ALIASES = {"list": "ls", "remove": "rm"}
 IMAGE_GROUP = {
     "ls": ROOT_TABLE["images"],
-    "list": ROOT_TABLE["images"],
-    "pull": ROOT_TABLE["pull"],
+    **{name: ROOT_TABLE[name] for name in ("pull", "push", "tag", "history", "save", "load", "import")},
     "rm": ROOT_TABLE["rmi"],
+    "prune": ("prune", "image-prune", "Remove images that nobody uses"),
     "inspect": ("inspect", "image-inspect", "Show everything about images"),
+}
+IMAGE_ALIASES = {"list": "ls", "remove": "rm"}
+MANIFEST_GROUP = {"inspect": ("registry", "manifest-inspect", "Show a manifest, or a list of manifests")}
+SYSTEM_GROUP = {
+    "df": ("usage", "df", "Show what takes room on the disk"),
+    "info": ROOT_TABLE["info"],
+    "prune": ("prune", "system-prune", "Remove stopped containers, and images that nobody uses"),
 }
 SNAPSHOT_GROUP = {
     "create": ("snapshots", "create", "Save a running container: memory, disk and configuration"),
     "ls": ("snapshots", "ls", "List snapshots"),
-    "list": ("snapshots", "ls", "List snapshots"),
     "inspect": ("snapshots", "inspect", "Show everything about snapshots"),
     "rm": ("snapshots", "rm", "Remove snapshots"),
     "export": ("transfer", "export", "Write a snapshot to a file or a pipe"),
     "import": ("transfer", "import", "Take a snapshot from a file or a pipe"),
 }
+VOLUME_GROUP = {
+    "create": ("volumes", "create", "Make a volume"),
+    "ls": ("volumes", "ls", "List volumes"),
+    "inspect": ("volumes", "inspect", "Show everything about volumes"),
+    "rm": ("volumes", "rm", "Remove volumes"),
+    "prune": ("volumes", "prune", "Remove volumes that no container has"),
+}
 TEMPLATE_GROUP = {
     "ls": ("templates", "ls", "List templates"),
-    "list": ("templates", "ls", "List templates"),
     "build": ("templates", "build", "Make the templates for a size of machine"),
     "rm": ("templates", "rm", "Remove templates"),
+}
+LIST_ALIAS = {"list": "ls"}
+PORT_GROUP = {
+    "show": ("ports", "show", "Show where the ports of a container are published (`hyper port CONTAINER`)"),
+    "add": ("ports", "add", "Publish further ports of a running container"),
+    "rm": ("ports", "rm", "Take published ports back"),
+    "ls": ("ports", "ls", "List the published ports of all containers"),
+}
+NETWORK_GROUP = {
+    "create": ("networks", "create", "Make a network"),
+    "ls": ("networks", "ls", "List networks"),
+    "list": ("networks", "ls", "List networks"),
+    "inspect": ("networks", "inspect", "Show everything about networks"),
+    "rm": ("networks", "rm", "Remove networks"),
+    "prune": ("networks", "prune", "Remove the networks that no container is on"),
 }

@@ -75,17 +75,22 @@ class HyperGroup(TyperGroup):
 
 
 class LazyGroup(HyperGroup):
-    """Commands of ``table``: name -> (module under hyperctl.commands, command in it, summary)."""
+    """Commands of ``table``: name -> (module under hyperctl.commands, command in it, summary).
+
+    ``aliases``: further names of those, which help does not list.
+    """
 
     table: Mapping[str, tuple[str, str, str]] = {}
+    aliases: Mapping[str, str] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
         return [name for name in self.table if not name.startswith("__")]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name not in self.table:
+        name = self.aliases.get(cmd_name, cmd_name)
+        if name not in self.table:
             return None
-        module, command, _ = self.table[cmd_name]
+        module, command, _ = self.table[name]
         app: typer.Typer = importlib.import_module(f"hyperctl.commands.{module}").app
         if not command:
             return typer.main.get_group(app)

@@ -3,16 +3,21 @@
 
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
-from hyperd.api.server import serving
+from hyperd.api.networks import NetworkServicer
+from hyperd.api.server import Servicers, serving
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
+from hyperd.api.volumes import VolumeServicer
 
 __all__ = [
     "ContainerServicer",
     "ImageServicer",
+    "NetworkServicer",
+    "Servicers",
     "SnapshotServicer",
     "SystemServicer",
     "TemplateServicer",
+    "VolumeServicer",
     "serving",
 ]

@@ -4,14 +4,14 @@
 from collections.abc import AsyncIterator
 
 from hyper.v1 import container_pb2 as wire
-from hyper.v1 import container_pb2_grpc
 from hyperd.api import convert, logs
+from hyperd.api.files import FileServicer
 from hyperd.api.session import serve_session
 from hyperd.api.status import Context, errors_as_status
 from hyperd.sandbox import Fleet, parse_signal
 
 
-class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
+class ContainerServicer(FileServicer):
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
 
@@ -98,7 +98,7 @@ class ContainerServicer(container_pb2_grpc.ContainerServiceServicer):
     ) -> wire.RemoveContainerResponse:
         async with errors_as_status(context):
             driver = self._fleet.get(request.container)
-            await driver.remove(force=request.force)
+            await driver.remove(force=request.force, volumes=request.volumes)
             return wire.RemoveContainerResponse(container_id=driver.record.sandbox_id)
 
     async def ListContainers(

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as wire
-from hyper.v1 import image_pb2, snapshot_pb2, system_pb2
+from hyper.v1 import snapshot_pb2, system_pb2
+from hyperd.api import ports
+from hyperd.api.mounts import decode_mount, encode_mount
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
     ContainerSpec,
@@ -21,14 +23,13 @@ from hyperd.model.container import (
 )
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.model.image import Image, LayerPhase, LayerProgress, Platform
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import CloneOptions, LogEntry
 
 _STATES = {state: wire.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState}
 _REASONS = {reason: wire.ExitReason.Value(f"EXIT_REASON_{reason.name}") for reason in ExitReason}
 _STREAMS = {Stream.STDOUT: wire.STREAM_STDOUT, Stream.STDERR: wire.STREAM_STDERR}
-_PHASES = {phase: image_pb2.LayerPhase.Value(f"LAYER_PHASE_{phase.name}") for phase in LayerPhase}
 _LEVELS = {level: system_pb2.CheckLevel.Value(f"CHECK_LEVEL_{level.name}") for level in CheckLevel}
 
 
@@ -73,6 +74,13 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         dns_options=tuple(message.dns_options),
         pids_limit=message.pids_limit,
         terminal_size=decode_size(message.terminal_size) if message.HasField("terminal_size") else None,
+        mounts=tuple(decode_mount(item) for item in message.mounts),
+        volumes_from=tuple(message.volumes_from),
+        writable_size_bytes=message.writable_size_bytes,
+        ports=ports.decode_requests(message.ports),
+        publish_all=message.publish_all,
+        expose=tuple(message.expose),
+        address=message.address,
     )
 
 
@@ -113,6 +121,13 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         dns_searches=spec.dns_searches,
         dns_options=spec.dns_options,
         pids_limit=spec.pids_limit,
+        mounts=[encode_mount(mount) for mount in spec.mounts],
+        volumes_from=spec.volumes_from,
+        writable_size_bytes=spec.writable_size_bytes,
+        ports=ports.encode_requests(spec.ports),
+        publish_all=spec.publish_all,
+        expose=spec.expose,
+        address=spec.address,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s
@@ -163,6 +178,7 @@ def encode_container(view: ContainerView) -> wire.Container:
         guest_kernel=view.guest_kernel,
         start_ms=view.start_ms,
         trouble=view.trouble,
+        ports=ports.encode_published(view.ports),
     )
     if view.start is not None:
         message.start.path = view.start.path.value
@@ -170,14 +186,18 @@ def encode_container(view: ContainerView) -> wire.Container:
         for name, duration_ms in view.start.phases_ms.items():
             message.start.phases.add(name=name, duration_ms=duration_ms)
     if view.attachment is not None:
-        message.networks.add(
-            network=view.attachment.network,
-            mac=view.attachment.mac,
-            address=view.attachment.address,
-            prefix_length=view.attachment.prefix_length,
-            gateway=view.attachment.gateway,
-        )
+        message.networks.append(encode_attachment(view.attachment))
     return message
+
+
+def encode_attachment(attachment: Attachment) -> wire.NetworkAttachment:
+    return wire.NetworkAttachment(
+        network=attachment.network,
+        mac=attachment.mac,
+        address=attachment.address,
+        prefix_length=attachment.prefix_length,
+        gateway=attachment.gateway,
+    )
 
 
 def decode_clone_options(message: wire.CloneOptions) -> CloneOptions:
@@ -211,44 +231,6 @@ def encode_log_entry(entry: LogEntry) -> wire.ReadLogsResponse:
     return wire.ReadLogsResponse(time=time, stream=_STREAMS[entry.stream], data=entry.data)
 
 
-def encode_image(image: Image) -> image_pb2.Image:
-    config = image.config
-    return image_pb2.Image(
-        id=image.image_id,
-        tags=image.tags,
-        digests=image.digests,
-        created_at=encode_time(image.created_at),
-        size_bytes=image.size_bytes,
-        stored_bytes=image.stored_bytes,
-        architecture=image.platform.architecture,
-        os=image.platform.os,
-        variant=image.platform.variant,
-        config=image_pb2.ImageConfig(
-            env=config.env,
-            entrypoint=config.entrypoint,
-            cmd=config.cmd,
-            working_directory=config.working_directory,
-            user=config.user,
-            labels=config.labels,
-            exposed_ports=config.exposed_ports,
-            volumes=config.volumes,
-            stop_signal=config.stop_signal,
-        ),
-        diff_ids=image.diff_ids,
-        manifest_digest=image.manifest_digest,
-        author=image.author,
-        history=[
-            image_pb2.HistoryEntry(
-                created_at=encode_time(entry.created_at),
-                created_by=entry.created_by,
-                comment=entry.comment,
-                empty_layer=entry.empty_layer,
-            )
-            for entry in image.history
-        ],
-    )
-
-
 def encode_snapshot(snapshot: Snapshot) -> snapshot_pb2.Snapshot:
     manifest = snapshot.manifest
     source = manifest.source
@@ -280,29 +262,10 @@ def kept_number(text: str, most: int = 0xFFFF_FFFF) -> int:
     return number if number <= most else 0
 
 
-def encode_progress(progress: LayerProgress) -> image_pb2.LayerProgress:
-    return image_pb2.LayerProgress(
-        digest=progress.digest,
-        phase=_PHASES[progress.phase],
-        done_bytes=progress.done_bytes,
-        total_bytes=progress.total_bytes,
-    )
-
-
 def encode_check(check: HostCheck) -> system_pb2.HostCheck:
     return system_pb2.HostCheck(
         name=check.name, level=_LEVELS[check.level], finding=check.finding, advice=check.advice
     )
-
-
-def decode_platform(text: str) -> Platform | None:
-    """os/arch[/variant]; "" is None. Raises InvalidError."""
-    if not text:
-        return None
-    parts = text.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):
-        raise InvalidError("is not os/arch[/variant]", subject=repr(text), hint="as in linux/amd64")
-    return Platform(*parts)
 
 
 def encode_time(moment: datetime | None) -> Timestamp | None:

@@ -2,31 +2,55 @@
 """ImageService: decode, delegate to the store, encode."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from hyper.v1 import image_pb2 as wire
 from hyper.v1 import image_pb2_grpc
-from hyperd.api import convert
+from hyperd.api import image_convert as convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.image.base import ImageStore, PullEvent
-from hyperd.model.image import Image, LayerProgress
+from hyperd.api.uploads import first_request, pieces, received
+from hyperd.errors import InvalidError
+from hyperd.image.base import ImageStore
+from hyperd.model.image import Image
 from hyperd.sandbox import Fleet
+
+MAX_SAVED = 1000  # names in one request
 
 
 class ImageServicer(image_pb2_grpc.ImageServiceServicer):
+    """The streams write to their context instead of being generators, as in ``ContainerServicer``.
+
+    They close what they read from: a caller who hangs up leaves a pull, push, save or load at once.
+    """
+
     def __init__(self, images: ImageStore, fleet: Fleet) -> None:
         self._images = images
         self._fleet = fleet
 
     async def PullImage(self, request: wire.PullImageRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
-            platform = convert.decode_platform(request.platform)
             events = self._images.pull(
-                request.reference, platform=platform, tls_insecure=request.tls_insecure
+                request.reference,
+                platform=convert.decode_platform(request.platform),
+                tls_insecure=request.tls_insecure,
+                credentials=convert.decode_credentials(request),
+                all_tags=request.all_tags,
             )
-            async with contextlib.aclosing(events):  # a caller who hangs up leaves the pull at once
+            async with contextlib.aclosing(events):
                 async for event in events:
-                    await context.write(_encode(event))
+                    await context.write(convert.encode_pull(event))
+
+    async def PushImage(self, request: wire.PushImageRequest, context: Context) -> None:  # type: ignore[override]
+        async with errors_as_status(context):
+            events = self._images.push(
+                request.reference,
+                all_tags=request.all_tags,
+                tls_insecure=request.tls_insecure,
+                credentials=convert.decode_credentials(request),
+            )
+            async with contextlib.aclosing(events):
+                async for event in events:
+                    await context.write(convert.encode_push(event))
 
     async def ListImages(self, request: wire.ListImagesRequest, context: Context) -> wire.ListImagesResponse:
         async with errors_as_status(context):
@@ -51,13 +75,72 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             )
             return wire.RemoveImageResponse(untagged=removal.untagged, deleted=removal.deleted)
 
+    async def TagImage(self, request: wire.TagImageRequest, context: Context) -> wire.TagImageResponse:
+        async with errors_as_status(context):
+            return wire.TagImageResponse(tag=await self._images.tag(request.image, request.reference))
 
-def _encode(event: PullEvent) -> wire.PullImageResponse:
-    if isinstance(event, Image):
-        return wire.PullImageResponse(image=convert.encode_image(event))
-    if isinstance(event, LayerProgress):
-        return wire.PullImageResponse(layer=convert.encode_progress(event))
-    return wire.PullImageResponse(notice=event.text)
+    async def SaveImages(self, request: wire.SaveImagesRequest, context: Context) -> None:  # type: ignore[override]
+        async with errors_as_status(context):
+            if not 1 <= len(request.images) <= MAX_SAVED:
+                raise InvalidError(f"{len(request.images)} images were named: 1 to {MAX_SAVED} can be saved")
+            async with contextlib.aclosing(self._images.save(tuple(request.images))) as stream:
+                async for data in stream:
+                    for piece in pieces(data):
+                        await context.write(wire.SaveImagesResponse(data=piece))
+
+    async def LoadImages(  # type: ignore[override]
+        self, requests: AsyncIterator[wire.LoadImagesRequest], context: Context
+    ) -> None:
+        async with errors_as_status(context):
+            first = await first_request(requests, "archive")
+            platform = convert.decode_platform(first.platform)
+            data = received(requests, lambda request: request.data, first.data)
+            async with contextlib.aclosing(self._images.load(data, platform=platform)) as events:
+                async for event in events:
+                    await context.write(convert.encode_load(event))
+
+    async def ImportImage(
+        self, requests: AsyncIterator[wire.ImportImageRequest], context: Context
+    ) -> wire.ImportImageResponse:
+        async with errors_as_status(context):
+            first = await first_request(requests, "archive")
+            if first.WhichOneof("kind") != "options":
+                raise InvalidError("the first message of an import has no options")
+            new = convert.decode_import(first.options)
+            image = await self._images.import_root(received(requests, _import_data), new)
+            return wire.ImportImageResponse(image=convert.encode_image(image))
+
+    async def PruneImages(
+        self, request: wire.PruneImagesRequest, context: Context
+    ) -> wire.PruneImagesResponse:
+        async with errors_as_status(context):
+            pruning = await self._images.prune(
+                everything=request.all,
+                filters=[(item.key, item.value) for item in request.filters],
+                in_use=self._fleet.images_in_use(),
+            )
+            return wire.PruneImagesResponse(
+                untagged=pruning.untagged, deleted=pruning.deleted, reclaimed_bytes=pruning.reclaimed_bytes
+            )
+
+    async def InspectManifest(
+        self, request: wire.InspectManifestRequest, context: Context
+    ) -> wire.InspectManifestResponse:
+        async with errors_as_status(context):
+            found = await self._images.manifest(
+                request.reference,
+                tls_insecure=request.tls_insecure,
+                credentials=convert.decode_credentials(request),
+            )
+            return wire.InspectManifestResponse(
+                manifest=found.content, media_type=found.media_type, digest=found.digest
+            )
+
+
+def _import_data(request: wire.ImportImageRequest) -> bytes:
+    if request.WhichOneof("kind") == "options":
+        raise InvalidError("an import has its options in the first message alone")
+    return request.data
 
 
 def _named(image: Image, references: Sequence[str]) -> bool:

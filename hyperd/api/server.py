@@ -6,16 +6,26 @@ import grp
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc.aio
 
-from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2_grpc
+from hyper.v1 import (
+    container_pb2_grpc,
+    image_pb2_grpc,
+    network_pb2_grpc,
+    snapshot_pb2_grpc,
+    system_pb2_grpc,
+    volume_pb2_grpc,
+)
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
+from hyperd.api.networks import NetworkServicer
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
+from hyperd.api.volumes import VolumeServicer
 from hyperd.errors import InvalidError, UnavailableError, WrongStateError
 
 SOCKET_MODE = 0o660
@@ -24,16 +34,30 @@ PROBE_TIMEOUT_S = 2.0
 _MAX_MESSAGE_BYTES = 16 * 1024 * 1024
 
 
+@dataclass(frozen=True, slots=True)
+class Servicers:
+    """One for each service of proto/hyper/v1."""
+
+    containers: ContainerServicer
+    images: ImageServicer
+    system: SystemServicer
+    templates: TemplateServicer
+    snapshots: SnapshotServicer
+    volumes: VolumeServicer
+    networks: NetworkServicer
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        container_pb2_grpc.add_ContainerServiceServicer_to_server(self.containers, server)
+        image_pb2_grpc.add_ImageServiceServicer_to_server(self.images, server)
+        system_pb2_grpc.add_SystemServiceServicer_to_server(self.system, server)
+        snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(self.templates, server)
+        snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(self.snapshots, server)
+        volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
+        network_pb2_grpc.add_NetworkServiceServicer_to_server(self.networks, server)
+
+
 @contextlib.asynccontextmanager
-async def serving(
-    path: Path,
-    group: str,
-    containers: ContainerServicer,
-    images: ImageServicer,
-    system: SystemServicer,
-    templates: TemplateServicer,
-    snapshots: SnapshotServicer,
-) -> AsyncIterator[grpc.aio.Server]:
+async def serving(path: Path, group: str, servicers: Servicers) -> AsyncIterator[grpc.aio.Server]:
     """Serve until the end of the block. Raises WrongStateError when another daemon answers there."""
     _require_unused(path)
     options = [
@@ -42,11 +66,7 @@ async def serving(
         ("grpc.so_reuseport", 0),
     ]
     server = grpc.aio.server(options=options)
-    container_pb2_grpc.add_ContainerServiceServicer_to_server(containers, server)
-    image_pb2_grpc.add_ImageServiceServicer_to_server(images, server)
-    system_pb2_grpc.add_SystemServiceServicer_to_server(system, server)
-    snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(templates, server)
-    snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(snapshots, server)
+    servicers.add_to(server)
     try:
         server.add_insecure_port(f"unix:{path}")
         _hand_to(path, group)  # until here root's alone; no umask is touched, other threads make files too

@@ -18,10 +18,12 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         version: Callable[[], wire.GetVersionResponse],
         info: Callable[[], Awaitable[wire.GetInfoResponse]],
         checks: Callable[[], Awaitable[list[HostCheck]]],
+        usage: Callable[[], Awaitable[wire.GetDiskUsageResponse]],
     ) -> None:
         self._version = version
         self._info = info
         self._checks = checks
+        self._usage = usage
 
     async def GetVersion(self, request: wire.GetVersionRequest, context: Context) -> wire.GetVersionResponse:
         async with errors_as_status(context):
@@ -35,3 +37,9 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         async with errors_as_status(context):
             checks = await self._checks()
             return wire.CheckHostResponse(checks=[convert.encode_check(check) for check in checks])
+
+    async def GetDiskUsage(
+        self, request: wire.GetDiskUsageRequest, context: Context
+    ) -> wire.GetDiskUsageResponse:
+        async with errors_as_status(context):
+            return await self._usage()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hyper.agent.v1 import agent_pb2 as pb
 from hyper.agent.v1.agent_pb2_grpc import AgentServiceStub, StreamServiceStub
-from hyperd.errors import UnavailableError, UnsupportedError
+from hyperd.errors import UnsupportedError
 from hyperd.guest import convert
+from hyperd.guest.archives import Archives
+from hyperd.guest.clock import is_right, set_and_prove
 from hyperd.guest.failures import agent_errors
 from hyperd.guest.streams import AgentInputWriter, AgentOutputReader
 from hyperd.guest.transport import Port
@@ -40,15 +42,12 @@ CREATE_S = 60.0  # mounts file systems, one of which may replay its journal
 FREEZE_S = 60.0  # writes all that is not on the disks yet
 DELETE_S = 60.0  # kills, syncs and unmounts
 _SHUTDOWN_GRACE_S = 10.0
-_CLOCK_TOLERANCE_NS = 50_000_000
-_CLOCK_UNKNOWN_NS = 1 << 62  # how long the quickest call took, before the first
-_CLOCK_TRIES = 8  # a busy host or an emulated guest may be too slow for a proof at times
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
-class AgentGuest:
+class AgentGuest(Archives):
     """One connection of two ports. When either breaks it is dead for good: everything raises UnavailableError."""
 
     def __init__(
@@ -60,6 +59,7 @@ class AgentGuest:
         subject: str,
         resources: contextlib.AsyncExitStack,
     ) -> None:
+        super().__init__((control, stream), subject)
         self.hello = hello
         self._control = control
         self._stream = stream
@@ -76,28 +76,7 @@ class AgentGuest:
             await self.set_clock()
 
     async def set_clock(self) -> None:
-        """Until one round trip is short enough to prove it: a call of 2 s would hide an error of 2 s.
-
-        From the second on, the guest gets the time that the quickest call so far suggests it will be there.
-        """
-        shortest_ns, evidence = _CLOCK_UNKNOWN_NS, ""
-        for _ in range(_CLOCK_TRIES):
-            lead_ns = shortest_ns // 2 if shortest_ns < 2 * _CLOCK_TOLERANCE_NS else 0
-            asked_ns = time.time_ns()
-            request = pb.SetClockRequest(wall_clock_unix_ns=asked_ns + lead_ns)
-            response = await self._call(self._agent.SetClock, request, SHORT_S)
-            answered_ns = time.time_ns()
-            if is_right(response.wall_clock_unix_ns, asked_ns, answered_ns):
-                return
-            taken_ns = max(0, answered_ns - asked_ns)
-            shortest_ns = min(shortest_ns, taken_ns)
-            off_s = (response.wall_clock_unix_ns - answered_ns) / 1e9
-            evidence = f"{off_s:+.3f} s off, in a call of {taken_ns / 1e9:.3f} s, the last of {_CLOCK_TRIES}"
-        raise UnavailableError(
-            "the guest's clock is not known to be right after it was set",
-            subject=self._subject,
-            evidence=evidence,
-        )
+        await set_and_prove(self._step_clock, subject=self._subject)
 
     async def release_devices(self) -> None:
         await self._call(self._agent.ReleaseDevices, pb.ReleaseDevicesRequest(), SHORT_S)
@@ -177,6 +156,10 @@ class AgentGuest:
         request = pb.GetStatsRequest(container_id=container_id or "")
         return convert.decode_stats(await self._call(self._agent.GetStats, request, SHORT_S))
 
+    async def open_root(self, plan: ContainerPlan) -> None:
+        request = pb.OpenRootRequest(container_id=plan.container_id, root=convert.encode_root(plan))
+        await self._call(self._agent.OpenRoot, request, CREATE_S)
+
     async def shutdown(self, timeout_s: float) -> None:
         request = pb.ShutdownRequest(timeout_ms=int(timeout_s * 1000))
         await self._call(self._agent.Shutdown, request, timeout_s + _SHUTDOWN_GRACE_S)
@@ -195,14 +178,13 @@ class AgentGuest:
         with agent_errors(self._subject):
             return await method(request, timeout=timeout_s)
 
+    async def _step_clock(self, wall_clock_unix_ns: int) -> int:
+        request = pb.SetClockRequest(wall_clock_unix_ns=wall_clock_unix_ns)
+        return (await self._call(self._agent.SetClock, request, SHORT_S)).wall_clock_unix_ns
+
     def _decoded_pid(self, pid: int) -> int:
         with agent_errors(self._subject):
             return convert.decode_pid(pid)
-
-
-def is_right(guest_ns: int, asked_ns: int, answered_ns: int) -> bool:
-    """Whether the guest's wall clock is right for certain, at whatever moment of the call it was read."""
-    return answered_ns - _CLOCK_TOLERANCE_NS <= guest_ns <= asked_ns + _CLOCK_TOLERANCE_NS
 
 
 async def exchange_hellos(ports: Sequence[Port], *, timeout_s: float, subject: str) -> AgentHello:

@@ -83,7 +83,7 @@ def _encode_link(link: Link) -> pb.Link:
     )
 
 
-def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
+def encode_root(plan: ContainerPlan) -> pb.RootFilesystem:
     root = pb.RootFilesystem(
         layers=[
             pb.Layer(disk_serial=layer.disk_serial, partition=layer.partition, filesystem=layer.filesystem)
@@ -99,9 +99,13 @@ def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
                 directory=plan.writable.directory,
             )
         )
+    return root
+
+
+def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
     return pb.CreateContainerRequest(
         container_id=plan.container_id,
-        root=root,
+        root=encode_root(plan),
         mounts=[_encode_mount(mount) for mount in plan.mounts],
         process=encode_process(plan.process),
         isolation=pb.Isolation(
@@ -124,7 +128,12 @@ def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
 
 def _encode_mount(mount: GuestMount) -> pb.Mount:
     return pb.Mount(
-        source=mount.source, destination=mount.destination, type=mount.type, options=mount.options
+        source=mount.source,
+        destination=mount.destination,
+        type=mount.type,
+        options=mount.options,
+        subdirectory=mount.subdirectory,
+        copy_image=mount.copy_image,
     )
 
 

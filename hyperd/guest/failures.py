@@ -27,6 +27,7 @@ _MEANING: dict[grpc.StatusCode, type[HyperError]] = {
     grpc.StatusCode.NOT_FOUND: NotFoundError,
     grpc.StatusCode.ALREADY_EXISTS: ExistsError,
     grpc.StatusCode.FAILED_PRECONDITION: WrongStateError,
+    grpc.StatusCode.ABORTED: WrongStateError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ExhaustedError,
     grpc.StatusCode.PERMISSION_DENIED: DeniedError,
     grpc.StatusCode.UNIMPLEMENTED: UnsupportedError,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image config: what a runtime acts on, out of bytes that anybody may have written (OCI image-spec config.md)."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,7 +72,14 @@ def _parse_runtime(body: Mapping[str, Any]) -> ImageConfig:
         exposed_ports=tuple(sorted(_object(body, "ExposedPorts"))),
         volumes=tuple(sorted(_object(body, "Volumes"))),
         stop_signal=_text(body, "StopSignal"),
+        healthcheck_json=_parse_healthcheck(body),
     )
+
+
+def _parse_healthcheck(body: Mapping[str, Any]) -> str:
+    """Nobody here runs it, so nonsense in it is no reason to refuse the image."""
+    found = body.get("Healthcheck")
+    return json.dumps(found, separators=(",", ":")) if isinstance(found, dict) and found else ""
 
 
 def _parse_diff_ids(rootfs: Mapping[str, Any]) -> tuple[Digest, ...]:

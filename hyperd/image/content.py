@@ -124,7 +124,13 @@ def digests_older_than(directory: Path, suffix: str, age_s: float) -> list[Diges
     before = time.time() - age_s
     found = []
     for path in directory.iterdir():
-        name = path.name.removesuffix(suffix) if path.name.endswith(suffix) else ""
-        if _HEX.fullmatch(name) and path.stat().st_mtime <= before:
-            found.append(Digest(f"sha256:{name}"))
+        digest = digest_in(path.name, suffix)
+        if digest is not None and path.stat().st_mtime <= before:
+            found.append(digest)
     return found
+
+
+def digest_in(name: str, suffix: str) -> Digest | None:
+    """Of a file that is named HEX + suffix."""
+    stem = name.removesuffix(suffix)
+    return Digest(f"sha256:{stem}") if name.endswith(suffix) and _HEX.fullmatch(stem) else None

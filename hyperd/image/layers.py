@@ -26,8 +26,8 @@ from hyperd.model.image import Digest
 SUFFIX = ".erofs"
 CONVERT_TIMEOUT_S = 1800.0
 MAX_MEMORY_BYTES = 4 << 30
-_PIPE_BYTES = 1 << 20
-_ENVIRONMENT = {"PATH": f"/usr/sbin:/sbin:{os.defpath}", "LC_ALL": "C"}
+PIPE_BYTES = 1 << 20
+ENVIRONMENT = {"PATH": f"/usr/sbin:/sbin:{os.defpath}", "LC_ALL": "C"}
 _CANNOT_RUN = frozenset({125, 126, 127})  # said by prlimit and setpriv
 _NO_SPACE = ("No space left", "ENOSPC", "File too large")
 
@@ -55,8 +55,8 @@ class Layers:
         self.root = root
         self._temporary = temporary
         self._mkfs = mkfs
-        self._run_as = run_as
-        self._limits = limits
+        self.run_as = run_as
+        self.limits = limits
         self._slots = asyncio.Semaphore(parallel)
         self._threads = Workers("image-layer", parallel)
 
@@ -80,7 +80,7 @@ class Layers:
             try:
                 async with asyncio.timeout(CONVERT_TIMEOUT_S):
                     streamed = await self._make(diff_id, blob, output, progress)
-                return await self._threads.call(self._publish, diff_id, streamed, output)
+                return await self._threads.call(self.publish, diff_id, streamed, output)
             except TimeoutError as error:
                 raise TimeoutExpiredError(
                     f"no layer after {CONVERT_TIMEOUT_S:g} s", subject=diff_id
@@ -101,31 +101,32 @@ class Layers:
             with files.file_errors(output):
                 target = os.open(output, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
                 stack.callback(os.close, target)
-                if self._run_as is not None:
-                    os.fchown(target, *self._run_as)
+                if self.run_as is not None:
+                    os.fchown(target, *self.run_as)
                 reading, writing = os.pipe()
-            stream = LayerStream(blob, self._temporary, writing, self._limits, report)
+            stream = LayerStream(blob, self._temporary, writing, self.limits, report)
             stack.callback(stream.stop)
             try:
                 with contextlib.suppress(
                     OSError
                 ):  # beyond the user's share of pipe memory: slower, not wrong
-                    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+                    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
                 child = await stack.enter_async_context(
                     process.spawn(
-                        self._argv(diff_id, target), stdin=reading, pass_fds=(target,), env=_ENVIRONMENT
+                        self.filter_argv(diff_id, target), stdin=reading, pass_fds=(target,), env=ENVIRONMENT
                     )
                 )
             finally:
                 os.close(reading)  # or the stream would never see that the child is gone
             async with one_error(), asyncio.TaskGroup() as tasks:
                 streaming = tasks.create_task(self._threads.call(stream.run))
-                returncode, said = await _end_of(child)
-                if returncode != 0 and _is_no_space(said):
+                returncode, said = await end_of(child)
+                if returncode != 0 and is_no_space(said):
                     stream.stop()
-            return _judged(diff_id, streaming.result(), returncode, said)
+            return judged(diff_id, streaming.result(), returncode, said)
 
-    def _argv(self, diff_id: Digest, target: int) -> list[str]:
+    def filter_argv(self, diff_id: Digest, target: int) -> list[str]:
+        """mkfs.erofs as nobody: a tar on standard input, the file on descriptor ``target``."""
         argv = [
             "prlimit",
             f"--as={MAX_MEMORY_BYTES}",
@@ -140,9 +141,9 @@ class Layers:
             f"-U{filesystem_uuid(diff_id)}",
             f"/proc/self/fd/{target}",
         ]
-        if self._run_as is None:
+        if self.run_as is None:
             return argv
-        uid, gid = self._run_as
+        uid, gid = self.run_as
         drop = [
             "setpriv",
             f"--reuid={uid}",
@@ -153,14 +154,15 @@ class Layers:
         ]
         return [*drop, "--bounding-set=-all", *argv]
 
-    def _publish(self, diff_id: Digest, streamed: Streamed, output: Path) -> LayerFile:
+    def publish(self, diff_id: Digest, streamed: Streamed, output: Path) -> LayerFile:
+        """Give a finished file its name. Blocks."""
         with files.file_errors(self.root):
             descriptor = os.open(output, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 stored = os.fstat(descriptor).st_size
                 if stored == 0:
                     raise HyperError("mkfs.erofs made an empty file", subject=diff_id)
-                if self._run_as is not None:
+                if self.run_as is not None:
                     os.fchown(descriptor, os.geteuid(), os.getegid())
                 os.fchmod(descriptor, 0o644)
                 os.ftruncate(descriptor, padded(stored))
@@ -170,13 +172,13 @@ class Layers:
         return LayerFile(diff_id, streamed.size_bytes, stored)
 
 
-def _is_no_space(said: str) -> bool:
+def is_no_space(said: str) -> bool:
     return any(word in said for word in _NO_SPACE)
 
 
-def _judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: str) -> Streamed:
+def judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: str) -> Streamed:
     """A wrong hash explains everything that mkfs.erofs may have said, so it comes first."""
-    if returncode != 0 and _is_no_space(said):
+    if returncode != 0 and is_no_space(said):
         raise ExhaustedError("no space left for the layer", subject=diff_id, evidence=said)
     if streamed is None:
         raise HyperError("the layer's stream was stopped", subject=diff_id, evidence=said)
@@ -204,7 +206,7 @@ def _judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: s
     return streamed
 
 
-async def _end_of(child: asyncio.subprocess.Process) -> tuple[int, str]:
+async def end_of(child: asyncio.subprocess.Process) -> tuple[int, str]:
     _, stderr = await child.communicate()
     if child.returncode is None:
         raise HyperError("a finished child has no status", subject="mkfs.erofs")

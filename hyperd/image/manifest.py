@@ -5,6 +5,7 @@ OCI image-spec 1.1 (manifest.md, image-index.md, config.md) and Docker's schema 
 digest checked for form, and what cannot be run is refused here, before a byte of a layer is fetched.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any
 from hyperd.errors import HyperError, InvalidError, UnsupportedError
 from hyperd.image import platform as platforms
 from hyperd.image.reference import parse_digest
-from hyperd.model.image import Digest, Platform
+from hyperd.model.image import Digest, Platform, RawManifest
 
 MAX_MANIFEST_BYTES = 4 << 20  # what registries accept
 MAX_CONFIG_BYTES = 8 << 20
@@ -22,12 +23,11 @@ MAX_CHILDREN = 1000
 MAX_LAYERS = 250  # the guest kernel reads at most 255 partitions of a disk
 MAX_BLOB_BYTES = 1 << 40
 
-INDEX_TYPES = frozenset(
-    {
-        "application/vnd.oci.image.index.v1+json",
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-    }
-)
+MAX_TYPE_LENGTH = 255
+
+OCI_INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
+INDEX_TYPES = frozenset({OCI_INDEX_TYPE, "application/vnd.docker.distribution.manifest.list.v2+json"})
+SCHEMA_1_TYPE = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 OCI_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
 MANIFEST_TYPES = frozenset({OCI_MANIFEST_TYPE, "application/vnd.docker.distribution.manifest.v2+json"})
 CONFIG_TYPES = frozenset(
@@ -87,6 +87,18 @@ def choose(index: Index, wanted: Platform, subject: str) -> Descriptor:
     return min(fitting, key=lambda child: platforms.preference(child.platform, wanted)).descriptor
 
 
+def described(raw: bytes, subject: str) -> RawManifest:
+    """Any manifest, of an artifact too, by what it says of itself. Raises InvalidError."""
+    body = load_object(raw, MAX_MANIFEST_BYTES, "manifest", subject)
+    said = body.get("mediaType")
+    if not isinstance(said, str) or not said or len(said) > MAX_TYPE_LENGTH:
+        if body.get("schemaVersion") == 1:
+            said = SCHEMA_1_TYPE
+        else:
+            said = OCI_INDEX_TYPE if "manifests" in body else OCI_MANIFEST_TYPE
+    return RawManifest(raw, said, Digest(f"sha256:{hashlib.sha256(raw).hexdigest()}"))
+
+
 def wrong_platform(offered: str, wanted: Platform, subject: str) -> UnsupportedError:
     return UnsupportedError(
         f"the image is for {offered}, wanted is {wanted}",
@@ -121,7 +133,7 @@ def _media_type_of(body: Mapping[str, Any]) -> str:
     if many and one:
         raise InvalidError("the manifest is an index and an image at once")
     if not said:
-        said = "application/vnd.oci.image.index.v1+json" if many else OCI_MANIFEST_TYPE
+        said = OCI_INDEX_TYPE if many else OCI_MANIFEST_TYPE
     if not isinstance(said, str) or said not in (INDEX_TYPES if many else MANIFEST_TYPES):
         raise UnsupportedError("the manifest is of an unknown kind", evidence=repr(said)[:200])
     return said

@@ -14,7 +14,7 @@ import sqlite3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperd.errors import ImageNotFoundError, InvalidError, UnavailableError, UnsupportedError
+from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, UnavailableError, UnsupportedError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
@@ -112,6 +112,8 @@ class Pull:
                 names,
             )
             image = await parts.database.transaction(lambda connection: records.save_image(connection, new))
+            with contextlib.suppress(HyperError):  # it stays marked
+                await parts.garbage.sweep()  # blobs of the same image as it was compressed before
         self._conclude(digest_of(raw), is_news=True)
         return image
 
@@ -177,18 +179,23 @@ class Pull:
         if image_id is None:
             return None
         async with parts.garbage.pinned([Digest(image_id), manifest_digest]):
-            return await self._name_known(image_id, names)
+            try:
+                return await self._name_known(image_id, names)
+            except ImageNotFoundError:  # removed in this very moment
+                return None
 
     async def _name_known(self, image_id: ImageId, names: tuple[Named, ...]) -> Known | None:
         parts = self._parts
-        try:
-            image = await parts.database.transaction(
-                lambda connection: records.get_image(connection, image_id)
-            )
-        except ImageNotFoundError:  # removed in this very moment
-            return None
+
+        def find(connection: sqlite3.Connection) -> tuple[Image, set[Digest]]:
+            return records.get_image(connection, image_id), records.blobs_of(connection, image_id)
+
+        image, blobs = await parts.database.transaction(find)
         self._require_platform(image.platform)
-        if not await parts.workers.call(parts.disks.has_all, image.diff_ids):
+        whole = await parts.workers.call(
+            lambda: parts.disks.has_all(image.diff_ids) and all(map(parts.content.has, blobs))
+        )
+        if not whole:
             return None
 
         def save(connection: sqlite3.Connection) -> Known:
@@ -234,7 +241,9 @@ class Pull:
         self._tell(layer, LayerPhase.CONVERTING, 0)
 
         async def convert(hub: Hub[int]) -> LayerFile:
-            return await self._convert(diff_id, layer, hub)
+            # Its own pin: the pull that began this may go and leave it to one that has the layer in another blob.
+            async with parts.garbage.pinned([layer.digest, diff_id]):
+                return await self._convert(diff_id, layer, hub)
 
         async with parts.conversions.board(diff_id, convert) as flight:
             async with contextlib.aclosing(flight.hub.listen()) as steps:

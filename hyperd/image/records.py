@@ -6,7 +6,8 @@ Functions for ``Database.transaction``; the config blob is kept beside its image
 
 import sqlite3
 from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from hyperd.errors import ImageNotFoundError, InvalidError
@@ -36,6 +37,8 @@ MIGRATIONS = (
         image_id TEXT NOT NULL REFERENCES image ON DELETE CASCADE) STRICT""",
     "CREATE INDEX image_tag_image ON image_tag (image_id)",
     "CREATE INDEX image_digest_image ON image_digest (image_id)",
+    # What a removal has left to be deleted, until it is.
+    "CREATE TABLE image_garbage (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
 )
 
 
@@ -49,6 +52,12 @@ class NewImage:
     config: bytes
     diff_ids: tuple[Digest, ...]
     names: tuple[Named, ...]  # with a tag or a digest each
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    doomed: frozenset[Digest]
+    put_off: frozenset[Digest]  # pinned
 
 
 def save_layer(connection: sqlite3.Connection, layer: LayerFile) -> None:
@@ -65,6 +74,7 @@ def find_layer(connection: sqlite3.Connection, diff_id: Digest) -> LayerFile | N
 
 def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
     """The same image again, perhaps with other blobs (another compression): the later manifest counts."""
+    before = digests_of(connection, new.image_id)
     now = datetime.now(UTC).isoformat()
     connection.execute(
         "INSERT INTO image VALUES (?, ?, ?, ?, ?) ON CONFLICT (image_id) DO UPDATE SET"
@@ -79,6 +89,7 @@ def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
             for position, (diff_id, layer) in enumerate(zip(new.diff_ids, new.manifest.layers, strict=True))
         ],
     )
+    mark_garbage(connection, before - digests_of(connection, new.image_id))
     save_names(connection, new.image_id, new.names)
     return get_image(connection, new.image_id)
 
@@ -98,11 +109,11 @@ def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
     if row is None:
         raise ImageNotFoundError("no such image", subject=image_id)
     parsed = parse_config(row["config"], image_id)
-    sizes = connection.execute(
-        "SELECT coalesce(sum(size_bytes), 0) AS size, coalesce(sum(stored_bytes), 0) AS stored"
-        " FROM image_layer JOIN image_layer_file USING (diff_id) WHERE image_id = ?",
+    layers = connection.execute(
+        "SELECT size_bytes, stored_bytes FROM image_layer JOIN image_layer_file USING (diff_id)"
+        " WHERE image_id = ? ORDER BY position",
         (image_id,),
-    ).fetchone()
+    ).fetchall()
     return Image(
         image_id=image_id,
         tags=_names(connection, "image_tag", image_id),
@@ -112,10 +123,11 @@ def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
         platform=parsed.platform,
         config=parsed.config,
         created_at=parsed.created_at,
-        size_bytes=sizes["size"],
-        stored_bytes=sizes["stored"],
+        size_bytes=sum(layer["size_bytes"] for layer in layers),
+        stored_bytes=sum(layer["stored_bytes"] for layer in layers),
         author=parsed.author,
         history=parsed.history,
+        layer_bytes=tuple(layer["size_bytes"] for layer in layers),
     )
 
 
@@ -164,6 +176,19 @@ def find_named(connection: sqlite3.Connection, named: Named) -> ImageId | None:
     return None if row is None else ImageId(row["image_id"])
 
 
+def tags_in(connection: sqlite3.Connection, repository: Named) -> list[tuple[str, ImageId]]:
+    rows = connection.execute(
+        "SELECT name, image_id FROM image_tag WHERE repository = ? ORDER BY name", (repository.repository,)
+    )
+    return [(row["name"], ImageId(row["image_id"])) for row in rows]
+
+
+def save_pushed(connection: sqlite3.Connection, image: Image, named: Named) -> None:
+    """What the registry serves under the name is known now; nothing when the image was removed meanwhile."""
+    if connection.execute("SELECT 1 FROM image WHERE image_id = ?", (image.image_id,)).fetchone():
+        save_names(connection, image.image_id, [replace(named, tag="", digest=image.manifest_digest)])
+
+
 def find_manifest(connection: sqlite3.Connection, digest: Digest) -> ImageId | None:
     row = connection.execute("SELECT image_id FROM image WHERE manifest_digest = ?", (digest,)).fetchone()
     return None if row is None else ImageId(row["image_id"])
@@ -186,14 +211,47 @@ def digests_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Digest]
     return _digests(connection, "WHERE image_id = ?", (image_id,))
 
 
+def blobs_of(connection: sqlite3.Connection, image_id: ImageId) -> set[Digest]:
+    """Manifest, config and compressed layers."""
+    rows = connection.execute(
+        "SELECT manifest_digest FROM image WHERE image_id = ?1"
+        " UNION SELECT blob_digest FROM image_layer WHERE image_id = ?1",
+        (image_id,),
+    )
+    return {Digest(image_id), *(Digest(row[0]) for row in rows)}
+
+
 def referenced_digests(connection: sqlite3.Connection) -> set[Digest]:
     return _digests(connection, "", ())
 
 
-def forget_layers(connection: sqlite3.Connection, diff_ids: Iterable[Digest]) -> None:
+def mark_garbage(connection: sqlite3.Connection, digests: Iterable[Digest]) -> None:
+    """In the transaction that takes the last reference away, so that a kill after it leaves nothing behind for good."""
+    connection.executemany("INSERT OR IGNORE INTO image_garbage VALUES (?)", [(each,) for each in digests])
+
+
+def take_garbage(
+    connection: sqlite3.Connection, candidates: Iterable[Digest], pinned: AbstractSet[Digest]
+) -> Garbage:
+    """Of what is marked and of the candidates: what goes now. It is marked until ``forget_garbage``.
+
+    Marks of what an image needs again are taken away.
+    """
+    referenced = referenced_digests(connection)
+    mark_garbage(connection, set(candidates) - referenced - pinned)
+    marked = {Digest(row[0]) for row in connection.execute("SELECT digest FROM image_garbage")}
     connection.executemany(
-        "DELETE FROM image_layer_file WHERE diff_id = ?", [(diff_id,) for diff_id in diff_ids]
+        "DELETE FROM image_garbage WHERE digest = ?", [(each,) for each in marked & referenced]
     )
+    unneeded = marked - referenced
+    return Garbage(frozenset(unneeded - pinned), frozenset(unneeded & pinned))
+
+
+def forget_garbage(connection: sqlite3.Connection, digests: Iterable[Digest]) -> None:
+    """It is deleted."""
+    gone = [(digest,) for digest in digests]
+    connection.executemany("DELETE FROM image_layer_file WHERE diff_id = ?", gone)
+    connection.executemany("DELETE FROM image_garbage WHERE digest = ?", gone)
 
 
 def _digests(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) -> set[Digest]:

@@ -154,6 +154,22 @@ def canonical(named: Named) -> Named:
     return Named(named.registry, named.path, "", named.digest) if named.digest else named
 
 
+def parse_repository(text: str) -> Named:
+    """A name without a tag or a digest. Raises InvalidError."""
+    named = parse_named(text)
+    if named.digest or ":" in text.rpartition("/")[2]:
+        raise InvalidError("all tags are meant, so none can be named", subject=text[:300])
+    return named
+
+
+def parse_target(text: str) -> Named:
+    """A name with a tag, as images are given them. Raises InvalidError."""
+    named = parse_named(text)
+    if named.digest:
+        raise InvalidError("a digest cannot be given as a name", subject=text[:300], hint=_HINT)
+    return named
+
+
 def id_prefix(text: str) -> str:
     """The hexadecimal digits when the text may be an image id or its beginning, else ""."""
     digits = text.removeprefix("sha256:")
@@ -162,6 +178,10 @@ def id_prefix(text: str) -> str:
 
 def is_full_id(text: str) -> bool:
     return bool(re.fullmatch(r"(?:sha256:)?[0-9a-f]{64}", text))
+
+
+def is_tag(text: object) -> bool:
+    return isinstance(text, str) and bool(_TAG.fullmatch(text))
 
 
 def is_digest(text: str) -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `rmi` does to the records: Docker's rules for untagging and deleting."""
+"""What `tag` and `rmi` do to the records: Docker's rules for naming, untagging and deleting."""
 
 import sqlite3
 from collections.abc import Mapping
@@ -9,14 +9,13 @@ from hyperd.errors import WrongStateError
 from hyperd.image import records
 from hyperd.image import reference as references
 from hyperd.image.reference import Named
-from hyperd.model.image import Digest, ImageId, Removal
+from hyperd.model.image import Image, ImageId, Removal
 
 
 @dataclass(frozen=True, slots=True)
 class Removed:
     removal: Removal
-    image_id: ImageId
-    candidates: frozenset[Digest]  # what may be unreferenced now
+    deleted: tuple[ImageId, ...]
 
 
 def remove(
@@ -52,11 +51,22 @@ def remove(
         connection.execute("DELETE FROM image_tag WHERE name = ? AND image_id = ?", (name, image_id))
         connection.execute("DELETE FROM image_digest WHERE name = ? AND image_id = ?", (name, image_id))
     if remaining or image_id in in_use:
-        return Removed(Removal(tuple(untagged), ()), image_id, frozenset())
-    candidates = records.digests_of(connection, image_id)
-    connection.execute("DELETE FROM image WHERE image_id = ?", (image_id,))
+        return Removed(Removal(tuple(untagged), ()), ())
+    return Removed(Removal(tuple(untagged), delete(connection, image)), (image_id,))
+
+
+def delete(connection: sqlite3.Connection, image: Image) -> tuple[str, ...]:
+    """The image with its names; what only it needed is marked as garbage. Returns its id and such layers' diff_ids."""
+    records.mark_garbage(connection, records.digests_of(connection, image.image_id))
+    connection.execute("DELETE FROM image WHERE image_id = ?", (image.image_id,))
     layers = sorted(set(image.diff_ids) - records.referenced_digests(connection), key=image.diff_ids.index)
-    return Removed(Removal(tuple(untagged), (image_id, *reversed(layers))), image_id, frozenset(candidates))
+    return (image.image_id, *reversed(layers))
+
+
+def tag(connection: sqlite3.Connection, text: str, target: Named) -> str:
+    """Raises ImageNotFoundError, InvalidError."""
+    records.save_names(connection, records.find_id(connection, text), [target])
+    return str(target)
 
 
 def _name_meant(connection: sqlite3.Connection, text: str, image_id: ImageId) -> Named | None:

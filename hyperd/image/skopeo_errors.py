@@ -6,6 +6,7 @@ The texts are those of skopeo 1.9 (Debian 12) and 1.18 (Debian 13) and of the re
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyperd.errors import (
@@ -106,6 +107,49 @@ _MEANINGS = (
 )
 
 
+# Where sending means another thing than fetching.
+_OF_A_PUSH = (
+    _means(
+        "digest did not match|does not match (?:the )?(?:expected )?digest|digest mismatch|digest_invalid"
+        "|blob with digest .* expected to be",
+        UnavailableError,
+        "a blob of the image is damaged, here or on its way",
+        "`hyper pull` the image again, or try once more",
+    ),
+    _means(
+        "toomanyrequests|too many requests|StatusCode: 429",
+        UnavailableError,
+        "the registry's rate limit is reached",
+        "wait, or log in as somebody with another limit",
+    ),
+    _means(
+        "unauthorized|authentication required|\\bdenied\\b|invalid username/password|StatusCode: 40[13]|forbidden",
+        DeniedError,
+        "the registry does not take the image",
+        "log in as somebody who may write there; the repository's name begins with the owner's at most registries",
+    ),
+    _means(
+        "manifest[_ ]invalid|tag[_ ]invalid|manifest blob unknown|uploading manifest .* (?:StatusCode: )?4\\d\\d",
+        InvalidError,
+        "the registry does not want this manifest",
+    ),
+    _means(
+        "name[_ ]unknown|repository .* not found|(?:status|StatusCode)[: ]+404|404 \\(not found\\)",
+        NotFoundError,
+        "the registry has no such repository",
+        "check its name; some registries want it made first",
+    ),
+    _means(
+        "method not allowed|StatusCode: 405|unsupported", UnsupportedError, "the registry takes no images"
+    ),
+    _means(
+        "unexpected EOF|\\bEOF\\b|broken pipe|stopped after 10 redirects",
+        UnavailableError,
+        "the connection to the registry does not last",
+    ),
+)
+
+
 def last_words(stderr: str) -> str:
     """skopeo's final message without its log wrapping."""
     found = _FATAL.findall(stderr)
@@ -121,8 +165,17 @@ def last_words(stderr: str) -> str:
 
 
 def translate(stderr: str, subject: str) -> HyperError:
+    return _translate(stderr, subject, _MEANINGS, "the image cannot be fetched")
+
+
+def translate_push(stderr: str, subject: str) -> HyperError:
+    first = _MEANINGS[:1]  # a full disk of ours
+    return _translate(stderr, subject, (*first, *_OF_A_PUSH, *_MEANINGS), "the image cannot be sent")
+
+
+def _translate(stderr: str, subject: str, meanings: Sequence[_Meaning], otherwise: str) -> HyperError:
     said = last_words(stderr)
-    for meaning in _MEANINGS:
+    for meaning in meanings:
         if meaning.pattern.search(said):
             return meaning.kind(meaning.brief, subject=subject, evidence=said, hint=meaning.hint)
-    return UnavailableError("the image cannot be fetched", subject=subject, evidence=said)
+    return UnavailableError(otherwise, subject=subject, evidence=said)

@@ -5,30 +5,54 @@ import asyncio
 import contextlib
 import os
 import shutil
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import HyperError
+from hyperd.errors import HyperError, NotFoundError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
+from hyperd.image import manifest as manifests
 from hyperd.image import platform as platforms
-from hyperd.image import records
+from hyperd.image import pruning, records
+from hyperd.image import push as pushes
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
-from hyperd.image.base import NONE_IN_USE, PullEvent
+from hyperd.image import usage as usages
+from hyperd.image.archive_write import Saving
+from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
-from hyperd.image.layers import LayerFile, Layers
+from hyperd.image.layer_intake import Intake
+from hyperd.image.layers import SUFFIX, LayerFile, Layers
+from hyperd.image.loading import Loading
+from hyperd.image.logins import Logins
+from hyperd.image.making import Making
 from hyperd.image.pull import Parts, Pull
+from hyperd.image.push import Push
+from hyperd.image.reference import Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote, Skopeo
-from hyperd.model.image import Digest, Image, ImageId, Platform, Removal, RootDisk
+from hyperd.image.upload import Uploads
+from hyperd.model.image import (
+    Credentials,
+    Digest,
+    Image,
+    ImageId,
+    NewImage,
+    Platform,
+    Pruning,
+    RawManifest,
+    Removal,
+    RootDisk,
+    StoreUsage,
+)
 
 NOBODY = (65534, 65534)
 KEEP_RESTS_S = 7 * 86400.0
@@ -73,7 +97,9 @@ class OciImageStore:
         self._garbage = Garbage(
             database, self._workers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
         )
-        self._pulls: Flights[tuple[str, ...], PullEvent, Image] = Flights(tasks)
+        self._logins = Logins(self._temporary, self._workers, settings.authfile)
+        self._pulls: Flights[tuple[Remote, Credentials | None], PullEvent, Image] = Flights(tasks)
+        self._pushes: Flights[Hashable, PushEvent, None] = Flights(tasks)
         self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
         downloads = Downloads(
             self._skopeo,
@@ -94,6 +120,22 @@ class OciImageStore:
             self._conversions,
             self._temporary,
         )
+        self._intake = Intake(
+            self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
+        )
+        self._making = Making(self._parts, self._intake)
+        self._saving = Saving(self._parts)
+        self._loading = Loading(
+            self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
+        )
+        self._uploads = Uploads(
+            self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s
+        )
+        self._measured = {
+            self._content.shared_blob_dir / "sha256": "",
+            self._layers.root: SUFFIX,
+            self._disks.root: "",
+        }
         self._indexing = asyncio.Lock()
         self._ready: dict[ImageId, RootDisk] = {}  # disks that were seen whole since the daemon started
 
@@ -107,28 +149,69 @@ class OciImageStore:
     async def close(self) -> None:
         """Cancel what is under way and wait for its end."""
         await self._pulls.cancel()
+        await self._pushes.cancel()
         await self._conversions.cancel()
         self._workers.close()
         self._layers.close()
+        self._intake.close()
+        self._loading.close()
 
     async def pull(
-        self, reference: str, *, platform: Platform | None = None, tls_insecure: bool = False
+        self,
+        reference: str,
+        *,
+        platform: Platform | None = None,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+        all_tags: bool = False,
     ) -> AsyncGenerator[PullEvent, None]:
         """As ``ImageStore.pull``; a caller that may stop early closes the iterator (``contextlib.aclosing``)."""
-        source = references.parse_source(reference)
-        remote = Remote(source, platform or platforms.host_platform(), tls_insecure)
+        wanted = Remote(
+            Source(Transport.DOCKER, references.parse_repository(reference))
+            if all_tags
+            else references.parse_source(reference),
+            platform or platforms.host_platform(),
+            tls_insecure,
+        )
+        sources = await self._tags_of(wanted, credentials) if all_tags else [wanted.source]
+        for source in sources:
+            remote = replace(wanted, source=source)
+            async with contextlib.aclosing(self._pull_one(remote, credentials)) as events:
+                async for event in events:
+                    yield event
 
+    async def _pull_one(
+        self, remote: Remote, credentials: Credentials | None
+    ) -> AsyncGenerator[PullEvent, None]:
         async def work(hub: Hub[PullEvent]) -> Image:
-            image = await Pull(self._parts, remote, hub).run()
+            async with self._reached(remote, credentials) as reached:
+                image = await Pull(self._parts, reached, hub).run()
             await self._write_index()
             return image
 
-        key = (str(source), str(remote.platform), str(tls_insecure))
-        async with self._pulls.board(key, work) as flight:
+        # Only those of one and the same right to it share a pull.
+        async with self._pulls.board((remote, credentials), work) as flight:
             async with contextlib.aclosing(flight.hub.listen()) as events:
                 async for event in events:
                     yield event
             yield await flight.landed()
+
+    async def _tags_of(self, remote: Remote, credentials: Credentials | None) -> list[Source]:
+        named = remote.source.named
+        async with self._reached(remote, credentials) as reached:
+            tags = await self._skopeo.repository_tags(reached)
+        if named is None or not tags:
+            raise NotFoundError("the repository has no tags", subject=str(remote.source))
+        return [Source(Transport.DOCKER, replace(named, tag=tag)) for tag in tags]
+
+    @contextlib.asynccontextmanager
+    async def _reached(self, remote: Remote, credentials: Credentials | None) -> AsyncIterator[Remote]:
+        """With the caller's credentials, as long as it takes."""
+        named = remote.source.named
+        is_registry = remote.source.transport is Transport.DOCKER and named is not None
+        registry = named.registry if is_registry and named is not None else ""
+        async with self._logins.lent(credentials if registry else None, registry) as authfile:
+            yield replace(remote, authfile=authfile)
 
     async def get(self, reference: str) -> Image:
         return await self._database.transaction(
@@ -147,20 +230,92 @@ class OciImageStore:
         removed = await self._database.transaction(
             lambda connection: removals.remove(connection, reference, force=force, in_use=in_use)
         )
-        if removed.candidates:
-            self._ready.pop(removed.image_id, None)
-            await self._garbage.sweep(removed.candidates)
+        if removed.deleted:
+            await self._sweep_after(removed)
         await self._write_index()
         return removed.removal
+
+    async def prune(
+        self,
+        *,
+        everything: bool = False,
+        filters: Sequence[tuple[str, str]] = (),
+        in_use: Mapping[ImageId, str] = NONE_IN_USE,
+    ) -> Pruning:
+        choice = pruning.parse_choice(filters, everything=everything, now=datetime.now(UTC))
+        removed = await self._database.transaction(
+            lambda connection: pruning.prune(connection, choice, in_use)
+        )
+        freed = await self._sweep_after(removed)
+        if not choice.is_filtered:
+            freed += await self._garbage.sweep_older_than(pruning.RESTS_AGE_S)
+        await self._write_index()
+        return Pruning(removed.removal.untagged, removed.removal.deleted, freed)
+
+    async def _sweep_after(self, removed: removals.Removed) -> int:
+        for image_id in removed.deleted:
+            self._ready.pop(image_id, None)
+        return await self._garbage.sweep()
+
+    async def usage(self) -> StoreUsage:
+        owned = await self._database.transaction(usages.owners)
+        return await self._workers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
+
+    async def push(
+        self,
+        reference: str,
+        *,
+        all_tags: bool = False,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+    ) -> AsyncGenerator[PushEvent, None]:
+        """As ``ImageStore.push``; a caller that may stop early closes the iterator."""
+        targets = await self._database.transaction(
+            lambda connection: pushes.find_targets(connection, reference, all_tags=all_tags)
+        )
+        source = Source(Transport.DOCKER, targets[0].named)
+        remote = Remote(source, platforms.host_platform(), tls_insecure)
+
+        async def work(hub: Hub[PushEvent]) -> None:
+            async with self._reached(remote, credentials) as reached:
+                await Push(self._parts, self._uploads, hub).run(targets, reached)
+
+        async with self._pushes.board((tuple(targets), remote, credentials), work) as flight:
+            async with contextlib.aclosing(flight.hub.listen()) as events:
+                async for event in events:
+                    yield event
+            await flight.landed()
+
+    async def tag(self, image: str, reference: str) -> str:
+        target = references.parse_target(reference)
+        name = await self._database.transaction(lambda connection: removals.tag(connection, image, target))
+        await self._write_index()
+        return name
+
+    async def manifest(
+        self, reference: str, *, tls_insecure: bool = False, credentials: Credentials | None = None
+    ) -> RawManifest:
+        remote = Remote(references.parse_source(reference), platforms.host_platform(), tls_insecure)
+        async with self._reached(remote, credentials) as reached:
+            raw = await self._skopeo.raw_manifest(reached)
+        return manifests.described(raw, str(remote.source))
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         ready = self._ready.get(image_id)
         if ready is not None:
             return ready
-        image = await self._database.transaction(lambda connection: records.get_image(connection, image_id))
+
+        def find(connection: sqlite3.Connection) -> Image:
+            return records.get_image(connection, image_id)
+
+        image = await self._database.transaction(find)
         async with self._garbage.pinned([Digest(image_id), *image.diff_ids]):
-            disk = await self._workers.call(self._disks.make, image_id, image.diff_ids)
-        self._ready[image_id] = disk
+            await self._database.transaction(find)  # what is not pinned may have gone
+            disk = await self._workers.call_while_wanted(lambda _: self._disks.make(image_id, image.diff_ids))
+            # A removal meanwhile has looked whether the disk is ready, and will delete it when the pin goes. One
+            # from here on forgets it: the records' answers come in their order.
+            await self._database.transaction(find)
+            self._ready[image_id] = disk
         return disk
 
     def _prepare(self) -> None:
@@ -183,3 +338,27 @@ class OciImageStore:
     def _write_index_file(self, entries: list[IndexEntry]) -> None:
         with files.file_errors(self._root):
             self._content.write_index(entries)
+
+    async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        image = await self._making.commit(base, layer, new)
+        await self._write_index()
+        return image
+
+    async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:
+        commented = replace(new, message=new.message or "Imported from -")
+        image = await self._making.make_on_nothing(self._loading.unpacker.plain(data), commented)
+        await self._write_index()
+        return image
+
+    def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        return self._saving.save(images)
+
+    async def load(
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+    ) -> AsyncGenerator[LoadEvent, None]:
+        try:
+            async with contextlib.aclosing(self._loading.load(data, platform)) as events:
+                async for event in events:
+                    yield event
+        finally:
+            await self._write_index()

@@ -29,7 +29,7 @@ MAX_ZSTD_WINDOW_BYTES = 128 << 20
 _CHECK_EVERY_BYTES = 32 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4"}
-_BROKEN: tuple[type[Exception], ...] = (
+BROKEN: tuple[type[Exception], ...] = (
     EOFError,
     gzip.BadGzipFile,
     zlib.error,
@@ -111,7 +111,7 @@ class LayerStream:
     def _read(self, reader: BinaryIO, buffer: memoryview) -> int:
         try:
             return cast("io.BufferedIOBase", reader).readinto(buffer)
-        except _BROKEN as error:
+        except BROKEN as error:
             raise InvalidError(
                 "the layer cannot be decompressed", subject=self._blob.name, evidence=str(error)[:300]
             ) from error

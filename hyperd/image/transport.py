@@ -15,14 +15,17 @@ from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableEr
 from hyperd.host import files, process
 from hyperd.image.content import Content, digest_of
 from hyperd.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Descriptor
-from hyperd.image.reference import Named, Source, Transport, canonical, parse_digest
+from hyperd.image.reference import Named, Source, Transport, canonical, is_tag, parse_digest
 from hyperd.image.skopeo_errors import translate
 from hyperd.model.image import Digest, Platform
 
 INSPECT_TIMEOUT_S = 90.0
 COPY_TIMEOUT_S = 6 * 3600.0  # the end of patience; a copy that stands still ends much earlier
+PUSH_RETRIES = 3
+MAX_TAGS = 10_000
 _READ_BY_SKOPEO = Path("/etc/containers/policy.json")
 _SHIPPED = Path("/usr/share/containers/policy.json")
+_SIGNATURES = Path("/var/lib/containers/sigstore")
 _POLICY = {"default": [{"type": "insecureAcceptAnything"}]}
 
 
@@ -34,6 +37,7 @@ class Remote:
     platform: Platform
     tls_insecure: bool = False
     digest: Digest | None = None  # of the manifest chosen from an index
+    authfile: Path | None = None  # a caller's own, for as long as the call takes
 
     @property
     def reference(self) -> str:
@@ -59,6 +63,7 @@ class Skopeo:
         self, root: Path, temporary: Path, *, skopeo: str = "skopeo", authfile: Path | None = None
     ) -> None:
         self._policy = root / "policy.json"
+        self._known = root / "skopeo"
         self._temporary = temporary
         self._skopeo = skopeo
         self._authfile = authfile
@@ -132,9 +137,54 @@ class Skopeo:
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidError("the archive's tags cannot be read", subject=str(source)) from error
 
+    async def repository_tags(self, remote: Remote) -> list[str]:
+        """Of a repository in a registry, those that are tags by Docker's rules."""
+        named = remote.source.named
+        if remote.source.transport is not Transport.DOCKER or named is None:
+            raise InvalidError("only a registry's repository has tags", subject=str(remote.source))
+        argv = ["list-tags", *self._access("", remote), f"docker://{named.repository}"]
+        out = await self._run(argv, remote, INSPECT_TIMEOUT_S)
+        try:
+            tags = json.loads(out)["Tags"] or []
+            return [tag for tag in tags if is_tag(tag)][:MAX_TAGS]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UnavailableError(
+                "the repository's tags cannot be read", subject=named.repository
+            ) from error
+
+    def pushing(self, remote: Remote, directory: Path, digest_file: Path) -> list[str]:
+        """What sends the image in ``directory`` (a `dir:`) to ``remote``, and tells every step to standard error."""
+        return [
+            *self._head(),
+            "--debug",
+            "copy",
+            "--preserve-digests",
+            "--remove-signatures",
+            f"--retry-times={PUSH_RETRIES}",
+            f"--digestfile={digest_file}",
+            *self._access("dest-", remote),
+            f"dir:{directory}",
+            remote.reference,
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With a place of ours for what skopeo knows of blobs in registries, so that it can mount instead of send.
+
+        It has no option for that: as root it is /var/lib/containers/cache, else below XDG_DATA_HOME. Signatures
+        beside /var/lib/containers have no option either, so a host that has some there keeps its ways.
+        """
+        if os.geteuid() == 0 and _SIGNATURES.is_dir():
+            return dict(os.environ)
+        return {**os.environ, "_CONTAINERS_ROOTLESS_UID": "1", "XDG_DATA_HOME": str(self._known)}
+
+    def _head(self) -> list[str]:
+        return [self._skopeo, *self._policy_options, f"--tmpdir={self._temporary}"]
+
     def _access(self, side: str, remote: Remote) -> list[str]:
         options = [f"--{side}tls-verify=false"] if remote.skips_tls_verify else []
-        return [*options, f"--authfile={self._authfile}"] if self._authfile is not None else options
+        authfile = remote.authfile or self._authfile
+        return [*options, f"--authfile={authfile}"] if authfile is not None else options
 
     async def _read(self, argv: list[str], remote: Remote, limit: int) -> bytes:
         out = await self._run(argv, remote, INSPECT_TIMEOUT_S)
@@ -143,9 +193,7 @@ class Skopeo:
         return out
 
     async def _run(self, argv: list[str], remote: Remote, timeout_s: float) -> bytes:
-        finished = await process.run(
-            [self._skopeo, *self._policy_options, f"--tmpdir={self._temporary}", *argv], timeout_s=timeout_s
-        )
+        finished = await process.run([*self._head(), *argv], timeout_s=timeout_s, env=self.environment)
         if finished.returncode != 0:
             raise translate(finished.stderr_tail, str(remote.source))
         return finished.stdout

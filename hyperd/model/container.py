@@ -7,8 +7,9 @@ from datetime import datetime
 
 from hyperd.model.guest import ContainerId, TerminalSize
 from hyperd.model.image import ImageId
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
+from hyperd.model.volume import Mount
 
 DEFAULT_STOP_TIMEOUT_S = 10
 
@@ -60,6 +61,13 @@ class ContainerSpec:
     dns_options: tuple[str, ...] = ()
     pids_limit: int = 0
     terminal_size: TerminalSize | None = None
+    mounts: tuple[Mount, ...] = ()  # of a container that exists: all, those of its image and others' too
+    volumes_from: tuple[str, ...] = ()  # CONTAINER[:ro|:rw]
+    writable_size_bytes: int = 0  # 0: the daemon's default
+    ports: tuple[PortRequest, ...] = ()
+    publish_all: bool = False
+    expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
+    address: str = ""  # of the network's subnet
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +172,4 @@ class ContainerView:
     attachment: Attachment | None = None
     log_path: str = ""
     trouble: str = ""  # why the agent cannot be reached, while the VM runs
+    ports: tuple[PublishedPort, ...] = ()

@@ -124,6 +124,8 @@ class GuestMount:
     type: str  # tmpfs | bind | block:FSTYPE | virtiofs
     source: str = ""
     options: tuple[str, ...] = ()
+    subdirectory: str = ""  # block, virtiofs: what of it is mounted
+    copy_image: bool = False  # block: filled with what the image has there when it is empty
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,7 @@ class Image:
     stored_bytes: int  # of their EROFS files
     author: str = ""
     history: tuple[HistoryEntry, ...] = ()
+    layer_bytes: tuple[int, ...] = ()  # of each layer uncompressed, lowest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +145,8 @@ class NewImage:
     changes: tuple[str, ...] = ()  # Dockerfile instructions: CMD ["sh"]
     created_by: str = ""  # for the history
     platform: Platform | None = None  # of an import; None = the host's
+    # A container's in the place of the base's: all but ports, volumes, health check. ``changes`` come after.
+    overrides: ImageConfig | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a sandbox has of the network."""
 
-from dataclasses import dataclass
+import enum
+from dataclasses import dataclass, field
+from datetime import datetime
 
 from hyperd.model.vm import SandboxId
 
@@ -21,3 +23,67 @@ class Attachment:
     dns_servers: tuple[str, ...]
     dns_searches: tuple[str, ...]
     dns_options: tuple[str, ...]
+
+
+class Protocol(enum.StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class PortRequest:
+    """A port of a sandbox that is to be reached at the host."""
+
+    container_port: int
+    protocol: Protocol = Protocol.TCP
+    host_ip: str = ""  # "" = the daemon's default
+    host_port: int = 0  # 0 = one that is free
+    host_port_end: int = 0  # the last of a range of which one that is free is taken; 0 = host_port alone
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """One that is reached there now."""
+
+    container_port: int
+    protocol: Protocol
+    host_ip: str
+    host_port: int
+
+    def __str__(self) -> str:
+        return f"{self.host_ip}:{self.host_port}->{self.container_port}/{self.protocol}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnpublishRequest:
+    """Wherever this port of a sandbox is published, or at one port of the host."""
+
+    container_port: int
+    protocol: Protocol = Protocol.TCP
+    host_port: int = 0  # 0 = wherever
+
+
+DEFAULT_NETWORK = "bridge"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSpec:
+    """A network as asked for; "" and 0 are chosen by the daemon."""
+
+    name: str
+    subnet: str = ""
+    gateway: str = ""  # the first address of the subnet
+    ip_range: str = ""  # addresses are given out of this part of the subnet alone
+    internal: bool = False  # no way out
+    mtu: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkView:
+    """One that there is; what was left to the daemon is filled in."""
+
+    spec: NetworkSpec
+    network_id: str
+    bridge: str
+    created_at: datetime | None  # None: the default one, made by the configuration

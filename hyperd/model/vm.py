@@ -20,6 +20,9 @@ def own_uid(sandbox_id: SandboxId) -> int:
     return OWN_UIDS[int.from_bytes(digest[:4], "big") % len(OWN_UIDS)]
 
 
+HOT_PLUG_DEVICES = 2  # that every VM has room for while it runs
+
+
 class Accelerator(enum.StrEnum):
     KVM = "kvm"
     TCG = "tcg"

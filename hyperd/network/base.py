@@ -1,31 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses and wires for sandboxes."""
 
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from hyperd.errors import HyperError
-from hyperd.model.network import Attachment
+from hyperd.model.network import (
+    DEFAULT_NETWORK,
+    Attachment,
+    NetworkSpec,
+    NetworkView,
+    PortRequest,
+    PublishedPort,
+)
 from hyperd.model.vm import SandboxId
 
 
 class Network(Protocol):
-    trouble: HyperError | None  # why it could not be prepared, the last time that was tried
+    @property
+    def trouble(self) -> HyperError | None:
+        """Why it could not be prepared, the last time that was tried."""
 
     async def prepare(self) -> None:
         """Make or repair bridge, forwarding and NAT. Idempotent. Raises UnavailableError, DeniedError."""
 
-    async def attach(self, sandbox_id: SandboxId) -> Attachment:
+    async def attach(
+        self,
+        sandbox_id: SandboxId,
+        ports: Sequence[PortRequest] = (),
+        holder: str = "",
+        network: str = DEFAULT_NETWORK,
+        address: str = "",
+    ) -> Attachment:
         """Lease an address and make the tap, already on the bridge and up; prepare first where that failed before.
 
-        A sandbox keeps its lease until ``release``: attaching again gives the same address.
-        Raises ExhaustedError when no address is left. Nothing stays behind.
+        A sandbox keeps its lease until ``release``: attaching again gives the same address. ``ports`` are published,
+        for ``holder``, whom others are told when they ask for one of them, until ``detach``. ``address``: it, or none.
+        Raises NotFoundError when there is no such network, ExhaustedError when no address is left, ExistsError for a
+        port or address that is taken, InvalidError for one that cannot be. Nothing stays behind.
         """
 
     async def detach(self, sandbox_id: SandboxId) -> None:
-        """Remove the tap, keep the lease. Idempotent."""
+        """Remove the tap, take its ports back, keep the lease. Idempotent."""
+
+    async def publish(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+    ) -> tuple[PublishedPort, ...]:
+        """Further ports of one that is attached: all or none. Raises as ``attach``, WrongStateError when it is not."""
+
+    async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
+        """All or none; connections over them end. Raises NotFoundError."""
+
+    def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
+        """In order of the container's ports; known once the network was prepared or asked who is attached."""
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """Remove tap and lease. Idempotent."""
 
     async def list_attached(self) -> set[SandboxId]:
         """Who owns a lease or a tap, for cleaning up after a kill."""
+
+    def list_networks(self) -> list[NetworkView]:
+        """The default one first, then oldest first."""
+
+    def get_network(self, reference: str) -> NetworkView:
+        """By name, id, or unique prefix of an id. Raises NotFoundError, InvalidError."""
+
+    async def create_network(self, spec: NetworkSpec) -> NetworkView:
+        """Raises ExistsError, InvalidError, UnavailableError, ExhaustedError (no subnet left). Nothing stays behind."""
+
+    async def remove_network(self, name: str) -> None:
+        """Raises NotFoundError, WrongStateError while somebody has an address of it."""

@@ -74,6 +74,13 @@ async def ensure_bridge(settings: BridgeSettings) -> Bridge:
     return Bridge(index, mtu)
 
 
+async def read_routes() -> list[HostRoute]:
+    """Raises UnavailableError, DeniedError."""
+    with network_errors("the host's routes"):
+        async with AsyncIPRoute() as netlink:
+            return await list_routes(netlink)
+
+
 async def list_routes(netlink: AsyncIPRoute) -> list[HostRoute]:
     links = {link["index"]: link async for link in await netlink.link("dump")}
     found = []
@@ -96,7 +103,8 @@ async def _ensure_link(netlink: AsyncIPRoute, settings: BridgeSettings) -> int:
     except NetlinkError as error:
         if error.code != errno.EEXIST:
             raise
-    async for link in await netlink.link("dump"):
+    # All of it: a dump that is left halfway keeps the socket busy, and with hundreds of taps it has several parts.
+    for link in [link async for link in await netlink.link("dump")]:
         if link.get_attr("IFLA_IFNAME") != settings.bridge:
             continue
         info = link.get_attr("IFLA_LINKINFO")

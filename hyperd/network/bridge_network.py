@@ -9,21 +9,31 @@ and subnet; neither touches what is the other's.
 import asyncio
 import errno
 import logging
+import socket
+from collections.abc import Collection, Sequence
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from hyperd.errors import HyperError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
 from hyperd.network.leases import Lease, Leases
-from hyperd.network.nat import apply_rules, enable_forwarding, has_rules
+from hyperd.network.nat import (
+    apply_rules,
+    enable_forwarding,
+    has_rules,
+    let_loopback_in,
+    remove_rules,
+)
 from hyperd.network.netlink import network_errors
+from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
@@ -35,13 +45,22 @@ LOOK_EVERY_S = 60.0
 
 
 class BridgeNetwork:
-    def __init__(self, settings: BridgeSettings, database: Database) -> None:
+    def __init__(self, settings: BridgeSettings, database: Database, at_port: AtPort | None = None) -> None:
         self._settings = settings
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
         self._is_guarded = True  # each tap has rules of its own
+        self._publishing = Publishing(
+            database,
+            settings.name,
+            settings.table,
+            settings.publish_address,
+            self._taps,
+            self._changing_rules,
+            at_port,
+        )
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
@@ -60,20 +79,31 @@ class BridgeNetwork:
         """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
         while True:
             await asyncio.sleep(every_s)
-            if self.trouble is None:
-                if self._bridge is None or self._is_prepared():
-                    continue
-                _log.warning("the rules for the network of sandboxes are gone: making them again")
-            try:
-                await self._require_prepared()
-            except HyperError as error:
-                _log.error("not repaired", extra={"error": str(error)})
+            await self.look()
 
-    async def attach(self, sandbox_id: SandboxId) -> Attachment:
+    async def look(self) -> None:
+        """Once."""
+        if self.trouble is None:
+            if self._bridge is None or self._is_prepared():
+                return
+            _log.warning("the rules for the network of sandboxes are gone: making them again")
+        try:
+            await self._require_prepared()
+        except HyperError as error:
+            _log.error("not repaired", extra={"error": str(error)})
+
+    async def attach(
+        self,
+        sandbox_id: SandboxId,
+        ports: Sequence[PortRequest] = (),
+        holder: str = "",
+        address: str = "",
+    ) -> Attachment:
         await self._require_prepared()
-        lease = await self._leases.lease(sandbox_id)
+        lease = await self._leases.lease(sandbox_id, IPv4Address(address) if address else None)
         try:
             try:
+                await self._publish(lease, ports, holder)
                 bridge = await self._plug(lease)
             except (
                 UnavailableError
@@ -82,6 +112,7 @@ class BridgeNetwork:
                     "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
                 )
                 await self.prepare()
+                await self._publish(lease, ports, holder)
                 bridge = await self._plug(lease)
         except BaseException:
             await asyncio.shield(self._undo(lease))
@@ -98,6 +129,29 @@ class BridgeNetwork:
                     if error.code not in _MISSING:
                         raise
             await self._forget(sandbox_id)
+        await self._publishing.withdraw(sandbox_id)
+
+    async def publish(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+    ) -> tuple[PublishedPort, ...]:
+        def require_plugged() -> None:
+            try:
+                socket.if_nametoindex(tap_name(sandbox_id))
+            except OSError as error:
+                raise WrongStateError("is not on the network", subject=f"container {holder}") from error
+
+        lease = await self._leases.find(sandbox_id)
+        if lease is None:
+            raise WrongStateError("has no network", subject=f"container {holder}")
+        await self._require_prepared()
+        let_loopback_in(self._settings.bridge)
+        return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
+
+    async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
+        await self._publishing.withdraw(sandbox_id, ports, hang_up=True)
+
+    def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
+        return self._publishing.of(sandbox_id)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -105,7 +159,7 @@ class BridgeNetwork:
 
     async def list_attached(self) -> set[SandboxId]:
         await self._prepare_records()
-        owners = await self._leases.list_owners()
+        owners = await self._leases.list_owners() | self._publishing.owners
         alias_start = _alias(self._owner, "")
         with network_errors(self._settings.bridge):
             async with AsyncIPRoute() as netlink:
@@ -115,9 +169,35 @@ class BridgeNetwork:
                         owners.add(SandboxId(alias.removeprefix(alias_start)))
         return owners
 
+    @property
+    def settings(self) -> BridgeSettings:
+        return self._settings
+
+    async def has_lease(self, sandbox_id: SandboxId) -> bool:
+        return await self._leases.find(sandbox_id) is not None
+
+    async def list_leased(self) -> set[SandboxId]:
+        await self._prepare_records()
+        return await self._leases.list_owners() | self._publishing.owners
+
+    async def remove(self) -> None:
+        """Bridge, rules and what is remembered of its addresses. Nobody may be attached. Idempotent."""
+        async with self._preparing:
+            self._bridge = None
+            await remove_rules(self._settings)
+            with network_errors(self._settings.bridge):
+                async with AsyncIPRoute() as netlink:
+                    try:
+                        await netlink.link("del", ifname=self._settings.bridge)
+                    except NetlinkError as error:
+                        if error.code not in _MISSING:
+                            raise
+            await self._leases.forget_all()
+
     def close(self) -> None:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
+        self._publishing.close()
         self._lock.release()
 
     async def _require_prepared(self) -> None:
@@ -159,8 +239,10 @@ class BridgeNetwork:
             known = [_speaker(lease) for lease in await self._leases.list_all()]
             was_guarded, self._is_guarded = (
                 self._is_guarded,
-                await apply_rules(self._settings, dns_servers, known),
+                await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
+            if self._publishing.forwards:
+                let_loopback_in(self._settings.bridge)
         if was_guarded and not self._is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
@@ -177,7 +259,20 @@ class BridgeNetwork:
     async def _prepare_records(self) -> None:
         if not self._owner:
             await self._leases.prepare()
+            await self._publishing.load()
             self._owner = await self._leases.owner()
+
+    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
+        """Unless that is done."""
+        if ports and self._settings.internal:
+            raise InvalidError(
+                "is internal: nothing outside reaches its ports",
+                subject=f"network {self._settings.name}",
+                hint="leave -p and -P out, or use another network",
+            )
+        if ports and not self._publishing.of(lease.sandbox_id):
+            let_loopback_in(self._settings.bridge)
+            await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)
 
     async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge
@@ -206,6 +301,7 @@ class BridgeNetwork:
             with network_errors(name):
                 if await self._taps.call(remove_unused_tap, name):
                     await self._forget(lease.sandbox_id)
+                    await self._publishing.withdraw(lease.sandbox_id)
         finally:
             if lease.is_new:
                 await self._leases.release(lease.sandbox_id)

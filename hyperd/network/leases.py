@@ -7,8 +7,10 @@ import sqlite3
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from hyperd.errors import ExistsError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
+from hyperd.network import definitions, publishing
 from hyperd.network.pool import Pool, mac_of
 from hyperd.network.settings import BridgeSettings
 
@@ -19,6 +21,8 @@ _MIGRATIONS = (
     ) STRICT""",
     "CREATE TABLE network_cursor (network TEXT PRIMARY KEY, last_address INTEGER NOT NULL) STRICT",
     "CREATE TABLE network_owner (id TEXT PRIMARY KEY) STRICT",
+    publishing.MIGRATION,
+    definitions.MIGRATION,
 )
 
 
@@ -56,8 +60,10 @@ class Leases:
 
         return await self._database.transaction(work)
 
-    async def lease(self, sandbox_id: SandboxId) -> Lease:
-        """The sandbox's lease, made when it has none in this subnet. Raises ExhaustedError.
+    async def lease(self, sandbox_id: SandboxId, wanted: IPv4Address | None = None) -> Lease:
+        """The sandbox's lease, made when it has none in this subnet.
+
+        Raises ExhaustedError; of an address that is ``wanted`` ExistsError, InvalidError.
 
         A caller that is cancelled leaves no new lease: the transaction runs to its end all the same, so it is undone
         by one that runs behind it.
@@ -65,7 +71,7 @@ class Leases:
         made: list[Lease] = []
 
         def work(connection: sqlite3.Connection) -> Lease:
-            made.append(self._lease(connection, sandbox_id))
+            made.append(self._lease(connection, sandbox_id, wanted))
             return made[0]
 
         def undo(connection: sqlite3.Connection) -> None:
@@ -91,6 +97,15 @@ class Leases:
     async def release(self, sandbox_id: SandboxId) -> None:
         await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
 
+    async def forget_all(self) -> None:
+        """The network is gone."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            for table in ("network_lease", "network_cursor"):
+                connection.execute(f"DELETE FROM {table} WHERE network = ?", (self._settings.name,))  # noqa: S608
+
+        await self._database.transaction(work)
+
     async def list_owners(self) -> set[SandboxId]:
         return {lease.sandbox_id for lease in await self.list_all()}
 
@@ -109,12 +124,14 @@ class Leases:
             (self._settings.name, sandbox_id),
         )
 
-    def _lease(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> Lease:
+    def _lease(
+        self, connection: sqlite3.Connection, sandbox_id: SandboxId, wanted: IPv4Address | None
+    ) -> Lease:
         network, subnet = self._settings.name, self._settings.subnet
         row = connection.execute(
             "SELECT address FROM network_lease WHERE network = ? AND sandbox_id = ?", (network, sandbox_id)
         ).fetchone()
-        if row is not None and IPv4Address(row[0]) in subnet:
+        if row is not None and IPv4Address(row[0]) in subnet and wanted in (None, IPv4Address(row[0])):
             return Lease(sandbox_id, IPv4Address(row[0]))
         taken = connection.execute("SELECT address FROM network_lease WHERE network = ?", (network,))
         cursor = connection.execute(
@@ -125,16 +142,26 @@ class Leases:
             self._settings.gateway,
             (IPv4Address(row[0]) for row in taken),
             IPv4Address(cursor[0]) if cursor else None,
+            self._settings.ip_range,
         )
-        address, _ = pool.give()
+        if wanted is not None:
+            owner = connection.execute(
+                "SELECT sandbox_id FROM network_lease WHERE network = ? AND address = ?",
+                (network, int(wanted)),
+            ).fetchone()
+            if owner is not None:
+                raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
+            pool.require(wanted)
+        address = wanted or pool.give()[0]
         connection.execute(
             "INSERT INTO network_lease (network, sandbox_id, address) VALUES (?, ?, ?)"
             " ON CONFLICT (network, sandbox_id) DO UPDATE SET address = excluded.address",
             (network, sandbox_id, int(address)),
         )
-        connection.execute(
-            "INSERT INTO network_cursor (network, last_address) VALUES (?, ?)"
-            " ON CONFLICT (network) DO UPDATE SET last_address = excluded.last_address",
-            (network, int(address)),
-        )
+        if wanted is None:
+            connection.execute(
+                "INSERT INTO network_cursor (network, last_address) VALUES (?, ?)"
+                " ON CONFLICT (network) DO UPDATE SET last_address = excluded.last_address",
+                (network, int(address)),
+            )
         return Lease(sandbox_id, address, is_new=True)

@@ -4,6 +4,7 @@
 What the rules promise is in docs/network.md. Nothing outside our tables is touched.
 """
 
+import logging
 import socket
 import struct
 from collections.abc import Iterable, Sequence
@@ -11,31 +12,44 @@ from pathlib import Path
 
 from hyperd.errors import DeniedError, HyperError, UnavailableError
 from hyperd.host import process
+from hyperd.network import forwards
+from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY, NETLINK_NETFILTER
+from hyperd.network.forwards import Forward
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.speakers import BRIDGE_FAMILY, Speaker, render
+from hyperd.network.speakers import Speaker, render
 
+_log = logging.getLogger(__name__)
 _NFT_TIMEOUT_S = 20.0
 _ANSWER_S = 1.0
 _ANSWER_BYTES = 8192
-_NETLINK_NETFILTER = 12
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
 _NFT_MSG_GETTABLE = 10 << 8 | 1
 _NFTA_TABLE_NAME = 1
-_INET = 1  # NFPROTO_INET
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_INTERFACES = Path("/proc/sys/net/ipv4/conf")
 
 
 def render_rules(
-    settings: BridgeSettings, dns_servers: Sequence[str], speakers: Iterable[Speaker] = ()
+    settings: BridgeSettings,
+    dns_servers: Sequence[str],
+    speakers: Iterable[Speaker] = (),
+    published: Iterable[Forward] = (),
 ) -> str:
     """The tables as input for ``nft -f``: atomic, and the same result whatever was there before."""
-    return render_routed(settings, dns_servers) + render_bridged(settings, speakers)
+    return render_routed(settings, dns_servers, published) + render_bridged(settings, speakers)
 
 
-def render_routed(settings: BridgeSettings, dns_servers: Sequence[str]) -> str:
+def render_routed(
+    settings: BridgeSettings, dns_servers: Sequence[str], published: Iterable[Forward] = ()
+) -> str:
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
     dns = f"ip daddr {{ {', '.join(dns_servers)} }} th dport 53 accept" if dns_servers else ""
+    way_out = (
+        f'iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"'
+        if settings.internal
+        else f'iifname "{bridge}" accept'
+    )
     return f"""\
 table inet {table}
 delete table inet {table}
@@ -44,6 +58,7 @@ table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip saddr != {subnet} counter drop comment "a guest has no other address"
+        iifname "{bridge}" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
@@ -59,15 +74,12 @@ table inet {table} {{
         iifname "{bridge}" meta nfproto ipv6 counter drop
         iifname "{bridge}" ip daddr 169.254.0.0/16 th dport 53 accept comment "some clouds resolve names there"
         iifname "{bridge}" ip daddr 169.254.0.0/16 counter reject comment "cloud metadata: credentials"
-        iifname "{bridge}" accept
+        {way_out}
         oifname "{bridge}" ct state established,related accept
+        oifname "{bridge}" ct status dnat accept comment "published ports"
         oifname "{bridge}" counter drop comment "nobody outside begins"
     }}
-    chain postrouting {{
-        type nat hook postrouting priority srcnat; policy accept;
-        ip saddr {subnet} oifname != "{bridge}" masquerade
-    }}
-}}
+{forwards.render(bridge, str(subnet), published)}}}
 """
 
 
@@ -82,14 +94,19 @@ table bridge {settings.table} {{
 
 
 async def apply_rules(
-    settings: BridgeSettings, dns_servers: Sequence[str], speakers: Iterable[Speaker]
+    settings: BridgeSettings,
+    dns_servers: Sequence[str],
+    speakers: Iterable[Speaker],
+    published: Iterable[Forward] = (),
 ) -> bool:
     """Raises UnavailableError when nft is missing or refuses, DeniedError.
 
     False: all but the rules for each tap, where the host's kernel has no such thing for bridges.
     """
-    refusal = await _load(settings, render_rules(settings, dns_servers, speakers))
-    if "not supported" in refusal and not await _load(settings, render_routed(settings, dns_servers)):
+    published = tuple(published)
+    refusal = await _load(settings, render_rules(settings, dns_servers, speakers, published))
+    routed = render_routed(settings, dns_servers, published)
+    if "not supported" in refusal and not await _load(settings, routed):
         return False
     if not refusal:
         return True
@@ -99,6 +116,17 @@ async def apply_rules(
         subject=f"table inet {settings.table}",
         evidence=refusal,
     )
+
+
+async def remove_rules(settings: BridgeSettings) -> None:
+    """Idempotent. Raises UnavailableError."""
+    names = [f"{family} {settings.table}" for family in ("inet", "bridge")]
+    gone = "".join(f"table {name}\ndelete table {name}\n" for name in names)
+    refusal = await _load(settings, gone)
+    if "not supported" in refusal:
+        refusal = await _load(settings, f"table {names[0]}\ndelete table {names[0]}\n")
+    if refusal:
+        raise UnavailableError("its rules were not removed", subject=names[0], evidence=refusal)
 
 
 async def _load(settings: BridgeSettings, rules: str) -> str:
@@ -117,10 +145,10 @@ async def _load(settings: BridgeSettings, rules: str) -> str:
 
 def has_rules(settings: BridgeSettings, *, bridged: bool = True) -> bool:
     """Whether our tables are still there; cheap enough for every start: the kernel answers while it is asked."""
-    families = (_INET, BRIDGE_FAMILY) if bridged else (_INET,)
+    families = (INET_FAMILY, BRIDGE_FAMILY) if bridged else (INET_FAMILY,)
     try:
         with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
         ) as kernel:
             kernel.settimeout(_ANSWER_S)
             return all(_has_table(kernel, family, settings.table) for family in families)
@@ -152,3 +180,19 @@ def enable_forwarding() -> bool:
             hint="set net.ipv4.ip_forward=1, or run sandboxes with --network none",
         ) from error
     return True
+
+
+def let_loopback_in(bridge: str) -> None:
+    """Let the host's own connections to 127.0.0.1 be led to a guest, and their answers back.
+
+    Only with our rules in force: they keep guests from sending to 127.0.0.0/8 themselves. Where it may not be changed,
+    published ports are not reached at 127.0.0.1, and at the host's other addresses all the same.
+    """
+    switch = _INTERFACES / bridge / "route_localnet"
+    try:
+        if switch.read_text().strip() != "1":
+            switch.write_text("1")
+    except OSError as error:
+        _log.warning(
+            "published ports are not reached at 127.0.0.1", extra={"bridge": bridge, "error": str(error)}
+        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Self
 
-from hyperd.errors import ExhaustedError
+from hyperd.errors import ExhaustedError, InvalidError
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +21,7 @@ class Pool:
     gateway: IPv4Address
     taken: frozenset[IPv4Address] = frozenset()
     last: IPv4Address | None = None
+    part: IPv4Network | None = None  # of the subnet, from which alone they are given
 
     @classmethod
     def of(
@@ -29,30 +30,44 @@ class Pool:
         gateway: IPv4Address,
         taken: Iterable[IPv4Address],
         last: IPv4Address | None,
+        part: IPv4Network | None = None,
     ) -> Self:
         """Addresses of another subnet, from before the configuration changed, are left out."""
         return cls(
             subnet,
             gateway,
             frozenset(address for address in taken if address in subnet),
-            last if last is not None and last in subnet else None,
+            last if last is not None and last in (part or subnet) else None,
+            part,
         )
 
     def give(self) -> tuple[IPv4Address, Self]:
         """The next free address, and the pool without it. Raises ExhaustedError."""
-        first, end = int(self.subnet.network_address), int(self.subnet.broadcast_address)
-        start = first if self.last is None else int(self.last)
-        for step in range(1, self.subnet.num_addresses + 1):
-            number = first + (start - first + step) % self.subnet.num_addresses
-            address = IPv4Address(number)
-            if number in (first, end) or address == self.gateway or address in self.taken:
+        within = self.part or self.subnet
+        first, ends = (
+            int(within.network_address),
+            (self.subnet.network_address, self.subnet.broadcast_address),
+        )
+        start = int(within.broadcast_address) if self.last is None else int(self.last)
+        for step in range(1, within.num_addresses + 1):
+            address = IPv4Address(first + (start - first + step) % within.num_addresses)
+            if address in ends or address == self.gateway or address in self.taken:
                 continue
             return address, replace(self, taken=self.taken | {address}, last=address)
         raise ExhaustedError(
             f"all {len(self.taken)} addresses are leased",
-            subject=str(self.subnet),
+            subject=str(within),
             hint="remove sandboxes that are no longer used, or configure a wider subnet",
         )
+
+    def require(self, address: IPv4Address) -> None:
+        """That a sandbox can have it, taken or not. Raises InvalidError."""
+        ends = (self.subnet.network_address, self.subnet.broadcast_address)
+        if address not in self.subnet or address in (*ends, self.gateway):
+            raise InvalidError(
+                f"is none that a sandbox can have in {self.subnet}, whose gateway is {self.gateway}",
+                subject=f"address {address}",
+            )
 
 
 def mac_of(address: IPv4Address) -> str:

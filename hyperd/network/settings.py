@@ -11,6 +11,7 @@ from hyperd.errors import InvalidError
 # Not Docker's 172.17-31/16 and 192.168/16, podman's 10.88/16, libvirt's 192.168.122/24, nor what the usual Kubernetes
 # networks take (10.42, 10.43, 10.96, 10.244).
 DEFAULT_SUBNET = IPv4Network("10.213.0.0/16")
+ANY = IPv4Address("0.0.0.0")
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 
 
@@ -23,6 +24,10 @@ class BridgeSettings:
     bridge: str = "hyper0"
     subnet: IPv4Network = DEFAULT_SUBNET
     mtu: int = 0
+    publish_address: IPv4Address = ANY  # where ports are published that name no address
+    gateway_address: IPv4Address | None = None  # None: the first of the subnet
+    ip_range: IPv4Network | None = None  # addresses are given out of this part of it alone
+    internal: bool = False  # no way out, and none in
     lock_dir: Path = Path("/run/hyper-net")  # of all hyperds of this host, whatever their configuration
 
     def __post_init__(self) -> None:
@@ -35,6 +40,11 @@ class BridgeSettings:
         if self.mtu and not 576 <= self.mtu <= 65535:
             raise InvalidError(f"an MTU of {self.mtu} is out of range", subject=self.bridge)
 
+        if self.gateway_address is not None and not _is_host(self.gateway_address, self.subnet):
+            raise InvalidError("is no address of the subnet", subject=f"gateway {self.gateway_address}")
+        if self.ip_range is not None and not self.ip_range.subnet_of(self.subnet):
+            raise InvalidError("is no part of the subnet", subject=f"range {self.ip_range}")
+
     @property
     def table(self) -> str:
         """Of nftables, in the families inet and bridge: another bridge's hyperd has one of its own."""
@@ -42,4 +52,8 @@ class BridgeSettings:
 
     @property
     def gateway(self) -> IPv4Address:
-        return self.subnet[1]
+        return self.gateway_address or self.subnet[1]
+
+
+def _is_host(address: IPv4Address, subnet: IPv4Network) -> bool:
+    return address in subnet and address not in (subnet.network_address, subnet.broadcast_address)

@@ -1,31 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Who may speak on which tap: one MAC and one IPv4 address each, as elements of two nftables sets.
 
-Put in and taken out by netlink messages of our own, since a start has no time for a child process: see
-linux/netfilter/nf_tables.h. Blocking.
+Blocking.
 """
 
 import errno
-import os
-import socket
-import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
+from hyperd.network import elements
+from hyperd.network.elements import BRIDGE_FAMILY, Element, padded
 from hyperd.network.tap import PREFIX
 
 TAPS, SPEAKERS = "taps", "speakers"  # the sets
-BRIDGE_FAMILY = 7  # NFPROTO_BRIDGE
-_NETLINK_NETFILTER = 12
-_ANSWER_S = 5.0
-_ANSWER_BYTES = 8192
-_REQUEST, _ACK, _CREATE = 1, 4, 0x400
-_BATCH_BEGIN, _BATCH_END = 16, 17
-_NF_TABLES = 10
-_NEWSETELEM, _DELSETELEM = _NF_TABLES << 8 | 12, _NF_TABLES << 8 | 14
-_TABLE, _SET, _ELEMENTS = 1, 2, 3
-_NESTED = 0x8000
 _IFNAME_BYTES = 16
 
 
@@ -65,16 +53,15 @@ def render(speakers: Iterable[Speaker]) -> str:
 
 def allow(table: str, speaker: Speaker) -> None:
     """From now on this tap's guest is held to its own addresses. Idempotent. Raises OSError, as without the table."""
-    _change(
-        table, _NEWSETELEM, _REQUEST | _ACK | _CREATE, [(SPEAKERS, _key(speaker)), (TAPS, _name(speaker.tap))]
-    )
+    elements.add(BRIDGE_FAMILY, table, [Element(SPEAKERS, _key(speaker)), Element(TAPS, _name(speaker.tap))])
 
 
 def forget(table: str, tap: str, speaker: Speaker | None) -> None:
     """After the tap is gone. Idempotent, also without the table. ``speaker``: None when its addresses are not known."""
-    for name, key in [(TAPS, _name(tap)), *([(SPEAKERS, _key(speaker))] if speaker else [])]:
+    known = [Element(SPEAKERS, _key(speaker))] if speaker else []
+    for element in (Element(TAPS, _name(tap)), *known):
         try:
-            _change(table, _DELSETELEM, _REQUEST | _ACK, [(name, key)])
+            elements.remove(BRIDGE_FAMILY, table, [element])
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
@@ -85,38 +72,4 @@ def _name(tap: str) -> bytes:
 
 
 def _key(speaker: Speaker) -> bytes:
-    """As the kernel concatenates: each part padded to four bytes."""
-    mac = bytes.fromhex(speaker.mac.replace(":", ""))
-    return _name(speaker.tap) + mac.ljust(8, b"\0") + speaker.address.packed
-
-
-def _change(table: str, kind: int, flags: int, elements: list[tuple[str, bytes]]) -> None:
-    """One transaction: all of it or nothing."""
-    messages = [_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NF_TABLES)]
-    for number, (name, key) in enumerate(elements, 1):
-        element = _attribute(1 | _NESTED, _attribute(1 | _NESTED, _attribute(1, key)))
-        body = _text(_TABLE, table) + _text(_SET, name) + _attribute(_ELEMENTS | _NESTED, element)
-        messages.append(_message(kind, flags, number, BRIDGE_FAMILY, body, 0))
-    messages.append(_message(_BATCH_END, _REQUEST, len(elements) + 1, 0, b"", _NF_TABLES))
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-    ) as kernel:
-        kernel.settimeout(_ANSWER_S)
-        kernel.send(b"".join(messages))
-        for _ in elements:  # each is acknowledged, or the first thing that is wrong is told
-            (code,) = struct.unpack_from("=i", kernel.recv(_ANSWER_BYTES), 16)
-            if code:
-                raise OSError(-code, os.strerror(-code))
-
-
-def _message(kind: int, flags: int, number: int, family: int, body: bytes, resource: int) -> bytes:
-    header = struct.pack("=IHHII", 20 + len(body), kind, flags, number, 0)
-    return header + struct.pack("!BBH", family, 0, resource) + body
-
-
-def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+    return padded(_name(speaker.tap), bytes.fromhex(speaker.mac.replace(":", "")), speaker.address.packed)

@@ -12,6 +12,7 @@ from hyperd.sandbox.fleet import Fleet, is_running
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.network_desk import NetworkDesk
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
@@ -20,6 +21,7 @@ from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
+from hyperd.sandbox.volumes import VolumeDesk
 
 __all__ = [
     "AcceleratorChooser",
@@ -35,6 +37,7 @@ __all__ = [
     "Journal",
     "Ledger",
     "LogEntry",
+    "NetworkDesk",
     "Records",
     "Reviver",
     "Rooms",
@@ -48,6 +51,7 @@ __all__ = [
     "TemplateBuilder",
     "TemplateSettings",
     "Templates",
+    "VolumeDesk",
     "fingerprint",
     "is_running",
     "parse_signal",

@@ -28,10 +28,8 @@ from hyperd.model.guest import (
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import capabilities
+from hyperd.sandbox import capabilities, mounts, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
-
-NETWORKS = ("bridge", "none")
 
 # moby oci/defaults.go
 MASKED_PATHS = (
@@ -70,12 +68,20 @@ def require_valid(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
     _require_paths(spec)
-    if spec.network and spec.network not in NETWORKS:
-        raise UnsupportedError(f"there is no network {spec.network!r}", hint=f"known: {', '.join(NETWORKS)}")
+    if spec.network == "host" or spec.network.startswith("container:"):
+        why = "a guest has a kernel of its own, and no way into the host's network"
+        if spec.network != "host":
+            why = "each container has a virtual machine of its own, and its network with it"
+        raise UnsupportedError(
+            why, subject=f"--network {spec.network}", hint="publish ports, or put both on one network"
+        )
     if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
         raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
+    ports.require_valid(spec)
+    if spec.address:
+        _require_ipv4(spec)
     _host_entries(spec.extra_hosts)
     for server in spec.dns_servers:
         _require_address(server)
@@ -102,6 +108,9 @@ def with_image_defaults(spec: ContainerSpec, image: ImageConfig) -> tuple[Contai
     warnings = []
     if spec.network == "none" and (spec.dns_servers or spec.dns_searches):
         warnings.append("--dns has no effect with --network none")
+    if spec.network == "none" and (spec.ports or spec.publish_all):
+        warnings.append("published ports have no effect with --network none")
+    spec = ports.with_exposed(spec, image)
     if image.stop_signal and not spec.stop_signal:
         try:
             parse_signal(image.stop_signal)
@@ -178,7 +187,10 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
         readonly_root=spec.readonly_root,
         process=_process(record, image),
         hostname=hostname_of(record),
-        mounts=tuple(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
+        mounts=(
+            *(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
+            *mounts.guest_mounts(spec.mounts),
+        ),
         init=spec.init,
         masked_paths=() if spec.privileged else MASKED_PATHS,
         readonly_paths=() if spec.privileged else READONLY_PATHS,
@@ -201,7 +213,7 @@ def exec_plan(record: ContainerRecord, image: ImageConfig, spec: ExecSpec) -> Pr
     if not spec.args:
         raise InvalidError("no command was given", subject=f"exec in {record.name}")
     first = _process(record, image)
-    env = _merged(first.env, (*(("TERM=xterm",) if spec.tty else ()), *spec.env))
+    env = merged_env(first.env, (*(("TERM=xterm",) if spec.tty else ()), *spec.env))
     privileged = spec.privileged or record.spec.privileged
     return ProcessPlan(
         args=spec.args,
@@ -240,7 +252,7 @@ def _process(record: ContainerRecord, image: ImageConfig) -> ProcessPlan:
     own = (f"HOSTNAME={hostname_of(record)}", *(("TERM=xterm",) if spec.tty else ()))
     return ProcessPlan(
         args=record.command,
-        env=_merged(own, (*image.env, *spec.env)),
+        env=merged_env(own, (*image.env, *spec.env)),
         working_directory=spec.working_directory or image.working_directory,
         user=spec.user or image.user,
         additional_groups=spec.additional_groups,
@@ -254,7 +266,7 @@ def _process(record: ContainerRecord, image: ImageConfig) -> ProcessPlan:
     )
 
 
-def _merged(base: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
+def merged_env(base: tuple[str, ...], over: tuple[str, ...]) -> tuple[str, ...]:
     """Later values win; a bare KEY (no '=') removes the variable."""
     values: dict[str, str] = {}
     for entry in (*base, *over):
@@ -297,6 +309,15 @@ def _host_entries(extra_hosts: tuple[str, ...]) -> list[HostEntry]:
             raise InvalidError("is not NAME:ADDRESS", subject=repr(entry))
         entries.append(HostEntry(_require_address(address), (name,)))
     return entries
+
+
+def _require_ipv4(spec: ContainerSpec) -> None:
+    try:
+        ipaddress.IPv4Address(spec.address)
+    except ValueError as error:
+        raise InvalidError("is not an IPv4 address", subject=f"--ip {spec.address!r}") from error
+    if spec.network == "none":
+        raise InvalidError("there is no address with --network none", subject=f"--ip {spec.address}")
 
 
 def _require_address(text: str) -> str:

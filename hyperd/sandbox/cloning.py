@@ -10,7 +10,7 @@ from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.guest import ForkIdentity
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import names
+from hyperd.sandbox import names, ports
 from hyperd.sandbox.source import Source
 
 MAX_CLONES = 1000
@@ -64,7 +64,7 @@ def fork_identity(options: CloneOptions, index: int, hostname: str) -> ForkIdent
 
 
 def _spec(source: Source, options: CloneOptions) -> ContainerSpec:
-    """As the source's, with a host name of each clone's own."""
+    """As the source's, with a host name of each clone's own, and neither port nor address that are the source's."""
     was, asked = source.spec.network, options.network or source.spec.network
     if (asked == "none") != (was == "none"):
         has = "none" if was == "none" else "one"
@@ -78,6 +78,8 @@ def _spec(source: Source, options: CloneOptions) -> ContainerSpec:
         hostname="",
         labels={**source.spec.labels, **options.labels},
         network=asked,
+        ports=ports.of_clone(source.spec.ports),
+        address="",
         auto_remove=options.auto_remove,
     )
 

@@ -24,6 +24,7 @@ from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotId
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
+from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     Adopt,
@@ -46,6 +47,7 @@ from hyperd.sandbox.message import (
     Message,
     News,
     OfRun,
+    OpenFiles,
     ProcessEnded,
     Settle,
     Started,
@@ -54,7 +56,7 @@ from hyperd.sandbox.message import (
 from hyperd.sandbox.revival import Origin
 from hyperd.sandbox.run import Live
 from hyperd.sandbox.sleeping import SleepingSandbox
-from hyperd.sandbox.tenure import KILL_TIMEOUT_S, STOPPED_BY_FORCE
+from hyperd.sandbox.tenure import KILL_TIMEOUT_S
 from hyperd.sandbox.waiting import fail, resolve, resolve_starts
 
 log = logging.getLogger(__name__)
@@ -73,14 +75,16 @@ class SandboxDriver(SleepingSandbox):
                 await self._on_start(done, origin)
             case AskStop():
                 await self._on_stop(message)
-            case AskRemove(done, force):
-                await self._on_remove(done, force=force)
+            case AskRemove(done, force, volumes):
+                await self._on_remove(done, force=force, volumes=volumes)
             case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate():
                 self._on_operation(message)
             case AskWake():
                 await self._on_wake(message)
             case AskRollback():
                 await self._on_rollback(message)
+            case OpenFiles():
+                self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
             case VmGone():
@@ -122,6 +126,8 @@ class SandboxDriver(SleepingSandbox):
         except HyperError as error:
             fail([done], error)
             return
+        if self._is_put_off(AskStart(done, origin)):
+            return
         try:
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
@@ -144,6 +150,7 @@ class SandboxDriver(SleepingSandbox):
             resolve([message.done])
             return
         self.waiting.stops.append(message.done)
+        self.files.break_off("was stopped")
         if isinstance(self.state, machine.Starting):
             self._stop_asked = message
             self._give_up()
@@ -157,16 +164,18 @@ class SandboxDriver(SleepingSandbox):
         elif not self._ending:
             self.tenure.stop(message.signal, message.timeout_s)
 
-    async def _on_remove(self, done: Done, *, force: bool) -> None:
+    async def _on_remove(self, done: Done, *, force: bool, volumes: bool) -> None:
         if not force:
             try:
                 machine.require_removable(self.state, self.record.name)
+                self.files.require_none()
             except WrongStateError as error:
                 if not isinstance(self.state, machine.Removing):
                     fail([done], error)
                     return
         self.waiting.removes.append(done)
         self._discarding = True
+        self._with_volumes |= volumes
         match self.state:
             case machine.Starting():
                 self._give_up()
@@ -201,7 +210,7 @@ class SandboxDriver(SleepingSandbox):
             case machine.Hibernated():
                 self._as_operation(self._clear_away())
             case _ if vm is not None:
-                self._send(lambda: self._errands.clean_up(None))
+                self._as_operation(self._clear_away())
 
     async def _on_up(  # noqa: PLR0912 - what it was asked meanwhile, a branch each
         self, live: Live, refused: ProcessExit | None, *, frozen: bool
@@ -226,7 +235,7 @@ class SandboxDriver(SleepingSandbox):
         if frozen:
             self.tenure.begin()
         self._changed.beat()
-        self.tenure.adopt_execs(live.execs)
+        self.tenure.execs.adopt(live.execs)
         if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
             self._spawn(self._let_go(self.tenure, wakes=was.asleep is not None))
         else:
@@ -295,6 +304,10 @@ class SandboxDriver(SleepingSandbox):
         if self._last_exit is not None:
             self.waiting.tell_end(self._last_exit)
 
+    def _keeps_disk(self) -> bool:
+        """What was written is needed again: the sandbox's own disk, or a volume."""
+        return not self._discarding or bool(self.record.spec.mounts)
+
     def _give_up(self) -> None:
         """Cancel the start. One that has ended already is met in ``_on_up``."""
         if self._coming_up is not None and not self._giving_up:
@@ -308,10 +321,11 @@ class SandboxDriver(SleepingSandbox):
         if isinstance(self.state, machine.Stopping) and self.state.exit is not None:
             exit_ = self.state.exit  # known to an earlier hyperd
         self._ending = True
+        self.files.break_off("has ended")
         await self._advance(machine.Stop(exit_))
         if self.tenure is not None:
             self.tenure.begin_end(exit_)
-            self._spawn(self.tenure.go_down(exit_, keep_disk=not self._discarding))
+            self._spawn(self.tenure.go_down(exit_, keep_disk=self._keeps_disk()))
         else:
             self._give_up()
             self._send(lambda: self._errands.clean_up(IsDown(exit_)))
@@ -325,7 +339,7 @@ class SandboxDriver(SleepingSandbox):
             self.waiting.tell_end(exit_)
 
     async def _begin_removal(self) -> None:
-        await self._advance(machine.Remove())
+        await self._advance(machine.Remove(self._with_volumes))
         if not self._removing:
             self._removing = True
             self._spawn(self._discard())
@@ -376,6 +390,8 @@ class SandboxDriver(SleepingSandbox):
             self._late = message.news.live
         if isinstance(message, OfRun) and isinstance(message.news, Settle):
             fail([message.news.done], self._over_error())
+        if isinstance(message, OpenFiles):
+            self._on_open_files(message)
         if not isinstance(message, Ask):
             return
         if self.removed and isinstance(message, AskStop | AskRemove):
@@ -385,6 +401,7 @@ class SandboxDriver(SleepingSandbox):
 
     async def _close(self) -> None:
         self._changed.beat()
+        self.files.break_off("hyperd ended")
         self.waiting.abandon(self._over_error())
         self.journal.close()
         if self._late is not None:
@@ -394,4 +411,7 @@ class SandboxDriver(SleepingSandbox):
             await self.tenure.leave()
 
     async def _discard(self) -> None:
-        self.post(await self._errands.discard())
+        self.files.break_off("was removed")
+        await self.files.wait_gone(None)
+        volumes = isinstance(self.state, machine.Removing) and self.state.volumes
+        self.post(await self._errands.discard(volumes=volumes))

@@ -22,6 +22,7 @@ from hyperd.sandbox.revival import Origin, Reviver
 from hyperd.sandbox.rooms import Phases, one_error
 from hyperd.sandbox.run import Live, Runner
 from hyperd.sandbox.standstill import step_clock, thaw
+from hyperd.sandbox.volumes import VolumeDesk
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Services:
     reviver: Reviver
     facts: Facts
     owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
+    volumes: VolumeDesk
 
 
 class Errands:
@@ -198,10 +200,12 @@ class Errands:
             if snapshot.manifest.source.get("container_id") == self._record.sandbox_id:
                 await store.remove(snapshot.manifest.snapshot_id)
 
-    async def discard(self) -> IsRemoved:
+    async def discard(self, *, volumes: bool) -> IsRemoved:
+        """``volumes``: the anonymous ones that nobody else has, too."""
         try:
             await self._runner.discard(self._record.sandbox_id)
             await self._remove_snapshots()
+            await self._services.volumes.forget(self._record, anonymous=volumes)
             await self._services.records.delete(self._record.sandbox_id)
         except HyperError as error:
             return IsRemoved(error)

@@ -39,6 +39,11 @@ def _name(view: ContainerView, wanted: str) -> bool:
     return any(re.search(wanted, name) for name in (view.record.name, f"/{view.record.name}"))
 
 
+def _volume(view: ContainerView, wanted: str) -> bool:
+    """By the volume's name or the host's path, or by where it is mounted."""
+    return any(wanted in (mount.source, mount.destination) for mount in view.record.spec.mounts)
+
+
 _TESTS: dict[str, Test] = {
     "id": lambda view, wanted: view.record.sandbox_id.startswith(wanted),
     "name": _name,
@@ -46,6 +51,7 @@ _TESTS: dict[str, Test] = {
     "status": lambda view, wanted: view.state == wanted,
     "ancestor": _ancestor,
     "exited": _exited,
+    "volume": _volume,
 }
 
 

@@ -16,7 +16,8 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import admission, assembly, filters, machine, names
+from hyperd.sandbox import admission, assembly, filters, machine, mounts, names
+from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.records import Stored
@@ -44,6 +45,9 @@ class Fleet(RestoringFleet):
         stored = await self._without_pending(await self._services.records.load())
         running = {vm.sandbox_id: vm for vm in await self._services.runner.rooms.hypervisor.list_running()}
         stored = [await self._as_found(item, running) for item in stored]
+        await self._services.runner.rooms.volumes.keep_only(
+            {item.record.sandbox_id for item in stored}, set(running)
+        )
         # Before any VM goes on: memory that is older than its sandbox's disk must not be there any more.
         await self.snapshots.tidy(
             [key for item in stored if (key := machine.asleep_in(item.state))],
@@ -66,10 +70,15 @@ class Fleet(RestoringFleet):
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
         assembly.require_valid(spec)
+        if spec.network not in ("", "none"):
+            self._services.runner.rooms.network.get_network(spec.network)
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)
         spec, warnings = assembly.with_image_defaults(spec, image.config)
+        shared = [self._shared(text) for text in spec.volumes_from]
+        spec, further = mounts.resolve(spec, image.config.volumes, shared)
+        warnings += further
         sizing = assembly.sizing_of(spec, self._settings.default_sizing)
         held = self._services.ledger.admission
         admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, largest_mib=held.largest_mib)
@@ -88,10 +97,26 @@ class Fleet(RestoringFleet):
             sizing=sizing,
             created_at=datetime.now(UTC),
         )
-        await self._insert(record)
-        driver = self._admit(record, machine.Created(), 0)
+        driver = await self._record(record)
         log.info("created", extra={"sandbox": name, "id": record.sandbox_id[:12], "image": spec.image})
         return driver.view(), warnings
+
+    async def _record(self, record: ContainerRecord) -> SandboxDriver:
+        """With its volumes, those that were not there yet made for it: all of it or nothing."""
+        asked = record.spec.mounts
+        uses = mounts.uses_of(asked)
+        if not uses:
+            await self._insert(record)
+            return self._admit(record, machine.Created(), 0)
+        volumes = self._services.runner.rooms.volumes
+        requests = mounts.requests_of(asked)
+        async with volumes.providing(record.sandbox_id, record.name, requests, uses) as recording:
+            await self._insert(record, along=recording)
+            return self._admit(record, machine.Created(), 0)
+
+    def _shared(self, text: str) -> mounts.Sharing:
+        reference, readonly = mounts.parse_volumes_from(text)
+        return mounts.Sharing(self._find(reference).record.spec.mounts, readonly)
 
     def get(self, reference: str) -> SandboxHandle:
         """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError (ambiguous)."""
@@ -101,6 +126,10 @@ class Fleet(RestoringFleet):
         """Newest first; see filters.py."""
         views = [driver.view() for driver in self._present()]
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
+
+    def views(self) -> list[ContainerView]:
+        """Of all, in whatever state."""
+        return [driver.view() for driver in self._present()]
 
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""

@@ -3,6 +3,7 @@
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from signal import SIGKILL
 
 from hyperd.errors import (
@@ -23,9 +24,11 @@ from hyperd.model.container import (
     ExitReason,
 )
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
+from hyperd.model.network import PortRequest, PublishedPort, UnpublishRequest
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine
+from hyperd.sandbox import assembly, machine, ports
 from hyperd.sandbox.driver import SandboxDriver
+from hyperd.sandbox.files import ContainerFiles
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     AskHibernate,
@@ -52,6 +55,7 @@ _REFUSALS: dict[int, type[HyperError]] = {126: CommandNotExecutableError, 127: C
 class SandboxHandle:
     def __init__(self, driver: SandboxDriver) -> None:
         self._driver = driver
+        self.files = ContainerFiles(driver)
 
     @property
     def record(self) -> ContainerRecord:
@@ -88,10 +92,10 @@ class SandboxHandle:
         self._driver.post(AskStop(done, signal, timeout_s))
         await done
 
-    async def remove(self, *, force: bool) -> None:
-        """Raises WrongStateError while a VM exists, unless ``force``."""
+    async def remove(self, *, force: bool, volumes: bool = False) -> None:
+        """With ``volumes`` its anonymous ones go too. Raises WrongStateError while a VM exists, unless ``force``."""
         done = _future()
-        self._driver.post(AskRemove(done, force))
+        self._driver.post(AskRemove(done, force, volumes))
         await done
 
     async def kill(self, signal: int) -> None:
@@ -145,6 +149,20 @@ class SandboxHandle:
         done: Started = asyncio.get_running_loop().create_future()
         self._driver.post(AskRollback(done, origin))
         await done
+
+    async def publish(self, requests: Sequence[PortRequest]) -> tuple[PublishedPort, ...]:
+        """Until it stops. Raises WrongStateError unless running or paused, and as ``Network.publish``."""
+        machine.require_up(self._driver.state, self.record.name)
+        ports.require_valid_requests(requests)
+        network = self._driver.services.runner.rooms.network
+        return await network.publish(self.record.sandbox_id, requests, self.record.name)
+
+    async def unpublish(self, chosen: Sequence[UnpublishRequest]) -> tuple[PublishedPort, ...]:
+        """All of them or none; those that it was. Raises NotFoundError."""
+        network = self._driver.services.runner.rooms.network
+        found = ports.choose(network.published(self.record.sandbox_id), chosen, self.record.name)
+        await network.unpublish(self.record.sandbox_id, found)
+        return found
 
     async def wait_ended(self) -> Exit:
         """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""
@@ -203,7 +221,7 @@ class SandboxHandle:
             self.record, process_id, pump, same_tenure, end, tty=spec.tty, stdin=spec.stdin
         )
         try:
-            await tenure.exec(process_id, plan, pump, end)
+            await tenure.execs.start(process_id, plan, pump, end)
         except BaseException:
             await session.aclose()
             raise

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from hyperd.errors import (
@@ -25,6 +26,7 @@ from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
 from hyperd.sandbox.actor import Actor
 from hyperd.sandbox.errands import Errands, Services
+from hyperd.sandbox.file_calls import FileCalls
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     Adopt,
@@ -67,6 +69,7 @@ class SandboxInstance(Actor[Message]):
         self.removed = False
         self.pending = False  # a clone that stands still until its fellows are there, too
         self.waiting = Waiting()
+        self.files = FileCalls(self.subject)
         self.tenure: Tenure | None = None
         self.pump = self._new_pump()
         self._errands = Errands(record, services, journal)
@@ -87,13 +90,15 @@ class SandboxInstance(Actor[Message]):
         self._one_at_a_time = asyncio.Lock()
         self._recording = asyncio.Lock()  # held while a state is being recorded that is not true before
         self._discarding = record.spec.auto_remove
+        self._with_volumes = record.spec.auto_remove  # and the anonymous volumes with it
 
     @property
     def subject(self) -> str:
         return f"container {self.record.name}"
 
     def view(self) -> ContainerView:
-        return view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
+        shown = view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
+        return replace(shown, ports=self.services.runner.rooms.network.published(self.record.sandbox_id))
 
     def vm_gone(self, gone: VmGone) -> None:
         self.post(gone)
@@ -115,7 +120,7 @@ class SandboxInstance(Actor[Message]):
         at_rest = isinstance(
             self.state, machine.Created | machine.Exited | machine.Failed | machine.Hibernated
         )
-        return at_rest and self._unreadable is None
+        return at_rest and self._unreadable is None and not self.files.are_there
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
@@ -166,10 +171,14 @@ class SandboxInstance(Actor[Message]):
         if self.pump.ended.is_set():
             self.pump = self._new_pump()
 
-    def _require_startable(self) -> None:
+    def require_readable(self) -> None:
+        """Raises what kept its record from being read."""
         if self._unreadable is not None:
             error = self._unreadable
             raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
+
+    def _require_startable(self) -> None:
+        self.require_readable()
         machine.require_startable(self.state, self.record.name)
 
     async def _advance(self, event: machine.Event) -> None:

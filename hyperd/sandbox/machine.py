@@ -98,7 +98,10 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Removing: ...
+class Removing:
+    """``volumes``: the anonymous ones go too."""
+
+    volumes: bool = False
 
 
 State = Created | Starting | Running | Paused | Stopping | Hibernated | Exited | Failed | Removing
@@ -168,7 +171,8 @@ class Lost:
 
 
 @dataclass(frozen=True, slots=True)
-class Remove: ...
+class Remove:
+    volumes: bool = False  # the anonymous ones, too
 
 
 Event = Start | Started | StartFailed | Pause | Unpause | Slept | RollBack | Stop | Gone | Lost | Remove
@@ -226,8 +230,8 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
             return Exited(exit_, facts.started_at, at, facts.start)
         case ((Running(facts) | Paused(facts) | Stopping(facts)), Lost(exit_, at)):
             return Failed(exit_, facts.started_at, at, facts.start)
-        case ((Created() | Exited() | Failed() | Hibernated()), Remove()):
-            return Removing()
+        case ((Created() | Exited() | Failed() | Hibernated()), Remove(volumes)):
+            return Removing(volumes)
     return state
 
 
@@ -270,6 +274,15 @@ def require_running(state: State, name: str) -> None:
             brief = f"is not running ({name_of(state)})"
     hint = _way_on(state, name) or f"`hyper start {name}` starts it"
     raise WrongStateError(brief, subject=f"container {name}", hint=hint)
+
+
+def require_openable(state: State, name: str) -> None:
+    """Its files can be read and written, or will be when it has come up."""
+    if isinstance(state, Paused | Hibernated | Stopping | Removing):
+        hint = _way_on(state, name) or "try again when it is"
+        raise WrongStateError(
+            f"is {name_of(state)}: its files cannot be opened", subject=f"container {name}", hint=hint
+        )
 
 
 def require_up(state: State, name: str) -> RunFacts:

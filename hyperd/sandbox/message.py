@@ -2,6 +2,7 @@
 """What a driver's inbox holds: requests of callers, and news of what was under way."""
 
 import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError
@@ -34,6 +35,7 @@ class AskStop:
 class AskRemove:
     done: Done
     force: bool
+    volumes: bool = False  # the anonymous ones, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,14 @@ class AskWake:
 class AskRollback:
     done: Started
     origin: Origin
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFiles:
+    """``work`` is to be a task of the driver's: it keeps a VM up in which the sandbox's files are open."""
+
+    work: Coroutine[object, object, None]
+    started: "asyncio.Future[asyncio.Task[None]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,4 +138,4 @@ class OfRun:
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
-Message = Ask | Adopt | OfRun | IsRemoved | VmGone
+Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone

@@ -14,9 +14,10 @@ from collections.abc import AsyncIterator, Coroutine
 from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine
-from hyperd.sandbox.instance import SandboxInstance, now
+from hyperd.sandbox import instance, machine, mounts
+from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpause, Operation, Settle
+from hyperd.sandbox.opened import OpenedSandbox
 from hyperd.sandbox.saving import Saver
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 RETRY_DELAY_S = 5.0  # between two tries to have a VM go on
 
 
-class SandboxOperations(SandboxInstance):
+class SandboxOperations(OpenedSandbox):
     def _on_operation(self, ask: Operation) -> None:
         def over(task: "asyncio.Task[None]") -> None:
             # Also when it was cancelled before its first step: nobody may wait for ever.
@@ -95,6 +96,7 @@ class SandboxOperations(SandboxInstance):
         if isinstance(self.state, machine.Paused):
             return
         machine.require_running(self.state, self.record.name)
+        await self._close_files("was paused")
         try:
             await self._hypervisor.pause(self.record.sandbox_id)
             await self._settle(machine.Pause())
@@ -131,6 +133,9 @@ class SandboxOperations(SandboxInstance):
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = machine.require_up(self.state, self.record.name)
+        mounts.require_none(self.record, "a snapshot")
+        self.files.require_none()
+        await self.files.wait_gone()
         async with self._stood_still(facts) as tenure:
             saver = Saver(self.record, self.services, self.journal)
             snapshot = await saver.save(
@@ -147,6 +152,8 @@ class SandboxOperations(SandboxInstance):
         if isinstance(self.state, machine.Hibernated):
             return
         facts = machine.require_up(self.state, self.record.name)
+        mounts.require_none(self.record, "one that sleeps")
+        await self._close_files("was put to sleep")
         saver = Saver(self.record, self.services, self.journal)
         async with self._stood_still(facts) as tenure:
             snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)

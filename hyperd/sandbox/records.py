@@ -18,6 +18,7 @@ from hyperd.model.guest import ContainerId
 from hyperd.model.image import ImageId
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import machine
+from hyperd.storage.base import Recording
 
 _MIGRATIONS = (
     """CREATE TABLE sandbox (
@@ -56,14 +57,18 @@ class Records:
     async def open(self) -> None:
         await self._database.migrate("sandbox", _MIGRATIONS)
 
-    async def insert(self, *records: ContainerRecord, pending: bool = False) -> None:
-        """All or none. Raises ExistsError when a name is taken."""
+    async def insert(
+        self, *records: ContainerRecord, pending: bool = False, along: Recording | None = None
+    ) -> None:
+        """All or none. ``along`` is recorded with them, and lasts. Raises ExistsError when a name is taken."""
 
         def work(connection: sqlite3.Connection) -> None:
             for record in records:
                 _insert(connection, record, pending=pending)
+            if along is not None:
+                along(connection)
 
-        await self._database.transaction(work)
+        await self._database.transaction(work, lasting=along is not None)
 
     async def settle(self, sandbox_ids: Collection[SandboxId]) -> None:
         """They are all there: none is pending any more."""

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine
+from hyperd.sandbox import assembly, machine, mounts
 from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
@@ -85,6 +85,7 @@ class RestoringFleet(Roster):
     async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
         # All that can be refused is refused before the source stands still.
         machine.require_up(driver.state, driver.record.name)
+        mounts.require_none(driver.record, "a fork")
         planned = plan_clones(source_of(driver.record), options, self._taken(), datetime.now(UTC))
         for record in planned:
             self._require_free(record.name)

@@ -24,10 +24,10 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition
+from hyperd.sandbox import assembly, definition, ports
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import GuestSettings, Shape
 from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories, one_error
@@ -122,22 +122,20 @@ class Reviver:
             require_compatible(snapshot, made_of)
             phases.mark("prepare")
             stack.push_async_callback(rooms.hypervisor.destroy, record.sandbox_id)
-            vm = await rooms.hypervisor.start(replace(described, restore_from=snapshot.path(STATE)))
-            phases.mark("vm")
-            subject = f"container {record.name}"
-            async with console_as_evidence(subject, paths, self._files):
-                guest = await rooms.dialer.connect(
-                    paths.control_socket,
-                    paths.stream_socket,
-                    timeout_s=CLONE_HELLO_TIMEOUT_S,
-                    subject=subject,
-                )
-                stack.push_async_callback(guest.close)
-                phases.mark("hello")
-                containers = await guest.list_containers()
-                first = _first_process(record, containers)
-                await self._configure(guest, record, attachment, origin.fork)
-                phases.mark("configure")
+            async with self._runner.turns.take(phases):
+                vm = await rooms.hypervisor.start(replace(described, restore_from=snapshot.path(STATE)))
+                phases.mark("vm")
+                subject = f"container {record.name}"
+                async with console_as_evidence(subject, paths, self._files):
+                    guest = await self._runner.dialer.connect(
+                        paths, vm_pid=vm.pid, timeout_s=CLONE_HELLO_TIMEOUT_S, subject=subject
+                    )
+                    stack.push_async_callback(guest.close)
+                    phases.mark("hello")
+                    containers = await guest.list_containers()
+                    first = _first_process(record, containers)
+                    await self._configure(guest, record, attachment, origin.fork)
+                    phases.mark("configure")
             if origin.back:  # the VM has it open, and it gets its name
                 await rooms.storage.adopt_staged(record.sandbox_id)
             return Live(
@@ -177,7 +175,13 @@ class Reviver:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        return await self._rooms.network.attach(record.sandbox_id)
+        return await self._rooms.network.attach(
+            record.sandbox_id,
+            ports.wanted(record.spec),
+            record.name,
+            record.spec.network or DEFAULT_NETWORK,
+            record.spec.address,
+        )
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

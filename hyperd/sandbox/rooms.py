@@ -17,7 +17,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths
 from hyperd.snapshot.base import SnapshotStore
-from hyperd.storage.base import Storage
+from hyperd.storage.base import Storage, Volumes
 from hyperd.vm import Hypervisor, console_tail
 
 
@@ -31,6 +31,7 @@ class Rooms:
     storage: Storage
     network: Network
     snapshots: SnapshotStore
+    volumes: Volumes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ class RunSettings:
     run_dir: Path
     boot_timeout_s: float
     reconnect_timeout_s: float
+    parallel_starts: int = 0  # VMs that come up at a time; 0: by the CPUs
 
     def paths(self, sandbox_id: SandboxId) -> SandboxPaths:
         # A UNIX socket's path has room for 107 bytes: 12 digits of the id are plenty.

@@ -14,6 +14,8 @@ from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.snapshots import Snapshots
+from hyperd.sandbox.volumes import VolumeDesk
+from hyperd.storage.base import Recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class FleetSettings:
 class Roster:
     def __init__(self, services: Services, settings: FleetSettings) -> None:
         self.snapshots = Snapshots(services.runner.rooms.snapshots)
+        self.volumes: VolumeDesk = services.volumes
         self._services = services
         self._settings = settings
         self._drivers: dict[SandboxId, SandboxDriver] = {}
@@ -56,10 +59,12 @@ class Roster:
             raise NotFoundError("no such container", subject=reference, hint="`hyper ps -a` lists all")
         return matching[0]
 
-    async def _insert(self, *records: ContainerRecord, pending: bool = False) -> None:
+    async def _insert(
+        self, *records: ContainerRecord, pending: bool = False, along: Recording | None = None
+    ) -> None:
         self._creating.update({record.name: record.image_id for record in records})
         try:
-            await self._services.records.insert(*records, pending=pending)
+            await self._services.records.insert(*records, pending=pending, along=along)
             # Again: somebody may have asked for the image's removal just before this creation counted as its user.
             await self._services.runner.rooms.images.get(records[0].image_id)
         except (asyncio.CancelledError, ImageNotFoundError):

@@ -13,22 +13,24 @@ import logging
 import os
 import re
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import HyperError
+from hyperd.errors import ClockError, HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
-from hyperd.model.vm import Accelerator, SandboxId, VmDefinition, VmStatus
-from hyperd.sandbox import assembly, definition
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, SandboxId, VmDefinition, VmStatus
+from hyperd.model.volume import Volume, VolumeName
+from hyperd.sandbox import assembly, definition, mounts, ports
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
+from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
 from hyperd.sandbox.rooms import (
     Phases,
     Rooms,
@@ -80,10 +82,20 @@ class Runner:
         self.settings = settings
         self.templates = templates
         self._files = files
+        self.turns = Turns(parallel_starts(settings.parallel_starts))
+        self.dialer = PatientDialer(rooms.dialer, files)
 
-    async def bring_up(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
+    async def bring_up(
+        self,
+        record: ContainerRecord,
+        accelerator: Accelerator,
+        phases: Phases,
+        *,
+        only_files: bool = False,
+    ) -> Live:
         """From nothing to a container that waits before its execve. On any failure nothing stays but the writable disk.
 
+        ``only_files``: there is no container then, only its root file system.
         Raises what the rooms raise; an agent that never answers is TimeoutExpiredError, a VM that ends before it is
         UnavailableError, both with the console's tail.
         """
@@ -92,7 +104,10 @@ class Runner:
             async with one_error(), asyncio.TaskGroup() as tasks:
                 image_task = tasks.create_task(self.rooms.images.get(record.image_id))
                 root_task = tasks.create_task(self.rooms.images.root_disk(record.image_id))
-                writable_task = tasks.create_task(self.rooms.storage.create_writable(record.sandbox_id))
+                writable_task = tasks.create_task(
+                    self.rooms.storage.create_writable(record.sandbox_id, record.spec.writable_size_bytes)
+                )
+                volumes_task = tasks.create_task(self._attach_volumes(record, stack))
                 offer_task = tasks.create_task(self.templates.offer(definition.shape_of(record, accelerator)))
                 tasks.create_task(make_directories(paths, self._files))
                 attachment = await self._attach(record, stack)
@@ -106,12 +121,18 @@ class Runner:
                     record, root, writable_task.result(), attachment, paths, self.settings.guest, accelerator
                 ),
             )
+            start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
             phases.mark("prepare")
-            up = await self._restore_or_boot(start, offer_task.result(), stack)
-            plan = assembly.container_plan(record, image_task.result().config, root)
-            async with console_as_evidence(start.subject, paths, self._files):
-                guest_pid = await up.guest.create_container(plan)
-            phases.mark("create")
+            async with self.turns.take(phases):
+                up = await self._restore_or_boot(start, offer_task.result(), stack)
+                plan = assembly.container_plan(record, image_task.result().config, root)
+                async with console_as_evidence(start.subject, paths, self._files):
+                    guest_pid = 0
+                    if only_files:
+                        await up.guest.open_root(plan)
+                    else:
+                        guest_pid = await up.guest.create_container(plan)
+                phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
                 up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
@@ -121,6 +142,9 @@ class Runner:
         self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack
     ) -> "_Up":
         snapshot, note = offer.snapshot, offer.note
+        if snapshot is not None and len(start.volumes) > HOT_PLUG_DEVICES:
+            snapshot = None
+            note = f"{len(start.volumes)} volumes are more than a template has room for ({HOT_PLUG_DEVICES})"
         if snapshot is not None:
             try:
                 with self.templates.in_use(snapshot):
@@ -135,8 +159,9 @@ class Runner:
             else:
                 self.templates.worked(snapshot)
                 return _Up(vm, guest, StartPath.TEMPLATE, note, _from_template(start.vm, snapshot))
-        vm, guest = await self._bring_to_life(start, start.vm, stack, self.settings.boot_timeout_s)
-        return _Up(vm, guest, StartPath.COLD, note, start.vm)
+        booted = replace(start.vm, disks=(*start.vm.disks, *start.volumes))
+        vm, guest = await self._bring_to_life(start, booted, stack, self.settings.boot_timeout_s)
+        return _Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), booted)
 
     async def _bring_to_life(
         self,
@@ -151,12 +176,26 @@ class Runner:
             own.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             vm = await self.rooms.hypervisor.start(described)
             phases.mark("vm")
+            if described.restore_from is not None:  # a template has no place for them
+                for disk in start.volumes:
+                    await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
+                if start.volumes:
+                    phases.mark("volumes")
             async with console_as_evidence(start.subject, start.paths, self._files):
-                guest = await self._dial(record, start.paths, hello_timeout_s)
+                guest = await self.dialer.connect(
+                    start.paths, vm_pid=vm.pid, timeout_s=hello_timeout_s, subject=start.subject
+                )
                 own.push_async_callback(guest.close)
                 phases.mark("hello")
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
-                await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                try:
+                    await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                except ClockError as error:
+                    if described.restore_from is not None:
+                        raise
+                    # A guest that booted read the time from its own hardware; what is missing is the proof.
+                    start.doubts.append(error.brief)
+                    log.warning("clock not proven", extra={"sandbox": record.name, "error": str(error)})
                 phases.mark("configure")
             stack.push_async_callback(own.pop_all().aclose)
         return vm, guest
@@ -169,6 +208,8 @@ class Runner:
         async with contextlib.AsyncExitStack() as stack:
             if attachment is not None:
                 stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
+            if record.spec.mounts:
+                stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
@@ -205,15 +246,17 @@ class Runner:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""
         try:
             await self.rooms.hypervisor.destroy(sandbox_id)
+            await self.rooms.volumes.detach(sandbox_id)
         finally:
             await self.rooms.network.detach(sandbox_id)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.rooms.hypervisor.destroy(sandbox_id)
-        await self.rooms.network.release(sandbox_id)
+        # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
         await remove_directories(self.settings.paths(sandbox_id), self._files)
+        await self.rooms.network.release(sandbox_id)
 
     async def list_directories(self) -> set[SandboxId]:
         """Who owns a directory, for cleaning up after a kill."""
@@ -240,7 +283,21 @@ class Runner:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
-        return await self.rooms.network.attach(record.sandbox_id)
+        return await self.rooms.network.attach(
+            record.sandbox_id,
+            ports.wanted(record.spec),
+            record.name,
+            record.spec.network or DEFAULT_NETWORK,
+            record.spec.address,
+        )
+
+    async def _attach_volumes(
+        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
+    ) -> dict[VolumeName, Volume]:
+        if not mounts.uses_of(record.spec.mounts):
+            return {}
+        stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
+        return await self.rooms.volumes.attach(record.sandbox_id)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(
@@ -256,7 +313,9 @@ class _Start:
     attachment: Attachment | None
     paths: SandboxPaths
     phases: Phases
-    vm: VmDefinition  # that boots
+    vm: VmDefinition  # that boots, without its volumes
+    volumes: tuple[Disk, ...] = ()
+    doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
 
     @property
     def subject(self) -> str:

@@ -56,15 +56,19 @@ class SleepingSandbox(SandboxOperations):
             await self._changed.wait()
 
     async def _clear_away(self) -> None:
-        """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep."""
+        """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep, or had its files open."""
         await self._errands.clean_up(None)
 
     def require_can_roll_back(self) -> None:
         possible = isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed)
         if not possible or (self._ending and self.tenure is not None):
             raise WrongStateError(f"is {machine.name_of(self.state)}", subject=self.subject)
+        if isinstance(self.state, machine.Exited | machine.Failed):
+            self.files.require_none()
 
     async def _on_rollback(self, ask: AskRollback) -> None:
+        if self._is_put_off(ask):
+            return
         try:
             self.require_can_roll_back()
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
@@ -72,6 +76,7 @@ class SleepingSandbox(SandboxOperations):
             fail([ask.done], error)
             return
         self.waiting.starts.append(ask.done)
+        self.files.break_off("was rolled back")
         tenure, self.tenure, self._trouble = self.tenure, None, None
         coming_up, self._coming_up = self._coming_up, None
         if coming_up is not None:  # what is being taken over is to end, and the next VM has its sockets

@@ -13,21 +13,16 @@ from hyperd.guest.base import Guest
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
-CLOCK_TRIES = 3  # on a busy host the answer may come too late to tell whether the clock is right
 
 
 async def step_clock(guest: Guest) -> None:
     """After a time in which the guest may not have run. A clock that cannot be stepped is no reason to keep it so."""
-    for left in reversed(range(CLOCK_TRIES)):
-        try:
-            await guest.set_clock()
-        except UnsupportedError:  # an agent of before there were pauses
-            return
-        except HyperError as error:
-            if not left:
-                log.warning("clock not stepped", extra={"error": str(error)})
-        else:
-            return
+    try:
+        await guest.set_clock()
+    except UnsupportedError:  # an agent of before there were pauses
+        return
+    except HyperError as error:
+        log.warning("clock not stepped", extra={"error": str(error)})
 
 
 async def thaw(guest: Guest) -> None:

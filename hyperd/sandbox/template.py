@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from hyperd.errors import HyperError, RestoreError, WrongStateError
+from hyperd.errors import ClockError, HyperError, RestoreError, WrongStateError
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox.compatibility import compatibility_of
@@ -141,7 +141,8 @@ class Templates:
         """A start from it failed before the guest had its identity. Return what the start's report says of it."""
         snapshot_id = snapshot.manifest.snapshot_id
         fields = {"template": snapshot_id[:12], "error": str(error)}
-        self._strikes[snapshot_id] += 1
+        if not isinstance(error, ClockError):  # the host is too busy: no fault of the template's
+            self._strikes[snapshot_id] += 1
         if not isinstance(error, RestoreError) and self._strikes[snapshot_id] < STRIKES:
             log.warning("a start from a template failed: booting instead", extra=fields)
             return f"the start from a template failed: {_in_short(error)}"

@@ -18,6 +18,7 @@ from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
 from hyperd.model.vm import Nic, SandboxId
 from hyperd.sandbox import definition
 from hyperd.sandbox.definition import SandboxPaths, Shape
+from hyperd.sandbox.patience import PatientDialer
 from hyperd.sandbox.rooms import (
     Rooms,
     RunSettings,
@@ -48,6 +49,7 @@ class TemplateBuilder:
         self._run = run
         self._settings = settings
         self._files = files
+        self._dialer = PatientDialer(rooms.dialer, files)
 
     async def build(self, shape: Shape, compatibility: Compatibility) -> Snapshot:
         """On any failure nothing stays. Raises what the rooms raise; UnsupportedError for an agent that is too old."""
@@ -78,8 +80,8 @@ class TemplateBuilder:
             )
             stack.push_async_callback(rooms.hypervisor.destroy, template_id)
             async with console_as_evidence(subject, paths, self._files):
-                await rooms.hypervisor.start(described)
-                await self._release_devices(paths, subject)
+                vm = await rooms.hypervisor.start(described)
+                await self._release_devices(paths, vm.pid, subject)
             await rooms.hypervisor.save(template_id, state)
             await rooms.hypervisor.destroy(
                 template_id
@@ -91,9 +93,9 @@ class TemplateBuilder:
         attachment = await self._rooms.network.attach(template_id)
         return Nic(attachment.tap, attachment.mac)
 
-    async def _release_devices(self, paths: SandboxPaths, subject: str) -> None:
-        guest = await self._rooms.dialer.connect(
-            paths.control_socket, paths.stream_socket, timeout_s=self._run.boot_timeout_s, subject=subject
+    async def _release_devices(self, paths: SandboxPaths, vm_pid: int, subject: str) -> None:
+        guest = await self._dialer.connect(
+            paths, vm_pid=vm_pid, timeout_s=self._run.boot_timeout_s, subject=subject
         )
         try:
             await guest.release_devices()

@@ -7,25 +7,26 @@ The driver decides; this carries. Each coroutine runs as a task of the driver's 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable
 from signal import SIGKILL
 
-from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
-from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId, ProcessPlan
+from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.sandbox import machine
 from hyperd.sandbox.assembly import container_id_of
+from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
+from hyperd.sandbox.groups import first_error
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
-from hyperd.sandbox.pulse import Pulse
+from hyperd.sandbox.presence import Presence
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, Runner
 from hyperd.sandbox.standstill import step_clock, thaw
 
 log = logging.getLogger(__name__)
 
-DRAIN_TIMEOUT_S = 10.0  # for output still in pipes when the first process has ended
 KILL_TIMEOUT_S = 5.0  # from SIGKILL to its effect, before the VM is destroyed
 LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection broke
 STEADY_S = 10.0  # a connection that held so long counts as one that works
@@ -35,14 +36,9 @@ THAW_TRIES = 10
 THAW_PATIENCE_S = 5.0  # for another connection, between two of them
 THAW_TIMEOUT_S = 60.0  # for all of them
 GO_ON_TIMEOUT_S = 10.0  # for a guest that is to end and stands still, before its VM is destroyed
-EXEC_DRAIN_TIMEOUT_S = 2.0  # without output, once an exec'd process has ended: something else holds its pipes
-
-STOPPED_BY_FORCE = Exit(128 + SIGKILL, ExitReason.STOPPED, signal=SIGKILL)
-
-Spawn = Callable[[Coroutine[object, object, None]], "asyncio.Task[None]"]
 
 
-class Tenure:
+class Tenure(Presence):
     def __init__(
         self,
         record: ContainerRecord,
@@ -55,10 +51,9 @@ class Tenure:
         spawn: Spawn,
     ) -> None:
         """``tell_trouble``: why the agent cannot be reached, None once it is."""
-        self.live = live
+        super().__init__(live)
         self.stop_asked = False
         self.killed_with: set[int] = set()
-        self.paused = False
         self.operations: set[asyncio.Task[None]] = (
             set()
         )  # the driver's, that have the VM stand still for a time
@@ -71,29 +66,15 @@ class Tenure:
         self._tell_trouble = tell_trouble
         self._spawn = spawn
         self._process_ended = False
-        self._exit: Exit | None = None
         self._stands_still = False  # and could not be made to go on
-        self._vm_ended = False
-        self._changed = Pulse()  # process ended, run ended, connection renewed
         self._watching: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
-        self._execs: dict[asyncio.Task[None], Pump] = {}
-
-    @property
-    def is_ending(self) -> bool:
-        return self._exit is not None or self._vm_ended
+        self.execs = Execs(record, self, spawn, self.exit_of)
 
     def begin(self, *, process_ended: bool = False) -> None:
         """``process_ended``: an earlier hyperd has seen that."""
         self._process_ended = process_ended
         self._watching = self._spawn(self._watch())
-
-    def adopt_execs(self, processes: dict[ProcessId, int]) -> None:
-        """Exec'd processes of an earlier hyperd, each with the end of its output: nobody listens, nobody blocks."""
-        for process_id, offset in processes.items():
-            pump = Pump(self._container_id, process_id, None, offset)
-            end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-            self._watch_exec_in_background(process_id, pump, end)
 
     def exit_of(self, status: ProcessExit) -> Exit:
         if status.start_error:
@@ -112,24 +93,10 @@ class Tenure:
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
 
-    async def exec(
-        self, process_id: ProcessId, plan: ProcessPlan, pump: Pump, end: "asyncio.Future[Exit]"
-    ) -> None:
-        """Start a further process. A caller who hangs up ends its wait, not the start: the process stays watched."""
-        started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watch_exec_in_background(process_id, pump, end, plan, started)
-        await started
-
-    async def other_guest(self, guest: Guest) -> Guest | None:
-        """The connection after ``guest`` broke; None when the run is over instead."""
-        while self.live.guest is guest and not self.is_ending:
-            await self._changed.wait()
-        return None if self.is_ending else self.live.guest
-
     async def unpause(self) -> None:
         """The VM runs again: its clock is stepped, and its guest thawed where a snapshot was made meanwhile."""
         self.paused = False
-        self._changed.beat()
+        self.changed.beat()
         await self.thaw()
 
     async def thaw(self) -> None:
@@ -157,12 +124,12 @@ class Tenure:
         return None
 
     def begin_end(self, exit_: Exit) -> None:
-        self._exit = exit_
-        self._changed.beat()
+        self.exit = exit_
+        self.changed.beat()
 
     async def go_down(self, exit_: Exit, *, keep_disk: bool) -> None:
         """Hand on what the processes still wrote, then take the VM down."""
-        watching = {task for task in (self._watching, *self._execs) if task is not None}
+        watching = {task for task in (self._watching, *self.execs.tasks) if task is not None}
         sync = keep_disk and not machine.is_lost(exit_) and not self._stands_still
         if sync:
             try:
@@ -172,7 +139,7 @@ class Tenure:
                     "not resumed for its end", extra={"sandbox": self._record.name, "error": str(error)}
                 )
         await self.break_off(0)
-        for pump in (self._pump, *self._execs.values()):
+        for pump in (self._pump, *self.execs.pumps):
             pump.drain()
         if self._process_ended and watching:
             await asyncio.wait(watching, timeout=DRAIN_TIMEOUT_S)
@@ -184,7 +151,7 @@ class Tenure:
         self._pump.finish()
         self._journal.close()
         try:
-            await self._runner.tear_down(self.live, keep_disk=sync and not self._vm_ended)
+            await self._runner.tear_down(self.live, keep_disk=sync and not self.vm_ended)
         except HyperError as error:
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         self._post(IsDown(exit_))
@@ -192,7 +159,7 @@ class Tenure:
     async def end_unnoticed(self) -> None:
         """The VM goes and the run does not end with it: it is saved, or counts no more. Exec'd processes go with it."""
         self.begin_end(STOPPED_BY_FORCE)
-        tasks = {task for task in (self._watching, *self._execs, *self._stopping) if task is not None}
+        tasks = {task for task in (self._watching, *self.execs.tasks, *self._stopping) if task is not None}
         for task in tasks:
             task.cancel()
         if tasks:
@@ -231,14 +198,13 @@ class Tenure:
                 return
             log.info("agent reached again", extra={"sandbox": self._record.name, "cause": cause.brief})
             self._tell_trouble(None)
-            self._changed.beat()
+            self.changed.beat()
 
     async def _redial(self, failures: int) -> bool:
         """Until it is reached: True; or until the run is over: False."""
         while True:
-            await self._ended_within(redial_delay_s(failures))
-            while self.paused and not self.is_ending:
-                await self._changed.wait()
+            await self.ended_within(redial_delay_s(failures))
+            await self.while_paused()
             if self.is_ending:
                 return False
             try:
@@ -246,7 +212,7 @@ class Tenure:
                 await step_clock(self.live.guest)
             except HyperError as error:
                 failures += 1
-                await self._ended_within(LOST_GRACE_S)
+                await self.ended_within(LOST_GRACE_S)
                 if not self.is_ending:
                     self._tell_trouble(error)
             else:
@@ -254,14 +220,14 @@ class Tenure:
 
     async def _watch_connection(self) -> None:
         guest = self.live.guest
-        with _first_error():
+        with first_error():
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pump.run(guest))
                 status = await guest.wait_process(self._container_id, FIRST_PROCESS)
                 self._pump.drain()
                 if not self._process_ended:
                     self._process_ended = True
-                    self._changed.beat()
+                    self.changed.beat()
                     self._post(ProcessEnded(status))
 
     async def _let_run(self) -> None:
@@ -285,8 +251,8 @@ class Tenure:
             await asyncio.wait(under_way, timeout=patience_s)
         if not (left := {task for task in under_way if not task.done()}):
             return
-        self._vm_ended = True
-        self._changed.beat()
+        self.vm_ended = True
+        self.changed.beat()
         try:
             await self._runner.rooms.hypervisor.destroy(self._record.sandbox_id)
         except HyperError as error:
@@ -300,12 +266,6 @@ class Tenure:
                 task.cancel()
         return under_way
 
-    async def _ended_within(self, timeout_s: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                while not self.is_ending:
-                    await self._changed.wait()
-
     async def _stop_gently(self, signal: int, timeout_s: float) -> None:
         try:
             await self._let_run()
@@ -314,7 +274,7 @@ class Tenure:
                     async with asyncio.timeout(patience_s):
                         await self._signal(number, everyone=everyone)
                         while not (self._process_ended or self.is_ending):
-                            await self._changed.wait()
+                            await self.changed.wait()
                 if self._process_ended or self.is_ending:
                     return
         except HyperError as error:
@@ -332,124 +292,7 @@ class Tenure:
             else:
                 return
 
-    def _watch_exec_in_background(
-        self,
-        process_id: ProcessId,
-        pump: Pump,
-        end: "asyncio.Future[Exit]",
-        plan: ProcessPlan | None = None,
-        started: "asyncio.Future[None] | None" = None,
-    ) -> None:
-        task = self._spawn(self._run_exec(process_id, pump, end, plan, started))
-        self._execs[task] = pump
-
-        def over(task: "asyncio.Task[None]") -> None:
-            # Also when it was cancelled before its first step: nobody may wait for ever.
-            self._execs.pop(task, None)
-            pump.finish()
-            if not end.done():
-                end.set_result(self._exit_without_status())
-            if started is not None and not started.done():
-                started.set_exception(
-                    WrongStateError("ended meanwhile", subject=f"container {self._record.name}")
-                )
-                started.exception()
-
-        task.add_done_callback(over)
-
-    async def _run_exec(
-        self,
-        process_id: ProcessId,
-        pump: Pump,
-        end: "asyncio.Future[Exit]",
-        plan: ProcessPlan | None,
-        started: "asyncio.Future[None] | None",
-    ) -> None:
-        """Carry an exec'd process from its start to its end, whether anybody listens or not."""
-        if plan is not None and started is not None:
-            try:
-                await self.live.guest.exec_process(self._container_id, process_id, plan)
-            except HyperError as error:
-                if not started.done():
-                    started.set_exception(error)
-                    started.exception()  # heard, if nobody waits any more
-                if not isinstance(error, TimeoutExpiredError | UnavailableError):
-                    return
-                if not await self._kill_late(process_id):
-                    return
-            else:
-                if not started.done():
-                    started.set_result(None)
-        guest: Guest | None = self.live.guest
-        while guest is not None:
-            try:
-                exit_ = self.exit_of(await self._carry_exec(guest, process_id, pump))
-                if not end.done():
-                    end.set_result(exit_)
-                await guest.forget_process(self._container_id, process_id)
-            except UnavailableError:
-                guest = None if end.done() else await self.other_guest(guest)
-            except HyperError as error:
-                log.warning("exec lost", extra={"sandbox": self._record.name, "error": str(error)})
-                return
-            else:
-                return
-
-    async def _kill_late(self, process_id: ProcessId) -> bool:
-        """Of a process whose start was not answered in time: a guest that stood still may yet start it. Whether it is
-        there, killed; then it is carried to its end, or its output would block it.
-        """
-        while not self.is_ending:
-            while self.paused and not self.is_ending:
-                await self._changed.wait()
-            guest = self.live.guest
-            try:
-                await guest.signal(self._container_id, process_id, SIGKILL)
-            except TimeoutExpiredError:  # it stands still yet
-                continue
-            except UnavailableError:
-                await self.other_guest(guest)
-            except HyperError:  # it never came
-                return False
-            else:
-                return True
-        return False
-
-    async def _carry_exec(self, guest: Guest, process_id: ProcessId, pump: Pump) -> ProcessExit:
-        """Its output until the end; not until the end of a child that it left behind with its pipes in hand."""
-        with _first_error():
-            async with asyncio.TaskGroup() as both:
-                carrying = both.create_task(pump.run(guest))
-                status = await guest.wait_process(self._container_id, process_id)
-                pump.drain()
-                await pump.wait_quiet(carrying, idle_s=EXEC_DRAIN_TIMEOUT_S, total_s=DRAIN_TIMEOUT_S)
-                carrying.cancel()
-        pump.finish()
-        return status
-
-    def _exit_without_status(self) -> Exit:
-        """Of an exec'd process that went with the VM."""
-        return self._exit if self._exit is not None and machine.is_lost(self._exit) else STOPPED_BY_FORCE
-
 
 def redial_delay_s(failures: int) -> float:
     """At once, then after longer and longer."""
     return min(REDIAL_DELAY_S * 2 ** min(failures - 2, 30), MAX_REDIAL_DELAY_S) if failures > 1 else 0.0
-
-
-@contextlib.contextmanager
-def _first_error() -> Iterator[None]:
-    """A group of tasks that fails with errors of hyper's own fails with the first of them."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        lost, bugs = group.split(HyperError)
-        if bugs is not None or lost is None:
-            raise
-        raise _first(lost) from group
-
-
-def _first(group: BaseExceptionGroup[HyperError]) -> HyperError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("a group holds at least one")

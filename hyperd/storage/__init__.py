@@ -1,7 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The storage room: bytes for guests."""
 
-from hyperd.storage.base import Storage
+from hyperd.storage.base import DATA_DIRECTORY, Storage, Volumes
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MINIMUM_SIZE_BYTES, LocalStorage
+from hyperd.storage.space import SpaceWatch
+from hyperd.storage.volumes import DEFAULT_VOLUME_BYTES, LocalVolumes
 
-__all__ = ["DEFAULT_SIZE_BYTES", "MINIMUM_SIZE_BYTES", "LocalStorage", "Storage"]
+__all__ = [
+    "DATA_DIRECTORY",
+    "DEFAULT_SIZE_BYTES",
+    "DEFAULT_VOLUME_BYTES",
+    "MINIMUM_SIZE_BYTES",
+    "LocalStorage",
+    "LocalVolumes",
+    "SpaceWatch",
+    "Storage",
+    "Volumes",
+]

@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bytes for guests: the writable disk of a sandbox."""
+"""Bytes for guests: the writable disk of a sandbox, and volumes."""
 
+import sqlite3
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from hyperd.model.vm import SandboxId
+from hyperd.model.volume import Volume, VolumeName, VolumeRequest, VolumeView
+
+DATA_DIRECTORY = "data"  # of a volume's file system: what a container sees of it
+Recording = Callable[[sqlite3.Connection], None]  # for a transaction of the caller's
 
 
 class Storage(Protocol):
     async def prepare(self) -> None:
         """Make the preformatted ext4 once. Raises ExhaustedError, UnavailableError (no mkfs.ext4)."""
 
-    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+    async def create_writable(self, sandbox_id: SandboxId, size_bytes: int = 0) -> Path:
         """A sparse copy (reflink where the filesystem can) of the preformatted ext4. Existing: returned as it is.
 
-        Raises ExhaustedError when the state directory is full; nothing stays behind.
+        ``size_bytes``: of another size than the room's own. Raises ExhaustedError when the state directory is full,
+        InvalidError; nothing stays behind.
         """
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
@@ -44,3 +52,49 @@ class Storage(Protocol):
 
     async def list_sandboxes(self) -> set[SandboxId]:
         """Who owns a writable disk, for cleaning up after a kill."""
+
+
+class Volumes(Protocol):
+    async def create(self, request: VolumeRequest) -> Volume:
+        """One that is there and as asked for is returned.
+
+        Raises ExistsError when it differs, InvalidError, UnsupportedError, ExhaustedError, UnavailableError (mkfs).
+        """
+
+    async def list(self) -> list[VolumeView]:
+        """By name."""
+
+    async def get(self, name: VolumeName) -> VolumeView:
+        """Raises NotFoundError."""
+
+    async def remove(self, name: VolumeName) -> bool:
+        """Whether there was one. Raises WrongStateError while a container has it, running or not."""
+
+    def providing(
+        self,
+        sandbox_id: SandboxId,
+        holder: str,
+        requests: Sequence[VolumeRequest],
+        uses: Mapping[VolumeName, bool],
+    ) -> AbstractAsyncContextManager[Recording]:
+        """For a container in the making: within, the volumes of ``requests`` are there, and with what it yields the
+        caller records (lasting) that the container has those of ``uses`` (volume -> read-only), or fails.
+
+        When the block fails nothing stays of what it made. Raises as ``create``; the recording NotFoundError.
+        """
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        """The container is no more: it has no volumes. Idempotent."""
+
+    async def attach(self, sandbox_id: SandboxId) -> dict[VolumeName, Volume]:
+        """All that the container has, for its VM: in its QEMU's hands from here on. Idempotent.
+
+        Raises WrongStateError that names the container which has one already (a volume is written to by one VM at a
+        time, or read by many), ExhaustedError.
+        """
+
+    async def detach(self, sandbox_id: SandboxId) -> None:
+        """Its VM is no more. Idempotent."""
+
+    async def keep_only(self, known: Collection[SandboxId], running: Collection[SandboxId]) -> None:
+        """What a killed hyperd left of containers that are not ``known``, and of VMs that are not ``running``, goes."""

@@ -21,6 +21,7 @@ from hyperd.model.vm import SandboxId
 
 DEFAULT_SIZE_BYTES = 10 << 30
 MINIMUM_SIZE_BYTES = 64 << 20
+MAXIMUM_SIZE_BYTES = 16 << 40  # what ext4 does with blocks of 4 KiB and 32-bit numbers
 RESERVE_BYTES = 64 << 20
 MKFS_TIMEOUT_S = 120.0
 DISK_NAME = "writable.img"
@@ -52,11 +53,7 @@ class LocalStorage:
         size_bytes: int = DEFAULT_SIZE_BYTES,
         owner_of: Callable[[SandboxId], tuple[int, int]] | None = None,
     ) -> None:
-        if size_bytes < MINIMUM_SIZE_BYTES:
-            raise InvalidError(
-                f"a writable disk needs at least {MINIMUM_SIZE_BYTES >> 20} MiB",
-                subject=f"{size_bytes} bytes",
-            )
+        require_size(size_bytes)
         self._templates = root / "templates"
         self._sandboxes = root / "sandboxes"
         self._size_bytes = size_bytes - size_bytes % 4096
@@ -76,23 +73,17 @@ class LocalStorage:
                 return
             temporary = files.temporary_beside(self._template)
             try:
-                await self._workers.call(self._make_empty, temporary)
-                finished = await process.run(
-                    ["mkfs.ext4", *MKFS_OPTIONS, str(temporary)], timeout_s=MKFS_TIMEOUT_S
-                )
-                if finished.returncode != 0:
-                    kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
-                    raise kind(
-                        f"exit status {finished.returncode}",
-                        subject="mkfs.ext4",
-                        evidence=finished.stderr_tail,
-                    )
+                await self._workers.call(self._make_empty, temporary, self._size_bytes)
+                await _format(temporary)
                 await self._workers.call(self._publish, temporary)
             finally:
                 await self._workers.call(temporary.unlink, missing_ok=True)
             self._prepared = True
 
-    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+    async def create_writable(self, sandbox_id: SandboxId, size_bytes: int = 0) -> Path:
+        size_bytes -= size_bytes % 4096
+        if size_bytes and size_bytes != self._size_bytes:
+            return await self._create_sized(sandbox_id, size_bytes)
         await self.prepare()
         return await self._workers.call_while_wanted(self._create, sandbox_id)
 
@@ -120,6 +111,36 @@ class LocalStorage:
     def close(self) -> None:
         self._workers.close()
 
+    async def _create_sized(self, sandbox_id: SandboxId, size_bytes: int) -> Path:
+        """Not a copy: few ask for a size of their own, and each would leave a template."""
+        require_size(size_bytes)
+        disk = self._disk(sandbox_id)
+        if await self._workers.call(disk.is_file):
+            return await self._workers.call_while_wanted(self._create, sandbox_id)
+        await self._workers.call(files.make_directory, disk.parent, 0o711)
+        temporary = files.temporary_beside(disk)
+        try:
+            await self._workers.call(self._make_empty, temporary, size_bytes)
+            await _format(temporary)
+            return await self._workers.call_while_wanted(self._take, temporary, sandbox_id)
+        except BaseException:
+            await asyncio.shield(self._workers.call(self._give_up, temporary))
+            raise
+
+    def _take(self, wanted: Wanted, temporary: Path, sandbox_id: SandboxId) -> Path:
+        disk = self._disk(sandbox_id)
+        with files.file_errors(disk):
+            if self._owner_of is not None:
+                os.chown(temporary, *self._owner_of(sandbox_id), follow_symlinks=False)
+            wanted.require()
+            return temporary.rename(disk)
+
+    def _give_up(self, temporary: Path) -> None:
+        with files.file_errors(temporary):
+            temporary.unlink(missing_ok=True)
+            if temporary.parent.is_dir() and not any(temporary.parent.iterdir()):
+                temporary.parent.rmdir()
+
     def _find_template(self) -> bool:
         with files.file_errors(self._templates):
             files.make_directory(self._templates, 0o700)
@@ -129,12 +150,12 @@ class LocalStorage:
                     path.unlink()
             return self._template.is_file() and self._template.stat().st_size == self._size_bytes
 
-    def _make_empty(self, path: Path) -> None:
+    def _make_empty(self, path: Path, size_bytes: int) -> None:
         with files.file_errors(path):
-            self._require_space(self._templates)
+            self._require_space(path.parent)
             path.touch(0o600)
             with path.open("r+b") as file:
-                file.truncate(self._size_bytes)
+                file.truncate(size_bytes)
 
     def _publish(self, temporary: Path) -> None:
         with files.file_errors(self._template):
@@ -241,3 +262,19 @@ class LocalStorage:
 
     def _require_space(self, directory: Path) -> None:
         files.require_free(directory, 0, keep_bytes=RESERVE_BYTES, what="a writable disk")
+
+
+def require_size(size_bytes: int) -> None:
+    """Of a writable disk. Raises InvalidError."""
+    if not MINIMUM_SIZE_BYTES <= size_bytes <= MAXIMUM_SIZE_BYTES:
+        raise InvalidError(
+            f"a writable disk has between {MINIMUM_SIZE_BYTES >> 20} MiB and {MAXIMUM_SIZE_BYTES >> 40} TiB",
+            subject=f"{size_bytes} bytes",
+        )
+
+
+async def _format(path: Path) -> None:
+    finished = await process.run(["mkfs.ext4", *MKFS_OPTIONS, str(path)], timeout_s=MKFS_TIMEOUT_S)
+    if finished.returncode != 0:
+        kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
+        raise kind(f"exit status {finished.returncode}", subject="mkfs.ext4", evidence=finished.stderr_tail)

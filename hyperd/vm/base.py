@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmStatus
+from hyperd.model.vm import Disk, SandboxId, VmDefinition, VmGone, VmStatus
 
 
 class Hypervisor(Protocol):
@@ -35,6 +35,12 @@ class Hypervisor(Protocol):
         The RAM goes in too (QEMU's mapped-ram), unless it is a shared MemoryFile: that holds it already.
         Raises NotFoundError, ExhaustedError (no space: the VM is as it was), UnavailableError. On failure ``state``
         may be half-written: the caller's to remove.
+        """
+
+    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        """Plug it into a VM that runs; it stays until the VM ends. Return when the guest has been told of it.
+
+        Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
         """
 
     async def destroy(self, sandbox_id: SandboxId) -> None:

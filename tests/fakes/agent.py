@@ -44,6 +44,7 @@ from hyperd.model.guest import (
     TerminalSize,
     WritableSource,
 )
+from tests.fakes.archives import ArchiveServicer
 from tests.fakes.guest import FakeAgent
 
 READ_BYTES = 32 * 1024
@@ -200,6 +201,7 @@ class AgentPeer:
     control: FakePort
     stream: FakePort
     servicer: "AgentServicer"
+    archives: ArchiveServicer
 
 
 @contextlib.asynccontextmanager
@@ -210,10 +212,16 @@ async def serving(agent: FakeAgent, directory: Path) -> AsyncIterator[AgentPeer]
     servicer = AgentServicer(agent)
     rpc.add_AgentServiceServicer_to_server(servicer, server)
     rpc.add_StreamServiceServicer_to_server(StreamServicer(agent), server)
+    archives = ArchiveServicer(agent)
+    rpc.add_ArchiveServiceServicer_to_server(archives, server)
     server.add_insecure_port(f"unix:{backend}")
     await server.start()
     peer = AgentPeer(
-        agent, FakePort(directory / "control", backend), FakePort(directory / "stream", backend), servicer
+        agent,
+        FakePort(directory / "control", backend),
+        FakePort(directory / "stream", backend),
+        servicer,
+        archives,
     )
     running = [asyncio.create_task(port.run()) for port in (peer.control, peer.stream)]
     try:
@@ -242,7 +250,6 @@ class AgentServicer(rpc.AgentServiceServicer):
         self.protocol_version = 1
         self.wrong_clocks_ns: list[int] = []  # by how much the next answers are off
         self._off_ns = 0
-        self.clock_delays_s: list[tuple[float, float]] = []  # of the next SetClock, on the way there and back
 
     async def Hello(self, request, context):
         async with answering(context):
@@ -264,12 +271,8 @@ class AgentServicer(rpc.AgentServiceServicer):
     async def SetClock(self, request, context):
         async with answering(context):
             await self.agent.enter("set_clock")
-        there_s, back_s = self.clock_delays_s.pop(0) if self.clock_delays_s else (0.0, 0.0)
-        await asyncio.sleep(there_s)
         self._off_ns = request.wall_clock_unix_ns - time.time_ns()
-        response = pb.SetClockResponse(wall_clock_unix_ns=self._wall_clock())
-        await asyncio.sleep(back_s)
-        return response
+        return pb.SetClockResponse(wall_clock_unix_ns=self._wall_clock())
 
     def _wall_clock(self) -> int:
         """As it was set last, like a guest's."""
@@ -298,6 +301,13 @@ class AgentServicer(rpc.AgentServiceServicer):
         async with answering(context):
             await self.agent.enter("create_container")
             return pb.CreateContainerResponse(pid=self.agent.create(decode_container(request)))
+
+    async def OpenRoot(self, request, context):
+        async with answering(context):
+            await self.agent.enter("open_root")
+            wanted = pb.CreateContainerRequest(container_id=request.container_id, root=request.root)
+            self.agent.open_root(decode_container(wanted))
+        return pb.OpenRootResponse()
 
     async def StartContainer(self, request, context):
         async with answering(context):

@@ -21,17 +21,20 @@ from hyper.v1 import (
     snapshot_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
+    volume_pb2_grpc,
 )
+from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
 from tests.fakes.daemon_system import FakeSystem
+from tests.fakes.daemon_volumes import FakeVolumes
 from tests.fakes.programs import FakeProcess, exited
 
 DEADLINE_S = 30
 
 
-class FakeContainers(container_pb2_grpc.ContainerServiceServicer):
+class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:
         self._daemon = daemon
 
@@ -240,6 +243,7 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     system_pb2_grpc.add_SystemServiceServicer_to_server(FakeSystem(daemon), server)
     snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(FakeSnapshots(daemon), server)
     snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(FakeTemplates(daemon), server)
+    volume_pb2_grpc.add_VolumeServiceServicer_to_server(FakeVolumes(daemon), server)
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     try:

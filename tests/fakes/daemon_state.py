@@ -13,7 +13,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import image_pb2, snapshot_pb2, system_pb2
+from hyper.v1 import image_pb2, snapshot_pb2, system_pb2, volume_pb2
 from tests.fakes.programs import FakeProcess
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -33,6 +33,7 @@ class FakeDaemon:
     processes: dict[str, FakeProcess] = field(default_factory=dict)
     snapshots: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     templates: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
+    volumes: dict[str, volume_pb2.Volume] = field(default_factory=dict)
     contents: dict[str, bytes] = field(default_factory=dict)  # of snapshots, as they are exported
     pullable: set[str] = field(default_factory=lambda: {"alpine", "busybox"})
     checks: list[system_pb2.HostCheck] = field(default_factory=list)
@@ -47,9 +48,16 @@ class FakeDaemon:
     tasks: asyncio.TaskGroup | None = None  # of processes, which outlive the sessions
     ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     hangups: int = 0
+    files: Any = None  # of containers: FakeFiles
+    usage: system_pb2.GetDiskUsageResponse = field(default_factory=system_pb2.GetDiskUsageResponse)
+    archive: bytes = b"an archive of images" * 100_000  # what a save gives, and a load takes
+    manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)  # of registries
 
     def __post_init__(self) -> None:
+        from tests.fakes.daemon_files import FakeFiles  # noqa: PLC0415 - it builds on this module
+
         self.stdin_gate.set()
+        self.files = FakeFiles()
 
     def fail_next(self, method: str, code: grpc.StatusCode, brief: str, **detail: str) -> None:
         self.failures[method] = (code, system_pb2.ErrorDetail(brief=brief, **detail))
@@ -74,6 +82,7 @@ class FakeDaemon:
             config=image_pb2.ImageConfig(env=["PATH=/bin"], cmd=["sh"], labels={"maintainer": "us"}),
             manifest_digest=digest("manifest" + reference),
             diff_ids=[digest("layer 1"), digest("layer 2")],
+            layer_bytes=[size_bytes - size_bytes // 3, size_bytes // 3],
         )
         self.images[reference] = image
         return image

@@ -58,6 +58,10 @@ class FakeSystem(system_pb2_grpc.SystemServiceServicer):
             subnet="10.88.0.0/16",
         )
 
+    async def GetDiskUsage(self, request, context):
+        await self._daemon.check(request, context)
+        return self._daemon.usage
+
     async def CheckHost(self, request, context):
         await self._daemon.check(request, context)
         return system_pb2.CheckHostResponse(checks=self._daemon.checks)

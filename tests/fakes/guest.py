@@ -39,6 +39,7 @@ from hyperd.model.guest import (
     Stream,
     TerminalSize,
 )
+from tests.fakes.archives import FakeArchives, FakeFiles
 
 RING_BYTES = 256 * 1024
 CHUNK_BYTES = 64 * 1024
@@ -250,6 +251,7 @@ class FakeAgent:
     paused: bool = False  # its VM is: nothing answers
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
+    files: FakeFiles = field(default_factory=FakeFiles)  # on the disk, which outlives the VM
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)
     _next_pid: int = 300
@@ -301,6 +303,7 @@ class FakeAgent:
         """The VM is gone with all in it."""
         self.powered_off = True
         self.paused = False
+        self.files.power_cut()
         self.drop_connections()
 
     def container(self, container_id: ContainerId) -> FakeContainer:
@@ -337,6 +340,12 @@ class FakeAgent:
         process = self._new_process(plan.process)
         self.containers[plan.container_id] = FakeContainer(plan, {FIRST_PROCESS: process})
         return process.pid
+
+    def open_root(self, plan: ContainerPlan) -> None:
+        self.require_moving()
+        if plan.container_id in self.containers:
+            raise ExistsError("the guest has such a container", subject=plan.container_id)
+        self.containers[plan.container_id] = FakeContainer(plan, {})
 
     def start(self, container_id: ContainerId) -> None:
         container = self.container(container_id)
@@ -419,6 +428,7 @@ class FakeAgent:
 
     def power_off(self) -> None:
         self.frozen = False
+        self.files.sync()
         for container_id in list(self.containers):
             self.delete(container_id)
         self.powered_off = True
@@ -432,7 +442,7 @@ class FakeAgent:
         return FakeProcess(plan, script, self._next_pid, self.pulse)
 
 
-class FakeGuest:
+class FakeGuest(FakeArchives):
     """One connection to a FakeAgent; satisfies hyperd.guest.base.Guest."""
 
     def __init__(self, agent: FakeAgent) -> None:
@@ -468,6 +478,10 @@ class FakeGuest:
         await self._enter("start_container")
         self.agent.start(container_id)
         return self.agent.refusal(container_id)
+
+    async def open_root(self, plan: ContainerPlan) -> None:
+        await self._enter("open_root")
+        self.agent.open_root(plan)
 
     async def delete_container(self, container_id: ContainerId) -> None:
         await self._enter("delete_container")

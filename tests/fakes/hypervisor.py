@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from hyperd.errors import ExistsError, HyperError, NotFoundError, RestoreError, UnavailableError
-from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import HOT_PLUG_DEVICES, Disk, SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 
 
 class FakeHypervisor:
@@ -23,6 +23,8 @@ class FakeHypervisor:
         self.fail_next_resume: HyperError | None = None
         self.fail_next_save: HyperError | None = None
         self.fail_next_destroy: HyperError | None = None
+        self.fail_next_attach: HyperError | None = None
+        self.plugged: dict[SandboxId, list[Disk]] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
         self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
@@ -72,6 +74,15 @@ class FakeHypervisor:
         self._raise_once("fail_next_save")
         state.write_text(json.dumps(_shape(self._defined[sandbox_id])))
 
+    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._raise_once("fail_next_attach")
+        plugged = self.plugged.setdefault(sandbox_id, [])
+        if len(plugged) >= HOT_PLUG_DEVICES:
+            raise UnavailableError("no room for another device", subject=sandbox_id)
+        plugged.append(disk)
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)
         self._raise_once("fail_next_destroy")
@@ -98,6 +109,7 @@ class FakeHypervisor:
 
     def _end(self, sandbox_id: SandboxId, cause: VmGoneCause, detail: str = "") -> None:
         self._defined.pop(sandbox_id, None)
+        self.plugged.pop(sandbox_id, None)
         if (ended := self._ended.pop(sandbox_id, None)) is not None:
             ended.set()
         if self.running.pop(sandbox_id, None) is not None:

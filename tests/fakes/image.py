@@ -3,24 +3,34 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
-from hyperd.image.base import NONE_IN_USE, PullEvent
+from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.model.image import (
+    Credentials,
     Digest,
     Image,
     ImageConfig,
     ImageId,
+    ImageUsage,
     LayerPhase,
     LayerProgress,
+    LoadedImage,
+    NewImage,
     Platform,
+    Pruning,
     PullNotice,
+    PushedTag,
+    PushPhase,
+    PushProgress,
+    RawManifest,
     Removal,
     RootDisk,
+    StoreUsage,
 )
 
 
@@ -57,18 +67,35 @@ def image_named(reference: str, config: ImageConfig | None = None, *, layers: in
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Commit:
+    base: ImageId
+    layer: bytes
+    new: NewImage
+
+
 class FakeImageStore:
-    """``add`` makes an image present, ``publish`` makes it one that a pull finds."""
+    """``add`` makes an image present, ``publish`` makes it one that a pull finds.
+
+    ``commits``: those that came to their end. ``commit_gate``: closed with clear(), they wait when all is read.
+    """
 
     def __init__(self, root: Path = Path("/fake/images")) -> None:
         self.root = root
         self.images: dict[ImageId, Image] = {}
         self.remote: dict[str, Image] = {}
         self.pulls: list[str] = []
+        self.credentials: list[Credentials | None] = []  # of pulls and pushes
+        self.pushes: list[str] = []
+        self.fail_next_push: HyperError | None = None
         self.fail_next_pull: HyperError | None = None
         self.fail_next_root_disk: HyperError | None = None
         self.gate = asyncio.Event()  # holds every pull after its first event
         self.gate.set()
+        self.commits: list[Commit] = []
+        self.committing = 0
+        self.commit_gate = asyncio.Event()
+        self.commit_gate.set()
 
     def add(self, reference: str, config: ImageConfig | None = None, *, layers: int = 2) -> Image:
         image = image_named(reference, config, layers=layers)
@@ -81,9 +108,25 @@ class FakeImageStore:
         return image
 
     async def pull(
-        self, reference: str, *, platform: Platform | None = None, tls_insecure: bool = False
+        self,
+        reference: str,
+        *,
+        platform: Platform | None = None,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+        all_tags: bool = False,
     ) -> AsyncGenerator[PullEvent, None]:
         del platform, tls_insecure
+        self.credentials.append(credentials)
+        if all_tags:
+            repository = full_name(reference).rpartition(":")[0]
+            tags = [name for name in self.remote if name.rpartition(":")[0] == repository]
+            for name in tags:
+                async for event in self.pull(name):
+                    yield event
+            if not tags:
+                raise NotFoundError("the repository has no tags", subject=repository)
+            return
         self.pulls.append(reference)
         error, self.fail_next_pull = self.fail_next_pull, None
         if error is not None:
@@ -134,6 +177,120 @@ class FakeImageStore:
             return Removal(untagged=image.tags, deleted=())
         del self.images[image.image_id]
         return Removal(untagged=image.tags, deleted=(image.image_id,))
+
+    async def push(
+        self,
+        reference: str,
+        *,
+        all_tags: bool = False,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+    ) -> AsyncGenerator[PushEvent, None]:
+        del tls_insecure
+        error, self.fail_next_push = self.fail_next_push, None
+        if error is not None:
+            raise error
+        wanted = full_name(reference)
+        repository = wanted.rpartition(":")[0]
+        found = [
+            (tag, image)
+            for image in self.images.values()
+            for tag in image.tags
+            if tag == wanted or (all_tags and tag.rpartition(":")[0] == repository)
+        ]
+        if not found:
+            raise ImageNotFoundError("no image has this name", subject=reference)
+        self.credentials.append(credentials)
+        yield PullNotice(f"The push refers to repository [{repository}]")
+        for tag, image in found:
+            await self.gate.wait()
+            for digest in image.diff_ids:
+                yield PushProgress(digest, PushPhase.UPLOADING, 512, 1024)
+                yield PushProgress(digest, PushPhase.DONE, 1024, 1024)
+            self.pushes.append(tag)
+            self.remote[tag] = image
+            yield PushedTag(tag, image.manifest_digest, 500)
+
+    async def tag(self, image: str, reference: str) -> str:
+        named = await self.get(image)
+        if "@" in reference or not reference:
+            raise InvalidError("a digest cannot be given as a name", subject=reference)
+        name = full_name(reference)
+        for other in list(self.images.values()):
+            self.images[other.image_id] = replace(other, tags=tuple(tag for tag in other.tags if tag != name))
+        tags = self.images[named.image_id].tags
+        self.images[named.image_id] = replace(named, tags=(*tags, name))
+        return name
+
+    async def manifest(
+        self, reference: str, *, tls_insecure: bool = False, credentials: Credentials | None = None
+    ) -> RawManifest:
+        del tls_insecure
+        self.credentials.append(credentials)
+        image = self.remote.get(full_name(reference))
+        if image is None:
+            raise NotFoundError("the registry has no such image", subject=reference)
+        return RawManifest(b"{}", "application/vnd.oci.image.manifest.v1+json", image.manifest_digest)
+
+    async def prune(
+        self,
+        *,
+        everything: bool = False,
+        filters: Sequence[tuple[str, str]] = (),
+        in_use: Mapping[ImageId, str] = NONE_IN_USE,
+    ) -> Pruning:
+        for key, _ in filters:
+            if key not in ("until", "label", "label!"):
+                raise InvalidError("no such filter", subject=key)
+        doomed = [
+            image
+            for image in self.images.values()
+            if image.image_id not in in_use and (everything or not image.tags)
+        ]
+        for image in doomed:
+            del self.images[image.image_id]
+        return Pruning(
+            tuple(tag for image in doomed for tag in image.tags),
+            tuple(image.image_id for image in doomed),
+            sum(image.stored_bytes for image in doomed),
+        )
+
+    async def usage(self) -> StoreUsage:
+        images = tuple(
+            ImageUsage(each.image_id, each.tags, 0, each.stored_bytes) for each in self.images.values()
+        )
+        return StoreUsage(images, sum(image.unique_bytes for image in images), 0)
+
+    async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        self.committing += 1
+        try:
+            content = b"".join([piece async for piece in layer])
+            await self.commit_gate.wait()
+        finally:
+            self.committing -= 1
+        self.commits.append(Commit(base, content, new))
+        config = new.overrides or self.images[base].config
+        image = image_named(new.reference or f"commit{len(self.commits)}", config)
+        self.images[image.image_id] = image = replace(image, author=new.author)
+        return image
+
+    async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:
+        content = b"".join([piece async for piece in data])
+        return self.add(new.reference or f"imported{len(content)}", layers=1)
+
+    async def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+        found = [await self.get(name) for name in images]
+        yield "\n".join(tag for image in found for tag in image.tags).encode()
+
+    async def load(
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+    ) -> AsyncGenerator[LoadEvent, None]:
+        """What ``save`` wrote."""
+        del platform
+        names = b"".join([piece async for piece in data]).decode().splitlines()
+        for name in names:
+            image = self.add(name)
+            yield LoadedImage(image, image.tags)
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         error, self.fail_next_root_disk = self.fail_next_root_disk, None

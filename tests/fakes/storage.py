@@ -17,6 +17,7 @@ class FakeStorage:
         self.disks: dict[SandboxId, Path] = {}
         self.adopted: dict[SandboxId, Path] = {}  # of which file a disk is a copy
         self.staged: dict[SandboxId, Path] = {}
+        self.sizes: dict[SandboxId, int] = {}  # as asked for; 0 = the room's own
         self.fail_next_create: HyperError | None = None
         self.fail_next_adopt: HyperError | None = None
         self.gate = asyncio.Event()
@@ -25,11 +26,12 @@ class FakeStorage:
     async def prepare(self) -> None:
         self.prepared = True
 
-    async def create_writable(self, sandbox_id: SandboxId) -> Path:
+    async def create_writable(self, sandbox_id: SandboxId, size_bytes: int = 0) -> Path:
         await self.gate.wait()
         error, self.fail_next_create = self.fail_next_create, None
         if error is not None:
             raise error
+        self.sizes[sandbox_id] = size_bytes
         return self._disk(sandbox_id)
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:

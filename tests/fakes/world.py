@@ -36,14 +36,17 @@ from hyperd.sandbox import (
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    VolumeDesk,
 )
 from hyperd.snapshot import Draft
+from tests.fakes.archives import FakeFiles
 from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
 from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
+from tests.fakes.volumes import FakeVolumes
 
 PATIENCE_S = 5.0
 
@@ -64,12 +67,20 @@ class JoinedHypervisor(FakeHypervisor):
         self._dialer = dialer
         self.agents: dict[SandboxId, FakeAgent] = {}
         self.saved_agents: dict[Path, FakeAgent] = {}
+        self.files: dict[SandboxId, FakeFiles] = {}
+        self.held_verbs: set[str] = set()  # of agents that are made from now on
+        self.failing_verbs: dict[str, HyperError] = {}
 
     async def start(self, definition: VmDefinition) -> VmStatus:
         status = await super().start(definition)
         sandbox_id = definition.sandbox_id
         saved = self.saved_agents.get(definition.restore_from) if definition.restore_from else None
         agent = saved.copy() if saved is not None else FakeAgent(scripts=self._dialer.scripts)
+        agent.files = self.files.setdefault(sandbox_id, FakeFiles())
+        for verb in self.held_verbs:
+            agent.hold(verb)
+        for verb, error in self.failing_verbs.items():
+            agent.fail_next(verb, error)
         agent.on_power_off = lambda: self.shut_down(sandbox_id)
         self._dialer.agents[definition.channels[0].path] = self.agents[sandbox_id] = agent
         return status
@@ -206,6 +217,7 @@ class World:
     images: FakeImageStore = field(default_factory=FakeImageStore)
     storage: FakeStorage = field(default_factory=FakeStorage)
     network: FakeNetwork = field(default_factory=FakeNetwork)
+    volumes: FakeVolumes = field(default_factory=FakeVolumes)
     memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
     templates_enabled: bool = False  # most tests are about what is the same without
@@ -239,7 +251,15 @@ class World:
             asset.write_text("asset")
         settings = RunSettings(guest, self.root / "sandboxes", self.root / "run", 5.0, 1.0)
         await self.snapshots.open()
-        rooms = Rooms(self.hypervisor, self.dialer, self.images, self.storage, self.network, self.snapshots)
+        rooms = Rooms(
+            self.hypervisor,
+            self.dialer,
+            self.images,
+            self.storage,
+            self.network,
+            self.snapshots,
+            self.volumes,
+        )
         self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
         self.records = records
         owner = (os.getuid(), os.getgid())
@@ -262,6 +282,7 @@ class World:
                 Reviver(self.runner, files),
                 facts,
                 lambda _: owner,
+                VolumeDesk(self.volumes),
             ),
             FleetSettings(Sizing(1, 256), self.platform, self.root / "sandboxes", self.log_max_bytes),
         )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hyper pull`, `images` and `rmi`."""
+"""`hyper images`, `history`, `tag` and `rmi`."""
 
-import sys
 import time
 from typing import Annotated
 
@@ -11,94 +10,106 @@ from hyper.v1 import image_pb2 as pb
 from hyperctl import client as hyperd
 from hyperctl import completion, options, tree
 from hyperctl.client import Client
-from hyperctl.image_shape import IMAGE_COLUMNS, IMAGE_COLUMNS_DIGESTS, IMAGE_HEADERS, image_rows
-from hyperctl.names import is_registry_reference, with_default_tag
+from hyperctl.image_shape import (
+    HISTORY_COLUMNS,
+    HISTORY_HEADERS,
+    IMAGE_COLUMNS,
+    IMAGE_COLUMNS_DIGESTS,
+    IMAGE_HEADERS,
+    history_rows,
+    image_rows,
+)
 from hyperctl.output import print_rows, render_rows
-from hyperctl.pull import pull_image
 
-FILTERS = ("reference", "dangling")
+FILTERS = ("dangling", "label", "before", "since", "reference", "until")
 
 app = tree.group()
 
-
-@tree.command(app, "pull")
-def pull(
-    reference: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME[:TAG|@DIGEST]",
-            help="Also docker-archive:FILE, oci-archive:FILE, oci:DIR",
-            show_default=False,
-        ),
-    ],
-    *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the name at the end")] = False,
-    platform: Annotated[
-        str, typer.Option("--platform", metavar="OS/ARCH", help="Instead of the host's", show_default=False)
-    ] = "",
-    tls_insecure: Annotated[
-        bool, typer.Option("--tls-insecure", help="Plain HTTP, or a certificate that nobody vouches for")
-    ] = False,
-) -> int:
-    """Download an image from a registry, or take one from an archive."""
-    request = pb.PullImageRequest(reference=reference, platform=platform, tls_insecure=tls_insecure)
-    headline = "" if with_default_tag(reference) == reference else "Using default tag: latest"
-    image = hyperd.ask(
-        lambda client: pull_image(client, request, out=sys.stdout, quiet=quiet, headline=headline)
-    )
-    print(_full_name(image, reference))
-    return 0
-
-
-def _full_name(image: pb.Image, reference: str) -> str:
-    """The name it has in the store; what was typed when none of its names is that."""
-    if not is_registry_reference(reference):
-        return next(iter(image.tags), image.id)
-    wanted = with_default_tag(reference)
-    for prefix in ("", "docker.io/library/", "docker.io/"):
-        if f"{prefix}{wanted}" in image.tags:
-            return f"{prefix}{wanted}"
-    return wanted
+Form = Annotated[
+    str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
+]
 
 
 @tree.command(app, "images")
 def images(
     references: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME[:TAG]]", help="Only these", autocompletion=completion.images),
+        typer.Argument(
+            metavar="[NAME[:TAG]]...", help="Only these; * is any name", autocompletion=completion.images
+        ),
     ] = None,
     *,
-    show_all: Annotated[bool, typer.Option("--all", "-a", help="Also those without a tag")] = False,
+    show_all: Annotated[
+        bool,
+        typer.Option("--all", "-a", help="All are shown, with or without (hyper keeps no intermediate ones)"),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
     digests: Annotated[bool, typer.Option("--digests", help="Also the digests")] = False,
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
     filters: Annotated[
         list[str] | None,
-        typer.Option("--filter", "-f", metavar="KEY=VALUE", help="reference=NAME, dangling=true"),
+        typer.Option("--filter", "-f", metavar="KEY=VALUE", help=f"By {', '.join(FILTERS)}"),
     ] = None,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: Form = "",
 ) -> int:
     """List images."""
-    chosen = options.parse_filters(filters or [], FILTERS)
-    dangling = [value for key, value in chosen if key == "dangling"]
-    request = pb.ListImagesRequest(
-        all=show_all or bool(dangling),
-        references=[*(references or []), *(value for key, value in chosen if key == "reference")],
-    )
+    from hyperctl.image_filters import choose
+
+    wanted = options.parse_filters(filters or [], FILTERS)
+    wanted += [("reference", reference) for reference in references or []]
+    request = pb.ListImagesRequest(all=show_all)
     response = hyperd.ask(lambda client: client.images.ListImages(request, timeout=hyperd.QUERY_TIMEOUT_S))
-    shown = list(response.images)
-    if dangling:
-        wanted = options.parse_bool("--filter dangling", dangling[-1])
-        shown = [image for image in shown if (not image.tags) == wanted]
     now_s = time.time()
-    rows = [row for image in shown for row in image_rows(image, now_s=now_s, truncate=not no_trunc)]
-    if quiet:
+    chosen = choose(response.images, wanted, now_ns=time.time_ns())
+    rows = [row for image in chosen for row in image_rows(image, now_s=now_s, truncate=not no_trunc)]
+    if quiet and not form:
         print_rows("\n".join(dict.fromkeys(row["ID"] for row in rows)))
         return 0
     columns = IMAGE_COLUMNS_DIGESTS if digests else IMAGE_COLUMNS
     print_rows(render_rows(rows, columns=columns, headers=IMAGE_HEADERS, form=form))
+    return 0
+
+
+@tree.command(app, "history")
+def history(
+    image: Annotated[
+        str,
+        typer.Argument(
+            metavar="IMAGE", help="Name or id", autocompletion=completion.images, show_default=False
+        ),
+    ],
+    *,
+    human: Annotated[
+        bool, typer.Option("--human/--no-human", "-H", help="Sizes and times to be read by people")
+    ] = True,
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids and commands")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
+    form: Form = "",
+) -> int:
+    """Show what an image was made of, the latest step first."""
+    answer = hyperd.ask(
+        lambda client: client.images.InspectImage(
+            pb.InspectImageRequest(image=image), timeout=hyperd.QUERY_TIMEOUT_S
+        )
+    )
+    rows = list(history_rows(answer.image, now_s=time.time(), truncate=not no_trunc, human=human))
+    if quiet and not form:
+        print_rows("\n".join(row["ID"] for row in rows))
+        return 0
+    print_rows(render_rows(rows, columns=HISTORY_COLUMNS, headers=HISTORY_HEADERS, form=form))
+    return 0
+
+
+@tree.command(app, "tag")
+def tag(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SOURCE_IMAGE[:TAG]", autocompletion=completion.images, show_default=False),
+    ],
+    target: Annotated[str, typer.Argument(metavar="TARGET_IMAGE[:TAG]", show_default=False)],
+) -> int:
+    """Give an image one more name. An image that had it loses it."""
+    hyperd.ask(lambda client: client.images.TagImage(pb.TagImageRequest(image=source, reference=target)))
     return 0
 
 

@@ -149,11 +149,13 @@ def rm(
     containers: Known,
     *,
     force: Annotated[bool, typer.Option("--force", "-f", help="Kill it first if it runs")] = False,
+    volumes: Annotated[bool, typer.Option("--volumes", "-v", help="Its anonymous volumes, too")] = False,
 ) -> int:
     """Remove containers. With --force one that is not there is told, and no failure."""
 
     async def remove(client: Client, name: str) -> None:
-        await client.containers.RemoveContainer(pb.RemoveContainerRequest(container=name, force=force))
+        request = pb.RemoveContainerRequest(container=name, force=force, volumes=volumes)
+        await client.containers.RemoveContainer(request)
 
     return _each(containers, remove, forgiven=frozenset({NOT_FOUND}) if force else frozenset())
 

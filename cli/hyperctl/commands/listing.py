@@ -12,7 +12,7 @@ from hyperctl import options, tree
 from hyperctl.output import print_rows, render_rows
 from hyperctl.shape import CONTAINER_COLUMNS, CONTAINER_HEADERS, container_row
 
-FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "before", "since")
+FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "before", "since", "volume")
 
 EPILOG = """\b
 Examples:

@@ -9,7 +9,6 @@ from typing import Annotated, TypeVar
 import typer
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import image_pb2
 from hyperctl import client as hyperd
 from hyperctl import completion, terminal, tree
 from hyperctl.cidfile import CidFile, claim_cidfile
@@ -17,7 +16,7 @@ from hyperctl.client import Client
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import EXIT_STATUS_OF_REASON, HYPER_FAILED, CliError, InvalidError
 from hyperctl.outcome import exit_status
-from hyperctl.pull import pull_image, pull_missing
+from hyperctl.pull import pull_images, pull_missing, pull_request
 from hyperctl.session import Session, SessionSetup, SignalSender
 from hyperctl.spec import ContainerFlags, build_spec, takes_container_flags
 
@@ -164,8 +163,8 @@ async def with_image(
 ) -> T:
     """Attempt it; when the image is not here (and --pull allows), pull it and attempt it once more."""
     if pull == "always":
-        request = image_pb2.PullImageRequest(reference=spec.image, platform=spec.platform)
-        await pull_image(client, request, out=sys.stderr)
+        request = pull_request(spec.image, platform=spec.platform)
+        await pull_images(client, request, out=sys.stderr)
     try:
         with hyperd.rpc_errors(client.address):
             return await attempt()

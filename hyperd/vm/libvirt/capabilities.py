@@ -14,7 +14,7 @@ from hyperd.vm.libvirt.settings import LibvirtSettings
 class HypervisorCapabilities:
     libvirt_version: str
     qemu_version: str
-    machine: str  # the versioned name: pc-q35-10.0
+    machine: str  # the versioned name, and what we leave out of it: pc-q35-10.0 without hpet
     max_vcpus: int
 
 
@@ -29,7 +29,7 @@ def read_capabilities(connection: libvirt.virConnect, settings: LibvirtSettings)
     return HypervisorCapabilities(
         libvirt_version=render_version(connection.getLibVersion()),
         qemu_version=render_version(connection.getVersion()),
-        machine=root.findtext("machine", platform.machine),
+        machine=f"{root.findtext('machine', platform.machine)} without {platform.absent_timer}",
         max_vcpus=int(vcpu.get("max", "1")) if vcpu is not None else 1,
     )
 

@@ -9,9 +9,15 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from hyperd.errors import ExistsError
-from hyperd.model.vm import SandboxId, VmGoneCause
+from hyperd.model.vm import Disk, SandboxId, VmGoneCause
 from hyperd.vm.libvirt.errors import is_gone
-from hyperd.vm.libvirt.xml import domain_name, domain_uuid, find_sandbox_id
+from hyperd.vm.libvirt.xml import (
+    disk_names,
+    domain_name,
+    domain_uuid,
+    find_sandbox_id,
+    render_hot_disk,
+)
 
 _CAUSES = {
     libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: VmGoneCause.SHUTDOWN,
@@ -57,6 +63,14 @@ def destroy(connection: libvirt.virConnect, sandbox_id: SandboxId) -> None:
     except libvirt.libvirtError as error:
         if not is_gone(error):
             raise
+
+
+def attach_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, disk: Disk) -> None:
+    domain = look_up(connection, sandbox_id)
+    devices = ET.fromstring(domain.XMLDesc()).findall("devices/disk/target")  # noqa: S314 - libvirt's own
+    taken = {device.get("dev") for device in devices}
+    target = next(name for name in disk_names() if name not in taken)
+    domain.attachDeviceFlags(render_hot_disk(disk, target), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:

@@ -20,7 +20,7 @@ import libvirt
 
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
-from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import Disk, SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
@@ -137,6 +137,9 @@ class LibvirtHypervisor:
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """As ``Hypervisor.save``. A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
         await self._states.save(sandbox_id, state)
+
+    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        await self._states.attach_disk(sandbox_id, disk)
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)

@@ -37,7 +37,7 @@ def require_possible(definition: VmDefinition) -> None:
     for channel in definition.channels:
         _require_channel(channel)
     for disk in definition.disks:
-        _require_disk(disk)
+        require_disk(disk)
     for nic in definition.nics:
         _require_nic(nic)
 
@@ -64,7 +64,8 @@ def _require_channel(channel: Channel) -> None:
         )
 
 
-def _require_disk(disk: Disk) -> None:
+def require_disk(disk: Disk) -> None:
+    """Raises InvalidError."""
     _require_path(disk.path)
     if not _SERIAL.fullmatch(disk.serial):
         raise InvalidError(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.errors import InvalidError, UnavailableError
-from hyperd.model.vm import OWN_UIDS, Accelerator
+from hyperd.model.vm import HOT_PLUG_DEVICES, OWN_UIDS, Accelerator
 from hyperd.vm.libvirt.platform import X86_64, Platform
 
 # `<root>/lib/qemu/domain-ID-NAME/monitor.sock`, NAME cut to 20 characters, must fit into sun_path (108 bytes).
@@ -49,7 +49,7 @@ class LibvirtSettings:
     kvm_driver: str = "kvm"  # libvirt's domain types
     tcg_driver: str = "qemu"
     platform: Platform = X86_64
-    spare_ports: int = 2  # for hot-plug; each costs the guest time at boot
+    spare_ports: int = HOT_PLUG_DEVICES  # for hot-plug; each costs the guest time at boot
     start_timeout_s: float = 60.0  # a fresh capability cache is filled in some 5 s
     destroy_timeout_s: float = 30.0
     steer_timeout_s: float = 30.0  # pause; resume, which may have to break off a save

@@ -18,8 +18,8 @@ import libvirt
 
 from hyperd.errors import UnavailableError
 from hyperd.host.workers import Wanted
-from hyperd.model.vm import SandboxId
-from hyperd.vm.libvirt import saving
+from hyperd.model.vm import Disk, SandboxId
+from hyperd.vm.libvirt import domain, saving
 from hyperd.vm.libvirt.bridge import Call, Lane, LibvirtBridge
 from hyperd.vm.libvirt.errors import errors_of_existing
 from hyperd.vm.libvirt.settings import LibvirtSettings
@@ -52,6 +52,14 @@ class VmStates:
         with errors_of_existing(name), _deadline_errors(name, "does not go on"):
             async with asyncio.timeout(self._settings.steer_timeout_s):
                 await self._bridge.until(lambda connection: saving.resume(connection, sandbox_id), call=ask)
+
+    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        name = domain_name(sandbox_id)
+        with errors_of_existing(name), _deadline_errors(name, "takes no disk"):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                await self._in_turn(
+                    sandbox_id, lambda connection: domain.attach_disk(connection, sandbox_id, disk)
+                )
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from hyperd.model.vm import Accelerator, Channel, Disk, MemoryFile, Nic, SandboxId, VmDefinition, own_uid
-from hyperd.vm.libvirt.limits import require_possible
+from hyperd.vm.libvirt.limits import require_disk, require_possible
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
 METADATA_URI = "urn:hyper:vm:1"
@@ -48,7 +48,7 @@ def render_domain(definition: VmDefinition, settings: LibvirtSettings) -> str:
     _add(devices, "emulator", text=str(settings.platform.emulator))
     _render_controllers(devices, settings)
     slots = _slots()
-    for target, disk in zip(_disk_names(), definition.disks, strict=False):
+    for target, disk in zip(disk_names(), definition.disks, strict=False):
         _render_disk(devices, target, disk, next(slots))
     for nic in definition.nics:
         _render_nic(devices, nic, next(slots))
@@ -88,7 +88,8 @@ def _render_machine(domain: ET.Element, definition: VmDefinition, settings: Libv
     else:
         # Not qemu64: distributions built for x86-64-v2 (RHEL 9 and its kin) do not run on it.
         ET.SubElement(domain, "cpu", mode="maximum", check="none")
-    ET.SubElement(domain, "clock", offset="utc")
+    clock = ET.SubElement(domain, "clock", offset="utc")
+    ET.SubElement(clock, "timer", name=platform.absent_timer, present="no")
     # The user is named here whatever qemu.conf says, and no file of ours is ever relabelled for a VM.
     label = ET.SubElement(domain, "seclabel", type="static", model="dac", relabel="no")
     user = f"+{own_uid(definition.sandbox_id)}" if settings.own_uids else settings.qemu_user
@@ -109,7 +110,7 @@ def _render_controllers(devices: ET.Element, settings: LibvirtSettings) -> None:
             address.set("multifunction", "on")
 
 
-def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int) -> None:
+def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int | None = None) -> None:
     element = ET.SubElement(devices, "disk", type="file", device="disk", model="virtio-non-transitional")
     # writeback: reads share the host's page cache between VMs of one image; a guest's flush reaches the host's disk.
     driver = ET.SubElement(element, "driver", name="qemu", type=str(disk.format), cache="writeback")
@@ -124,7 +125,17 @@ def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int) -> Non
     if disk.readonly:
         ET.SubElement(element, "readonly")
     _add(element, "serial", text=disk.serial)
-    _address(element, slot=slot)
+    if slot is not None:
+        _address(element, slot=slot)
+
+
+def render_hot_disk(disk: Disk, target: str) -> str:
+    """For a VM that runs: libvirt finds a root port for it. Raises InvalidError."""
+    require_disk(disk)
+    devices = ET.Element("devices")
+    _render_disk(devices, target, disk)
+    (element,) = devices
+    return ET.tostring(element, encoding="unicode")
 
 
 def _render_nic(devices: ET.Element, nic: Nic, slot: int) -> None:
@@ -210,7 +221,7 @@ def _slots() -> Iterator[int]:
     return iter(range(_FIRST_SLOT, _LAST_SLOT + 1))
 
 
-def _disk_names() -> Iterator[str]:
+def disk_names() -> Iterator[str]:
     return (f"vd{chr(ord('a') + number)}" for number in range(26))
 
 

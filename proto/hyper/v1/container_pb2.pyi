@@ -20,6 +20,25 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _MountType:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MountTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MountType.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MOUNT_TYPE_UNSPECIFIED: _MountType.ValueType  # 0
+    MOUNT_TYPE_VOLUME: _MountType.ValueType  # 1
+    MOUNT_TYPE_BIND: _MountType.ValueType  # 2
+    MOUNT_TYPE_TMPFS: _MountType.ValueType  # 3
+
+class MountType(_MountType, metaclass=_MountTypeEnumTypeWrapper): ...
+
+MOUNT_TYPE_UNSPECIFIED: MountType.ValueType  # 0
+MOUNT_TYPE_VOLUME: MountType.ValueType  # 1
+MOUNT_TYPE_BIND: MountType.ValueType  # 2
+MOUNT_TYPE_TMPFS: MountType.ValueType  # 3
+Global___MountType: _TypeAlias = MountType  # noqa: Y015
+
 class _ContainerState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -229,6 +248,13 @@ class ContainerSpec(_message.Message):
     DNS_OPTIONS_FIELD_NUMBER: _builtins.int
     PIDS_LIMIT_FIELD_NUMBER: _builtins.int
     TERMINAL_SIZE_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    PUBLISH_ALL_FIELD_NUMBER: _builtins.int
+    EXPOSE_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    VOLUMES_FROM_FIELD_NUMBER: _builtins.int
+    WRITABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """reference as typed: name[:tag][@digest] or an image id (prefix)"""
     name: _builtins.str
@@ -255,11 +281,17 @@ class ContainerSpec(_message.Message):
     platform: _builtins.str
     """os/arch[/variant]; "" = the host's"""
     network: _builtins.str
-    """"" = bridge; none"""
+    """"" = bridge; none; the name of one that was made"""
     auto_remove: _builtins.bool
     no_new_privileges: _builtins.bool
     seccomp_unconfined: _builtins.bool
     pids_limit: _builtins.int
+    publish_all: _builtins.bool
+    """each port of `expose` that `ports` does not name, at a port that is free"""
+    address: _builtins.str
+    """IPv4, of the network's subnet; "" = one is leased"""
+    writable_size_bytes: _builtins.int
+    """of its writable disk; 0: the daemon's default"""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replaces the image's Cmd when not empty"""
@@ -304,6 +336,22 @@ class ContainerSpec(_message.Message):
     def terminal_size(self) -> Global___TerminalSize:
         """the first one, of a tty"""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PortRequest]:
+        """published on the host while it runs"""
+
+    @_builtins.property
+    def expose(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """PORT[-PORT][/tcp|/udp]; the image's are added when it is created"""
+
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mount]:
+        """In what a container shows: all that it has, image volumes and those of `volumes_from` among them."""
+
+    @_builtins.property
+    def volumes_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CONTAINER[:ro|:rw]"""
+
     def __init__(
         self,
         *,
@@ -344,16 +392,170 @@ class ContainerSpec(_message.Message):
         dns_options: _abc.Iterable[_builtins.str] | None = ...,
         pids_limit: _builtins.int = ...,
         terminal_size: Global___TerminalSize | None = ...,
+        ports: _abc.Iterable[Global___PortRequest] | None = ...,
+        publish_all: _builtins.bool = ...,
+        expose: _abc.Iterable[_builtins.str] | None = ...,
+        address: _builtins.str = ...,
+        mounts: _abc.Iterable[Global___Mount] | None = ...,
+        volumes_from: _abc.Iterable[_builtins.str] | None = ...,
+        writable_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "stop_timeout_s", b"stop_timeout_s", "terminal_size", b"terminal_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "entrypoint", b"entrypoint", "env", b"env", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "network", b"network", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "privileged", b"privileged", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "working_directory", b"working_directory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_timeout_s: _TypeAlias = _typing.Literal["stop_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__stop_timeout_s: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__stop_timeout_s) -> _WhichOneofReturnType__stop_timeout_s | None: ...
 
 Global___ContainerSpec: _TypeAlias = ContainerSpec  # noqa: Y015
+
+@_typing.final
+class Mount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    READONLY_FIELD_NUMBER: _builtins.int
+    NO_COPY_FIELD_NUMBER: _builtins.int
+    CREATE_SOURCE_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    DRIVER_FIELD_NUMBER: _builtins.int
+    ANONYMOUS_FIELD_NUMBER: _builtins.int
+    type: Global___MountType.ValueType
+    source: _builtins.str
+    """volume: its name, "" = a new anonymous one; bind: absolute path on the host"""
+    destination: _builtins.str
+    """absolute, inside the container"""
+    readonly: _builtins.bool
+    no_copy: _builtins.bool
+    """volume: not filled with what the image has there"""
+    create_source: _builtins.bool
+    """bind: a missing source becomes a directory (docker -v)"""
+    size_bytes: _builtins.int
+    """tmpfs; volume that is made by this: 0 = default"""
+    mode: _builtins.int
+    """tmpfs: permission bits, 0 = 1777"""
+    driver: _builtins.str
+    """volume: "" or local"""
+    anonymous: _builtins.bool
+    """shown: the volume was made for this container and has no name of its user's"""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """of a volume that is made by this"""
+
+    def __init__(
+        self,
+        *,
+        type: Global___MountType.ValueType = ...,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        readonly: _builtins.bool = ...,
+        no_copy: _builtins.bool = ...,
+        create_source: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        driver: _builtins.str = ...,
+        anonymous: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class PortRequest(_message.Message):
+    """A port of the container that is to be reached at the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_IP_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    HOST_PORT_END_FIELD_NUMBER: _builtins.int
+    CONTAINER_PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    host_ip: _builtins.str
+    """IPv4; "" = [network] publish_address"""
+    host_port: _builtins.int
+    """0 = one that is free"""
+    host_port_end: _builtins.int
+    """the last of a range of which one that is free is taken; 0 = host_port alone"""
+    container_port: _builtins.int
+    protocol: _builtins.str
+    """tcp, udp; "" = tcp"""
+    def __init__(
+        self,
+        *,
+        host_ip: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+        host_port_end: _builtins.int = ...,
+        container_port: _builtins.int = ...,
+        protocol: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "host_ip", b"host_ip", "host_port", b"host_port", "host_port_end", b"host_port_end", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PortRequest: _TypeAlias = PortRequest  # noqa: Y015
+
+@_typing.final
+class PublishedPort(_message.Message):
+    """One that is reached there now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_IP_FIELD_NUMBER: _builtins.int
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    CONTAINER_PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    host_ip: _builtins.str
+    host_port: _builtins.int
+    container_port: _builtins.int
+    protocol: _builtins.str
+    def __init__(
+        self,
+        *,
+        host_ip: _builtins.str = ...,
+        host_port: _builtins.int = ...,
+        container_port: _builtins.int = ...,
+        protocol: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "host_ip", b"host_ip", "host_port", b"host_port", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishedPort: _TypeAlias = PublishedPort  # noqa: Y015
 
 @_typing.final
 class Ulimit(_message.Message):
@@ -462,6 +664,7 @@ class Container(_message.Message):
     START_MS_FIELD_NUMBER: _builtins.int
     TROUBLE_FIELD_NUMBER: _builtins.int
     START_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     image: _builtins.str
@@ -510,6 +713,10 @@ class Container(_message.Message):
     def start(self) -> Global___StartReport:
         """of the last start that a VM came of, also after its end"""
 
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedPort]:
+        """as published now"""
+
     def __init__(
         self,
         *,
@@ -537,10 +744,11 @@ class Container(_message.Message):
         start_ms: _builtins.int = ...,
         trouble: _builtins.str = ...,
         start: Global___StartReport | None = ...,
+        ports: _abc.Iterable[Global___PublishedPort] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "spec", b"spec", "start", b"start", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "command", b"command", "created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "generation", b"generation", "guest_kernel", b"guest_kernel", "guest_pid", b"guest_pid", "id", b"id", "image", b"image", "image_id", b"image_id", "log_path", b"log_path", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "restart_count", b"restart_count", "spec", b"spec", "start", b"start", "start_ms", b"start_ms", "started_at", b"started_at", "state", b"state", "trouble", b"trouble", "vcpus", b"vcpus", "vm_pid", b"vm_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "command", b"command", "created_at", b"created_at", "exit", b"exit", "finished_at", b"finished_at", "generation", b"generation", "guest_kernel", b"guest_kernel", "guest_pid", b"guest_pid", "id", b"id", "image", b"image", "image_id", b"image_id", "log_path", b"log_path", "memory_mib", b"memory_mib", "name", b"name", "networks", b"networks", "ports", b"ports", "restart_count", b"restart_count", "spec", b"spec", "start", b"start", "start_ms", b"start_ms", "started_at", b"started_at", "state", b"state", "trouble", b"trouble", "vcpus", b"vcpus", "vm_pid", b"vm_pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -810,18 +1018,22 @@ class RemoveContainerRequest(_message.Message):
 
     CONTAINER_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     container: _builtins.str
     force: _builtins.bool
     """a running one is killed first"""
+    volumes: _builtins.bool
+    """its anonymous volumes go too, but those that another container has"""
     def __init__(
         self,
         *,
         container: _builtins.str = ...,
         force: _builtins.bool = ...,
+        volumes: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "force", b"force"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "force", b"force", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -872,7 +1084,7 @@ Global___ListContainersRequest: _TypeAlias = ListContainersRequest  # noqa: Y015
 
 @_typing.final
 class Filter(_message.Message):
-    """id= name= label=KEY[=VALUE] status= ancestor= exited=CODE before= since= ; the same key twice: either; different keys: both."""
+    """id= name= label=KEY[=VALUE] status= ancestor= exited=CODE before= since= volume=NAME|DESTINATION ; the same key twice: either; different keys: both."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -88,6 +88,7 @@ class Image(_message.Message):
     MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
     AUTHOR_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    LAYER_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """sha256:... of the config"""
     size_bytes: _builtins.int
@@ -117,6 +118,10 @@ class Image(_message.Message):
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___HistoryEntry]: ...
+    @_builtins.property
+    def layer_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of each layer uncompressed, lowest first"""
+
     def __init__(
         self,
         *,
@@ -134,10 +139,11 @@ class Image(_message.Message):
         manifest_digest: _builtins.str = ...,
         author: _builtins.str = ...,
         history: _abc.Iterable[Global___HistoryEntry] | None = ...,
+        layer_bytes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "author", b"author", "config", b"config", "created_at", b"created_at", "diff_ids", b"diff_ids", "digests", b"digests", "history", b"history", "id", b"id", "manifest_digest", b"manifest_digest", "os", b"os", "size_bytes", b"size_bytes", "stored_bytes", b"stored_bytes", "tags", b"tags", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "author", b"author", "config", b"config", "created_at", b"created_at", "diff_ids", b"diff_ids", "digests", b"digests", "history", b"history", "id", b"id", "layer_bytes", b"layer_bytes", "manifest_digest", b"manifest_digest", "os", b"os", "size_bytes", b"size_bytes", "stored_bytes", b"stored_bytes", "tags", b"tags", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

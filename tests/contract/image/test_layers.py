@@ -2,6 +2,8 @@
 """What the real mkfs.erofs makes of layers, looked at by the kernel that a guest would use."""
 
 import asyncio
+import io
+import itertools
 import tarfile
 from typing import Any
 
@@ -13,7 +15,7 @@ from hyperd.image.store import NOBODY
 from hyperd.image.stream import Limits
 from hyperd.model.image import Digest
 from tests import images
-from tests.images import Entry, directory, file, symlink
+from tests.images import Entry, directory, file, opaque, symlink, whiteout
 from tests.mounts import names_in, small_filesystem
 from tests.trees import tree_of
 
@@ -62,6 +64,42 @@ async def test_layers_overlay_as_docker_would_have_it(layers, tmp_path):
     assert tree["bin/busybox"]["links"] > 100
     assert tree["srv/ünïcode-" + "long-" * 30]["kind"] == "-"
     assert {item["mtime"] for item in tree.values() if item["kind"] == "-"} == {images.MTIME}
+
+
+async def stacked(layers, tmp_path, stack):
+    made = [await convert(layers, tmp_path, images.layer_tar(entries)) for entries in stack]
+    return await tree_of([layers.path(layer.diff_id) for layer in made], tmp_path / f"mnt-{len(stack)}")
+
+
+async def test_a_file_becomes_a_directory_and_a_file_again(layers, tmp_path):
+    stack = [
+        [file("x", "file")],
+        [directory("x"), file("x/in", "side")],
+        [whiteout("x"), file("x", "file again")],
+    ]
+    tree = await stacked(layers, tmp_path, stack[:2])
+    assert (tree["x"]["kind"], tree["x/in"]["kind"]) == ("d", "-")
+    tree = await stacked(layers, tmp_path, stack)
+    assert (tree["x"]["data"], "x/in" in tree) == (images.digest_of(b"file again")[7:], False)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+async def test_an_opaque_directory_hides_what_is_below_in_whatever_order_it_is_written(
+    layers, tmp_path, order
+):
+    upper = [directory("x", 0o700), opaque("x"), file("x/new", "new")]
+    lower = [directory("x"), file("x/old", "old"), directory("x/deep"), file("x/deep/old", "old")]
+    tree = await stacked(layers, tmp_path, [lower, [upper[place] for place in order]])
+    assert [path for path in tree if path.startswith("x/")] == ["x/new"]
+
+
+async def test_names_that_are_no_unicode_are_kept(layers, tmp_path):
+    odd = "caf\udce9"  # Latin-1's, as Python has bytes that are no UTF-8
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT, errors="surrogateescape") as tar:
+        tar.addfile(tarfile.TarInfo(odd))
+    made = await convert(layers, tmp_path, buffer.getvalue())
+    assert odd in await tree_of([layers.path(made.diff_id)], tmp_path / "mnt")
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "zstd"])

@@ -142,6 +142,13 @@ async def test_a_layer_used_twice_is_two_partitions(hub, store):
     assert len(names_in(store._layers.root)) == 2
 
 
+async def test_an_image_of_very_many_layers_is_one_disk(store, tmp_path):
+    built = images.build([[file(f"file-{number}", str(number))] for number in range(64)], compression="none")
+    images.write_layout(built, tmp_path / "layout", "example.org/many:1")
+    image, _ = await pulled(store, f"oci:{tmp_path}/layout:example.org/many:1")
+    assert (await store.root_disk(image.image_id)).layers == len(image.diff_ids) == 64
+
+
 async def test_a_moved_tag_leaves_the_old_image_nameless(hub, store):
     first, second = images.build([[file("a", "1")]]), images.build([[file("a", "2")]])
     name = await hub.push(first, "moving:1")

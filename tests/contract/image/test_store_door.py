@@ -7,7 +7,7 @@ import pytest
 
 from hyperd.errors import ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
 from hyperd.image.base import ImageStore
-from hyperd.model.image import Image, ImageId
+from hyperd.model.image import Image, ImageId, PushedTag
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.fakes.image import FakeImageStore, full_name
@@ -89,3 +89,35 @@ async def test_removing_respects_who_uses_it(subject):
     assert (await store.get(image.image_id)).tags == ()
     assert image.image_id in (await store.remove(image.image_id)).deleted
     assert await store.list_images() == []
+
+
+async def test_a_name_moves_and_what_is_left_without_one_is_pruned(subject):
+    store = subject.store
+    one = await pull(store, await subject.publish("one:1"))
+    two = await pull(store, await subject.publish("two:1"))
+    assert await store.tag(two.image_id, one.tags[0]) == one.tags[0]
+    assert (await store.get(one.tags[0])).image_id == two.image_id
+    assert (await store.get(one.image_id)).tags == ()
+    with pytest.raises(ImageNotFoundError):
+        await store.tag("nothing:1", "other:1")
+    with pytest.raises(InvalidError):
+        await store.tag(two.image_id, f"other@{two.manifest_digest}")
+    assert (await store.prune(in_use={one.image_id: "a container"})).deleted == ()
+    with pytest.raises(InvalidError):
+        await store.prune(filters=[("colour", "blue")])
+    pruning = await store.prune()
+    assert one.image_id in pruning.deleted
+    assert pruning.reclaimed_bytes > 0
+    assert [each.image_id for each in (await store.usage()).images] == [two.image_id]
+    assert [image.image_id for image in await store.list_images()] == [two.image_id]
+
+
+async def test_a_push_ends_with_its_tags(subject):
+    store = subject.store
+    image = await pull(store, await subject.publish("app:1"))
+    events = [event async for event in store.push(image.tags[0])]
+    assert isinstance(events[-1], PushedTag)
+    assert (events[-1].reference, events[-1].manifest_digest) == (image.tags[0], image.manifest_digest)
+    assert (await store.manifest(image.tags[0])).digest == image.manifest_digest
+    with pytest.raises(ImageNotFoundError):
+        _ = [event async for event in store.push("nothing:1")]

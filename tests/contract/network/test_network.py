@@ -5,9 +5,10 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from hyperd.errors import ExhaustedError
+from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
-from hyperd.network import BridgeNetwork, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.fakes.network import FakeNetwork
 
@@ -23,11 +24,13 @@ async def network(request, database):
     if request.param == "fake":
         yield FakeNetwork(str(SUBNET))
         return
-    real = BridgeNetwork(BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=SUBNET), database)
+    real = BridgeNetworks(BridgeSettings(tap_owner_uid=0, bridge=SETTINGS.bridge, subnet=SUBNET), database)
     await real.prepare()
     yield real
     for owner in await real.list_attached():
         await real.release(owner)
+    for view in real.list_networks()[1:]:
+        await real.remove_network(view.spec.name)
     real.close()
     await clean()
 
@@ -68,3 +71,111 @@ async def test_an_exhausted_subnet_says_so_and_leaves_nothing(network: Network):
     assert await network.list_attached() == {box(number) for number in range(13)}
     await network.release(box(5))
     await network.attach(box(99))
+
+
+async def test_ports_are_published_until_the_sandbox_is_detached(network: Network):
+    await network.attach(box(1), [PortRequest(80, host_port=8080), PortRequest(53, Protocol.UDP)], "one")
+    dns, web = network.published(box(1))
+    assert web == PublishedPort(80, Protocol.TCP, "0.0.0.0", 8080)
+    assert (dns.container_port, dns.protocol) == (53, Protocol.UDP)
+    assert dns.host_port > 0
+    await network.detach(box(1))
+    assert network.published(box(1)) == ()
+
+
+async def test_a_port_that_another_has_is_refused_with_its_name_and_nothing_stays(network: Network):
+    await network.attach(box(1), [PortRequest(80, host_port=8080)], "one")
+    for host_ip in ("", "127.0.0.1"):
+        with pytest.raises(ExistsError, match="in use by container one"):
+            await network.attach(
+                box(2), [PortRequest(81), PortRequest(80, host_ip=host_ip, host_port=8080)], "two"
+            )
+    assert network.published(box(2)) == ()
+    await network.detach(box(1))
+    await network.attach(box(2), [PortRequest(80, host_port=8080)], "two")
+
+
+async def test_one_port_at_two_addresses_is_two_and_so_is_one_of_two_protocols(network: Network):
+    for number, request in enumerate(
+        (
+            PortRequest(80, host_ip="127.0.0.1", host_port=8080),
+            PortRequest(80, host_ip="127.0.0.2", host_port=8080),
+            PortRequest(80, Protocol.UDP, host_ip="127.0.0.1", host_port=8080),
+        )
+    ):
+        await network.attach(box(number), [request], f"box{number}")
+        assert len(network.published(box(number))) == 1
+
+
+async def test_of_a_range_one_that_is_free_is_taken(network: Network):
+    requests = [PortRequest(80, host_port=8080, host_port_end=8081)]
+    for number, host_port in ((1, 8080), (2, 8081)):
+        await network.attach(box(number), requests, f"box{number}")
+        assert [port.host_port for port in network.published(box(number))] == [host_port]
+    with pytest.raises(ExistsError):
+        await network.attach(box(3), requests, "box3")
+
+
+async def test_further_ports_are_published_and_taken_back_all_or_none(network: Network):
+    await network.attach(box(1))
+    with pytest.raises(WrongStateError):
+        await network.publish(box(2), [PortRequest(80)], "two")
+    (made,) = await network.publish(box(1), [PortRequest(80, host_port=8080)], "one")
+    with pytest.raises(ExistsError):
+        await network.publish(box(1), [PortRequest(81), PortRequest(82, host_port=8080)], "one")
+    assert network.published(box(1)) == (made,)
+    other = PublishedPort(80, Protocol.TCP, "0.0.0.0", 8081)
+    with pytest.raises(NotFoundError):
+        await network.unpublish(box(1), [made, other])
+    assert network.published(box(1)) == (made,)
+    await network.unpublish(box(1), [made])
+    assert network.published(box(1)) == ()
+
+
+async def test_a_network_is_made_used_and_removed(network: Network):
+    made = await network.create_network(NetworkSpec("back", labels={"team": "web"}))
+    assert [view.spec.name for view in network.list_networks()] == ["bridge", "back"]
+    assert network.get_network("back") == network.get_network(made.network_id) == made
+    assert made.spec.labels == {"team": "web"}
+    with pytest.raises(ExistsError):
+        await network.create_network(NetworkSpec("back"))
+    attachment = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", "back")
+    assert attachment.network == "back"
+    with pytest.raises(ExistsError, match="in use by container one"):
+        await network.attach(box(2), [PortRequest(80, host_port=8080)], "two")
+    with pytest.raises(WrongStateError):
+        await network.remove_network("back")
+    assert await network.list_attached() == {box(1)}
+    await network.release(box(1))
+    await network.remove_network("back")
+    with pytest.raises(NotFoundError):
+        network.get_network("back")
+
+
+async def test_the_default_network_stays(network: Network):
+    with pytest.raises(WrongStateError):
+        await network.remove_network("bridge")
+
+
+async def test_a_network_that_there_is_not_is_told(network: Network):
+    for attempt in (
+        lambda: network.attach(box(1), (), "one", "nowhere"),
+        lambda: network.remove_network("nowhere"),
+    ):
+        with pytest.raises(NotFoundError):
+            await attempt()
+    assert await network.list_attached() == set()
+
+
+async def test_a_sandbox_has_the_address_that_it_asks_for_or_none(network: Network):
+    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
+    with pytest.raises(ExistsError):
+        await network.attach(box(2), address="10.213.0.9")
+    for address in ("10.213.0.0", "10.213.0.1", "10.213.0.15", "192.0.2.1"):
+        with pytest.raises(InvalidError):
+            await network.attach(box(2), address=address)
+    assert await network.list_attached() == {box(1)}
+    given = [(await network.attach(box(number))).address for number in range(2, 14)]
+    assert "10.213.0.9" not in given
+    await network.detach(box(1))
+    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"

@@ -2,7 +2,7 @@
 """The servicers over a real UNIX socket, the service over fakes."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,17 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, syst
 from hyperd.api import (
     ContainerServicer,
     ImageServicer,
+    NetworkServicer,
+    Servicers,
     SnapshotServicer,
     SystemServicer,
     TemplateServicer,
+    VolumeServicer,
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet
+from hyperd.sandbox import Fleet, NetworkDesk
+from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
@@ -34,6 +38,7 @@ class Api:
     system: Any
     templates: Any
     snapshots: Any
+    store: MovingImages = field(default_factory=MovingImages)
 
 
 async def _info() -> system_pb2.GetInfoResponse:
@@ -44,27 +49,32 @@ async def _checks() -> list[HostCheck]:
     return [HostCheck("qemu", CheckLevel.FAILED, "missing", "install it")]
 
 
-def servicers(
-    world: World, fleet: Fleet
-) -> tuple[ContainerServicer, ImageServicer, SystemServicer, TemplateServicer, SnapshotServicer]:
+async def _usage() -> system_pb2.GetDiskUsageResponse:
+    return system_pb2.GetDiskUsageResponse(layers_bytes=4096)
+
+
+def servicers(world: World, fleet: Fleet) -> Servicers:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
-    system = SystemServicer(lambda: version, _info, _checks)
-    return (
+    system = SystemServicer(lambda: version, _info, _checks, _usage)
+    return Servicers(
         ContainerServicer(fleet),
         ImageServicer(world.images, fleet),
         system,
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
+        VolumeServicer(fleet.volumes),
+        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
     )
 
 
 @pytest_asyncio.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    world = World(tmp_path)
+    store = MovingImages()
+    world = World(tmp_path, images=store)
     path = tmp_path / "s"
     async with (
         world.daemon() as fleet,
-        serving(path, "no-such-group", *servicers(world, fleet)),
+        serving(path, "no-such-group", servicers(world, fleet)),
         grpc.aio.insecure_channel(f"unix:{path}") as channel,
     ):
         yield Api(
@@ -76,4 +86,5 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             system_pb2_grpc.SystemServiceStub(channel),
             snapshot_pb2_grpc.TemplateServiceStub(channel),
             snapshot_pb2_grpc.SnapshotServiceStub(channel),
+            store,
         )

@@ -22,7 +22,7 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
     path = tmp_path / "s"
     async with (
         world.daemon() as fleet,
-        serving(path, "no-such-group", *servicers(world, fleet)),
+        serving(path, "no-such-group", servicers(world, fleet)),
         grpc.aio.insecure_channel(f"unix:{path}") as channel,
     ):
         yield Api(

@@ -4,7 +4,7 @@ import pytest
 
 from hyper.v1 import container_pb2, system_pb2
 from hyper.v1 import image_pb2 as pb
-from hyperd.api.convert import decode_platform
+from hyperd.api.image_convert import decode_platform
 from hyperd.errors import InvalidError, UnavailableError
 from hyperd.model.image import Platform
 from tests.fakes.world import eventually

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hyper.v1 import container_pb2 as pb
 from hyperctl import main
 from tests.fakes.daemon import serving_in_thread
 from tests.fakes.daemon_state import FakeDaemon
@@ -83,3 +84,16 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     if child.poll() is None:
         child.kill()
     child.wait(DEADLINE_S)
+
+
+@pytest.fixture
+def web(daemon):
+    spec = pb.ContainerSpec(
+        name="web",
+        image="docker.io/library/alpine:3",
+        args=["sleep", "1000"],
+        labels={"team": "a", "x.y": "1"},
+    )
+    container = daemon.add_container(spec)
+    daemon.start_process(container)
+    return container

@@ -16,7 +16,7 @@ from hyper.v1 import snapshot_pb2
 from hyperctl import main
 from tests.terminal import terminal
 from tests.unit.cli.conftest import DEADLINE_S
-from tests.unit.cli.test_commands import asked, golden
+from tests.unit.cli.goldens import asked, golden
 
 ENTRY = [sys.executable, "-m", "hyperctl.main"]
 

@@ -5,7 +5,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperd.image.framing import BLOCK, Framing
@@ -34,6 +34,7 @@ def tar_of(form: int, members: list[tuple[str, bytes]], pax: dict[str, str] | No
 FORMS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(FORMS[1:]),
     st.lists(st.tuples(st.text("aä/", min_size=1, max_size=300), st.binary(max_size=1500)), max_size=4),
@@ -108,6 +109,7 @@ def test_what_is_no_header_is_told_with_its_place(data, offset):
         assert complaint_of(data, chunk_bytes) == f"invalid tar header at byte {offset}"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=4096), st.integers(1, 4096))
 def test_no_rubbish_breaks_it(data, chunk_bytes):
     assert complaint_of(data, chunk_bytes) == complaint_of(data)

@@ -29,8 +29,12 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         "LOST_GRACE_S",
         "REDIAL_DELAY_S",
         "DRAIN_TIMEOUT_S",
-        "EXEC_DRAIN_TIMEOUT_S",
     ):
         monkeypatch.setattr(f"hyperd.sandbox.tenure.{name}", 0.001 if name == "REDIAL_DELAY_S" else 0.02)
-    for name in ("driver.KILL_TIMEOUT_S", "errands.ADOPT_DELAY_S"):
+    for name in (
+        "driver.KILL_TIMEOUT_S",
+        "errands.ADOPT_DELAY_S",
+        "execs.DRAIN_TIMEOUT_S",
+        "execs.EXEC_DRAIN_TIMEOUT_S",
+    ):
         monkeypatch.setattr(f"hyperd.sandbox.{name}", 0.02)

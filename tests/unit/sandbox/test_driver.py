@@ -418,6 +418,19 @@ async def test_a_removal_that_failed_can_be_tried_again(world: World, fleet: Fle
     assert fleet.list_views((), everything=True) == []
 
 
+async def test_a_removal_frees_its_disk_before_anything_has_to_be_written_down(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)
+    world.network.fail_next_release = ExhaustedError("no space left for the database")
+    with pytest.raises(ExhaustedError):
+        await handle.remove(force=True)
+    assert world.storage.disks == {}
+    assert not (world.root / "sandboxes" / handle.record.sandbox_id).exists()
+    await handle.remove(force=True)
+    world.require_nothing_left_of(handle)
+
+
 async def test_one_who_waits_for_a_container_that_never_ran_is_told_of_its_removal(fleet: Fleet) -> None:
     handle = await created(fleet)
     assert await ended(handle) == Exit(0, ExitReason.EXITED)

@@ -20,8 +20,8 @@ from hyperd.model.container import ContainerSpec, ContainerState, ExecSpec, Exit
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.model.vm import SandboxId, VmStatus
 from hyperd.sandbox import Fleet, SandboxHandle, is_running, machine
+from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.machine import RunFacts
-from hyperd.sandbox.tenure import STOPPED_BY_FORCE
 from tests.fakes.world import World, created, eventually, started
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -117,10 +117,10 @@ async def test_an_image_whose_removal_met_a_creation_has_no_container(world: Wor
     image = await world.images.get("alpine")
     insert = world.records.insert
 
-    async def insert_late(*added, pending: bool = False) -> None:
+    async def insert_late(*added, **options) -> None:
         assert fleet.images_in_use() == {image.image_id: "a container"}  # a removal that asks now is refused
         del world.images.images[image.image_id]  # one that asked before is not
-        await insert(*added, pending=pending)
+        await insert(*added, **options)
 
     world.records.insert = insert_late  # type: ignore[method-assign]
     with pytest.raises(ImageNotFoundError):

@@ -10,6 +10,7 @@ import pytest
 from hyperd.config import Config, TemplateConfig
 from hyperd.doctor import template_check
 from hyperd.errors import (
+    ClockError,
     ExhaustedError,
     HyperError,
     InvalidError,
@@ -191,6 +192,29 @@ async def test_a_start_whose_template_fails_boots_instead_and_says_so(
     assert identity.hostname == handle.record.sandbox_id[:12]
     await handle.stop()
     world.require_nothing_left_of(handle)
+
+
+async def test_a_guest_that_booted_goes_on_with_a_clock_that_nobody_could_prove(
+    world: World, fleet: Fleet
+) -> None:
+    """On a busy host. A clone might have the template's time, and is ended; one that booted has its hardware's."""
+    await world.templates.build(SHAPE)
+    start = world.hypervisor.start
+
+    async def start_slowly(definition: VmDefinition):
+        status = await start(definition)
+        world.hypervisor.agents[definition.sandbox_id].fail_next(
+            "configure", ClockError("the clock is not proven")
+        )
+        return status
+
+    world.hypervisor.start = start_slowly  # type: ignore[method-assign]
+    for _ in range(3):
+        handle = await started(fleet)
+        assert handle.view().state is ContainerState.RUNNING
+        assert report(handle).path is StartPath.COLD
+        assert report(handle).note.count("the clock is not proven") == 2  # of the clone, and of the guest
+    assert templates(world)  # which is not to blame
 
 
 async def test_a_start_in_vain_is_a_phase_of_its_own(world: World, fleet: Fleet) -> None:

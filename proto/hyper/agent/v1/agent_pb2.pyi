@@ -717,12 +717,18 @@ class Mount(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     TYPE_FIELD_NUMBER: _builtins.int
     OPTIONS_FIELD_NUMBER: _builtins.int
+    SUBDIRECTORY_FIELD_NUMBER: _builtins.int
+    COPY_IMAGE_FIELD_NUMBER: _builtins.int
     source: _builtins.str
     """tmpfs: ignored. bind: path in the guest. block: disk serial. virtiofs: tag"""
     destination: _builtins.str
     """absolute, inside the container; created when absent; never followed out of the root"""
     type: _builtins.str
     """tmpfs | bind | block:FSTYPE | virtiofs"""
+    subdirectory: _builtins.str
+    """block, virtiofs: what of it is mounted, one name; "" = all of it"""
+    copy_image: _builtins.bool
+    """block: first filled with what the image has at `destination`, when it is empty and writable"""
     @_builtins.property
     def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """ro, rw, nosuid, nodev, noexec, size=..., mode=..., uid=..., gid=..."""
@@ -734,10 +740,12 @@ class Mount(_message.Message):
         destination: _builtins.str = ...,
         type: _builtins.str = ...,
         options: _abc.Iterable[_builtins.str] | None = ...,
+        subdirectory: _builtins.str = ...,
+        copy_image: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "options", b"options", "source", b"source", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_image", b"copy_image", "destination", b"destination", "options", b"options", "source", b"source", "subdirectory", b"subdirectory", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hyper network create`, `ls`, `inspect`, `rm` and `prune`."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from hyper.v1 import network_pb2 as pb
+from hyperctl import client as hyperd
+from hyperctl import completion, options, terminal, tree
+from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
+from hyperctl.network_shape import (
+    NETWORK_COLUMNS,
+    NETWORK_HEADERS,
+    network_document,
+    network_row,
+)
+from hyperctl.output import print_rows, render_document, render_rows
+from hyperctl.render import render_json
+
+EPILOG = """\b
+Examples:
+  hyper network create backend
+  hyper network create --subnet 10.220.0.0/24 --internal vault
+  hyper run -d --network backend --name db postgres"""
+
+app = tree.group()
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="NETWORK...", help="Names or ids", autocompletion=completion.networks, show_default=False
+    ),
+]
+
+
+@tree.command(app, "create", epilog=EPILOG)
+def create(
+    name: Annotated[str, typer.Argument(metavar="NETWORK", help="Its name", show_default=False)],
+    *,
+    subnet: Annotated[
+        str, typer.Option("--subnet", metavar="CIDR", help="Its addresses", show_default=False)
+    ] = "",
+    gateway: Annotated[
+        str,
+        typer.Option("--gateway", metavar="ADDRESS", help="Of the host, in the subnet", show_default=False),
+    ] = "",
+    ip_range: Annotated[
+        str,
+        typer.Option("--ip-range", metavar="CIDR", help="Give addresses out of it alone", show_default=False),
+    ] = "",
+    internal: Annotated[bool, typer.Option("--internal", help="No way out, and none in")] = False,
+    mtu: Annotated[
+        str, typer.Option("--mtu", metavar="BYTES", help="Of its interfaces", show_default=False)
+    ] = "",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Set a label", show_default=False)
+    ] = None,
+    opt: Annotated[
+        list[str] | None,
+        typer.Option("--opt", "-o", metavar="NAME=VALUE", help="mtu=BYTES", show_default=False),
+    ] = None,
+    driver: Annotated[str, typer.Option("--driver", "-d", metavar="bridge", help="bridge")] = "bridge",
+    ipv6: Annotated[bool, typer.Option("--ipv6", help="Not there yet")] = False,
+) -> int:
+    """Make a network, and print its id."""
+    if ipv6:
+        raise CliError("guests have IPv4 only, so far", subject="--ipv6", exit_status=UNSUPPORTED)
+    if driver != "bridge":
+        raise InvalidError(f"invalid argument {driver!r}: only bridge is known", subject="--driver")
+    chosen = dict(options.parse_pairs("--opt", opt or []))
+    mtu = mtu or chosen.pop("mtu", "") or chosen.pop("com.docker.network.driver.mtu", "")
+    if chosen:
+        raise InvalidError(f"invalid argument {next(iter(chosen))!r}: only mtu is known", subject="--opt")
+    spec = pb.NetworkSpec(
+        name=name,
+        subnet=subnet,
+        gateway=gateway,
+        ip_range=ip_range,
+        internal=internal,
+        mtu=options.parse_integer("--mtu", mtu, minimum=1, maximum=65535) if mtu else 0,
+        labels=options.parse_pairs("--label", label or []),
+    )
+    response = hyperd.ask(lambda client: client.networks.CreateNetwork(pb.CreateNetworkRequest(spec=spec)))
+    print(response.network.id)
+    return 0
+
+
+@tree.command(app, "ls")
+def ls(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
+    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
+    ] = "",
+) -> int:
+    """List networks."""
+    response = hyperd.ask(
+        lambda client: client.networks.ListNetworks(pb.ListNetworksRequest(), timeout=hyperd.QUERY_TIMEOUT_S)
+    )
+    rows = [network_row(network, truncate=not no_trunc) for network in response.networks]
+    if quiet:
+        print_rows("\n".join(row["ID"] for row in rows))
+    else:
+        print_rows(render_rows(rows, columns=NETWORK_COLUMNS, headers=NETWORK_HEADERS, form=form))
+    return 0
+
+
+@tree.command(app, "inspect")
+def inspect(
+    names: Names,
+    *,
+    form: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORMAT", help="json or a template", show_default=False)
+    ] = "",
+) -> int:
+    """Show everything about networks."""
+
+    async def work() -> list[pb.Network]:
+        async with hyperd.connect() as client:
+            return [
+                (
+                    await client.networks.InspectNetwork(
+                        pb.InspectNetworkRequest(network=name), timeout=hyperd.QUERY_TIMEOUT_S
+                    )
+                ).network
+                for name in names
+            ]
+
+    documents = [network_document(network) for network in hyperd.run(work())]
+    if form:
+        print_rows("\n".join(render_document(document, form) for document in documents))
+    else:
+        print(render_json(documents, indent=4))
+    return 0
+
+
+@tree.command(app, "rm")
+def rm(names: Names) -> int:
+    """Remove networks. One that containers are on stays, and they are named."""
+
+    async def work() -> int:
+        async with hyperd.connect() as client:
+            return await hyperd.for_each(
+                client,
+                names,
+                lambda name: client.networks.RemoveNetwork(pb.RemoveNetworkRequest(network=name)),
+            )
+
+    return hyperd.run(work())
+
+
+@tree.command(app, "prune")
+def prune(*, force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask")] = False) -> int:
+    """Remove the networks that no container is on, and print their names."""
+    if not force:
+        if not terminal.is_terminal(0):
+            raise InvalidError("nobody can be asked", subject="prune", hint="--force does not ask")
+        print("All networks that no container is on will be removed. Continue? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            return 0
+    response = hyperd.ask(lambda client: client.networks.PruneNetworks(pb.PruneNetworksRequest()))
+    print_rows("\n".join(response.names))
+    return 0

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`hyper volume create`, `ls`, `inspect`, `rm` and `prune`."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from hyper.v1 import volume_pb2 as pb
+from hyperctl import client as hyperd
+from hyperctl import completion, options, tree
+from hyperctl.client import Client
+from hyperctl.errors import NOT_FOUND, InvalidError
+from hyperctl.output import print_rows, render_document, render_rows
+from hyperctl.render import render_json, render_size
+from hyperctl.template import Template
+from hyperctl.volume_shape import VOLUME_COLUMNS, VOLUME_HEADERS, volume_document, volume_row
+
+FILTERS = ("name", "label", "driver", "dangling")
+
+CREATE_EPILOG = """\b
+Examples:
+  hyper volume create pgdata --size 20g
+  hyper run -d -v pgdata:/var/lib/postgresql/data postgres
+  hyper run --rm -v pgdata:/data:ro alpine ls /data      once that has stopped, or is read-only too"""
+
+app = tree.group()
+
+Names = Annotated[
+    list[str],
+    typer.Argument(metavar="VOLUME...", help="Names", autocompletion=completion.volumes, show_default=False),
+]
+Filters = Annotated[
+    list[str] | None,
+    typer.Option("--filter", "-f", metavar="KEY=VALUE", help="name, label, driver, dangling"),
+]
+
+
+@tree.command(app, "create", epilog=CREATE_EPILOG)
+def create(
+    volume: Annotated[
+        str, typer.Argument(metavar="[VOLUME]", help="Its name [made up]", show_default=False)
+    ] = "",
+    *,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="The same", show_default=False)] = "",
+    size: Annotated[
+        str, typer.Option("--size", "-s", metavar="SIZE", help="As the guest sees it: 500m, 20g [10g]")
+    ] = "",
+    label: Annotated[
+        list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Set a label")
+    ] = None,
+    filesystem: Annotated[str, typer.Option("--fs", metavar="TYPE", help="File system [ext4]")] = "",
+    driver: Annotated[str, typer.Option("--driver", "-d", metavar="DRIVER", help="Driver [local]")] = "",
+    opt: Annotated[
+        list[str] | None,
+        typer.Option("--opt", "-o", metavar="KEY=VALUE", help="Option of the driver; local knows size"),
+    ] = None,
+) -> int:
+    """Make a volume: a disk of its own that outlives containers. Of one that is there only the name is printed."""
+    if volume and name and volume != name:
+        raise InvalidError("two names were given", subject=f"{volume}, {name}")
+    driver_options = options.parse_pairs("--opt", opt or [])
+    size = size or driver_options.pop("size", "")
+    request = pb.CreateVolumeRequest(
+        name=volume or name,
+        driver=driver,
+        size_bytes=options.parse_size("--size", size) if size else 0,
+        filesystem=filesystem,
+        labels=options.parse_pairs("--label", label or []),
+        options=driver_options,
+    )
+    made = hyperd.ask(lambda client: client.volumes.CreateVolume(request)).volume
+    print(made.name)
+    return 0
+
+
+@tree.command(app, "ls")
+def ls(
+    *,
+    filters: Filters = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names")] = False,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
+    ] = "",
+) -> int:
+    """List volumes."""
+    request = pb.ListVolumesRequest(filters=_filters(filters))
+    found = hyperd.ask(
+        lambda client: client.volumes.ListVolumes(request, timeout=hyperd.QUERY_TIMEOUT_S)
+    ).volumes
+    now_s = time.time()
+    if quiet:
+        print_rows("\n".join(volume.name for volume in found))
+    else:
+        rows = [volume_row(volume, now_s=now_s) for volume in found]
+        print_rows(render_rows(rows, columns=VOLUME_COLUMNS, headers=VOLUME_HEADERS, form=form))
+    return 0
+
+
+@tree.command(app, "inspect")
+def inspect(
+    names: Names,
+    *,
+    form: Annotated[
+        str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
+    ] = "",
+) -> int:
+    """Show everything about volumes."""
+    if form and form != "json":
+        Template(form)  # what is wrong with it is said before anything is asked
+    documents: list[Mapping[str, Any]] = []
+
+    async def look(client: Client, name: str) -> None:
+        request = pb.InspectVolumeRequest(volume=name)
+        response = await client.volumes.InspectVolume(request, timeout=hyperd.QUERY_TIMEOUT_S)
+        documents.append(volume_document(response.volume))
+
+    async def work() -> int:
+        async with hyperd.connect() as client:
+            return await hyperd.for_each(client, names, lambda name: look(client, name), echo=False)
+
+    status = hyperd.run(work())
+    if form and form != "json":
+        for document in documents:
+            print(render_document(document, form))
+    else:
+        print(render_json(documents, indent=None if form else 4))
+    return status
+
+
+@tree.command(app, "rm")
+def rm(
+    names: Names,
+    *,
+    force: Annotated[bool, typer.Option("--force", "-f", help="One that is not there is no failure")] = False,
+) -> int:
+    """Remove volumes that no container has. What is in them is gone."""
+
+    async def work() -> int:
+        async with hyperd.connect() as client:
+            return await hyperd.for_each(
+                client,
+                names,
+                lambda name: client.volumes.RemoveVolume(pb.RemoveVolumeRequest(volume=name)),
+                forgiven=frozenset({NOT_FOUND}) if force else frozenset(),
+            )
+
+    return hyperd.run(work())
+
+
+@tree.command(app, "prune")
+def prune(
+    *,
+    everything: Annotated[bool, typer.Option("--all", "-a", help="Named volumes too")] = False,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", metavar="label=KEY[=VALUE]", help="Only such")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask")] = False,
+) -> int:
+    """Remove the anonymous volumes that no container has."""
+    chosen = _filters(filters)
+    what = "all volumes" if everything else "all anonymous volumes"
+    if not force:
+        if not sys.stdin.isatty():
+            raise InvalidError("nobody can be asked", subject="volume prune", hint="give --force")
+        print(f"This removes {what} that no container has. Go on? [y/N] ", end="", flush=True)
+        if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+            return 0
+    request = pb.PruneVolumesRequest(all=everything, filters=chosen)
+    pruned = hyperd.ask(lambda client: client.volumes.PruneVolumes(request))
+    for name in pruned.removed:
+        print(name)
+    print(f"Total reclaimed space: {render_size(pruned.reclaimed_bytes)}")
+    return 0
+
+
+def _filters(texts: list[str] | None) -> list[pb.VolumeFilter]:
+    return [
+        pb.VolumeFilter(key=key, value=value) for key, value in options.parse_filters(texts or [], FILTERS)
+    ]

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Request streams of bytes, bounded, read no faster than they are used."""
+
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
+
+from hyperd.errors import InvalidError
+
+T = TypeVar("T")
+
+MAX_DATA_BYTES = 1 << 20  # of one message, in both directions
+
+
+async def first_request(requests: AsyncIterator[T], what: str) -> T:
+    """Raises InvalidError when there is none."""
+    first = await anext(aiter(requests), None)
+    if first is None:
+        raise InvalidError(f"no {what} was sent")
+    return first
+
+
+async def received(
+    requests: AsyncIterator[T], data_of: Callable[[T], bytes], first: bytes = b""
+) -> AsyncIterator[bytes]:
+    """``first``, then each message's data. The next is asked for when this one was taken, so gRPC holds the sender up.
+
+    Raises InvalidError for a message that is too large.
+    """
+    if first:
+        yield _bounded(first)
+    # Not `async for`: grpc.aio iterates a request stream of ours by anext() only.
+    while (request := await anext(aiter(requests), None)) is not None:
+        data = _bounded(data_of(request))
+        if data:
+            yield data
+
+
+def _bounded(data: bytes) -> bytes:
+    if len(data) > MAX_DATA_BYTES:
+        raise InvalidError(f"a message holds more than {MAX_DATA_BYTES} bytes")
+    return data
+
+
+def pieces(data: bytes) -> list[bytes]:
+    """As messages may carry them."""
+    return [data[at : at + MAX_DATA_BYTES] for at in range(0, len(data), MAX_DATA_BYTES)]

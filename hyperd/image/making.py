@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images made here: a commit on a base, and a root file system on nothing.
+
+    base pinned -> layer streams in (layer_intake) -> config, manifest (assemble) -> all pinned -> files -> records
+
+What can be wrong without the layer is found before its first byte is asked for. The records change last, in one
+transaction; before that, whatever goes wrong, nothing stays.
+"""
+
+import contextlib
+import sqlite3
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, UnavailableError
+from hyperd.host import files
+from hyperd.host.workers import Wanted
+from hyperd.image import assemble as assembling
+from hyperd.image import platform as platforms
+from hyperd.image import records
+from hyperd.image.assemble import Assembled, Base, Blob
+from hyperd.image.layer_intake import Draft, Intake
+from hyperd.image.manifest import MAX_MANIFEST_BYTES
+from hyperd.image.pull import Parts
+from hyperd.image.reference import Named, parse_named
+from hyperd.model.image import Digest, Image, ImageId, NewImage
+
+_NO_DIGEST = Digest("sha256:" + "0" * 64)
+
+
+class Making:
+    def __init__(self, parts: Parts, intake: Intake) -> None:
+        self._parts = parts
+        self._intake = intake
+
+    async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        """As ``ImageStore.commit``."""
+        async with self._standing(base) as ground:
+            return await self._make(ground, layer, new)
+
+    async def make_on_nothing(self, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        """``layer``: a plain tar."""
+        platform = new.platform or platforms.host_platform()
+        return await self._make(assembling.from_nothing(platform), layer, new)
+
+    async def _make(self, base: Base, layer: AsyncIterator[bytes], new: NewImage) -> Image:
+        names = names_for(new.reference)
+        assembling.assemble(base, _NO_DIGEST, Blob(_NO_DIGEST, 0), new, datetime.now(UTC))  # or it ends here
+        async with self._intake.taken(layer) as draft:
+            blob = Blob(draft.blob_digest, draft.blob_bytes)
+            made = assembling.assemble(base, draft.diff_id, blob, new, datetime.now(UTC))
+            return await self._keep(draft, made, names)
+
+    async def _keep(self, draft: Draft, made: Assembled, names: tuple[Named, ...]) -> Image:
+        garbage = self._parts.garbage
+        mine = {Digest(made.image_id), made.manifest_digest, draft.blob_digest, draft.diff_id}
+        try:
+            async with garbage.pinned(mine):
+                return await self._record(draft, made, names)
+        except BaseException:
+            await garbage.sweep(mine)
+            raise
+
+    async def _record(self, draft: Draft, made: Assembled, names: tuple[Named, ...]) -> Image:
+        parts = self._parts
+        layer = await self._intake.keep(draft)
+        await parts.workers.call_while_wanted(self._put, made)
+        new = records.NewImage(
+            made.image_id,
+            made.manifest_digest,
+            made.parsed_manifest,
+            made.config,
+            made.parsed.diff_ids,
+            names,
+        )
+
+        def save(connection: sqlite3.Connection) -> Image:
+            records.save_layer(connection, layer)
+            return records.save_image(connection, new)
+
+        return await parts.database.transaction(save)
+
+    def _put(self, _: Wanted, made: Assembled) -> None:
+        content = self._parts.content
+        with files.file_errors(content.root):
+            content.put(made.manifest_digest, made.manifest)
+            content.put(Digest(made.image_id), made.config)
+            self._parts.disks.make(made.image_id, made.parsed.diff_ids)
+
+    @contextlib.asynccontextmanager
+    async def _standing(self, base: ImageId) -> AsyncIterator[Base]:
+        """The base, which stays on disk for so long even when somebody removes it. Raises ImageNotFoundError."""
+        parts = self._parts
+
+        def look(connection: sqlite3.Connection) -> tuple[Digest, bytes, set[Digest]]:
+            row = connection.execute(
+                "SELECT manifest_digest, config FROM image WHERE image_id = ?", (base,)
+            ).fetchone()
+            if row is None:
+                raise ImageNotFoundError("no such image", subject=base)
+            return Digest(row["manifest_digest"]), row["config"], records.digests_of(connection, base)
+
+        digests = (await parts.database.transaction(look))[2]
+        try:
+            async with parts.garbage.pinned(digests):
+                manifest, config, _ = await parts.database.transaction(look)  # it may have gone meanwhile
+                yield Base(config, await self._read_manifest(base, manifest))
+        finally:
+            await parts.garbage.sweep(digests)
+
+    async def _read_manifest(self, base: ImageId, digest: Digest) -> bytes:
+        content = self._parts.content
+        try:
+            return await self._parts.workers.call(content.read, digest, limit=MAX_MANIFEST_BYTES)
+        except HyperError as error:
+            raise UnavailableError(
+                "the image's manifest is damaged",
+                subject=base,
+                evidence=str(error),
+                hint="`hyper pull` it again",
+            ) from error
+
+
+def names_for(reference: str) -> tuple[Named, ...]:
+    """Raises InvalidError."""
+    if not reference:
+        return ()
+    named = parse_named(reference)
+    if named.digest:
+        raise InvalidError(
+            "an image cannot be given a digest", subject=reference[:300], hint="give NAME[:TAG]"
+        )
+    return (named,)

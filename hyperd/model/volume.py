@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes, and what a container mounts."""
+
+import enum
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import NewType
+
+from hyperd.model.vm import SandboxId
+
+VolumeName = NewType("VolumeName", str)
+
+LOCAL = "local"
+
+
+class MountType(enum.StrEnum):
+    VOLUME = "volume"
+    BIND = "bind"
+    TMPFS = "tmpfs"
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """What is mounted at ``destination``. Of a container that exists every volume has its name."""
+
+    type: MountType
+    destination: str  # absolute, normal
+    source: str = ""  # volume: its name, "" = a new one; bind: absolute path on the host
+    readonly: bool = False
+    no_copy: bool = False  # volume: not filled with what the image has there
+    create_source: bool = False  # bind: a missing source becomes a directory
+    size_bytes: int = 0  # tmpfs; a volume that is made for it: 0 = default
+    mode: int = 0  # tmpfs: permission bits, 0 = 1777
+    labels: dict[str, str] = field(default_factory=dict)  # of a volume that is made for it
+    driver: str = ""
+    anonymous: bool = False  # the volume was made for this container and has no name of its user's
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeRequest:
+    """A volume as asked for; empty means the default."""
+
+    name: VolumeName
+    size_bytes: int = 0
+    filesystem: str = ""
+    driver: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    anonymous: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    name: VolumeName
+    size_bytes: int  # of the disk, as the guest sees it
+    filesystem: str
+    labels: dict[str, str]
+    anonymous: bool
+    created_at: datetime
+    path: Path  # of its file
+    driver: str = LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeUser:
+    """A container that has it, running or not."""
+
+    sandbox_id: SandboxId
+    name: str
+    readonly: bool
+    attached: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    """A volume as shown to the outside at one moment."""
+
+    volume: Volume
+    allocated_bytes: int
+    users: tuple[VolumeUser, ...]

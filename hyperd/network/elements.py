@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Elements put into nftables sets and maps, and taken out, by netlink messages of our own: a start has no time for a
+child process. See linux/netfilter/nf_tables.h. Blocking.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_INET, NFPROTO_BRIDGE
+NETLINK_NETFILTER = 12
+_ANSWER_S = 5.0
+_ANSWER_BYTES = 8192
+_REQUEST, _ACK, _CREATE = 1, 4, 0x400
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_NF_TABLES = 10
+_NEWSETELEM, _DELSETELEM = _NF_TABLES << 8 | 12, _NF_TABLES << 8 | 14
+_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_KEY, _DATA, _VALUE = 1, 2, 1
+_NESTED = 0x8000
+_TOGETHER = 256  # elements of one message, whose length has 16 bits
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """Of the set or map ``where``. Each part of a concatenation is padded to four bytes; see ``padded``."""
+
+    where: str
+    key: bytes
+    data: bytes = b""  # of a map's
+
+
+def padded(*parts: bytes) -> bytes:
+    """As the kernel concatenates."""
+    return b"".join(part + b"\0" * (-len(part) % 4) for part in parts)
+
+
+def add(family: int, table: str, elements: Sequence[Element]) -> None:
+    """All or none, in one transaction; one that is there already stays. Raises OSError, as without the table."""
+    _change(family, table, _NEWSETELEM, _REQUEST | _ACK | _CREATE, elements)
+
+
+def remove(family: int, table: str, elements: Sequence[Element]) -> None:
+    """All or none, in one transaction. Raises OSError: ENOENT when one is not there."""
+    _change(family, table, _DELSETELEM, _REQUEST | _ACK, elements)
+
+
+def _change(family: int, table: str, kind: int, flags: int, elements: Sequence[Element]) -> None:
+    messages = [_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NF_TABLES)]
+    for where in dict.fromkeys(element.where for element in elements):
+        here = [element for element in elements if element.where == where]
+        for start in range(0, len(here), _TOGETHER):
+            some = here[start : start + _TOGETHER]
+            body = _text(_TABLE, table) + _text(_SET, where)
+            body += _attribute(_ELEMENTS | _NESTED, b"".join(_encode(some)))
+            messages.append(_message(kind, flags, len(messages), family, body, 0))
+    answers = len(messages) - 1
+    messages.append(_message(_BATCH_END, _REQUEST, len(messages), 0, b"", _NF_TABLES))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_ANSWER_S)
+        kernel.send(b"".join(messages))
+        for _ in range(answers):  # each is acknowledged, or the first thing that is wrong is told
+            (code,) = struct.unpack_from("=i", kernel.recv(_ANSWER_BYTES), 16)
+            if code:
+                raise OSError(-code, os.strerror(-code))
+
+
+def _encode(elements: Iterable[Element]) -> Iterable[bytes]:
+    for element in elements:
+        parts = _attribute(_KEY | _NESTED, _attribute(_VALUE, element.key))
+        if element.data:
+            parts += _attribute(_DATA | _NESTED, _attribute(_VALUE, element.data))
+        yield _attribute(1 | _NESTED, parts)
+
+
+def _message(kind: int, flags: int, number: int, family: int, body: bytes, resource: int) -> bytes:
+    header = struct.pack("=IHHII", 20 + len(body), kind, flags, number, 0)
+    return header + struct.pack("!BBH", family, 0, resource) + body
+
+
+def _text(kind: int, text: str) -> bytes:
+    return _attribute(kind, text.encode() + b"\0")
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)

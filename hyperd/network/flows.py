@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connections that the kernel remembers, forgotten where their rule has changed: one that is known keeps its way, and
+somebody who sends UDP without a pause would keep it for ever. See linux/netfilter/nfnetlink_conntrack.h. Blocking.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from hyperd.model.network import Protocol
+from hyperd.network.elements import NETLINK_NETFILTER
+from hyperd.network.forwards import Forward
+from hyperd.network.settings import ANY
+
+_ANSWER_S = 5.0
+_ANSWER_BYTES = 1 << 18
+_REQUEST, _ACK, _DUMP = 1, 4, 0x300
+_GET, _DELETE = 1 << 8 | 1, 1 << 8 | 2
+_ERROR, _DONE = 2, 3
+_ORIGINAL, _REPLY, _STATUS = 1, 2, 3
+_DESTINATION_CHANGED = 1 << 5  # IPS_DST_NAT
+_PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP}
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    protocol: Protocol
+    destination: tuple[IPv4Address, int]  # that it was sent to
+    answered_by: tuple[IPv4Address, int]
+    is_forwarded: bool
+    name: bytes  # the kernel's, to forget it by
+
+
+def forget_led_astray(forward: Forward) -> None:
+    """Those that began before ``forward`` held. Raises OSError."""
+
+    def is_it(flow: Flow) -> bool:
+        host_ip, host_port = flow.destination
+        return not flow.is_forwarded and host_port == forward.host_port and forward.host_ip in (ANY, host_ip)
+
+    _forget(forward.protocol, is_it)
+
+
+def forget_forwarded(forward: Forward) -> None:
+    """Those that ``forward`` has led to its guest. Raises OSError."""
+
+    def is_it(flow: Flow) -> bool:
+        return (
+            flow.is_forwarded
+            and flow.destination[1] == forward.host_port
+            and flow.answered_by == (forward.address, forward.container_port)
+        )
+
+    _forget(forward.protocol, is_it)
+
+
+def _forget(protocol: Protocol, is_it: Callable[[Flow], bool]) -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_ANSWER_S)
+        kernel.send(_message(_GET, _REQUEST | _DUMP, b""))
+        wanted = [flow for flow in _dumped(kernel) if flow.protocol is protocol and is_it(flow)]
+        for flow in wanted:
+            kernel.send(_message(_DELETE, _REQUEST | _ACK, flow.name))
+            (code,) = struct.unpack_from("=i", kernel.recv(_ANSWER_BYTES), 16)
+            if code and -code != errno.ENOENT:  # it has ended meanwhile
+                raise OSError(-code, os.strerror(-code))
+
+
+def _dumped(kernel: socket.socket) -> Iterator[Flow]:
+    while True:
+        answer = kernel.recv(_ANSWER_BYTES)
+        while len(answer) >= 16:
+            size, kind = struct.unpack_from("=IH", answer)
+            if kind == _DONE:
+                return
+            if kind == _ERROR:
+                (code,) = struct.unpack_from("=i", answer, 16)
+                raise OSError(-code, os.strerror(-code))
+            flow = _parse(answer[20:size])
+            if flow is not None:
+                yield flow
+            answer = answer[size + (-size % 4) :]
+
+
+def _parse(body: bytes) -> Flow | None:
+    """None: neither TCP nor UDP."""
+    parts = _attributes(body)
+    original, reply = _tuple(parts[_ORIGINAL]), _tuple(parts[_REPLY])
+    protocol = _PROTOCOLS.get(original[0])
+    if protocol is None:
+        return None
+    (status,) = struct.unpack("!I", parts[_STATUS])
+    name = struct.pack("=HH", 4 + len(parts[_ORIGINAL]), _ORIGINAL | 0x8000) + parts[_ORIGINAL]
+    return Flow(protocol, original[2], reply[1], bool(status & _DESTINATION_CHANGED), name)
+
+
+def _tuple(body: bytes) -> tuple[int, tuple[IPv4Address, int], tuple[IPv4Address, int]]:
+    """Protocol, source, destination."""
+    parts = _attributes(body)
+    addresses, ports = _attributes(parts[1]), _attributes(parts[2])
+    source, destination = (int.from_bytes(ports.get(kind, b""), "big") for kind in (2, 3))
+    return ports[1][0], (IPv4Address(addresses[1]), source), (IPv4Address(addresses[2]), destination)
+
+
+def _attributes(body: bytes) -> dict[int, bytes]:
+    found = {}
+    while len(body) >= 4:
+        size, kind = struct.unpack_from("=HH", body)
+        if size < 4:
+            break
+        found[kind & 0x3FFF] = body[4:size]
+        body = body[size + (-size % 4) :]
+    return found
+
+
+def _message(kind: int, flags: int, body: bytes) -> bytes:
+    header = struct.pack("=IHHII", 20 + len(body), kind, flags, 1, 0)
+    return header + struct.pack("!BBH", socket.AF_INET, 0, 0) + body

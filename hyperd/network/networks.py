@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``BridgeNetworks``: the default network and those that users make, each a bridge with leases and rules of its own.
+
+Bridges and rules are made from the records: a network whose record is there and whose bridge is not is made again when
+it is next needed.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import re
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
+
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    InvalidError,
+    NotFoundError,
+    WrongStateError,
+)
+from hyperd.host.database import Database
+from hyperd.model.network import (
+    DEFAULT_NETWORK,
+    Attachment,
+    NetworkSpec,
+    NetworkView,
+    PortRequest,
+    PublishedPort,
+)
+from hyperd.model.vm import SandboxId
+from hyperd.network.bridge import HostRoute, read_routes, require_free
+from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
+from hyperd.network.definitions import Definitions
+from hyperd.network.publishing import AtPort
+from hyperd.network.settings import BridgeSettings
+
+_log = logging.getLogger(__name__)
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_RESERVED = (DEFAULT_NETWORK, "none", "host", "default", "container")
+POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
+_MAX_NETWORKS = 200
+
+
+class BridgeNetworks:
+    def __init__(self, settings: BridgeSettings, database: Database) -> None:
+        self._settings = settings
+        self._database = database
+        self._definitions = Definitions(database)
+        self._at_port: AtPort = {}
+        self._default = BridgeNetwork(settings, database, self._at_port)
+        self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
+        self._views: dict[str, NetworkView] = {}
+        self._changing = asyncio.Lock()
+        self._is_loaded = False
+
+    @property
+    def trouble(self) -> HyperError | None:
+        return self._default.trouble
+
+    async def prepare(self) -> None:
+        """The default one's errors are raised; of the others it is told, and each start that needs one tries again."""
+        try:
+            await self._default.prepare()
+        finally:
+            await self._load()
+        for name, network in list(self._networks.items()):
+            if network is not self._default:
+                try:
+                    await network.prepare()
+                except HyperError as error:
+                    _log.error("a network is not ready", extra={"network": name, "error": str(error)})
+
+    async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
+        """Until cancelled: rules that somebody took away are made again."""
+        while True:
+            await asyncio.sleep(every_s)
+            for network in list(self._networks.values()):
+                await network.look()
+
+    async def attach(
+        self,
+        sandbox_id: SandboxId,
+        ports: Sequence[PortRequest] = (),
+        holder: str = "",
+        network: str = DEFAULT_NETWORK,
+        address: str = "",
+    ) -> Attachment:
+        return await self._require(network).attach(sandbox_id, ports, holder, address)
+
+    async def detach(self, sandbox_id: SandboxId) -> None:
+        for network in await self._of(sandbox_id):
+            await network.detach(sandbox_id)
+
+    async def release(self, sandbox_id: SandboxId) -> None:
+        for network in await self._of(sandbox_id):
+            await network.release(sandbox_id)
+
+    async def publish(
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+    ) -> tuple[PublishedPort, ...]:
+        (network, *_) = await self._of(sandbox_id)
+        return await network.publish(sandbox_id, ports, holder)
+
+    async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
+        (network, *_) = await self._of(sandbox_id)
+        await network.unpublish(sandbox_id, ports)
+
+    def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
+        return tuple(port for network in self._networks.values() for port in network.published(sandbox_id))
+
+    async def list_attached(self) -> set[SandboxId]:
+        owners = await self._default.list_attached()  # taps of every network are known by their alias
+        for network in list(self._networks.values()):
+            owners |= await network.list_leased()
+        return owners
+
+    def list_networks(self) -> list[NetworkView]:
+        return [self._default_view(), *self._views.values()]
+
+    def get_network(self, reference: str) -> NetworkView:
+        views = self.list_networks()
+        for view in views:
+            if reference in (view.spec.name, view.network_id):
+                return view
+        matching = [view for view in views if reference and view.network_id.startswith(reference)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise InvalidError(f"{len(matching)} networks begin with it", subject=repr(reference))
+        raise _no_such(reference)
+
+    async def create_network(self, spec: NetworkSpec) -> NetworkView:
+        if not _NAME.fullmatch(spec.name) or spec.name in _RESERVED:
+            raise InvalidError("is not a name for a network", subject=repr(spec.name))
+        async with self._changing:
+            await self._load()
+            if spec.name in self._views:
+                raise ExistsError("there is one of this name", subject=f"network {spec.name}")
+            if len(self._views) >= _MAX_NETWORKS:
+                raise ExhaustedError(f"there are {_MAX_NETWORKS} networks", hint="`hyper network prune`")
+            settings = self._filled(spec, self._choose_subnet(spec, await read_routes()))
+            view = NetworkView(_spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
+            view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
+            await self._definitions.insert(view)
+            network = BridgeNetwork(self._settings_of(view), self._database, self._at_port)
+            try:
+                await network.prepare()
+            except BaseException:
+                await asyncio.shield(self._discard(view.spec.name, network))
+                raise
+            self._networks[spec.name], self._views[spec.name] = network, view
+        _log.info("network made", extra={"network": spec.name, "subnet": view.spec.subnet})
+        return view
+
+    async def remove_network(self, name: str) -> None:
+        async with self._changing:
+            if name == self._settings.name:
+                raise WrongStateError("is the default one", subject=f"network {name}")
+            network = self._networks.get(name)
+            if network is None:
+                raise _no_such(name)
+            owners = await network.list_leased()
+            if owners:
+                shown = ", ".join(sorted(owner[:12] for owner in owners))
+                raise WrongStateError(f"is in use by {shown}", subject=f"network {name}")
+            del self._networks[name]
+            view = self._views.pop(name)
+            try:
+                await self._discard(name, network)
+            except BaseException:
+                self._networks[name], self._views[name] = network, view
+                raise
+
+    def close(self) -> None:
+        for network in self._networks.values():
+            network.close()
+
+    async def _discard(self, name: str, network: BridgeNetwork) -> None:
+        """The record last: killed halfway, the network is there again, whole."""
+        await network.remove()
+        await self._definitions.delete(name)
+        network.close()
+
+    async def _load(self) -> None:
+        if self._is_loaded:
+            return
+        for view in await self._definitions.list_all():
+            self._views[view.spec.name] = view
+            self._networks[view.spec.name] = BridgeNetwork(
+                self._settings_of(view), self._database, self._at_port
+            )
+        self._is_loaded = True
+
+    def _require(self, name: str) -> BridgeNetwork:
+        network = self._networks.get(name or DEFAULT_NETWORK)
+        if network is None:
+            raise _no_such(name)
+        return network
+
+    async def _of(self, sandbox_id: SandboxId) -> list[BridgeNetwork]:
+        """Whose lease it has; the default one when it has none, which finds what is left of it all the same."""
+        found = [network for network in list(self._networks.values()) if await network.has_lease(sandbox_id)]
+        return found or [self._default]
+
+    def _choose_subnet(self, spec: NetworkSpec, routes: Sequence[HostRoute]) -> IPv4Network:
+        if spec.subnet:
+            with _as_invalid("subnet", spec.subnet):
+                subnet = IPv4Network(spec.subnet)
+            for network in self._networks.values():
+                if subnet.overlaps(network.settings.subnet):
+                    raise InvalidError(
+                        f"overlaps {network.settings.subnet} of network {network.settings.name}",
+                        subject=f"subnet {subnet}",
+                    )
+            return subnet
+        for candidate in POOL.subnets(new_prefix=24):
+            if any(candidate.overlaps(network.settings.subnet) for network in self._networks.values()):
+                continue
+            with contextlib.suppress(HyperError):
+                require_free(candidate, routes, "")
+                return candidate
+        raise ExhaustedError(f"no part of {POOL} is free", hint="give a --subnet")
+
+    def _filled(self, spec: NetworkSpec, subnet: IPv4Network) -> BridgeSettings:
+        """Raises InvalidError for what does not fit together."""
+        gateway, ip_range = None, None
+        with _as_invalid("gateway", spec.gateway):
+            gateway = IPv4Address(spec.gateway) if spec.gateway else None
+        with _as_invalid("range", spec.ip_range):
+            ip_range = IPv4Network(spec.ip_range) if spec.ip_range else None
+        return dataclasses.replace(
+            self._settings,
+            name=spec.name,
+            bridge="hyb",
+            subnet=subnet,
+            mtu=spec.mtu,
+            gateway_address=gateway,
+            ip_range=ip_range,
+            internal=spec.internal,
+        )
+
+    def _settings_of(self, view: NetworkView) -> BridgeSettings:
+        return dataclasses.replace(self._filled(view.spec, IPv4Network(view.spec.subnet)), bridge=view.bridge)
+
+    def _default_view(self) -> NetworkView:
+        settings = self._settings
+        spec = NetworkSpec(settings.name, str(settings.subnet), str(settings.gateway), mtu=settings.mtu)
+        return NetworkView(spec, "0" * 64, settings.bridge, None)
+
+
+def _spec_of(asked: NetworkSpec, settings: BridgeSettings) -> NetworkSpec:
+    return dataclasses.replace(asked, subnet=str(settings.subnet), gateway=str(settings.gateway))
+
+
+@contextlib.contextmanager
+def _as_invalid(what: str, text: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        hint = "IPv6 is not there yet" if ":" in text else ""
+        raise InvalidError(f"is no IPv4 {what}: {error}", subject=repr(text), hint=hint) from error
+
+
+def _no_such(name: str) -> NotFoundError:
+    return NotFoundError("no such network", subject=f"network {name}", hint="`hyper network ls` lists all")

@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ports of the host that lead to sandboxes: chosen, held, recorded, told to the kernel; and all of it back.
+
+The record comes before the rule and goes after it, so that what a killed hyperd left is found by the next one, which
+makes the rules from the records.
+"""
+
+import asyncio
+import errno
+import logging
+import socket
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Sequence
+from ipaddress import AddressValueError, IPv4Address
+from typing import Any
+
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, UnsupportedError
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.model.network import PortRequest, Protocol, PublishedPort
+from hyperd.model.vm import SandboxId
+from hyperd.network import elements, flows, holds
+from hyperd.network.elements import INET_FAMILY
+from hyperd.network.forwards import Forward, element
+from hyperd.network.netlink import network_errors
+
+_log = logging.getLogger(__name__)
+MAX_PORTS = 1024  # of one sandbox: each is a file descriptor of hyperd's
+MIGRATION = """CREATE TABLE network_port (
+    network TEXT NOT NULL, sandbox_id TEXT NOT NULL, holder TEXT NOT NULL, address INTEGER NOT NULL,
+    protocol TEXT NOT NULL, host_ip INTEGER NOT NULL, host_port INTEGER NOT NULL, container_port INTEGER NOT NULL,
+    PRIMARY KEY (protocol, host_ip, host_port)
+) STRICT"""
+
+AtPort = dict[int, list[tuple[Forward, str]]]  # of the host: what is published there, and for whom
+
+
+class Publishing:
+    """Of one network. ``lock``: nobody else changes the rules meanwhile. ``taps``: the thread for the kernel."""
+
+    def __init__(
+        self,
+        database: Database,
+        network: str,
+        table: str,
+        default_address: IPv4Address,
+        taps: Workers,
+        lock: asyncio.Lock,
+        at_port: "AtPort | None" = None,
+    ) -> None:
+        """``at_port``: shared by the networks of one host, so that the owner of a port is known to all."""
+        self._database = database
+        self._network = network
+        self._table = table
+        self._default_address = default_address
+        self._taps = taps
+        self._lock = lock
+        self._forwards: dict[Forward, tuple[SandboxId, str]] = {}  # whose, by id and name
+        self._of_sandbox: dict[SandboxId, list[Forward]] = {}
+        self._at_port: AtPort = {} if at_port is None else at_port
+        self._sockets: dict[Forward, socket.socket] = {}
+
+    async def load(self) -> None:
+        """What the records say, when hyperd begins."""
+
+        def work(connection: sqlite3.Connection) -> list[tuple[SandboxId, str, Forward]]:
+            rows = connection.execute(
+                "SELECT sandbox_id, holder, protocol, host_ip, host_port, address, container_port"
+                " FROM network_port WHERE network = ?",
+                (self._network,),
+            )
+            return [
+                (
+                    SandboxId(row[0]),
+                    row[1],
+                    Forward(Protocol(row[2]), IPv4Address(row[3]), row[4], IPv4Address(row[5]), row[6]),
+                )
+                for row in rows
+            ]
+
+        for sandbox_id, holder, forward in await self._database.transaction(work):
+            self._remember(forward, sandbox_id, holder)
+            try:
+                self._sockets[forward] = holds.hold(forward.protocol, forward.host_ip, forward.host_port)
+            except OSError as error:  # taken while no hyperd ran; the rules lead to the sandbox all the same
+                fields = {"port": str(forward.published), "sandbox": holder, "error": str(error)}
+                _log.warning("a published port is not held", extra=fields)
+
+    @property
+    def forwards(self) -> Collection[Forward]:
+        return self._forwards.keys()
+
+    @property
+    def owners(self) -> set[SandboxId]:
+        return set(self._of_sandbox)
+
+    def of(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
+        published = (forward.published for forward in self._of(sandbox_id))
+        return tuple(sorted(published, key=lambda p: (p.container_port, p.protocol, p.host_ip, p.host_port)))
+
+    async def publish(
+        self,
+        sandbox_id: SandboxId,
+        holder: str,
+        address: IPv4Address,
+        requests: Sequence[PortRequest],
+        require: Callable[[], None] = lambda: None,
+    ) -> tuple[PublishedPort, ...]:
+        """All or none; ``require`` is asked when nobody else can change anything any more.
+
+        Raises ExistsError with the owner of a port that is taken, InvalidError, ExhaustedError.
+        """
+        made: list[Forward] = []
+        async with self._lock:
+            require()
+            if len(self._of(sandbox_id)) + len(requests) > MAX_PORTS:
+                raise InvalidError(f"more than {MAX_PORTS} ports", subject=f"container {holder}")
+            try:
+                for request in requests:
+                    made.append(await self._take(sandbox_id, holder, address, request))  # noqa: PERF401 - undone
+                await self._record(made)
+                await self._taps.call(self._put_in, made)
+            except BaseException:
+                await asyncio.shield(self._drop(made))
+                raise
+        return tuple(forward.published for forward in made)
+
+    async def withdraw(
+        self,
+        sandbox_id: SandboxId,
+        ports: Collection[PublishedPort] | None = None,
+        *,
+        hang_up: bool = False,
+    ) -> None:
+        """``ports`` None: all of them. Idempotent. ``hang_up``: TCP connections over them end, too.
+
+        Raises NotFoundError for one that is not published.
+        """
+        async with self._lock:
+            mine = self._of(sandbox_id)
+            if ports is not None:
+                known = {forward.published for forward in mine}
+                for port in ports:
+                    if port not in known:
+                        raise NotFoundError("is not published", subject=f"port {port}")
+                mine = [forward for forward in mine if forward.published in ports]
+            if mine:
+                await asyncio.shield(self._drop(mine, hang_up=hang_up))
+
+    def close(self) -> None:
+        """The rules stay, and with them the connections."""
+        for held in self._sockets.values():
+            held.close()
+        self._sockets.clear()
+        for forward in list(self._forwards):
+            self._forget(forward)
+
+    def _of(self, sandbox_id: SandboxId) -> list[Forward]:
+        return list(self._of_sandbox.get(sandbox_id, ()))
+
+    def _remember(self, forward: Forward, sandbox_id: SandboxId, holder: str) -> None:
+        self._forwards[forward] = (sandbox_id, holder)
+        self._of_sandbox.setdefault(sandbox_id, []).append(forward)
+        self._at_port.setdefault(forward.host_port, []).append((forward, holder))
+
+    def _forget(self, forward: Forward) -> None:
+        if forward in self._forwards:
+            sandbox_id, holder = self._forwards.pop(forward)
+            _take_from(self._of_sandbox, sandbox_id, forward)
+            _take_from(self._at_port, forward.host_port, (forward, holder))
+
+    async def _take(
+        self, sandbox_id: SandboxId, holder: str, address: IPv4Address, request: PortRequest
+    ) -> Forward:
+        """Held from here on, and in memory."""
+        host_ip = self._host_ip(request)
+        refused: ExistsError | None = None
+        for host_port in range(request.host_port, max(request.host_port, request.host_port_end) + 1):
+            try:
+                held = self._hold(request.protocol, host_ip, host_port)
+            except ExistsError as error:
+                refused = error
+                continue
+            if held is None:
+                owner = await self._taps.call(holds.find_owner, request.protocol, host_port)
+                refused = _taken(request.protocol, host_ip, host_port, owner or "a process of the host")
+                continue
+            number = host_port or held.getsockname()[1]
+            forward = Forward(request.protocol, host_ip, number, address, request.container_port)
+            self._remember(forward, sandbox_id, holder)
+            self._sockets[forward] = held
+            return forward
+        assert refused is not None  # noqa: S101 - a range has at least one
+        if request.host_port_end > request.host_port:
+            brief = f"all ports from {request.host_port} to {request.host_port_end} are taken"
+            raise ExistsError(brief, subject=f"{host_ip}/{request.protocol}", evidence=str(refused))
+        raise refused
+
+    def _hold(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket | None:
+        """None when a process of the host has it. Raises ExistsError when a container has it."""
+        for forward, holder in self._at_port.get(host_port, ()):
+            if forward.overlaps(protocol, host_ip, host_port):
+                raise _taken(protocol, host_ip, host_port, f"container {holder}")
+        try:
+            return holds.hold(protocol, host_ip, host_port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise holds.refusal(error, _title(protocol, host_ip, host_port)) from error
+
+    def _host_ip(self, request: PortRequest) -> IPv4Address:
+        if not request.host_ip:
+            return self._default_address
+        if ":" in request.host_ip:
+            raise UnsupportedError(
+                "guests have IPv4 only",
+                subject=f"host address {request.host_ip}",
+                hint="leave it out, or give an IPv4 address of this host",
+            )
+        try:
+            host_ip = IPv4Address(request.host_ip)
+        except AddressValueError as error:
+            raise InvalidError("is not an IP address", subject=repr(request.host_ip)) from error
+        if host_ip.is_multicast or host_ip == IPv4Address("255.255.255.255"):
+            raise InvalidError("is not an address of this host", subject=str(host_ip))
+        return host_ip
+
+    async def _record(self, made: Iterable[Forward]) -> None:
+        rows = [
+            (
+                self._network,
+                *self._forwards[forward],
+                int(forward.address),
+                forward.protocol.value,
+                int(forward.host_ip),
+                forward.host_port,
+                forward.container_port,
+            )
+            for forward in made
+        ]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany("INSERT INTO network_port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+
+        await self._database.transaction(work)
+
+    async def _drop(self, gone: Collection[Forward], *, hang_up: bool = False) -> None:
+        """In whatever state they are."""
+        if not gone:
+            return
+        keys = [(forward.protocol.value, int(forward.host_ip), forward.host_port) for forward in gone]
+
+        def work(connection: sqlite3.Connection) -> None:
+            statement = "DELETE FROM network_port WHERE protocol = ? AND host_ip = ? AND host_port = ?"
+            connection.executemany(statement, keys)
+
+        await self._taps.call(self._take_out, gone, hang_up)
+        await self._database.transaction(work)
+        for forward in gone:
+            self._forget(forward)
+            held = self._sockets.pop(forward, None)
+            if held is not None:
+                held.close()
+
+    def _put_in(self, made: Sequence[Forward]) -> None:
+        with network_errors("published ports"):
+            elements.add(INET_FAMILY, self._table, [element(forward) for forward in made])
+        for forward in made:
+            if forward.protocol is Protocol.UDP:
+                _forget_flows(flows.forget_led_astray, forward)
+
+    def _take_out(self, gone: Iterable[Forward], hang_up: bool) -> None:  # noqa: FBT001 - a thread's argument
+        for forward in gone:
+            with network_errors("published ports"):
+                try:
+                    elements.remove(INET_FAMILY, self._table, [element(forward)])
+                except OSError as error:
+                    if error.errno != errno.ENOENT:  # nor is there perhaps a table
+                        raise
+            if hang_up or forward.protocol is Protocol.UDP:
+                _forget_flows(flows.forget_forwarded, forward)
+
+
+def _take_from(index: dict[Any, list[Any]], key: Any, entry: Any) -> None:
+    index[key].remove(entry)
+    if not index[key]:
+        del index[key]
+
+
+def _forget_flows(how: Callable[[Forward], None], forward: Forward) -> None:
+    try:
+        how(forward)
+    except (
+        OSError,
+        LookupError,
+    ) as error:  # a kernel without it: what is known keeps its way until it is idle
+        _log.debug("flows not forgotten", extra={"port": str(forward.published), "error": str(error)})
+
+
+def _title(protocol: Protocol, host_ip: IPv4Address, host_port: int) -> str:
+    return f"port {host_ip}:{host_port}/{protocol}"
+
+
+def _taken(protocol: Protocol, host_ip: IPv4Address, host_port: int, owner: str) -> ExistsError:
+    return ExistsError(
+        f"is in use by {owner}",
+        subject=_title(protocol, host_ip, host_port),
+        hint="publish another port of the host, or leave it out for one that is free",
+    )

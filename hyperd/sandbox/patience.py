@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A busy host makes starts slow, not wrong: how many come up at a time, and how long one is waited for."""
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncIterator
+
+from hyperd.errors import TimeoutExpiredError
+from hyperd.guest.base import Guest, GuestDialer
+from hyperd.host.starvation import waited_s
+from hyperd.host.workers import Workers
+from hyperd.sandbox.definition import SandboxPaths
+from hyperd.sandbox.rooms import Phases
+
+log = logging.getLogger(__name__)
+
+STARTS_EACH_CPU = 2
+WORTH_WAITING_S = 1.0  # of starvation since the last try
+MOST_STARVED_S = 300.0
+
+
+def parallel_starts(configured: int) -> int:
+    """``configured`` 0: by the CPUs that hyperd may use."""
+    return configured or STARTS_EACH_CPU * len(os.sched_getaffinity(0))
+
+
+class Turns:
+    """A VM that comes up keeps one CPU busy. More of them than CPUs do not come up sooner: they run into deadlines."""
+
+    def __init__(self, at_a_time: int) -> None:
+        self._free = asyncio.Semaphore(at_a_time)
+
+    @contextlib.asynccontextmanager
+    async def take(self, phases: Phases) -> AsyncIterator[None]:
+        """In the order of asking. Waiting is the phase ``queue``."""
+        waited = self._free.locked()
+        async with self._free:
+            if waited:
+                phases.mark("queue")
+            yield
+
+
+class PatientDialer:
+    """Dials the agent of a VM that comes up. Time in which the host had no CPU for the VM does not count."""
+
+    def __init__(self, dialer: GuestDialer, files: Workers) -> None:
+        self._dialer = dialer
+        self._files = files
+
+    async def connect(self, paths: SandboxPaths, *, vm_pid: int, timeout_s: float, subject: str) -> Guest:
+        """As ``GuestDialer.connect``."""
+        starved_s, patience_s = 0.0, timeout_s
+        while True:
+            try:
+                return await self._dialer.connect(
+                    paths.control_socket, paths.stream_socket, timeout_s=patience_s, subject=subject
+                )
+            except TimeoutExpiredError as error:
+                now_s = min(await self._files.call(waited_s, vm_pid), MOST_STARVED_S)
+                patience_s, starved_s = now_s - starved_s, now_s
+                if patience_s < WORTH_WAITING_S:
+                    if not starved_s:
+                        raise
+                    raise TimeoutExpiredError(
+                        f"no agent answered within {timeout_s:g} s",
+                        subject=subject,
+                        evidence=f"{starved_s:.0f} s more, in which the host had no CPU for the VM, are not counted",
+                        hint=error.hint,
+                    ) from error
+                log.info(
+                    "waiting on: no CPU for the VM",
+                    extra={"subject": subject, "starved_s": round(starved_s, 1)},
+                )

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes and who has them, in SQLite. Functions for ``Database.transaction``.
+
+A user is a container that has a volume, running or not; it is ``attached`` while a VM has it, or is about to.
+"""
+
+import json
+import sqlite3
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from hyperd.errors import NotFoundError, WrongStateError
+from hyperd.model.vm import SandboxId
+from hyperd.model.volume import VolumeName, VolumeUser
+
+ROOM = "volume"
+MIGRATIONS = (
+    """CREATE TABLE volume (
+        name TEXT PRIMARY KEY, volume_id TEXT NOT NULL UNIQUE, size_bytes INTEGER NOT NULL,
+        filesystem TEXT NOT NULL, labels TEXT NOT NULL, anonymous INTEGER NOT NULL,
+        created_at TEXT NOT NULL) STRICT""",
+    """CREATE TABLE volume_user (
+        volume TEXT NOT NULL REFERENCES volume, sandbox_id TEXT NOT NULL, holder TEXT NOT NULL,
+        readonly INTEGER NOT NULL, attached INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (volume, sandbox_id)) STRICT""",
+    "CREATE INDEX volume_user_sandbox ON volume_user (sandbox_id)",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    name: VolumeName
+    volume_id: str  # names its directory
+    size_bytes: int
+    filesystem: str
+    labels: dict[str, str]
+    anonymous: bool
+    created_at: datetime
+
+
+def insert(connection: sqlite3.Connection, row: Row) -> None:
+    """One of that name that is there stays: whoever came second uses it."""
+    connection.execute(
+        "INSERT OR IGNORE INTO volume VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            row.name,
+            row.volume_id,
+            row.size_bytes,
+            row.filesystem,
+            json.dumps(row.labels),
+            int(row.anonymous),
+            row.created_at.isoformat(),
+        ),
+    )
+
+
+def use(
+    connection: sqlite3.Connection, sandbox_id: SandboxId, holder: str, uses: Mapping[VolumeName, bool]
+) -> None:
+    """``uses``: volume -> read-only. Raises NotFoundError for one that was removed meanwhile."""
+    for name, readonly in uses.items():
+        require(connection, name)
+        connection.execute(
+            "INSERT INTO volume_user (volume, sandbox_id, holder, readonly) VALUES (?, ?, ?, ?)",
+            (name, sandbox_id, holder, int(readonly)),
+        )
+
+
+def release(connection: sqlite3.Connection, sandbox_id: SandboxId) -> None:
+    connection.execute("DELETE FROM volume_user WHERE sandbox_id = ?", (sandbox_id,))
+
+
+def delete(connection: sqlite3.Connection, name: VolumeName) -> Row | None:
+    """None when there is none. Raises WrongStateError while a container has it."""
+    row = find(connection, name)
+    if row is None:
+        return None
+    users = users_of(connection, name)
+    if users:
+        raise in_use(name, users)
+    connection.execute("DELETE FROM volume WHERE name = ?", (name,))
+    return row
+
+
+def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
+    """All volumes of a sandbox, for its VM. Raises WrongStateError that names who has one already."""
+    rows = []
+    own = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
+    for mine in own:
+        name = VolumeName(mine["volume"])
+        others = [
+            user for user in users_of(connection, name) if user.attached and user.sandbox_id != sandbox_id
+        ]
+        if not mine["readonly"] and others:
+            brief = f"cannot be written to: container {others[0].name} has it"
+            raise WrongStateError(brief, subject=f"volume {name}", hint=_share_hint(others[0].name))
+        writer = next((user for user in others if not user.readonly), None)
+        if writer is not None:
+            brief = f"cannot be read: container {writer.name} writes to it"
+            raise WrongStateError(brief, subject=f"volume {name}", hint=_share_hint(writer.name))
+        rows.append(require(connection, name))
+    connection.execute("UPDATE volume_user SET attached = 1 WHERE sandbox_id = ?", (sandbox_id,))
+    return rows
+
+
+def detach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
+    """Those that it had."""
+    names = connection.execute(
+        "SELECT volume FROM volume_user WHERE sandbox_id = ? AND attached = 1", (sandbox_id,)
+    ).fetchall()
+    connection.execute("UPDATE volume_user SET attached = 0 WHERE sandbox_id = ?", (sandbox_id,))
+    return [require(connection, VolumeName(row["volume"])) for row in names]
+
+
+def keep_only(
+    connection: sqlite3.Connection, known: Collection[SandboxId], running: Collection[SandboxId]
+) -> list[Row]:
+    """Users that no record knows and attachments without a VM go. Return the volumes whose owner changes."""
+    changed: dict[str, Row] = {}
+    for row in connection.execute("SELECT volume, sandbox_id, attached FROM volume_user").fetchall():
+        sandbox_id = SandboxId(row["sandbox_id"])
+        if row["attached"] and sandbox_id not in running:
+            detach(connection, sandbox_id)
+            changed[row["volume"]] = require(connection, VolumeName(row["volume"]))
+        if sandbox_id not in known:
+            release(connection, sandbox_id)
+    return list(changed.values())
+
+
+def users_of(connection: sqlite3.Connection, name: VolumeName) -> list[VolumeUser]:
+    rows = connection.execute("SELECT * FROM volume_user WHERE volume = ? ORDER BY holder", (name,))
+    return [
+        VolumeUser(SandboxId(row["sandbox_id"]), row["holder"], bool(row["readonly"]), bool(row["attached"]))
+        for row in rows
+    ]
+
+
+def find(connection: sqlite3.Connection, name: VolumeName) -> Row | None:
+    row = connection.execute("SELECT * FROM volume WHERE name = ?", (name,)).fetchone()
+    return None if row is None else _row(row)
+
+
+def require(connection: sqlite3.Connection, name: VolumeName) -> Row:
+    row = find(connection, name)
+    if row is None:
+        raise NotFoundError("no such volume", subject=name, hint="`hyper volume ls` lists all")
+    return row
+
+
+def load(connection: sqlite3.Connection) -> list[Row]:
+    return [_row(row) for row in connection.execute("SELECT * FROM volume ORDER BY name")]
+
+
+def in_use(name: VolumeName, users: Sequence[VolumeUser]) -> WrongStateError:
+    holders = ", ".join(user.name for user in users[:5]) + (", ..." if len(users) > 5 else "")
+    return WrongStateError(
+        f"is in use by {'container' if len(users) == 1 else 'containers'} {holders}",
+        subject=f"volume {name}",
+        hint=f"`hyper rm {users[0].name}` first",
+    )
+
+
+def _row(row: sqlite3.Row) -> Row:
+    return Row(
+        VolumeName(row["name"]),
+        row["volume_id"],
+        row["size_bytes"],
+        row["filesystem"],
+        json.loads(row["labels"]),
+        bool(row["anonymous"]),
+        datetime.fromisoformat(row["created_at"]),
+    )
+
+
+def _share_hint(holder: str) -> str:
+    return f"a volume is written to by one running container, or read by many: `hyper stop {holder}`, or :ro in all"

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Networks that users make: bridges of their own, closed to each other, made again from the records."""
+
+import contextlib
+import socket
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from pyroute2 import AsyncIPRoute
+
+from hyperd.errors import InvalidError
+from hyperd.host import process
+from hyperd.model.network import NetworkSpec, PortRequest
+from hyperd.model.vm import SandboxId
+from hyperd.network import BridgeNetworks
+from hyperd.network.tap import PREFIX
+from tests.contract.network.conftest import SETTINGS, Namespace, clean
+from tests.contract.network.test_ports import tcp_peer
+
+ONE, TWO = SandboxId("1" * 64), SandboxId("2" * 64)
+OUTSIDE = "198.51.100.2"
+
+
+@pytest.fixture
+async def networks(database):
+    made = BridgeNetworks(SETTINGS, database)
+    try:
+        await made.prepare()
+        yield made
+    finally:
+        for owner in await made.list_attached():
+            await made.release(owner)
+        for view in made.list_networks()[1:]:
+            await made.remove_network(view.spec.name)
+        made.close()
+        await clean()
+
+
+@contextlib.asynccontextmanager
+async def guest(networks, sandbox_id, network, ports=()):
+    lease = await networks.attach(sandbox_id, ports, f"box{sandbox_id[0]}", network)
+    async with AsyncIPRoute() as netlink:
+        (bridge,) = await netlink.link_lookup(ifname=networks.get_network(network).bridge)
+    with contextlib.closing(Namespace()) as namespace:
+        async with namespace.wired(
+            f"{PREFIX}-guest{sandbox_id[0]}",
+            f"{lease.address}/{lease.prefix_length}",
+            gateway=lease.gateway,
+            mac=lease.mac,
+            master=bridge,
+        ):
+            yield namespace, lease
+
+
+@contextlib.asynccontextmanager
+async def somebody_outside():
+    with contextlib.closing(Namespace()) as outside:
+        async with outside.wired("veth-out", f"{OUTSIDE}/24") as out:
+            async with AsyncIPRoute() as netlink:
+                await netlink.addr("add", index=out, address="198.51.100.1", prefixlen=24)
+            yield outside
+
+
+async def ruleset():
+    return (await process.run(["nft", "list", "ruleset"], timeout_s=20)).stdout.decode()
+
+
+async def bridges():
+    async with AsyncIPRoute() as netlink:
+        return {link.get_attr("IFLA_IFNAME") async for link in await netlink.link("dump")}
+
+
+async def test_networks_are_closed_to_each_other_but_for_published_ports(networks):
+    await networks.create_network(NetworkSpec("back"))
+    async with (
+        guest(networks, ONE, "back", [PortRequest(80, host_port=8080)]) as (one, one_lease),
+        guest(networks, TWO, "bridge") as (two, two_lease),
+    ):
+        for client, server, address in (
+            (two.socket(), one.socket(), one_lease.address),
+            (one.socket(), two.socket(), two_lease.address),
+        ):
+            with pytest.raises((OSError, TimeoutError)):
+                await tcp_peer(client, server, 80, (address, 80), soon_s=1)
+        with pytest.raises((OSError, TimeoutError)):
+            await tcp_peer(one.socket(), socket.socket(), 8123, (two_lease.gateway, 8123), soon_s=1)
+        seen = await tcp_peer(two.socket(), one.socket(), 80, (one_lease.gateway, 8080))
+        assert seen == one_lease.gateway
+
+
+async def test_an_internal_network_has_no_way_out_and_publishes_nothing(networks):
+    await networks.create_network(NetworkSpec("vault", internal=True))
+    async with somebody_outside() as outside, guest(networks, ONE, "vault") as (one, lease):
+        with pytest.raises((OSError, TimeoutError)):
+            await tcp_peer(one.socket(), outside.socket(), 80, (OUTSIDE, 80), soon_s=1)
+        async with guest(networks, TWO, "vault") as (two, _):
+            await tcp_peer(two.socket(), one.socket(), 80, (lease.address, 80))
+    with pytest.raises(InvalidError, match="internal"):
+        await networks.attach(SandboxId("3" * 64), [PortRequest(80)], "box3", "vault")
+
+
+async def test_another_network_reaches_the_outside(networks):
+    await networks.create_network(NetworkSpec("back"))
+    async with somebody_outside() as outside, guest(networks, ONE, "back") as (one, _):
+        assert await tcp_peer(one.socket(), outside.socket(), 80, (OUTSIDE, 80)) == "198.51.100.1"
+
+
+async def test_a_network_is_as_it_was_asked_for(networks):
+    spec = NetworkSpec("own", "10.230.0.0/24", "10.230.0.254", "10.230.0.128/30", mtu=1400)
+    made = await networks.create_network(spec)
+    assert made.spec == spec
+    given = [await networks.attach(SandboxId(f"{number:x}" * 64), (), "x", "own") for number in range(1, 5)]
+    assert [lease.address for lease in given] == [f"10.230.0.{number}" for number in (128, 129, 130, 131)]
+    assert {(lease.gateway, lease.mtu) for lease in given} == {("10.230.0.254", 1400)}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NetworkSpec("x", "10.213.0.0/16"),  # the default one's
+        NetworkSpec("x", "10.230.0.1/24"),
+        NetworkSpec("x", "10.230.0.0/30"),
+        NetworkSpec("x", "fd00::/64"),
+        NetworkSpec("x", "nonsense"),
+        NetworkSpec("x", "10.230.0.0/24", "10.231.0.1"),
+        NetworkSpec("x", "10.230.0.0/24", "10.230.0.255"),
+        NetworkSpec("x", "10.230.0.0/24", "", "10.231.0.0/25"),
+        NetworkSpec("x", mtu=100),
+        NetworkSpec("bridge"),
+        NetworkSpec("host"),
+        NetworkSpec(""),
+        NetworkSpec("a b"),
+    ],
+)
+async def test_what_cannot_be_a_network_is_refused_and_leaves_nothing(networks, spec):
+    before = await ruleset(), await bridges()
+    with pytest.raises(InvalidError):
+        await networks.create_network(spec)
+    assert (await ruleset(), await bridges()) == before
+    assert len(networks.list_networks()) == 1
+
+
+async def test_a_removed_network_leaves_nothing(networks):
+    before = await ruleset(), await bridges()
+    await networks.create_network(NetworkSpec("back"))
+    assert (await ruleset(), await bridges()) != before
+    await networks.remove_network("back")
+    assert (await ruleset(), await bridges()) == before
+
+
+async def test_the_next_hyperd_has_the_networks_and_makes_what_is_missing(networks, database):
+    made = await networks.create_network(NetworkSpec("back"))
+    lease = await networks.attach(ONE, [PortRequest(80, host_port=8080)], "box1", "back")
+    before = await ruleset()
+    await process.run_checked(["nft", "delete", "table", "inet", f"hyper_{made.bridge}"], timeout_s=20)
+    networks.close()
+    following = BridgeNetworks(SETTINGS, database)
+    try:
+        await following.prepare()
+        assert following.list_networks()[1:] == [made]
+        assert (await following.attach(ONE, (), "box1", "back")).address == lease.address
+        assert sorted((await ruleset()).splitlines()) == sorted(before.splitlines())
+        assert [port.host_port for port in following.published(ONE)] == [8080]
+        await following.release(ONE)
+        await following.remove_network("back")
+    finally:
+        following.close()
+    networks._networks.pop("back")
+    networks._views.pop("back")
+
+
+async def test_each_network_that_names_no_subnet_gets_one_that_nobody_has(networks):
+    await process.run_checked(["ip", "link", "add", "other0", "type", "bridge"], timeout_s=20)
+    try:
+        await process.run_checked(["ip", "link", "set", "other0", "up"], timeout_s=20)
+        await process.run_checked(["ip", "route", "add", "10.214.0.0/24", "dev", "other0"], timeout_s=20)
+        made = [await networks.create_network(NetworkSpec(f"n{number}")) for number in range(2)]
+        assert [view.spec.subnet for view in made] == ["10.214.1.0/24", "10.214.2.0/24"]
+        assert all(IPv4Address(view.spec.gateway) in IPv4Network(view.spec.subnet) for view in made)
+    finally:
+        await process.run_checked(["ip", "link", "del", "other0"], timeout_s=20)

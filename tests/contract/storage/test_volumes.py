@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One body, two subjects: the fake and real sparse files with records in SQLite."""
+
+import asyncio
+import os
+import subprocess
+
+import pytest
+import pytest_asyncio
+
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
+from hyperd.host import process
+from hyperd.host.database import Database
+from hyperd.model.vm import SandboxId
+from hyperd.model.volume import VolumeName, VolumeRequest
+from hyperd.storage import LocalVolumes, acl
+from tests.fakes.volumes import FakeVolumes
+from tests.mounts import allocated_bytes, small_filesystem
+
+BOX, OTHER, THIRD = (SandboxId(letter * 64) for letter in "abc")
+DB = VolumeName("db")
+OWNERS = {BOX: (70001, 70000), OTHER: (70002, 70000), THIRD: (70003, 70000)}
+SMALL = 64 << 20
+
+
+@pytest_asyncio.fixture
+async def database(tmp_path):
+    subject = Database(tmp_path / "records.sqlite")
+    await subject.open()
+    yield subject
+    await subject.close()
+
+
+async def opened(database, root):
+    volumes = LocalVolumes(root, database, size_bytes=SMALL, owner_of=OWNERS.__getitem__)
+    await volumes.open()
+    return volumes
+
+
+@pytest_asyncio.fixture
+async def local(database, tmp_path):
+    subject = await opened(database, tmp_path / "volumes")
+    yield subject
+    subject.close()
+
+
+@pytest.fixture(params=["fake", "local"])
+def volumes(request):
+    return FakeVolumes() if request.param == "fake" else request.getfixturevalue("local")
+
+
+async def used(volumes, database, sandbox_id, *requests, readonly=False):
+    """As the fleet does it."""
+    uses = {request.name: readonly for request in requests}
+    async with volumes.providing(sandbox_id, f"box-{sandbox_id[0]}", requests, uses) as recording:
+        await database.transaction(recording, lasting=True)
+
+
+def directories(root):
+    return sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+
+
+async def test_a_volume_is_made_once_and_removed_once(volumes):
+    made = await volumes.create(VolumeRequest(DB, 32 << 20, labels={"team": "web"}))
+    assert (made.size_bytes, made.filesystem, made.labels) == (32 << 20, "ext4", {"team": "web"})
+    assert (await volumes.create(VolumeRequest(DB))).path == made.path
+    for other in (VolumeRequest(DB, 64 << 20), VolumeRequest(DB, labels={"team": "db"})):
+        with pytest.raises(ExistsError):
+            await volumes.create(other)
+    assert [view.volume.name for view in await volumes.list()] == [DB]
+    assert await volumes.remove(DB)
+    assert not await volumes.remove(DB)
+    with pytest.raises(NotFoundError):
+        await volumes.get(DB)
+
+
+@pytest.mark.parametrize(
+    ("request_", "kind"),
+    [
+        (VolumeRequest(VolumeName("../x")), InvalidError),
+        (VolumeRequest(VolumeName("")), InvalidError),
+        (VolumeRequest(DB, 1 << 20), InvalidError),
+        (VolumeRequest(DB, 1 << 60), InvalidError),
+        (VolumeRequest(DB, filesystem="zfs"), UnsupportedError),
+        (VolumeRequest(DB, driver="nfs"), UnsupportedError),
+        (VolumeRequest(DB, options={"type": "nfs"}), InvalidError),
+    ],
+)
+async def test_what_cannot_be_made_is_refused(volumes, request_, kind):
+    with pytest.raises(kind):
+        await volumes.create(request_)
+    assert await volumes.list() == []
+
+
+async def test_a_volume_that_a_container_has_stays(volumes, database):
+    await used(volumes, database, BOX, VolumeRequest(DB))
+    (user,) = (await volumes.get(DB)).users
+    assert (user.sandbox_id, user.name, user.readonly, user.attached) == (BOX, "box-a", False, False)
+    with pytest.raises(WrongStateError, match="is in use by container box-a"):
+        await volumes.remove(DB)
+    await volumes.release(BOX)
+    await volumes.release(BOX)
+    assert await volumes.remove(DB)
+
+
+async def test_one_writes_or_many_read(volumes, database):
+    await used(volumes, database, BOX, VolumeRequest(DB))
+    await used(volumes, database, OTHER, VolumeRequest(DB), readonly=True)
+    await used(volumes, database, THIRD, VolumeRequest(DB), readonly=True)
+    attached = await volumes.attach(BOX)
+    assert (await volumes.attach(BOX)) == attached
+    assert set(attached) == {DB}
+    with pytest.raises(WrongStateError, match="box-a"):
+        await volumes.attach(OTHER)
+    await volumes.detach(BOX)
+    await volumes.detach(BOX)
+    await volumes.attach(OTHER)
+    await volumes.attach(THIRD)
+    with pytest.raises(WrongStateError, match="box-b"):
+        await volumes.attach(BOX)
+    assert [user.attached for user in (await volumes.get(DB)).users] == [False, True, True]
+
+
+async def test_a_container_that_is_not_recorded_leaves_nothing(volumes, database):
+    await volumes.create(VolumeRequest(DB))
+    requests = [VolumeRequest(DB), VolumeRequest(VolumeName("new"))]
+
+    async def fails_late():
+        uses = {request.name: False for request in requests}
+        async with volumes.providing(BOX, "box", requests, uses) as record:
+            await database.transaction(record)
+            raise ExhaustedError("no space for the record")
+
+    with pytest.raises(ExhaustedError):
+        await fails_late()
+    assert [view.volume.name for view in await volumes.list()] == [DB]
+    assert (await volumes.get(DB)).users == ()
+
+
+async def test_a_volume_removed_meanwhile_is_missed_when_it_is_recorded(volumes, database):
+    await volumes.create(VolumeRequest(DB))
+
+    async def loses_it():
+        async with volumes.providing(BOX, "box", [], {DB: False}) as record:
+            await volumes.remove(DB)
+            await database.transaction(record)
+
+    with pytest.raises(NotFoundError):
+        await loses_it()
+
+
+async def test_what_a_killed_hyperd_left_goes(volumes, database):
+    await used(volumes, database, BOX, VolumeRequest(DB), readonly=True)
+    await used(volumes, database, OTHER, VolumeRequest(DB), readonly=True)
+    await used(volumes, database, THIRD, VolumeRequest(DB), readonly=True)
+    for sandbox_id in (BOX, OTHER, THIRD):
+        await volumes.attach(sandbox_id)
+    await volumes.keep_only({BOX, OTHER}, {BOX})
+    users = (await volumes.get(DB)).users
+    assert [(user.sandbox_id, user.attached) for user in users] == [(BOX, True), (OTHER, False)]
+
+
+async def test_the_file_is_sparse_sound_and_holds_the_directory_alone(local):
+    volume = await local.create(VolumeRequest(DB))
+    assert volume.path.stat().st_size == SMALL
+    assert volume.path.stat().st_mode & 0o777 == 0o600
+    assert allocated_bytes(volume.path) < 3 << 20
+    subprocess.run(["e2fsck", "-f", "-n", volume.path], check=True, capture_output=True)
+    listing = subprocess.run(
+        ["debugfs", "-R", "ls -p /", volume.path], check=True, capture_output=True
+    ).stdout
+    assert b"/040755/0/0/data//" in listing
+
+
+async def test_it_belongs_to_the_qemu_that_writes_or_to_those_that_read(local, database):
+    await used(local, database, BOX, VolumeRequest(DB))
+    await used(local, database, OTHER, VolumeRequest(DB), readonly=True)
+    await used(local, database, THIRD, VolumeRequest(DB), readonly=True)
+    path = (await local.attach(BOX))[DB].path
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (70001, 0o600)
+    await local.detach(BOX)
+    assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (os.geteuid(), 0o600)
+    await local.attach(OTHER)
+    await local.attach(THIRD)
+    assert os.getxattr(path, "system.posix_acl_access") == acl.render([70002, 70003])
+    assert path.stat().st_uid == os.geteuid()
+    await local.detach(OTHER)
+    assert os.getxattr(path, "system.posix_acl_access") == acl.render([70003])
+    await local.detach(THIRD)
+    assert "system.posix_acl_access" not in os.listxattr(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_reader_reads_and_nobody_else_does(local, database):
+    await used(local, database, OTHER, VolumeRequest(DB), readonly=True)
+    path = (await local.attach(OTHER))[DB].path
+    root = path.parent.parent
+    while root != root.parent:  # pytest's directories are root's alone
+        root.chmod(root.stat().st_mode | 0o011)
+        root = root.parent
+
+    def may(uid, flags):
+        return (
+            subprocess.run(
+                [
+                    "setpriv",
+                    f"--reuid={uid}",
+                    "--regid=70000",
+                    "--clear-groups",
+                    "sh",
+                    "-c",
+                    f": {flags} {path}",
+                ],
+                check=False,
+                capture_output=True,
+            ).returncode
+            == 0
+        )
+
+    assert may(70002, "<")
+    assert not may(70002, ">>")
+    assert not may(70001, "<")
+
+
+async def test_directories_without_a_record_go_at_the_start_and_others_stay(local, database, tmp_path):
+    await local.create(VolumeRequest(DB))
+    root = tmp_path / "volumes"
+    (kept,) = directories(root)
+    (root / ("0" * 32)).mkdir()
+    (root / ("0" * 32) / "disk.img").write_bytes(b"half")
+    (root / "somebody-elses").mkdir()
+    again = await opened(database, root)
+    again.close()
+    assert directories(root) == sorted([kept, "somebody-elses"])
+    assert (await local.get(DB)).volume.path.is_file()
+
+
+async def test_a_format_that_fails_leaves_nothing(local, monkeypatch, tmp_path):
+    async def failing(argv, **_):
+        return process.Finished(tuple(argv), 1, b"", b"mke2fs: bad luck")
+
+    monkeypatch.setattr("hyperd.storage.volumes.process.run", failing)
+    with pytest.raises(UnavailableError, match="cannot be formatted"):
+        await local.create(VolumeRequest(DB))
+    assert directories(tmp_path / "volumes") == []
+    assert await local.list() == []
+
+
+async def test_a_caller_who_goes_leaves_nothing(local, monkeypatch, tmp_path):
+    entered = asyncio.Event()
+
+    async def hanging(*_, **__):
+        entered.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr("hyperd.storage.volumes.process.run", hanging)
+    task = asyncio.create_task(local.create(VolumeRequest(DB)))
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert directories(tmp_path / "volumes") == []
+
+
+async def test_two_who_make_the_same_volume_have_the_same(local, database, tmp_path):
+    await asyncio.gather(*(used(local, database, box, VolumeRequest(DB)) for box in (BOX, OTHER)))
+    assert len((await local.get(DB)).users) == 2
+    assert len(directories(tmp_path / "volumes")) == 1
+
+
+async def test_without_space_nothing_is_made(database, tmp_path):
+    async with small_filesystem(tmp_path / "small", size_mib=32) as directory:
+        volumes = await opened(database, directory / "volumes")
+        with pytest.raises(ExhaustedError, match="no space for a volume"):
+            await volumes.create(VolumeRequest(DB))
+        assert directories(directory / "volumes") == []
+        volumes.close()

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VolumeService, and what ContainerService says of mounts, over their socket."""
+
+from typing import Any
+
+import grpc
+import pytest
+
+from hyper.v1 import container_pb2 as pb
+from hyper.v1 import volume_pb2, volume_pb2_grpc
+from tests.unit.api.conftest import Api
+
+
+def volumes_of(channel: grpc.aio.Channel) -> Any:
+    return volume_pb2_grpc.VolumeServiceStub(channel)
+
+
+async def test_a_volume_from_its_making_to_its_end(api: Api) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+        calls = volumes_of(channel)
+        asked = volume_pb2.CreateVolumeRequest(name="db", size_bytes=1 << 30, labels={"a": "b"})
+        made = (await calls.CreateVolume(asked)).volume
+        assert (made.name, made.size_bytes, made.driver, dict(made.labels)) == (
+            "db",
+            1 << 30,
+            "local",
+            {"a": "b"},
+        )
+        spec = pb.ContainerSpec(image="alpine", args=["sleep"], name="web")
+        spec.mounts.add(type=pb.MOUNT_TYPE_VOLUME, source="db", destination="/data", readonly=True)
+        spec.mounts.add(type=pb.MOUNT_TYPE_VOLUME, destination="/x")
+        await api.containers.CreateContainer(pb.CreateContainerRequest(spec=spec))
+        answer = await api.containers.InspectContainer(pb.InspectContainerRequest(container="web"))
+        named, anonymous = answer.container.spec.mounts
+        assert (named.source, named.readonly, named.anonymous) == ("db", True, False)
+        assert (len(anonymous.source), anonymous.anonymous) == (64, True)
+        shown = (await calls.InspectVolume(volume_pb2.InspectVolumeRequest(volume="db"))).volume
+        assert [(user.container_name, user.readonly) for user in shown.users] == [("web", True)]
+        with pytest.raises(grpc.aio.AioRpcError, match="is in use by container web") as caught:
+            await calls.RemoveVolume(volume_pb2.RemoveVolumeRequest(volume="db"))
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        await api.containers.RemoveContainer(pb.RemoveContainerRequest(container="web", volumes=True))
+        request = volume_pb2.ListVolumesRequest(filters=[volume_pb2.VolumeFilter(key="label", value="a")])
+        assert [item.name for item in (await calls.ListVolumes(request)).volumes] == ["db"]
+        pruned = await calls.PruneVolumes(volume_pb2.PruneVolumesRequest(all=True))
+        assert list(pruned.removed) == ["db"]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls.RemoveVolume(volume_pb2.RemoveVolumeRequest(volume="db"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    ("mount", "code"),
+    [
+        (pb.Mount(destination="/x"), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.Mount.FromString(b"\x08\x09\x1a\x02/x"), grpc.StatusCode.INVALID_ARGUMENT),
+        (
+            pb.Mount(type=pb.MOUNT_TYPE_TMPFS, destination="/x", mode=1 << 20),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        (
+            pb.Mount(type=pb.MOUNT_TYPE_VOLUME, source="../x", destination="/x"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        (pb.Mount(type=pb.MOUNT_TYPE_VOLUME, driver="nfs", destination="/x"), grpc.StatusCode.UNIMPLEMENTED),
+        (pb.Mount(type=pb.MOUNT_TYPE_BIND, source="/s", destination="/x"), grpc.StatusCode.UNIMPLEMENTED),
+    ],
+)
+async def test_a_mount_that_cannot_be_is_refused(api: Api, mount: pb.Mount, code: grpc.StatusCode) -> None:
+    spec = pb.ContainerSpec(image="alpine", args=["sleep"], mounts=[mount])
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.containers.CreateContainer(pb.CreateContainerRequest(spec=spec))
+    assert caught.value.code() is code
+    assert api.world.volumes.kept == {}

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A busy host makes starts slow, not wrong."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from hyperd.errors import HyperError, TimeoutExpiredError
+from hyperd.host.starvation import waited_s
+from hyperd.host.workers import Workers
+from hyperd.model.container import ContainerState
+from hyperd.sandbox import Fleet, patience
+from hyperd.sandbox.definition import SandboxPaths
+from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
+from hyperd.sandbox.rooms import Phases
+from tests.fakes.guest import FakeAgent, FakeGuest
+from tests.fakes.world import World, created, eventually
+
+PATHS = SandboxPaths(Path("/nowhere/run"), Path("/nowhere/state"))
+
+
+@pytest.fixture
+async def files() -> AsyncIterator[Workers]:
+    workers = Workers("test", 1)
+    yield workers
+    workers.close()
+
+
+@dataclass
+class Dialer:
+    """Nobody answers, but for the try number ``answers_at``."""
+
+    answers_at: int = 1000
+    asked_s: list[float] = field(default_factory=list)
+
+    async def connect(self, control_socket, stream_socket, *, timeout_s, subject):
+        self.asked_s.append(timeout_s)
+        if len(self.asked_s) == self.answers_at:
+            return FakeGuest(FakeAgent(scripts={}))
+        raise TimeoutExpiredError(f"no agent answered within {timeout_s:g} s", subject=subject)
+
+
+def starve(monkeypatch: pytest.MonkeyPatch, *waited: float) -> None:
+    left = list(waited)
+    monkeypatch.setattr(patience, "waited_s", lambda pid: left.pop(0) if len(left) > 1 else left[0])
+
+
+async def dial(dialer: Dialer, files: Workers):
+    return await PatientDialer(dialer, files).connect(PATHS, vm_pid=1, timeout_s=20.0, subject="box")
+
+
+async def test_time_without_a_cpu_does_not_count(monkeypatch, files) -> None:
+    starve(monkeypatch, 15.0, 28.5)
+    dialer = Dialer(answers_at=3)
+    assert await dial(dialer, files)
+    assert dialer.asked_s == [20.0, 15.0, 13.5]
+
+
+async def test_a_guest_that_had_its_time_is_given_up(monkeypatch, files) -> None:
+    starve(monkeypatch, 0.2)
+    dialer = Dialer()
+    with pytest.raises(TimeoutExpiredError, match="within 20 s") as raised:
+        await dial(dialer, files)
+    assert dialer.asked_s == [20.0]
+    assert "no CPU" in raised.value.evidence
+
+
+async def test_nobody_waits_for_ever(monkeypatch, files) -> None:
+    starve(monkeypatch, 200.0, 400.0, 600.0, 800.0)
+    dialer = Dialer()
+    with pytest.raises(TimeoutExpiredError):
+        await dial(dialer, files)
+    assert dialer.asked_s == [20.0, 200.0, 100.0]
+
+
+async def test_a_process_that_has_gone_has_not_waited(tmp_path: Path) -> None:
+    assert waited_s(1, proc=tmp_path) == 0
+
+
+async def test_the_thread_that_waited_longest_counts(tmp_path: Path) -> None:
+    for thread, text in (("1", "5 2000000000 3"), ("2", "5 3500000000 3"), ("3", "odd")):
+        (tmp_path / "1" / "task" / thread).mkdir(parents=True)
+        (tmp_path / "1" / "task" / thread / "schedstat").write_text(text)
+    assert waited_s(1, proc=tmp_path) == pytest.approx(3.5)
+
+
+async def test_only_so_many_come_up_at_a_time_and_the_others_say_that_they_waited() -> None:
+    turns, inside, most = Turns(2), 0, 0
+    every = [Phases() for _ in range(6)]
+
+    async def start(phases: Phases) -> None:
+        nonlocal inside, most
+        async with turns.take(phases):
+            inside += 1
+            most = max(most, inside)
+            await asyncio.sleep(0)
+            inside -= 1
+
+    await asyncio.gather(*(start(phases) for phases in every))
+    assert most == 2
+    assert ["queue" in phases.in_ms() for phases in every] == [False] * 2 + [True] * 4
+
+
+def test_two_for_each_cpu_unless_it_is_configured() -> None:
+    assert parallel_starts(3) == 3
+    assert parallel_starts(0) >= 2
+
+
+async def test_starts_take_turns_and_one_that_fails_gives_its_turn_back(world: World, fleet: Fleet) -> None:
+    world.runner.turns = Turns(1)
+    world.dialer.gate.clear()
+    first, second = await created(fleet), await created(fleet)
+    starts = [asyncio.create_task(handle.start()) for handle in (first, second)]
+    await eventually(lambda: len(world.hypervisor.definitions) == 1)
+    world.dialer.fail_next_connect = TimeoutExpiredError("no hello")
+    world.dialer.gate.set()
+    results = await asyncio.gather(*starts, return_exceptions=True)
+    assert [isinstance(result, HyperError) for result in results] == [True, False]
+    assert len(world.hypervisor.definitions) == 2
+    assert second.view().state is ContainerState.RUNNING
+    start = second.view().start
+    assert start is not None
+    assert "queue" in start.phases_ms

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import pytest
+
+from hyperd.errors import InvalidError, NotFoundError
+from hyperd.model.container import ContainerSpec
+from hyperd.model.image import ImageConfig
+from hyperd.model.network import PortRequest, Protocol, PublishedPort, UnpublishRequest
+from hyperd.sandbox import ports
+from hyperd.sandbox.records import dumps, loads
+
+TCP, UDP = Protocol.TCP, Protocol.UDP
+SPEC = ContainerSpec(image="web")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        PortRequest(0),
+        PortRequest(65536),
+        PortRequest(80, host_port=65536),
+        PortRequest(80, host_port=9000, host_port_end=8000),
+        PortRequest(80, host_port_end=8000),
+        PortRequest(80, host_port=65000, host_port_end=70000),
+    ],
+)
+def test_ports_that_are_none_are_refused(request_):
+    with pytest.raises(InvalidError):
+        ports.require_valid(replace(SPEC, ports=(request_,)))
+
+
+@pytest.mark.parametrize("text", ["", "0", "80/icmp", "90-80", "80-", "65536", "1-65535", "eighty"])
+def test_exposed_ports_that_are_none_are_refused(text):
+    with pytest.raises(InvalidError):
+        ports.require_valid(replace(SPEC, expose=(text,)))
+
+
+def test_the_images_exposed_ports_come_behind_those_asked_for_and_nonsense_in_it_is_left_out():
+    image = ImageConfig(exposed_ports=("80/tcp", "443", "so what"))
+    assert ports.with_exposed(replace(SPEC, expose=("53/udp", "80/tcp")), image).expose == (
+        "53/udp",
+        "80/tcp",
+        "443",
+    )
+
+
+def test_publish_all_adds_a_free_port_for_each_exposed_one_that_is_not_named():
+    spec = replace(
+        SPEC, ports=(PortRequest(80, host_port=8080),), expose=("80", "53/udp", "100-101", "7/sctp")
+    )
+    assert ports.wanted(spec) == spec.ports
+    assert ports.wanted(replace(spec, publish_all=True)) == (
+        *spec.ports,
+        PortRequest(53, UDP),
+        PortRequest(100),
+        PortRequest(101),
+    )
+
+
+def test_without_a_network_nothing_is_published():
+    assert ports.wanted(replace(SPEC, network="none", ports=(PortRequest(80),), publish_all=True)) == ()
+
+
+def test_a_clone_has_only_ports_that_are_chosen_anew():
+    assert ports.of_clone([PortRequest(80, host_port=8080), PortRequest(443)]) == (PortRequest(443),)
+
+
+def test_what_is_taken_back_is_all_of_a_port_or_at_one_of_the_host():
+    one, two = PublishedPort(80, TCP, "0.0.0.0", 8080), PublishedPort(80, TCP, "0.0.0.0", 8081)
+    other = PublishedPort(80, UDP, "0.0.0.0", 8080)
+    published = (one, two, other)
+    assert ports.choose(published, [UnpublishRequest(80)], "web") == (one, two)
+    assert ports.choose(published, [UnpublishRequest(80, host_port=8081)], "web") == (two,)
+    for request in (UnpublishRequest(81), UnpublishRequest(80, UDP, 8081)):
+        with pytest.raises(NotFoundError):
+            ports.choose(published, [UnpublishRequest(80), request], "web")
+
+
+def test_a_spec_with_ports_is_recorded_and_read_back():
+    spec = replace(
+        SPEC, ports=(PortRequest(53, UDP, "127.0.0.1", 5353, 5360),), publish_all=True, expose=("80",)
+    )
+    assert loads(ContainerSpec, dumps(spec)) == spec
