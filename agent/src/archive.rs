@@ -95,6 +95,15 @@ impl Outlet for Wire<ReadLayerResponse> {
     }
 }
 
+impl Outlet<Vec<Change>> for Wire<ListChangesResponse> {
+    fn piece(&mut self, changes: Vec<Change>) -> Result<()> {
+        self.send(ListChangesResponse { changes })
+    }
+    fn wanted(&self) -> Result<()> {
+        Wire::wanted(self)
+    }
+}
+
 impl Outlet for Wire<ReadTreeResponse> {
     fn piece(&mut self, data: Vec<u8>) -> Result<()> {
         self.send(ReadTreeResponse { kind: Some(TreeItem::Data(data)) })
@@ -163,8 +172,7 @@ impl ArchiveService for Agent {
         let workshop = self.workshop();
         let pieces = stream(pass, move |_, wire| {
             let (upper, image) = (files.layers.open_upper()?, workshop.disks.mount_image(&files.layers.lower)?);
-            let mut out = |changes| wire.send(ListChangesResponse { changes });
-            layer::list_changes(upper.as_ref().map(AsFd::as_fd), image.as_ref().map(AsFd::as_fd), &mut out)
+            layer::list_changes(upper.as_ref().map(AsFd::as_fd), image.as_ref().map(AsFd::as_fd), wire)
         })?;
         Ok(Response::new(pieces))
     }
@@ -198,7 +206,8 @@ impl ArchiveService for Agent {
         let mut closing = pass.closing.clone();
         let (sender, receiver) = mpsc::channel(AHEAD);
         let writing = blocking(move || {
-            let _turn = turn;
+            // Whole: a part of it would leave the rest with the caller, who may go first.
+            let (pass, _turn) = (pass, turn);
             let source = Source { receiver, piece: Vec::new(), read: 0, is_over: false };
             tree_write::write_tree(pass.root.as_fd(), &options, source)
         });

@@ -18,6 +18,8 @@ const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
 /// One path, relative to the root; directories come before what is in them.
 pub enum Change<'a> {
+    /// Another path, before anything is told of it: who wants no more can say so.
+    Looked,
     /// It is now as `node` is. `is_new`: the image has nothing there.
     Set { path: &'a [u8], node: &'a Node, is_new: bool },
     /// Comes right after `Set`: what the image has in this directory is gone.
@@ -68,6 +70,7 @@ impl<'a> Changes<'a> {
             Level { waiting: None, length: 0, is_below: self.image.is_some(), is_covered: false, has_stubs: false };
         let mut levels = vec![root];
         while let Some(step) = walk.step()? {
+            visit(Change::Looked)?;
             match step {
                 Step::Found(node) => {
                     self.found(&mut walk, &mut levels, node, visit).map_err(|error| error.at(walk.path()))?;

@@ -7,10 +7,12 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::disk::Disks;
+use crate::error::{Error, Kind};
 use crate::layer::{list_changes, write_layer};
 use crate::mount::Linux;
 use crate::path::Root;
 use crate::path::tests::Scratch;
+use crate::pax::Outlet;
 use crate::pax::tests::{Collected, entries};
 use crate::proto::{Change as Told, CreateContainerRequest, Layer, RootFilesystem, WritableLayer};
 use crate::untar::Entry;
@@ -46,6 +48,28 @@ pub fn overlay(image: &[&str]) -> Overlay {
     Overlay { _scratch: scratch, root: made.mount, layers: made.layers, disks }
 }
 
+impl Outlet<Vec<Told>> for Vec<Told> {
+    fn piece(&mut self, changes: Vec<Told>) -> Result<()> {
+        self.extend(changes);
+        Ok(())
+    }
+    fn wanted(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Nobody listens.
+struct Deaf;
+
+impl<T> Outlet<T> for Deaf {
+    fn piece(&mut self, _: T) -> Result<()> {
+        panic!("given to nobody")
+    }
+    fn wanted(&self) -> Result<()> {
+        Err(Error::new(Kind::Aborted, "nobody listens"))
+    }
+}
+
 impl Overlay {
     pub fn at(&self, path: &str) -> PathBuf {
         use std::os::fd::AsRawFd;
@@ -73,14 +97,10 @@ impl Overlay {
     }
 
     fn diff(&self) -> Vec<String> {
-        let mut told = Vec::new();
+        let mut told: Vec<Told> = Vec::new();
         let upper = self.layers.open_upper().unwrap();
         let image = self.disks.mount_image(&self.layers.lower).unwrap();
-        let mut out = |changes: Vec<Told>| {
-            told.extend(changes);
-            Ok(())
-        };
-        list_changes(upper.as_ref().map(AsFd::as_fd), image.as_ref().map(AsFd::as_fd), &mut out).unwrap();
+        list_changes(upper.as_ref().map(AsFd::as_fd), image.as_ref().map(AsFd::as_fd), &mut told).unwrap();
         let letter = |change: &Told| ["?", "A", "C", "D"][change.kind as usize];
         told.iter().map(|change| format!("{} {}", letter(change), String::from_utf8_lossy(&change.path))).collect()
     }
@@ -256,6 +276,20 @@ fn a_root_that_cannot_change_has_an_empty_layer() {
     let mut out = Collected::default();
     write_layer(None, None, &mut out).unwrap();
     assert_eq!(out.0, [0; 1024]);
+}
+
+#[test]
+fn nothing_is_looked_at_for_somebody_who_has_gone() {
+    let box_ = overlay(&["a/"]);
+    // Copied up, and the same: there is nothing to tell.
+    std::fs::set_permissions(box_.at("a"), std::fs::metadata(box_.at("a")).unwrap().permissions()).unwrap();
+    let upper = box_.layers.open_upper().unwrap().unwrap();
+    let image = box_.disks.mount_image(&box_.layers.lower).unwrap();
+    let image = image.as_ref().map(AsFd::as_fd);
+    for end in [write_layer(Some(upper.as_fd()), image, &mut Deaf), list_changes(Some(upper.as_fd()), image, &mut Deaf)]
+    {
+        assert_eq!(end.unwrap_err().kind, Kind::Aborted);
+    }
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub fn write_layer<O: Outlet>(
     let mut tar = Tar::new(outlet);
     if let Some(upper) = upper {
         Changes::new(upper, image, false).tell(&mut |change| match change {
+            Change::Looked => tar.wanted(),
             Change::Set { path, .. } | Change::Emptied { path } | Change::Gone { path, .. } if is_unspeakable(path) => {
                 Ok(())
             }
@@ -46,15 +47,16 @@ fn put_mark<O: Outlet>(tar: &mut Tar<'_, O>, path: &[u8]) -> Result<()> {
 }
 
 /// Hands out lists of at most 256 KiB of paths. Blocking.
-pub fn list_changes(
+pub fn list_changes<O: Outlet<Vec<proto::Change>>>(
     upper: Option<BorrowedFd<'_>>,
     image: Option<BorrowedFd<'_>>,
-    out: &mut dyn FnMut(Vec<proto::Change>) -> Result<()>,
+    outlet: &mut O,
 ) -> Result<()> {
     let (mut list, mut size) = (Vec::new(), 0);
     let Some(upper) = upper else { return Ok(()) };
     Changes::new(upper, image, true).tell(&mut |change| {
         let (kind, path) = match change {
+            Change::Looked => return outlet.wanted(),
             Change::Emptied { .. } => return Ok(()),
             Change::Gone { path, .. } => (ChangeKind::Deleted, path),
             Change::Set { path, is_new: true, .. } => (ChangeKind::Added, path),
@@ -64,11 +66,11 @@ pub fn list_changes(
         let cost = path.len() + 16;
         if size + cost > PIECE {
             size = 0;
-            out(std::mem::take(&mut list))?;
+            outlet.piece(std::mem::take(&mut list))?;
         }
         size += cost;
         list.push(proto::Change { kind: kind.into(), path: [b"/", path].concat() });
         Ok(())
     })?;
-    if list.is_empty() { Ok(()) } else { out(list) }
+    if list.is_empty() { Ok(()) } else { outlet.piece(list) }
 }

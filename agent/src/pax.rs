@@ -20,8 +20,8 @@ const SIZE_MAX: u64 = 0o77_777_777_777;
 const MAX_LINKS: usize = 32 * 1024 * 1024;
 
 /// Where the pieces go.
-pub trait Outlet {
-    fn piece(&mut self, data: Vec<u8>) -> Result<()>;
+pub trait Outlet<T = Vec<u8>> {
+    fn piece(&mut self, data: T) -> Result<()>;
     /// Fails when nobody wants any more.
     fn wanted(&self) -> Result<()>;
 }
@@ -197,7 +197,7 @@ impl<'a, O: Outlet> Tar<'a, O> {
         let stat = &node.stat;
         let device = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
         match node.kind() {
-            FileType::RegularFile => return self.add_file(node, path, &xattrs),
+            FileType::RegularFile => self.add_file(node, path, &xattrs),
             FileType::Directory => {
                 let path = [path, b"/"].concat();
                 self.put(&Entry { xattrs: &xattrs, ..Entry::of(node, &path, b'5') }.render())

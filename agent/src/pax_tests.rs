@@ -26,7 +26,12 @@ pub fn entries(bytes: &[u8]) -> Vec<(untar::Entry, Vec<u8>)> {
     let mut found = Vec::new();
     while let Some(entry) = archive.next().unwrap() {
         let mut content = Vec::new();
-        archive.copy(&mut |piece| Ok(content.extend_from_slice(piece))).unwrap();
+        archive
+            .copy(&mut |piece| {
+                content.extend_from_slice(piece);
+                Ok(())
+            })
+            .unwrap();
         found.push((entry, content));
     }
     let mut other = tar::Archive::new(bytes);

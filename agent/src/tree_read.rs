@@ -118,8 +118,7 @@ impl Place {
 
     /// Whether a mount below belongs to the tree.
     fn crosses(&self, node: &Node) -> bool {
-        let is_kernels =
-            rustix::fs::fstatfs(&node.handle).is_ok_and(|system| KERNELS.contains(&(system.f_type as i64)));
+        let is_kernels = rustix::fs::fstatfs(&node.handle).is_ok_and(|system| KERNELS.contains(&system.f_type));
         !is_kernels && !self.own.contains(&(node.stat.st_dev, node.stat.st_ino))
     }
 }

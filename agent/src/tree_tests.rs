@@ -98,6 +98,15 @@ fn what_is_there_is_replaced_and_never_written_through() {
 }
 
 #[test]
+fn an_owner_that_chown_would_not_set_is_refused() {
+    let (scratch, root) = scene();
+    let options = WriteTreeOptions { path: b"data".to_vec(), keep_owner: true, ..Default::default() };
+    let bytes = archive(&[(Entry { uid: u32::MAX, ..file("f") }, b"x")]);
+    assert_eq!(write_tree(root.as_fd(), &options, &bytes[..]).unwrap_err().kind, Kind::Invalid);
+    assert!(!scratch.0.join("root/data/f").exists());
+}
+
+#[test]
 fn a_cut_archive_leaves_no_half_of_a_file() {
     let (scratch, root) = scene();
     let bytes = archive(&[(file("f"), &[7; 5000])]);

@@ -182,6 +182,7 @@ impl Writer<'_> {
         if old.is_directory() && for_directory {
             return Ok(true);
         }
+        check_not_mounted(&old)?;
         if self.options.no_overwrite_dir_non_dir && old.is_directory() {
             return Err(Error::invalid("a directory cannot be overwritten with something else"));
         }
@@ -217,7 +218,7 @@ impl Writer<'_> {
 
     /// Owner, mode, attributes, in an order in which none undoes another.
     fn dress(&self, made: &OwnedFd, entry: &Entry) -> Result<()> {
-        let (user, group) = self.owner(entry);
+        let (user, group) = self.owner(entry)?;
         unwritten("chown", rustix::fs::fchown(made, Some(user), Some(group)))?;
         unwritten("chmod", rustix::fs::fchmod(made, Mode::from_raw_mode(entry.mode)))?;
         for (name, value) in entry.xattrs.iter().filter(|(name, _)| is_kept(name)) {
@@ -230,9 +231,13 @@ impl Writer<'_> {
         Ok(())
     }
 
-    fn owner(&self, entry: &Entry) -> (Uid, Gid) {
+    fn owner(&self, entry: &Entry) -> Result<(Uid, Gid)> {
         let (user, group) = if self.options.keep_owner { (entry.uid, entry.gid) } else { (0, 0) };
-        (Uid::from_raw(user), Gid::from_raw(group))
+        // For chown it means: as it is.
+        if user == u32::MAX || group == u32::MAX {
+            return Err(Error::invalid("nobody can have that user or group id"));
+        }
+        Ok((Uid::from_raw(user), Gid::from_raw(group)))
     }
 
     fn write_link(&self, parent: BorrowedFd<'_>, name: &[u8], target: &[u8]) -> Result<()> {
@@ -260,7 +265,7 @@ impl Writer<'_> {
         } else {
             unwritten("make a node", rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(0o600), number))?;
         }
-        let (user, group) = self.owner(entry);
+        let (user, group) = self.owner(entry)?;
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         unwritten("chown", rustix::fs::chownat(parent, name, Some(user), Some(group), flags))?;
         if kind != FileType::Symlink
@@ -289,6 +294,14 @@ impl Writer<'_> {
     }
 }
 
+/// The kernel keeps names in use as mount points, but those of the caller's own namespace only.
+fn check_not_mounted(node: &Node) -> Result<()> {
+    if node.is_mount() {
+        return Err(Error::wrong_state("something is mounted on what would be replaced"));
+    }
+    Ok(())
+}
+
 /// A directory and all in it; nothing of what links in it lead to.
 fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
     let flags = DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -298,10 +311,14 @@ fn remove_all(parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         let flags = match step {
             Step::Missing => continue,
             Step::Found(node) if node.is_directory() => {
+                check_not_mounted(&node)?;
                 walk.enter(None)?;
                 continue;
             }
-            Step::Found(_) => AtFlags::empty(),
+            Step::Found(node) => {
+                check_not_mounted(&node)?;
+                AtFlags::empty()
+            }
             Step::Left => AtFlags::REMOVEDIR,
         };
         let name = walk.name().to_vec();

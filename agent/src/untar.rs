@@ -8,7 +8,7 @@ use crate::error::{Error, Kind, Result};
 use crate::node::Xattr;
 
 const BLOCK: usize = 512;
-/// Of an extended header; Go's bound, and that of most.
+/// Of all extended headers of one entry; Go's bound for one, and that of most.
 const MAX_RECORDS: u64 = 1024 * 1024;
 const MAX_NAME: usize = 4095;
 
@@ -60,6 +60,7 @@ impl<R: BufRead> Untar<R> {
         }
         let mut records = Records::default();
         let mut is_first = true;
+        let mut room = MAX_RECORDS;
         loop {
             self.skip()?;
             let mut block = [0; BLOCK];
@@ -74,11 +75,11 @@ impl<R: BufRead> Untar<R> {
             let (kind, size) = (block[156], number(&block[124..136])?);
             let size = u64::try_from(size).map_err(|_| broken("a negative size"))?;
             match kind {
-                b'x' => records.read(&self.extended(size)?)?,
+                b'x' => records.read(&self.extended(size, &mut room)?)?,
                 // What it says of all that follow is said in practice of no file: a commit's name, a comment.
-                b'g' => drop(self.extended(size)?),
-                b'L' => records.path = Some(text(&self.extended(size)?).to_vec()),
-                b'K' => records.link = Some(text(&self.extended(size)?).to_vec()),
+                b'g' => drop(self.extended(size, &mut room)?),
+                b'L' => records.path = Some(text(&self.extended(size, &mut room)?).to_vec()),
+                b'K' => records.link = Some(text(&self.extended(size, &mut room)?).to_vec()),
                 // A volume's name.
                 b'V' => self.expect(size),
                 _ => {
@@ -126,10 +127,9 @@ impl<R: BufRead> Untar<R> {
         Ok(true)
     }
 
-    fn extended(&mut self, size: u64) -> Result<Vec<u8>> {
-        if size > MAX_RECORDS {
-            return Err(broken(format_args!("an extended header of {size} bytes")));
-        }
+    fn extended(&mut self, size: u64, room: &mut u64) -> Result<Vec<u8>> {
+        let too_large = || broken(format_args!("extended headers of more than {MAX_RECORDS} bytes"));
+        *room = room.checked_sub(size).ok_or_else(too_large)?;
         self.expect(size);
         let mut content = Vec::with_capacity(size as usize);
         self.copy(&mut |piece| {
@@ -239,7 +239,7 @@ fn decode(block: &[u8; BLOCK], size: u64, records: Records) -> Result<Entry> {
 
 impl Records {
     fn read(&mut self, mut content: &[u8]) -> Result<()> {
-        while !text(content).is_empty() || content.iter().any(|&byte| byte != 0) {
+        while content.iter().any(|&byte| byte != 0) {
             let wrong = || broken("a bad record in an extended header");
             let space = content.iter().take(20).position(|&byte| byte == b' ').ok_or_else(wrong)?;
             let length: usize =

@@ -25,6 +25,24 @@ fn times_have_signs_and_fractions() {
 }
 
 #[test]
+fn many_extended_headers_take_no_more_memory_than_one() {
+    let value = vec![b'v'; 300_000];
+    let xattrs = [(b"user.a".to_vec(), value)];
+    let one = crate::pax::Entry { path: b"f", kind: b'0', xattrs: &xattrs, ..crate::pax::Entry::default() }.render();
+    let (extended, plain) = one.split_at(one.len() - BLOCK);
+    let archive = [&extended.repeat(3)[..], plain].concat();
+    assert_eq!(Untar::new(&archive[..]).next().unwrap().unwrap().xattrs.len(), 3);
+    let archive = [&extended.repeat(4)[..], plain].concat();
+    assert_eq!(Untar::new(&archive[..]).next().unwrap_err().kind, Kind::Invalid);
+    // The bound is that of one entry.
+    let archive = one.repeat(8);
+    let mut read = Untar::new(&archive[..]);
+    for _ in 0..8 {
+        assert_eq!(read.next().unwrap().unwrap().xattrs.len(), 1);
+    }
+}
+
+#[test]
 fn what_others_write_is_read_and_nonsense_is_refused() {
     let mut builder = tar::Builder::new(Vec::new());
     let long = "x/".repeat(120) + "file";
@@ -40,7 +58,7 @@ fn what_others_write_is_read_and_nonsense_is_refused() {
     flipped[0] ^= 1;
     assert!(Untar::new(&flipped[..]).next().is_err());
     assert_eq!(Untar::new(&b""[..]).next().unwrap(), None);
-    for records in ["5 a=\n", "99 path=x\n", "x", "13 path=abc", "20 GNU.sparse.name=x\n"] {
+    for records in ["6 a=\n", "4 a\n", "99 path=x\n", "x", "13 path=abc", "21 GNU.sparse.name=x\n"] {
         assert!(Records::default().read(records.as_bytes()).is_err(), "{records}");
     }
 }

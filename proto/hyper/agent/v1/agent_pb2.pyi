@@ -1777,7 +1777,7 @@ class ReadTreeRequest(_message.Message):
     follow_link: _builtins.bool
     """of the last part"""
     whole_root: _builtins.bool
-    """export: entries are relative to the root, without an entry for it"""
+    """export: without what is mounted; entries relative to the root, none for it"""
     def __init__(
         self,
         *,

@@ -1063,7 +1063,8 @@ class ArchiveServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReadTree(self, request, context):
-        """A path, with all below it on the same mount, as a tar. First `stat`, then `data`.
+        """A path, with all below it, as a tar. First `stat`, then `data`. As the container's processes see it: volumes and tmpfs
+        are in it; of the kernel's file systems, /dev and /run/hyper only the places, unless asked for themselves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

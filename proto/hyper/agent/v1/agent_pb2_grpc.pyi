@@ -389,7 +389,9 @@ class ArchiveServiceStub:
     """
     ListChanges: _grpc.UnaryStreamMultiCallable[_agent_pb2.ListChangesRequest, _agent_pb2.ListChangesResponse]
     ReadTree: _grpc.UnaryStreamMultiCallable[_agent_pb2.ReadTreeRequest, _agent_pb2.ReadTreeResponse]
-    """A path, with all below it on the same mount, as a tar. First `stat`, then `data`."""
+    """A path, with all below it, as a tar. First `stat`, then `data`. As the container's processes see it: volumes and tmpfs
+    are in it; of the kernel's file systems, /dev and /run/hyper only the places, unless asked for themselves.
+    """
     WriteTree: _grpc.StreamUnaryMultiCallable[_agent_pb2.WriteTreeRequest, _agent_pb2.WriteTreeResponse]
     """A tar into a directory that exists. The first request has `options`. Answers when all is written."""
 
@@ -407,7 +409,9 @@ class ArchiveServiceAsyncStub(ArchiveServiceStub):
     """
     ListChanges: _aio.UnaryStreamMultiCallable[_agent_pb2.ListChangesRequest, _agent_pb2.ListChangesResponse]  # type: ignore[assignment]
     ReadTree: _aio.UnaryStreamMultiCallable[_agent_pb2.ReadTreeRequest, _agent_pb2.ReadTreeResponse]  # type: ignore[assignment]
-    """A path, with all below it on the same mount, as a tar. First `stat`, then `data`."""
+    """A path, with all below it, as a tar. First `stat`, then `data`. As the container's processes see it: volumes and tmpfs
+    are in it; of the kernel's file systems, /dev and /run/hyper only the places, unless asked for themselves.
+    """
     WriteTree: _aio.StreamUnaryMultiCallable[_agent_pb2.WriteTreeRequest, _agent_pb2.WriteTreeResponse]  # type: ignore[assignment]
     """A tar into a directory that exists. The first request has `options`. Answers when all is written."""
 
@@ -440,7 +444,9 @@ class ArchiveServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _agent_pb2.ReadTreeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_agent_pb2.ReadTreeResponse], _abc.AsyncIterator[_agent_pb2.ReadTreeResponse]]:
-        """A path, with all below it on the same mount, as a tar. First `stat`, then `data`."""
+        """A path, with all below it, as a tar. First `stat`, then `data`. As the container's processes see it: volumes and tmpfs
+        are in it; of the kernel's file systems, /dev and /run/hyper only the places, unless asked for themselves.
+        """
 
     @_abc_1.abstractmethod
     def WriteTree(
