@@ -6,7 +6,7 @@
 //! Everything here that blocks (mounts, births) is called on a blocking thread.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -26,8 +26,7 @@ use crate::mount::{self, Kernel, Linux};
 use crate::path::Root;
 use crate::process::{self, Birth, Newborn, Process};
 use crate::proto::{
-    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec, Resources,
-    RootFilesystem,
+    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec, Resources, RootFilesystem,
 };
 use crate::reaper::Reaper;
 use crate::spare::Spare;
