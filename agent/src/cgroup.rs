@@ -2,7 +2,7 @@
 //! One cgroup (v2) per container: limits, counters, and the one way to kill everything in it.
 //!
 //!     /sys/fs/cgroup          the agent, and the controllers handed down
-//!     /sys/fs/cgroup/hyper/ID a container
+//!     /sys/fs/cgroup/hyper/ID a container; .spare: the first one of a template's clone
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -84,16 +84,20 @@ impl Cgroup {
         let path = mount.join("hyper").join(id);
         std::fs::create_dir(&path).what("create the container's cgroup")?;
         let group = Self { directory: open(&path)?, path };
+        group.limit(kernel, resources).inspect_err(|_| drop(std::fs::remove_dir(&group.path)))?;
+        Ok(group)
+    }
+
+    pub fn limit<K: Kernel>(&self, kernel: &K, resources: &Resources) -> Result<()> {
         for (file, value) in limits(resources) {
-            if let Err(cause) = kernel.write(group.fd(), file, &value) {
+            if let Err(cause) = kernel.write(self.fd(), file, &value) {
                 // A kernel without swap has no swap limit, and needs none.
                 if file != "memory.swap.max" {
-                    let _ = std::fs::remove_dir(&group.path);
                     return Err(cause);
                 }
             }
         }
-        Ok(group)
+        Ok(())
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {

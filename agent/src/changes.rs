@@ -2,7 +2,8 @@
 //! What a container changed: the upper directory of its overlay, told against the image below it.
 //!
 //! A directory is told when something in it is, or when it is itself another one than the image's. Empty places that the agent
-//! made for mounts carry its mark, and are not told; nor is a directory of which they changed but the time.
+//! made for mounts carry its mark, copied up from beneath the image or made here, and are not told; nor is a directory of which
+//! they changed but the time.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -95,6 +96,11 @@ impl<'a> Changes<'a> {
     fn found(&self, walk: &mut Walk<'_>, levels: &mut Vec<Level>, node: Node, visit: Visit<'_>) -> Result<()> {
         let Some(level) = levels.last_mut() else { return Ok(()) };
         if is_whiteout(&node) {
+            // Of a place that lies beneath the image: nothing of the image's is gone.
+            if !level.is_below || self.in_image(walk.path())?.is_none() {
+                level.has_stubs = true;
+                return Ok(());
+            }
             let told = level.is_covered;
             flush(levels, walk.path(), visit)?;
             return visit(Change::Gone { path: walk.path(), told });

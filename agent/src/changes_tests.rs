@@ -229,6 +229,24 @@ fn places_for_mounts_are_nobodys_change_until_somebody_changes_them() {
 }
 
 #[test]
+fn places_beneath_the_image_are_neither_its_nor_a_change() {
+    let box_ = overlay(&["bin/sh", "etc/passwd", "data/"]);
+    assert!(box_.at("etc/hosts").exists() && box_.at("run/hyper").exists());
+    // Copied up with their mark, and gone as if they had never been.
+    std::fs::remove_file(box_.at("etc/hosts")).unwrap();
+    box_.write("run/pid", "1");
+    std::fs::remove_file(box_.at("run/pid")).unwrap();
+    assert_eq!((box_.layer(), box_.diff()), (Vec::<String>::new(), Vec::new()));
+    // Another thing in the place of one, and something in one.
+    std::fs::remove_dir_all(box_.at("dev")).unwrap();
+    box_.write("dev", "");
+    std::fs::remove_file(box_.at("etc/passwd")).unwrap();
+    box_.write("run/pid", "1");
+    assert_eq!(box_.diff(), ["A /dev", "C /etc", "D /etc/passwd", "A /run", "A /run/pid"]);
+    assert_eq!(box_.layer(), ["dev", "etc/", "etc/.wh.passwd", "run/", "run/pid"]);
+}
+
+#[test]
 fn a_directory_counts_by_itself_when_it_differs() {
     let box_ = overlay(&["a/", "b/", "c/x", "d/"]);
     std::fs::set_permissions(box_.at("a"), std::fs::Permissions::from_mode(0o700)).unwrap();

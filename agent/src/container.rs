@@ -6,7 +6,7 @@
 //! Everything here that blocks (mounts, births) is called on a blocking thread.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,20 +19,22 @@ use crate::cgroup::Cgroup;
 use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context, Error, Kind, Result};
-use crate::files::Files;
+use crate::files::{Files, Layers};
 use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::{self, Kernel, Linux};
 use crate::path::Root;
 use crate::process::{self, Birth, Newborn, Process};
 use crate::proto::{
-    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec, RootFilesystem,
+    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec, Resources, RootFilesystem,
 };
 use crate::reaper::Reaper;
 use crate::spare::Spare;
 use crate::sys;
 use crate::volume;
 
+/// No container's id begins with a dot.
+const SPARE_CGROUP: &str = ".spare";
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const STILL_DEADLINE: Duration = Duration::from_secs(10);
@@ -106,14 +108,23 @@ pub struct Shared {
 impl Workshop {
     /// What the first container would have to wait for. Blocking. Called before a template is saved.
     pub fn prepare(&self) -> Result<()> {
-        if self.cgroups.is_some() {
-            self.devices.load()?;
-        }
+        self.disks.places()?;
         let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
         if spare.is_none() {
-            *spare = Some(Spare::bear(&self.reaper)?);
+            let cgroup = self.cgroups.as_ref().map(|mount| self.make_spare_cgroup(mount)).transpose()?;
+            *spare = Some(Spare::bear(&self.reaper, cgroup)?);
         }
         Ok(())
+    }
+
+    /// Of a container that is not privileged, without limits yet.
+    fn make_spare_cgroup(&self, mount: &Path) -> Result<Cgroup> {
+        let cgroup = Cgroup::create(&Linux, mount, SPARE_CGROUP, &Resources::default())?;
+        let ready = self.devices.attach(cgroup.fd());
+        if ready.is_err() {
+            let _ = cgroup.remove(Instant::now());
+        }
+        ready.map(|()| cgroup)
     }
 
     /// Only the first container may have it: what the agent mounts afterwards is not in its namespace.
@@ -126,20 +137,38 @@ impl Workshop {
         None
     }
 
+    /// The container's own, or the one that its spare is in.
+    fn make_cgroup(&self, mount: &Path, id: &str, resources: &Resources, spare: Option<&mut Spare>) -> Result<Cgroup> {
+        let Some(ahead) = spare.and_then(Spare::take_cgroup) else {
+            return Cgroup::create(&Linux, mount, id, resources);
+        };
+        if let Err(error) = ahead.limit(&Linux, resources) {
+            ahead.kill();
+            let _ = ahead.remove(Instant::now() + KILL_DEADLINE);
+            return Err(error);
+        }
+        Ok(ahead)
+    }
+
     /// Blocking. Leaves nothing behind when it fails.
     pub fn make(&self, mut request: CreateContainerRequest, identity: &Identity, shared: &Shared) -> Result<Made> {
         let id = request.container_id.clone();
         let files = self.state.join("containers").join(&id);
         std::fs::create_dir_all(&files).what("create the container's directory")?;
         let resources = request.resources.unwrap_or_default();
+        let mut spare = self.take_spare(&request);
         let cgroup = match &self.cgroups {
             Some(mount) => {
-                Some(Arc::new(Cgroup::create(&Linux, mount, &id, &resources).inspect_err(|_| remove_files(&files))?))
+                let cgroup = self.make_cgroup(mount, &id, &resources, spare.as_mut());
+                Some(Arc::new(cgroup.inspect_err(|_| remove_files(&files))?))
             }
             None => None,
         };
-        let made = self.bear_first(&mut request, identity, shared, cgroup.clone(), files.clone());
+        let made = self.bear_first(&mut request, identity, shared, cgroup.clone(), files.clone(), &mut spare);
         if made.is_err() {
+            if let Some(spare) = spare {
+                spare.end();
+            }
             remove_files(&files);
             if let Some(cgroup) = &cgroup {
                 cgroup.kill();
@@ -156,6 +185,7 @@ impl Workshop {
         shared: &Shared,
         cgroup: Option<Arc<Cgroup>>,
         files: PathBuf,
+        spare: &mut Option<Spare>,
     ) -> Result<Made> {
         if request.hostname.is_empty() {
             request.hostname = identity.hostname();
@@ -163,11 +193,12 @@ impl Workshop {
         identity.write_files(&files, &request.hostname)?;
         let mut leases = self.mount_sources(request)?;
         let root = self.disks.mount_root(request, &files)?;
-        fill_volumes(request, &root.mount)?;
+        self.fill_volumes(request, &root.layers)?;
         leases.extend(root.leases);
 
         let isolation = request.isolation.clone().unwrap_or_default();
-        if let (Some(cgroup), false) = (&cgroup, isolation.privileged) {
+        // The spare's has it.
+        if let (Some(cgroup), None, false) = (&cgroup, &spare, isolation.privileged) {
             self.devices.attach(cgroup.fd())?;
         }
         let mut namespaces = (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64;
@@ -178,7 +209,6 @@ impl Workshop {
                 None => namespaces |= flag as u64,
             }
         }
-        let spare = self.take_spare(request);
         let config = Config {
             process: request.process.clone(),
             files: files.to_string_lossy().into_owned(),
@@ -196,7 +226,7 @@ impl Workshop {
             cgroup: cgroup.as_ref().map(|c| c.fd()),
             handle: (root.mount.as_fd(), init::ROOT),
         };
-        let newborn = process::bear(&self.reaper, &config, &birth, spare)?;
+        let newborn = process::bear(&self.reaper, &config, &birth, spare.take())?;
         let archived = Files::new(root.mount, root.layers);
         Ok(Made { newborn, cgroup, files, archived, leases })
     }
@@ -255,20 +285,23 @@ impl Workshop {
         }
         Ok(leases)
     }
+
+    /// With what is the image's own: neither with places for mounts nor with what the container changed.
+    fn fill_volumes(&self, request: &CreateContainerRequest, layers: &Layers) -> Result<()> {
+        let filled: Vec<&Mount> =
+            request.mounts.iter().filter(|mount| mount.copy_image && !is_readonly(mount)).collect();
+        if filled.is_empty() {
+            return Ok(());
+        }
+        let Some(image) = self.disks.mount_image(&layers.lower)? else { return Ok(()) };
+        let image = Root::new(image);
+        filled.iter().try_for_each(|mount| volume::fill(Path::new(&mount.source), &image, &mount.destination))
+    }
 }
 
 fn is_readonly(mount: &Mount) -> bool {
     mount::parse_options(&mount.options)
         .is_ok_and(|(attributes, _)| attributes.contains(mount::Attributes::MOUNT_ATTR_RDONLY))
-}
-
-/// Before anything is mounted over what the image has.
-fn fill_volumes(request: &CreateContainerRequest, root: &OwnedFd) -> Result<()> {
-    for mount in request.mounts.iter().filter(|mount| mount.copy_image && !is_readonly(mount)) {
-        let image = Root::new(root.try_clone().what("copy a handle of the root")?);
-        volume::fill(Path::new(&mount.source), &image, &mount.destination)?;
-    }
-    Ok(())
 }
 
 impl Container {

@@ -95,15 +95,6 @@ pub struct Filter {
 }
 
 impl Filter {
-    /// Ahead of the first container.
-    pub fn load(&self) -> Result<()> {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if loaded.is_none() {
-            *loaded = Some(sys::load_device_program(&program()).what("load the device filter")?);
-        }
-        Ok(())
-    }
-
     pub fn attach(&self, cgroup: BorrowedFd<'_>) -> Result<()> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let filter = match loaded.take() {

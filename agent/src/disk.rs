@@ -13,9 +13,11 @@ use rustix::mount::UnmountFlags;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::files::Layers;
+use crate::kept::Kept;
 use crate::mount::{Attributes, Filesystem, Kernel};
 use crate::proto::{CreateContainerRequest, Layer, WritableLayer};
 use crate::rootfs::{MACHINE_ID, NAME_FILES, standard_directories};
+use crate::virtio;
 
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
@@ -28,6 +30,9 @@ pub struct Disks<K: Kernel> {
     /// Layers may be plain directories: only for tests on a host.
     directories: bool,
     mounted: Arc<Mutex<HashMap<String, Mounted>>>,
+    /// Those that were bound when the template was saved.
+    kept: Mutex<Vec<Kept>>,
+    places: Mutex<Option<PathBuf>>,
 }
 
 struct Mounted {
@@ -68,7 +73,48 @@ pub struct RootMount {
 
 impl<K: Kernel> Disks<K> {
     pub fn new(kernel: K, state: &Path, directories: bool) -> Self {
-        Self { kernel, state: state.to_owned(), directories, mounted: Arc::default() }
+        Self {
+            kernel,
+            state: state.to_owned(),
+            directories,
+            mounted: Arc::default(),
+            kept: Mutex::default(),
+            places: Mutex::default(),
+        }
+    }
+
+    /// Makes disks ready for clones as far as they can be told now, and names their devices. Called before a template is saved,
+    /// with nothing mounted. What cannot be kept is said, and is to be let go of.
+    pub fn keep(&self, drivers: &Path) -> Vec<String> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for device in virtio::bound(drivers, virtio::DISKS) {
+            if kept.iter().any(|disk| disk.device() == device) {
+                continue;
+            }
+            let place = |serial: &str| self.state.join("disks").join(format!("{serial}.0"));
+            match Kept::find(&self.kernel, drivers, &device, place) {
+                Ok(found) => kept.extend(found),
+                Err(error) => crate::warn!("{device} is not kept: {error}"),
+            }
+        }
+        kept.iter().map(|disk| disk.device().to_owned()).collect()
+    }
+
+    /// The file system of a disk that is mounted since the template, if it is that disk's still.
+    fn adopt(&self, serial: &str, filesystem: &str) -> Result<Option<PathBuf>> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.iter().position(|disk| disk.serial == serial && disk.is_mounted()) {
+            Some(at) => kept.swap_remove(at).adopt(filesystem),
+            None => Ok(None),
+        }
+    }
+
+    fn device(&self, serial: &str, partition: u32) -> Result<String> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match kept.iter().find(|disk| disk.serial == serial && partition > 0 && !disk.is_mounted()) {
+            Some(disk) => disk.partition(partition),
+            None => wait_device(serial, partition),
+        }
     }
 
     /// Stacks the layers under the writable directory; `files` is the container's own directory of the agent.
@@ -87,9 +133,8 @@ impl<K: Kernel> Disks<K> {
         let mut upper = None;
         match &root.writable {
             Some(writable) => {
-                if lower.is_empty() {
-                    lower.push(make_directory(self.state.join("empty"))?);
-                }
+                // Beneath all layers: a place that the image lacks is there without a write to the disk.
+                lower.push(self.places()?);
                 let lease = self.lease_writable(writable)?;
                 upper = Some(prepare_upper(&lease.path, writable, &lower[0])?);
                 layers.upper = upper.as_ref().map(|path| path.join("upper"));
@@ -115,6 +160,15 @@ impl<K: Kernel> Disks<K> {
             _ => {}
         }
         self.kernel.make(&overlay(&lower, None)?).map(Some)
+    }
+
+    /// Of the standard mounts and files: a directory that every root may stand on.
+    pub fn places(&self) -> Result<PathBuf> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.is_none() {
+            *places = Some(make_skeleton(&self.state.join("places"), &CreateContainerRequest::default())?);
+        }
+        places.clone().ok_or_else(|| Error::internal("no places"))
     }
 
     fn lease_layer(&self, layer: &Layer) -> Result<Lease> {
@@ -153,17 +207,23 @@ impl<K: Kernel> Disks<K> {
             entry.users += 1;
             return Ok(Lease { key, path: entry.path.clone(), mounted: self.mounted.clone() });
         }
-        let device = wait_device(serial, partition)?;
+        let writable = !attributes.contains(Attributes::MOUNT_ATTR_RDONLY);
+        if writable && partition == 0 {
+            if let Some(path) = self.adopt(serial, filesystem)? {
+                mounted.insert(key.clone(), Mounted { path: path.clone(), writable, users: 1 });
+                return Ok(Lease { key, path, mounted: self.mounted.clone() });
+            }
+        }
+        let device = self.device(serial, partition)?;
         let path = make_directory(self.state.join("disks").join(&key))?;
         let mut parameters = vec![("source", device.as_str())];
-        if attributes.contains(Attributes::MOUNT_ATTR_RDONLY) {
+        if !writable {
             parameters.push(("ro", ""));
         }
         let made = self.kernel.make(&Filesystem::new(filesystem, &parameters, attributes))?;
         let place =
             rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
         self.kernel.attach(made.as_fd(), place.as_fd())?;
-        let writable = !attributes.contains(Attributes::MOUNT_ATTR_RDONLY);
         mounted.insert(key.clone(), Mounted { path: path.clone(), writable, users: 1 });
         Ok(Lease { key, path, mounted: self.mounted.clone() })
     }
@@ -318,7 +378,7 @@ fn find_disk(serial: &str) -> Option<String> {
 }
 
 /// virtio-blk gives it as text; a SCSI disk as a vital-product-data page with a header of four bytes.
-fn read_serial(disk: &Path) -> Option<String> {
+pub fn read_serial(disk: &Path) -> Option<String> {
     let name = disk.file_name()?.to_str()?;
     let bytes = if name.starts_with("vd") {
         std::fs::read(disk.join("serial")).ok()?

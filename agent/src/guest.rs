@@ -45,6 +45,11 @@ impl Identity {
         }
     }
 
+    /// A NIC that never had an address is as good as new: it keeps its driver, and gets its clone's MAC.
+    pub fn release_devices(&self, keep: impl Fn(&str) -> bool) -> Result<()> {
+        self.devices.release(keep, !self.links.are_untouched())
+    }
+
     fn names(&self) -> MutexGuard<'_, Names> {
         self.names.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -78,8 +83,8 @@ impl Identity {
                 rootfs::write_sysctl(&Linux, &root, name, value)?;
             }
         }
-        let are_new = self.devices.bind()?;
-        self.links.configure(&request.links, are_new)?;
+        let bound = self.devices.bind()?;
+        self.links.configure(&request.links, bound || containers.is_empty() && self.links.are_untouched())?;
         let names = self.learn(request);
         for container in containers {
             names.write_ids(container.files(), true)?;

@@ -20,7 +20,7 @@ use crate::exec;
 use crate::mount::{Kernel, Linux};
 use crate::path::Root;
 use crate::proto::{CreateContainerRequest, ProcessSpec};
-use crate::rootfs::Builder;
+use crate::rootfs::{Ahead, Builder};
 use crate::spare;
 use crate::terminal;
 use crate::user;
@@ -135,6 +135,7 @@ fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i
     sys::reset_signals();
     rustix::process::umask(Mode::from_raw_mode(0o022));
     let usual = is_spare.then(|| seccomp::program(capability::Set::docker_default()));
+    let ahead = if is_spare { Some(prepare()?) } else { None };
     let spare_root = if is_spare { Some(spare::receive(socket)?) } else { None };
     let config: Config = read_message(socket, None).what("read the configuration")?;
     let process = config.process.clone().unwrap_or_default();
@@ -142,7 +143,8 @@ fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i
     match &config.create {
         Some(request) => {
             let root = spare_root.map_or_else(|| sys::inherited(ROOT).what("take the root"), Ok)?;
-            enter_new(&config, request, &root)?;
+            let ahead = ahead.map_or_else(enter_namespaces, Ok)?;
+            enter_new(&config, request, &root, &ahead)?;
         }
         None => {
             let target = sys::inherited(TARGET).what("take the container's handle")?;
@@ -195,16 +197,26 @@ fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i
     Err(program.run(slave).into())
 }
 
-fn enter_new(config: &Config, request: &CreateContainerRequest, mount: &OwnedFd) -> Result<()> {
+/// Its cgroup is the root of what it sees of cgroups: it is in that one from here on.
+fn enter_namespaces() -> Result<Ahead> {
     sys::unshare(libc::CLONE_NEWCGROUP).what("unshare the cgroup namespace")?;
-    rustix::system::sethostname(request.hostname.as_bytes()).what("set the host name")?;
     // Nothing that is mounted here may show up in the guest's own namespace.
     rustix::mount::mount_change(
         "/",
         rustix::mount::MountPropagationFlags::PRIVATE | rustix::mount::MountPropagationFlags::REC,
     )
     .what("make mounts private")?;
+    Ok(Ahead::default())
+}
 
+/// What a spare can do before it knows its container.
+fn prepare() -> Result<Ahead> {
+    enter_namespaces()?;
+    Ahead::make(&Linux)
+}
+
+fn enter_new(config: &Config, request: &CreateContainerRequest, mount: &OwnedFd, ahead: &Ahead) -> Result<()> {
+    rustix::system::sethostname(request.hostname.as_bytes()).what("set the host name")?;
     let stage = rustix::fs::open(config.stage.as_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
         .what("open the stage")?;
     Linux.attach(mount.as_fd(), stage.as_fd())?;
@@ -212,8 +224,8 @@ fn enter_new(config: &Config, request: &CreateContainerRequest, mount: &OwnedFd)
         rustix::fs::open(config.stage.as_str(), OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .what("open the root")?;
     let root = Root::new(directory);
-    Builder { kernel: &Linux, root: &root, request, files: Path::new(&config.files), share: Path::new(&config.share) }
-        .build()?;
+    let (files, share) = (Path::new(&config.files), Path::new(&config.share));
+    Builder { kernel: &Linux, root: &root, request, files, share, ahead }.build()?;
 
     // The old root ends up beneath the new one, where it is let go.
     rustix::process::fchdir(root.fd()).what("enter the root")?;

@@ -24,6 +24,7 @@ mod fork;
 mod freeze;
 mod guest;
 mod init;
+mod kept;
 mod layer;
 mod link;
 mod log;

@@ -28,6 +28,11 @@ pub struct Links {
 }
 
 impl Links {
+    /// Nothing was ever asked for.
+    pub fn are_untouched(&self) -> bool {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Brings up lo and every link asked for. Blocking; doing it again changes nothing.
     /// `are_new`: nothing was ever configured on them.
     pub fn configure(&self, links: &[Link], are_new: bool) -> Result<()> {

@@ -69,7 +69,7 @@ pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>, spare: Option<S
     let dressed = spare.and_then(|spare| {
         let end =
             |number: usize| child_ends.iter().find(|end| end.as_raw_fd() == ends[number]).unwrap_or(&null).as_fd();
-        spare.dress(birth.cgroup, [end(0), end(1), end(2)], birth.handle.0)
+        spare.dress([end(0), end(1), end(2)], birth.handle.0)
     });
     let (child, ours) = dressed.map_or_else(|| spawn_new(reaper, birth, ends), Ok)?;
     drop(child_ends);

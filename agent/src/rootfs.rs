@@ -2,10 +2,11 @@
 //! What a container finds around it: the standard mounts and devices, its name files, the mounts asked for,
 //! masked and read-only paths. Built beneath the container's root, in its own mount namespace, before the pivot.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::fork;
@@ -21,6 +22,7 @@ pub const MACHINE_ID: &str = "machine-id";
 pub const BOOT_ID: &str = "boot-id";
 const BOOT_ID_PLACE: &str = "/proc/sys/kernel/random/boot_id";
 
+const DEV: &str = "/dev";
 const DEVICES: [(&str, u32, u32); 6] =
     [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
@@ -45,7 +47,7 @@ fn standard_mounts(privileged: bool, shm_bytes: u64) -> Vec<(&'static str, Files
     vec![
         ("/proc", Filesystem::new("proc", &[], plain)),
         (
-            "/dev",
+            DEV,
             Filesystem::new(
                 "tmpfs",
                 &[("mode", "755"), ("size", "65536k")],
@@ -67,6 +69,45 @@ fn standard_mounts(privileged: bool, shm_bytes: u64) -> Vec<(&'static str, Files
     ]
 }
 
+/// Standard mounts made before their container is known, attached nowhere yet. What is asked for otherwise is made otherwise.
+#[derive(Default)]
+pub struct Ahead(RefCell<Vec<(Filesystem, OwnedFd)>>);
+
+impl Ahead {
+    /// As most containers have them; /dev has in it what belongs there. Called in the container's namespaces.
+    pub fn make<K: Kernel>(kernel: &K) -> Result<Self> {
+        let mut made = Vec::new();
+        for (target, filesystem) in standard_mounts(false, 0) {
+            let mount = kernel.make(&filesystem)?;
+            if target == DEV {
+                fill(kernel, mount.as_fd())?;
+                for place in ["pts", "mqueue", "shm"] {
+                    rustix::fs::mkdirat(&mount, place, Mode::from_raw_mode(0o755)).what("create a mount point")?;
+                }
+            }
+            made.push((filesystem, mount));
+        }
+        Ok(Self(RefCell::new(made)))
+    }
+
+    fn take(&self, wanted: &Filesystem) -> Option<OwnedFd> {
+        let mut made = self.0.borrow_mut();
+        let at = made.iter().position(|(filesystem, _)| filesystem == wanted)?;
+        Some(made.swap_remove(at).1)
+    }
+}
+
+/// The devices and links of a container's /dev.
+fn fill<K: Kernel>(kernel: &K, dev: BorrowedFd<'_>) -> Result<()> {
+    for (name, major, minor) in DEVICES {
+        kernel.make_device(dev, name, Device { block: false, major, minor }, 0o666)?;
+    }
+    for (name, target) in LINKS {
+        rustix::fs::symlinkat(target, dev, name).what(format_args!("link /dev/{name}"))?;
+    }
+    Ok(())
+}
+
 pub struct Builder<'a, K: Kernel> {
     pub kernel: &'a K,
     pub root: &'a Root,
@@ -75,15 +116,18 @@ pub struct Builder<'a, K: Kernel> {
     pub files: &'a Path,
     /// What it finds as /run/hyper.
     pub share: &'a Path,
+    pub ahead: &'a Ahead,
 }
 
 impl<K: Kernel> Builder<'_, K> {
     pub fn build(&self) -> Result<()> {
         let isolation = self.request.isolation.clone().unwrap_or_default();
+        let mut is_filled = false;
         for (target, filesystem) in standard_mounts(isolation.privileged, self.request.shm_size_bytes) {
-            self.mount_standard(target, &filesystem)?;
+            let was_made = self.mount_standard(target, &filesystem)?;
+            is_filled |= was_made && target == DEV;
         }
-        self.fill_dev(isolation.privileged)?;
+        self.fill_dev(isolation.privileged, is_filled)?;
         for name in NAME_FILES {
             self.bind(&self.files.join(name), &format!("/etc/{name}"), Attributes::empty())?;
         }
@@ -154,7 +198,8 @@ impl<K: Kernel> Builder<'_, K> {
         Ok(())
     }
 
-    fn mount_standard(&self, target: &str, filesystem: &Filesystem) -> Result<()> {
+    /// True when it was made ahead.
+    fn mount_standard(&self, target: &str, filesystem: &Filesystem) -> Result<bool> {
         let place = self.root.directory(target)?;
         // As runc does: a /proc that the image made a symlink would put the real one where nothing is masked.
         if rustix::fs::openat2(
@@ -168,19 +213,22 @@ impl<K: Kernel> Builder<'_, K> {
         {
             return Err(Error::invalid(format!("{target} of the image is a symbolic link")));
         }
-        let mount = self.kernel.make(filesystem)?;
-        self.kernel.attach(mount.as_fd(), place.as_fd())
+        let ahead = self.ahead.take(filesystem);
+        let was_made = ahead.is_some();
+        let mount = ahead.map_or_else(|| self.kernel.make(filesystem), Ok)?;
+        self.kernel.attach(mount.as_fd(), place.as_fd())?;
+        Ok(was_made)
     }
 
-    fn fill_dev(&self, privileged: bool) -> Result<()> {
+    fn fill_dev(&self, privileged: bool, is_filled: bool) -> Result<()> {
+        if is_filled && !privileged {
+            return Ok(());
+        }
         let dev = self.root.directory("/dev")?;
         // A descriptor of its own kind: O_PATH may not be written through.
         let dev = self.root.open("/dev", OFlags::RDONLY | OFlags::DIRECTORY).what("open /dev").unwrap_or(dev);
-        for (name, major, minor) in DEVICES {
-            self.kernel.make_device(dev.as_fd(), name, Device { block: false, major, minor }, 0o666)?;
-        }
-        for (name, target) in LINKS {
-            rustix::fs::symlinkat(target, &dev, name).what(format_args!("link /dev/{name}"))?;
+        if !is_filled {
+            fill(self.kernel, dev.as_fd())?;
         }
         if privileged { self.copy_devices(dev.as_fd()) } else { Ok(()) }
     }

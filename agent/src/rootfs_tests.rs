@@ -26,7 +26,15 @@ impl Image {
     fn build(&self, request: &CreateContainerRequest) -> Result<Vec<String>> {
         let kernel = Recorder::below(&self.scratch.0);
         let root = Root::new(std::fs::File::open(&self.scratch.0).unwrap().into());
-        Builder { kernel: &kernel, root: &root, request, files: &self.files.0, share: &self.share }.build()?;
+        Builder {
+            kernel: &kernel,
+            root: &root,
+            request,
+            files: &self.files.0,
+            share: &self.share,
+            ahead: &Ahead::default(),
+        }
+        .build()?;
         Ok(kernel.log.into_inner())
     }
 }

@@ -156,9 +156,10 @@ impl Agent {
         }
         let (identity, workshop) = (self.inner.identity.clone(), self.inner.workshop.clone());
         blocking(move || {
-            identity.devices.release()?;
-            // Whatever is saved now is what clones are made of.
-            workshop.prepare()
+            // Whatever is saved now is what clones are made of. The spare first: what is mounted after its birth it does not hold.
+            workshop.prepare()?;
+            let kept = workshop.disks.keep(identity.devices.drivers());
+            identity.release_devices(|device| kept.iter().any(|one| one == device))
         })
         .await?;
         Ok(ReleaseDevicesResponse {})

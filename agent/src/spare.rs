@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A container-init born before it is needed: in its namespaces, loaded, waiting for its first message. A template is saved
-//! with one, so that the first container of each clone skips birth and execve, which an emulated CPU meets for the first time.
+//! A container-init born before it is needed: in its namespaces and its cgroup, with the mounts that all containers have, waiting
+//! for its first message. A template is saved with one, so that the first container of each clone skips all that, which an
+//! emulated CPU would meet for the first time.
 //!
 //! Its mount namespace is as old as it is: it serves containers that need no mount the agent made since.
 
@@ -9,7 +10,7 @@ use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
@@ -18,9 +19,9 @@ use rustix::net::{
 
 use tokio::sync::oneshot::error::TryRecvError;
 
+use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Result};
 use crate::init;
-use crate::mount::{Kernel, Linux};
 use crate::proto::CreateContainerRequest;
 use crate::reaper::{Child, Reaper};
 use crate::sys;
@@ -33,10 +34,13 @@ const NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEW
 pub struct Spare {
     child: Child,
     socket: UnixStream,
+    /// Which it was born in, and cannot leave: it is the root of its cgroup namespace.
+    cgroup: Option<Cgroup>,
 }
 
 impl Spare {
-    pub fn bear(reaper: &Reaper) -> Result<Self> {
+    /// In that cgroup, which is the container's to be.
+    pub fn bear(reaper: &Reaper, cgroup: Option<Cgroup>) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().what("socketpair")?;
         let null =
             rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
@@ -49,14 +53,30 @@ impl Spare {
             ],
             fds: &[(number, 0), (number, 1), (number, 2), (theirs.as_raw_fd(), init::SOCKET)],
             namespaces: NAMESPACES as u64,
-            cgroup: None,
+            cgroup: cgroup.as_ref().map(Cgroup::fd),
         };
-        let child = reaper.spawn(&spawn).what("start a spare container-init")?;
+        let child = match reaper.spawn(&spawn).what("start a spare container-init") {
+            Ok(child) => child,
+            Err(error) => {
+                cgroup.iter().for_each(remove);
+                return Err(error);
+            }
+        };
         drop(theirs);
-        let spare = Self { child, socket: ours };
+        let spare = Self { child, socket: ours, cgroup };
         // Saved half-way, it would have its beginning before it in every clone.
-        spare.wait_ready().inspect_err(|_| spare.end())?;
-        Ok(spare)
+        match spare.wait_ready() {
+            Ok(()) => Ok(spare),
+            Err(error) => {
+                spare.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// The caller's from now on.
+    pub fn take_cgroup(&mut self) -> Option<Cgroup> {
+        self.cgroup.take()
     }
 
     fn wait_ready(&self) -> Result<()> {
@@ -68,27 +88,19 @@ impl Spare {
     pub fn serves(request: &CreateContainerRequest) -> bool {
         let isolation = request.isolation.as_ref();
         request.mounts.iter().all(|mount| mount.r#type == "tmpfs")
-            && isolation.is_none_or(|it| it.share_pid_with.is_empty() && it.share_ipc_with.is_empty())
+            && isolation.is_none_or(|it| !it.privileged && it.share_pid_with.is_empty() && it.share_ipc_with.is_empty())
     }
 
-    /// Moves it to its cgroup and hands over the streams and the root; it reads its configuration next. None when it
-    /// cannot be had any more: it may have been killed while it waited.
-    pub fn dress(
-        self,
-        cgroup: Option<BorrowedFd<'_>>,
-        streams: [BorrowedFd<'_>; 3],
-        root: BorrowedFd<'_>,
-    ) -> Option<(Child, UnixStream)> {
-        let Self { mut child, socket } = self;
+    /// Hands over the streams and the root; it reads its configuration next. None when it cannot be had any more: it may have
+    /// been killed while it waited.
+    pub fn dress(self, streams: [BorrowedFd<'_>; 3], root: BorrowedFd<'_>) -> Option<(Child, UnixStream)> {
+        let Self { mut child, socket, .. } = self;
         if child.exited.try_recv() != Err(TryRecvError::Empty) {
             // Its pid may be another's by now.
             crate::warn!("the spare container-init is gone");
             return None;
         }
-        let dressed = cgroup
-            .map_or(Ok(()), |cgroup| Linux.write(cgroup, "cgroup.procs", &child.pid.to_string()))
-            .and_then(|()| send(&socket, [streams[0], streams[1], streams[2], root]));
-        if let Err(error) = dressed {
+        if let Err(error) = send(&socket, [streams[0], streams[1], streams[2], root]) {
             crate::warn!("the spare container-init cannot be used: {error}");
             kill(&child);
             return None;
@@ -96,8 +108,16 @@ impl Spare {
         Some((child, socket))
     }
 
-    pub fn end(&self) {
+    pub fn end(self) {
         kill(&self.child);
+        self.cgroup.iter().for_each(remove);
+    }
+}
+
+fn remove(cgroup: &Cgroup) {
+    cgroup.kill();
+    if let Err(error) = cgroup.remove(Instant::now() + READY_DEADLINE) {
+        crate::warn!("the spare's cgroup: {error}");
     }
 }
 

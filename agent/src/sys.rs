@@ -297,6 +297,44 @@ pub fn add_entropy(random: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
+/// A partition that the disk's table need not have; in bytes.
+pub fn add_partition(disk: BorrowedFd<'_>, number: i32, start: u64, length: u64) -> Result<()> {
+    change_partition(disk, 1, number, start, length)
+}
+
+/// Mounted or not.
+pub fn resize_partition(disk: BorrowedFd<'_>, number: i32, start: u64, length: u64) -> Result<()> {
+    change_partition(disk, 3, number, start, length)
+}
+
+// linux/blkpg.h
+#[repr(C)]
+struct Partition {
+    start: i64,
+    length: i64,
+    number: i32,
+    names: [u8; 128],
+}
+
+#[repr(C)]
+struct PartitionChange {
+    operation: i32,
+    flags: i32,
+    length: i32,
+    data: *mut Partition,
+}
+
+fn change_partition(disk: BorrowedFd<'_>, operation: i32, number: i32, start: u64, length: u64) -> Result<()> {
+    const BLKPG: u64 = 0x1269;
+    let signed = |bytes: u64| i64::try_from(bytes).map_err(|_| Error::from(std::io::ErrorKind::InvalidInput));
+    let mut partition = Partition { start: signed(start)?, length: signed(length)?, number, names: [0; 128] };
+    let change =
+        PartitionChange { operation, flags: 0, length: size_of::<Partition>() as i32, data: &raw mut partition };
+    // SAFETY: the ioctl reads both structures, which outlive it and are laid out as linux/blkpg.h has them.
+    check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG, std::ptr::from_ref(&change)) }.into())?;
+    Ok(())
+}
+
 /// Index and Ethernet address of the link of that name. Any socket will do.
 pub fn find_link(socket: BorrowedFd<'_>, name: &str) -> Option<(u32, [u8; 6])> {
     // SAFETY: ifreq is plain data for which all-zero is valid.

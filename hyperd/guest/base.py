@@ -61,7 +61,7 @@ class Guest(Protocol):
         """Step the guest's wall clock to the host's, verified as in ``configure``: after a pause."""
 
     async def release_devices(self) -> None:
-        """Unbind disks and NICs from their drivers, so that a clone finds its own.
+        """Make disks and NICs ready for clones: unbound, or such that a clone finds its own behind them.
 
         Raises WrongStateError when a container exists.
         """

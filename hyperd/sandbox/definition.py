@@ -99,12 +99,13 @@ def template_definition(
     paths: SandboxPaths,
     guest: GuestSettings,
     memory_file: Path | None,
+    writable: Path,
 ) -> VmDefinition:
-    """A VM with placeholders for disks. ``memory_file``: holds its RAM, for those that start from it to share."""
+    """With a placeholder for the image's disk. ``memory_file``: holds its RAM, for what starts from it to share."""
     return replace(
         _definition(template_id, shape, paths, guest),
-        # What is behind a device may change, its size too; the guest sees that when it binds the device again.
-        disks=_disks(placeholder(paths, ROOT_SERIAL), DiskFormat.RAW, placeholder(paths, WRITABLE_SERIAL)),
+        # What is behind a device may change; what depends on it the agent looks at again (agent/src/kept.rs).
+        disks=_disks(placeholder(paths), DiskFormat.RAW, writable),
         nics=(nic,) if nic else (),
         memory_file=MemoryFile(memory_file, shared=True) if memory_file else None,
         free_page_reporting=memory_file is None,
@@ -116,7 +117,7 @@ def template_shape_definition(shape: Shape, guest: GuestSettings, *, share_memor
     nowhere = SandboxPaths(Path("/"), Path("/"))
     nic = Nic("", "") if shape.has_nic else None
     memory_file = Path("/ram") if share_memory else None
-    return template_definition(SandboxId(""), shape, nic, nowhere, guest, memory_file)
+    return template_definition(SandboxId(""), shape, nic, nowhere, guest, memory_file, Path("/writable"))
 
 
 def restored(definition: VmDefinition, state: Path, ram: Path | None) -> VmDefinition:
@@ -129,8 +130,9 @@ def restored(definition: VmDefinition, state: Path, ram: Path | None) -> VmDefin
     )
 
 
-def placeholder(paths: SandboxPaths, serial: str) -> Path:
-    return paths.state_dir / f"{serial}.img"
+def placeholder(paths: SandboxPaths) -> Path:
+    """Of the image's disk."""
+    return paths.state_dir / f"{ROOT_SERIAL}.img"
 
 
 def _disks(root: Path, root_format: DiskFormat, writable: Path) -> tuple[Disk, ...]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a template is made: a guest boots, lets go of its devices, and is saved with nobody connected to it.
 
-draft, tap -> VM -> agent's hello -> devices released, connection closed -> saved -> VM ended -> published
+draft, disks, tap -> VM -> agent's hello -> devices ready, connection closed -> saved -> VM ended -> published
 
 The VM has a sandbox id that no record knows: what a killed hyperd left of it the next one removes.
 """
@@ -17,7 +17,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
 from hyperd.model.vm import Nic, SandboxId
 from hyperd.sandbox import definition
-from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL, SandboxPaths, Shape
+from hyperd.sandbox.definition import SandboxPaths, Shape
 from hyperd.sandbox.patience import PatientDialer
 from hyperd.sandbox.rooms import (
     Rooms,
@@ -29,7 +29,8 @@ from hyperd.sandbox.rooms import (
 
 RAM = "ram"
 STATE = "state"
-PLACEHOLDER_BYTES = 1 << 20
+# All one hole. The guest remembers the size: larger than any image's disk, and than PLACEHOLDER in agent/src/kept.rs.
+PLACEHOLDER_BYTES = 1 << 40
 # A guest that only booted has written to some 40 MiB of its memory, and to the kernel's table of all its pages.
 BOOTED_BYTES = 128 << 20
 
@@ -65,13 +66,18 @@ class TemplateBuilder:
             stack.push_async_callback(remove_directories, paths, self._files)
             await make_directories(paths, self._files)
             owner = self._settings.owner_of(template_id)
-            await self._files.call(_make_placeholders, paths, owner)
+            await self._files.call(_make_sparse, definition.placeholder(paths), PLACEHOLDER_BYTES, owner)
+            stack.push_async_callback(rooms.storage.remove, template_id)
+            # As every container's is at first, and as this one stays: the guest mounts it and writes nothing.
+            writable = await rooms.storage.create_writable(template_id)
             nic = await self._attach(template_id, stack) if shape.has_nic else None
             ram = None
             if self._settings.share_memory:
                 ram = await draft.create_file(RAM, size_bytes=memory_bytes, owner=owner)
             state = await draft.create_file(STATE, owner=owner)
-            described = definition.template_definition(template_id, shape, nic, paths, self._run.guest, ram)
+            described = definition.template_definition(
+                template_id, shape, nic, paths, self._run.guest, ram, writable
+            )
             stack.push_async_callback(rooms.hypervisor.destroy, template_id)
             async with console_as_evidence(subject, paths, self._files):
                 vm = await rooms.hypervisor.start(described)
@@ -95,12 +101,6 @@ class TemplateBuilder:
             await guest.release_devices()
         finally:
             await guest.close()
-
-
-def _make_placeholders(paths: SandboxPaths, owner: tuple[int, int]) -> None:
-    for serial in (ROOT_SERIAL, WRITABLE_SERIAL):
-        path = definition.placeholder(paths, serial)
-        _make_sparse(path, PLACEHOLDER_BYTES, owner)
 
 
 def _make_sparse(path: Path, size_bytes: int, owner: tuple[int, int]) -> None:

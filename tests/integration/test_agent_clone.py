@@ -2,6 +2,8 @@
 """What the agent does so that a clone is a guest of its own, in a bare QEMU."""
 
 import asyncio
+import hashlib
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,6 +69,37 @@ async def test_clones_of_a_template_have_their_own_everything(bench):
         await guest.close()
         clone.end()
     assert len(randoms) == 2
+
+
+async def test_a_template_s_disk_is_left_as_it_was_and_found_where_it_is_the_same(bench):
+    """What the template's memory knows of its disk counts for that disk alone, in that state."""
+    before = hashlib.sha256(bench.writable.read_bytes()).digest()
+    source = bench.boot()
+    guest = await source.dial()
+    await guest.release_devices()
+    await guest.close()
+    bench.save(source)
+    assert hashlib.sha256(bench.writable.read_bytes()).digest() == before, "the template wrote to its disk"
+
+    for state in ("the same", "used", "other"):
+        clone = bench.clone()
+        guest = await clone.dial()
+        await guest.configure(clone.identity())
+        await run(guest, container(f"echo {state} >> /kept; cat /kept"))
+        lines = (await read_all(guest)).splitlines()
+        assert lines[0] == "the same" if state != "other" else "other"
+        assert lines.count("used") == (state == "used")
+        await guest.wait_process(BOX, FIRST_PROCESS)
+        await guest.shutdown(20)
+        clone.process.wait(60)
+        subprocess.run(["e2fsck", "-fn", str(clone.writable)], check=True, capture_output=True)
+        if state == "used":  # of another size, too
+            bench.writable.unlink()
+            with bench.writable.open("wb") as disk:
+                disk.truncate(96 << 20)
+            subprocess.run(["mkfs.ext4", "-q", str(bench.writable)], check=True)
+        else:
+            clone.writable.replace(bench.writable)
 
 
 async def test_a_frozen_guest_stands_still_and_a_clone_of_it_goes_on_as_another(bench):

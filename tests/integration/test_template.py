@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import secrets
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,23 @@ def test_a_new_size_boots_at_once_and_has_a_template_the_next_time(layouts: Path
         wait_until(lambda: "96MiB" in host.ok("template", "ls"), "the template is built", timeout_s=200)
         assert started(host, "-m", "96m", "--network", "none")["Path"] == "template"
         assert template_ids(host) > before
+        assert not host.leaks()
+
+
+def test_a_container_that_starts_again_from_a_template_has_its_disk_as_it_left_it(layouts: Path):
+    """The template's memory knows the disk as it was when it was new."""
+    with hyper() as host:
+        pulled(host, layouts)
+        host.ok("template", "build", timeout_s=200)
+        write = "cat /kept 2>/dev/null; echo line >> /kept; dd if=/dev/urandom of=/noise bs=1M count=8 2>/dev/null"
+        host.ok("create", "--name", "box", BUSYBOX, "sh", "-c", write)
+        for times in range(3):
+            assert host.ok("start", "-a", "box").split() == ["line"] * times
+            shown = json.loads(host.ok("inspect", "box"))[0]
+            assert shown["Start"]["Path"] == "template"
+            (disk,) = (host.state_dir / "storage/sandboxes").glob("*/writable.img")
+            subprocess.run(["e2fsck", "-fn", str(disk)], check=True, capture_output=True)
+        host.ok("rm", "box")
         assert not host.leaks()
 
 

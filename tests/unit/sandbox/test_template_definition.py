@@ -52,7 +52,13 @@ def test_a_clone_has_the_layout_of_its_template(*, has_nic: bool, share_memory: 
     shape = dataclasses.replace(SHAPE, has_nic=has_nic)
     ram = Path("/ram") if share_memory else None
     template = definition.template_definition(
-        SandboxId("t" * 64), shape, Nic("tap9", "cc:dd") if has_nic else None, PATHS, GUEST, ram
+        SandboxId("t" * 64),
+        shape,
+        Nic("tap9", "cc:dd") if has_nic else None,
+        PATHS,
+        GUEST,
+        ram,
+        Path("/disk"),
     )
     clone = definition.restored(of_sandbox(WIRE if has_nic else None), Path("/state"), ram)
     asked = definition.template_shape_definition(shape, GUEST, share_memory=share_memory)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How many blocks of guest code QEMU translates in each phase of a start from a template (`info jit`), without hyperd.
+
+    setup/private .venv/bin/python -m bench.blocks 5
+
+Unlike time, the number hardly depends on what else the machine does. One layer, disks as hyperd makes them.
+"""
+
+import asyncio
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bench.floor import IGNORE_SHARED
+from bench.qemu import PLACE, BareVm, Machine, bare_vm
+from hyperd.image.disk import DESCRIPTOR_NAME, HEAD_NAME, TAIL_NAME, Extent, padded, render_disk
+from hyperd.model.guest import (
+    FIRST_PROCESS,
+    ContainerPlan,
+    GuestIdentity,
+    LayerSource,
+    Link,
+    ProcessPlan,
+    Route,
+    WritableSource,
+)
+from hyperd.model.image import Digest, ImageId
+from hyperd.sandbox.assembly import MASKED_PATHS, READONLY_PATHS
+from hyperd.sandbox.template_build import PLACEHOLDER_BYTES
+from hyperd.storage.local import DEFAULT_SIZE_BYTES, MKFS_OPTIONS
+from tests.bareguest import BOX, ENV, make_image
+
+MAC = "52:54:00:00:00:02"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskMachine(Machine):
+    """With files behind its disks."""
+
+    image: str = ""  # all of the block device's options but its name
+    writable: Path = Path()
+
+    def argv(self, directory: Path, fds: dict[str, int]) -> list[str]:
+        mac = MAC if self.incoming else "52:54:00:00:00:01"
+        return [self._with_files(word, mac) for word in Machine.argv(self, directory, fds)]
+
+    def _with_files(self, word: str, mac: str) -> str:
+        if word.startswith("file,node-name=image"):
+            return f"{self.image},node-name=image,read-only=on"
+        if word.startswith("file,node-name=writable"):
+            return f"file,node-name=writable,filename={self.writable}"
+        if word.startswith("virtio-blk"):
+            return f"{word},serial={word.partition('drive=')[2]}"
+        return f"{word},mac={mac}" if word.startswith("virtio-net") else word
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    with tempfile.TemporaryDirectory(prefix="hyper-b-", dir=PLACE) as scratch:
+        place = Path(scratch)
+        _make_disks(place)
+        ram, state = place / "ram", place / "state"
+        _make_hole(ram, 256 << 20)
+        source = DiskMachine(
+            "tcg",
+            ram=ram,
+            ram_shared=True,
+            free_page_reporting=False,
+            image=f"file,filename={place}/placeholder",
+            writable=place / "writable",
+        )
+        asyncio.run(_save(source, state))
+        vmdk = f"vmdk,file.driver=file,file.filename={place}/{DESCRIPTOR_NAME}"
+        clone = replace(source, ram_shared=False, incoming=True, image=vmdk, writable=place / "own")
+        counts = [asyncio.run(_start(clone, state, place)) for _ in range(runs)]
+    for phase in counts[0]:
+        print(f"{phase:10} {statistics.median(count[phase] for count in counts):7.0f}")
+    print(f"{'all':10} {statistics.median(sum(count.values()) for count in counts):7.0f}")
+
+
+async def _start(machine: Machine, state: Path, place: Path) -> dict[str, int]:
+    subprocess.run(["cp", "--sparse=always", place / "writable", place / "own"], check=True)
+    counts: dict[str, int] = {}
+    with bare_vm(machine) as vm:
+
+        async def mark(phase: str) -> None:
+            counts[phase] = await _translated(vm) - sum(counts.values())
+
+        await vm.restore(state, IGNORE_SHARED)
+        async with vm.guest() as guest:
+            await mark("hello")
+            await guest.configure(_identity())
+            await mark("configure")
+            await guest.create_container(_plan())
+            await mark("create")
+            await guest.start_container(BOX)
+            await mark("start")
+            async for _ in guest.read_output(BOX, FIRST_PROCESS, 0):
+                break
+            await mark("first byte")
+    return counts
+
+
+async def _save(machine: Machine, state: Path) -> None:
+    with bare_vm(machine) as vm:
+        async with vm.guest() as guest:
+            await guest.release_devices()
+        async with vm.monitor() as monitor:
+            await monitor.command("stop")
+            await monitor.enable(IGNORE_SHARED)
+            await monitor.save(state)
+
+
+async def _translated(vm: BareVm) -> int:
+    async with vm.monitor() as monitor:
+        told = await monitor.command("human-monitor-command", **{"command-line": "info jit"})
+    found = re.search(r"TB count\s+(\d+)", told)
+    if found is None:
+        raise RuntimeError(f"QEMU counts no blocks: {told}")
+    return int(found[1])
+
+
+def _make_disks(place: Path) -> None:
+    layer = place / "layer.erofs"
+    make_image(place / "root", layer)
+    size = padded(layer.stat().st_size)
+    os.truncate(layer, size)
+    files = render_disk(
+        ImageId(f"sha256:{'1' * 64}"), [Extent(layer.name, Digest(f"sha256:{'2' * 64}"), size)]
+    )
+    for name, content in (
+        (HEAD_NAME, files.head),
+        (TAIL_NAME, files.tail),
+        (DESCRIPTOR_NAME, files.descriptor),
+    ):
+        (place / name).write_bytes(content)
+    _make_hole(place / "placeholder", PLACEHOLDER_BYTES)
+    _make_hole(place / "writable", DEFAULT_SIZE_BYTES)
+    subprocess.run(["mkfs.ext4", *MKFS_OPTIONS, place / "writable"], check=True)
+
+
+def _make_hole(path: Path, size_bytes: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+
+
+def _identity() -> GuestIdentity:
+    link = Link(MAC, "eth0", ("10.9.0.2/24",), (Route("0.0.0.0/0", "10.9.0.1"),), 1500)
+    return GuestIdentity(
+        hostname="box",
+        entropy=os.urandom(64),
+        links=(link,),
+        dns_servers=("10.9.0.1",),
+        machine_id="0" * 32,
+        boot_id=str(uuid.uuid4()),
+    )
+
+
+def _plan() -> ContainerPlan:
+    return ContainerPlan(
+        BOX,
+        (LayerSource("image", 1),),
+        WritableSource("writable", "container"),
+        readonly_root=False,
+        process=ProcessPlan(("echo", "ok"), ENV),
+        hostname="box",
+        masked_paths=MASKED_PATHS,
+        readonly_paths=READONLY_PATHS,
+    )
+
+
+if __name__ == "__main__":
+    main()
