@@ -36,9 +36,18 @@ def require_consent(warning: str, command: str, *, force: bool) -> None:
     if force:
         return
     print(f"{warning}\nAre you sure you want to continue? [y/N] ", end="", flush=True)
-    answer = sys.stdin.readline(100)
-    if answer.strip().lower() not in {"y", "yes"}:
+    if _answer().strip().lower() not in {"y", "yes"}:
         raise CliError("has been cancelled", subject=command)
+
+
+def _answer() -> str:
+    """Nothing where standard input is closed, cannot be read or is not text."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.readline(100)
+    except (OSError, ValueError):  # ValueError: closed since, or bytes that are no text
+        return ""
 
 
 async def prune_images(client: Client, wanted: Filters, *, everything: bool) -> Pruned:

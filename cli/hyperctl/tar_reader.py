@@ -13,13 +13,16 @@ from hyperctl.errors import CliError
 
 BLOCK = 512
 CHUNK_BYTES = 1 << 20
-MAX_EXTENDED_BYTES = (
-    1 << 20
-)  # of one extended header; names have at most 4096 bytes, extended attributes 64 KiB
+# Of all extended headers of one entry; names have at most 4096 bytes, extended attributes 64 KiB.
+MAX_EXTENDED_BYTES = 1 << 20
 MAX_NAME_BYTES = 4096
+MAX_LENGTH_DIGITS = 7
 ENCODING, ERRORS = "utf-8", "surrogateescape"
 FILES = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
+_KNOWN = frozenset({b"path", b"linkpath", b"size", b"uid", b"gid", b"mtime"})
+_SPARSE = "GNU.sparse."
 _LONG = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
+_EXTENDED = frozenset({*_LONG, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,20 +81,22 @@ def read_entries(chunks: Iterator[bytes]) -> Iterator[Entry]:
     """Raises BrokenTarError. What comes after the end of the archive is read and thrown away."""
     source = Source(chunks)
     extended: dict[str, str] = {}
+    room = MAX_EXTENDED_BYTES
     while True:
         block = source.exactly(BLOCK)
         if not any(block):
             break
         header = _decode(block)
-        if header.type in _LONG:
-            extended[_LONG[header.type]] = _text(_extended(source, header.size).partition(b"\0")[0])
-        elif header.type in {tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE}:
-            extended |= _records(_extended(source, header.size))
-        elif header.type == tarfile.XGLTYPE:
-            _extended(source, header.size)  # a comment of git's, at most
-        else:
+        if header.type not in _EXTENDED:
             yield from _entry(source, header, extended)
-            extended = {}
+            extended, room = {}, MAX_EXTENDED_BYTES
+            continue
+        data = _extended(source, header.size, room)
+        room -= BLOCK + header.size
+        if header.type in _LONG:
+            extended[_LONG[header.type]] = _text(data.partition(b"\0")[0])
+        elif header.type != tarfile.XGLTYPE:  # which is a comment of git's, at most
+            extended |= _records(data)
     source.drain()
 
 
@@ -100,7 +105,7 @@ def _entry(source: Source, header: tarfile.TarInfo, extended: dict[str, str]) ->
     for text in (name, link):
         if len(text.encode(ENCODING, ERRORS)) > MAX_NAME_BYTES or "\0" in text:
             raise BrokenTarError("a name that cannot be")
-    if any(key.startswith("GNU.sparse.") for key in extended) or header.type == tarfile.GNUTYPE_SPARSE:
+    if _SPARSE in extended or header.type == tarfile.GNUTYPE_SPARSE:
         raise BrokenTarError("sparse files are not understood")
     size = _number(extended, "size", header.size) if header.type in FILES else 0
     left = [size]
@@ -139,9 +144,9 @@ def _decode(block: bytes) -> tarfile.TarInfo:
     return header
 
 
-def _extended(source: Source, size: int) -> bytes:
-    if size > MAX_EXTENDED_BYTES:
-        raise BrokenTarError(f"an extended header of {size} bytes")
+def _extended(source: Source, size: int, room: int) -> bytes:
+    if size > room:
+        raise BrokenTarError(f"an extended header of {size} bytes, or many of them")
     data = source.exactly(size)
     source.exactly(-size % BLOCK)
     return data
@@ -150,16 +155,23 @@ def _extended(source: Source, size: int) -> bytes:
 def _records(data: bytes) -> dict[str, str]:
     """PAX: `LENGTH KEY=VALUE\\n`, LENGTH counting itself."""
     records = {}
-    while data.strip(b"\0"):
-        length_text, space, _ = data.partition(b" ")
-        if not (space and length_text.isdigit() and len(length_text) < 8):
+    at, end = 0, len(data.rstrip(b"\0"))
+    while at < end:
+        space = data.find(b" ", at, at + MAX_LENGTH_DIGITS + 1)
+        length_text = data[at : max(at, space)]
+        if not length_text.isdigit():
             raise BrokenTarError("an extended header is broken")
-        length = int(length_text)
-        record, data = data[:length], data[length:]
-        key, equals, value = record[len(length_text) + 1 :].partition(b"=")
-        if len(record) != length or not equals or not value.endswith(b"\n"):
+        after = at + int(length_text)
+        equals = data.find(b"=", space, after)
+        if after > len(data) or equals < 0 or data[after - 1 : after] != b"\n":
             raise BrokenTarError("an extended header is broken")
-        records[_text(key)] = _text(value[:-1])
+        # Only what is looked at is kept: the rest is the stranger's to choose, and as much as it likes.
+        key = data[space + 1 : equals]
+        if key.startswith(_SPARSE.encode()):
+            records[_SPARSE] = ""
+        elif key in _KNOWN:
+            records[_text(key)] = _text(data[equals + 1 : after - 1])
+        at = after
     return records
 
 

@@ -23,7 +23,10 @@ from hyperd.image.stream import Limits
 from hyperd.model.image import Digest
 
 MAX_MEMBERS = 20_000
+MAX_NAME_BYTES = 4096  # as PATH_MAX; also of a link's target
+MAX_NAMES_BYTES = 16 << 20  # of all members and links together
 MAX_LINKS = 10
+MAX_DIGITS = 19  # of a size; int() itself gives up at 4300, with a bare ValueError
 MAX_READ_BYTES = 64 << 20  # descriptions of all images together
 MAGIC_BYTES = 6
 _CHECK_EVERY_BYTES = 32 << 20
@@ -90,12 +93,12 @@ class Splitter:
         self._directory = directory
         self._limits = limits
         self._framing = Framing()
-        self._size = self._checked = self._members = 0
+        self._size = self._checked = self._members = self._names_bytes = 0
         self._collected = bytearray()
         self._wanted = BLOCK
         self._step: Callable[[bytes], None] = self._header
         self._skip = 0
-        self._pax: dict[str, str] = {}
+        self._pax: dict[str, bytes] = {}
         self._is_over = False
         self._writing: _Writing | None = None
 
@@ -158,6 +161,8 @@ class Splitter:
         self._members += 1
         if self._members > MAX_MEMBERS:
             raise InvalidError(f"the archive has more than {MAX_MEMBERS} members")
+        if info.size < 0:
+            raise _no_archive("a member of no sensible size")
         if info.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
             self._collect(info)
         elif info.type == tarfile.XGLTYPE:
@@ -173,27 +178,28 @@ class Splitter:
         def keep(data: bytes) -> None:
             data = data[: info.size]
             if info.type == tarfile.XHDTYPE:
-                for key, value in _PAX.findall(data):
-                    self._pax[key.decode()] = value.decode("utf-8", "surrogateescape")
+                for found in _PAX.finditer(data):
+                    key, value = found[1].decode(), found[2]
+                    self._pax[key] = value if key == "size" else _bounded(value)
             else:
                 key = "path" if info.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
-                self._pax[key] = data.split(b"\0")[0].decode("utf-8", "surrogateescape")
+                self._pax[key] = _bounded(data.partition(b"\0")[0])
 
         self._step = keep
 
     def _member(self, info: tarfile.TarInfo) -> None:
         pax, self._pax = self._pax, {}
-        name = _inside(pax.get("path", info.name))
-        size = int(pax["size"]) if pax.get("size", "").isdecimal() else info.size
+        name = self._name(_text(pax["path"]) if "path" in pax else info.name)
+        size = _size_of(pax["size"]) if pax.get("size") else info.size
         if info.type in _NO_DATA:
             size = 0
-        if size < 0 or info.type == tarfile.GNUTYPE_SPARSE:
+        if info.type == tarfile.GNUTYPE_SPARSE:
             raise _no_archive("a member of no sensible size")
         self._forget(name)
         if info.type in _LINKS:
-            target = pax.get("linkpath", info.linkname)
+            target = _text(pax["linkpath"]) if "linkpath" in pax else info.linkname
             at = posixpath.dirname(name) if info.type == tarfile.SYMTYPE else ""
-            self.archive.links[name] = _inside(posixpath.join(at, target), "a link")
+            self.archive.links[name] = self._name(posixpath.join(at, target), "a link")
         elif info.type in _REGULAR:
             path = self._directory / f"{self._members}"
             with files.file_errors(path):
@@ -204,6 +210,15 @@ class Splitter:
             self._skip = -size % BLOCK
         else:
             self._skip = _padded(size)
+
+    def _name(self, name: str, what: str = "a member") -> str:
+        """Normalised. Raises InvalidError for what leads out, and for more than is to be remembered."""
+        name = _inside(name, what)
+        size = len(_bounded(name.encode("utf-8", "surrogateescape")))
+        self._names_bytes += size
+        if self._names_bytes > MAX_NAMES_BYTES:
+            raise InvalidError(f"the archive's names are larger than {MAX_NAMES_BYTES >> 20} MiB")
+        return name
 
     def _forget(self, name: str) -> None:
         """The last member of a name counts, as when it is unpacked."""
@@ -255,6 +270,24 @@ def _inside(name: str, what: str = "a member") -> str:
     ):
         raise InvalidError(f"{what} of the archive leads out of it", evidence=repr(name)[:200])
     return normal
+
+
+def _bounded(value: bytes) -> bytes:
+    if len(value) > MAX_NAME_BYTES:
+        raise InvalidError(
+            f"the archive has a name of more than {MAX_NAME_BYTES} bytes", evidence=repr(value[:100])
+        )
+    return value
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _size_of(value: bytes) -> int:
+    if not value.isdigit() or len(value) > MAX_DIGITS:
+        raise _no_archive("a member of no sensible size")
+    return int(value)
 
 
 def _padded(size: int) -> int:

@@ -231,12 +231,12 @@ class Sink:
         files.require_free(directory, 0, keep_bytes=self._limits.reserve_bytes, what="the layer")
 
 
-async def in_time(work: Awaitable[R], timeout_s: float) -> R:
+async def in_time(work: Awaitable[R], timeout_s: float, what: str = "layer") -> R:
     try:
         async with asyncio.timeout(timeout_s):
             return await work
     except TimeoutError as error:
-        raise TimeoutExpiredError(f"no layer after {timeout_s:g} s") from error
+        raise TimeoutExpiredError(f"no {what} after {timeout_s:g} s") from error
 
 
 async def _pieces(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGenerator[bytes, None]:

@@ -26,6 +26,7 @@ from hyperd.image.archive_read import Archive, Splitter
 from hyperd.image.base import LoadEvent, PullEvent
 from hyperd.image.content import hex_of
 from hyperd.image.flights import Flights, Hub
+from hyperd.image.layer_intake import in_time
 from hyperd.image.pull import Known, Parts, Pull
 from hyperd.image.reference import Named, Source, Transport
 from hyperd.image.stream import Limits
@@ -34,6 +35,7 @@ from hyperd.image.unpack import Unpacker
 from hyperd.model.image import Credentials, Digest, Image, LoadedImage, Platform, PullNotice
 
 PARALLEL = 2
+INTAKE_TIMEOUT_S = 6 * 3600.0  # for all of an archive, at whatever pace; see waiting.Pace too
 Pulls = Flights[tuple[Remote, Credentials | None], PullEvent, Image]
 
 
@@ -58,7 +60,7 @@ class Loading:
         candidates: set[Digest] = set()
         try:
             async with self._slots:
-                archive = await self._split(data, directory / "members")
+                archive = await in_time(self._split(data, directory / "members"), INTAKE_TIMEOUT_S, "image")
                 images = await self._threads.call(find_images, archive, wanted)
                 for image in images:
                     candidates |= image.digests

@@ -18,7 +18,7 @@ from hyperd.errors import ExhaustedError, InvalidError
 from hyperd.host import files
 from hyperd.host.workers import Workers
 from hyperd.image.stream import BROKEN, MAX_ZSTD_WINDOW_BYTES, Limits, open_layer
-from hyperd.image.waiting import waiting
+from hyperd.image.waiting import paced
 
 CHUNK_BYTES = 1 << 20
 MAGIC_BYTES = 6
@@ -36,7 +36,7 @@ class Unpacker:
 
     async def plain(self, data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         """Raises InvalidError (broken compression), ExhaustedError, TimeoutExpiredError, and what ``data`` raises."""
-        async with contextlib.aclosing(waiting(data, self._stall_timeout_s)) as chunks:
+        async with contextlib.aclosing(paced(data, self._stall_timeout_s)) as chunks:
             head = b""
             async for chunk in chunks:
                 head += chunk

@@ -1,10 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data from somebody who may stop sending."""
+"""Data from somebody who may stop sending, or send as good as nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from hyperd.errors import TimeoutExpiredError
+
+PATIENCE_S = 600.0
+LEAST_BYTES_PER_S = 16 << 10
+
+
+class Pace:
+    """The patience with a sender: waiting for it uses it up, what it sends gives it back, up to what it was."""
+
+    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+        self.patience_s = self.left_s = patience_s
+
+    def count(self, waited_s: float, size_bytes: int) -> None:
+        """Raises TimeoutExpiredError."""
+        self.left_s = min(self.patience_s, self.left_s - waited_s + size_bytes / LEAST_BYTES_PER_S)
+        if self.left_s <= 0:
+            raise TimeoutExpiredError(
+                f"it comes more slowly than {LEAST_BYTES_PER_S >> 10} KiB a second, for {self.patience_s:g} s and more",
+                subject="data",
+            )
+
+
+async def paced(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGenerator[bytes, None]:
+    """As ``waiting``, and TimeoutExpiredError too for one that drips, however regularly.
+
+    Only the time that is spent waiting for it counts, not what we take to store what has come.
+    """
+    pace, clock = Pace(), asyncio.get_running_loop().time
+    async with contextlib.aclosing(waiting(data, stall_timeout_s)) as chunks:
+        since = clock()
+        async for chunk in chunks:
+            pace.count(clock() - since, len(chunk))
+            yield chunk
+            since = clock()
 
 
 async def waiting(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGenerator[bytes, None]:

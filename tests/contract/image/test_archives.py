@@ -16,8 +16,16 @@ from typing import Any
 import pytest
 import zstandard
 
-from hyperd.errors import ExhaustedError, HyperError, ImageNotFoundError, InvalidError, UnsupportedError
+from hyperd.errors import (
+    ExhaustedError,
+    HyperError,
+    ImageNotFoundError,
+    InvalidError,
+    TimeoutExpiredError,
+    UnsupportedError,
+)
 from hyperd.host import process
+from hyperd.image import loading
 from hyperd.model.image import Digest, Image, LoadedImage, NewImage, Platform
 from tests import images
 from tests.contract.image.conftest import opened
@@ -384,6 +392,20 @@ async def test_a_load_that_is_cancelled_leaves_nothing(store):
     with pytest.raises(asyncio.CancelledError):
         await work
     assert all_files(store) == set()
+    assert names_in(store._temporary) == []
+
+
+async def test_a_load_without_end_gives_its_place_back(store, monkeypatch):
+    monkeypatch.setattr(loading, "INTAKE_TIMEOUT_S", 0.05)
+    data = described("c.json", ["a", "b"], CONFIG, *LAYERS)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield data[:4000]
+        await asyncio.Event().wait()
+
+    for _ in range(loading.PARALLEL + 1):
+        with pytest.raises(TimeoutExpiredError, match="no image after"):
+            await load(store, endless())
     assert names_in(store._temporary) == []
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The prune commands ask first, take what nobody uses and nothing else."""
 
+import errno
 import io
+from unittest.mock import Mock
 
 import pytest
 
@@ -67,6 +69,29 @@ def test_nothing_is_removed_without_a_yes(daemon, containers, hyper, answer, tex
         assert (result.status, result.err) == (1, f"hyper: {' '.join(command[:2])}: has been cancelled\n")
     assert left(daemon) == set(containers)
     assert daemon.images
+
+
+def closed():
+    stdin = io.StringIO("y\n")
+    stdin.close()
+    return stdin
+
+
+@pytest.mark.parametrize(
+    "stdin",
+    [
+        None,
+        closed(),
+        Mock(readline=Mock(side_effect=OSError(errno.EIO, "Input/output error"))),
+        io.TextIOWrapper(io.BytesIO(b"\xff\n"), "utf-8"),
+    ],
+    ids=["none", "closed", "broken", "no text"],
+)
+def test_where_nobody_can_answer_the_answer_is_no(daemon, containers, hyper, monkeypatch, stdin):
+    monkeypatch.setattr("sys.stdin", stdin)
+    result = hyper("container", "prune")
+    assert (result.status, result.err) == (1, "hyper: container prune: has been cancelled\n")
+    assert left(daemon) == set(containers)
 
 
 def test_an_image_prune_after_a_yes(daemon, hyper, answer):

@@ -11,7 +11,7 @@ import pytest
 
 from hyperctl.errors import CliError
 from hyperctl.pack import pack
-from hyperctl.tar_reader import BrokenTarError
+from hyperctl.tar_reader import BrokenTarError, _records
 from hyperctl.unpack import Unpacker, require_written, tell_left
 from tests.fakes.daemon_files import folder, special, tar_of
 
@@ -189,6 +189,44 @@ def test_broken_pax_records_are_refused(home, record):
     padded = record.ljust(512, b"\0")
     with pytest.raises(BrokenTarError):
         unpack(home, header.tobuf(tarfile.USTAR_FORMAT) + padded + tar_of(("f", b"x")))
+
+
+def pax(records: bytes) -> bytes:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, len(records)
+    return header.tobuf(tarfile.USTAR_FORMAT) + records + bytes(-len(records) % 512)
+
+
+def test_the_extended_headers_of_one_entry_are_bounded_together(home):
+    value = b"300011 " + b"k=" + b"v" * 300_001 + b"\n"
+    assert len(value) == 300_011
+    three = pax(value) * 3
+    unpack(home, three + tar_of(("f", b"x")), "f")
+    assert (home / "f").read_bytes() == b"x"
+    with pytest.raises(BrokenTarError, match="extended header"):
+        unpack(home, three + pax(value) + tar_of(("f", b"x")), "f")
+
+
+def test_extended_headers_without_anything_in_them_come_to_an_end(home):
+    with pytest.raises(BrokenTarError, match="extended header"):
+        unpack(home, pax(b"") * 3000 + tar_of(("f", b"x")), "f")
+
+
+def test_of_extended_headers_only_what_is_used_is_kept():
+    """Of any number of entries: one of 1 MiB of little records would be some 16 MiB of strings."""
+    little = b"".join(b"12 k%05d=v\n" % number for number in range(50_000))
+    assert _records(little + b"10 path=a\n" + b"8 uid=7\n" + bytes(7)) == {
+        "path": "a",
+        "uid": "7",
+    }
+    assert _records(b"") == _records(bytes(512)) == {}
+    assert "GNU.sparse." in _records(b"22 GNU.sparse.major=1\n")
+
+
+@pytest.mark.parametrize("form", [b"22 GNU.sparse.major=1\n", b"25 GNU.sparse.realsize=9\n"])
+def test_sparse_files_are_refused(home, form):
+    with pytest.raises(BrokenTarError, match="sparse"):
+        unpack(home, pax(form) + tar_of(("f", b"x")), "f")
 
 
 def test_noise_is_no_tar(home):

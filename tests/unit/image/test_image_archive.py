@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hyperd.errors import ExhaustedError, HyperError, InvalidError
 from hyperd.host.workers import NotWantedError, Wanted
 from hyperd.image.archive_index import find_images
-from hyperd.image.archive_read import Archive, Splitter
+from hyperd.image.archive_read import MAX_NAME_BYTES, MAX_NAMES_BYTES, Archive, Splitter
 from hyperd.image.archive_write import Member, header
 from hyperd.image.stream import Limits
 from hyperd.model.image import Platform
@@ -269,3 +269,43 @@ def test_links_are_followed_only_so_far(members):
     archive = split(images.layer_tar(entries), members)
     assert archive.find("l15") is archive.entries["l20"]
     assert archive.find("l0") is None
+
+
+def pax(kind: bytes = tarfile.REGTYPE, **records: str) -> bytes:
+    info = tarfile.TarInfo("a")
+    info.type, info.pax_headers = kind, records
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(("name", "linkname"), [(True, False), (False, True)])
+def test_a_name_has_a_bound(members, form, name, linkname):
+    def data(size: int) -> bytes:
+        info = tarfile.TarInfo("n" * size if name else "a")
+        info.type, info.linkname = tarfile.LNKTYPE, "n" * size if linkname else "b"
+        return info.tobuf(form) + bytes(1024)
+
+    assert len(split(data(MAX_NAME_BYTES), members).links) == 1
+    with pytest.raises(InvalidError, match="a name of more than 4096 bytes"):
+        split(data(MAX_NAME_BYTES + 1), members)
+
+
+def test_a_link_has_its_bound_with_the_directory_that_it_is_in(members):
+    path, target = "p" * 4000 + "/l", "t" * 4000
+    with pytest.raises(InvalidError, match="a name of more than 4096 bytes"):
+        split(pax(tarfile.SYMTYPE, path=path, linkpath=target) + bytes(1024), members)
+
+
+def test_names_are_bounded_together(members):
+    count = MAX_NAMES_BYTES // 8000 + 1  # each 4000 for itself and as much for its target
+    links = [pax(tarfile.LNKTYPE, path=f"{number:04000}", linkpath="t" * 4000) for number in range(count)]
+    assert len(split(b"".join([*links[:-1], bytes(1024)]), members).links) == count - 1
+    with pytest.raises(InvalidError, match="names are larger than 16 MiB"):
+        split(b"".join([*links, bytes(1024)]), members)
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "9" * 20, "-1", "1x", "\u0663"])
+def test_a_size_that_cannot_be_is_refused(members, size):
+    with pytest.raises(InvalidError) as caught:
+        split(pax(size=size) + bytes(2048), members)
+    assert "no sensible size" in str(caught.value.evidence)
