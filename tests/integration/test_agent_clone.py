@@ -195,7 +195,7 @@ async def test_ids_and_forkpoint_are_no_obstacle_to_any_kind_of_container(bench)
         await run(
             guest,
             container(
-                f"{script}; echo x > /etc/machine-id; test -x /run/hyper/forkpoint && echo there",
+                f"{script}; (echo x > /etc/machine-id) 2>/dev/null; test -x /run/hyper/forkpoint && echo there",
                 container_id=own,
                 **given,
             ),
