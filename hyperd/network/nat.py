@@ -65,7 +65,7 @@ table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip saddr != {subnet} counter drop comment "a guest has no other address"
-        iifname "{bridge}" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
+        iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
