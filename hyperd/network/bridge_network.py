@@ -140,6 +140,7 @@ class BridgeNetwork:
             except OSError as error:
                 raise WrongStateError("is not on the network", subject=f"container {holder}") from error
 
+        self._require_outward(ports)
         lease = await self._leases.find(sandbox_id)
         if lease is None:
             raise WrongStateError("has no network", subject=f"container {holder}")
@@ -262,14 +263,17 @@ class BridgeNetwork:
             await self._publishing.load()
             self._owner = await self._leases.owner()
 
-    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
-        """Unless that is done."""
+    def _require_outward(self, ports: Sequence[PortRequest]) -> None:
         if ports and self._settings.internal:
             raise InvalidError(
                 "is internal: nothing outside reaches its ports",
                 subject=f"network {self._settings.name}",
                 hint="leave -p and -P out, or use another network",
             )
+
+    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
+        """Unless that is done."""
+        self._require_outward(ports)
         if ports and not self._publishing.of(lease.sandbox_id):
             let_loopback_in(self._settings.bridge)
             await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)

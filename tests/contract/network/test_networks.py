@@ -97,6 +97,9 @@ async def test_an_internal_network_has_no_way_out_and_publishes_nothing(networks
             await tcp_peer(two.socket(), one.socket(), 80, (lease.address, 80))
     with pytest.raises(InvalidError, match="internal"):
         await networks.attach(SandboxId("3" * 64), [PortRequest(80)], "box3", "vault")
+    await networks.attach(ONE, (), "box1", "vault")
+    with pytest.raises(InvalidError, match="internal"):
+        await networks.publish(ONE, [PortRequest(80)], "box1")
 
 
 async def test_another_network_reaches_the_outside(networks):
