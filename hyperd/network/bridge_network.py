@@ -17,7 +17,7 @@ from pathlib import Path
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
@@ -64,6 +64,8 @@ class BridgeNetwork:
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
+        self._is_removed = False
+        self._loading = asyncio.Lock()
         self._lock = FileLock(
             settings.lock_dir / f"{_namespace()}-{settings.bridge}.lock",
             subject=f"bridge {settings.bridge}",
@@ -83,11 +85,13 @@ class BridgeNetwork:
 
     async def look(self) -> None:
         """Once."""
-        if self.trouble is None:
-            if self._bridge is None or self._is_prepared():
-                return
-            _log.warning("the rules for the network of sandboxes are gone: making them again")
         try:
+            if self.trouble is None and self._is_prepared():
+                return
+            if self.trouble is None and self._bridge is None and not await self.list_leased():
+                return
+            if self._bridge is not None:
+                _log.warning("the rules for the network of sandboxes are gone: making them again")
             await self._require_prepared()
         except HyperError as error:
             _log.error("not repaired", extra={"error": str(error)})
@@ -140,6 +144,7 @@ class BridgeNetwork:
             except OSError as error:
                 raise WrongStateError("is not on the network", subject=f"container {holder}") from error
 
+        self._require_outward(ports)
         lease = await self._leases.find(sandbox_id)
         if lease is None:
             raise WrongStateError("has no network", subject=f"container {holder}")
@@ -181,24 +186,35 @@ class BridgeNetwork:
         return await self._leases.list_owners() | self._publishing.owners
 
     async def remove(self) -> None:
-        """Bridge, rules and what is remembered of its addresses. Nobody may be attached. Idempotent."""
+        """Bridge, rules and what is remembered of its addresses. Idempotent.
+
+        Raises WrongStateError when somebody has an address; nobody gets one any more, unless this fails.
+        """
         async with self._preparing:
-            self._bridge = None
-            await remove_rules(self._settings)
-            with network_errors(self._settings.bridge):
-                async with AsyncIPRoute() as netlink:
-                    try:
-                        await netlink.link("del", ifname=self._settings.bridge)
-                    except NetlinkError as error:
-                        if error.code not in _MISSING:
-                            raise
-            await self._leases.forget_all()
+            self._is_removed = True
+            try:
+                await self._leases.forget_all()
+                self._bridge = None
+                await self._remove_bridge()
+                await remove_rules(self._settings)
+            except BaseException:
+                self._is_removed = False
+                raise
 
     def close(self) -> None:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
         self._publishing.close()
         self._lock.release()
+
+    async def _remove_bridge(self) -> None:
+        with network_errors(self._settings.bridge):
+            async with AsyncIPRoute() as netlink:
+                try:
+                    await netlink.link("del", ifname=self._settings.bridge)
+                except NetlinkError as error:
+                    if error.code not in _MISSING:
+                        raise
 
     async def _require_prepared(self) -> None:
         """Look first, so that many who find the rules gone make them once."""
@@ -211,6 +227,8 @@ class BridgeNetwork:
         return self._bridge is not None and has_rules(self._settings, bridged=self._is_guarded)
 
     async def _prepare(self) -> None:
+        if self._is_removed:  # meanwhile
+            raise NotFoundError("no such network", subject=f"network {self._settings.name}")
         await self._prepare_records()
         try:
             self._lock.acquire()
@@ -257,19 +275,24 @@ class BridgeNetwork:
                 await self._taps.call(forget, self._settings.table, tap_name(sandbox_id), speaker)
 
     async def _prepare_records(self) -> None:
-        if not self._owner:
-            await self._leases.prepare()
-            await self._publishing.load()
-            self._owner = await self._leases.owner()
+        async with self._loading:
+            if not self._owner:
+                await self._leases.prepare()
+                owner = await self._leases.owner()
+                await self._publishing.load()
+                self._owner = owner
 
-    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
-        """Unless that is done."""
+    def _require_outward(self, ports: Sequence[PortRequest]) -> None:
         if ports and self._settings.internal:
             raise InvalidError(
                 "is internal: nothing outside reaches its ports",
                 subject=f"network {self._settings.name}",
                 hint="leave -p and -P out, or use another network",
             )
+
+    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
+        """Unless that is done."""
+        self._require_outward(ports)
         if ports and not self._publishing.of(lease.sandbox_id):
             let_loopback_in(self._settings.bridge)
             await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)

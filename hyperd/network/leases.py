@@ -7,7 +7,7 @@ import sqlite3
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from hyperd.errors import ExistsError
+from hyperd.errors import ExistsError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.network import definitions, publishing
@@ -98,11 +98,16 @@ class Leases:
         await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
 
     async def forget_all(self) -> None:
-        """The network is gone."""
+        """The network goes. Raises WrongStateError when there is a lease."""
+        name = self._settings.name
 
         def work(connection: sqlite3.Connection) -> None:
-            for table in ("network_lease", "network_cursor"):
-                connection.execute(f"DELETE FROM {table} WHERE network = ?", (self._settings.name,))  # noqa: S608
+            row = connection.execute(
+                "SELECT sandbox_id FROM network_lease WHERE network = ?", (name,)
+            ).fetchone()
+            if row is not None:
+                raise WrongStateError(f"is in use by {row[0][:12]}", subject=f"network {name}")
+            connection.execute("DELETE FROM network_cursor WHERE network = ?", (name,))
 
         await self._database.transaction(work)
 

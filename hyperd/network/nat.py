@@ -28,6 +28,16 @@ _NFT_MSG_GETTABLE = 10 << 8 | 1
 _NFTA_TABLE_NAME = 1
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _INTERFACES = Path("/proc/sys/net/ipv4/conf")
+_NO_WAYS = """\
+        iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"
+"""
+_WAYS = """\
+        iifname "{bridge}" ip daddr 169.254.0.0/16 th dport 53 accept comment "some clouds resolve names there"
+        iifname "{bridge}" ip daddr 169.254.0.0/16 counter reject comment "cloud metadata: credentials"
+        iifname "{bridge}" accept
+        oifname "{bridge}" ct state established,related accept
+        oifname "{bridge}" ct status dnat accept comment "published ports"
+"""
 
 
 def render_rules(
@@ -44,7 +54,8 @@ def render_routed(
     settings: BridgeSettings, dns_servers: Sequence[str], published: Iterable[Forward] = ()
 ) -> str:
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
-    allowed = [*dns_servers, *([str(settings.gateway)] if settings.has_names else [])]
+    asked = () if settings.internal else dns_servers
+    allowed = [*asked, *([str(settings.gateway)] if settings.has_names else [])]
     dns = f"ip daddr {{ {', '.join(allowed)} }} th dport 53 accept" if allowed else ""
     others = (
         f'iifname != {{ "{bridge}", "lo" }} ip daddr {settings.gateway} th dport 53 counter drop'
@@ -52,11 +63,8 @@ def render_routed(
         if settings.has_names
         else ""
     )
-    way_out = (
-        f'iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"'
-        if settings.internal
-        else f'iifname "{bridge}" accept'
-    )
+    ways = _NO_WAYS if settings.internal else _WAYS
+    beyond = ways.format(bridge=bridge)
     return f"""\
 table inet {table}
 delete table inet {table}
@@ -65,7 +73,7 @@ table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip saddr != {subnet} counter drop comment "a guest has no other address"
-        iifname "{bridge}" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
+        iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
@@ -80,11 +88,7 @@ table inet {table} {{
         type filter hook forward priority filter; policy accept;
         iifname "{bridge}" oifname "{bridge}" accept
         iifname "{bridge}" meta nfproto ipv6 counter drop
-        iifname "{bridge}" ip daddr 169.254.0.0/16 th dport 53 accept comment "some clouds resolve names there"
-        iifname "{bridge}" ip daddr 169.254.0.0/16 counter reject comment "cloud metadata: credentials"
-        {way_out}
-        oifname "{bridge}" ct state established,related accept
-        oifname "{bridge}" ct status dnat accept comment "published ports"
+{beyond}\
         oifname "{bridge}" counter drop comment "nobody outside begins"
     }}
 {forwards.render(bridge, str(subnet), published)}}}

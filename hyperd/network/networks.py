@@ -80,10 +80,12 @@ class BridgeNetworks:
 
     async def prepare(self) -> None:
         """The default one's errors are raised; of the others it is told, and each start that needs one tries again."""
+        trouble: HyperError | None = None
         try:
             await self._default.prepare()
-        finally:
-            await self._load()
+        except HyperError as error:
+            trouble = error
+        await self._load()
         for name, network in list(self._networks.items()):
             if network is not self._default:
                 try:
@@ -91,6 +93,8 @@ class BridgeNetworks:
                     await self._serve_names(name, network)
                 except HyperError as error:
                     _log.error("a network is not ready", extra={"network": name, "error": str(error)})
+        if trouble is not None:
+            raise trouble
 
     def names_from(self, named: Callable[[], Iterable[Named]]) -> None:
         """Who is called what, asked at most every ``_LOOK_S``."""
@@ -169,13 +173,13 @@ class BridgeNetworks:
             settings = self._filled(spec, self._choose_subnet(spec, await read_routes()))
             view = NetworkView(_spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
-            await self._definitions.insert(view)
             network = BridgeNetwork(self._settings_of(view), self._database, self._at_port)
             try:
+                await self._definitions.insert(view)
                 await network.prepare()
                 await self._serve_names(spec.name, network)
             except BaseException:
-                await asyncio.shield(self._discard(view.spec.name, network))
+                await asyncio.shield(self._abandon(spec.name, network))
                 raise
             self._networks[spec.name], self._views[spec.name] = network, view
         _log.info("network made", extra={"network": spec.name, "subnet": view.spec.subnet})
@@ -223,12 +227,26 @@ class BridgeNetworks:
 
     async def _discard(self, name: str, network: BridgeNetwork) -> None:
         """The record last: killed halfway, the network is there again, whole."""
+        await network.remove()
+        self._close_server(name)
+        await self._definitions.delete(name)
+        network.close()
+
+    async def _abandon(self, name: str, network: BridgeNetwork) -> None:
+        """One that could not be made: nobody is told of it, so its record goes whatever keeps the rest."""
+        self._close_server(name)
+        try:
+            await self._definitions.delete(name)
+            await network.remove()
+        except HyperError as error:
+            _log.error("something is left of a network", extra={"network": name, "error": str(error)})
+        finally:
+            network.close()
+
+    def _close_server(self, name: str) -> None:
         server = self._servers.pop(name, None)
         if server is not None:
             server.close()
-        await network.remove()
-        await self._definitions.delete(name)
-        network.close()
 
     async def _load(self) -> None:
         if self._is_loaded:

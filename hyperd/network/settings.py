@@ -12,6 +12,10 @@ from hyperd.errors import InvalidError
 # networks take (10.42, 10.43, 10.96, 10.244).
 DEFAULT_SUBNET = IPv4Network("10.213.0.0/16")
 ANY = IPv4Address("0.0.0.0")
+# This host, its loopback, its neighbours (and a cloud's metadata), multicast, and what is not assigned.
+_NOBODYS = tuple(
+    map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"))
+)
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 
 
@@ -38,6 +42,13 @@ class BridgeSettings:
             raise InvalidError(
                 "a subnet needs room for at least a few sandboxes: /29 or wider", subject=str(self.subnet)
             )
+        for special in _NOBODYS:
+            if self.subnet.overlaps(special):
+                raise InvalidError(
+                    f"is part of {special} or holds it, which means something else to every host",
+                    subject=f"subnet {self.subnet}",
+                    hint="take one of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
+                )
         if self.mtu and not 576 <= self.mtu <= 65535:
             raise InvalidError(f"an MTU of {self.mtu} is out of range", subject=self.bridge)
 

@@ -21,6 +21,7 @@ from hyperd.sandbox import admission, assembly, filters, machine, mounts, names
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
+from hyperd.sandbox.network_desk import settled
 from hyperd.sandbox.records import Stored
 from hyperd.sandbox.restoring import RestoringFleet
 from hyperd.sandbox.roster import FleetSettings
@@ -71,8 +72,7 @@ class Fleet(RestoringFleet):
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
         assembly.require_valid(spec)
-        if spec.network not in ("", "none"):
-            self._services.runner.rooms.network.get_network(spec.network)
+        spec = settled(self._services.runner.rooms.network, spec)
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)

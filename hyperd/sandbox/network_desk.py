@@ -2,11 +2,29 @@
 """Networks as users ask for them: what containers are on one, and whether it may go."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from hyperd.errors import HyperError, WrongStateError
-from hyperd.model.container import ContainerView
+from hyperd.errors import HyperError, InvalidError, WrongStateError
+from hyperd.model.container import ContainerSpec, ContainerView
 from hyperd.model.network import DEFAULT_NETWORK, NetworkSpec, NetworkView
 from hyperd.network.base import Network
+
+
+def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
+    """With its network's name, however that was called: each start looks for it by its name.
+
+    Raises NotFoundError, InvalidError for ports that nobody could reach.
+    """
+    if spec.network in ("", "none"):
+        return spec
+    found = network.get_network(spec.network).spec
+    if found.internal and (spec.ports or spec.publish_all):
+        raise InvalidError(
+            "is internal: nothing outside reaches its ports",
+            subject=f"network {found.name}",
+            hint="leave -p and -P out, or use another network",
+        )
+    return replace(spec, network=found.name)
 
 
 class NetworkDesk:

@@ -15,10 +15,11 @@ from hyperd.sandbox import assembly, machine, mounts
 from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
+from hyperd.sandbox.network_desk import settled
 from hyperd.sandbox.revival import Origin, require_restorable
 from hyperd.sandbox.rooms import one_error
 from hyperd.sandbox.roster import Roster
-from hyperd.sandbox.source import DISK, parse_source, source_of, title_of
+from hyperd.sandbox.source import DISK, Source, parse_source, source_of, title_of
 from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)
@@ -86,9 +87,7 @@ class RestoringFleet(Roster):
         # All that can be refused is refused before the source stands still.
         machine.require_up(driver.state, driver.record.name)
         mounts.require_none(driver.record, "a fork")
-        planned = plan_clones(source_of(driver.record), options, self._taken(), datetime.now(UTC))
-        for record in planned:
-            self._require_free(record.name)
+        planned = self._plan(source_of(driver.record), options)
         admission_ = self._services.ledger.admission
         admission_.admit_all([record.sandbox_id for record in planned], driver.record.sizing)
         snapshot = await SandboxHandle(driver).snapshot(passing=True)
@@ -97,6 +96,14 @@ class RestoringFleet(Roster):
         finally:
             await to_the_end(self.snapshots.forget(snapshot.manifest.snapshot_id))
         return views, parse_source(snapshot.manifest).pause_ms
+
+    def _plan(self, source: Source, options: CloneOptions) -> list[ContainerRecord]:
+        """Raises InvalidError, ExistsError for a name, NotFoundError for a network."""
+        network = self._services.runner.rooms.network
+        planned = plan_clones(source, options, self._taken(), datetime.now(UTC))
+        for record in planned:
+            self._require_free(record.name)
+        return [replace(record, spec=settled(network, record.spec)) for record in planned]
 
     async def _require_restorable(self, snapshot: Snapshot, record: ContainerRecord) -> None:
         services = self._services
@@ -112,9 +119,7 @@ class RestoringFleet(Roster):
 
     async def _restore(self, snapshot: Snapshot, options: CloneOptions) -> list[ContainerView]:
         source = parse_source(snapshot.manifest)
-        records = plan_clones(source, options, self._taken(), datetime.now(UTC))
-        for record in records:
-            self._require_free(record.name)
+        records = self._plan(source, options)
         services, rooms = self._services, self._services.runner.rooms
         await rooms.images.get(source.image_id)
         await self._require_restorable(snapshot, records[0])

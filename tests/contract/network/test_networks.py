@@ -8,11 +8,12 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.errors import InvalidError
+from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host import process
 from hyperd.model.network import NetworkSpec, PortRequest
 from hyperd.model.vm import SandboxId
-from hyperd.network import BridgeNetworks
+from hyperd.network import BridgeNetwork, BridgeNetworks
+from hyperd.network.definitions import Definitions
 from hyperd.network.tap import PREFIX
 from tests.contract.network.conftest import SETTINGS, Namespace, clean
 from tests.contract.network.test_ports import tcp_peer
@@ -97,6 +98,9 @@ async def test_an_internal_network_has_no_way_out_and_publishes_nothing(networks
             await tcp_peer(two.socket(), one.socket(), 80, (lease.address, 80))
     with pytest.raises(InvalidError, match="internal"):
         await networks.attach(SandboxId("3" * 64), [PortRequest(80)], "box3", "vault")
+    await networks.attach(ONE, (), "box1", "vault")
+    with pytest.raises(InvalidError, match="internal"):
+        await networks.publish(ONE, [PortRequest(80)], "box1")
 
 
 async def test_another_network_reaches_the_outside(networks):
@@ -122,6 +126,11 @@ async def test_a_network_is_as_it_was_asked_for(networks):
         NetworkSpec("x", "10.230.0.0/30"),
         NetworkSpec("x", "fd00::/64"),
         NetworkSpec("x", "nonsense"),
+        *(
+            NetworkSpec("x", wrong)
+            for wrong in ("127.1.0.0/24", "169.254.0.0/16", "224.0.0.0/24", "255.0.0.0/24")
+        ),
+        NetworkSpec("x", "0.0.0.0/0"),
         NetworkSpec("x", "10.230.0.0/24", "10.231.0.1"),
         NetworkSpec("x", "10.230.0.0/24", "10.230.0.255"),
         NetworkSpec("x", "10.230.0.0/24", "", "10.231.0.0/25"),
@@ -179,3 +188,72 @@ async def test_each_network_that_names_no_subnet_gets_one_that_nobody_has(networ
         assert all(IPv4Address(view.spec.gateway) in IPv4Network(view.spec.subnet) for view in made)
     finally:
         await process.run_checked(["ip", "link", "del", "other0"], timeout_s=20)
+
+
+class NoNft:
+    """On the PATH: refuses."""
+
+    def __init__(self, directory, monkeypatch):
+        program = directory / "nft"
+        program.write_text("#!/bin/sh\necho refused >&2; exit 1\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(directory), prepend=":")
+
+
+async def test_one_that_cannot_be_made_leaves_no_ghost_when_nothing_can_be_removed_either(
+    networks, database, tmp_path, monkeypatch
+):
+    before = await bridges()
+    with monkeypatch.context() as patch:
+        NoNft(tmp_path, patch)
+        with pytest.raises(UnavailableError):
+            await networks.create_network(NetworkSpec("back"))
+    assert await bridges() == before
+    assert await Definitions(database).list_all() == []
+    await networks.create_network(NetworkSpec("back"))
+
+
+async def test_the_others_are_prepared_when_the_default_one_cannot_be(networks, database):
+    made = await networks.create_network(NetworkSpec("back"))
+    networks.close()
+    await process.run_checked(["nft", "delete", "table", "inet", f"hyper_{made.bridge}"], timeout_s=20)
+    await process.run_checked(["ip", "link", "del", SETTINGS.bridge], timeout_s=20)
+    await process.run_checked(["ip", "link", "add", SETTINGS.bridge, "type", "veth"], timeout_s=20)
+    following = BridgeNetworks(SETTINGS, database)
+    try:
+        with pytest.raises(UnavailableError):
+            await following.prepare()
+        assert f"hyper_{made.bridge}" in await ruleset()
+        await following.remove_network("back")
+    finally:
+        following.close()
+        networks._networks.pop("back")
+        networks._views.pop("back")
+
+
+async def test_a_network_with_addresses_that_was_never_prepared_is_when_it_is_looked_at(networks, database):
+    made = await networks.create_network(NetworkSpec("back"))
+    await networks.attach(ONE, (), "box1", "back")
+    networks.close()
+    await process.run_checked(["nft", "delete", "table", "inet", f"hyper_{made.bridge}"], timeout_s=20)
+    alone = BridgeNetwork(networks._networks["back"].settings, database)
+    try:
+        await alone.look()
+        assert f"hyper_{made.bridge}" in await ruleset()
+    finally:
+        await alone.release(ONE)
+        alone.close()
+
+
+async def test_one_that_is_removed_is_not_made_again_by_who_comes_too_late(networks):
+    await networks.create_network(NetworkSpec("back"))
+    network = networks._networks["back"]
+    await network.attach(ONE)
+    with pytest.raises(WrongStateError, match="in use by 111"):
+        await network.remove()
+    await network.release(ONE)
+    await networks.remove_network("back")
+    before = await ruleset(), await bridges()
+    with pytest.raises(NotFoundError):
+        await network.attach(TWO)
+    assert (await ruleset(), await bridges()) == before

@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
 
 import pytest
 from pyroute2 import AsyncIPRoute
@@ -131,28 +132,24 @@ async def test_a_port_at_one_address_is_reached_there_alone(world):
             await tcp_peer(client, world.one.socket(), 80, (address, 8080))
 
 
+async def test_a_port_at_loopback_is_not_reached_from_outside(world):
+    """By somebody on the host's own wire, who sends to 127.0.0.1: once it is translated, it is no martian any more."""
+    await world.plug(ONE, world.one, [PortRequest(80, UDP, LOOPBACK, 8080)])
+    host_mac = Path("/sys/class/net/veth-out/address").read_text().strip()
+    with world.one.socket(socket.SOCK_DGRAM) as service:
+        service.bind(("", 80))
+        world.outside.call(raw_udp(OUTSIDE, LOOPBACK, 8080, host_mac, "0a:00:00:00:00:01"))
+        async with asyncio.timeout(SOON_S):
+            while not await dropped("the host's loopback is the host's"):
+                await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            service.recv(100)
+
+
 async def test_a_guest_does_not_reach_the_hosts_loopback_all_the_same(world):
     """Here it makes the packet itself. What comes from the bridge for 127.0.0.0/8 ends first of all."""
     lease = await world.plug(ONE, world.one, [PortRequest(80, host_port=8080)])
-    header = struct.pack(
-        "!BBHHHBBH4s4s", 0x45, 0, 32, 1, 0, 64, 17, 0, IPv4Address(lease.address).packed, b"\x7f\0\0\x09"
-    )
-    total = sum(struct.unpack("!10H", header))
-    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    packet = (
-        header[:10]
-        + struct.pack("!H", checksum)
-        + header[12:]
-        + struct.pack("!HHHH", 5000, 5353, 12, 0)
-        + b"word"
-    )
-    macs = bytes.fromhex("0a480ad50001") + bytes.fromhex(lease.mac.replace(":", ""))
-
-    def send():
-        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
-            raw.bind(("eth0", 0))
-            raw.send(macs + b"\x08\0" + packet)
-
+    send = raw_udp(lease.address, "127.0.0.9", 5353, "0a:48:0a:d5:00:01", lease.mac)
     with host_socket(socket.SOCK_DGRAM) as service:
         service.bind(("127.0.0.9", 5353))
         world.one.call(send)
@@ -161,6 +158,24 @@ async def test_a_guest_does_not_reach_the_hosts_loopback_all_the_same(world):
                 await asyncio.sleep(0)
         with pytest.raises(BlockingIOError):
             service.recv(100)
+
+
+def raw_udp(source, destination, port, to_mac, from_mac):
+    """To be called where it is sent from, over eth0."""
+    addresses = IPv4Address(source).packed, IPv4Address(destination).packed
+    header = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 32, 1, 0, 64, 17, 0, *addresses)
+    total = sum(struct.unpack("!10H", header))
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    packet = header[:10] + struct.pack("!H", checksum) + header[12:]
+    packet += struct.pack("!HHHH", 5000, port, 12, 0) + b"word"
+    macs = bytes.fromhex((to_mac + from_mac).replace(":", ""))
+
+    def send():
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+            raw.bind(("eth0", 0))
+            raw.send(macs + b"\x08\0" + packet)
+
+    return send
 
 
 async def dropped(comment):

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
 from ipaddress import IPv4Network
 
 import pytest
@@ -56,6 +57,14 @@ def test_name_servers_on_the_host_itself_are_reachable_and_nothing_else_is():
     with_dns = render_rules(SETTINGS, ["192.0.2.1", "192.0.2.2"])
     assert "ip daddr { 192.0.2.1, 192.0.2.2 } th dport 53 accept" in with_dns
     assert "ip daddr {" not in render_rules(SETTINGS, [])
+
+
+def test_an_internal_network_has_no_way_out_at_all_and_none_in():
+    rules = render_rules(replace(SETTINGS, internal=True, has_names=True), ["192.0.2.1"])
+    for way in ("169.254", "192.0.2.1", "ct status dnat accept", f'iifname "{SETTINGS.bridge}" accept'):
+        assert way in render_rules(SETTINGS, ["192.0.2.1"])
+        assert way not in rules
+    assert f"ip daddr {{ {SETTINGS.gateway} }} th dport 53 accept" in rules
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from hyperd.errors import (
 )
 from hyperd.model.container import ContainerState, ContainerView, ExecSpec, StartPath
 from hyperd.model.guest import ForkIdentity, ProcessExit, Stream
+from hyperd.model.network import NetworkSpec
 from hyperd.sandbox import CloneOptions, Fleet, SandboxHandle
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.tenure import Tenure
@@ -350,3 +351,12 @@ async def test_a_clone_that_cannot_be_thawed_now_undoes_nothing_and_is_thawed_la
     handles = [fleet.get(view.record.sandbox_id) for view in views]
     await eventually(lambda: not any(world.agent(handle).frozen for handle in handles))
     await eventually(lambda: not any(handle.view().trouble for handle in handles))
+
+
+async def test_clones_may_be_given_a_network_by_its_id_that_exists(world: World, fleet: Fleet) -> None:
+    await snapshot_of(fleet)
+    made = await world.network.create_network(NetworkSpec("back"))
+    (view,) = await fleet.restore("s", CloneOptions(network=made.network_id))
+    assert view.record.spec.network == "back"
+    with pytest.raises(NotFoundError, match="no such network"):
+        await fleet.restore("s", CloneOptions(network="gone"))

@@ -124,3 +124,18 @@ async def test_a_network_that_containers_are_on_stays_and_names_them(world, flee
     assert await desk.remove("back") == "back"
     with pytest.raises(NotFoundError):
         await created(fleet, network="back")
+
+
+async def test_a_network_may_be_asked_for_by_its_id(world, fleet):
+    made = await world.network.create_network(NetworkSpec("back"))
+    handle = await created(fleet, name="web", network=made.network_id)
+    assert handle.record.spec.network == "back"
+    assert [view.record.name for view in NetworkDesk(world.network, fleet.views).on("back")] == ["web"]
+
+
+async def test_ports_that_an_internal_network_keeps_in_are_refused_at_once(world, fleet):
+    await world.network.create_network(NetworkSpec("vault", internal=True))
+    for asked in ({"ports": (PortRequest(80),)}, {"publish_all": True}):
+        with pytest.raises(InvalidError, match="internal"):
+            await created(fleet, network="vault", **asked)
+    assert not fleet.views()
