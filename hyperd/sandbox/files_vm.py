@@ -35,7 +35,9 @@ class FilesVm:
         self, record: ContainerRecord, services: Services, post: Callable[[OpenFiles], None]
     ) -> None:
         """``post``: to the sandbox's driver, which has it as a task of its own."""
-        self._record = replace(record, sizing=SIZING, spec=replace(record.spec, network="none"))
+        # Nothing that others could want, or wait for: no address, no published port, no volume.
+        spec = replace(record.spec, network="none", mounts=())
+        self._record = replace(record, sizing=SIZING, spec=spec)
         self._services = services
         self._post = post
         loop = asyncio.get_running_loop()
