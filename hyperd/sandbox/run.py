@@ -209,7 +209,7 @@ class Runner:
             if attachment is not None:
                 stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
             if record.spec.mounts:
-                stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
+                stack.push_async_callback(self.end_vm, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
@@ -245,10 +245,18 @@ class Runner:
     async def clean_up(self, sandbox_id: SandboxId) -> None:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""
         try:
-            await self.rooms.hypervisor.destroy(sandbox_id)
-            await self.rooms.volumes.detach(sandbox_id)
+            await self.end_vm(sandbox_id)
         finally:
             await self.rooms.network.detach(sandbox_id)
+
+    async def end_vm(self, sandbox_id: SandboxId) -> None:
+        """Its volumes are for others when its QEMU has ended, and not before. Idempotent.
+
+        Where this raises they stay attached; the fleet's next look tries again. The network is cut off in any case:
+        tap, address and ports are the sandbox's own.
+        """
+        await self.rooms.hypervisor.destroy(sandbox_id)
+        await self.rooms.volumes.detach(sandbox_id)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
@@ -296,7 +304,7 @@ class Runner:
     ) -> dict[VolumeName, Volume]:
         if not mounts.uses_of(record.spec.mounts):
             return {}
-        stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
+        stack.push_async_callback(self.end_vm, record.sandbox_id)
         return await self.rooms.volumes.attach(record.sandbox_id)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
