@@ -53,7 +53,13 @@ class FilesVm:
         """
         started: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
         self._post(OpenFiles(self._keep(), started))
-        keeping = await started
+        try:
+            keeping = await started
+        except BaseException:
+            if started.done() and not started.cancelled() and started.exception() is None:
+                started.result().cancel()  # in the same turn of the loop it was begun, and nobody else knows of it
+                await to_the_end(_gone(started.result()))
+            raise
         keeping.add_done_callback(self._over)
         try:
             yield await asyncio.shield(self._ready)
