@@ -152,8 +152,12 @@ class Runner:
                         start, _from_template(start.vm, snapshot), stack, CLONE_HELLO_TIMEOUT_S
                     )
             except HyperError as error:
-                shape = definition.shape_of(start.record, start.vm.accelerator)
-                note = await self.templates.failed(shape, snapshot, error)
+                if error in start.faults:
+                    log.warning("volumes not plugged in: booting instead", extra={"error": str(error)})
+                    note = f"a volume could not be plugged in: {error.brief}"
+                else:
+                    shape = definition.shape_of(start.record, start.vm.accelerator)
+                    note = await self.templates.failed(shape, snapshot, error)
                 start.phases.fold("template", after="prepare")
                 await make_directories(start.paths, self._files)
             else:
@@ -177,8 +181,12 @@ class Runner:
             vm = await self.rooms.hypervisor.start(described)
             phases.mark("vm")
             if described.restore_from is not None:  # a template has no place for them
-                for disk in start.volumes:
-                    await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
+                try:
+                    for disk in start.volumes:
+                        await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
+                except HyperError as error:
+                    start.faults.append(error)
+                    raise
                 if start.volumes:
                     phases.mark("volumes")
             async with console_as_evidence(start.subject, start.paths, self._files):
@@ -324,6 +332,7 @@ class _Start:
     vm: VmDefinition  # that boots, without its volumes
     volumes: tuple[Disk, ...] = ()
     doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
+    faults: list[HyperError] = field(default_factory=list)  # of its volumes: no template is to blame
 
     @property
     def subject(self) -> str:

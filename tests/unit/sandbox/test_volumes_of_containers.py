@@ -17,6 +17,7 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerState, StartPath, StartReport
 from hyperd.model.volume import Mount, MountType, VolumeName, VolumeRequest
 from hyperd.sandbox import SandboxHandle
+from hyperd.sandbox.template import STRIKES
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import created, eventually, started
 
@@ -224,10 +225,14 @@ async def test_a_volume_that_cannot_be_plugged_in_costs_time_and_no_error(world)
     world.templates_enabled = True
     async with world.daemon() as fleet:
         await world.build_templates(1, 256)
-        world.hypervisor.fail_next_attach = UnavailableError("no room for another device")
-        handle = await started(fleet, mounts=(DATA,))
-        assert report(handle).path is StartPath.COLD
-        assert "no room for another device" in report(handle).note
+        templates = world.snapshots.everything()
+        for _ in range(STRIKES + 1):
+            world.hypervisor.fail_next_attach = UnavailableError("no room for another device")
+            handle = await started(fleet, mounts=(DATA,))
+            assert report(handle).path is StartPath.COLD
+            assert "no room for another device" in report(handle).note
+            await handle.stop(timeout_s=0)
+        assert world.snapshots.everything() == templates  # they are not to blame
 
 
 async def test_volumes_are_chosen_by_filters(fleet):
