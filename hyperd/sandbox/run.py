@@ -123,9 +123,12 @@ class Runner:
             )
             start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
             phases.mark("prepare")
-            async with self.turns.take(phases):
+            async with contextlib.AsyncExitStack() as turn:
+                await turn.enter_async_context(self.turns.take(phases))
                 up = await self._restore_or_boot(start, offer_task.result(), stack)
                 plan = assembly.container_plan(record, image_task.result().config, root)
+                if plan.may_copy:  # for minutes, and others are to start meanwhile
+                    await turn.aclose()
                 async with console_as_evidence(start.subject, paths, self._files):
                     guest_pid = 0
                     if only_files:
