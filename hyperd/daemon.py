@@ -139,6 +139,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             templates,
             storage,
             snapshots,
+            floor.files,
         )
         await _run(config, fleet, images, desk, stop)
 

@@ -13,6 +13,7 @@ from hyperd.config import Config
 from hyperd.doctor import check_host, network_check, template_check
 from hyperd.errors import HyperError, NotFoundError
 from hyperd.guest import PROTOCOL_VERSION
+from hyperd.host.workers import Workers
 from hyperd.image.base import ImageStore
 from hyperd.model.container import ContainerState, Sizing
 from hyperd.model.host import HostCheck
@@ -43,6 +44,7 @@ class Desk:
     templates: Templates
     storage: Storage
     snapshots: SnapshotStore
+    files: Workers
 
     @property
     def default_sizing(self) -> Sizing:
@@ -84,7 +86,7 @@ class Desk:
         paused = sum(view.state is ContainerState.PAUSED for view in views)
         running = sum(is_running(view) for view in views) - paused
         choice = self.chooser.choice
-        usage = os.statvfs(config.daemon.state_dir)
+        usage = await self.files.call(os.statvfs, config.daemon.state_dir)
         return system_pb2.GetInfoResponse(
             version=VERSION,
             accelerator=choice.accelerator.value if choice else "",
@@ -154,16 +156,20 @@ class Desk:
                 id=view.record.sandbox_id,
                 name=view.record.name,
                 writable_bytes=await self._writable_bytes(view.record.sandbox_id),
-                log_bytes=_files_bytes(Path(view.log_path).parent) if view.log_path else 0,
+                log_bytes=await self._log_bytes(view.log_path),
                 running=is_running(view),
             )
         return answer
 
     async def _writable_bytes(self, sandbox_id: SandboxId) -> int:
         try:
-            return _allocated_bytes(await self.storage.writable_path(sandbox_id))
+            path = await self.storage.writable_path(sandbox_id)
         except NotFoundError:  # not started yet, or removed meanwhile
             return 0
+        return await self.files.call(_allocated_bytes, path)
+
+    async def _log_bytes(self, log_path: str) -> int:
+        return await self.files.call(_files_bytes, Path(log_path).parent) if log_path else 0
 
     async def checks(self) -> list[HostCheck]:
         return [

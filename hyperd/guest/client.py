@@ -39,6 +39,7 @@ PROTOCOL_VERSION = 1
 SHORT_S = 15.0  # looks something up or sends a signal
 CONFIGURE_S = 30.0  # waits up to 5 s for each link
 CREATE_S = 60.0  # mounts file systems, one of which may replay its journal
+FILL_S = 1800.0  # and fills volumes: gigabytes, read and written by an emulated guest on a busy disk
 FREEZE_S = 60.0  # writes all that is not on the disks yet
 DELETE_S = 60.0  # kills, syncs and unmounts
 _SHUTDOWN_GRACE_S = 10.0
@@ -89,7 +90,8 @@ class AgentGuest(Archives):
 
     async def create_container(self, plan: ContainerPlan) -> int:
         request = convert.encode_container(plan)
-        response = await self._call(self._agent.CreateContainer, request, CREATE_S)
+        timeout_s = FILL_S if plan.may_copy else CREATE_S
+        response = await self._call(self._agent.CreateContainer, request, timeout_s)
         return self._decoded_pid(response.pid)
 
     async def start_container(self, container_id: ContainerId) -> ProcessExit | None:

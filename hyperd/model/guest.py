@@ -150,6 +150,11 @@ class ContainerPlan:
     cpu_period_us: int = 0
     pids_limit: int = 0
 
+    @property
+    def may_copy(self) -> bool:
+        """What the image has into its volumes, which may be much: known in the guest alone, where the volumes are."""
+        return any(mount.copy_image for mount in self.mounts)
+
 
 @dataclass(frozen=True, slots=True)
 class ProcessExit:

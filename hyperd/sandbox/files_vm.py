@@ -35,7 +35,9 @@ class FilesVm:
         self, record: ContainerRecord, services: Services, post: Callable[[OpenFiles], None]
     ) -> None:
         """``post``: to the sandbox's driver, which has it as a task of its own."""
-        self._record = replace(record, sizing=SIZING, spec=replace(record.spec, network="none"))
+        # Nothing that others could want, or wait for: no address, no published port, no volume.
+        spec = replace(record.spec, network="none", mounts=())
+        self._record = replace(record, sizing=SIZING, spec=spec)
         self._services = services
         self._post = post
         loop = asyncio.get_running_loop()
@@ -51,7 +53,13 @@ class FilesVm:
         """
         started: asyncio.Future[asyncio.Task[None]] = asyncio.get_running_loop().create_future()
         self._post(OpenFiles(self._keep(), started))
-        keeping = await started
+        try:
+            keeping = await started
+        except BaseException:
+            if started.done() and not started.cancelled() and started.exception() is None:
+                started.result().cancel()  # in the same turn of the loop it was begun, and nobody else knows of it
+                await to_the_end(_gone(started.result()))
+            raise
         keeping.add_done_callback(self._over)
         try:
             yield await asyncio.shield(self._ready)

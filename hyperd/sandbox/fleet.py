@@ -37,6 +37,7 @@ class Fleet(RestoringFleet):
         super().__init__(services, settings)
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
+        self._holding: set[SandboxId] = set()
 
     async def run(self, ready: asyncio.Event) -> None:
         """Adopt what exists, then serve until cancelled; running VMs are left running.
@@ -47,8 +48,9 @@ class Fleet(RestoringFleet):
         stored = await self._without_pending(await self._services.records.load())
         running = {vm.sandbox_id: vm for vm in await self._services.runner.rooms.hypervisor.list_running()}
         stored = [await self._as_found(item, running) for item in stored]
+        # A VM that no record knows has what it has until it is gone, too.
         await self._services.runner.rooms.volumes.keep_only(
-            {item.record.sandbox_id for item in stored}, set(running)
+            {item.record.sandbox_id for item in stored} | set(running), set(running)
         )
         # Before any VM goes on: memory that is older than its sandbox's disk must not be there any more.
         await self.snapshots.tidy(
@@ -166,10 +168,29 @@ class Fleet(RestoringFleet):
         for sandbox_id in surplus & self._surplus:
             log.error("a VM runs that should not", extra={"id": sandbox_id[:12]})
             try:
-                await hypervisor.destroy(sandbox_id)
+                await self._services.runner.end_vm(sandbox_id)
             except HyperError as error:
                 log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
         self._missing, self._surplus = missing, surplus
+        await self._detach_idle(running)
+
+    async def _detach_idle(self, running: Collection[SandboxId]) -> None:
+        """Volumes of a VM that could not be ended, and has gone since."""
+        volumes = self._services.runner.rooms.volumes
+        try:
+            users = [user for volume in await volumes.list() for user in volume.users if user.attached]
+            idle = {user.sandbox_id for user in users if self._is_idle(user.sandbox_id)} - set(running)
+            for sandbox_id in idle & self._holding:
+                if self._is_idle(sandbox_id):
+                    log.warning("detaching the volumes of a VM that is gone", extra={"id": sandbox_id[:12]})
+                    await volumes.detach(sandbox_id)
+            self._holding = idle
+        except HyperError as error:
+            log.error("volumes not detached", extra={"error": str(error)})  # noqa: TRY400
+
+    def _is_idle(self, sandbox_id: SandboxId) -> bool:
+        driver = self._drivers.get(sandbox_id)
+        return driver is not None and driver.should_have_no_vm()
 
     async def _as_found(self, item: Stored, running: Collection[SandboxId]) -> Stored:
         """One whose VM is gone after it was saved whole sleeps there, recorded or not.
@@ -221,6 +242,7 @@ class Fleet(RestoringFleet):
             log.warning("removing what no record knows", extra={"id": sandbox_id[:12]})
             try:
                 await self._services.runner.discard(sandbox_id)
+                await rooms.volumes.release(sandbox_id)
             except HyperError as error:
                 log.error("not removed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
 

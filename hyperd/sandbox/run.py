@@ -123,9 +123,12 @@ class Runner:
             )
             start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
             phases.mark("prepare")
-            async with self.turns.take(phases):
+            async with contextlib.AsyncExitStack() as turn:
+                await turn.enter_async_context(self.turns.take(phases))
                 up = await self._restore_or_boot(start, offer_task.result(), stack)
                 plan = assembly.container_plan(record, image_task.result().config, root)
+                if plan.may_copy:  # for minutes, and others are to start meanwhile
+                    await turn.aclose()
                 async with console_as_evidence(start.subject, paths, self._files):
                     guest_pid = 0
                     if only_files:
@@ -152,8 +155,12 @@ class Runner:
                         start, _from_template(start.vm, snapshot), stack, CLONE_HELLO_TIMEOUT_S
                     )
             except HyperError as error:
-                shape = definition.shape_of(start.record, start.vm.accelerator)
-                note = await self.templates.failed(shape, snapshot, error)
+                if error in start.faults:
+                    log.warning("volumes not plugged in: booting instead", extra={"error": str(error)})
+                    note = f"a volume could not be plugged in: {error.brief}"
+                else:
+                    shape = definition.shape_of(start.record, start.vm.accelerator)
+                    note = await self.templates.failed(shape, snapshot, error)
                 start.phases.fold("template", after="prepare")
                 await make_directories(start.paths, self._files)
             else:
@@ -177,8 +184,12 @@ class Runner:
             vm = await self.rooms.hypervisor.start(described)
             phases.mark("vm")
             if described.restore_from is not None:  # a template has no place for them
-                for disk in start.volumes:
-                    await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
+                try:
+                    for disk in start.volumes:
+                        await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
+                except HyperError as error:
+                    start.faults.append(error)
+                    raise
                 if start.volumes:
                     phases.mark("volumes")
             async with console_as_evidence(start.subject, start.paths, self._files):
@@ -209,7 +220,7 @@ class Runner:
             if attachment is not None:
                 stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
             if record.spec.mounts:
-                stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
+                stack.push_async_callback(self.end_vm, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
@@ -245,10 +256,18 @@ class Runner:
     async def clean_up(self, sandbox_id: SandboxId) -> None:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""
         try:
-            await self.rooms.hypervisor.destroy(sandbox_id)
-            await self.rooms.volumes.detach(sandbox_id)
+            await self.end_vm(sandbox_id)
         finally:
             await self.rooms.network.detach(sandbox_id)
+
+    async def end_vm(self, sandbox_id: SandboxId) -> None:
+        """Its volumes are for others when its QEMU has ended, and not before. Idempotent.
+
+        Where this raises they stay attached; the fleet's next look tries again. The network is cut off in any case:
+        tap, address and ports are the sandbox's own.
+        """
+        await self.rooms.hypervisor.destroy(sandbox_id)
+        await self.rooms.volumes.detach(sandbox_id)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
@@ -296,7 +315,7 @@ class Runner:
     ) -> dict[VolumeName, Volume]:
         if not mounts.uses_of(record.spec.mounts):
             return {}
-        stack.push_async_callback(self.rooms.volumes.detach, record.sandbox_id)
+        stack.push_async_callback(self.end_vm, record.sandbox_id)
         return await self.rooms.volumes.attach(record.sandbox_id)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
@@ -316,6 +335,7 @@ class _Start:
     vm: VmDefinition  # that boots, without its volumes
     volumes: tuple[Disk, ...] = ()
     doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
+    faults: list[HyperError] = field(default_factory=list)  # of its volumes: no template is to blame
 
     @property
     def subject(self) -> str:

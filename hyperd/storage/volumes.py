@@ -2,9 +2,12 @@
 """Volumes as sparse files, formatted once and never mounted on the host.
 
     ROOT/ID/disk.img     mode 0600; of the QEMU that writes to it, or readable by those that read
+    ROOT/ID.new          one that is being made; whole, it gets its name, and then its record
+    ROOT/ID.gone         one that is being removed: its record went, then its name
     ROOT/.seed/data      what mkfs puts into a new one: the directory that containers see
 
-A file comes before its record and goes after it: what has no record when hyperd starts was half-made or half-removed.
+What of the last two kinds hyperd finds when it starts, it removes. A whole one without a record it names in its log and
+leaves: records that were lost, or are of a backup, cost no data.
 """
 
 import asyncio
@@ -47,7 +50,9 @@ MKFS_OPTIONS = (
     *("-E", "assume_storage_prezeroed=1,lazy_journal_init=1,nodiscard,root_owner=0:0"),
 )
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}")
+NEW, GONE = ".new", ".gone"
 _ID = re.compile(r"[0-9a-f]{32}")
+_LEFT = re.compile(rf"[0-9a-f]{{32}}({re.escape(NEW)}|{re.escape(GONE)})")
 
 
 class LocalVolumes:
@@ -68,7 +73,7 @@ class LocalVolumes:
         self._workers = Workers("volumes", 2)
 
     async def open(self) -> None:
-        """Raises UnavailableError. What a killed hyperd left without a record goes."""
+        """Raises UnavailableError. What a killed hyperd had half made or half removed goes."""
         await self._database.migrate(records.ROOM, records.MIGRATIONS)
         known = {row.volume_id for row in await self._database.transaction(records.load)}
         await self._workers.call(self._sweep, known)
@@ -192,7 +197,7 @@ class LocalVolumes:
         try:
             await self._workers.call(self._make_empty, row)
             await self._format(row)
-            await self._workers.call(self._sync, row)
+            await self._workers.call(self._publish, row)
         except BaseException:
             await asyncio.shield(self._workers.call(self._remove_files, row))
             raise
@@ -201,7 +206,7 @@ class LocalVolumes:
 
     async def _format(self, row: Row) -> None:
         finished = await process.run(
-            ["mkfs.ext4", *MKFS_OPTIONS, "-d", str(self._root / SEED), str(self._disk(row))],
+            ["mkfs.ext4", *MKFS_OPTIONS, "-d", str(self._root / SEED), str(self._new(row) / DISK_NAME)],
             timeout_s=MKFS_TIMEOUT_S,
         )
         if finished.returncode != 0:
@@ -238,12 +243,14 @@ class LocalVolumes:
             files.make_directory(self._root / SEED, 0o755)
             files.make_directory(self._root / SEED / DATA_DIRECTORY, 0o755)
             for directory in self._root.iterdir():
-                if _ID.fullmatch(directory.name) and directory.name not in known:
-                    log.warning("removing a volume that no record knows", extra={"id": directory.name})
+                if _LEFT.fullmatch(directory.name):
+                    log.warning("removing what was left of a volume", extra={"path": str(directory)})
                     files.remove_tree(directory)
+                elif _ID.fullmatch(directory.name) and directory.name not in known:
+                    log.warning("a volume that no record knows is left alone", extra={"path": str(directory)})
 
     def _make_empty(self, row: Row) -> None:
-        disk = self._disk(row)
+        disk = self._new(row) / DISK_NAME
         with files.file_errors(disk):
             self._require_space("a volume")
             files.make_directory(disk.parent, 0o711)
@@ -255,16 +262,21 @@ class LocalVolumes:
         with files.file_errors(self._root):
             files.require_free(self._root, 0, keep_bytes=RESERVE_BYTES, what=what)
 
-    def _sync(self, row: Row) -> None:
-        disk = self._disk(row)
-        with files.file_errors(disk):
-            for path in (disk, disk.parent, self._root):
-                files.sync(path)
+    def _publish(self, row: Row) -> None:
+        new, directory = self._new(row), self._disk(row).parent
+        with files.file_errors(directory):
+            files.sync(new / DISK_NAME)
+            files.publish(new, directory)
 
     def _remove_files(self, row: Row) -> None:
+        """At whatever point it was in."""
         directory = self._disk(row).parent
+        gone = directory.with_name(directory.name + GONE)
         with files.file_errors(directory):
-            files.remove_tree(directory)
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(gone)
+            files.remove_tree(gone)
+            files.remove_tree(self._new(row))
 
     def _allocated(self, rows: Sequence[Row]) -> tuple[int, ...]:
         sizes: tuple[int, ...] = ()
@@ -302,6 +314,9 @@ class LocalVolumes:
             row.created_at,
             self._disk(row),
         )
+
+    def _new(self, row: Row) -> Path:
+        return self._root / (row.volume_id + NEW)
 
     def _disk(self, row: Row) -> Path:
         return self._root / row.volume_id / DISK_NAME

@@ -250,6 +250,7 @@ class AgentServicer(rpc.AgentServiceServicer):
         self.protocol_version = 1
         self.wrong_clocks_ns: list[int] = []  # by how much the next answers are off
         self._off_ns = 0
+        self.create_patience_s = 0.0  # of the last CreateContainer's caller
 
     async def Hello(self, request, context):
         async with answering(context):
@@ -299,6 +300,7 @@ class AgentServicer(rpc.AgentServiceServicer):
 
     async def CreateContainer(self, request, context):
         async with answering(context):
+            self.create_patience_s = context.time_remaining()
             await self.agent.enter("create_container")
             return pb.CreateContainerResponse(pid=self.agent.create(decode_container(request)))
 

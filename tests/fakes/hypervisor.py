@@ -24,6 +24,7 @@ class FakeHypervisor:
         self.fail_next_save: HyperError | None = None
         self.fail_next_destroy: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
+        self.undying: set[SandboxId] = set()  # a destroy of these fails
         self.plugged: dict[SandboxId, list[Disk]] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
@@ -86,6 +87,8 @@ class FakeHypervisor:
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)
         self._raise_once("fail_next_destroy")
+        if sandbox_id in self.undying:
+            raise UnavailableError("QEMU does not end", subject=sandbox_id)
         self._end(sandbox_id, VmGoneCause.DESTROYED)
 
     async def list_running(self) -> list[VmStatus]:

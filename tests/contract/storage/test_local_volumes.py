@@ -17,7 +17,7 @@ from hyperd.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from hyperd.host import process
+from hyperd.host import files, process
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import VolumeName, VolumeRequest
@@ -230,17 +230,47 @@ async def test_a_reader_reads_and_nobody_else_does(local, database):
     assert not may(70001, "<")
 
 
-async def test_directories_without_a_record_go_at_the_start_and_others_stay(local, database, tmp_path):
+async def test_what_is_half_made_or_half_removed_goes_at_the_start_and_no_other(local, database, tmp_path):
     await local.create(VolumeRequest(DB))
     root = tmp_path / "volumes"
     (kept,) = directories(root)
-    (root / ("0" * 32)).mkdir()
-    (root / ("0" * 32) / "disk.img").write_bytes(b"half")
-    (root / "somebody-elses").mkdir()
+    unknown = "0" * 32
+    for name in (unknown, f"{unknown}.new", f"{unknown}.gone", "somebody-elses"):
+        (root / name).mkdir()
+        (root / name / "disk.img").write_bytes(b"data")
     again = await opened(database, root)
     again.close()
-    assert directories(root) == sorted([kept, "somebody-elses"])
+    assert directories(root) == sorted([kept, unknown, "somebody-elses"])
     assert (await local.get(DB)).volume.path.is_file()
+
+
+async def test_records_that_are_lost_cost_no_volume(local, tmp_path):
+    path = (await local.create(VolumeRequest(DB))).path
+    fresh = Database(tmp_path / "fresh.sqlite")
+    await fresh.open()
+    (await opened(fresh, tmp_path / "volumes")).close()
+    await fresh.close()
+    assert path.is_file()
+
+
+async def test_it_has_its_name_when_it_is_whole_and_none_any_more_when_it_goes(local, monkeypatch, tmp_path):
+    seen = []
+    run, remove_tree = process.run, files.remove_tree
+
+    async def running(argv, **fields):
+        seen.append(directories(tmp_path / "volumes"))
+        return await run(argv, **fields)
+
+    def removing(path):
+        seen.append(directories(tmp_path / "volumes"))
+        remove_tree(path)
+
+    monkeypatch.setattr("hyperd.storage.volumes.process.run", running)
+    volume_id = (await local.create(VolumeRequest(DB))).path.parent.name
+    monkeypatch.setattr("hyperd.storage.volumes.files.remove_tree", removing)
+    await local.remove(DB)
+    assert seen[:2] == [[f"{volume_id}.new"], [f"{volume_id}.gone"]]
+    assert directories(tmp_path / "volumes") == []
 
 
 async def test_a_format_that_fails_leaves_nothing(local, monkeypatch, tmp_path):

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images in and out over the wire: what is passed on, what is bounded, what a hang-up ends."""
 
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,7 +11,9 @@ import pytest
 
 from hyper.v1 import container_pb2, system_pb2
 from hyper.v1 import image_pb2 as pb
+from hyperd import desk as desk_module
 from hyperd.desk import Desk
+from hyperd.host.workers import Workers
 from hyperd.model.image import Credentials, NewImage, Platform
 from tests.fakes.world import eventually
 from tests.unit.api.conftest import Api
@@ -174,11 +179,23 @@ async def test_a_prune_knows_what_is_in_use(api: Api) -> None:
     assert api.store.asked == [("prune", {"everything": True, "filters": [("label", "a=b")]})]
 
 
-async def test_disk_usage_counts_blocks_and_users(api: Api) -> None:
+def _noting_thread(names: set[str], look: Callable[[Path], int]) -> Callable[[Path], int]:
+    def noting(path: Path) -> int:
+        names.add(threading.current_thread().name)
+        return look(path)
+
+    return noting
+
+
+async def test_disk_usage_counts_blocks_and_users(
+    api: Api, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = container_pb2.ContainerSpec(image="alpine", args=["sleep"], name="c")
     await api.containers.CreateContainer(container_pb2.CreateContainerRequest(spec=spec))
     nothing: Any = None
-    stores: list[Any] = [api.store, nothing, nothing, api.world.storage, api.world.snapshots]
+    files = Workers("test", 1)
+    request.addfinalizer(files.close)
+    stores: list[Any] = [api.store, nothing, nothing, api.world.storage, api.world.snapshots, files]
     desk = Desk(nothing, nothing, "", nothing, api.fleet, *stores)
     usage = await desk.disk_usage()
     assert [(image.containers, image.unique_bytes) for image in usage.images] == [(1, 20)]
@@ -191,7 +208,11 @@ async def test_disk_usage_counts_blocks_and_users(api: Api) -> None:
     with disk.open("wb") as file:
         file.truncate(1 << 30)
         file.write(b"x" * 5000)
+    looking: set[str] = set()
+    monkeypatch.setattr("hyperd.desk._allocated_bytes", _noting_thread(looking, desk_module._allocated_bytes))
     [container] = (await desk.disk_usage()).containers
+    assert looking
+    assert threading.current_thread().name not in looking
     assert container.running
     assert 5000 <= container.writable_bytes < 1 << 20
     assert (await api.system.GetDiskUsage(system_pb2.GetDiskUsageRequest())).layers_bytes == 4096

@@ -10,7 +10,15 @@ import pytest
 
 from hyperd.errors import TimeoutExpiredError, UnavailableError, UnsupportedError
 from hyperd.guest import AgentDialer
-from hyperd.model.guest import FIRST_PROCESS, ContainerId, ContainerPlan, ProcessId, ProcessPlan, Stream
+from hyperd.model.guest import (
+    FIRST_PROCESS,
+    ContainerId,
+    ContainerPlan,
+    GuestMount,
+    ProcessId,
+    ProcessPlan,
+    Stream,
+)
 from tests.fakes.agent import serving
 from tests.fakes.guest import FakeAgent, Script
 
@@ -49,6 +57,18 @@ async def running(peer, guest, *args):
 async def test_hello_comes_from_the_agent(peer):
     guest = await dialled(peer)
     assert guest.hello == peer.agent.hello
+    await guest.close()
+
+
+@pytest.mark.parametrize(("copy_image", "at_least_s"), [(False, 10), (True, 1000)])
+async def test_a_container_whose_volumes_are_filled_has_the_time_for_it(peer, copy_image, at_least_s):
+    guest = await dialled(peer)
+    mount = GuestMount("/data", "block:ext4", "volume0", copy_image=copy_image)
+    process = ProcessPlan(("x",), ())
+    await guest.create_container(
+        ContainerPlan(BOX, (), None, readonly_root=False, process=process, mounts=(mount,))
+    )
+    assert at_least_s < peer.servicer.create_patience_s < at_least_s * 10
     await guest.close()
 
 

@@ -20,7 +20,9 @@ from hyperd.model.container import ContainerSpec, ContainerState
 from hyperd.model.guest import Change, ChangeKind, PathStat, ProcessExit, WriteOptions
 from hyperd.model.image import ImageConfig, NewImage
 from hyperd.sandbox import Fleet, SandboxHandle
+from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.files_vm import SIZING
+from hyperd.sandbox.message import OpenFiles
 from tests.fakes.archives import PIECE_BYTES, FakeFiles, let_pieces_go
 from tests.fakes.guest import FakeAgent
 from tests.fakes.world import World, created, eventually, started
@@ -508,6 +510,28 @@ async def test_a_removal_by_force_ends_it(world: World, fleet: Fleet, call: str)
     assert handle.record.sandbox_id not in world.storage.disks
     with pytest.raises(NotFoundError):
         fleet.get(handle.record.sandbox_id)
+
+
+async def test_whoever_hangs_up_in_the_moment_in_which_the_vm_is_begun_ends_it(
+    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = await stopped(fleet)
+    vms = len(world.hypervisor.definitions)
+    caller: list[asyncio.Task[object]] = []
+    on_open_files = SandboxDriver._on_open_files
+
+    def hanging_up(driver: SandboxDriver, message: OpenFiles) -> None:
+        on_open_files(driver, message)
+        caller[0].cancel()
+
+    monkeypatch.setattr(SandboxDriver, "_on_open_files", hanging_up)
+    caller.append(asyncio.get_running_loop().create_task(_outcome(export(handle))))
+    await asyncio.wait(caller)
+    assert caller[0].cancelled()
+    monkeypatch.undo()
+    assert len(world.hypervisor.definitions) == vms
+    await export(handle)
+    world.require_nothing_left_of(handle)
 
 
 async def test_a_rollback_of_one_that_does_not_run_is_refused(world: World, fleet: Fleet) -> None:

@@ -12,6 +12,7 @@ from hyperd.errors import HyperError, TimeoutExpiredError
 from hyperd.host.starvation import waited_s
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerState
+from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import Fleet, patience
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
@@ -124,3 +125,18 @@ async def test_starts_take_turns_and_one_that_fails_gives_its_turn_back(world: W
     start = second.view().start
     assert start is not None
     assert "queue" in start.phases_ms
+
+
+async def test_one_whose_volumes_are_being_filled_has_given_its_turn_back(world: World, fleet: Fleet) -> None:
+    world.runner.turns = Turns(1)
+    filling = await created(fleet, mounts=(Mount(MountType.VOLUME, "/data", "db"),))
+    world.hypervisor.held_verbs.add("create_container")
+    start = asyncio.create_task(filling.start())
+    await eventually(lambda: filling.record.sandbox_id in world.hypervisor.agents)
+    await world.agent(filling).wait_called("create_container")
+    world.hypervisor.held_verbs.clear()
+    async with asyncio.timeout(5):
+        await (await created(fleet)).start()
+    assert not start.done()
+    world.agent(filling).hold("create_container").set()
+    await start
