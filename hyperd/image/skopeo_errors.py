@@ -54,7 +54,7 @@ _MEANINGS = (
         "toomanyrequests|too many requests|StatusCode: 429",
         UnavailableError,
         "the registry's rate limit is reached",
-        "log in with `skopeo login`, or wait",
+        "log in with `hyper login`, or wait",
     ),
     _means(
         "digest did not match|does not match (?:the )?(?:expected )?digest|digest mismatch|invalid checksum"
@@ -75,7 +75,7 @@ _MEANINGS = (
         "unauthorized|authentication required|\\bdenied\\b|invalid username/password|StatusCode: 40[13]|forbidden",
         DeniedError,
         "the registry does not give the image without a login",
-        "the image may not exist or may be private: `skopeo login REGISTRY` as the daemon's user",
+        "the image may not exist or may be private: `hyper login REGISTRY`",
     ),
     _means(
         "server gave HTTP response to HTTPS client|x509:|certificate",

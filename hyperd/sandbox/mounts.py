@@ -184,7 +184,7 @@ def _require_destination(text: str) -> str:
     destination = _normal(text)
     if destination == "/":
         raise InvalidError("is the container's root", subject=f"mount destination {text!r}"[:200])
-    if destination.split("/")[1] == "proc":
+    if destination == "/dev" or destination.split("/")[1] in {"proc", "sys"}:
         raise InvalidError("is the kernel's", subject=f"mount destination {text!r}"[:200])
     return destination
 
