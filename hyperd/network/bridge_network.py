@@ -60,6 +60,7 @@ class BridgeNetwork:
             self._taps,
             self._changing_rules,
             at_port,
+            self._switch_loopback,
         )
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
@@ -149,7 +150,6 @@ class BridgeNetwork:
         if lease is None:
             raise WrongStateError("has no network", subject=f"container {holder}")
         await self._require_prepared()
-        let_loopback_in(self._settings.bridge)
         return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
 
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
@@ -259,12 +259,14 @@ class BridgeNetwork:
                 self._is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
-            if self._publishing.forwards:
-                let_loopback_in(self._settings.bridge)
+            self._switch_loopback()
         if was_guarded and not self._is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
             )
+
+    def _switch_loopback(self) -> None:
+        let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
 
     async def _forget(self, sandbox_id: SandboxId) -> None:
         """The tap's rules, when it is gone."""
@@ -294,7 +296,6 @@ class BridgeNetwork:
         """Unless that is done."""
         self._require_outward(ports)
         if ports and not self._publishing.of(lease.sandbox_id):
-            let_loopback_in(self._settings.bridge)
             await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)
 
     async def _plug(self, lease: Lease) -> Bridge:

@@ -132,6 +132,16 @@ async def test_a_port_at_one_address_is_reached_there_alone(world):
             await tcp_peer(client, world.one.socket(), 80, (address, 8080))
 
 
+async def test_loopback_is_led_to_guests_only_while_something_is_published(world):
+    switch = Path(f"/proc/sys/net/ipv4/conf/{SETTINGS.bridge}/route_localnet")
+    await world.plug(ONE, world.one, [PortRequest(80), PortRequest(81)])
+    first, second = world.network.published(ONE)
+    await world.network.unpublish(ONE, [first])
+    assert switch.read_text().strip() == "1"
+    await world.network.unpublish(ONE, [second])
+    assert switch.read_text().strip() == "0"
+
+
 async def test_a_port_at_loopback_is_not_reached_from_outside(world):
     """By somebody on the host's own wire, who sends to 127.0.0.1: once it is translated, it is no martian any more."""
     await world.plug(ONE, world.one, [PortRequest(80, UDP, LOOPBACK, 8080)])
