@@ -295,8 +295,8 @@ class BridgeNetwork:
     async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
         """Unless that is done."""
         self._require_outward(ports)
-        if ports and not self._publishing.of(lease.sandbox_id):
-            await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)
+        if ports:
+            await self._publishing.publish_again(lease.sandbox_id, holder, lease.address, ports)
 
     async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge

@@ -21,7 +21,7 @@ from hyperd.model.network import PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network import elements, flows, holds
 from hyperd.network.elements import INET_FAMILY
-from hyperd.network.forwards import Forward, element
+from hyperd.network.forwards import Forward, are_as_asked, element
 from hyperd.network.netlink import network_errors
 
 _log = logging.getLogger(__name__)
@@ -143,6 +143,18 @@ class Publishing:
                 raise await self._explained(error) from None
             raise
         return tuple(forward.published for forward in made)
+
+    async def publish_again(
+        self, sandbox_id: SandboxId, holder: str, address: IPv4Address, requests: Sequence[PortRequest]
+    ) -> None:
+        """As ``publish``; what is there of it stays, its rules made sure of, and all else of the sandbox goes."""
+        async with self._lock:
+            mine = self._of(sandbox_id)
+            if mine and are_as_asked(mine, requests, address, self._default_address):
+                await self._taps.call(self._put_in, mine)
+                return
+        await self.withdraw(sandbox_id)
+        await self.publish(sandbox_id, holder, address, requests)
 
     async def withdraw(
         self,
