@@ -178,8 +178,9 @@ class BridgeNetwork:
     def settings(self) -> BridgeSettings:
         return self._settings
 
-    async def has_lease(self, sandbox_id: SandboxId) -> bool:
-        return await self._leases.find(sandbox_id) is not None
+    async def networks_of(self, sandbox_id: SandboxId) -> set[str]:
+        """The names of all networks that it has a lease of, in one look."""
+        return await self._leases.networks_of(sandbox_id)
 
     async def list_leased(self) -> set[SandboxId]:
         await self._prepare_records()
