@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """NetworkService: decode, delegate to the fleet, encode."""
 
+from collections.abc import Sequence
+
 from hyper.v1 import network_pb2 as wire
 from hyper.v1 import network_pb2_grpc
 from hyperd.api import ports
 from hyperd.api.convert import encode_attachment, encode_time
 from hyperd.api.status import Context, errors_as_status
+from hyperd.model.container import ContainerView
 from hyperd.model.network import NetworkSpec, NetworkView
 from hyperd.sandbox import Fleet, NetworkDesk
 
@@ -41,9 +44,9 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
         self, _request: wire.ListNetworksRequest, context: Context
     ) -> wire.ListNetworksResponse:
         async with errors_as_status(context):
-            return wire.ListNetworksResponse(
-                networks=[self._encode(view) for view in self._desk.list_networks()]
-            )
+            members = self._desk.members()
+            shown = [_encode(view, members.get(view.spec.name, ())) for view in self._desk.list_networks()]
+            return wire.ListNetworksResponse(networks=shown)
 
     async def InspectNetwork(
         self, request: wire.InspectNetworkRequest, context: Context
@@ -64,30 +67,34 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
             return wire.PruneNetworksResponse(names=await self._desk.prune())
 
     def _encode(self, view: NetworkView) -> wire.Network:
-        spec = view.spec
-        members = [
-            wire.NetworkMember(
-                container_id=member.record.sandbox_id,
-                name=member.record.name,
-                attachment=encode_attachment(member.attachment) if member.attachment else None,
-            )
-            for member in self._desk.on(spec.name)
-        ]
-        return wire.Network(
-            id=view.network_id,
-            spec=wire.NetworkSpec(
-                name=spec.name,
-                subnet=spec.subnet,
-                gateway=spec.gateway,
-                ip_range=spec.ip_range,
-                internal=spec.internal,
-                mtu=spec.mtu,
-                labels=spec.labels,
-            ),
-            bridge=view.bridge,
-            created_at=encode_time(view.created_at),
-            members=members,
+        return _encode(view, self._desk.on(view.spec.name))
+
+
+def _encode(view: NetworkView, on_it: Sequence[ContainerView]) -> wire.Network:
+    spec = view.spec
+    members = [
+        wire.NetworkMember(
+            container_id=member.record.sandbox_id,
+            name=member.record.name,
+            attachment=encode_attachment(member.attachment) if member.attachment else None,
         )
+        for member in on_it
+    ]
+    return wire.Network(
+        id=view.network_id,
+        spec=wire.NetworkSpec(
+            name=spec.name,
+            subnet=spec.subnet,
+            gateway=spec.gateway,
+            ip_range=spec.ip_range,
+            internal=spec.internal,
+            mtu=spec.mtu,
+            labels=spec.labels,
+        ),
+        bridge=view.bridge,
+        created_at=encode_time(view.created_at),
+        members=members,
+    )
 
 
 def _decode(spec: wire.NetworkSpec) -> NetworkSpec:

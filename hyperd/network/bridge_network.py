@@ -60,6 +60,7 @@ class BridgeNetwork:
             self._taps,
             self._changing_rules,
             at_port,
+            self._switch_loopback,
         )
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
@@ -149,7 +150,6 @@ class BridgeNetwork:
         if lease is None:
             raise WrongStateError("has no network", subject=f"container {holder}")
         await self._require_prepared()
-        let_loopback_in(self._settings.bridge)
         return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
 
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
@@ -178,8 +178,9 @@ class BridgeNetwork:
     def settings(self) -> BridgeSettings:
         return self._settings
 
-    async def has_lease(self, sandbox_id: SandboxId) -> bool:
-        return await self._leases.find(sandbox_id) is not None
+    async def networks_of(self, sandbox_id: SandboxId) -> set[str]:
+        """The names of all networks that it has a lease of, in one look."""
+        return await self._leases.networks_of(sandbox_id)
 
     async def list_leased(self) -> set[SandboxId]:
         await self._prepare_records()
@@ -259,12 +260,14 @@ class BridgeNetwork:
                 self._is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
-            if self._publishing.forwards:
-                let_loopback_in(self._settings.bridge)
+            self._switch_loopback()
         if was_guarded and not self._is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
             )
+
+    def _switch_loopback(self) -> None:
+        let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
 
     async def _forget(self, sandbox_id: SandboxId) -> None:
         """The tap's rules, when it is gone."""
@@ -293,9 +296,8 @@ class BridgeNetwork:
     async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
         """Unless that is done."""
         self._require_outward(ports)
-        if ports and not self._publishing.of(lease.sandbox_id):
-            let_loopback_in(self._settings.bridge)
-            await self._publishing.publish(lease.sandbox_id, holder, lease.address, ports)
+        if ports:
+            await self._publishing.publish_again(lease.sandbox_id, holder, lease.address, ports)
 
     async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -35,34 +35,26 @@ class Flow:
     name: bytes  # the kernel's, to forget it by
 
 
-def forget_led_astray(forward: Forward) -> None:
-    """Those that began before ``forward`` held. Raises OSError."""
+def forget(begun: Iterable[Forward], ended: Iterable[Forward]) -> None:
+    """Those that were there before one of ``begun`` held, and those that one of ``ended`` has led to its guest.
+
+    Raises OSError. It reads all connections of the host, once.
+    """
+    led_astray = {(forward.protocol, forward.host_port, forward.host_ip) for forward in begun}
+    forwarded = {
+        (forward.protocol, forward.host_port, (forward.address, forward.container_port)) for forward in ended
+    }
 
     def is_it(flow: Flow) -> bool:
         host_ip, host_port = flow.destination
-        return not flow.is_forwarded and host_port == forward.host_port and forward.host_ip in (ANY, host_ip)
+        if flow.is_forwarded:
+            return (flow.protocol, host_port, flow.answered_by) in forwarded
+        return any((flow.protocol, host_port, address) in led_astray for address in (ANY, host_ip))
 
-    _forget(forward.protocol, is_it)
-
-
-def forget_forwarded(forward: Forward) -> None:
-    """Those that ``forward`` has led to its guest. Raises OSError."""
-
-    def is_it(flow: Flow) -> bool:
-        return (
-            flow.is_forwarded
-            and flow.destination[1] == forward.host_port
-            and flow.answered_by == (forward.address, forward.container_port)
-        )
-
-    _forget(forward.protocol, is_it)
-
-
-def _forget(protocol: Protocol, is_it: Callable[[Flow], bool]) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(_message(_GET, _REQUEST | _DUMP, b""))
-        wanted = [flow for flow in _dumped(kernel) if flow.protocol is protocol and is_it(flow)]
+        wanted = [flow for flow in _dumped(kernel) if is_it(flow)]
         for flow in wanted:
             kernel.send(_message(_DELETE, _REQUEST | _ACK, flow.name))
             (code,) = struct.unpack_from("=i", kernel.recv(_ANSWER_BYTES), 16)

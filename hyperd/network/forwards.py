@@ -3,11 +3,11 @@
 look-ups however many ports are published. Pure.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from hyperd.model.network import Protocol, PublishedPort
+from hyperd.model.network import PortRequest, Protocol, PublishedPort
 from hyperd.network.elements import Element, padded
 from hyperd.network.settings import ANY
 
@@ -32,6 +32,32 @@ class Forward:
         if (self.protocol, self.host_port) != (protocol, host_port):
             return False
         return self.host_ip == host_ip or ANY in (self.host_ip, host_ip)
+
+
+def are_as_asked(
+    forwards: Iterable[Forward], requests: Sequence[PortRequest], address: IPv4Address, default: IPv4Address
+) -> bool:
+    """Whether ``forwards``, all of a sandbox's, are what publishing ``requests`` for ``address`` might have made."""
+    left = list(forwards)
+    if len(left) != len(requests):
+        return False
+    # Those that leave no choice first: they must not find theirs given to one that would take any.
+    for request in sorted(requests, key=lambda request: (not request.host_port, request.host_port_end)):
+        host_ip = request.host_ip or str(default)
+        first, last = request.host_port or 1, max(request.host_port, request.host_port_end) or 65535
+        for forward in left:
+            port = forward.published
+            if (port.protocol, port.container_port, port.host_ip, forward.address) == (
+                request.protocol,
+                request.container_port,
+                host_ip,
+                address,
+            ) and first <= port.host_port <= last:
+                left.remove(forward)
+                break
+        else:
+            return False
+    return True
 
 
 def element(forward: Forward) -> Element:

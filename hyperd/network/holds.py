@@ -21,29 +21,32 @@ _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
 def hold(protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket:
-    """``host_port`` 0: one that is free. Raises OSError, EADDRINUSE when something has it.
-
-    Where nobody listens, and connections of the host's own are still in the way of binding, the socket is not bound:
-    they end by themselves, and have nothing to fear from the rules meanwhile.
-    """
+    """``host_port`` 0: one that is free. Raises OSError, EADDRINUSE when something has it."""
     held = socket.socket(socket.AF_INET, _KINDS[protocol] | socket.SOCK_CLOEXEC)
     try:
         if protocol is Protocol.UDP:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # nobody reads
-        try:
-            held.bind((str(host_ip), host_port))
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or protocol is not Protocol.TCP:
-                raise
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                held.bind((str(host_ip), host_port))
-            except OSError:
-                if _users(protocol, host_port):
-                    raise
+        held.bind((str(host_ip), host_port))
     except BaseException:
         held.close()
         raise
+    return held
+
+
+def hold_beside(host_ip: IPv4Address, host_port: int) -> socket.socket | None:
+    """Of TCP, where nobody listens and connections of the host's own are still in the way of binding; else None.
+
+    The socket may not be bound: they end by themselves, and have nothing to fear from the rules meanwhile. It reads
+    all of the host's sockets: not for the event loop.
+    """
+    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((str(host_ip), host_port))
+    except OSError:
+        if _users(Protocol.TCP, host_port):
+            held.close()
+            return None
     return held
 
 

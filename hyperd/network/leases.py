@@ -94,6 +94,15 @@ class Leases:
 
         return await self._database.transaction(work)
 
+    async def networks_of(self, sandbox_id: SandboxId) -> set[str]:
+        """Of all networks, by name."""
+
+        def work(connection: sqlite3.Connection) -> set[str]:
+            rows = connection.execute("SELECT network FROM network_lease WHERE sandbox_id = ?", (sandbox_id,))
+            return {row[0] for row in rows}
+
+        return await self._database.transaction(work)
+
     async def release(self, sandbox_id: SandboxId) -> None:
         await self._database.transaction(lambda connection: self._release(connection, sandbox_id))
 

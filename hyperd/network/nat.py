@@ -194,17 +194,17 @@ def enable_forwarding() -> bool:
     return True
 
 
-def let_loopback_in(bridge: str) -> None:
-    """Let the host's own connections to 127.0.0.1 be led to a guest, and their answers back.
+def let_loopback_in(bridge: str, *, wanted: bool = True) -> None:
+    """Let the host's own connections to 127.0.0.1 be led to a guest, and their answers back; or no longer.
 
-    Only with our rules in force: they keep guests from sending to 127.0.0.0/8 themselves. Where it may not be changed,
+    Only with our rules in force: they keep everybody else from sending to 127.0.0.0/8. Where it may not be changed,
     published ports are not reached at 127.0.0.1, and at the host's other addresses all the same.
     """
-    switch = _INTERFACES / bridge / "route_localnet"
+    switch, value = _INTERFACES / bridge / "route_localnet", "1" if wanted else "0"
     try:
-        if switch.read_text().strip() != "1":
-            switch.write_text("1")
+        if switch.read_text().strip() != value:
+            switch.write_text(value)
+    except FileNotFoundError:
+        return  # so is the bridge
     except OSError as error:
-        _log.warning(
-            "published ports are not reached at 127.0.0.1", extra={"bridge": bridge, "error": str(error)}
-        )
+        _log.warning("route_localnet is not as it should be", extra={"bridge": bridge, "error": str(error)})

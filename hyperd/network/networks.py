@@ -266,7 +266,8 @@ class BridgeNetworks:
 
     async def _of(self, sandbox_id: SandboxId) -> list[BridgeNetwork]:
         """Whose lease it has; the default one when it has none, which finds what is left of it all the same."""
-        found = [network for network in list(self._networks.values()) if await network.has_lease(sandbox_id)]
+        leased = await self._default.networks_of(sandbox_id)
+        found = [network for name, network in self._networks.items() if name in leased]
         return found or [self._default]
 
     def _choose_subnet(self, spec: NetworkSpec, routes: Sequence[HostRoute]) -> IPv4Network:

@@ -21,7 +21,7 @@ from hyperd.model.network import PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network import elements, flows, holds
 from hyperd.network.elements import INET_FAMILY
-from hyperd.network.forwards import Forward, element
+from hyperd.network.forwards import Forward, are_as_asked, element
 from hyperd.network.netlink import network_errors
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,13 @@ class Publishing:
         taps: Workers,
         lock: asyncio.Lock,
         at_port: "AtPort | None" = None,
+        loopback: Callable[[], None] = lambda: None,
     ) -> None:
-        """``at_port``: shared by the networks of one host, so that the owner of a port is known to all."""
+        """``at_port``: shared by the networks of one host, so that the owner of a port is known to all.
+
+        ``loopback``: called under the lock when something was published or withdrawn.
+        """
+        self._loopback = loopback
         self._database = database
         self._network = network
         self._table = table
@@ -81,10 +86,21 @@ class Publishing:
         for sandbox_id, holder, forward in await self._database.transaction(work):
             self._remember(forward, sandbox_id, holder)
             try:
-                self._sockets[forward] = holds.hold(forward.protocol, forward.host_ip, forward.host_port)
+                self._sockets[forward] = await self._hold_again(forward)
             except OSError as error:  # taken while no hyperd ran; the rules lead to the sandbox all the same
                 fields = {"port": str(forward.published), "sandbox": holder, "error": str(error)}
                 _log.warning("a published port is not held", extra=fields)
+
+    async def _hold_again(self, forward: Forward) -> socket.socket:
+        try:
+            return holds.hold(forward.protocol, forward.host_ip, forward.host_port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or forward.protocol is not Protocol.TCP:
+                raise
+            held = await self._taps.call(holds.hold_beside, forward.host_ip, forward.host_port)
+            if held is None:
+                raise
+            return held
 
     @property
     def forwards(self) -> Collection[Forward]:
@@ -111,19 +127,34 @@ class Publishing:
         Raises ExistsError with the owner of a port that is taken, InvalidError, ExhaustedError.
         """
         made: list[Forward] = []
-        async with self._lock:
-            require()
-            if len(self._of(sandbox_id)) + len(requests) > MAX_PORTS:
-                raise InvalidError(f"more than {MAX_PORTS} ports", subject=f"container {holder}")
-            try:
+        try:
+            async with self._lock:
+                require()
+                self._require_room(sandbox_id, holder, len(requests))
                 for request in requests:
                     made.append(await self._take(sandbox_id, holder, address, request))  # noqa: PERF401 - undone
                 await self._record(made)
                 await self._taps.call(self._put_in, made)
-            except BaseException:
-                await asyncio.shield(self._drop(made))
-                raise
+                self._loopback()
+            await self._taps.call(_forget_flows, [f for f in made if f.protocol is Protocol.UDP], ())
+        except BaseException as error:
+            await asyncio.shield(self._undo(made))
+            if isinstance(error, _HostHasIt):
+                raise await self._explained(error) from None
+            raise
         return tuple(forward.published for forward in made)
+
+    async def publish_again(
+        self, sandbox_id: SandboxId, holder: str, address: IPv4Address, requests: Sequence[PortRequest]
+    ) -> None:
+        """As ``publish``; what is there of it stays, its rules made sure of, and all else of the sandbox goes."""
+        async with self._lock:
+            mine = self._of(sandbox_id)
+            if mine and are_as_asked(mine, requests, address, self._default_address):
+                await self._taps.call(self._put_in, mine)
+                return
+        await self.withdraw(sandbox_id)
+        await self.publish(sandbox_id, holder, address, requests)
 
     async def withdraw(
         self,
@@ -136,16 +167,8 @@ class Publishing:
 
         Raises NotFoundError for one that is not published.
         """
-        async with self._lock:
-            mine = self._of(sandbox_id)
-            if ports is not None:
-                known = {forward.published for forward in mine}
-                for port in ports:
-                    if port not in known:
-                        raise NotFoundError("is not published", subject=f"port {port}")
-                mine = [forward for forward in mine if forward.published in ports]
-            if mine:
-                await asyncio.shield(self._drop(mine, hang_up=hang_up))
+        # One task, which whoever is cancelled leaves behind with its lock.
+        await asyncio.shield(self._withdraw(sandbox_id, ports, hang_up=hang_up))
 
     def close(self) -> None:
         """The rules stay, and with them the connections."""
@@ -154,6 +177,25 @@ class Publishing:
         self._sockets.clear()
         for forward in list(self._forwards):
             self._forget(forward)
+
+    async def _withdraw(
+        self, sandbox_id: SandboxId, ports: Collection[PublishedPort] | None, *, hang_up: bool
+    ) -> None:
+        async with self._lock:
+            mine = self._of(sandbox_id)
+            if ports is not None:
+                known = {forward.published for forward in mine}
+                for port in ports:
+                    if port not in known:
+                        raise NotFoundError("is not published", subject=f"port {port}")
+                mine = [forward for forward in mine if forward.published in ports]
+            await self._drop(mine)
+        stale = [forward for forward in mine if hang_up or forward.protocol is Protocol.UDP]
+        await self._taps.call(_forget_flows, (), stale)
+
+    async def _undo(self, made: Collection[Forward]) -> None:
+        async with self._lock:
+            await self._drop([forward for forward in made if forward in self._forwards])
 
     def _of(self, sandbox_id: SandboxId) -> list[Forward]:
         return list(self._of_sandbox.get(sandbox_id, ()))
@@ -174,16 +216,12 @@ class Publishing:
     ) -> Forward:
         """Held from here on, and in memory."""
         host_ip = self._host_ip(request)
-        refused: ExistsError | None = None
+        refused: ExistsError | _HostHasIt | None = None
         for host_port in range(request.host_port, max(request.host_port, request.host_port_end) + 1):
             try:
-                held = self._hold(request.protocol, host_ip, host_port)
-            except ExistsError as error:
+                held = await self._hold(request.protocol, host_ip, host_port)
+            except (ExistsError, _HostHasIt) as error:
                 refused = error
-                continue
-            if held is None:
-                owner = await self._taps.call(holds.find_owner, request.protocol, host_port)
-                refused = _taken(request.protocol, host_ip, host_port, owner or "a process of the host")
                 continue
             number = host_port or held.getsockname()[1]
             forward = Forward(request.protocol, host_ip, number, address, request.container_port)
@@ -191,22 +229,45 @@ class Publishing:
             self._sockets[forward] = held
             return forward
         assert refused is not None  # noqa: S101 - a range has at least one
-        if request.host_port_end > request.host_port:
-            brief = f"all ports from {request.host_port} to {request.host_port_end} are taken"
-            raise ExistsError(brief, subject=f"{host_ip}/{request.protocol}", evidence=str(refused))
-        raise refused
+        if isinstance(refused, _HostHasIt):
+            refused.request = request
+            raise refused
+        raise _refusal(request, host_ip, refused)
 
-    def _hold(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket | None:
-        """None when a process of the host has it. Raises ExistsError when a container has it."""
-        for forward, holder in self._at_port.get(host_port, ()):
-            if forward.overlaps(protocol, host_ip, host_port):
-                raise _taken(protocol, host_ip, host_port, f"container {holder}")
+    async def _hold(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket:
+        """Raises ExistsError when a container has it, _HostHasIt when a process of the host has."""
+        self._require_free(protocol, host_ip, host_port)
         try:
             return holds.hold(protocol, host_ip, host_port)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                return None
-            raise holds.refusal(error, _title(protocol, host_ip, host_port)) from error
+            if error.errno != errno.EADDRINUSE:
+                raise holds.refusal(error, _title(protocol, host_ip, host_port)) from error
+        if protocol is not Protocol.TCP or not host_port:
+            raise _HostHasIt(protocol, host_ip, host_port)
+        held = await self._taps.call(holds.hold_beside, host_ip, host_port)
+        if held is None:
+            raise _HostHasIt(protocol, host_ip, host_port)
+        try:
+            self._require_free(protocol, host_ip, host_port)  # it took a while
+        except ExistsError:
+            held.close()
+            raise
+        return held
+
+    def _require_room(self, sandbox_id: SandboxId, holder: str, count: int) -> None:
+        if len(self._of(sandbox_id)) + count > MAX_PORTS:
+            raise InvalidError(f"more than {MAX_PORTS} ports", subject=f"container {holder}")
+
+    def _require_free(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> None:
+        for forward, holder in self._at_port.get(host_port, ()):
+            if forward.overlaps(protocol, host_ip, host_port):
+                raise _taken(protocol, host_ip, host_port, f"container {holder}")
+
+    async def _explained(self, held: "_HostHasIt") -> ExistsError:
+        """With who has it, which takes a while to find out: nobody waits for that."""
+        owner = await self._taps.call(holds.find_owner, held.protocol, held.host_port)
+        refused = _taken(held.protocol, held.host_ip, held.host_port, owner or "a process of the host")
+        return _refusal(held.request, held.host_ip, refused)
 
     def _host_ip(self, request: PortRequest) -> IPv4Address:
         if not request.host_ip:
@@ -244,7 +305,7 @@ class Publishing:
 
         await self._database.transaction(work)
 
-    async def _drop(self, gone: Collection[Forward], *, hang_up: bool = False) -> None:
+    async def _drop(self, gone: Collection[Forward]) -> None:
         """In whatever state they are."""
         if not gone:
             return
@@ -254,22 +315,20 @@ class Publishing:
             statement = "DELETE FROM network_port WHERE protocol = ? AND host_ip = ? AND host_port = ?"
             connection.executemany(statement, keys)
 
-        await self._taps.call(self._take_out, gone, hang_up)
+        await self._taps.call(self._take_out, gone)
         await self._database.transaction(work)
         for forward in gone:
             self._forget(forward)
             held = self._sockets.pop(forward, None)
             if held is not None:
                 held.close()
+        self._loopback()
 
     def _put_in(self, made: Sequence[Forward]) -> None:
         with network_errors("published ports"):
             elements.add(INET_FAMILY, self._table, [element(forward) for forward in made])
-        for forward in made:
-            if forward.protocol is Protocol.UDP:
-                _forget_flows(flows.forget_led_astray, forward)
 
-    def _take_out(self, gone: Iterable[Forward], hang_up: bool) -> None:  # noqa: FBT001 - a thread's argument
+    def _take_out(self, gone: Iterable[Forward]) -> None:
         for forward in gone:
             with network_errors("published ports"):
                 try:
@@ -277,8 +336,6 @@ class Publishing:
                 except OSError as error:
                     if error.errno != errno.ENOENT:  # nor is there perhaps a table
                         raise
-            if hang_up or forward.protocol is Protocol.UDP:
-                _forget_flows(flows.forget_forwarded, forward)
 
 
 def _take_from(index: dict[Any, list[Any]], key: Any, entry: Any) -> None:
@@ -287,14 +344,33 @@ def _take_from(index: dict[Any, list[Any]], key: Any, entry: Any) -> None:
         del index[key]
 
 
-def _forget_flows(how: Callable[[Forward], None], forward: Forward) -> None:
+class _HostHasIt(Exception):  # noqa: N818 - says who, not what failed
+    """A process of the host's; which one is looked for once, when nobody waits."""
+
+    def __init__(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> None:
+        super().__init__(_title(protocol, host_ip, host_port))
+        self.protocol, self.host_ip, self.host_port = protocol, host_ip, host_port
+        self.request = PortRequest(0)
+
+
+def _refusal(request: PortRequest, host_ip: IPv4Address, refused: ExistsError) -> ExistsError:
+    if request.host_port_end <= request.host_port:
+        return refused
+    brief = f"all ports from {request.host_port} to {request.host_port_end} are taken"
+    return ExistsError(brief, subject=f"{host_ip}/{request.protocol}", evidence=str(refused))
+
+
+def _forget_flows(begun: Collection[Forward], ended: Collection[Forward]) -> None:
+    """Blocking."""
+    if not begun and not ended:
+        return
     try:
-        how(forward)
+        flows.forget(begun, ended)
     except (
         OSError,
         LookupError,
     ) as error:  # a kernel without it: what is known keeps its way until it is idle
-        _log.debug("flows not forgotten", extra={"port": str(forward.published), "error": str(error)})
+        _log.debug("flows not forgotten", extra={"error": str(error)})
 
 
 def _title(protocol: Protocol, host_ip: IPv4Address, host_port: int) -> str:

@@ -45,7 +45,14 @@ class NetworkDesk:
 
     def on(self, name: str) -> list[ContainerView]:
         """Stopped ones, too: they come back to it when they are started."""
-        return [view for view in self._containers() if (view.record.spec.network or DEFAULT_NETWORK) == name]
+        return self.members().get(name, [])
+
+    def members(self) -> dict[str, list[ContainerView]]:
+        """Of all networks that have any, by name."""
+        found: dict[str, list[ContainerView]] = {}
+        for view in self._containers():
+            found.setdefault(view.record.spec.network or DEFAULT_NETWORK, []).append(view)
+        return found
 
     async def remove(self, reference: str) -> str:
         """Its name. Raises WrongStateError with the names of those that are on it."""

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """`hyper network create`, `ls`, `inspect`, `rm` and `prune`."""
 
-import sys
 from typing import Annotated
 
 import typer
 
 from hyper.v1 import network_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, terminal, tree
+from hyperctl import completion, options, pruning, tree
 from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 from hyperctl.network_shape import (
     NETWORK_COLUMNS,
@@ -155,12 +154,11 @@ def rm(names: Names) -> int:
 @tree.command(app, "prune")
 def prune(*, force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask")] = False) -> int:
     """Remove the networks that no container is on, and print their names."""
-    if not force:
-        if not terminal.is_terminal(0):
-            raise InvalidError("nobody can be asked", subject="prune", hint="--force does not ask")
-        print("All networks that no container is on will be removed. Continue? [y/N] ", end="", flush=True)
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            return 0
+    pruning.require_consent(
+        "WARNING! This will remove all custom networks not used by at least one container.",
+        "network prune",
+        force=force,
+    )
     response = hyperd.ask(lambda client: client.networks.PruneNetworks(pb.PruneNetworksRequest()))
     print_rows("\n".join(response.names))
     return 0

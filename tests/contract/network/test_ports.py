@@ -132,6 +132,25 @@ async def test_a_port_at_one_address_is_reached_there_alone(world):
             await tcp_peer(client, world.one.socket(), 80, (address, 8080))
 
 
+async def test_what_is_left_of_another_start_is_not_taken_for_what_is_asked(world):
+    await world.plug(ONE, world.one, [PortRequest(80, host_port=8080)])
+    await process.run_checked(["nft", "flush", "map", "inet", SETTINGS.table, "published_any"], timeout_s=20)
+    await world.network.attach(ONE, [PortRequest(80, host_port=8080)], "box1")
+    assert await tcp_peer(host_socket(), world.one.socket(), 80, (LOOPBACK, 8080)) == GATEWAY
+    await world.network.attach(ONE, [PortRequest(81, host_port=8081)], "box1")
+    assert [port.host_port for port in world.network.published(ONE)] == [8081]
+
+
+async def test_loopback_is_led_to_guests_only_while_something_is_published(world):
+    switch = Path(f"/proc/sys/net/ipv4/conf/{SETTINGS.bridge}/route_localnet")
+    await world.plug(ONE, world.one, [PortRequest(80), PortRequest(81)])
+    first, second = world.network.published(ONE)
+    await world.network.unpublish(ONE, [first])
+    assert switch.read_text().strip() == "1"
+    await world.network.unpublish(ONE, [second])
+    assert switch.read_text().strip() == "0"
+
+
 async def test_a_port_at_loopback_is_not_reached_from_outside(world):
     """By somebody on the host's own wire, who sends to 127.0.0.1: once it is translated, it is no martian any more."""
     await world.plug(ONE, world.one, [PortRequest(80, UDP, LOOPBACK, 8080)])
