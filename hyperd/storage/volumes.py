@@ -2,7 +2,7 @@
 """Volumes as sparse files, formatted once and never mounted on the host.
 
     ROOT/ID/disk.img     mode 0600; of the QEMU that writes to it, or readable by those that read
-    ROOT/ID.new          one that is being made; whole, it gets its name, and then its record
+    ROOT/ID.new          one that is being made; whole, it gets its name in the transaction that records it
     ROOT/ID.gone         one that is being removed: its record went, then its name
     ROOT/.seed/data      what mkfs puts into a new one: the directory that containers see
 
@@ -88,7 +88,7 @@ class LocalVolumes:
             made = await self._make(request)
             try:
                 await self._database.transaction(
-                    lambda connection: records.insert(connection, made), lasting=True
+                    lambda connection: self._record(connection, made), lasting=True
                 )
             finally:
                 await asyncio.shield(self._remove_unrecorded([made]))
@@ -137,7 +137,7 @@ class LocalVolumes:
 
         def record(connection: sqlite3.Connection) -> None:
             for row in made:
-                records.insert(connection, row)
+                self._record(connection, row)
             records.use(connection, sandbox_id, holder, uses)
 
         try:
@@ -183,7 +183,7 @@ class LocalVolumes:
         return await self._database.transaction(lambda connection: records.require(connection, name))
 
     async def _make(self, request: VolumeRequest) -> Row:
-        """Its file, whole and on the disk; not its record. On failure nothing stays."""
+        """Its file, whole and on the disk; neither its name nor its record. On failure nothing stays."""
         size_bytes = request.size_bytes or self._size_bytes
         row = Row(
             request.name,
@@ -197,7 +197,7 @@ class LocalVolumes:
         try:
             await self._workers.call(self._make_empty, row)
             await self._format(row)
-            await self._workers.call(self._publish, row)
+            await self._workers.call(files.sync, self._new(row) / DISK_NAME)
         except BaseException:
             await asyncio.shield(self._workers.call(self._remove_files, row))
             raise
@@ -262,11 +262,12 @@ class LocalVolumes:
         with files.file_errors(self._root):
             files.require_free(self._root, 0, keep_bytes=RESERVE_BYTES, what=what)
 
-    def _publish(self, row: Row) -> None:
-        new, directory = self._new(row), self._disk(row).parent
+    def _record(self, connection: sqlite3.Connection, row: Row) -> None:
+        """The name last of all: what a kill leaves without a record is a ``.new``, but for an instant."""
+        records.insert(connection, row)
+        directory = self._disk(row).parent
         with files.file_errors(directory):
-            files.sync(new / DISK_NAME)
-            files.publish(new, directory)
+            files.publish(self._new(row), directory)
 
     def _remove_files(self, row: Row) -> None:
         """At whatever point it was in."""

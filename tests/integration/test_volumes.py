@@ -200,7 +200,7 @@ def test_a_killed_hyperd_loses_no_volume_and_leaks_none(layouts: Path):
         host.ok("template", "build", timeout_s=BUILD_TIMEOUT_S)
         host.ok("run", "-d", "--name", "box", "-v", "kept:/data", BUSYBOX, "sleep", "600")
         disk = path_of(host, "kept")
-        (half_made := host.state_dir / "volumes" / ("0" * 32)).mkdir()
+        (half_made := host.state_dir / "volumes" / ("0" * 32 + ".new")).mkdir()
         host.kill_daemon()
         host.start()
         assert not half_made.exists()

@@ -21,6 +21,7 @@ from hyperd.model.guest import (
     TerminalSize,
 )
 from tests.contract.guest.conftest import ABSENT, BOX, CAT, ENV, FLOOD, SLEEP, TRUE, TWO_STREAMS, collect
+from tests.fakes.world import eventually
 
 EXEC = ProcessId("exec-1")
 RING_BYTES = 256 * 1024
@@ -225,6 +226,7 @@ async def test_a_container_is_born_afresh_when_the_one_kept_in_reserve_has_died(
         (spare,) = " ".join(thread.read_text() for thread in threads).split()
         assert b"spare" in Path(f"/proc/{spare}/cmdline").read_bytes()
         os.kill(int(spare), signal.SIGKILL)
+        await eventually(lambda: not Path(f"/proc/{spare}").exists())
         await site.run(guest, TWO_STREAMS)
         assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
 
