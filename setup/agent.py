@@ -59,11 +59,20 @@ def source_files(directory: Path) -> Iterator[Path]:
 def build(job: Job, out: Path) -> None:
     job.hint = "the log's first error counts; `rustc --version` must be 1.85 or later"
     job.say("compiling the agent")
+    environment = {"CARGO_TARGET_DIR": str(target_directory()), "CARGO_TERM_COLOR": "never"}
+    # Cargo tells checkouts that share a target directory apart by the age of their files alone: what another one built,
+    # with a contract of its own, would pass for ours.
+    job.run(
+        *("cargo", "clean", "--quiet", "--release", "--locked", "--target", TARGET, "--package", PROGRAM),
+        cwd=SOURCE,
+        environment=environment,
+        quiet=True,
+    )
     told = job.run(
         *("nice", "cargo", "build", "--release", "--locked", "--target", TARGET),
         *("--bin", PROGRAM, "--message-format=json-render-diagnostics"),
         cwd=SOURCE,
-        environment={"CARGO_TARGET_DIR": str(target_directory()), "CARGO_TERM_COLOR": "never"},
+        environment=environment,
         quiet=True,
     )
     shutil.copyfile(executable_in(told), out / PROGRAM)
