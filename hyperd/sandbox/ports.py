@@ -24,6 +24,7 @@ def require_valid(spec: ContainerSpec) -> None:
 
 def require_valid_requests(requests: Iterable[PortRequest]) -> None:
     """Raises InvalidError."""
+    asked: set[tuple[str, int, Protocol]] = set()
     for request in requests:
         subject = f"port {request.container_port}/{request.protocol}"
         if not 1 <= request.container_port <= _LAST:
@@ -33,6 +34,14 @@ def require_valid_requests(requests: Iterable[PortRequest]) -> None:
             raise InvalidError(
                 f"{request.host_port}-{last} are no ports of a host", subject=f"published {subject}"
             )
+        place = (request.host_ip, request.host_port, request.protocol)
+        if request.host_port == last and request.host_port and place in asked:
+            raise InvalidError(
+                f"is published twice at port {request.host_port}/{request.protocol} of the host",
+                subject=subject,
+                hint="give each its own, or leave the host's port out for one that is free",
+            )
+        asked.add(place)
 
 
 def with_exposed(spec: ContainerSpec, image: ImageConfig) -> ContainerSpec:

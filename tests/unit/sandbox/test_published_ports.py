@@ -31,6 +31,17 @@ def test_ports_that_are_none_are_refused(request_):
         ports.require_valid(replace(SPEC, ports=(request_,)))
 
 
+def test_a_port_of_the_host_leads_to_one_place():
+    twice = (PortRequest(80, host_port=8080), PortRequest(81, host_port=8080))
+    with pytest.raises(InvalidError, match="twice at port 8080/tcp"):
+        ports.require_valid(replace(SPEC, ports=twice))
+    ports.require_valid(replace(SPEC, ports=(twice[0], replace(twice[1], protocol=UDP))))
+    ports.require_valid(replace(SPEC, ports=(PortRequest(80), PortRequest(81))))
+    ports.require_valid(
+        replace(SPEC, ports=(replace(twice[0], host_port_end=8090), replace(twice[1], host_port_end=8090)))
+    )
+
+
 @pytest.mark.parametrize("text", ["", "0", "80/icmp", "90-80", "80-", "65536", "1-65535", "eighty"])
 def test_exposed_ports_that_are_none_are_refused(text):
     with pytest.raises(InvalidError):
