@@ -14,10 +14,11 @@ import grpc.aio
 
 from hyper.agent.v1 import agent_pb2 as pb
 from hyper.agent.v1.agent_pb2_grpc import ArchiveServiceStub
-from hyperd.errors import HyperError, TimeoutExpiredError
+from hyperd.errors import TimeoutExpiredError
 from hyperd.guest import archive_messages as messages
 from hyperd.guest.failures import NonsenseError, agent_errors, is_crossed, printable
 from hyperd.guest.transport import Port
+from hyperd.host.groups import first_error
 from hyperd.model.guest import Change, ContainerId, PathStat, WriteOptions
 
 if TYPE_CHECKING:
@@ -76,17 +77,12 @@ class Archives:
         ending = _Ending(call)
         first = messages.encode_write_options(container_id, options)
         try:
-            async with asyncio.TaskGroup() as both:
+            async with first_error(), asyncio.TaskGroup() as both:
                 feeding = both.create_task(self._feed(call, first, data))
                 await call.code()  # however it ends: perhaps before all is fed
                 feeding.cancel()
             with self._errors(), ending.remembered():
                 await call
-        except BaseExceptionGroup as group:
-            ours, bugs = group.split(HyperError)
-            if bugs is not None or ours is None:
-                raise
-            raise _first(ours) from group
         finally:
             call.cancel()
 
@@ -228,9 +224,3 @@ def _at_once(ready: Coroutine[Any, Any, Value]) -> Value:
         return cast("Value", done.value)
     ready.close()
     raise AssertionError("a call is over, but not its status")
-
-
-def _first(group: BaseExceptionGroup[HyperError]) -> HyperError:
-    for error in group.exceptions:
-        return _first(error) if isinstance(error, BaseExceptionGroup) else error
-    raise AssertionError("a group holds at least one")

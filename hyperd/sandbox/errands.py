@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from hyperd.errors import HyperError, UnavailableError, UnsupportedError
+from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotKind
@@ -19,7 +20,7 @@ from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Origin, Reviver
-from hyperd.sandbox.rooms import Phases, one_error
+from hyperd.sandbox.rooms import Phases
 from hyperd.sandbox.run import Live, Runner
 from hyperd.sandbox.standstill import step_clock, thaw
 from hyperd.sandbox.volumes import VolumeDesk
@@ -63,7 +64,7 @@ class Errands:
     async def _bring_up(self, accelerator: Accelerator, phases: Phases) -> tuple[Live, ProcessExit | None]:
         live: Live | None = None
         try:
-            async with one_error(), asyncio.TaskGroup() as beside:
+            async with first_error(), asyncio.TaskGroup() as beside:
                 # Looking through the log of earlier runs takes up to 60 ms: not between the boot and the first byte.
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
                 facts = beside.create_task(self._host_facts())
@@ -88,7 +89,7 @@ class Errands:
         live: Live | None = None
         try:
             host, accelerator = await self._services.facts.get(), await self._services.accelerator()
-            async with one_error(), asyncio.TaskGroup() as beside:
+            async with first_error(), asyncio.TaskGroup() as beside:
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
                 live = await self._services.reviver.revive(self._record, origin, accelerator, host, phases)
             self._journal.open(examining.result(), fresh=not log_goes_on, base=live.output_offset)

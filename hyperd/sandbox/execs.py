@@ -8,11 +8,11 @@ from signal import SIGKILL
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, WrongStateError
 from hyperd.guest.base import Guest
+from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import ProcessExit, ProcessId, ProcessPlan
 from hyperd.sandbox import machine
 from hyperd.sandbox.assembly import container_id_of
-from hyperd.sandbox.groups import first_error
 from hyperd.sandbox.presence import Presence
 from hyperd.sandbox.pump import Pump
 
@@ -144,13 +144,12 @@ class Execs:
 
     async def _carry(self, guest: Guest, process_id: ProcessId, pump: Pump) -> ProcessExit:
         """Its output until the end; not until the end of a child that it left behind with its pipes in hand."""
-        with first_error():
-            async with asyncio.TaskGroup() as both:
-                carrying = both.create_task(pump.run(guest))
-                status = await guest.wait_process(self._container_id, process_id)
-                pump.drain()
-                await pump.wait_quiet(carrying, idle_s=EXEC_DRAIN_TIMEOUT_S, total_s=DRAIN_TIMEOUT_S)
-                carrying.cancel()
+        async with first_error(), asyncio.TaskGroup() as both:
+            carrying = both.create_task(pump.run(guest))
+            status = await guest.wait_process(self._container_id, process_id)
+            pump.drain()
+            await pump.wait_quiet(carrying, idle_s=EXEC_DRAIN_TIMEOUT_S, total_s=DRAIN_TIMEOUT_S)
+            carrying.cancel()
         pump.finish()
         return status
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
+from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import assembly, machine, mounts
@@ -17,7 +18,6 @@ from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.network_desk import settled
 from hyperd.sandbox.revival import Origin, require_restorable
-from hyperd.sandbox.rooms import one_error
 from hyperd.sandbox.roster import Roster
 from hyperd.sandbox.source import DISK, Source, parse_source, source_of, title_of
 from hyperd.sandbox.standstill import to_the_end
@@ -156,7 +156,7 @@ class RestoringFleet(Roster):
                 fork = fork_identity(options, index, assembly.hostname_of(handle.record))
                 await handle.revive(Origin(snapshot, fork))
 
-        async with one_error(), asyncio.TaskGroup() as tasks:
+        async with first_error(), asyncio.TaskGroup() as tasks:
             for index, handle in enumerate(handles):
                 tasks.create_task(revive(index, handle))
         # To its end: whether they are all there is known then, and it is either all or none.

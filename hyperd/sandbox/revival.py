@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hyperd.errors import RestoreError
 from hyperd.guest.base import Guest
+from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, Sizing, StartPath, StartReport
 from hyperd.model.guest import (
@@ -30,7 +31,7 @@ from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, ports
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import GuestSettings, Shape
-from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories, one_error
+from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories
 from hyperd.sandbox.run import CLONE_HELLO_TIMEOUT_S, ENTROPY_BYTES, Live, Runner, execs_of
 from hyperd.sandbox.source import DISK
 from hyperd.sandbox.standstill import to_the_end
@@ -101,7 +102,7 @@ class Reviver:
         await rooms.snapshots.require_intact(snapshot)
         paths = self._settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            async with one_error(), asyncio.TaskGroup() as tasks:
+            async with first_error(), asyncio.TaskGroup() as tasks:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
                 disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
                 tasks.create_task(make_directories(paths, self._files))

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
+from hyperd.errors import TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import GuestDialer
 from hyperd.host.files import file_errors
 from hyperd.host.workers import Workers
@@ -70,18 +70,6 @@ class Phases:
 
     def in_ms(self) -> dict[str, int]:
         return {name: round(duration) for name, duration in self._durations.items()}
-
-
-@contextlib.asynccontextmanager
-async def one_error() -> AsyncIterator[None]:
-    """A group of tasks that fails with one error is that error to the caller."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        first = next((error for error in group.exceptions if isinstance(error, HyperError)), None)
-        if first is None:
-            raise
-        raise first from group
 
 
 @contextlib.asynccontextmanager

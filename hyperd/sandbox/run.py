@@ -20,6 +20,7 @@ from pathlib import Path
 from hyperd.errors import ClockError, HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
+from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
@@ -38,14 +39,13 @@ from hyperd.sandbox.rooms import (
     console_as_evidence,
     make_directories,
     now_ms,
-    one_error,
     remove_directories,
 )
 from hyperd.sandbox.template import Offer, Templates
 from hyperd.sandbox.template_build import RAM, STATE
 from hyperd.vm import console_tail
 
-__all__ = ["Live", "Rooms", "RunSettings", "Runner", "now_ms", "one_error"]
+__all__ = ["Live", "Rooms", "RunSettings", "Runner", "now_ms"]
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            async with one_error(), asyncio.TaskGroup() as tasks:
+            async with first_error(), asyncio.TaskGroup() as tasks:
                 image_task = tasks.create_task(self.rooms.images.get(record.image_id))
                 root_task = tasks.create_task(self.rooms.images.root_disk(record.image_id))
                 writable_task = tasks.create_task(

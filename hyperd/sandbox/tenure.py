@@ -12,12 +12,12 @@ from signal import SIGKILL
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import Guest
+from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.sandbox import machine
 from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
-from hyperd.sandbox.groups import first_error
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
 from hyperd.sandbox.presence import Presence
@@ -220,15 +220,14 @@ class Tenure(Presence):
 
     async def _watch_connection(self) -> None:
         guest = self.live.guest
-        with first_error():
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump.run(guest))
-                status = await guest.wait_process(self._container_id, FIRST_PROCESS)
-                self._pump.drain()
-                if not self._process_ended:
-                    self._process_ended = True
-                    self.changed.beat()
-                    self._post(ProcessEnded(status))
+        async with first_error(), asyncio.TaskGroup() as both:
+            both.create_task(self._pump.run(guest))
+            status = await guest.wait_process(self._container_id, FIRST_PROCESS)
+            self._pump.drain()
+            if not self._process_ended:
+                self._process_ended = True
+                self.changed.beat()
+                self._post(ProcessEnded(status))
 
     async def _let_run(self) -> None:
         """A guest that does not run cannot be asked anything. Raises TimeoutExpiredError, what resuming raises."""

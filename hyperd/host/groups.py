@@ -2,21 +2,21 @@
 """Groups of tasks that fail as the first of them did."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from hyperd.errors import HyperError
 
 
-@contextlib.contextmanager
-def first_error() -> Iterator[None]:
-    """A group of tasks that fails with errors of hyper's own fails with the first of them."""
+@contextlib.asynccontextmanager
+async def first_error() -> AsyncIterator[None]:
+    """Tasks that fail with errors of hyper's own fail with the first of them; a bug among them hides behind none."""
     try:
         yield
     except BaseExceptionGroup as group:
-        lost, bugs = group.split(HyperError)
-        if bugs is not None or lost is None:
+        ours, bugs = group.split(HyperError)
+        if bugs is not None or ours is None:
             raise
-        raise _first(lost) from group
+        raise _first(ours) from group
 
 
 def _first(group: BaseExceptionGroup[HyperError]) -> HyperError:
