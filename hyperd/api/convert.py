@@ -23,7 +23,7 @@ from hyperd.model.container import (
 )
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment, Endpoint
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import CloneOptions, LogEntry
 
@@ -82,6 +82,9 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         expose=tuple(message.expose),
         address=message.address,
         network_aliases=tuple(message.network_aliases),
+        mac_address=message.mac_address,
+        gateway_priority=message.gateway_priority,
+        networks=tuple(decode_endpoint(item) for item in message.networks),
     )
 
 
@@ -130,6 +133,9 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         expose=spec.expose,
         address=spec.address,
         network_aliases=spec.network_aliases,
+        mac_address=spec.mac_address,
+        gateway_priority=spec.gateway_priority,
+        networks=[_encode_endpoint(endpoint) for endpoint in spec.networks],
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s
@@ -187,9 +193,28 @@ def encode_container(view: ContainerView) -> wire.Container:
         message.start.note = view.start.note
         for name, duration_ms in view.start.phases_ms.items():
             message.start.phases.add(name=name, duration_ms=duration_ms)
-    if view.attachment is not None:
-        message.networks.append(encode_attachment(view.attachment))
+    message.networks.extend(encode_attachment(attachment) for attachment in view.attachments)
     return message
+
+
+def decode_endpoint(message: wire.NetworkEndpoint) -> Endpoint:
+    return Endpoint(
+        network=DEFAULT_NETWORK if message.network in ("", "default") else message.network,
+        address=message.address,
+        aliases=tuple(message.aliases),
+        mac_address=message.mac_address,
+        gateway_priority=message.gateway_priority,
+    )
+
+
+def _encode_endpoint(endpoint: Endpoint) -> wire.NetworkEndpoint:
+    return wire.NetworkEndpoint(
+        network=endpoint.network,
+        address=endpoint.address,
+        aliases=endpoint.aliases,
+        mac_address=endpoint.mac_address,
+        gateway_priority=endpoint.gateway_priority,
+    )
 
 
 def encode_attachment(attachment: Attachment) -> wire.NetworkAttachment:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from hyperd.model.guest import ContainerId, TerminalSize
 from hyperd.model.image import ImageId
-from hyperd.model.network import Attachment, PortRequest, PublishedPort
+from hyperd.model.network import Attachment, Endpoint, PortRequest, PublishedPort, way_out
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import Mount
 
@@ -69,6 +69,9 @@ class ContainerSpec:
     expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
     address: str = ""  # of the network's subnet
     network_aliases: tuple[str, ...] = ()
+    mac_address: str = ""
+    gateway_priority: int = 0
+    networks: tuple[Endpoint, ...] = ()  # beside the one that ``network`` names
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +173,15 @@ class ContainerView:
     guest_kernel: str = ""
     start_ms: int = 0
     start: StartReport | None = None
-    attachment: Attachment | None = None
+    attachments: tuple[Attachment, ...] = ()
     log_path: str = ""
     trouble: str = ""  # why the agent cannot be reached, while the VM runs
     ports: tuple[PublishedPort, ...] = ()
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """The one with the default route."""
+        return way_out(self.attachments)
+
+    def attachment_of(self, network: str) -> Attachment | None:
+        return next((attachment for attachment in self.attachments if attachment.network == network), None)

@@ -7,7 +7,6 @@ and subnet; neither touches what is the other's.
 """
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import Collection, Sequence
@@ -15,16 +14,15 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
-from hyperd.model.network import Attachment, PortRequest, PublishedPort
+from hyperd.model.network import DEFAULT_ENDPOINT, Attachment, Endpoint, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
-from hyperd.network.leases import Lease, Leases
+from hyperd.network.leases import Lease, Leases, Wish
 from hyperd.network.nat import (
     apply_rules,
     enable_forwarding,
@@ -36,11 +34,10 @@ from hyperd.network.netlink import network_errors
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.speakers import Speaker, allow, forget
-from hyperd.network.tap import PREFIX, create_tap, remove_unused_tap, tap_name
+from hyperd.network.tap import PREFIX, tap_name
+from hyperd.network.wires import Wires, alias_of, remove_links, speaker_of
 
 _log = logging.getLogger(__name__)
-_MISSING = (errno.ENODEV, errno.ENOENT)
 LOOK_EVERY_S = 60.0
 
 
@@ -51,7 +48,7 @@ class BridgeNetwork:
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
-        self._is_guarded = True  # each tap has rules of its own
+        self._wires = Wires(settings, self._taps, self._changing_rules)
         self._publishing = Publishing(
             database,
             settings.name,
@@ -102,14 +99,14 @@ class BridgeNetwork:
         sandbox_id: SandboxId,
         ports: Sequence[PortRequest] = (),
         holder: str = "",
-        address: str = "",
+        endpoint: Endpoint = DEFAULT_ENDPOINT,
+        slot: int = 0,
     ) -> Attachment:
         await self._require_prepared()
-        lease = await self._leases.lease(sandbox_id, IPv4Address(address) if address else None)
+        lease = await self._leases.lease(sandbox_id, _wish(endpoint, slot))
         try:
             try:
-                await self._publish(lease, ports, holder)
-                bridge = await self._plug(lease)
+                bridge = await self._connect(lease, ports, holder)
             except (
                 UnavailableError
             ) as error:  # somebody may have removed the bridge: once more, with a new one
@@ -117,38 +114,40 @@ class BridgeNetwork:
                     "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
                 )
                 await self.prepare()
-                await self._publish(lease, ports, holder)
-                bridge = await self._plug(lease)
+                bridge = await self._connect(lease, ports, holder)
         except BaseException:
             await asyncio.shield(self._undo(lease))
             raise
-        return self._attachment(lease, bridge)
+        return self._attachment(lease, bridge, endpoint.gateway_priority)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
-        name = tap_name(sandbox_id)
-        with network_errors(name):
-            async with AsyncIPRoute() as netlink:
-                try:
-                    await netlink.link("del", ifname=name)
-                except NetlinkError as error:
-                    if error.code not in _MISSING:
-                        raise
-            await self._forget(sandbox_id)
+        lease = await self._leases.find(sandbox_id)
+        await self._wires.pull(lease.tap if lease else tap_name(sandbox_id), lease)
         await self._publishing.withdraw(sandbox_id)
+
+    async def disconnect(self, sandbox_id: SandboxId) -> None:
+        """Its tap is parked, all else of it here is gone. Idempotent."""
+        lease = await self._leases.find(sandbox_id)
+        if lease is not None:
+            await self._wires.park(lease)
+        await self._publishing.withdraw(sandbox_id)
+        await self._leases.release(sandbox_id)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
     ) -> tuple[PublishedPort, ...]:
-        def require_plugged() -> None:
-            try:
-                socket.if_nametoindex(tap_name(sandbox_id))
-            except OSError as error:
-                raise WrongStateError("is not on the network", subject=f"container {holder}") from error
-
         self._require_outward(ports)
         lease = await self._leases.find(sandbox_id)
         if lease is None:
             raise WrongStateError("has no network", subject=f"container {holder}")
+        tap = lease.tap
+
+        def require_plugged() -> None:
+            try:
+                socket.if_nametoindex(tap)
+            except OSError as error:
+                raise WrongStateError("is not on the network", subject=f"container {holder}") from error
+
         await self._require_prepared()
         return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
 
@@ -162,10 +161,15 @@ class BridgeNetwork:
         await self.detach(sandbox_id)
         await self._leases.release(sandbox_id)
 
+    async def tap_of(self, sandbox_id: SandboxId) -> str:
+        """That it would have, or has; "" without a lease."""
+        lease = await self._leases.find(sandbox_id)
+        return lease.tap if lease else ""
+
     async def list_attached(self) -> set[SandboxId]:
         await self._prepare_records()
         owners = await self._leases.list_owners() | self._publishing.owners
-        alias_start = _alias(self._owner, "")
+        alias_start = alias_of(self._owner, "")
         with network_errors(self._settings.bridge):
             async with AsyncIPRoute() as netlink:
                 async for link in await netlink.link("dump"):
@@ -196,7 +200,7 @@ class BridgeNetwork:
             try:
                 await self._leases.forget_all()
                 self._bridge = None
-                await self._remove_bridge()
+                await remove_links([self._settings.bridge])
                 await remove_rules(self._settings)
             except BaseException:
                 self._is_removed = False
@@ -208,15 +212,6 @@ class BridgeNetwork:
         self._publishing.close()
         self._lock.release()
 
-    async def _remove_bridge(self) -> None:
-        with network_errors(self._settings.bridge):
-            async with AsyncIPRoute() as netlink:
-                try:
-                    await netlink.link("del", ifname=self._settings.bridge)
-                except NetlinkError as error:
-                    if error.code not in _MISSING:
-                        raise
-
     async def _require_prepared(self) -> None:
         """Look first, so that many who find the rules gone make them once."""
         if not self._is_prepared():
@@ -225,7 +220,7 @@ class BridgeNetwork:
                     await self._prepare()
 
     def _is_prepared(self) -> bool:
-        return self._bridge is not None and has_rules(self._settings, bridged=self._is_guarded)
+        return self._bridge is not None and has_rules(self._settings, bridged=self._wires.is_guarded)
 
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
@@ -255,27 +250,19 @@ class BridgeNetwork:
     async def _apply_rules(self, dns_servers: tuple[str, ...]) -> None:
         """With those of every lease: their taps may be in use."""
         async with self._changing_rules:
-            known = [_speaker(lease) for lease in await self._leases.list_all()]
-            was_guarded, self._is_guarded = (
-                self._is_guarded,
+            known = [speaker_of(lease) for lease in await self._leases.list_all()]
+            was_guarded, self._wires.is_guarded = (
+                self._wires.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
             self._switch_loopback()
-        if was_guarded and not self._is_guarded:
+        if was_guarded and not self._wires.is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
             )
 
     def _switch_loopback(self) -> None:
         let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
-
-    async def _forget(self, sandbox_id: SandboxId) -> None:
-        """The tap's rules, when it is gone."""
-        if self._is_guarded:
-            lease = await self._leases.find(sandbox_id)
-            speaker = _speaker(lease) if lease else None
-            async with self._changing_rules:
-                await self._taps.call(forget, self._settings.table, tap_name(sandbox_id), speaker)
 
     async def _prepare_records(self) -> None:
         async with self._loading:
@@ -293,50 +280,36 @@ class BridgeNetwork:
                 hint="leave -p and -P out, or use another network",
             )
 
-    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
-        """Unless that is done."""
+    async def _connect(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> Bridge:
+        """Published and plugged, unless that is done."""
         self._require_outward(ports)
         if ports:
             await self._publishing.publish_again(lease.sandbox_id, holder, lease.address, ports)
-
-    async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
-        name = tap_name(lease.sandbox_id)
-        with network_errors(name):
-            if self._is_guarded:  # before there is anything that it could be too late for
-                async with self._changing_rules:
-                    await self._taps.call(allow, self._settings.table, _speaker(lease))
-            index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
-            async with AsyncIPRoute() as netlink:
-                await netlink.link(
-                    "set",
-                    index=index,
-                    master=bridge.index,
-                    mtu=bridge.mtu,
-                    ifalias=_alias(self._owner, lease.sandbox_id),
-                    state="up",
-                )
+        await self._wires.plug(lease, bridge, self._owner)
         return bridge
 
     async def _undo(self, lease: Lease) -> None:
-        name = tap_name(lease.sandbox_id)
         try:
-            with network_errors(name):
-                if await self._taps.call(remove_unused_tap, name):
-                    await self._forget(lease.sandbox_id)
-                    await self._publishing.withdraw(lease.sandbox_id)
+            is_gone = await self._wires.undo(lease)
+            if (
+                not is_gone and lease.is_new
+            ):  # a NIC that its VM had not let go of when it left another network
+                await self._wires.park(lease)
+            if is_gone or lease.is_new:
+                await self._publishing.withdraw(lease.sandbox_id)
         finally:
             if lease.is_new:
                 await self._leases.release(lease.sandbox_id)
 
-    def _attachment(self, lease: Lease, bridge: Bridge) -> Attachment:
+    def _attachment(self, lease: Lease, bridge: Bridge, gateway_priority: int) -> Attachment:
         resolver = read_resolver()
         return Attachment(
             sandbox_id=lease.sandbox_id,
             network=self._settings.name,
-            tap=tap_name(lease.sandbox_id),
+            tap=lease.tap,
             mac=lease.mac,
             address=str(lease.address),
             prefix_length=self._settings.subnet.prefixlen,
@@ -345,16 +318,15 @@ class BridgeNetwork:
             dns_servers=(str(self._settings.gateway),) if self._settings.has_names else resolver.servers,
             dns_searches=resolver.searches,
             dns_options=resolver.options,
+            slot=lease.slot,
+            internal=self._settings.internal,
+            gateway_priority=gateway_priority,
         )
 
 
-def _speaker(lease: Lease) -> Speaker:
-    return Speaker(tap_name(lease.sandbox_id), lease.mac, lease.address)
-
-
-def _alias(owner: str, sandbox_id: str) -> str:
-    """A tap's: whose it is, and the whole id, of which its name has only a part."""
-    return f"hyper {owner} sandbox {sandbox_id}"
+def _wish(endpoint: Endpoint, slot: int) -> Wish:
+    address = IPv4Address(endpoint.address) if endpoint.address else None
+    return Wish(address, endpoint.mac_address.lower(), slot)
 
 
 def _namespace() -> int:

@@ -139,7 +139,7 @@ class Errands:
         if vm.paused:  # an earlier hyperd was killed while it had the VM stand still
             await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
         live = await self._runner.adopt(
-            self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
+            self._record, vm.pid, Accelerator(facts.accelerator), facts.attachments
         )
         try:
             await self._require_still(vm)

@@ -84,7 +84,7 @@ async def served(database, **spec):
             other = lease.address.rpartition(".")[0] + ".77"
             networks.names_from(
                 lambda: [
-                    Named("back", lease.address, ("Web", "111111111111", "shared")),
+                    Named("back", lease.address, ("Web", "111111111111", "shared"), ONE),
                     Named("back", other, ("db", "222222222222", "shared")),
                     Named("bridge", "10.213.0.9", ("elsewhere",)),
                 ]

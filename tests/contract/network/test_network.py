@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, WrongStateError
-from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort
+from hyperd.model.network import Endpoint, NetworkSpec, PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from tests.contract.network.conftest import SETTINGS, clean
@@ -139,7 +139,7 @@ async def test_a_network_is_made_used_and_removed(network: Network):
     assert made.spec.labels == {"team": "web"}
     with pytest.raises(ExistsError):
         await network.create_network(NetworkSpec("back"))
-    attachment = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", "back")
+    attachment = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", Endpoint("back"))
     assert attachment.network == "back"
     with pytest.raises(ExistsError, match="in use by container one"):
         await network.attach(box(2), [PortRequest(80, host_port=8080)], "two")
@@ -159,7 +159,7 @@ async def test_the_default_network_stays(network: Network):
 
 async def test_a_network_that_there_is_not_is_told(network: Network):
     for attempt in (
-        lambda: network.attach(box(1), (), "one", "nowhere"),
+        lambda: network.attach(box(1), (), "one", Endpoint("nowhere")),
         lambda: network.remove_network("nowhere"),
     ):
         with pytest.raises(NotFoundError):
@@ -168,14 +168,14 @@ async def test_a_network_that_there_is_not_is_told(network: Network):
 
 
 async def test_a_sandbox_has_the_address_that_it_asks_for_or_none(network: Network):
-    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
+    assert (await network.attach(box(1), endpoint=Endpoint(address="10.213.0.9"))).address == "10.213.0.9"
     with pytest.raises(ExistsError):
-        await network.attach(box(2), address="10.213.0.9")
+        await network.attach(box(2), endpoint=Endpoint(address="10.213.0.9"))
     for address in ("10.213.0.0", "10.213.0.1", "10.213.0.15", "192.0.2.1"):
         with pytest.raises(InvalidError):
-            await network.attach(box(2), address=address)
+            await network.attach(box(2), endpoint=Endpoint(address=address))
     assert await network.list_attached() == {box(1)}
     given = [(await network.attach(box(number))).address for number in range(2, 14)]
     assert "10.213.0.9" not in given
     await network.detach(box(1))
-    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
+    assert (await network.attach(box(1), endpoint=Endpoint(address="10.213.0.9"))).address == "10.213.0.9"

@@ -87,6 +87,11 @@ class AgentServiceStub:
     GetStats: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
+    RewireGuest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RewireGuestRequest, _agent_pb2.RewireGuestResponse]
+    """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+    their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+    that differ. Idempotent.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -147,6 +152,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     GetStats: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
+    RewireGuest: _aio.UnaryUnaryMultiCallable[_agent_pb2.RewireGuestRequest, _agent_pb2.RewireGuestResponse]  # type: ignore[assignment]
+    """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+    their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+    that differ. Idempotent.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """The contract between hyperd and the agent that is PID 1 of every guest.
@@ -312,6 +322,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ShutdownResponse, _abc.Awaitable[_agent_pb2.ShutdownResponse]]:
         """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
+
+    @_abc_1.abstractmethod
+    def RewireGuest(
+        self,
+        request: _agent_pb2.RewireGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RewireGuestResponse, _abc.Awaitable[_agent_pb2.RewireGuestResponse]]:
+        """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+        their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+        that differ. Idempotent.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
