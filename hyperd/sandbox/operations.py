@@ -291,6 +291,8 @@ class SandboxOperations(OpenedSandbox):
                 rewiring = await self._rewiring()
                 if self.left_networks or await rewiring.has_parked():
                     await rewiring.settle()
+                else:  # killed before its ports were led to where they belong
+                    await rewiring.lead_ports(self.record.spec, rewiring.before)
                 self.left_networks = False
         except HyperError as error:
             log.warning("networks not settled", extra={"sandbox": self.record.name, "error": str(error)})

@@ -67,7 +67,7 @@ class Rewiring:
         except BaseException:
             await to_the_end(self._undo(endpoint.network))
             raise
-        await self.lead_ports(spec, after)
+        await self.lead_ports(spec, after, anew=not _leads_out(self.before))
 
     async def disconnect(self, network: str, *, force: bool = False) -> str:
         """Whatever the guest says to it. What is to be told, or "". Raises NotFoundError."""
@@ -95,18 +95,22 @@ class Rewiring:
     async def settle(self) -> None:
         """What a hyperd that was killed left halfway: the guest is told what it is on, and lets go of the rest."""
         await self._tell_guest(self.before)
-        await self.lead_ports(self.sandbox.spec, self.before)
+        await self.lead_ports(self.sandbox.spec, self.before, anew=True)
         await self.remove_parked()
 
-    async def lead_ports(self, spec: ContainerSpec, attachments: Sequence[Attachment]) -> None:
-        """Where the way out is another now, to that. What cannot be published any more is told in the log."""
+    async def lead_ports(
+        self, spec: ContainerSpec, attachments: Sequence[Attachment], *, anew: bool = False
+    ) -> None:
+        """Where the way out is another now, to that. What cannot be published any more is told in the log.
+
+        ``anew``: where nothing is published, what it is to publish when it starts.
+        """
         out, sandbox = way_out(attachments), self.sandbox
         if out is None:
             return
+        wanted = ports.wanted(spec) if anew else ()
         try:
-            await self.rooms.network.lead_ports(
-                sandbox.sandbox_id, out.network, sandbox.name, ports.wanted(spec)
-            )
+            await self.rooms.network.lead_ports(sandbox.sandbox_id, out.network, sandbox.name, wanted)
         except HyperError as error:
             log.error("ports not published", extra={"sandbox": sandbox.name, "error": str(error)})  # noqa: TRY400
 
@@ -137,6 +141,11 @@ class Rewiring:
             await self.guest.rewire(assembly.wiring_of(self.sandbox, attachments))
         except HyperError as error:
             log.warning("guest not rewired", extra={"sandbox": self.sandbox.name, "error": str(error)})
+
+
+def _leads_out(attachments: Sequence[Attachment]) -> bool:
+    out = way_out(attachments)
+    return out is not None and not out.internal
 
 
 def _free_slot(attachments: Sequence[Attachment], parked: Collection[int]) -> int:

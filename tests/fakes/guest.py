@@ -250,6 +250,7 @@ class FakeAgent:
     calls: list[str] = field(default_factory=list)
     powered_off: bool = False
     on_power_off: Callable[[], None] = lambda: None
+    on_call: Callable[[str], None] = lambda _: None  # may raise
     paused: bool = False  # its VM is: nothing answers
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
@@ -270,6 +271,7 @@ class FakeAgent:
         while self.paused:
             await self.pulse.wait()
         self.calls.append(verb)
+        self.on_call(verb)
         self.pulse.beat()
         if (gate := self._gates.get(verb)) is not None:
             await gate.wait()

@@ -100,7 +100,7 @@ async def test_an_internal_network_has_no_way_out_and_publishes_nothing(networks
         await networks.attach(SandboxId("3" * 64), [PortRequest(80)], "box3", Endpoint("vault"))
     await networks.attach(ONE, (), "box1", Endpoint("vault"))
     with pytest.raises(InvalidError, match="internal"):
-        await networks.publish(ONE, [PortRequest(80)], "box1")
+        await networks.publish(ONE, [PortRequest(80)], "box1", "vault")
 
 
 async def test_another_network_reaches_the_outside(networks):

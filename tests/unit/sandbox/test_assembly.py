@@ -211,7 +211,7 @@ def test_addresses_and_names_that_nobody_can_have_are_refused(spec) -> None:
 
 def test_a_container_is_called_by_its_name_its_short_id_and_its_aliases() -> None:
     made = record(network="back", network_aliases=("db",))
-    assert assembly.names_of(made) == (made.name, made.sandbox_id[:12], "db")
+    assert assembly.names_of(made, "back") == (made.name, made.sandbox_id[:12], "db")
 
 
 def test_unlimited_is_minus_one() -> None:
