@@ -265,9 +265,9 @@ async def test_it_has_its_name_when_it_is_whole_and_none_any_more_when_it_goes(l
         seen.append(directories(tmp_path / "volumes"))
         remove_tree(path)
 
-    monkeypatch.setattr("hyperd.storage.volumes.process.run", running)
+    monkeypatch.setattr("hyperd.storage.formatting.process.run", running)
     volume_id = (await local.create(VolumeRequest(DB))).path.parent.name
-    monkeypatch.setattr("hyperd.storage.volumes.files.remove_tree", removing)
+    monkeypatch.setattr("hyperd.storage.volume_files.files.remove_tree", removing)
     await local.remove(DB)
     assert seen[:2] == [[f"{volume_id}.new"], [f"{volume_id}.gone"]]
     assert directories(tmp_path / "volumes") == []
@@ -277,7 +277,7 @@ async def test_a_format_that_fails_leaves_nothing(local, monkeypatch, tmp_path):
     async def failing(argv, **_):
         return process.Finished(tuple(argv), 1, b"", b"mke2fs: bad luck")
 
-    monkeypatch.setattr("hyperd.storage.volumes.process.run", failing)
+    monkeypatch.setattr("hyperd.storage.formatting.process.run", failing)
     with pytest.raises(UnavailableError, match="cannot be formatted"):
         await local.create(VolumeRequest(DB))
     assert directories(tmp_path / "volumes") == []
@@ -291,7 +291,7 @@ async def test_a_caller_who_goes_leaves_nothing(local, monkeypatch, tmp_path):
         entered.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("hyperd.storage.volumes.process.run", hanging)
+    monkeypatch.setattr("hyperd.storage.formatting.process.run", hanging)
     task = asyncio.create_task(local.create(VolumeRequest(DB)))
     await entered.wait()
     task.cancel()
