@@ -28,7 +28,8 @@ use crate::mount::{self, Kernel, Linux};
 use crate::path::Root;
 use crate::process::{self, Birth, Newborn, Process};
 use crate::proto::{
-    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, OpenVolumeRequest, ProcessSpec, Resources, RootFilesystem,
+    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, OpenVolumeRequest, ProcessSpec,
+    Resources, RootFilesystem,
 };
 use crate::reaper::Reaper;
 use crate::spare::Spare;

@@ -93,7 +93,6 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
             views = await self._fleet.restore(request.snapshot, options)
             return wire.RestoreSnapshotResponse(clones=convert.encode_clones(views))
 
-
     async def _find_of_volume(self, reference: str) -> VolumeSnapshot | None:
         """A container's snapshot of that name or id comes first. Raises InvalidError (ambiguous)."""
         try:

@@ -135,13 +135,15 @@ def copy_sparse(
 
 
 def clone(source: Path, target: Path) -> None:
-    """A copy of one moment, whoever writes meanwhile: the blocks are shared. Raises UnsupportedError, with no target."""
+    """A copy of one moment, whoever writes meanwhile: by sharing blocks. Raises UnsupportedError, with no target."""
     with source.open("rb") as reader, target.open("xb") as writer:
         if _clone(reader.fileno(), writer.fileno()):
             return
     target.unlink()
     raise UnsupportedError(
-        "its file system cannot share blocks between files", subject=str(target.parent), hint="XFS and btrfs can"
+        "its file system cannot share blocks between files",
+        subject=str(target.parent),
+        hint="XFS and btrfs can",
     )
 
 

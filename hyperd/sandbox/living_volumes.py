@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is done to a volume that a guest may be writing to: it grows, and it is copied.
 
-    nobody writes to it       its disk alone
-    a container that runs     its disk, then the guest is asked: to take the room, or to stand still meanwhile
-    one that is paused        copied as it stands; it does not grow
+nobody writes to it       its disk alone
+a container that runs     its disk, then the guest is asked: to take the room, or to stand still meanwhile
+one that is paused        copied as it stands; it does not grow
 """
 
 import logging
@@ -114,7 +114,9 @@ class LivingVolumes:
         tenure = await writer.driver.find_tenure()
         if tenure is None:
             raise WrongStateError(
-                f"{writer.driver.subject} has ended meanwhile", subject=f"volume {volume.name}", hint="once more"
+                f"{writer.driver.subject} has ended meanwhile",
+                subject=f"volume {volume.name}",
+                hint="once more",
             )
         guest = tenure.live.guest
         try:
@@ -165,7 +167,9 @@ class LivingVolumes:
         name = view.volume.name
         driver = self._find(user.sandbox_id)
         if driver is None:
-            raise WrongStateError(f"is in use by {user.name}", subject=f"volume {name}", hint="try again soon")
+            raise WrongStateError(
+                f"is in use by {user.name}", subject=f"volume {name}", hint="try again soon"
+            )
         return _Writer(driver, mounts.serials_of(driver.record.spec.mounts)[name])
 
 

@@ -71,7 +71,7 @@ class VolumeSnapshots(Protocol):
         *,
         only_shared: bool = False,
     ) -> VolumeSnapshot:
-        """Copy its disk, within ``Volumes.copying``. ``settle``, called when that is done, tells what the copy is worth.
+        """Copy its disk, within ``Volumes.copying``. ``settle``, called when that is done, says what it is worth.
 
         What it raises passes, and nothing stays. ``only_shared``: of one moment whoever writes, or UnsupportedError.
         Raises ExistsError (its name), InvalidError, ExhaustedError.
@@ -91,7 +91,8 @@ class VolumeSnapshots(Protocol):
 
 
 class Volumes(Protocol):
-    snapshots: VolumeSnapshots
+    @property
+    def snapshots(self) -> VolumeSnapshots: ...
 
     async def create(self, request: VolumeRequest) -> Volume:
         """One that is there and as asked for is returned.
@@ -109,7 +110,10 @@ class Volumes(Protocol):
         """Whether there was one. Raises WrongStateError while a container has it, running or not."""
 
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
-        """Its disk, not its file system. As large already: nothing is done. Raises NotFoundError, InvalidError (smaller)."""
+        """Its disk, not its file system. As large already: nothing is done.
+
+        Raises NotFoundError, InvalidError (smaller), ExhaustedError.
+        """
 
     def copying(self, name: VolumeName) -> AbstractAsyncContextManager[VolumeView]:
         """Within, no VM gets it that has not got it, and it is not removed: they wait. Raises NotFoundError."""

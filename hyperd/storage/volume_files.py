@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The directories of volumes, and of their snapshots: a disk in each, under its name when it is whole. Blocks.
 
-    ID.new/disk.img   in the making      ID/disk.img   whole      ID.gone/...   on its way out
+ID.new/disk.img   in the making      ID/disk.img   whole      ID.gone/...   on its way out
 """
 
 import contextlib

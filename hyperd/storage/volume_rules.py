@@ -84,7 +84,9 @@ def require_same(request: VolumeRequest, there: Row) -> None:
         )
     if request.snapshot:
         raise ExistsError(
-            "there is one of that name", subject=f"volume {there.name}", hint="another name, or remove it first"
+            "there is one of that name",
+            subject=f"volume {there.name}",
+            hint="another name, or remove it first",
         )
 
 

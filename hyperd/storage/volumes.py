@@ -121,7 +121,7 @@ class LocalVolumes:
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
         row = await self._get(name)
         size_bytes = rules.require_growth(name, row.size_bytes, size_bytes)
-        # The file first: what a kill leaves is a file that is larger than its record says, and the next call finds it so.
+        # The file first: a kill leaves one that is larger than its record says, and the next call finds it so.
         await self._workers.call(self._files.grow, row.volume_id, size_bytes)
 
         def work(connection: sqlite3.Connection) -> Row:

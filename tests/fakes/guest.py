@@ -354,6 +354,20 @@ class FakeAgent:
         if not any(mount.source == serial and "ro" not in mount.options for mount in mounted):
             raise NotFoundError(f"no disk {serial!r} is mounted for writing")
 
+    def freeze_volume(self, serial: str) -> None:
+        self.require_volume(serial)
+        if serial in self.still_volumes:
+            raise WrongStateError(f"volume {serial} stands still already")
+        self.still_volumes.add(serial)
+
+    def thaw_volume(self, serial: str) -> bool:
+        stood_still = serial in self.still_volumes
+        self.still_volumes.discard(serial)
+        return stood_still
+
+    def open_volume(self, container_id: ContainerId) -> None:
+        self.open_root(ContainerPlan(container_id, (), None, readonly_root=False, process=ProcessPlan(())))
+
     def start(self, container_id: ContainerId) -> None:
         container = self.container(container_id)
         self.require_moving()
@@ -543,16 +557,11 @@ class FakeGuest(FakeArchives):
 
     async def freeze_volume(self, serial: str, timeout_s: float) -> None:
         await self._enter("freeze_volume")
-        self.agent.require_volume(serial)
-        if serial in self.agent.still_volumes:
-            raise WrongStateError(f"volume {serial} stands still already")
-        self.agent.still_volumes.add(serial)
+        self.agent.freeze_volume(serial)
 
     async def thaw_volume(self, serial: str) -> bool:
         await self._enter("thaw_volume")
-        stood_still = serial in self.agent.still_volumes
-        self.agent.still_volumes.discard(serial)
-        return stood_still
+        return self.agent.thaw_volume(serial)
 
     async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
         await self._enter("open_volume")

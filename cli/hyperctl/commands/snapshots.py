@@ -64,7 +64,9 @@ def create(
 ) -> int:
     """Save a running container: memory, disk and configuration; or a volume. It goes on by itself."""
     if bool(container) == bool(volume):
-        raise InvalidError("is of a container or of a volume", subject="a snapshot", hint="CONTAINER, or --volume")
+        raise InvalidError(
+            "is of a container or of a volume", subject="a snapshot", hint="CONTAINER, or --volume"
+        )
     request = pb.CreateSnapshotRequest(container=container, name=name, volume=volume)
     snapshot = hyperd.ask(lambda client: client.snapshots.CreateSnapshot(request)).snapshot
     print(snapshot.id, flush=True)

@@ -88,9 +88,7 @@ def create(
 def resize(
     volume: Annotated[
         str,
-        typer.Argument(
-            metavar="VOLUME", help="Name", autocompletion=completion.volumes, show_default=False
-        ),
+        typer.Argument(metavar="VOLUME", help="Name", autocompletion=completion.volumes, show_default=False),
     ],
     size: Annotated[str, typer.Argument(metavar="SIZE", help="The new one: 500m, 20g", show_default=False)],
 ) -> int:

@@ -79,7 +79,7 @@ def resize_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, path: Pat
     for disk in ET.fromstring(domain.XMLDesc()).findall("devices/disk"):  # noqa: S314 - libvirt's own
         source, target = disk.find("source"), disk.find("target")
         if source is not None and target is not None and source.get("file") == str(path):
-            domain.blockResize(target.get("dev"), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            domain.blockResize(target.get("dev", ""), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
             return
     raise NotFoundError("has no such disk", subject=domain_name(sandbox_id), evidence=str(path))
 
