@@ -79,7 +79,11 @@ SYSTEM_GROUP = {
     "prune": ("prune", "system-prune", "Remove stopped containers, and images that nobody uses"),
 }
 SNAPSHOT_GROUP = {
-    "create": ("snapshots", "create", "Save a running container: memory, disk and configuration; or a volume"),
+    "create": (
+        "snapshots",
+        "create",
+        "Save a running container: memory, disk and configuration; or a volume",
+    ),
     "ls": ("snapshots", "ls", "List snapshots"),
     "inspect": ("snapshots", "inspect", "Show everything about snapshots"),
     "rm": ("snapshots", "rm", "Remove snapshots"),
