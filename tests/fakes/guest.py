@@ -366,7 +366,9 @@ class FakeAgent:
         return stood_still
 
     def open_volume(self, container_id: ContainerId) -> None:
-        self.open_root(ContainerPlan(container_id, (), None, readonly_root=False, process=ProcessPlan(())))
+        self.open_root(
+            ContainerPlan(container_id, (), None, readonly_root=False, process=ProcessPlan((), ()))
+        )
 
     def start(self, container_id: ContainerId) -> None:
         container = self.container(container_id)
