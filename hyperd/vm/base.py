@@ -43,6 +43,12 @@ class Hypervisor(Protocol):
         Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
         """
 
+    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+        """The disk behind which ``path`` is has so many bytes, and the guest is told. Only larger.
+
+        Raises NotFoundError (no such VM or disk), UnavailableError.
+        """
+
     async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
         """As ``attach_disk``. One that is on that tap already stays as it is, whatever its MAC."""
 

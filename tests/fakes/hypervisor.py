@@ -33,6 +33,8 @@ class FakeHypervisor:
         self.fail_next_save: HyperError | None = None
         self.fail_next_destroy: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
+        self.fail_next_resize_disk: HyperError | None = None
+        self.disk_sizes: dict[Path, int] = {}  # of those that were made larger under a VM
         self.undying: set[SandboxId] = set()  # a destroy of these fails
         self.fail_next_detach: HyperError | None = None
         self.clinging: set[SandboxId] = set()  # guests that let go of no NIC
@@ -118,6 +120,15 @@ class FakeHypervisor:
         if len(plugged) >= HOT_PLUG_DEVICES:
             raise UnavailableError("no room for another device", subject=sandbox_id)
         plugged.append(device)
+
+    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._raise_once("fail_next_resize_disk")
+        disks = [*self._defined[sandbox_id].disks, *self.plugged.get(sandbox_id, [])]
+        if path not in [disk.path for disk in disks]:
+            raise NotFoundError("has no such disk", subject=sandbox_id)
+        self.disk_sizes[path] = size_bytes
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)
