@@ -126,7 +126,7 @@ class FakeHypervisor:
             raise NotFoundError("no such VM", subject=sandbox_id)
         self._raise_once("fail_next_resize_disk")
         disks = [*self._defined[sandbox_id].disks, *self.plugged.get(sandbox_id, [])]
-        if path not in [disk.path for disk in disks]:
+        if path not in [disk.path for disk in disks if isinstance(disk, Disk)]:
             raise NotFoundError("has no such disk", subject=sandbox_id)
         self.disk_sizes[path] = size_bytes
 

@@ -11,8 +11,10 @@ import socket
 import struct
 from collections.abc import Iterator
 
+import pytest
+
 from hyperd.host import process
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, Endpoint
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetwork
 from tests.contract.network.conftest import SETTINGS, clean
@@ -207,3 +209,25 @@ async def test_a_kernel_without_nftables_for_bridges_does_without_and_says_so_on
     finally:
         network.close()
         await clean()
+
+
+async def test_a_further_nic_speaks_with_the_mac_that_was_asked_for_and_no_other(bridge_network):
+    listener = await bridge_network.attach(LISTENER)
+    liar = await bridge_network.attach(LIAR, (), "liar", Endpoint(mac_address="02:00:00:00:00:99"), 3)
+    assert await heard(liar, listener) == {b"own ip", b"own arp"}
+
+
+async def test_a_tap_that_left_its_network_leads_nowhere(bridge_network):
+    """Neither to its neighbours nor to the host, which would route for an interface of its own."""
+    without = await elements()
+    liar, listener = await bridge_network.attach(LIAR), await bridge_network.attach(LISTENER)
+    await bridge_network.disconnect(LIAR)
+    shown = (await process.run(["ip", "-o", "link", "show", liar.tap], timeout_s=20)).stdout.decode()
+    assert "UP" not in shown
+    assert "master" not in shown
+    assert liar.tap not in await elements()
+    with plugged(liar.tap) as (mouth,), pytest.raises(OSError, match="Input/output error"):
+        say(mouth, liar, listener)
+    await bridge_network.release(LISTENER)
+    await process.run_checked(["ip", "link", "del", liar.tap], timeout_s=20)
+    assert await elements() == without

@@ -3,6 +3,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ from hyperd.model.network import (
     PublishedPort,
     way_out,
 )
-from hyperd.model.vm import HOT_PLUG_DEVICES, Nic
+from hyperd.model.vm import HOT_PLUG_DEVICES, Nic, SandboxId
 from hyperd.sandbox import NetworkDesk, endpoints, machine
 from hyperd.sandbox.cloning import CloneOptions
 from hyperd.sandbox.records import dumps, loads
@@ -52,17 +53,17 @@ def names(handle):
     return [attachment.network for attachment in handle.view().attachments]
 
 
-def attachment(network, **fields):
-    box = Attachment("b" * 64, network, "tap", MAC, "10.0.0.2", 24, "10.0.0.1", 1500, (), (), ())
+def attachment(network: str, **fields: Any) -> Attachment:
+    box = Attachment(SandboxId("b" * 64), network, "tap", MAC, "10.0.0.2", 24, "10.0.0.1", 1500, (), (), ())
     return replace(box, **fields)
 
 
 def test_the_way_out_is_dockers():
     a, b = attachment("a"), attachment("b")
     assert way_out([b, a]) is a
-    assert way_out([a, high := replace(b, gateway_priority=1)]) is high
-    assert way_out([replace(a, gateway_priority=9, internal=True), b]) is b
-    assert way_out([inside := replace(a, internal=True)]) is inside
+    assert way_out([a, high := attachment("b", gateway_priority=1)]) is high
+    assert way_out([attachment("a", gateway_priority=9, internal=True), b]) is b
+    assert way_out([inside := attachment("a", internal=True)]) is inside
     assert way_out([]) is None
 
 
@@ -162,14 +163,14 @@ async def test_what_it_joined_it_is_on_after_a_restart_of_it_and_of_hyperd(world
 
 async def test_the_nic_that_it_was_started_with_stays_for_its_next_network(world, fleet, desk):
     handle = await started(fleet)
-    tap = handle.view().attachment.tap
+    tap = handle.view().attachments[0].tap
     assert await desk.disconnect(handle, "bridge", force=False) == ""
     assert names(handle) == []
     assert links(world, handle) == []
     with pytest.raises(WrongStateError, match="no network"):
         await handle.publish([PortRequest(80)])
     await desk.connect(handle, BACK)
-    assert handle.view().attachment.tap == tap
+    assert handle.view().attachments[0].tap == tap
     assert handle.record.spec.network == "back"
     assert world.hypervisor.taps_of(handle.record.sandbox_id) == [tap]
     await handle.stop(timeout_s=0)
