@@ -133,6 +133,9 @@ class ContainerFlags:
     mac_address: Annotated[
         str, Option("--mac-address", metavar="MAC", help="Of its interface", show_default=False)
     ] = ""
+    link: Annotated[
+        list[str], _many("--link", metavar="CONTAINER[:ALIAS]", help_text="Know another container by a name")
+    ] = field(default_factory=list)
     publish: Annotated[
         list[str],
         _many(
@@ -279,6 +282,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             mac_address=first.mac_address,
             gateway_priority=first.gateway_priority,
             networks=further,
+            links=flags.link,
             expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )

@@ -13,6 +13,7 @@ from hyperd.api import ports
 from hyperd.api.mounts import decode_mount, encode_mount
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
+    ContainerLink,
     ContainerSpec,
     ContainerState,
     ContainerView,
@@ -85,6 +86,7 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         mac_address=message.mac_address,
         gateway_priority=message.gateway_priority,
         networks=tuple(decode_endpoint(item) for item in message.networks),
+        links=tuple(_decode_link(item) for item in message.links),
     )
 
 
@@ -136,6 +138,7 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         mac_address=spec.mac_address,
         gateway_priority=spec.gateway_priority,
         networks=[_encode_endpoint(endpoint) for endpoint in spec.networks],
+        links=[f"{link.target}:{link.alias}" for link in spec.links],
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s
@@ -195,6 +198,13 @@ def encode_container(view: ContainerView) -> wire.Container:
             message.start.phases.add(name=name, duration_ms=duration_ms)
     message.networks.extend(encode_attachment(attachment) for attachment in view.attachments)
     return message
+
+
+def _decode_link(text: str) -> ContainerLink:
+    target, colon, alias = text.partition(":")
+    if not target or (colon and not alias):
+        raise InvalidError("is not CONTAINER[:ALIAS]", subject=f"--link {text!r}")
+    return ContainerLink(target, alias)
 
 
 def decode_endpoint(message: wire.NetworkEndpoint) -> Endpoint:

@@ -22,6 +22,14 @@ class Ulimit:
 
 
 @dataclass(frozen=True, slots=True)
+class ContainerLink:
+    """Another container that this one is told of."""
+
+    target: str  # of a container that exists: the other's id; until then as it was called
+    alias: str = ""  # "" = as it was called
+
+
+@dataclass(frozen=True, slots=True)
 class ContainerSpec:
     """A container as asked for; empty means the image's or the daemon's default. See container.proto."""
 
@@ -72,6 +80,7 @@ class ContainerSpec:
     mac_address: str = ""
     gateway_priority: int = 0
     networks: tuple[Endpoint, ...] = ()  # beside the one that ``network`` names
+    links: tuple[ContainerLink, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,3 +122,4 @@ class Named:
     address: str
     names: tuple[str, ...]  # its own first
     sandbox_id: SandboxId  # the same on each network that it is on
+    links: tuple[tuple[str, SandboxId], ...] = ()  # what it alone calls others

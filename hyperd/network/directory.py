@@ -2,8 +2,10 @@
 """What the name servers answer from: one zone a network, and for who is on several all of them together."""
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from ipaddress import IPv4Address
 
 from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
@@ -24,7 +26,9 @@ class Directory:
         self._zones: dict[str, Zone] = {}
         self._outward: set[str] = set()
         self._who: dict[tuple[str, str], SandboxId] = {}  # by network and address
-        self._on: dict[SandboxId, list[str]] = {}
+        self._on: defaultdict[SandboxId, list[str]] = defaultdict(list)
+        self._at: defaultdict[SandboxId, list[Named]] = defaultdict(list)
+        self._links: dict[SandboxId, tuple[tuple[str, SandboxId], ...]] = {}
         self._since: float | None = None
 
     def zone(self, settings: BridgeSettings, asker: str) -> Zone:
@@ -35,7 +39,18 @@ class Directory:
         who = self._who.get((network, asker))
         on = self._on[who] if who else [network]
         others = tuple(self._zones[name] for name in on if name != network and name in self._zones)
-        return replace(zone, others=others, is_outward=not self._outward.isdisjoint(on))
+        linked = self._links_of(who, {network, *(other.name for other in others)}) if who else {}
+        return replace(zone, others=others, links=linked, is_outward=not self._outward.isdisjoint(on))
+
+    def _links_of(self, who: SandboxId, networks: set[str]) -> dict[str, tuple[IPv4Address, ...]]:
+        found: dict[str, tuple[IPv4Address, ...]] = {}
+        for alias, target in self._links.get(who, ()):
+            known = [
+                IPv4Address(entry.address) for entry in self._at.get(target, ()) if entry.network in networks
+            ]
+            if known:
+                found[alias.lower()] = tuple(known)
+        return found
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -50,6 +65,8 @@ class Directory:
         }
         self._outward = {each.name for each in settings if not each.internal}
         self._who = {(entry.network, entry.address): entry.sandbox_id for entry in named}
-        self._on = {}
+        self._links = {entry.sandbox_id: entry.links for entry in named}
+        self._on, self._at = defaultdict(list), defaultdict(list)
         for entry in named:
-            self._on.setdefault(entry.sandbox_id, []).append(entry.network)
+            self._on[entry.sandbox_id].append(entry.network)
+            self._at[entry.sandbox_id].append(entry)

@@ -37,6 +37,9 @@ class Zone:
     addresses: dict[str, tuple[IPv4Address, ...]] = field(default_factory=dict)  # by lower-case label
     names: dict[IPv4Address, str] = field(default_factory=dict)
     others: "tuple[Zone, ...]" = ()  # of further networks that whoever asks is on
+    links: dict[str, tuple[IPv4Address, ...]] = field(
+        default_factory=dict
+    )  # of whoever asks, by lower-case alias
     is_outward: bool = True  # what is not known here is asked of others
 
 
@@ -72,7 +75,9 @@ def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None
     if not meant:
         within = text == _OWN or text.endswith(f".{_OWN}")
         return refusal(query, dns.rcode.NXDOMAIN) if within else None
-    known = [address for each, label in meant for address in each.addresses.get(label, ())]
+    known = list(zone.links.get(text, ())) or [
+        address for each, label in meant for address in each.addresses.get(label, ())
+    ]
     random.shuffle(known)
     return _reply(query, dns.rdatatype.A, [str(address) for address in known[:_MAX_ANSWERS]] or None)
 

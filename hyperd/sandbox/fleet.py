@@ -17,7 +17,7 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import admission, assembly, endpoints, filters, machine, mounts, names
+from hyperd.sandbox import admission, assembly, endpoints, filters, links, machine, mounts, names
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
@@ -35,6 +35,7 @@ _UP = machine.Running | machine.Paused
 class Fleet(RestoringFleet):
     def __init__(self, services: Services, settings: FleetSettings) -> None:
         super().__init__(services, settings)
+        services.peers.find = self._find_running
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
         self._holding: set[SandboxId] = set()
@@ -90,6 +91,7 @@ class Fleet(RestoringFleet):
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
         assembly.require_valid(spec)
         spec = settled(self._services.runner.rooms.network, spec)
+        spec = links.settled(spec, lambda name: self._find(name).view())
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)
@@ -145,6 +147,11 @@ class Fleet(RestoringFleet):
         views = [driver.view() for driver in self._present()]
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
 
+    def _find_running(self, sandbox_id: str) -> ContainerView | None:
+        driver = self._drivers.get(SandboxId(sandbox_id))
+        view = driver.view() if driver is not None else None
+        return view if view is None or is_running(view) else replace(view, attachments=())
+
     def views(self) -> list[ContainerView]:
         """Of all, in whatever state."""
         return [driver.view() for driver in self._present()]
@@ -152,7 +159,13 @@ class Fleet(RestoringFleet):
     def named(self) -> list[Named]:
         """Those that can be reached now, as others on their networks call them."""
         return [
-            Named(at.network, at.address, assembly.names_of(view.record, at.network), view.record.sandbox_id)
+            Named(
+                at.network,
+                at.address,
+                assembly.names_of(view.record, at.network),
+                view.record.sandbox_id,
+                tuple((link.alias, SandboxId(link.target)) for link in view.record.spec.links),
+            )
             for view in self.views()
             if is_running(view)
             for at in view.attachments

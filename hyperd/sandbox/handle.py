@@ -224,7 +224,7 @@ class SandboxHandle:
         """Start a further process and hold its streams. Raises WrongStateError unless running."""
         machine.require_running(self._driver.state, self.record.name)
         image = await self._driver.services.runner.rooms.images.get(self.record.image_id)
-        plan = assembly.exec_plan(self.record, image.config, spec)
+        plan = assembly.exec_plan(await self._driver.told_record(), image.config, spec)
         tenure = await self._require_tenure()
         process_id = ProcessId(secrets.token_hex(16))
         pump = Pump(assembly.container_id_of(self.record), process_id, None)

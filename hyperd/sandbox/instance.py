@@ -216,6 +216,10 @@ class SandboxInstance(Actor[Message]):
 
         await to_the_end(record())  # should hyperd end meanwhile, it is still known which of the two is true
 
+    async def told_record(self) -> ContainerRecord:
+        """With what its links say now."""
+        return await self._errands.told_record()
+
     async def _respecify(self, spec: ContainerSpec) -> None:
         """Of one at rest: recorded first."""
         generation = self.generation + 1

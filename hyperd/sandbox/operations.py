@@ -276,7 +276,8 @@ class SandboxOperations(OpenedSandbox):
         facts = machine.require_up(self.state, self.record.name)
         tenure = await self._require_tenure(facts)
         rooms = self.services.runner.rooms
-        return wiring.Rewiring(self.record, facts.attachments, rooms, tenure.live.guest, self._rewired)
+        told = (await self.told_record()).spec.extra_hosts
+        return wiring.Rewiring(self.record, told, facts.attachments, rooms, tenure.live.guest, self._rewired)
 
     async def _rewired(self, spec: ContainerSpec, attachments: tuple[Attachment, ...]) -> None:
         await self._settle(machine.Rewired(attachments), spec)

@@ -7,11 +7,12 @@ the middle of is left when the next hyperd holds the leases against the records 
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperd.errors import HyperError, UnsupportedError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, ContainerSpec
+from hyperd.model.guest import GuestWiring
 from hyperd.model.network import Attachment, Endpoint, way_out
 from hyperd.model.vm import Nic
 from hyperd.network.base import Network
@@ -49,6 +50,7 @@ class Rewiring:
     """Of a sandbox that runs. ``record`` makes it known, and lasting, what it is on from then on."""
 
     sandbox: ContainerRecord
+    hosts: tuple[str, ...]  # NAME:ADDRESS, those of its links among them
     before: tuple[Attachment, ...]
     rooms: Rooms
     guest: Guest
@@ -62,7 +64,7 @@ class Rewiring:
         try:
             after = (*self.before, made)
             await self.rooms.hypervisor.attach_nic(self.sandbox.sandbox_id, Nic(made.tap, made.mac))
-            await self.guest.rewire(assembly.wiring_of(self.sandbox, after))
+            await self.guest.rewire(self._wiring(after))
             await self.record(spec, after)
         except BaseException:
             await to_the_end(self._undo(endpoint.network))
@@ -135,10 +137,14 @@ class Rewiring:
             fields = {"sandbox": self.sandbox.name, "network": network, "error": str(error)}
             log.error("not taken back", extra=fields)  # noqa: TRY400
 
+    def _wiring(self, attachments: tuple[Attachment, ...]) -> GuestWiring:
+        told = replace(self.sandbox, spec=replace(self.sandbox.spec, extra_hosts=self.hosts))
+        return assembly.wiring_of(told, attachments)
+
     async def _tell_guest(self, attachments: tuple[Attachment, ...]) -> None:
         """A guest that does not listen is cut off all the same."""
         try:
-            await self.guest.rewire(assembly.wiring_of(self.sandbox, attachments))
+            await self.guest.rewire(self._wiring(attachments))
         except HyperError as error:
             log.warning("guest not rewired", extra={"sandbox": self.sandbox.name, "error": str(error)})
 
