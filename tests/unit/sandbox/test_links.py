@@ -38,7 +38,7 @@ async def test_one_is_told_of_another_when_it_starts(world, fleet):
     db = await started(
         fleet, name="db", env=("PASSWORD=x",), expose=("5432",), ports=(PortRequest(80, host_port=8080),)
     )
-    address = db.view().attachment.address
+    address = db.view().attachments[0].address
     web = await started(fleet, name="web", env=("SQL_NAME=mine",), links=(ContainerLink("db", "sql"),))
     assert web.record.spec.links == (ContainerLink(db.record.sandbox_id, "sql"),)
     plan = plan_of(world, web)
