@@ -163,7 +163,7 @@ class Runner:
             await self._files.call(make_placeholder, definition.placeholder(paths), owner)
         writable = await self.rooms.storage.create_writable(record.sandbox_id)
         described = definition.bare_definition(record, writable, paths, self.settings.guest, accelerator)
-        start = _Start(record, None, paths, Phases(), described, (volume,))
+        start = _Start(record, (), paths, Phases(), described, (volume,))
         offer = await self.templates.offer(definition.shape_of(record, accelerator))
         async with self.turns.take(start.phases):
             return (await self._restore_or_boot(start, offer, stack)).guest
