@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Policies``: what each sandbox may begin, from its record to the kernel and back to its report.
+
+The record comes before the rules, the rules before the tap. A policy that changes is recorded first, too: a hyperd that
+is killed in between leaves the older one in force, and the next makes the newer one's rules before it does anything else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from pyroute2 import AsyncIPRoute
+
+from hyperd.errors import HyperError, InvalidError
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.model.policy import Attempt, EgressPolicy, EgressReport, Limits
+from hyperd.model.vm import SandboxId
+from hyperd.network import flows
+from hyperd.network.netlink import network_errors
+from hyperd.network.policy import sets
+from hyperd.network.policy.document import parse_egress
+from hyperd.network.policy.load import load_rules
+from hyperd.network.policy.records import Held, PolicyRecords, moved
+from hyperd.network.policy.rules import (
+    Judged,
+    Learned,
+    render_base,
+    render_gone,
+    render_none,
+    render_stale,
+    render_wire,
+)
+from hyperd.network.policy.screening import services_for
+from hyperd.network.policy.tally import Tally
+from hyperd.network.policy.wire import Wire, unroute
+
+_log = logging.getLogger(__name__)
+LOOK_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A network as policies see it. ``base``: its own table."""
+
+    base: str
+    internal: bool
+
+
+@dataclass(slots=True)
+class _Policed:
+    held: Held
+    egress: EgressPolicy
+    tally: Tally = field(default_factory=Tally)
+    name: str = ""
+    revision: int = 0
+    noted: list[tuple[str, str, int, int]] = field(default_factory=list)  # as last written down
+
+
+class Policies:
+    def __init__(self, database: Database) -> None:
+        self._records = PolicyRecords(database)
+        self._kernel = Workers("policies", 1)
+        self._changing = asyncio.Lock()
+        self._loading = asyncio.Lock()
+        self._is_loaded = False
+        self._policed: dict[SandboxId, _Policed] = {}
+        self._wires: dict[tuple[str, IPv4Address], tuple[SandboxId, Wire, Place]] = {}
+
+    async def load(self) -> None:
+        async with self._loading:
+            if not self._is_loaded:
+                for sandbox_id, held in (await self._records.load()).items():
+                    self._policed[sandbox_id] = _Policed(held, parse_egress(held.limits.egress))
+                self._is_loaded = True
+
+    def close(self) -> None:
+        """What is in force stays."""
+        self._kernel.close()
+
+    @property
+    def owners(self) -> set[SandboxId]:
+        return set(self._policed)
+
+    def covers(self, sandbox_id: SandboxId) -> bool:
+        return sandbox_id in self._policed
+
+    def revision(self, sandbox_id: SandboxId) -> int:
+        """0: it has no policy."""
+        policed = self._policed.get(sandbox_id)
+        return policed.revision + 1 if policed else 0
+
+    def require_valid(self, limits: Limits) -> None:
+        """Raises InvalidError, UnsupportedError."""
+        if limits.egress:
+            parse_egress(limits.egress)
+
+    def limits_of(self, sandbox_id: SandboxId) -> Limits:
+        """As they are now; empty when it has none."""
+        policed = self._policed.get(sandbox_id)
+        return policed.held.limits if policed else Limits()
+
+    async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """Before it is attached, unless it has some already: those were changed since."""
+        await self.load()
+        if limits and sandbox_id not in self._policed:
+            await self._save(sandbox_id, Held(limits), name)
+        elif sandbox_id in self._policed:
+            self._policed[sandbox_id].name = name
+
+    async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """In the records; in force it is with the next ``arm``. Raises InvalidError, UnsupportedError."""
+        if not limits:
+            raise InvalidError("is empty", subject="egress policy", hint="`allow-all` lets everything out")
+        await self.load()
+        self.require_valid(limits)
+        before = self._policed.get(sandbox_id)
+        await self._save(sandbox_id, moved(before.held, limits) if before else Held(limits), name)
+
+    async def stand(self, place: Place, wires: Iterable[tuple[SandboxId, Wire]]) -> None:
+        """Of a network: the rules of all whose taps are there, as the records have them. Idempotent."""
+        await self.load()
+        found = [(owner, wire) for owner, wire in wires if owner in self._policed]
+        if not found:
+            return
+        async with self._changing:
+            with network_errors(place.base):
+                is_there = await self._kernel.call(sets.has_table, place.base)
+            if not is_there:
+                for owner, _ in found:
+                    await self._records.note(owner, "", (), end_run=True)
+            text = render_base(place.base, found[0][1], internal=place.internal)
+            for owner, wire in found:
+                text += self._rendered(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
+            await load_rules(text, place.base)
+            for owner, wire in found:
+                self._wires[place.base, wire.address] = (owner, wire, place)
+                await self._settle(owner)
+
+    def stands(self, base: str) -> bool:
+        """Whether nobody has taken away what should be in force."""
+        if not any(known == base for known, _ in self._wires):
+            return True
+        try:
+            return sets.has_table(base)
+        except OSError:
+            return False
+
+    async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
+        """Its rules, before its tap is there; or anew, with what its names stand for under them."""
+        async with self._changing:
+            self._wires[place.base, wire.address] = (sandbox_id, wire, place)
+            text = render_base(place.base, wire, internal=place.internal)
+            await load_rules(text + self._rendered(place, sandbox_id, wire, anew=True), place.base)
+            await self._settle(sandbox_id)
+
+    async def cut(self, wire: Wire) -> None:
+        """What it has begun is asked anew whether it may."""
+        with network_errors(wire.name):
+            await self._kernel.call(flows.forget_begun_by, wire.address)
+
+    async def disarm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
+        """When its tap is gone. What was refused is written down first. Idempotent."""
+        policed = self._policed.get(sandbox_id)
+        if policed is None:
+            return
+        await self._note(sandbox_id, policed)
+        async with self._changing:
+            with network_errors(wire.name):
+                async with AsyncIPRoute() as netlink:
+                    await unroute(netlink, wire)
+            self._wires.pop((place.base, wire.address), None)
+            if any(base == place.base for base, _ in self._wires):
+                earlier = [parse_egress(text) for text in policed.held.earlier]
+                judged = Judged(wire, policed.egress)
+                await load_rules(
+                    render_base(place.base, wire, internal=place.internal)
+                    + render_gone(place.base, judged, earlier),
+                    place.base,
+                )
+            else:
+                await load_rules(render_none(place.base), place.base)
+        await self._records.note(sandbox_id, policed.name, (), end_run=True)
+        policed.noted = []
+
+    async def forget(self, sandbox_id: SandboxId) -> None:
+        """The sandbox is gone; the report of it stays."""
+        await self.load()
+        if self._policed.pop(sandbox_id, None) is not None:
+            await self._records.delete(sandbox_id)
+
+    async def report(self, reference: str) -> EgressReport:
+        """By id, name, or unique prefix of an id, also of one that has gone. Raises NotFoundError, InvalidError."""
+        await self.load()
+        for sandbox_id, policed in list(self._policed.items()):
+            if sandbox_id.startswith(reference) or policed.name == reference:
+                await self._note(sandbox_id, policed)
+        return await self._records.report(reference)
+
+    async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
+        """Until cancelled: what was refused is written down."""
+        while True:
+            await asyncio.sleep(every_s)
+            for sandbox_id, policed in list(self._policed.items()):
+                try:
+                    await self._note(sandbox_id, policed)
+                except HyperError as error:
+                    _log.error(  # noqa: TRY400
+                        "not written down", extra={"sandbox_id": sandbox_id, "error": str(error)}
+                    )
+
+    def at(self, base: str, address: str) -> tuple[SandboxId, EgressPolicy, Tally] | None:
+        """Who asks for a name."""
+        found = self._wires.get((base, IPv4Address(address)))
+        policed = self._policed.get(found[0]) if found else None
+        return (found[0], policed.egress, policed.tally) if found and policed else None
+
+    async def learn(
+        self,
+        base: str,
+        sandbox_id: SandboxId,
+        name: str,
+        told: Iterable[tuple[IPv4Address, int]],
+    ) -> bool:
+        """Let through to these addresses, for as many seconds; False when that could not be."""
+        wires = [wire for owner, wire, place in self._wires.values() if (owner, place.base) == (sandbox_id, base)]
+        policed = self._policed.get(sandbox_id)
+        if policed is None or not wires:
+            return False
+        told = list(told)
+        now = asyncio.get_running_loop().time()
+        for address, lasts_s in told:
+            policed.tally.tell(name, address, now + lasts_s)
+        try:
+            for service in services_for(policed.egress, name):
+                for wire in wires:
+                    await self._kernel.call(sets.learn, base, wire.name, service, told)
+        except OSError as error:
+            _log.warning("not let through", extra={"sandbox_id": sandbox_id, "error": str(error)})
+            return False
+        return True
+
+    async def _save(self, sandbox_id: SandboxId, held: Held, name: str) -> None:
+        egress = parse_egress(held.limits.egress)
+        await self._records.save(sandbox_id, held)
+        policed = self._policed.setdefault(sandbox_id, _Policed(held, egress))
+        policed.held, policed.egress, policed.name = held, egress, name
+        policed.revision += 1
+        await self._records.note(sandbox_id, name, ())
+
+    async def _settle(self, sandbox_id: SandboxId) -> None:
+        """Nothing of an earlier policy is in force."""
+        policed = self._policed[sandbox_id]
+        if policed.held.earlier:
+            policed.held = replace(policed.held, earlier=())
+            await self._records.save(sandbox_id, policed.held)
+
+    def _rendered(self, place: Place, sandbox_id: SandboxId, wire: Wire, *, anew: bool) -> str:
+        policed = self._policed[sandbox_id]
+        judged = Judged(wire, policed.egress)
+        earlier = [parse_egress(text) for text in policed.held.earlier]
+        learned = _learned(policed) if anew else None
+        return render_wire(place.base, judged, learned) + render_stale(place.base, judged, earlier)
+
+    async def _note(self, sandbox_id: SandboxId, policed: _Policed) -> None:
+        """What the kernel has counted and names that were refused, into the records."""
+        attempts: list[Attempt] = []
+        for owner, wire, place in list(self._wires.values()):
+            if owner == sandbox_id:
+                with network_errors(wire.name):
+                    blocked = await self._kernel.call(sets.read_blocked, place.base, wire.name)
+                attempts += policed.tally.attempts(blocked)
+        counts = [(each.destination, each.protocol, each.port, each.count) for each in attempts]
+        refused = policed.tally.take_refused()
+        if not refused and counts == policed.noted:
+            return
+        try:
+            await self._records.note(sandbox_id, policed.name, attempts, finished=refused)
+        except BaseException:
+            policed.tally.give_back(refused)
+            raise
+        policed.noted = counts
+
+
+def _learned(policed: _Policed) -> Learned:
+    """What the names that it still may look up stand for."""
+    found: dict = {}
+    for name, address, left_s in policed.tally.told(asyncio.get_running_loop().time()):
+        for service in services_for(policed.egress, name):
+            known = found.setdefault(service, {})
+            known[address] = max(left_s, known.get(address, 0))
+    return found
