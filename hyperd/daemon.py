@@ -14,6 +14,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
     ContainerServicer,
+    EgressServicer,
     ImageServicer,
     NetworkServicer,
     Servicers,
@@ -46,6 +47,7 @@ from hyperd.sandbox import (
     GuestSettings,
     Ledger,
     NetworkDesk,
+    PolicyDesk,
     Records,
     Reviver,
     Rooms,
@@ -164,6 +166,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
                 SnapshotServicer(fleet),
                 VolumeServicer(fleet.volumes),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+                EgressServicer(PolicyDesk(desk.network, lambda reference: fleet.get(reference).record)),
             ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import mounts, options, ports, terminal
+from hyperctl import mounts, options, policies, ports, terminal
 from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
@@ -127,6 +127,12 @@ class ContainerFlags:
     network_alias: Annotated[
         list[str], _many("--network-alias", metavar="NAME", help_text="A further name on its network")
     ] = field(default_factory=list)
+    egress: Annotated[
+        str,
+        Option(
+            "--egress", metavar="none|allow-all|FILE", help="What it may reach outside", show_default=False
+        ),
+    ] = ""
     publish: Annotated[
         list[str],
         _many(
@@ -263,6 +269,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ],
             volumes_from=flags.volumes_from,
             writable_size_bytes=mounts.parse_storage_options(flags.storage_opt),
+            egress=policies.read_egress(flags.egress) if flags.egress else "",
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
             address=flags.ip,

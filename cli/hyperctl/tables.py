@@ -45,6 +45,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "template": ("groups", "template", "Booted guests that containers start from"),
     "volume": ("groups", "volume", "Disks that outlive containers"),
     "network": ("groups", "network", "Networks of containers, each closed to the others"),
+    "egress": ("groups", "egress", "What containers may reach, and what they tried to"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -104,6 +105,11 @@ PORT_GROUP = {
     "add": ("ports", "add", "Publish further ports of a running container"),
     "rm": ("ports", "rm", "Take published ports back"),
     "ls": ("ports", "ls", "List the published ports of all containers"),
+}
+EGRESS_GROUP = {
+    "report": ("egress", "report", "List what a container tried to reach and was refused"),
+    "set": ("egress", "set", "Change what a container may reach, from now on"),
+    "inspect": ("egress", "inspect", "Show what containers may reach"),
 }
 NETWORK_GROUP = {
     "create": ("networks", "create", "Make a network"),

@@ -4,6 +4,7 @@
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
+from hyperd.api.policies import EgressServicer
 from hyperd.api.server import Servicers, serving
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
@@ -12,6 +13,7 @@ from hyperd.api.volumes import VolumeServicer
 
 __all__ = [
     "ContainerServicer",
+    "EgressServicer",
     "ImageServicer",
     "NetworkServicer",
     "Servicers",

@@ -82,6 +82,7 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         expose=tuple(message.expose),
         address=message.address,
         network_aliases=tuple(message.network_aliases),
+        egress=message.egress,
     )
 
 
@@ -130,6 +131,7 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         expose=spec.expose,
         address=spec.address,
         network_aliases=spec.network_aliases,
+        egress=spec.egress,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s

@@ -69,6 +69,7 @@ class ContainerSpec:
     expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
     address: str = ""  # of the network's subnet
     network_aliases: tuple[str, ...] = ()
+    egress: str = ""  # none, allow-all, or a document; as it was when this was made
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,37 @@ from hyperd.model.network import (
     PortRequest,
     PublishedPort,
 )
+from hyperd.model.policy import EgressReport, Limits
 from hyperd.model.vm import SandboxId
 
 
+class Policies(Protocol):
+    """By sandbox, from before it is attached until it is released; the report outlives it."""
+
+    def require_valid(self, limits: Limits) -> None:
+        """Raises InvalidError, UnsupportedError."""
+
+    def limits_of(self, sandbox_id: SandboxId) -> Limits:
+        """As they are now; empty when it has none."""
+
+    async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """Before it is attached, unless it has some already: those were changed since."""
+
+    async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """From its next ``attach`` or ``enforce`` on. Raises InvalidError, UnsupportedError."""
+
+    async def report(self, reference: str) -> EgressReport:
+        """What was refused, by id, name or unique prefix of an id, also of one that has gone.
+
+        Raises NotFoundError, InvalidError.
+        """
+
+
 class Network(Protocol):
+    @property
+    def policies(self) -> Policies:
+        """What sandboxes may begin."""
+
     @property
     def trouble(self) -> HyperError | None:
         """Why it could not be prepared, the last time that was tried."""
@@ -42,6 +69,9 @@ class Network(Protocol):
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         """Remove the tap, take its ports back, keep the lease. Idempotent."""
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        """Its policy as it is now, where it is attached: for what it has begun, too. Idempotent."""
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str

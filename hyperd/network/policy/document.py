@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An egress policy as people write it: YAML or JSON. Pure; every error names the line.
 
-    allow:
-      - domain: pypi.org              # or a list of them
-        ports: 443                    # or a list: [80, 443, 8000-8100]; left out: all
-      - domain: "*.pythonhosted.org"  # what is beneath it, not itself; "*": any
-        protocol: tcp                 # tcp, udp or icmp; left out: any
-      - cidr: [192.0.2.0/24, 198.51.100.7]
+allow:
+  - domain: pypi.org              # or a list of them
+    ports: 443                    # or a list: [80, 443, 8000-8100]; left out: all
+  - domain: "*.pythonhosted.org"  # what is beneath it, not itself; "*": any
+    protocol: tcp                 # tcp, udp or icmp; left out: any
+  - cidr: [192.0.2.0/24, 198.51.100.7]
 """
 
 import re

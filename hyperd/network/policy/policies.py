@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """``Policies``: what each sandbox may begin, from its record to the kernel and back to its report.
 
-The record comes before the rules, the rules before the tap. A policy that changes is recorded first, too: a hyperd that
-is killed in between leaves the older one in force, and the next makes the newer one's rules before it does anything else.
+The record comes before the rules, the rules before the tap. A policy that changes is recorded first, too: a hyperd
+that is killed in between leaves the older one in force, and the next begins with the rules of the newer one.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from pyroute2 import AsyncIPRoute
 from hyperd.errors import HyperError, InvalidError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.model.policy import Attempt, EgressPolicy, EgressReport, Limits
+from hyperd.model.policy import Attempt, EgressPolicy, EgressReport, Limits, Service
 from hyperd.model.vm import SandboxId
 from hyperd.network import flows
 from hyperd.network.netlink import network_errors
@@ -185,6 +185,13 @@ class Policies:
         await self._records.note(sandbox_id, policed.name, (), end_run=True)
         policed.noted = []
 
+    async def withdraw(self, base: str) -> None:
+        """The network is gone. Idempotent."""
+        with network_errors(base):
+            is_there = await self._kernel.call(sets.has_table, base)
+        if is_there:
+            await load_rules(render_none(base), base)
+
     async def forget(self, sandbox_id: SandboxId) -> None:
         """The sandbox is gone; the report of it stays."""
         await self.load()
@@ -207,9 +214,8 @@ class Policies:
                 try:
                     await self._note(sandbox_id, policed)
                 except HyperError as error:
-                    _log.error(  # noqa: TRY400
-                        "not written down", extra={"sandbox_id": sandbox_id, "error": str(error)}
-                    )
+                    fields = {"sandbox_id": sandbox_id, "error": str(error)}
+                    _log.error("not written down", extra=fields)
 
     def at(self, base: str, address: str) -> tuple[SandboxId, EgressPolicy, Tally] | None:
         """Who asks for a name."""
@@ -225,7 +231,9 @@ class Policies:
         told: Iterable[tuple[IPv4Address, int]],
     ) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
-        wires = [wire for owner, wire, place in self._wires.values() if (owner, place.base) == (sandbox_id, base)]
+        wires = [
+            wire for owner, wire, place in self._wires.values() if (owner, place.base) == (sandbox_id, base)
+        ]
         policed = self._policed.get(sandbox_id)
         if policed is None or not wires:
             return False
@@ -286,7 +294,7 @@ class Policies:
 
 def _learned(policed: _Policed) -> Learned:
     """What the names that it still may look up stand for."""
-    found: dict = {}
+    found: dict[Service, dict[IPv4Address, int]] = {}
     for name, address, left_s in policed.tally.told(asyncio.get_running_loop().time()):
         for service in services_for(policed.egress, name):
             known = found.setdefault(service, {})

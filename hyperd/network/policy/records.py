@@ -137,7 +137,9 @@ class PolicyRecords:
 
 def moved(held: Held, limits: Limits) -> Held:
     """With another document; the one before is remembered until nothing of it is in force."""
-    earlier = held.earlier if held.limits.egress in ("", *held.earlier) else (*held.earlier, held.limits.egress)
+    earlier = (
+        held.earlier if held.limits.egress in ("", *held.earlier) else (*held.earlier, held.limits.egress)
+    )
     return replace(held, limits=limits, earlier=earlier)
 
 

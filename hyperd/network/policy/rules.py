@@ -100,24 +100,17 @@ def render_wire(base: str, judged: Judged, learned: Learned | None = None) -> st
     ``learned``: in the place of what its names stood for; None: that stays, too.
     """
     table, tap = f"inet {table_of(base)}", judged.wire.name
-    key = "ip daddr . meta l4proto"
     counted = f"size {MAX_BLOCKED}; flags dynamic,timeout; timeout {KEPT_S}s; counter;"
     return "\n".join(
         [
-            f"add set {table} {blocked_set(tap)} "
-            f"{{ type ipv4_addr . inet_proto . inet_service; {counted} }}",
+            f"add set {table} {blocked_set(tap)} {{ type ipv4_addr . inet_proto . inet_service; {counted} }}",
             f"add set {table} {other_set(tap)} {{ type ipv4_addr . inet_proto; {counted} }}",
             *(_learned(table, learned_set(tap, service)) for service in services_of(judged.egress)),
             f"add chain {table} {_refusing(tap)}",
             f"add chain {table} {_outward(tap)}",
             f"flush chain {table} {_refusing(tap)}",
             f"flush chain {table} {_outward(tap)}",
-            f"add rule {table} {_refusing(tap)} meta l4proto {{ tcp, udp }}"
-            f" update @{blocked_set(tap)} {{ {key} . th dport counter }}",
-            f"add rule {table} {_refusing(tap)} meta l4proto != {{ tcp, udp }}"
-            f" update @{other_set(tap)} {{ {key} counter }}",
-            f"add rule {table} {_refusing(tap)} meta l4proto tcp reject with tcp reset",
-            f"add rule {table} {_refusing(tap)} reject with icmpx admin-prohibited",
+            *(f"add rule {table} {_refusing(tap)} {rule}" for rule in _refusal(tap)),
             *(f"add rule {table} {_outward(tap)} {rule}" for rule in _egress(tap, judged.egress)),
             f"add rule {table} {_outward(tap)} goto {_refusing(tap)}",
             *(_relearned(table, tap, judged.egress, learned) if learned is not None else ()),
@@ -203,6 +196,14 @@ def _outward(tap: str) -> str:
 
 def _refusing(tap: str) -> str:
     return f"refuse_{tap}"
+
+
+def _refusal(tap: str) -> Iterator[str]:
+    key = "ip daddr . meta l4proto"
+    yield f"meta l4proto {{ tcp, udp }} update @{blocked_set(tap)} {{ {key} . th dport counter }}"
+    yield f"meta l4proto != {{ tcp, udp }} update @{other_set(tap)} {{ {key} counter }}"
+    yield "meta l4proto tcp reject with tcp reset"
+    yield "reject with icmpx admin-prohibited"
 
 
 def _egress(tap: str, policy: EgressPolicy) -> Iterator[str]:

@@ -58,5 +58,8 @@ def _addresses(own: dns.message.Message | None) -> set[IPv4Address]:
     if own is None:
         return set()
     return {
-        IPv4Address(rdata.address) for rrset in own.answer if rrset.rdtype == dns.rdatatype.A for rdata in rrset
+        IPv4Address(rdata.address)
+        for rrset in own.answer
+        if rrset.rdtype == dns.rdatatype.A
+        for rdata in rrset
     }

@@ -21,7 +21,11 @@ import dns.rrset
 from hyperd.model.policy import EgressMode, EgressPolicy, Service
 from hyperd.network.zone import refusal
 
-LEAST_S, MOST_S, GRACE_S = 60, 300, 60  # an address is held to for longer than its answer, which is cut to MOST_S
+LEAST_S, MOST_S, GRACE_S = (
+    60,
+    300,
+    60,
+)  # an address is held to for longer than its answer, which is cut to MOST_S
 MAX_ADDRESSES = 64  # of one answer
 
 
@@ -38,9 +42,7 @@ def services_for(policy: EgressPolicy, name: str) -> tuple[Service, ...]:
     """Those that an allowed name may be reached for; () when it is not allowed. ``name``: as in ``text_of``."""
     return tuple(
         dict.fromkeys(
-            rule.service
-            for rule in policy.rules
-            if any(_matches(domain, name) for domain in rule.domains)
+            rule.service for rule in policy.rules if any(_matches(domain, name) for domain in rule.domains)
         )
     )
 

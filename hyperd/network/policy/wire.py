@@ -26,6 +26,7 @@ _OF_TAP = {
     "ipv4/conf/{}/rp_filter": "1",
     "ipv4/conf/{}/proxy_arp": "1",  # its guest takes its neighbours to be on the same wire
     "ipv4/neigh/{}/proxy_delay": "0",
+    "ipv4/conf/{}/route_localnet": "1",  # answers to the host's 127.0.0.1, where a port is published
     "ipv4/conf/{}/send_redirects": "0",
     "ipv4/conf/{}/accept_redirects": "0",
 }
@@ -51,9 +52,7 @@ async def route(netlink: AsyncIPRoute, index: int, wire: Wire, *, mtu: int, ifal
     await netlink.link("set", index=index, master=0)
     for path, value in _OF_TAP.items():
         _set(path.format(wire.name), value)
-    await netlink.link(
-        "set", index=index, mtu=mtu, ifalias=ifalias, address=mac_of(wire.gateway), state="up"
-    )
+    await netlink.link("set", index=index, mtu=mtu, ifalias=ifalias, address=mac_of(wire.gateway), state="up")
     await netlink.route("replace", dst=f"{wire.address}/32", oif=index, scope=_LINK_SCOPE)
     (bridge,) = await netlink.link_lookup(ifname=wire.bridge)
     _set(f"ipv4/neigh/{wire.bridge}/proxy_delay", "0")

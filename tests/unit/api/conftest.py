@@ -12,6 +12,7 @@ import pytest_asyncio
 from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2, system_pb2_grpc
 from hyperd.api import (
     ContainerServicer,
+    EgressServicer,
     ImageServicer,
     NetworkServicer,
     Servicers,
@@ -22,7 +23,7 @@ from hyperd.api import (
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet, NetworkDesk
+from hyperd.sandbox import Fleet, NetworkDesk, PolicyDesk
 from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
@@ -64,6 +65,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         SnapshotServicer(fleet),
         VolumeServicer(fleet.volumes),
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
+        EgressServicer(PolicyDesk(world.network, lambda reference: fleet.get(reference).record)),
     )
 
 
