@@ -19,8 +19,8 @@ from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
 from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
-from hyperd.sandbox.rooms import now_ms
 from hyperd.sandbox.policy_desk import as_limited
+from hyperd.sandbox.rooms import now_ms
 from hyperd.sandbox.source import DISK, Source, source_of
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.template_build import STATE

@@ -127,10 +127,10 @@ class Policies:
             return
         async with self._changing:
             with network_errors(place.base):
-                is_there = await self._kernel.call(sets.has_table, place.base)
+                is_there = sets.has_table(place.base)
             if not is_there:
                 for owner, _ in found:
-                    await self._records.note(owner, "", (), end_run=True)
+                    await self._end_run(owner, self._policed[owner])
             text = render_base(place.base, found[0][1], internal=place.internal)
             for owner, wire in found:
                 text += self._rendered(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
@@ -182,13 +182,12 @@ class Policies:
                 )
             else:
                 await load_rules(render_none(place.base), place.base)
-        await self._records.note(sandbox_id, policed.name, (), end_run=True)
-        policed.noted = []
+        await self._end_run(sandbox_id, policed)
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
         with network_errors(base):
-            is_there = await self._kernel.call(sets.has_table, base)
+            is_there = sets.has_table(base)
         if is_there:
             await load_rules(render_none(base), base)
 
@@ -271,6 +270,11 @@ class Policies:
         earlier = [parse_egress(text) for text in policed.held.earlier]
         learned = _learned(policed) if anew else None
         return render_wire(place.base, judged, learned) + render_stale(place.base, judged, earlier)
+
+    async def _end_run(self, sandbox_id: SandboxId, policed: _Policed) -> None:
+        """The kernel has forgotten what it counted."""
+        await self._records.note(sandbox_id, policed.name, (), end_run=True)
+        policed.noted = []
 
     async def _note(self, sandbox_id: SandboxId, policed: _Policed) -> None:
         """What the kernel has counted and names that were refused, into the records."""

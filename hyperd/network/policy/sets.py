@@ -63,7 +63,7 @@ def read_blocked(base: str, tap: str) -> list[Blocked]:
 
 
 def has_table(base: str) -> bool:
-    """Whether somebody took it away. Raises OSError."""
+    """Whether nobody took it away: the kernel answers while it is asked. Raises OSError."""
     body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table_of(base))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)

@@ -52,11 +52,27 @@ class Upstream(asyncio.DatagramProtocol):
 
 
 class World:
-    def __init__(self, networks, guest, neighbour, outside, leases, upstream):
-        self.networks, self.policies = networks, networks.policies
+    def __init__(self, stack, networks, guest, neighbour, outside, leases, upstream):
+        self.stack = stack
+        self.networks = networks
         self.guest, self.neighbour, self.outside = guest, neighbour, outside
         self.leases = leases
         self.upstream = upstream
+
+    @property
+    def policies(self):
+        return self.networks.policies
+
+    async def restart(self, database) -> None:
+        """As after a kill."""
+        self.networks.close()
+        self.networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,))
+        await self.networks.prepare()
+
+    async def leave(self) -> None:
+        for owner in (POLICED, PLAIN):
+            await self.networks.release(owner)
+        self.networks.close()
 
     @property
     def gateway(self) -> str:
@@ -81,6 +97,22 @@ class World:
     async def connects(self, host: str, port: int, server: Namespace | None = None) -> bool:
         """Whether the guest reaches what listens there; told at once when it does not. Raises TimeoutError."""
         return await connects(self.guest, (server or self.outside), host, port)
+
+    async def plug_again(self) -> None:
+        """After the sandbox was stopped."""
+        lease = await self.networks.attach(POLICED)
+        self.guest.close()
+        self.guest = Namespace()
+        self.stack.callback(self.guest.close)
+        await plug(self.stack, self.guest, lease, tap_name(POLICED), bridged=False)
+        await self.networks.enforce(POLICED)
+
+    async def scan(self, count: int) -> None:
+        """A datagram to each of so many ports outside."""
+        loop = asyncio.get_running_loop()
+        for port in range(1000, 1000 + count):
+            with self.guest.socket(socket.SOCK_DGRAM) as sender:  # a socket hears of the refusal once
+                await loop.sock_sendto(sender, b"anybody?", (OUTSIDE, port))
 
     async def tried(self) -> dict[tuple[str, int], int]:
         """Destination and port of what was refused -> how often."""
@@ -115,21 +147,19 @@ async def world(database, egress: str):
         stack.callback(transport.close)
         networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,))
         stack.push_async_callback(clean)
-        stack.callback(networks.close)
-        await networks.prepare()
-        if egress:
-            await networks.policies.impose(POLICED, Limits(egress), "job")
-        leases = [await networks.attach(owner) for owner in (POLICED, PLAIN)]
-        for owner in (POLICED, PLAIN):
-            stack.push_async_callback(networks.release, owner)
         guest, neighbour, outside = (Namespace() for _ in range(3))
+        it = World(stack, networks, guest, neighbour, outside, [], upstream)
+        stack.push_async_callback(it.leave)
         for namespace in (guest, neighbour, outside):
             stack.callback(namespace.close)
-        await plug(stack, guest, leases[0], tap_name(POLICED), bridged=not egress)
+        await networks.prepare()
+        await networks.policies.impose(POLICED, Limits(egress), "job")
+        it.leases += [await networks.attach(owner) for owner in (POLICED, PLAIN)]
+        await plug(stack, guest, it.leases[0], tap_name(POLICED), bridged=not egress)
         await networks.enforce(POLICED)
-        await plug(stack, neighbour, leases[1], f"{PREFIX}-guest2", bridged=True)
+        await plug(stack, neighbour, it.leases[1], f"{PREFIX}-guest2", bridged=True)
         await around(stack, outside)
-        yield World(networks, guest, neighbour, outside, leases, upstream)
+        yield it
 
 
 async def plug(stack, namespace, lease, name, *, bridged) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Egress policies as people write them."""
 
+import contextlib
+import itertools
 import json
 from ipaddress import IPv4Network
 
@@ -8,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperd.errors import HyperError, InvalidError, UnsupportedError
+from hyperd.errors import InvalidError, UnsupportedError
 from hyperd.model.policy import EgressMode, EgressPolicy, EgressRule, PortRange, Service
 from hyperd.network.policy.document import MAX_RULES, merged, parse_egress
 
@@ -99,27 +101,26 @@ def test_ipv6_is_not_there():
         parse_egress("allow: [{cidr: '2001:db8::/32'}]")
 
 
+def require_policy_or_refusal(text):
+    with contextlib.suppress(InvalidError, UnsupportedError):
+        assert isinstance(parse_egress(text), EgressPolicy)
+
+
 @given(st.text())
 def test_any_text_is_a_policy_or_a_refusal(text):
-    try:
-        parse_egress(text)
-    except HyperError as error:
-        assert isinstance(error, InvalidError | UnsupportedError)
+    require_policy_or_refusal(text)
 
 
 @given(st.text(alphabet="allow:- \n[]{}domaincidrports*&.,0123456789'\"", max_size=80))
 def test_what_looks_like_a_document_is_one_or_a_refusal(text):
-    try:
-        parse_egress(f"allow:\n  - domain: a.test\n{text}")
-    except HyperError as error:
-        assert isinstance(error, InvalidError | UnsupportedError)
+    require_policy_or_refusal(f"allow:\n  - domain: a.test\n{text}")
 
 
 @given(st.lists(st.tuples(ports, ports).map(sorted).map(lambda pair: PortRange(*pair))))
 def test_merged_ranges_are_the_same_ports_and_lie_apart(ranges):
     found = merged(ranges)
     assert list(found) == sorted(found)
-    assert all(one.last + 1 < other.first for one, other in zip(found, found[1:], strict=False))
+    assert all(one.last + 1 < other.first for one, other in itertools.pairwise(found))
     edges = {edge + step for each in ranges for edge in (each.first, each.last) for step in (-1, 0, 1)}
     for port in edges:
         assert any(each.first <= port <= each.last for each in ranges) == any(

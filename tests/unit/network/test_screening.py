@@ -68,14 +68,25 @@ def test_names_are_compared_in_lower_case():
 
 
 def test_an_answer_is_told_with_how_long_its_addresses_hold():
-    made = sift(policy("a.test"), answered("a.test", ("A", 5, "93.184.216.34"), ("A", 90_000, "93.184.216.35")))
+    made = sift(
+        policy("a.test"), answered("a.test", ("A", 5, "93.184.216.34"), ("A", 90_000, "93.184.216.35"))
+    )
     assert dict(made.told)[IPv4Address("93.184.216.34")] >= LEAST_S + GRACE_S
     assert max(rrset.ttl for rrset in made.message.answer) <= MOST_S
 
 
 @pytest.mark.parametrize(
     "address",
-    ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "172.20.0.1", "100.64.0.1", "0.0.0.0", "224.0.0.1"],
+    [
+        "10.0.0.1",
+        "127.0.0.1",
+        "169.254.169.254",
+        "192.168.1.1",
+        "172.20.0.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+    ],
 )
 def test_an_address_inside_is_left_out_unless_the_policy_names_it(address):
     trap = answered("a.test", ("A", 60, address, "93.184.216.34"))
@@ -115,4 +126,4 @@ def test_a_refusal_says_why_to_whoever_can_hear_it():
     plain = prohibited(dns.message.make_query("a.test", "A"))
     assert plain.rcode() == dns.rcode.NXDOMAIN
     spoken = prohibited(dns.message.make_query("a.test", "A", use_edns=0))
-    assert [option.code for option in spoken.options] == [dns.edns.EDECode.PROHIBITED] or spoken.options
+    assert [option.code for option in spoken.options] == [dns.edns.EDECode.PROHIBITED]
