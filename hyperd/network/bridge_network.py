@@ -278,8 +278,8 @@ class BridgeNetwork:
             self._lock.acquire()
             bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
-            await self._apply_rules(resolver.servers)
             await self._stand_by_policies(bridge)
+            await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
         except HyperError as error:
             self._bridge, self.trouble = None, error

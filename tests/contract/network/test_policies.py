@@ -10,7 +10,6 @@ from hyperd.errors import InvalidError, NotFoundError, UnavailableError
 from hyperd.host import process
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
-from hyperd.network.policy import policies as policies_module
 from hyperd.network.tap import tap_name
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, world
@@ -128,19 +127,14 @@ async def test_where_the_rules_cannot_be_made_again_the_sandbox_is_off_the_netwo
     async with world(database, "allow-all") as it:
         assert await it.connects(OUTSIDE, 80)
         await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
-        whole = policies_module.load_rules
-
-        async def refuse(text, base):
-            raise UnavailableError("refused", subject=base)
-
-        monkeypatch.setattr(policies_module, "load_rules", refuse)
-        with pytest.raises(UnavailableError):
-            await it.networks.prepare()
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await it.networks.prepare()
         async with AsyncIPRoute() as netlink:
             (index,) = await netlink.link_lookup(ifname=tap_name(POLICED))
             (link,) = await netlink.link("get", index=index)
         assert link.get_attr("IFLA_OPERSTATE") == "DOWN"
-        monkeypatch.setattr(policies_module, "load_rules", whole)
         await it.networks.prepare()
         assert await it.connects(OUTSIDE, 80)
 
@@ -165,15 +159,10 @@ async def test_a_first_policy_that_was_cut_short_is_in_force_with_the_next_hyper
 async def test_a_start_that_cannot_have_its_rules_leaves_nothing(database, monkeypatch):
     async with networks_of(database) as networks:
         await networks.policies.impose(POLICED, Limits("none"), "job")
-
-        async def refuse(text, base):
-            raise InvalidError("refused", subject=base)
-
-        whole = policies_module.load_rules
-        monkeypatch.setattr(policies_module, "load_rules", refuse)
-        with pytest.raises(InvalidError):
-            await networks.attach(POLICED)
-        monkeypatch.setattr(policies_module, "load_rules", whole)
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await networks.attach(POLICED)
         async with AsyncIPRoute() as netlink:
             assert await netlink.link_lookup(ifname=tap_name(POLICED)) == []
         await networks.release(POLICED)
