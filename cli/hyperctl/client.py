@@ -91,6 +91,12 @@ class Client:
         return policy_pb2_grpc.EgressServiceStub(self._channel)
 
     @property
+    def groups(self) -> "policy_pb2_grpc.SecurityGroupServiceAsyncStub":
+        from hyper.v1 import policy_pb2_grpc
+
+        return policy_pb2_grpc.SecurityGroupServiceStub(self._channel)
+
+    @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":
         from hyper.v1 import system_pb2_grpc
 

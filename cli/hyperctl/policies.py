@@ -4,6 +4,7 @@
 import sys
 from pathlib import Path
 
+from hyperctl import options
 from hyperctl.errors import InvalidError
 
 MAX_DOCUMENT_BYTES = 256 * 1024
@@ -37,3 +38,8 @@ def read_document(path: str, flag: str) -> str:
     if not document.strip():
         raise InvalidError("is empty", subject=subject, hint="`none` lets nothing out")
     return document
+
+
+def parse_rate(flag: str, text: str) -> int:
+    """Bytes a second, as a size; 0 when it is not given. Raises InvalidError."""
+    return options.parse_size(flag, text.lower().removesuffix("/s")) if text else 0

@@ -5,6 +5,7 @@ from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
 from hyperd.api.policies import EgressServicer
+from hyperd.api.security_groups import SecurityGroupServicer
 from hyperd.api.server import Servicers, serving
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
@@ -16,6 +17,7 @@ __all__ = [
     "EgressServicer",
     "ImageServicer",
     "NetworkServicer",
+    "SecurityGroupServicer",
     "Servicers",
     "SnapshotServicer",
     "SystemServicer",

@@ -24,6 +24,7 @@ from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
 from hyperd.api.policies import EgressServicer
+from hyperd.api.security_groups import SecurityGroupServicer
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
@@ -48,6 +49,7 @@ class Servicers:
     volumes: VolumeServicer
     networks: NetworkServicer
     egress: EgressServicer
+    groups: SecurityGroupServicer
 
     def add_to(self, server: grpc.aio.Server) -> None:
         container_pb2_grpc.add_ContainerServiceServicer_to_server(self.containers, server)
@@ -58,6 +60,7 @@ class Servicers:
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
         network_pb2_grpc.add_NetworkServiceServicer_to_server(self.networks, server)
         policy_pb2_grpc.add_EgressServiceServicer_to_server(self.egress, server)
+        policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(self.groups, server)
 
 
 @contextlib.asynccontextmanager

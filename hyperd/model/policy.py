@@ -41,7 +41,30 @@ class EgressRule:
 
     domains: tuple[str, ...] = ()  # lower case: a name, `*.NAME` for all beneath it, `*` for any
     networks: tuple[IPv4Network, ...] = ()
+    groups: tuple[str, ...] = ()  # the sandboxes of security groups
     service: Service = Service()
+
+
+class Direction(enum.StrEnum):
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRule:
+    """To or from a range, or the sandboxes of a group; with neither, anybody. ``service``: of icmp, types."""
+
+    direction: Direction
+    service: Service = Service()
+    network: IPv4Network | None = None
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityGroup:
+    name: str
+    description: str = ""
+    rules: tuple[GroupRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +78,12 @@ class Limits:
     """What keeps a sandbox from the network, as asked for; empty: nothing does."""
 
     egress: str = ""  # none, allow-all, or a document (docs/egress.md)
+    groups: tuple[str, ...] = ()  # security groups
+    rate_in: int = 0  # bytes a second to it; 0: as many as there are
+    rate_out: int = 0  # from it
 
     def __bool__(self) -> bool:
-        return bool(self.egress)
+        return bool(self.egress or self.groups or self.rate_in or self.rate_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -397,7 +397,8 @@ class BridgeNetwork:
     async def _route(self, index: int, wire: Wire, sandbox_id: SandboxId, bridge: Bridge) -> None:
         with network_errors(wire.name):
             async with AsyncIPRoute() as netlink:
-                await route(netlink, index, wire, mtu=bridge.mtu, ifalias=_alias(self._owner, sandbox_id))
+                limited = self._policies.limited(sandbox_id, wire)
+                await route(netlink, index, limited, mtu=bridge.mtu, ifalias=_alias(self._owner, sandbox_id))
 
     def _wire(self, lease: Lease) -> Wire:
         settings = self._settings

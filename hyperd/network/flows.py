@@ -57,9 +57,9 @@ def forget(begun: Iterable[Forward], ended: Iterable[Forward]) -> None:
     _forget_those(is_it)
 
 
-def forget_begun_by(address: IPv4Address) -> None:
-    """All, of whatever protocol: what they are allowed is asked anew. Raises OSError."""
-    _forget_those(lambda flow: flow.begun_by == address)
+def forget_of(address: IPv4Address) -> None:
+    """All with it at one end, of whatever protocol: whether they may is asked anew. Raises OSError."""
+    _forget_those(lambda flow: address in (flow.begun_by, flow.answered_by[0]))
 
 
 def _forget_those(is_it: Callable[[Flow], bool]) -> None:

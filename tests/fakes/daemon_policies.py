@@ -33,3 +33,46 @@ class FakeEgress(policy_pb2_grpc.EgressServiceServicer):
         return policy_pb2.ReportEgressResponse(
             container_id="1" * 64, name=request.container, attempts=[attempt, name], is_cut=True
         )
+
+
+class FakeSecurityGroups(policy_pb2_grpc.SecurityGroupServiceServicer):
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self._daemon = daemon
+
+    async def CreateSecurityGroup(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.CreateSecurityGroupResponse(group=_group(request.name))
+
+    async def UpdateSecurityGroup(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.UpdateSecurityGroupResponse(group=_group(request.name))
+
+    async def ListSecurityGroups(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.ListSecurityGroupsResponse(groups=[_group("db"), _group("web")])
+
+    async def InspectSecurityGroup(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.InspectSecurityGroupResponse(group=_group(request.name))
+
+    async def RemoveSecurityGroup(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.RemoveSecurityGroupResponse()
+
+    async def ChangeSecurityGroups(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.ChangeSecurityGroupsResponse(groups=["db", *request.add])
+
+
+def _group(name):
+    rules = [
+        policy_pb2.SecurityGroupRule(
+            direction="ingress",
+            protocol="tcp",
+            port_range_min=22,
+            port_range_max=23,
+            remote_ip_prefix="0.0.0.0/0",
+        ),
+        policy_pb2.SecurityGroupRule(direction="egress", remote_group_name="db"),
+    ]
+    return policy_pb2.SecurityGroup(name=name or "web", description="of tests", rules=rules, users=["site"])

@@ -105,3 +105,27 @@ def test_a_policy_outlives_hyperd_and_changes_while_its_guest_runs(host: Hyper, 
     host.ok("egress", "set", name, "none")
     assert not reached()
     assert host.ok("egress", "inspect", "-f", "{{.Egress}}", name) == "none"
+
+
+def test_a_guest_hears_what_its_groups_let_in(host: Hyper, name: str, tmp_path: Path):
+    def group(port: int) -> str:
+        file = tmp_path / "group.yaml"
+        rule = f"{{direction: ingress, protocol: tcp, port_range_min: {port}}}"
+        file.write_text(f"rules: [{rule}]")
+        return str(file)
+
+    host.ok("sg", "create", "-f", group(9000), name)
+    try:
+        serve = "while true; do echo heard | nc -l -p 9000; done"
+        flags = ("--security-group", name, "--network-rate-in", "10m", "--network-rate-out", "10m")
+        host.ok("run", "-d", "--name", name, *flags, BUSYBOX, "sh", "-c", serve)
+        address = host.ok("inspect", "-f", "{{.NetworkSettings.IPAddress}}", name)
+        ask = ("run", "--rm", BUSYBOX, "sh", "-c", f"nc -w 5 {address} 9000 || echo refused")
+        assert host.ok(*ask) == "heard"
+        refused = host.run("sg", "rm", name)
+        assert (refused.returncode, f"in use by {name}".encode() in refused.stderr) == (4, True)
+        host.ok("sg", "update", "-f", group(9001), name)
+        assert host.ok(*ask) == "refused"
+    finally:
+        host.run("rm", "-f", name)
+        host.ok("sg", "rm", name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An egress policy as people write it: YAML or JSON. Pure; every error names the line.
+"""An egress policy as people write it. Pure; every error names the line.
 
 allow:
   - domain: pypi.org              # or a list of them
@@ -7,36 +7,37 @@ allow:
   - domain: "*.pythonhosted.org"  # what is beneath it, not itself; "*": any
     protocol: tcp                 # tcp, udp or icmp; left out: any
   - cidr: [192.0.2.0/24, 198.51.100.7]
+  - group: db                     # the sandboxes of a security group, on the same network
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from ipaddress import IPv4Network
-from typing import TypeVar
 
-import yaml
-
-from hyperd.errors import InvalidError, UnsupportedError
+from hyperd.errors import InvalidError
 from hyperd.model.policy import EgressMode, EgressPolicy, EgressRule, PortRange, Service
+from hyperd.network.policy.nodes import Node, Reader
 
-MAX_DOCUMENT_BYTES = 256 * 1024
-MAX_RULES, MAX_VALUES = 256, 4096  # of one policy
-_KEYS = ("domain", "cidr", "protocol", "ports")
+MAX_RULES = 256  # of one policy
+_KEYS = ("domain", "cidr", "group", "protocol", "ports")
 _LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?", re.ASCII)
-T = TypeVar("T")
+_GROUP = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 
 
 def parse_egress(text: str, subject: str = "egress policy") -> EgressPolicy:
-    """``text``: none, allow-all, or a document. Raises InvalidError, UnsupportedError (IPv6)."""
-    if len(text.encode()) > MAX_DOCUMENT_BYTES:
-        raise InvalidError(f"is larger than {MAX_DOCUMENT_BYTES >> 10} KiB", subject=subject)
-    root = _composed(text, subject)
-    if isinstance(root, yaml.ScalarNode):
-        if root.value in (EgressMode.NONE, EgressMode.ALLOW_ALL):
-            return EgressPolicy(EgressMode(root.value))
-        raise _wrong(subject, root, f"{root.value!r} is not none, allow-all or a list of rules")
-    return _Reader(subject).read(root)
+    """``text``: none, allow-all, or a document. Raises InvalidError."""
+    reader = Reader(subject)
+    root = reader.compose(text)
+    word = reader.word(root)
+    if word in (EgressMode.NONE, EgressMode.ALLOW_ALL):
+        return EgressPolicy(EgressMode(word))
+    if word is not None:
+        raise reader.wrong(root, f"{word!r} is not none, allow-all or a list of rules")
+    top = reader.mapping(root, ("allow",))
+    missing = "there is no list of rules under `allow:`"
+    listed = reader.sequence(top.get("allow"), root, missing, MAX_RULES)
+    return EgressPolicy(EgressMode.LISTED, tuple(_rule(reader, node) for node in listed))
 
 
 def parse_ports(text: str) -> PortRange:
@@ -71,100 +72,43 @@ def parse_domain(text: str) -> str:
     return name
 
 
-class _Reader:
-    def __init__(self, subject: str) -> None:
-        self._subject = subject
-        self._left = MAX_VALUES
-
-    def read(self, root: yaml.Node) -> EgressPolicy:
-        top = self._mapping(root, ("allow",))
-        listed = top.get("allow")
-        if not isinstance(listed, yaml.SequenceNode):
-            raise _wrong(self._subject, listed or root, "there is no list of rules under `allow:`")
-        if len(listed.value) > MAX_RULES:
-            raise _wrong(self._subject, listed, f"there are more than {MAX_RULES} rules")
-        return EgressPolicy(EgressMode.LISTED, tuple(self._rule(node) for node in listed.value))
-
-    def _rule(self, node: yaml.Node) -> EgressRule:
-        keys = self._mapping(node, _KEYS)
-        if "domain" not in keys and "cidr" not in keys:
-            raise _wrong(self._subject, node, "a rule needs a domain or a cidr")
-        protocol = self._one(keys, "protocol")
-        if protocol not in ("", "tcp", "udp", "icmp"):
-            raise _wrong(self._subject, keys["protocol"], f"{protocol!r} is not tcp, udp or icmp")
-        if protocol == "icmp" and "ports" in keys:
-            raise _wrong(self._subject, keys["ports"], "icmp has no ports")
-        return EgressRule(
-            domains=tuple(dict.fromkeys(self._many(keys, "domain", parse_domain))),
-            networks=tuple(dict.fromkeys(self._many(keys, "cidr", self._network))),
-            service=Service(protocol, merged(self._many(keys, "ports", parse_ports))),
-        )
-
-    def _network(self, text: str) -> IPv4Network:
-        if ":" in text:
-            raise UnsupportedError(
-                "a sandbox with a policy has IPv4 only", subject=f"{self._subject}: cidr {text!r}"
-            )
-        try:
-            return IPv4Network(text)
-        except ValueError as error:
-            raise ValueError(f"{text!r} is no IPv4 network: {error}") from error
-
-    def _one(self, keys: dict[str, yaml.Node], key: str) -> str:
-        node = keys.get(key)
-        return self._scalar(node, key).lower() if node is not None else ""
-
-    def _many(self, keys: dict[str, yaml.Node], key: str, parse: Callable[[str], T]) -> list[T]:
-        """A value, or a list of them that is not empty."""
-        node = keys.get(key)
-        if node is None:
-            return []
-        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
-        if not nodes:
-            raise _wrong(self._subject, node, f"`{key}` is empty")
-        self._left -= len(nodes)
-        if self._left < 0:
-            raise _wrong(self._subject, node, f"there are more than {MAX_VALUES} domains, networks and ports")
-        found = []
-        for each in nodes:
-            text = self._scalar(each, key)
-            try:
-                found.append(parse(text))
-            except ValueError as error:
-                raise _wrong(self._subject, each, str(error)) from error
-        return found
-
-    def _scalar(self, node: yaml.Node, key: str) -> str:
-        if not isinstance(node, yaml.ScalarNode) or not node.value:
-            raise _wrong(self._subject, node, f"`{key}` is no plain value")
-        return str(node.value)
-
-    def _mapping(self, node: yaml.Node, known: tuple[str, ...]) -> dict[str, yaml.Node]:
-        if not isinstance(node, yaml.MappingNode):
-            raise _wrong(self._subject, node, f"here should be keys: {', '.join(known)}")
-        found: dict[str, yaml.Node] = {}
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or key.value not in known:
-                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "this"
-                raise _wrong(self._subject, key, f"{shown} is none of the keys: {', '.join(known)}")
-            if key.value in found:
-                raise _wrong(self._subject, key, f"`{key.value}` stands here twice")
-            found[key.value] = value
-        return found
-
-
-def _composed(text: str, subject: str) -> yaml.Node:
+def parse_network(text: str) -> IPv4Network:
+    """Raises ValueError."""
+    if ":" in text:
+        raise ValueError(f"{text!r} is of IPv6: a sandbox with a policy has IPv4 only")
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark is not None else ""
-        evidence = getattr(error, "problem", None) or str(error)
-        raise InvalidError("is neither YAML nor JSON", subject=subject + where, evidence=evidence) from error
-    if root is None:
-        raise InvalidError("is empty", subject=subject, hint="`none` lets nothing out")
-    return root
+        return IPv4Network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no IPv4 network: {error}") from error
 
 
-def _wrong(subject: str, node: yaml.Node, brief: str) -> InvalidError:
-    return InvalidError(brief, subject=f"{subject}, line {node.start_mark.line + 1}")
+def parse_group(text: str) -> str:
+    """Raises ValueError."""
+    if not _GROUP.fullmatch(text):
+        raise ValueError(f"{text!r} is not a name for a security group")
+    return text
+
+
+def _rule(reader: Reader, node: Node) -> EgressRule:
+    keys = reader.mapping(node, _KEYS)
+    if not {"domain", "cidr", "group"} & keys.keys():
+        raise reader.wrong(node, "a rule needs a domain, a cidr or a group")
+    protocol = reader.one(keys, "protocol").lower()
+    if protocol not in ("", "tcp", "udp", "icmp"):
+        raise reader.wrong(keys["protocol"], f"{protocol!r} is not tcp, udp or icmp")
+    if protocol == "icmp" and "ports" in keys:
+        raise reader.wrong(keys["ports"], "icmp has no ports")
+    return EgressRule(
+        domains=tuple(dict.fromkeys(reader.many(keys, "domain", parse_domain))),
+        networks=tuple(dict.fromkeys(reader.many(keys, "cidr", parse_network))),
+        groups=tuple(dict.fromkeys(reader.many(keys, "group", parse_group))),
+        service=Service(protocol, merged(reader.many(keys, "ports", parse_ports))),
+    )
+
+
+def require_egress(text: str) -> None:
+    """Raises InvalidError; `` "" `` is none."""
+    if text:
+        parse_egress(text)
+    else:
+        raise InvalidError("is empty", subject="egress policy", hint="`none` lets nothing out")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``Policies``: what each sandbox may begin, from its record to the kernel and back to its report.
+"""``Policies``: what each sandbox may begin and hear, from its record to the kernel and back to its report.
 
 The record comes before the rules, the rules before the tap. A policy that changes is recorded first, too: a hyperd
 that is killed in between leaves the older one in force, and the next begins with the rules of the newer one.
@@ -11,42 +11,33 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from pyroute2 import AsyncIPRoute
-
-from hyperd.errors import HyperError, InvalidError
+from hyperd.errors import HyperError, InvalidError, NotFoundError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.model.policy import Attempt, EgressPolicy, EgressReport, Limits, Service
+from hyperd.model.policy import (
+    Attempt,
+    EgressMode,
+    EgressPolicy,
+    EgressReport,
+    Limits,
+    SecurityGroup,
+    Service,
+)
 from hyperd.model.vm import SandboxId
 from hyperd.network import flows
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
 from hyperd.network.policy.document import parse_egress
-from hyperd.network.policy.load import load_rules
+from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.records import Held, PolicyRecords, moved
-from hyperd.network.policy.rules import (
-    Judged,
-    Learned,
-    render_base,
-    render_gone,
-    render_none,
-    render_stale,
-    render_wire,
-)
+from hyperd.network.policy.rules import Judged, Learned
 from hyperd.network.policy.screening import services_for
 from hyperd.network.policy.tally import Tally
-from hyperd.network.policy.wire import Wire, unroute
+from hyperd.network.policy.wire import Wire
+from hyperd.network.policy.wires import Armed, Place, Wires
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A network as policies see it. ``base``: its own table."""
-
-    base: str
-    internal: bool
 
 
 @dataclass(slots=True)
@@ -62,18 +53,19 @@ class _Policed:
 class Policies:
     def __init__(self, database: Database) -> None:
         self._records = PolicyRecords(database)
+        self.groups = Groups(database, self._regroup)
         self._kernel = Workers("policies", 1)
-        self._changing = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
-        self._wires: dict[tuple[str, IPv4Address], tuple[SandboxId, Wire, Place]] = {}
+        self._wires = Wires()
 
     async def load(self) -> None:
         async with self._loading:
             if not self._is_loaded:
                 for sandbox_id, held in (await self._records.load()).items():
-                    self._policed[sandbox_id] = _Policed(held, parse_egress(held.limits.egress))
+                    self._policed[sandbox_id] = _Policed(held, _egress(held.limits))
+                await self.groups.load()
                 self._is_loaded = True
 
     def close(self) -> None:
@@ -93,14 +85,23 @@ class Policies:
         return policed.revision + 1 if policed else 0
 
     def require_valid(self, limits: Limits) -> None:
-        """Raises InvalidError, UnsupportedError."""
-        if limits.egress:
-            parse_egress(limits.egress)
+        """Raises InvalidError, NotFoundError for a group."""
+        for name in sorted(self.groups_in(limits)):
+            self.groups.get(name)
+
+    def groups_in(self, limits: Limits) -> set[str]:
+        """Those that it has, or speaks of. Raises InvalidError."""
+        return {*limits.groups, *(name for rule in _egress(limits).rules for name in rule.groups)}
 
     def limits_of(self, sandbox_id: SandboxId) -> Limits:
         """As they are now; empty when it has none."""
         policed = self._policed.get(sandbox_id)
         return policed.held.limits if policed else Limits()
+
+    def limited(self, sandbox_id: SandboxId, wire: Wire) -> Wire:
+        """With the rates that hold for it."""
+        limits = self.limits_of(sandbox_id)
+        return replace(wire, rate_in=limits.rate_in, rate_out=limits.rate_out)
 
     async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         """Before it is attached, unless it has some already: those were changed since."""
@@ -111,9 +112,9 @@ class Policies:
             self._policed[sandbox_id].name = name
 
     async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
-        """In the records; in force it is with the next ``arm``. Raises InvalidError, UnsupportedError."""
-        if not limits:
-            raise InvalidError("is empty", subject="egress policy", hint="`allow-all` lets everything out")
+        """In the records; in force it is with the next ``arm``. Raises InvalidError, NotFoundError."""
+        if not limits and sandbox_id not in self._policed:
+            raise InvalidError("is empty", subject="policy", hint="`allow-all` lets everything out")
         await self.load()
         self.require_valid(limits)
         before = self._policed.get(sandbox_id)
@@ -125,23 +126,23 @@ class Policies:
         found = [(owner, wire) for owner, wire in wires if owner in self._policed]
         if not found:
             return
-        async with self._changing:
-            with network_errors(place.base):
-                is_there = sets.has_table(place.base)
-            if not is_there:
-                for owner, _ in found:
-                    await self._end_run(owner, self._policed[owner])
-            text = render_base(place.base, found[0][1], internal=place.internal)
-            for owner, wire in found:
-                text += self._rendered(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
-            await load_rules(text, place.base)
-            for owner, wire in found:
-                self._wires[place.base, wire.address] = (owner, wire, place)
-                await self._settle(owner)
+        with network_errors(place.base):
+            is_there = sets.has_table(place.base)
+        if not is_there:
+            for owner, _ in found:
+                await self._end_run(owner, self._policed[owner])
+        await self._wires.stand(
+            [
+                self._armed(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
+                for owner, wire in found
+            ]
+        )
+        for owner, _ in found:
+            await self._settle(owner)
 
     def stands(self, base: str) -> bool:
         """Whether nobody has taken away what should be in force."""
-        if not any(known == base for known, _ in self._wires):
+        if not self._wires.are_on(base):
             return True
         try:
             return sets.has_table(base)
@@ -150,16 +151,13 @@ class Policies:
 
     async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """Its rules, before its tap is there; or anew, with what its names stand for under them."""
-        async with self._changing:
-            self._wires[place.base, wire.address] = (sandbox_id, wire, place)
-            text = render_base(place.base, wire, internal=place.internal)
-            await load_rules(text + self._rendered(place, sandbox_id, wire, anew=True), place.base)
-            await self._settle(sandbox_id)
+        await self._wires.arm(self._armed(place, sandbox_id, wire, anew=True))
+        await self._settle(sandbox_id)
 
     async def cut(self, wire: Wire) -> None:
-        """What it has begun is asked anew whether it may."""
+        """What it has begun, or others with it, is asked anew whether it may."""
         with network_errors(wire.name):
-            await self._kernel.call(flows.forget_begun_by, wire.address)
+            await self._kernel.call(flows.forget_of, wire.address)
 
     async def disarm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """When its tap is gone. What was refused is written down first. Idempotent."""
@@ -167,35 +165,23 @@ class Policies:
         if policed is None:
             return
         await self._note(sandbox_id, policed)
-        async with self._changing:
-            with network_errors(wire.name):
-                async with AsyncIPRoute() as netlink:
-                    await unroute(netlink, wire)
-            self._wires.pop((place.base, wire.address), None)
-            if any(base == place.base for base, _ in self._wires):
-                earlier = [parse_egress(text) for text in policed.held.earlier]
-                judged = Judged(wire, policed.egress)
-                await load_rules(
-                    render_base(place.base, wire, internal=place.internal)
-                    + render_gone(place.base, judged, earlier),
-                    place.base,
-                )
-            else:
-                await load_rules(render_none(place.base), place.base)
+        await self._wires.disarm(self._armed(place, sandbox_id, wire, anew=False))
         await self._end_run(sandbox_id, policed)
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
-        with network_errors(base):
-            is_there = sets.has_table(base)
-        if is_there:
-            await load_rules(render_none(base), base)
+        await self._wires.withdraw(base)
 
     async def forget(self, sandbox_id: SandboxId) -> None:
         """The sandbox is gone; the report of it stays."""
         await self.load()
         if self._policed.pop(sandbox_id, None) is not None:
             await self._records.delete(sandbox_id)
+
+    async def remove_group(self, name: str) -> None:
+        """That no sandbox has. Raises NotFoundError, WrongStateError while another group speaks of it."""
+        await self.groups.remove(name)
+        await self._wires.forget_group(name)
 
     async def report(self, reference: str) -> EgressReport:
         """By id, name, or unique prefix of an id, also of one that has gone. Raises NotFoundError, InvalidError."""
@@ -218,21 +204,15 @@ class Policies:
 
     def at(self, base: str, address: str) -> tuple[SandboxId, EgressPolicy, Tally] | None:
         """Who asks for a name."""
-        found = self._wires.get((base, IPv4Address(address)))
-        policed = self._policed.get(found[0]) if found else None
-        return (found[0], policed.egress, policed.tally) if found and policed else None
+        armed = self._wires.at(base, address)
+        policed = self._policed.get(armed.owner) if armed else None
+        return (armed.owner, policed.egress, policed.tally) if armed and policed else None
 
     async def learn(
-        self,
-        base: str,
-        sandbox_id: SandboxId,
-        name: str,
-        told: Iterable[tuple[IPv4Address, int]],
+        self, base: str, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]
     ) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
-        wires = [
-            wire for owner, wire, place in self._wires.values() if (owner, place.base) == (sandbox_id, base)
-        ]
+        wires = [armed.judged.wire for armed in self._wires.of(sandbox_id) if armed.place.base == base]
         policed = self._policed.get(sandbox_id)
         if policed is None or not wires:
             return False
@@ -249,8 +229,16 @@ class Policies:
             return False
         return True
 
+    async def _regroup(self, name: str) -> None:
+        """A group says something else: at once for all that have it."""
+        for sandbox_id, policed in list(self._policed.items()):
+            if name in policed.held.limits.groups:
+                for armed in self._wires.of(sandbox_id):
+                    await self.arm(armed.place, sandbox_id, armed.judged.wire)
+                    await self.cut(armed.judged.wire)
+
     async def _save(self, sandbox_id: SandboxId, held: Held, name: str) -> None:
-        egress = parse_egress(held.limits.egress)
+        egress = _egress(held.limits)
         await self._records.save(sandbox_id, held)
         policed = self._policed.setdefault(sandbox_id, _Policed(held, egress))
         policed.held, policed.egress, policed.name = held, egress, name
@@ -264,12 +252,18 @@ class Policies:
             policed.held = replace(policed.held, earlier=())
             await self._records.save(sandbox_id, policed.held)
 
-    def _rendered(self, place: Place, sandbox_id: SandboxId, wire: Wire, *, anew: bool) -> str:
+    def _armed(self, place: Place, sandbox_id: SandboxId, wire: Wire, *, anew: bool) -> Armed:
         policed = self._policed[sandbox_id]
-        judged = Judged(wire, policed.egress)
-        earlier = [parse_egress(text) for text in policed.held.earlier]
-        learned = _learned(policed) if anew else None
-        return render_wire(place.base, judged, learned) + render_stale(place.base, judged, earlier)
+        judged = Judged(self.limited(sandbox_id, wire), policed.egress, tuple(self._groups_of(policed)))
+        earlier = tuple(parse_egress(text) for text in policed.held.earlier)
+        return Armed(sandbox_id, place, judged, earlier, _learned(policed) if anew else None)
+
+    def _groups_of(self, policed: _Policed) -> Iterable[SecurityGroup]:
+        for name in policed.held.limits.groups:
+            try:
+                yield self.groups.get(name)
+            except NotFoundError:  # nobody can remove one that is in use; if he did: it lets nothing in
+                yield SecurityGroup(name)
 
     async def _end_run(self, sandbox_id: SandboxId, policed: _Policed) -> None:
         """The kernel has forgotten what it counted."""
@@ -279,11 +273,10 @@ class Policies:
     async def _note(self, sandbox_id: SandboxId, policed: _Policed) -> None:
         """What the kernel has counted and names that were refused, into the records."""
         attempts: list[Attempt] = []
-        for owner, wire, place in list(self._wires.values()):
-            if owner == sandbox_id:
-                with network_errors(wire.name):
-                    blocked = await self._kernel.call(sets.read_blocked, place.base, wire.name)
-                attempts += policed.tally.attempts(blocked)
+        for armed in self._wires.of(sandbox_id):
+            with network_errors(armed.judged.wire.name):
+                blocked = await self._kernel.call(sets.read_blocked, armed.place.base, armed.judged.wire.name)
+            attempts += policed.tally.attempts(blocked)
         counts = [(each.destination, each.protocol, each.port, each.count) for each in attempts]
         refused = policed.tally.take_refused()
         if not refused and counts == policed.noted:
@@ -294,6 +287,10 @@ class Policies:
             policed.tally.give_back(refused)
             raise
         policed.noted = counts
+
+
+def _egress(limits: Limits) -> EgressPolicy:
+    return parse_egress(limits.egress) if limits.egress else EgressPolicy(EgressMode.ALLOW_ALL)
 
 
 def _learned(policed: _Policed) -> Learned:

@@ -11,6 +11,7 @@ from hyperd.errors import InvalidError, NotFoundError
 from hyperd.host.database import Database
 from hyperd.model.policy import Attempt, EgressReport, Limits
 from hyperd.model.vm import SandboxId
+from hyperd.network.policy import groups
 
 _MIGRATIONS = (
     "CREATE TABLE policy (sandbox_id TEXT PRIMARY KEY, egress TEXT NOT NULL, earlier TEXT NOT NULL) STRICT",
@@ -23,6 +24,10 @@ _MIGRATIONS = (
         first_at REAL NOT NULL, last_at REAL NOT NULL,
         PRIMARY KEY (sandbox_id, destination, protocol, port)
     ) STRICT""",
+    "ALTER TABLE policy ADD COLUMN groups TEXT NOT NULL DEFAULT '[]'",
+    "ALTER TABLE policy ADD COLUMN rate_in INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE policy ADD COLUMN rate_out INTEGER NOT NULL DEFAULT 0",
+    groups.MIGRATION,
 )
 _PUT = (
     "INSERT INTO egress_attempt VALUES (:sandbox_id, :destination, :protocol, :port, :name, {}, :first_at, :last_at)"
@@ -51,16 +56,26 @@ class PolicyRecords:
         await self._database.migrate("policy", _MIGRATIONS)
 
         def work(connection: sqlite3.Connection) -> dict[SandboxId, Held]:
-            rows = connection.execute("SELECT sandbox_id, egress, earlier FROM policy")
-            return {SandboxId(row[0]): Held(Limits(row[1]), tuple(json.loads(row[2]))) for row in rows}
+            rows = connection.execute(
+                "SELECT sandbox_id, egress, groups, rate_in, rate_out, earlier FROM policy"
+            )
+            return {SandboxId(row[0]): _held(row) for row in rows}
 
         return await self._database.transaction(work)
 
     async def save(self, sandbox_id: SandboxId, held: Held) -> None:
-        row = (sandbox_id, held.limits.egress, json.dumps(held.earlier))
+        limits = held.limits
+        row = (
+            sandbox_id,
+            limits.egress,
+            json.dumps(held.earlier),
+            json.dumps(limits.groups),
+            limits.rate_in,
+            limits.rate_out,
+        )
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR REPLACE INTO policy VALUES (?, ?, ?)", row)
+            connection.execute("INSERT OR REPLACE INTO policy VALUES (?, ?, ?, ?, ?, ?)", row)
 
         await self._database.transaction(work, lasting=True)
 
@@ -133,6 +148,11 @@ class PolicyRecords:
             )
 
         return await self._database.transaction(work)
+
+
+def _held(row: sqlite3.Row) -> Held:
+    limits = Limits(row["egress"], tuple(json.loads(row["groups"])), row["rate_in"], row["rate_out"])
+    return Held(limits, tuple(json.loads(row["earlier"])))
 
 
 def moved(held: Held, limits: Limits) -> Held:

@@ -12,10 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
-from hyperd.model.policy import EgressMode, EgressPolicy, Service
+from hyperd.model.policy import EgressMode, EgressPolicy, SecurityGroup, Service
+from hyperd.network.policy import group_rules
+from hyperd.network.policy.group_rules import render_service
 from hyperd.network.policy.wire import Wire
 
-ROUTED, SPEAKERS, OUTWARD, REFUSING = "routed", "speakers", "outward_of", "refusing_of"
+ROUTED, SPEAKERS, RATES = "routed", "speakers", "rate_of"
+OUTWARD, REFUSING, BEGUN, HEARD = "outward_of", "refusing_of", "begun_of", "heard_of"
+_LEAST_BURST_BYTES = 128 << 10  # a guest sends up to 64 KiB in one piece
 MAX_LEARNED = 4096  # addresses of one sandbox and service
 MAX_BLOCKED = 1024  # destinations of one sandbox that are counted
 KEPT_S = 7 * 24 * 3600  # since the last attempt
@@ -30,6 +34,7 @@ class Judged:
 
     wire: Wire
     egress: EgressPolicy
+    groups: tuple[SecurityGroup, ...] = ()
 
 
 def table_of(base: str) -> str:
@@ -43,6 +48,7 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
     hooks = {
         "names": "nat hook prerouting priority -101",
         "sent": "filter hook prerouting priority -300",
+        "begun": "filter hook forward priority -3",
         "outward": "filter hook forward priority -2",
         "inward": "filter hook forward priority -1",
         "host": "filter hook input priority -1",
@@ -51,8 +57,11 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
         f"add table {table}",
         f"add set {table} {ROUTED} {{ type ifname; }}",
         f"add set {table} {SPEAKERS} {{ type ifname . ipv4_addr; }}",
-        f"add map {table} {OUTWARD} {{ type ifname : verdict; }}",
-        f"add map {table} {REFUSING} {{ type ifname : verdict; }}",
+        f"add map {table} {RATES} {{ type ifname : limit; }}",
+        *(
+            f"add map {table} {name} {{ type ifname : verdict; }}"
+            for name in (OUTWARD, REFUSING, BEGUN, HEARD)
+        ),
         *(f"add chain {table} {name} {{ type {hook}; policy accept; }}" for name, hook in hooks.items()),
         *(f"flush chain {table} {name}" for name in hooks),
     ]
@@ -63,10 +72,12 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
             f"iifname @{ROUTED} meta nfproto != ipv4 counter drop",
             f"iifname @{ROUTED} iifname . ip saddr != @{SPEAKERS} counter drop",
             f"iifname @{ROUTED} ip daddr 127.0.0.0/8 counter drop",
+            f"limit name iifname map @{RATES} drop",
         ],
         "names": [  # whomever it asks
             f"iifname @{ROUTED} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {wires_of.gateway}"
         ],
+        "begun": [f"iifname != @{ROUTED} accept", known, f"iifname vmap @{BEGUN}", *refuse],
         "outward": [
             f"iifname != @{ROUTED} accept",
             known,
@@ -77,8 +88,7 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
         "inward": [
             f"oifname != @{ROUTED} accept",
             known,
-            "ct status dnat accept",
-            f"ip saddr {subnet} accept",
+            f"oifname vmap @{HEARD}",
             "counter drop",
         ],
         "host": [
@@ -101,21 +111,26 @@ def render_wire(base: str, judged: Judged, learned: Learned | None = None) -> st
     """
     table, tap = f"inet {table_of(base)}", judged.wire.name
     counted = f"size {MAX_BLOCKED}; flags dynamic,timeout; timeout {KEPT_S}s; counter;"
+    verdicts = {
+        OUTWARD: (_outward(tap), [*_egress(tap, judged.egress), f"goto {_refusing(tap)}"]),
+        BEGUN: (f"begun_{tap}", group_rules.begun(judged.groups, _refusing(tap))),
+        HEARD: (f"heard_{tap}", group_rules.heard(judged.groups, judged.wire.subnet)),
+        REFUSING: (_refusing(tap), _refusal(tap)),
+    }
     return "\n".join(
         [
             f"add set {table} {blocked_set(tap)} {{ type ipv4_addr . inet_proto . inet_service; {counted} }}",
             f"add set {table} {other_set(tap)} {{ type ipv4_addr . inet_proto; {counted} }}",
             *(_learned(table, learned_set(tap, service)) for service in services_of(judged.egress)),
-            f"add chain {table} {_refusing(tap)}",
-            f"add chain {table} {_outward(tap)}",
-            f"flush chain {table} {_refusing(tap)}",
-            f"flush chain {table} {_outward(tap)}",
-            *(f"add rule {table} {_refusing(tap)} {rule}" for rule in _refusal(tap)),
-            *(f"add rule {table} {_outward(tap)} {rule}" for rule in _egress(tap, judged.egress)),
-            f"add rule {table} {_outward(tap)} goto {_refusing(tap)}",
+            *(f"add chain {table} {chain}" for chain, _ in verdicts.values()),
+            *(f"flush chain {table} {chain}" for chain, _ in verdicts.values()),
+            *(f"add rule {table} {chain} {rule}" for chain, rules in verdicts.values() for rule in rules),
             *(_relearned(table, tap, judged.egress, learned) if learned is not None else ()),
-            f'add element {table} {REFUSING} {{ "{tap}" : goto {_refusing(tap)} }}',
-            f'add element {table} {OUTWARD} {{ "{tap}" : goto {_outward(tap)} }}',
+            *(
+                f'add element {table} {where} {{ "{tap}" : goto {chain} }}'
+                for where, (chain, _) in verdicts.items()
+            ),
+            *_rate(table, judged.wire),
             f'add element {table} {SPEAKERS} {{ "{tap}" . {judged.wire.address} }}',
             f'add element {table} {ROUTED} {{ "{tap}" }}',
             "",
@@ -126,14 +141,15 @@ def render_wire(base: str, judged: Judged, learned: Learned | None = None) -> st
 def render_gone(base: str, judged: Judged, earlier: Iterable[EgressPolicy] = ()) -> str:
     """A wire's chains and sets taken out, whatever of them is there; the table has to be."""
     table, tap = f"inet {table_of(base)}", judged.wire.name
+    chains = (_outward(tap), f"begun_{tap}", f"heard_{tap}", _refusing(tap))
     return render_wire(base, judged) + "\n".join(
         [
             f'delete element {table} {ROUTED} {{ "{tap}" }}',
             f'delete element {table} {SPEAKERS} {{ "{tap}" . {judged.wire.address} }}',
-            f'delete element {table} {OUTWARD} {{ "{tap}" }}',
-            f'delete element {table} {REFUSING} {{ "{tap}" }}',
-            *(f"flush chain {table} {chain}" for chain in (_outward(tap), _refusing(tap))),
-            *(f"delete chain {table} {chain}" for chain in (_outward(tap), _refusing(tap))),
+            *(f'delete element {table} {where} {{ "{tap}" }}' for where in (OUTWARD, BEGUN, HEARD, REFUSING)),
+            *(f"flush chain {table} {chain}" for chain in chains),
+            *(f"delete chain {table} {chain}" for chain in chains),
+            *_no_rate(table, judged.wire),
             f"delete set {table} {blocked_set(tap)}",
             f"delete set {table} {other_set(tap)}",
             *(f"delete set {table} {learned_set(tap, service)}" for service in services_of(judged.egress)),
@@ -190,6 +206,20 @@ def _learned(table: str, name: str) -> str:
     return f"add set {table} {name} {{ type ipv4_addr; flags timeout; size {MAX_LEARNED}; }}"
 
 
+def _rate(table: str, wire: Wire) -> Iterator[str]:
+    if wire.rate_out:
+        burst_bytes = max(_LEAST_BURST_BYTES, wire.rate_out // 8)
+        rate = f"rate over {wire.rate_out} bytes/second burst {burst_bytes} bytes"
+        yield f"add limit {table} rate_{wire.name} {{ {rate} ; }}"
+        yield f'add element {table} {RATES} {{ "{wire.name}" : "rate_{wire.name}" }}'
+
+
+def _no_rate(table: str, wire: Wire) -> Iterator[str]:
+    if wire.rate_out:
+        yield f'delete element {table} {RATES} {{ "{wire.name}" }}'
+        yield f"delete limit {table} rate_{wire.name}"
+
+
 def _outward(tap: str) -> str:
     return f"from_{tap}"
 
@@ -217,13 +247,16 @@ def _egress(tap: str, policy: EgressPolicy) -> Iterator[str]:
     for rule in policy.rules:
         beside = [network for network in rule.networks if network.subnet_of(_LINK_LOCAL)]
         if beside:
-            yield f"ip daddr {_addresses(beside)} {_service(rule.service)}accept"
+            yield f"ip daddr {_addresses(beside)} {render_service(rule.service)}accept"
     yield f"ip daddr {{ {_NOWHERE} }} goto {_refusing(tap)}"
     for rule in policy.rules:
         if rule.networks:
-            yield f"ip daddr {_addresses(rule.networks)} {_service(rule.service)}accept"
+            yield f"ip daddr {_addresses(rule.networks)} {render_service(rule.service)}accept"
+    for rule in policy.rules:
+        for group in rule.groups:
+            yield f"ip daddr @{group_rules.members_set(group)} {render_service(rule.service)}accept"
     for service in services_of(policy):
-        yield f"ip daddr @{learned_set(tap, service)} {_service(service)}accept"
+        yield f"ip daddr @{learned_set(tap, service)} {render_service(service)}accept"
 
 
 def _addresses(networks: Iterable[IPv4Network]) -> str:
@@ -233,10 +266,3 @@ def _addresses(networks: Iterable[IPv4Network]) -> str:
         if not any(network.subnet_of(wider) for wider in apart):
             apart.append(network)
     return f"{{ {', '.join(map(str, sorted(apart)))} }}"
-
-
-def _service(service: Service) -> str:
-    if service.ports:
-        protocol = service.protocol or "{ tcp, udp }"
-        return f"meta l4proto {protocol} th dport {{ {', '.join(map(str, service.ports))} }} "
-    return f"meta l4proto {service.protocol} " if service.protocol else ""

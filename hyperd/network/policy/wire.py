@@ -20,6 +20,7 @@ from hyperd.network.pool import mac_of
 _SETTINGS = Path("/proc/sys/net")
 _PROXY = 0x08  # NTF_PROXY, linux/neighbour.h
 _LINK_SCOPE = 253
+_LEAST_BURST_BYTES = 16 << 10
 _MISSING = (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL)
 _OF_TAP = {
     "ipv6/conf/{}/disable_ipv6": "1",
@@ -42,6 +43,8 @@ class Wire:
     bridge: str
     subnet: IPv4Network
     gateway: IPv4Address
+    rate_in: int = 0  # bytes a second to its guest; 0: no limit
+    rate_out: int = 0
 
 
 async def route(netlink: AsyncIPRoute, index: int, wire: Wire, *, mtu: int, ifalias: str) -> None:
@@ -54,6 +57,7 @@ async def route(netlink: AsyncIPRoute, index: int, wire: Wire, *, mtu: int, ifal
         _set(path.format(wire.name), value)
     await netlink.link("set", index=index, mtu=mtu, ifalias=ifalias, address=mac_of(wire.gateway), state="up")
     await netlink.route("replace", dst=f"{wire.address}/32", oif=index, scope=_LINK_SCOPE)
+    await _shape(netlink, index, wire.rate_in)
     (bridge,) = await netlink.link_lookup(ifname=wire.bridge)
     _set(f"ipv4/neigh/{wire.bridge}/proxy_delay", "0")
     await netlink.neigh("replace", dst=str(wire.address), ifindex=bridge, flags=_PROXY)
@@ -67,6 +71,15 @@ async def unroute(netlink: AsyncIPRoute, wire: Wire) -> None:
         except NetlinkError as error:
             if error.code not in _MISSING:
                 raise
+
+
+async def _shape(netlink: AsyncIPRoute, index: int, rate: int) -> None:
+    """What is sent to the guest waits its turn; what the guest sends is dropped beyond its rate, by a rule."""
+    if rate:
+        burst_bytes = max(_LEAST_BURST_BYTES, rate // 50)
+        await netlink.tc(
+            "replace", "tbf", index, handle="1:", rate=str(rate * 8), burst=burst_bytes, latency="400ms"
+        )
 
 
 def _set(path: str, value: str) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hyper/v1/policy.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x10SetEgressRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\"\x13\n\x11SetEgressResponse\")\n\x14InspectEgressRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\"K\n\x15InspectEgressResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\"(\n\x13ReportEgressRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\"u\n\x14ReportEgressResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x17.hyper.v1.EgressAttempt\x12\x0e\n\x06is_cut\x18\x04 \x01(\x08\"\xbc\x01\n\rEgressAttempt\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\x12,\n\x08\x66irst_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07last_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xf6\x01\n\rEgressService\x12\x44\n\tSetEgress\x12\x1a.hyper.v1.SetEgressRequest\x1a\x1b.hyper.v1.SetEgressResponse\x12P\n\rInspectEgress\x12\x1e.hyper.v1.InspectEgressRequest\x1a\x1f.hyper.v1.InspectEgressResponse\x12M\n\x0cReportEgress\x12\x1d.hyper.v1.ReportEgressRequest\x1a\x1e.hyper.v1.ReportEgressResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hyper/v1/policy.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"5\n\x10SetEgressRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0e\n\x06policy\x18\x02 \x01(\t\"\x13\n\x11SetEgressResponse\")\n\x14InspectEgressRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\"K\n\x15InspectEgressResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\"(\n\x13ReportEgressRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\"u\n\x14ReportEgressResponse\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12)\n\x08\x61ttempts\x18\x03 \x03(\x0b\x32\x17.hyper.v1.EgressAttempt\x12\x0e\n\x06is_cut\x18\x04 \x01(\x08\"\xbc\x01\n\rEgressAttempt\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x0c\n\x04port\x18\x03 \x01(\r\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\r\n\x05\x63ount\x18\x05 \x01(\x04\x12,\n\x08\x66irst_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07last_at\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"m\n\rSecurityGroup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12*\n\x05rules\x18\x03 \x03(\x0b\x32\x1b.hyper.v1.SecurityGroupRule\x12\r\n\x05users\x18\x04 \x03(\t\"\xcd\x01\n\x11SecurityGroupRule\x12\x11\n\tdirection\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x1b\n\x0eport_range_min\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x1b\n\x0eport_range_max\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x10remote_ip_prefix\x18\x05 \x01(\t\x12\x19\n\x11remote_group_name\x18\x06 \x01(\tB\x11\n\x0f_port_range_minB\x11\n\x0f_port_range_max\"<\n\x1a\x43reateSecurityGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\"E\n\x1b\x43reateSecurityGroupResponse\x12&\n\x05group\x18\x01 \x01(\x0b\x32\x17.hyper.v1.SecurityGroup\"<\n\x1aUpdateSecurityGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\t\"E\n\x1bUpdateSecurityGroupResponse\x12&\n\x05group\x18\x01 \x01(\x0b\x32\x17.hyper.v1.SecurityGroup\"\x1b\n\x19ListSecurityGroupsRequest\"E\n\x1aListSecurityGroupsResponse\x12\'\n\x06groups\x18\x01 \x03(\x0b\x32\x17.hyper.v1.SecurityGroup\"+\n\x1bInspectSecurityGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"F\n\x1cInspectSecurityGroupResponse\x12&\n\x05group\x18\x01 \x01(\x0b\x32\x17.hyper.v1.SecurityGroup\"*\n\x1aRemoveSecurityGroupRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x1d\n\x1bRemoveSecurityGroupResponse\"M\n\x1b\x43hangeSecurityGroupsRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0b\n\x03\x61\x64\x64\x18\x02 \x03(\t\x12\x0e\n\x06remove\x18\x03 \x03(\t\".\n\x1c\x43hangeSecurityGroupsResponse\x12\x0e\n\x06groups\x18\x01 \x03(\t2\xf6\x01\n\rEgressService\x12\x44\n\tSetEgress\x12\x1a.hyper.v1.SetEgressRequest\x1a\x1b.hyper.v1.SetEgressResponse\x12P\n\rInspectEgress\x12\x1e.hyper.v1.InspectEgressRequest\x1a\x1f.hyper.v1.InspectEgressResponse\x12M\n\x0cReportEgress\x12\x1d.hyper.v1.ReportEgressRequest\x1a\x1e.hyper.v1.ReportEgressResponse2\xf1\x04\n\x14SecurityGroupService\x12\x62\n\x13\x43reateSecurityGroup\x12$.hyper.v1.CreateSecurityGroupRequest\x1a%.hyper.v1.CreateSecurityGroupResponse\x12\x62\n\x13UpdateSecurityGroup\x12$.hyper.v1.UpdateSecurityGroupRequest\x1a%.hyper.v1.UpdateSecurityGroupResponse\x12_\n\x12ListSecurityGroups\x12#.hyper.v1.ListSecurityGroupsRequest\x1a$.hyper.v1.ListSecurityGroupsResponse\x12\x65\n\x14InspectSecurityGroup\x12%.hyper.v1.InspectSecurityGroupRequest\x1a&.hyper.v1.InspectSecurityGroupResponse\x12\x62\n\x13RemoveSecurityGroup\x12$.hyper.v1.RemoveSecurityGroupRequest\x1a%.hyper.v1.RemoveSecurityGroupResponse\x12\x65\n\x14\x43hangeSecurityGroups\x12%.hyper.v1.ChangeSecurityGroupsRequest\x1a&.hyper.v1.ChangeSecurityGroupsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,6 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REPORTEGRESSRESPONSE']._serialized_end=423
   _globals['_EGRESSATTEMPT']._serialized_start=426
   _globals['_EGRESSATTEMPT']._serialized_end=614
-  _globals['_EGRESSSERVICE']._serialized_start=617
-  _globals['_EGRESSSERVICE']._serialized_end=863
+  _globals['_SECURITYGROUP']._serialized_start=616
+  _globals['_SECURITYGROUP']._serialized_end=725
+  _globals['_SECURITYGROUPRULE']._serialized_start=728
+  _globals['_SECURITYGROUPRULE']._serialized_end=933
+  _globals['_CREATESECURITYGROUPREQUEST']._serialized_start=935
+  _globals['_CREATESECURITYGROUPREQUEST']._serialized_end=995
+  _globals['_CREATESECURITYGROUPRESPONSE']._serialized_start=997
+  _globals['_CREATESECURITYGROUPRESPONSE']._serialized_end=1066
+  _globals['_UPDATESECURITYGROUPREQUEST']._serialized_start=1068
+  _globals['_UPDATESECURITYGROUPREQUEST']._serialized_end=1128
+  _globals['_UPDATESECURITYGROUPRESPONSE']._serialized_start=1130
+  _globals['_UPDATESECURITYGROUPRESPONSE']._serialized_end=1199
+  _globals['_LISTSECURITYGROUPSREQUEST']._serialized_start=1201
+  _globals['_LISTSECURITYGROUPSREQUEST']._serialized_end=1228
+  _globals['_LISTSECURITYGROUPSRESPONSE']._serialized_start=1230
+  _globals['_LISTSECURITYGROUPSRESPONSE']._serialized_end=1299
+  _globals['_INSPECTSECURITYGROUPREQUEST']._serialized_start=1301
+  _globals['_INSPECTSECURITYGROUPREQUEST']._serialized_end=1344
+  _globals['_INSPECTSECURITYGROUPRESPONSE']._serialized_start=1346
+  _globals['_INSPECTSECURITYGROUPRESPONSE']._serialized_end=1416
+  _globals['_REMOVESECURITYGROUPREQUEST']._serialized_start=1418
+  _globals['_REMOVESECURITYGROUPREQUEST']._serialized_end=1460
+  _globals['_REMOVESECURITYGROUPRESPONSE']._serialized_start=1462
+  _globals['_REMOVESECURITYGROUPRESPONSE']._serialized_end=1491
+  _globals['_CHANGESECURITYGROUPSREQUEST']._serialized_start=1493
+  _globals['_CHANGESECURITYGROUPSREQUEST']._serialized_end=1570
+  _globals['_CHANGESECURITYGROUPSRESPONSE']._serialized_start=1572
+  _globals['_CHANGESECURITYGROUPSRESPONSE']._serialized_end=1618
+  _globals['_EGRESSSERVICE']._serialized_start=1621
+  _globals['_EGRESSSERVICE']._serialized_end=1867
+  _globals['_SECURITYGROUPSERVICE']._serialized_start=1870
+  _globals['_SECURITYGROUPSERVICE']._serialized_end=2495
 # @@protoc_insertion_point(module_scope)

@@ -186,3 +186,297 @@ class EgressService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class SecurityGroupServiceStub:
+    """Whom containers hear and speak to. Documents are explained in docs/security-groups.md.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CreateSecurityGroup = channel.unary_unary(
+                '/hyper.v1.SecurityGroupService/CreateSecurityGroup',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.CreateSecurityGroupRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.CreateSecurityGroupResponse.FromString,
+                _registered_method=True)
+        self.UpdateSecurityGroup = channel.unary_unary(
+                '/hyper.v1.SecurityGroupService/UpdateSecurityGroup',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.UpdateSecurityGroupRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.UpdateSecurityGroupResponse.FromString,
+                _registered_method=True)
+        self.ListSecurityGroups = channel.unary_unary(
+                '/hyper.v1.SecurityGroupService/ListSecurityGroups',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.ListSecurityGroupsRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.ListSecurityGroupsResponse.FromString,
+                _registered_method=True)
+        self.InspectSecurityGroup = channel.unary_unary(
+                '/hyper.v1.SecurityGroupService/InspectSecurityGroup',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.InspectSecurityGroupRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.InspectSecurityGroupResponse.FromString,
+                _registered_method=True)
+        self.RemoveSecurityGroup = channel.unary_unary(
+                '/hyper.v1.SecurityGroupService/RemoveSecurityGroup',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.RemoveSecurityGroupRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.RemoveSecurityGroupResponse.FromString,
+                _registered_method=True)
+        self.ChangeSecurityGroups = channel.unary_unary(
+                '/hyper.v1.SecurityGroupService/ChangeSecurityGroups',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.ChangeSecurityGroupsRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.ChangeSecurityGroupsResponse.FromString,
+                _registered_method=True)
+
+
+class SecurityGroupServiceServicer:
+    """Whom containers hear and speak to. Documents are explained in docs/security-groups.md.
+    """
+
+    def CreateSecurityGroup(self, request, context):
+        """ALREADY_EXISTS; INVALID_ARGUMENT names the line.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSecurityGroup(self, request, context):
+        """Whole, and at once for all that have it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSecurityGroups(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InspectSecurityGroup(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveSecurityGroup(self, request, context):
+        """FAILED_PRECONDITION with their names while containers have it, or rules of other groups speak of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeSecurityGroups(self, request, context):
+        """Of a container, from now on. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SecurityGroupServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CreateSecurityGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSecurityGroup,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.CreateSecurityGroupRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.CreateSecurityGroupResponse.SerializeToString,
+            ),
+            'UpdateSecurityGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSecurityGroup,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.UpdateSecurityGroupRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.UpdateSecurityGroupResponse.SerializeToString,
+            ),
+            'ListSecurityGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSecurityGroups,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.ListSecurityGroupsRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.ListSecurityGroupsResponse.SerializeToString,
+            ),
+            'InspectSecurityGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectSecurityGroup,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.InspectSecurityGroupRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.InspectSecurityGroupResponse.SerializeToString,
+            ),
+            'RemoveSecurityGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveSecurityGroup,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.RemoveSecurityGroupRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.RemoveSecurityGroupResponse.SerializeToString,
+            ),
+            'ChangeSecurityGroups': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeSecurityGroups,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.ChangeSecurityGroupsRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.ChangeSecurityGroupsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hyper.v1.SecurityGroupService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hyper.v1.SecurityGroupService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SecurityGroupService:
+    """Whom containers hear and speak to. Documents are explained in docs/security-groups.md.
+    """
+
+    @staticmethod
+    def CreateSecurityGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SecurityGroupService/CreateSecurityGroup',
+            hyper_dot_v1_dot_policy__pb2.CreateSecurityGroupRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.CreateSecurityGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSecurityGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SecurityGroupService/UpdateSecurityGroup',
+            hyper_dot_v1_dot_policy__pb2.UpdateSecurityGroupRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.UpdateSecurityGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSecurityGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SecurityGroupService/ListSecurityGroups',
+            hyper_dot_v1_dot_policy__pb2.ListSecurityGroupsRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.ListSecurityGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectSecurityGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SecurityGroupService/InspectSecurityGroup',
+            hyper_dot_v1_dot_policy__pb2.InspectSecurityGroupRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.InspectSecurityGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveSecurityGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SecurityGroupService/RemoveSecurityGroup',
+            hyper_dot_v1_dot_policy__pb2.RemoveSecurityGroupRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.RemoveSecurityGroupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeSecurityGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SecurityGroupService/ChangeSecurityGroups',
+            hyper_dot_v1_dot_policy__pb2.ChangeSecurityGroupsRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.ChangeSecurityGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -77,3 +77,88 @@ class EgressServiceServicer(metaclass=_abc_1.ABCMeta):
         """Also of a container that has gone. NOT_FOUND for one that had no policy."""
 
 def add_EgressServiceServicer_to_server(servicer: EgressServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SecurityGroupServiceStub:
+    """Whom containers hear and speak to. Documents are explained in docs/security-groups.md."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SecurityGroupServiceAsyncStub: ...
+    CreateSecurityGroup: _grpc.UnaryUnaryMultiCallable[_policy_pb2.CreateSecurityGroupRequest, _policy_pb2.CreateSecurityGroupResponse]
+    """ALREADY_EXISTS; INVALID_ARGUMENT names the line."""
+    UpdateSecurityGroup: _grpc.UnaryUnaryMultiCallable[_policy_pb2.UpdateSecurityGroupRequest, _policy_pb2.UpdateSecurityGroupResponse]
+    """Whole, and at once for all that have it."""
+    ListSecurityGroups: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListSecurityGroupsRequest, _policy_pb2.ListSecurityGroupsResponse]
+    InspectSecurityGroup: _grpc.UnaryUnaryMultiCallable[_policy_pb2.InspectSecurityGroupRequest, _policy_pb2.InspectSecurityGroupResponse]
+    RemoveSecurityGroup: _grpc.UnaryUnaryMultiCallable[_policy_pb2.RemoveSecurityGroupRequest, _policy_pb2.RemoveSecurityGroupResponse]
+    """FAILED_PRECONDITION with their names while containers have it, or rules of other groups speak of it."""
+    ChangeSecurityGroups: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ChangeSecurityGroupsRequest, _policy_pb2.ChangeSecurityGroupsResponse]
+    """Of a container, from now on. Idempotent."""
+
+@_typing.type_check_only
+class SecurityGroupServiceAsyncStub(SecurityGroupServiceStub):
+    """Whom containers hear and speak to. Documents are explained in docs/security-groups.md."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CreateSecurityGroup: _aio.UnaryUnaryMultiCallable[_policy_pb2.CreateSecurityGroupRequest, _policy_pb2.CreateSecurityGroupResponse]  # type: ignore[assignment]
+    """ALREADY_EXISTS; INVALID_ARGUMENT names the line."""
+    UpdateSecurityGroup: _aio.UnaryUnaryMultiCallable[_policy_pb2.UpdateSecurityGroupRequest, _policy_pb2.UpdateSecurityGroupResponse]  # type: ignore[assignment]
+    """Whole, and at once for all that have it."""
+    ListSecurityGroups: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListSecurityGroupsRequest, _policy_pb2.ListSecurityGroupsResponse]  # type: ignore[assignment]
+    InspectSecurityGroup: _aio.UnaryUnaryMultiCallable[_policy_pb2.InspectSecurityGroupRequest, _policy_pb2.InspectSecurityGroupResponse]  # type: ignore[assignment]
+    RemoveSecurityGroup: _aio.UnaryUnaryMultiCallable[_policy_pb2.RemoveSecurityGroupRequest, _policy_pb2.RemoveSecurityGroupResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION with their names while containers have it, or rules of other groups speak of it."""
+    ChangeSecurityGroups: _aio.UnaryUnaryMultiCallable[_policy_pb2.ChangeSecurityGroupsRequest, _policy_pb2.ChangeSecurityGroupsResponse]  # type: ignore[assignment]
+    """Of a container, from now on. Idempotent."""
+
+class SecurityGroupServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Whom containers hear and speak to. Documents are explained in docs/security-groups.md."""
+
+    @_abc_1.abstractmethod
+    def CreateSecurityGroup(
+        self,
+        request: _policy_pb2.CreateSecurityGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.CreateSecurityGroupResponse, _abc.Awaitable[_policy_pb2.CreateSecurityGroupResponse]]:
+        """ALREADY_EXISTS; INVALID_ARGUMENT names the line."""
+
+    @_abc_1.abstractmethod
+    def UpdateSecurityGroup(
+        self,
+        request: _policy_pb2.UpdateSecurityGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.UpdateSecurityGroupResponse, _abc.Awaitable[_policy_pb2.UpdateSecurityGroupResponse]]:
+        """Whole, and at once for all that have it."""
+
+    @_abc_1.abstractmethod
+    def ListSecurityGroups(
+        self,
+        request: _policy_pb2.ListSecurityGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListSecurityGroupsResponse, _abc.Awaitable[_policy_pb2.ListSecurityGroupsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def InspectSecurityGroup(
+        self,
+        request: _policy_pb2.InspectSecurityGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.InspectSecurityGroupResponse, _abc.Awaitable[_policy_pb2.InspectSecurityGroupResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def RemoveSecurityGroup(
+        self,
+        request: _policy_pb2.RemoveSecurityGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.RemoveSecurityGroupResponse, _abc.Awaitable[_policy_pb2.RemoveSecurityGroupResponse]]:
+        """FAILED_PRECONDITION with their names while containers have it, or rules of other groups speak of it."""
+
+    @_abc_1.abstractmethod
+    def ChangeSecurityGroups(
+        self,
+        request: _policy_pb2.ChangeSecurityGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ChangeSecurityGroupsResponse, _abc.Awaitable[_policy_pb2.ChangeSecurityGroupsResponse]]:
+        """Of a container, from now on. Idempotent."""
+
+def add_SecurityGroupServiceServicer_to_server(servicer: SecurityGroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

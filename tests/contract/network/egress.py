@@ -10,6 +10,7 @@ import dns.rcode
 import dns.rrset
 from pyroute2 import AsyncIPRoute
 
+from hyperd.host import process
 from hyperd.model.policy import Limits
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks
@@ -21,6 +22,7 @@ HOST_OUTSIDE, OUTSIDE = "198.51.100.1", "198.51.100.2"
 GOOD, BAD, INSIDE = "93.184.216.34", "93.184.216.99", "10.99.0.1"  # where the names lead
 UPSTREAM = "127.0.0.78"
 SOON_S = 10.0
+_RCVBUFFORCE = 33  # socket(7); Python has no name for it
 
 
 class Upstream(asyncio.DatagramProtocol):
@@ -107,6 +109,40 @@ class World:
         await plug(self.stack, self.guest, lease, tap_name(POLICED), bridged=False)
         await self.networks.enforce(POLICED)
 
+    async def replug_neighbour(self, limits: Limits) -> None:
+        """With limits of its own."""
+        await self.networks.detach(PLAIN)
+        await self.policies.change(PLAIN, limits, "neighbour")
+        lease = await self.networks.attach(PLAIN)
+        self.neighbour.close()
+        async with AsyncIPRoute() as netlink:
+            for old in await netlink.link_lookup(ifname=f"{PREFIX}-guest2"):
+                await netlink.link("del", index=old)
+        self.neighbour = Namespace()
+        self.stack.callback(self.neighbour.close)
+        await plug(self.stack, self.neighbour, lease, tap_name(PLAIN), bridged=False)
+        await self.networks.enforce(PLAIN)
+
+    async def queue(self) -> str:
+        """How what is sent to the guest waits."""
+        shown = await process.run_checked(["tc", "qdisc", "show", "dev", tap_name(POLICED)], timeout_s=20)
+        return shown.stdout.decode()
+
+    async def flood(self, size_bytes: int) -> int:
+        """What of so much arrives outside, in datagrams."""
+        loop = asyncio.get_running_loop()
+        with self.guest.socket(socket.SOCK_DGRAM) as sender, self.outside.socket(socket.SOCK_DGRAM) as heard:
+            heard.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 4 * size_bytes)
+            heard.bind(("", 9000))
+            for _ in range(size_bytes // 1000):
+                await loop.sock_sendto(sender, b"x" * 972, (OUTSIDE, 9000))
+            arrived = 0
+            while True:
+                try:
+                    arrived += len(heard.recv(2000)) + 28
+                except BlockingIOError:
+                    return arrived
+
     async def scan(self, count: int) -> None:
         """A datagram to each of so many ports outside."""
         loop = asyncio.get_running_loop()
@@ -120,11 +156,16 @@ class World:
         return {(attempt.destination, attempt.port): attempt.count for attempt in report.attempts}
 
 
-async def connects(client: Namespace, server: Namespace, host: str, port: int) -> bool:
+async def rules() -> str:
+    return (await process.run(["nft", "list", "ruleset"], timeout_s=20)).stdout.decode()
+
+
+async def connects(client: Namespace, server: Namespace, host: str, port: int, *, listens: int = 0) -> bool:
+    """``listens``: where, when it is not that port."""
     loop = asyncio.get_running_loop()
     with client.socket() as begun, server.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("", port))
+        listening.bind(("", listens or port))
         listening.listen(4)
         try:
             async with asyncio.timeout(SOON_S):

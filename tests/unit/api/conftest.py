@@ -15,6 +15,7 @@ from hyperd.api import (
     EgressServicer,
     ImageServicer,
     NetworkServicer,
+    SecurityGroupServicer,
     Servicers,
     SnapshotServicer,
     SystemServicer,
@@ -57,6 +58,11 @@ async def _usage() -> system_pb2.GetDiskUsageResponse:
 def servicers(world: World, fleet: Fleet) -> Servicers:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks, _usage)
+    policies = PolicyDesk(
+        world.network,
+        lambda reference: fleet.get(reference).record,
+        lambda: [view.record for view in fleet.views()],
+    )
     return Servicers(
         ContainerServicer(fleet),
         ImageServicer(world.images, fleet),
@@ -65,7 +71,8 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         SnapshotServicer(fleet),
         VolumeServicer(fleet),
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
-        EgressServicer(PolicyDesk(world.network, lambda reference: fleet.get(reference).record)),
+        EgressServicer(policies),
+        SecurityGroupServicer(policies),
     )
 
 

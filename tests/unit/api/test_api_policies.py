@@ -40,3 +40,31 @@ async def test_what_was_tried_is_told(api, egress):
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await egress.ReportEgress(policy_pb2.ReportEgressRequest(container="nobody"))
     assert raised.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.fixture
+async def groups(api):
+    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+        yield policy_pb2_grpc.SecurityGroupServiceStub(channel)
+
+
+async def test_groups_are_made_shown_given_and_removed(api, groups):
+    document = '{"name": "web", "rules": [{"remote_group_name": "web"}]}'
+    made = await groups.CreateSecurityGroup(policy_pb2.CreateSecurityGroupRequest(document=document))
+    assert made.group.rules[0].remote_group_name == "web"
+    await started(api.fleet, name="site")
+    request = policy_pb2.ChangeSecurityGroupsRequest(container="site", add=["web"])
+    assert list((await groups.ChangeSecurityGroups(request)).groups) == ["web"]
+    (listed,) = (await groups.ListSecurityGroups(policy_pb2.ListSecurityGroupsRequest())).groups
+    assert list(listed.users) == ["site"]
+    remove = policy_pb2.RemoveSecurityGroupRequest(name="web")
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await groups.RemoveSecurityGroup(remove)
+    assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    await groups.ChangeSecurityGroups(
+        policy_pb2.ChangeSecurityGroupsRequest(container="site", remove=["web"])
+    )
+    await groups.UpdateSecurityGroup(policy_pb2.UpdateSecurityGroupRequest(name="web", document="{}"))
+    shown = await groups.InspectSecurityGroup(policy_pb2.InspectSecurityGroupRequest(name="web"))
+    assert (list(shown.group.rules), list(shown.group.users)) == ([], [])
+    await groups.RemoveSecurityGroup(remove)

@@ -41,22 +41,22 @@ def test_whatever_no_rule_lets_through_is_refused(mode):
 
 
 def test_link_local_addresses_are_out_of_reach_unless_they_are_named():
-    everywhere = outward(listed(EgressRule((), (IPv4Network("0.0.0.0/0"),), WEB)))
+    everywhere = outward(listed(EgressRule((), (IPv4Network("0.0.0.0/0"),), (), WEB)))
     guard = next(index for index, rule in enumerate(everywhere) if "169.254.0.0/16" in rule)
     assert everywhere[guard].endswith(f"goto refuse_{WIRE.name}")
     assert not any(rule.endswith("accept") for rule in everywhere[:guard])
-    named = outward(listed(EgressRule((), (IPv4Network("169.254.169.254/32"),), WEB)))
+    named = outward(listed(EgressRule((), (IPv4Network("169.254.169.254/32"),), (), WEB)))
     assert named[1] == "ip daddr { 169.254.169.254/32 } meta l4proto tcp th dport { 80, 443 } accept"
 
 
 def test_ranges_within_others_are_left_to_them():
     networks = (IPv4Network("10.1.0.0/16"), IPv4Network("10.0.0.0/8"), IPv4Network("192.0.2.0/24"))
-    rules = outward(listed(EgressRule((), networks, Service())))
+    rules = outward(listed(EgressRule((), networks, (), Service())))
     assert "ip daddr { 10.0.0.0/8, 192.0.2.0/24 } accept" in rules
 
 
 def test_names_of_one_service_are_one_set():
-    rules = (EgressRule(("a.test",), (), WEB), EgressRule(("b.test",), (), WEB))
+    rules = (EgressRule(("a.test",), (), (), WEB), EgressRule(("b.test",), (), (), WEB))
     text = render_wire("t", Judged(WIRE, listed(*rules)))
     assert text.count(f"add set inet t_policy {learned_set(WIRE.name, WEB)} ") == 1
 
@@ -64,13 +64,13 @@ def test_names_of_one_service_are_one_set():
 def test_a_packet_s_way_does_not_grow_with_the_wires():
     base = render_base("t", WIRE, internal=False)
     hooks = {"outward", "inward", "host", "sent", "names"}
-    more = render_wire("t", Judged(WIRE, listed(EgressRule(("a.test",), (), WEB))))
+    more = render_wire("t", Judged(WIRE, listed(EgressRule(("a.test",), (), (), WEB))))
     assert all(f"add chain inet t_policy {hook} {{" in base for hook in hooks)
     assert not any(f"add rule inet t_policy {hook} " in more for hook in hooks)
 
 
 def test_what_was_added_is_taken_out():
-    policy = listed(EgressRule(("a.test",), (), WEB), EgressRule(("b.test",), (), Service()))
+    policy = listed(EgressRule(("a.test",), (), (), WEB), EgressRule(("b.test",), (), (), Service()))
     added = render_wire("t", Judged(WIRE, policy)).splitlines()
     gone = render_gone("t", Judged(WIRE, policy)).splitlines()
     for what in ("set", "chain", "element"):
@@ -79,7 +79,7 @@ def test_what_was_added_is_taken_out():
 
 
 def test_sets_that_no_policy_needs_any_more_go():
-    before, now = listed(EgressRule(("a.test",), (), WEB)), EgressPolicy(EgressMode.NONE)
+    before, now = listed(EgressRule(("a.test",), (), (), WEB)), EgressPolicy(EgressMode.NONE)
     name = learned_set(WIRE.name, WEB)
     assert f"delete set inet t_policy {name}" in render_stale("t", Judged(WIRE, now), [before])
     assert name not in render_stale("t", Judged(WIRE, before), [before])

@@ -29,7 +29,9 @@ WEB, SSH = Service("tcp", (PortRange(443, 443),)), Service("tcp", (PortRange(22,
 
 
 def policy(*domains, networks=(), service=WEB):
-    return EgressPolicy(EgressMode.LISTED, (EgressRule(domains, tuple(map(IPv4Network, networks)), service),))
+    return EgressPolicy(
+        EgressMode.LISTED, (EgressRule(domains, tuple(map(IPv4Network, networks)), (), service),)
+    )
 
 
 def answered(name, *records):

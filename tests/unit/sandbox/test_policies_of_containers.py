@@ -3,7 +3,7 @@
 
 import pytest
 
-from hyperd.errors import InvalidError, NotFoundError, UnavailableError
+from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.model.policy import Limits
 from hyperd.sandbox import CloneOptions, PolicyDesk
 from tests.fakes.world import created, started
@@ -11,7 +11,11 @@ from tests.fakes.world import created, started
 
 @pytest.fixture
 def desk(world, fleet):
-    return PolicyDesk(world.network, lambda reference: fleet.get(reference).record)
+    return PolicyDesk(
+        world.network,
+        lambda reference: fleet.get(reference).record,
+        lambda: [view.record for view in fleet.views()],
+    )
 
 
 async def test_a_policy_that_is_wrong_is_refused_at_once(fleet):
@@ -76,3 +80,43 @@ async def test_the_report_is_of_whoever_has_the_name_now(fleet, desk):
     await first.remove(force=True)
     second = await started(fleet, name="job", egress="none")
     assert (await desk.report("job")).sandbox_id == second.record.sandbox_id
+
+
+async def test_a_group_that_there_is_not_is_refused_at_once(fleet):
+    with pytest.raises(NotFoundError, match="no such security group"):
+        await created(fleet, security_groups=("nobody",))
+
+
+async def test_a_group_stays_while_containers_have_it_and_names_them(world, fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    handle = await created(fleet, name="site", security_groups=("web",))
+    other = await started(fleet, name="other")
+    assert await desk.change_groups("other", ["web"], []) == ("web",)
+    assert desk.users() == {"web": ["other", "site"]}
+    with pytest.raises(WrongStateError, match="other, site"):
+        await desk.remove_group("web")
+    await handle.remove(force=True)
+    assert await desk.change_groups("other", [], ["web"]) == ()
+    assert not world.network.policies.limits_of(other.record.sandbox_id)
+    await desk.remove_group("web")
+    with pytest.raises(NotFoundError):
+        await desk.remove_group("web")
+
+
+async def test_groups_that_were_taken_stay_taken_at_the_next_start(world, fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    handle = await started(fleet, name="site", security_groups=("web",), network_rate_out=1000)
+    await desk.change_groups("site", [], ["web"])
+    await handle.stop(timeout_s=0)
+    await handle.start()
+    assert world.network.policies.limits_of(handle.record.sandbox_id) == Limits(rate_out=1000)
+
+
+async def test_changing_groups_to_what_they_are_does_nothing(world, fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    await started(fleet, name="site", security_groups=("web",))
+    assert await desk.change_groups("site", ["web"], []) == ("web",)
+    assert world.network.enforced == []
+    for added, removed in ((["nobody"], []), ([], ["nobody"])):
+        with pytest.raises(NotFoundError):
+            await desk.change_groups("site", added, removed)
