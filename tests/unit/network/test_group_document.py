@@ -3,6 +3,7 @@
 
 import contextlib
 from ipaddress import IPv4Network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -34,7 +35,9 @@ SUBNET = IPv4Network("10.213.0.0/16")
 networks = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
     lambda pair: IPv4Network(pair, strict=False)
 )
-whom = st.one_of(st.just({}), networks.map(lambda network: {"network": network}), st.just({"group": "other"}))
+whom: st.SearchStrategy[dict[str, Any]] = st.one_of(
+    st.just({}), networks.map(lambda network: {"network": network}), st.just({"group": "other"})
+)
 
 
 @st.composite
