@@ -22,6 +22,7 @@ from hyperd.image import push as pushes
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
 from hyperd.image import usage as usages
+from hyperd.image.admission import Admissions
 from hyperd.image.archive_write import Saving
 from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.image.content import Content, IndexEntry
@@ -114,6 +115,7 @@ class OciImageStore:
             self._workers,
             self._content,
             self._skopeo,
+            Admissions(self._skopeo, self._workers, self._temporary),
             downloads,
             self._layers,
             self._disks,
@@ -327,7 +329,6 @@ class OciImageStore:
             files.make_directory(self._layers.root, 0o711)
             files.make_directory(self._disks.root, 0o711)
             self._content.open()
-            self._skopeo.open()
 
     async def _write_index(self) -> None:
         """For other tools only: a failure costs them, not the image."""
