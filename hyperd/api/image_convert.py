@@ -36,7 +36,10 @@ def decode_platform(text: str) -> Platform | None:
 
 
 def decode_credentials(
-    request: wire.PullImageRequest | wire.PushImageRequest | wire.InspectManifestRequest,
+    request: wire.PullImageRequest
+    | wire.PushImageRequest
+    | wire.InspectManifestRequest
+    | wire.SearchImagesRequest,
 ) -> Credentials | None:
     """None: those in the daemon's own files. Raises InvalidError; no message has any of it."""
     if not request.HasField("credentials"):

@@ -171,6 +171,17 @@ class NewImage:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundImage:
+    """By a search in a registry."""
+
+    name: str
+    description: str = ""
+    stars: int = 0
+    is_official: bool = False
+    is_automated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pruning:
     untagged: tuple[str, ...]
     deleted: tuple[str, ...]

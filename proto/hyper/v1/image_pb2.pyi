@@ -676,6 +676,9 @@ class SaveImagesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGES_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    platform: _builtins.str
+    """os/arch[/variant] that all of them must be for; "" = any"""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names or ids; a name without a tag: all of its tags"""
@@ -684,10 +687,11 @@ class SaveImagesRequest(_message.Message):
         self,
         *,
         images: _abc.Iterable[_builtins.str] | None = ...,
+        platform: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "platform", b"platform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1063,3 +1067,85 @@ class Admission(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
+class SearchImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    TLS_INSECURE_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    term: _builtins.str
+    limit: _builtins.int
+    """1 to 100; 0 = 25"""
+    tls_insecure: _builtins.bool
+    @_builtins.property
+    def credentials(self) -> Global___RegistryCredentials: ...
+    def __init__(
+        self,
+        *,
+        term: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        tls_insecure: _builtins.bool = ...,
+        credentials: Global___RegistryCredentials | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "limit", b"limit", "term", b"term", "tls_insecure", b"tls_insecure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchImagesRequest: _TypeAlias = SearchImagesRequest  # noqa: Y015
+
+@_typing.final
+class SearchImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundImage]: ...
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[Global___FoundImage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchImagesResponse: _TypeAlias = SearchImagesResponse  # noqa: Y015
+
+@_typing.final
+class FoundImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    STARS_FIELD_NUMBER: _builtins.int
+    IS_OFFICIAL_FIELD_NUMBER: _builtins.int
+    IS_AUTOMATED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """with its registry, where that is not Docker Hub"""
+    description: _builtins.str
+    stars: _builtins.int
+    is_official: _builtins.bool
+    is_automated: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        stars: _builtins.int = ...,
+        is_official: _builtins.bool = ...,
+        is_automated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "is_automated", b"is_automated", "is_official", b"is_official", "name", b"name", "stars", b"stars"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundImage: _TypeAlias = FoundImage  # noqa: Y015
