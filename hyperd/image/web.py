@@ -48,11 +48,12 @@ async def fetch(asked: Asked) -> Answer:
     """Whatever status the answer has, redirects followed. Raises UnavailableError."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            answer = await _fetch_either(asked)
             for _ in range(MAX_REDIRECTS):
-                answer = await _fetch_either(asked)
                 if answer.status not in _REDIRECTS or "location" not in answer.headers:
                     break
                 asked = _redirected(asked, answer.headers["location"])
+                answer = await _fetch_either(asked)
             return answer
     except TimeoutError as error:
         raise _unreachable(asked, f"no whole answer after {ANSWER_TIMEOUT_S:g} s") from error
