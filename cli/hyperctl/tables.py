@@ -98,6 +98,9 @@ VOLUME_GROUP = {
     "inspect": ("volumes", "inspect", "Show everything about volumes"),
     "rm": ("volumes", "rm", "Remove volumes"),
     "prune": ("volumes", "prune", "Remove volumes that no container has"),
+    "init": ("volume_transfer", "init", "Fill a volume from a directory, a tar, a URL or a git repository"),
+    "export": ("volume_transfer", "export", "Write a volume to a file or a pipe"),
+    "import": ("volume_transfer", "import", "Make a volume of a file or a pipe"),
 }
 TEMPLATE_GROUP = {
     "ls": ("templates", "ls", "List templates"),
