@@ -33,6 +33,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "pull": ("registry", "pull", "Download an image from a registry"),
     "push": ("registry", "push", "Upload an image to a registry"),
     "login": ("login", "login", "Log in to a registry"),
+    "search": ("search", "search", "Search a registry for images"),
     "logout": ("login", "logout", "Forget the credentials for a registry"),
     "images": ("images", "images", "List images"),
     "history": ("images", "history", "Show what an image was made of"),
