@@ -87,6 +87,10 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         gateway_priority=message.gateway_priority,
         networks=tuple(decode_endpoint(item) for item in message.networks),
         links=tuple(_decode_link(item) for item in message.links),
+        egress=message.egress,
+        security_groups=tuple(dict.fromkeys(message.security_groups)),
+        network_rate_in=message.network_rate_in,
+        network_rate_out=message.network_rate_out,
     )
 
 
@@ -139,6 +143,10 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         gateway_priority=spec.gateway_priority,
         networks=[_encode_endpoint(endpoint) for endpoint in spec.networks],
         links=[f"{link.target}:{link.alias}" for link in spec.links],
+        egress=spec.egress,
+        security_groups=spec.security_groups,
+        network_rate_in=spec.network_rate_in,
+        network_rate_out=spec.network_rate_out,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s

@@ -31,24 +31,33 @@ from hyperd.network.nat import (
     remove_rules,
 )
 from hyperd.network.netlink import network_errors
+from hyperd.network.plugs import Plugs, alias_of, remove_links, speaker_of
+from hyperd.network.policy import Policies
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import PREFIX, tap_name
-from hyperd.network.wires import Wires, alias_of, remove_links, speaker_of
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 60.0
 
 
 class BridgeNetwork:
-    def __init__(self, settings: BridgeSettings, database: Database, at_port: AtPort | None = None) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        database: Database,
+        at_port: AtPort | None = None,
+        policies: Policies | None = None,
+    ) -> None:
         self._settings = settings
+        self._policies = policies or Policies(database)
+        self._owned = () if policies else (self._policies,)
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
-        self._wires = Wires(settings, self._taps, self._changing_rules)
+        self._plugs = Plugs(settings, self._taps, self._changing_rules, self._policies)
         self._publishing = Publishing(
             database,
             settings.name,
@@ -74,6 +83,10 @@ class BridgeNetwork:
         """Make or repair everything. Idempotent. Raises WrongStateError when another process has this bridge."""
         async with self._preparing:
             await self._prepare()
+
+    async def ready(self) -> None:
+        """As ``prepare``, unless it is."""
+        await self._require_prepared()
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
@@ -106,6 +119,7 @@ class BridgeNetwork:
         lease = await self._leases.lease(sandbox_id, _wish(endpoint, slot))
         try:
             try:
+                revision = self._policies.revision(sandbox_id)
                 bridge = await self._connect(lease, ports, holder)
             except (
                 UnavailableError
@@ -114,7 +128,10 @@ class BridgeNetwork:
                     "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
                 )
                 await self.prepare()
+                revision = self._policies.revision(sandbox_id)
                 bridge = await self._connect(lease, ports, holder)
+            if self._policies.revision(sandbox_id) != revision:
+                await self.enforce(sandbox_id)  # somebody changed it meanwhile, and found no tap
         except BaseException:
             await asyncio.shield(self._undo(lease))
             raise
@@ -122,16 +139,26 @@ class BridgeNetwork:
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         lease = await self._leases.find(sandbox_id)
-        await self._wires.pull(lease.tap if lease else tap_name(sandbox_id), lease)
+        await self._plugs.pull(lease.tap if lease else tap_name(sandbox_id), lease)
         await self._publishing.withdraw(sandbox_id)
 
     async def disconnect(self, sandbox_id: SandboxId) -> None:
         """Its tap is parked, all else of it here is gone. Idempotent."""
         lease = await self._leases.find(sandbox_id)
         if lease is not None:
-            await self._wires.park(lease)
+            await self._plugs.park(lease)
         await self._publishing.withdraw(sandbox_id)
         await self._leases.release(sandbox_id)
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        """Its policy as it is now, where it runs: also for what it has begun. Idempotent."""
+        lease = await self._leases.find(sandbox_id)
+        if lease is None or not self._policies.covers(sandbox_id):
+            return
+        await self._require_prepared()
+        if self._bridge is None:
+            raise UnavailableError("the network is not prepared", subject=sandbox_id)
+        await self._plugs.enforce(lease, self._bridge, self._owner)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
@@ -202,6 +229,7 @@ class BridgeNetwork:
                 self._bridge = None
                 await remove_links([self._settings.bridge])
                 await remove_rules(self._settings)
+                await self._policies.withdraw(self._settings.table)
             except BaseException:
                 self._is_removed = False
                 raise
@@ -210,6 +238,8 @@ class BridgeNetwork:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
         self._publishing.close()
+        for owned in self._owned:
+            owned.close()
         self._lock.release()
 
     async def _require_prepared(self) -> None:
@@ -220,7 +250,11 @@ class BridgeNetwork:
                     await self._prepare()
 
     def _is_prepared(self) -> bool:
-        return self._bridge is not None and has_rules(self._settings, bridged=self._wires.is_guarded)
+        return (
+            self._bridge is not None
+            and has_rules(self._settings, bridged=self._plugs.is_guarded)
+            and self._policies.stands(self._settings.table)
+        )
 
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
@@ -230,6 +264,7 @@ class BridgeNetwork:
             self._lock.acquire()
             bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
+            await self._plugs.stand_by_policies(await self._leases.list_all(), bridge, self._owner)
             await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
         except HyperError as error:
@@ -251,12 +286,12 @@ class BridgeNetwork:
         """With those of every lease: their taps may be in use."""
         async with self._changing_rules:
             known = [speaker_of(lease) for lease in await self._leases.list_all()]
-            was_guarded, self._wires.is_guarded = (
-                self._wires.is_guarded,
+            was_guarded, self._plugs.is_guarded = (
+                self._plugs.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
             self._switch_loopback()
-        if was_guarded and not self._wires.is_guarded:
+        if was_guarded and not self._plugs.is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
             )
@@ -270,6 +305,7 @@ class BridgeNetwork:
                 await self._leases.prepare()
                 owner = await self._leases.owner()
                 await self._publishing.load()
+                await self._policies.load()
                 self._owner = owner
 
     def _require_outward(self, ports: Sequence[PortRequest]) -> None:
@@ -288,16 +324,16 @@ class BridgeNetwork:
         bridge = self._bridge
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
-        await self._wires.plug(lease, bridge, self._owner)
+        await self._plugs.plug(lease, bridge, self._owner)
         return bridge
 
     async def _undo(self, lease: Lease) -> None:
         try:
-            is_gone = await self._wires.undo(lease)
+            is_gone = await self._plugs.undo(lease)
             if (
                 not is_gone and lease.is_new
             ):  # a NIC that its VM had not let go of when it left another network
-                await self._wires.park(lease)
+                await self._plugs.park(lease)
             if is_gone or lease.is_new:
                 await self._publishing.withdraw(lease.sandbox_id)
         finally:
@@ -306,6 +342,7 @@ class BridgeNetwork:
 
     def _attachment(self, lease: Lease, bridge: Bridge, gateway_priority: int) -> Attachment:
         resolver = read_resolver()
+        asks_here = self._settings.has_names or self._policies.covers(lease.sandbox_id)
         return Attachment(
             sandbox_id=lease.sandbox_id,
             network=self._settings.name,
@@ -315,7 +352,7 @@ class BridgeNetwork:
             prefix_length=self._settings.subnet.prefixlen,
             gateway=str(self._settings.gateway),
             mtu=bridge.mtu,
-            dns_servers=(str(self._settings.gateway),) if self._settings.has_names else resolver.servers,
+            dns_servers=(str(self._settings.gateway),) if asks_here else resolver.servers,
             dns_searches=resolver.searches,
             dns_options=resolver.options,
             slot=lease.slot,

@@ -22,6 +22,7 @@ import dns.rcode
 
 from hyperd.errors import UnavailableError
 from hyperd.network.forwarder import PAYLOAD_BYTES, Forwarder
+from hyperd.network.policy import Screen
 from hyperd.network.zone import Zone, answer, refusal
 
 _log = logging.getLogger(__name__)
@@ -54,9 +55,16 @@ class Rates:
 
 
 class NameServer:
-    """``zone``: as it is at the moment for who asks from that address."""
+    """``zone``: as it is now for who asks from that address. ``screen``: what guests with a policy may ask."""
 
-    def __init__(self, address: IPv4Address, zone: Callable[[str], Zone], forwarder: Forwarder) -> None:
+    def __init__(
+        self,
+        address: IPv4Address,
+        zone: Callable[[str], Zone],
+        forwarder: Forwarder,
+        screen: Screen | None = None,
+    ) -> None:
+        self._screen = screen
         self._address = address
         self._zone = zone
         self._forwarder = forwarder
@@ -123,13 +131,19 @@ class NameServer:
         except Exception:  # noqa: BLE001 - a guest's question ends no more than itself
             _log.exception("a question was not answered")
 
-    async def _answer(self, query: dns.message.Message, asker: str) -> dns.message.Message:
+    async def _answer(self, query: dns.message.Message, guest: str) -> dns.message.Message:
         if query.opcode() != dns.opcode.QUERY:
             return refusal(query, dns.rcode.NOTIMP)
-        zone = self._zone(asker)
+        zone = self._zone(guest)
         known = answer(zone, query)
-        if known is not None:
-            return known
+        if self._screen is not None:
+            screened = await self._screen.answer(guest, query, known, lambda: self._ask(zone, query))
+            if screened is not None:
+                return screened
+        return known if known is not None else await self._ask(zone, query)
+
+    async def _ask(self, zone: Zone, query: dns.message.Message) -> dns.message.Message:
+        """The others."""
         if not zone.is_outward:
             return refusal(query, dns.rcode.NXDOMAIN)
         return await self._forwarder.ask(query)

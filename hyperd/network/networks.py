@@ -43,11 +43,12 @@ from hyperd.network.directory import Directory
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
 from hyperd.network.planning import choose_subnet, filled, parse_subnet, spec_of
+from hyperd.network.plugs import remove_left_taps, remove_links
+from hyperd.network.policy import Policies, Screen
 from hyperd.network.publishing import AtPort
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import existing_taps
-from hyperd.network.wires import remove_left_taps, remove_links
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -67,7 +68,8 @@ class BridgeNetworks:
         self._database = database
         self._definitions = Definitions(database)
         self._at_port: AtPort = {}
-        self._default = BridgeNetwork(settings, database, self._at_port)
+        self._policies = Policies(database)
+        self._default = BridgeNetwork(settings, database, self._at_port, self._policies)
         self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
         self._views: dict[str, NetworkView] = {}
         self._changing = asyncio.Lock()
@@ -81,11 +83,16 @@ class BridgeNetworks:
     def trouble(self) -> HyperError | None:
         return self._default.trouble
 
+    @property
+    def policies(self) -> Policies:
+        return self._policies
+
     async def prepare(self) -> None:
         """The default one's errors are raised; of the others it is told, and each start that needs one tries again."""
         trouble: HyperError | None = None
         try:
             await self._default.prepare()
+            await self._serve_names(self._settings.name, self._default)
         except HyperError as error:
             trouble = error
         await self._load()
@@ -105,6 +112,11 @@ class BridgeNetworks:
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: rules that somebody took away are made again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._policies.keep())
+            await self._keep(every_s)
+
+    async def _keep(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
             for name, network in list(self._networks.items()):
@@ -120,7 +132,16 @@ class BridgeNetworks:
         endpoint: Endpoint = DEFAULT_ENDPOINT,
         slot: int = 0,
     ) -> Attachment:
-        return await self._require(endpoint.network).attach(sandbox_id, ports, holder, endpoint, slot)
+        found = self._require(endpoint.network)
+        if self._policies.covers(sandbox_id):
+            await self._serve_policed(found)
+        return await found.attach(sandbox_id, ports, holder, endpoint, slot)
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        for network in await self._of(sandbox_id):
+            if self._policies.covers(sandbox_id):
+                await self._serve_policed(network)
+            await network.enforce(sandbox_id)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
@@ -142,6 +163,7 @@ class BridgeNetworks:
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
         await remove_left_taps(sandbox_id)
+        await self._policies.forget(sandbox_id)
 
     async def keep_only(self, wanted: Mapping[SandboxId, Collection[str]]) -> set[SandboxId]:
         gone = set()
@@ -185,7 +207,7 @@ class BridgeNetworks:
         owners = await self._default.list_attached()  # taps of every network are known by their alias
         for network in list(self._networks.values()):
             owners |= await network.list_leased()
-        return owners
+        return owners | self._policies.owners
 
     def list_networks(self) -> list[NetworkView]:
         return [self._default_view(), *self._views.values()]
@@ -215,7 +237,7 @@ class BridgeNetworks:
             settings = filled(spec, subnet, self._settings)
             view = NetworkView(spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
-            network = BridgeNetwork(self._settings_of(view), self._database, self._at_port)
+            network = BridgeNetwork(self._settings_of(view), self._database, self._at_port, self._policies)
             try:
                 await self._definitions.insert(view)
                 await network.prepare()
@@ -251,6 +273,12 @@ class BridgeNetworks:
             server.close()
         for network in self._networks.values():
             network.close()
+        self._policies.close()
+
+    async def _serve_policed(self, network: BridgeNetwork) -> None:
+        """They ask here, whatever their network."""
+        await network.ready()
+        await self._serve_names(network.settings.name, network, needed=True)
 
     def _all_named(self) -> Iterable[Named]:
         """Of whoever says so now: servers are there before that is known."""
@@ -259,14 +287,20 @@ class BridgeNetworks:
     def _all_settings(self) -> list[BridgeSettings]:
         return [network.settings for network in self._networks.values()]
 
-    async def _serve_names(self, name: str, network: BridgeNetwork) -> None:
-        """Raises UnavailableError when something else has the port."""
+    async def _serve_names(self, name: str, network: BridgeNetwork, *, needed: bool = False) -> None:
+        """Raises UnavailableError when something else has the port.
+
+        ``needed``: also where nobody has a name, and only those with a policy ask.
+        """
         settings = network.settings
-        if not settings.has_names:
-            return
+        if not (settings.has_names or needed or name in self._servers):
+            needed = any(map(self._policies.covers, await network.list_leased()))
+            if not needed:
+                return
         if name not in self._servers:
             zone = functools.partial(self._directory.zone, settings)
-            self._servers[name] = NameServer(settings.gateway, zone, self._forwarder)
+            screen = Screen(self._policies, settings.table)
+            self._servers[name] = NameServer(settings.gateway, zone, self._forwarder, screen)
         await self._servers[name].open()
 
     async def _discard(self, name: str, network: BridgeNetwork) -> None:
@@ -298,7 +332,7 @@ class BridgeNetworks:
         for view in await self._definitions.list_all():
             self._views[view.spec.name] = view
             self._networks[view.spec.name] = BridgeNetwork(
-                self._settings_of(view), self._database, self._at_port
+                self._settings_of(view), self._database, self._at_port, self._policies
             )
         self._is_loaded = True
 

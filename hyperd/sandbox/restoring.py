@@ -17,6 +17,7 @@ from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.network_desk import settled
+from hyperd.sandbox.policy_desk import as_limited
 from hyperd.sandbox.revival import Origin, require_restorable
 from hyperd.sandbox.roster import Roster
 from hyperd.sandbox.source import DISK, Source, parse_source, source_of, title_of
@@ -89,7 +90,7 @@ class RestoringFleet(Roster):
         mounts.require_none(driver.record, "a fork")
         network = self._services.runner.rooms.network
         await wiring.require_saveable(network, driver.record, facts.attachments, "a fork")
-        planned = self._plan(source_of(driver.record), options)
+        planned = self._plan(source_of(as_limited(network, driver.record)), options)
         admission_ = self._services.ledger.admission
         admission_.admit_all([record.sandbox_id for record in planned], driver.record.sizing)
         snapshot = await SandboxHandle(driver).snapshot(passing=True)

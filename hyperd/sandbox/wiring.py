@@ -16,7 +16,7 @@ from hyperd.model.guest import GuestWiring
 from hyperd.model.network import Attachment, Endpoint, way_out
 from hyperd.model.vm import Nic
 from hyperd.network.base import Network
-from hyperd.sandbox import assembly, ports
+from hyperd.sandbox import assembly, policy_desk, ports
 from hyperd.sandbox.endpoints import connected, disconnected, endpoints_of
 from hyperd.sandbox.rooms import Rooms
 from hyperd.sandbox.standstill import to_the_end
@@ -31,12 +31,19 @@ Record = Callable[[ContainerSpec, tuple[Attachment, ...]], Awaitable[None]]
 async def attach(network: Network, record: ContainerRecord) -> tuple[Attachment, ...]:
     """In the order of its NICs; its ports lead to the one with the default route. Raises as ``Network.attach``."""
     endpoints = endpoints_of(record.spec)
+    if endpoints:
+        await impose(network, record)
     out = min(endpoints, key=lambda at: _rank(network, at), default=None) if len(endpoints) > 1 else None
     attachments = []
     for slot, endpoint in enumerate(endpoints):
         wanted = ports.wanted(record.spec) if endpoint is (out or endpoint) else ()
         attachments.append(await network.attach(record.sandbox_id, wanted, record.name, endpoint, slot))
     return tuple(attachments)
+
+
+async def impose(network: Network, record: ContainerRecord) -> None:
+    """What it may begin and hear, before it is on any network."""
+    await network.policies.impose(record.sandbox_id, policy_desk.limits_of(record.spec), record.name)
 
 
 def _rank(network: Network, endpoint: Endpoint) -> tuple[bool, int, str]:
@@ -60,6 +67,7 @@ class Rewiring:
         """All of it or nothing. Raises WrongStateError, InvalidError, what the rooms raise."""
         spec, network = connected(self.sandbox, endpoint), self.rooms.network
         slot = _free_slot(self.before, await network.list_parked(self.sandbox.sandbox_id))
+        await impose(network, self.sandbox)
         made = await network.attach(self.sandbox.sandbox_id, (), self.sandbox.name, endpoint, slot)
         try:
             after = (*self.before, made)

@@ -26,6 +26,7 @@ from hyperd.model.network import (
     PublishedPort,
 )
 from hyperd.model.vm import SandboxId
+from tests.fakes.policies import FakePolicies
 
 
 @dataclass(slots=True)
@@ -57,6 +58,8 @@ class FakeNetwork:
         self._last = 1
         self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
         self.ports: dict[PublishedPort, tuple[SandboxId, str, str]] = {}  # whose, for whom, on which network
+        self.policies = FakePolicies()
+        self.enforced: list[SandboxId] = []
 
     async def prepare(self) -> None:
         self.trouble, self.fail_next_prepare = self.fail_next_prepare, None
@@ -158,6 +161,9 @@ class FakeNetwork:
             await self.disconnect(sandbox_id, network)
         return {sandbox_id for sandbox_id, _ in surplus}
 
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        self.enforced.append(sandbox_id)
+
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str, network: str = DEFAULT_NETWORK
     ) -> tuple[PublishedPort, ...]:
@@ -226,9 +232,10 @@ class FakeNetwork:
             raise error
         await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
+        self.policies.limits.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
-        return set(self.taps) | set(self.leases)
+        return set(self.taps) | set(self.leases) | set(self.policies.limits)
 
     def list_networks(self) -> list[NetworkView]:
         return list(self.networks)
