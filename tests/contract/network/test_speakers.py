@@ -73,15 +73,20 @@ def raw(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def ip(word: str, mac: str, address: str) -> bytes:
-    payload = b"word:" + word.encode()
+def ip(word: str, mac: str, address: str, *, protocol: int = 253, start: bytes = b"") -> bytes:
+    payload = start + b"word:" + word.encode()
     ends = socket.inet_aton(address) + socket.inet_aton(LISTENER_IP)
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, 253, 0) + ends
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + ends
     total = sum(struct.unpack("!10H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     header = header[:10] + struct.pack("!H", ~total & 0xFFFF) + header[12:]
     return raw(LISTENER_MAC) + raw(mac) + struct.pack("!H", IPV4) + header + payload
+
+
+def offer(word: str, mac: str, address: str) -> bytes:
+    """What a DHCP server says, to whoever listens."""
+    return ip(word, mac, address, protocol=17, start=struct.pack("!4H", 67, 68, 0, 0))
 
 
 def arp(word: str, mac: str, address: str, *, said: str = "") -> bytes:
@@ -119,6 +124,7 @@ def say(mouth: Nic, liar: Attachment, listener: Attachment) -> None:
     mouth.send(arp("arp for the gateway", liar.mac, liar.gateway))
     mouth.send(arp("arp with another mac inside", liar.mac, liar.address, said=OTHER_MAC))
     mouth.send(arp("arp probe", liar.mac, "0.0.0.0"))
+    mouth.send(offer("offer of an address", liar.mac, liar.address))
     mouth.send(arp("end", liar.mac, liar.address))
 
 
