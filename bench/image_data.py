@@ -6,6 +6,7 @@ their hexadecimal digits, two are lines of a small stock: gzip makes some 40 % o
 """
 
 import hashlib
+import io
 import json
 import random
 import socket
@@ -74,7 +75,9 @@ class Layout:
         draft = self.directory / "draft"
         with draft.open("wb") as file:
             packed = _Counted(file)
-            with igzip.IGzipFile(fileobj=packed, mode="wb", compresslevel=GZIP_LEVEL, mtime=0) as compressor:
+            with igzip.IGzipFile(  # type: ignore[no-untyped-call]
+                fileobj=packed, mode="wb", compresslevel=GZIP_LEVEL, mtime=0
+            ) as compressor:
                 plain = _Counted(compressor)
                 write_tar(plain, seed, size_bytes)
         draft.rename(self.path(packed.digest))
@@ -114,16 +117,7 @@ def write_tar(sink: Any, seed: int, size_bytes: int) -> None:
         for number, data in enumerate(contents(seed, size_bytes)):
             info = tarfile.TarInfo(f"srv/{seed}/{number // 100}/{number}")
             info.size, info.mtime = len(data), 1_700_000_000
-            tar.addfile(info, _Reader(data))
-
-
-class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
-
-    def read(self, size: int) -> bytes:
-        self._at += size
-        return self._data[self._at - size : self._at]
+            tar.addfile(info, io.BytesIO(data))
 
 
 def contents(seed: int, size_bytes: int) -> Iterator[bytes]:

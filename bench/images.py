@@ -172,7 +172,9 @@ def _tar_and_gzip(tree: Path, target: Path) -> None:
     with (
         subprocess.Popen(["tar", "-C", tree, "-c", "."], stdout=subprocess.PIPE) as tar,
         target.open("wb") as out,
-        igzip.IGzipFile(fileobj=out, mode="wb", compresslevel=COMMIT_LEVEL) as packed,
+        igzip.IGzipFile(  # type: ignore[no-untyped-call]
+            fileobj=out, mode="wb", compresslevel=COMMIT_LEVEL
+        ) as packed,
     ):
         assert tar.stdout is not None
         shutil.copyfileobj(tar.stdout, packed, 1 << 20)
