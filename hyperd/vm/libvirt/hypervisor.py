@@ -150,6 +150,9 @@ class LibvirtHypervisor:
     async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
         return await self._states.detach_nic(sandbox_id, tap)
 
+    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        await self._states.replace_disk(sandbox_id, disk)
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
         try:
