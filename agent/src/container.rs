@@ -496,6 +496,12 @@ impl Container {
         .await
     }
 
+    /// Removes what it wrote to its disk. Called when it is destroyed. Blocking.
+    pub fn forget_changes(&self) -> Result<()> {
+        let directory = self.archived.layers.upper.as_ref().and_then(|upper| upper.parent());
+        directory.map_or(Ok(()), |directory| std::fs::remove_dir_all(directory).what("remove what a container wrote"))
+    }
+
     fn processes(&self) -> Vec<Arc<Process>> {
         let mut list = vec![self.first.clone()];
         list.extend(self.execs().values().flatten().cloned());

@@ -169,6 +169,34 @@ impl Agent {
         Ok(ReleaseDevicesResponse {})
     }
 
+    fn check_alone(&self, expected: usize) -> Result<()> {
+        let count = self.containers().len();
+        if count == expected { Ok(()) } else { Err(Error::wrong_state(format!("there are {count} containers"))) }
+    }
+
+    async fn end_rehearsal(self, id: String) -> Result<EndRehearsalResponse> {
+        let container = self.container(&id)?;
+        self.check_alone(1)?;
+        self.clone().delete(id).await?;
+        // Nothing is made meanwhile.
+        let frozen = self.inner.frozen.write().await;
+        self.check_alone(0)?;
+        if frozen.is_some() {
+            return Err(Error::wrong_state("the guest is frozen"));
+        }
+        let (identity, workshop) = (self.inner.identity.clone(), self.inner.workshop.clone());
+        blocking(move || {
+            container.forget_changes()?;
+            drop(container); // it had the disks mounted
+            let drivers = identity.devices.drivers();
+            workshop.disks.wait_free(drivers)?;
+            workshop.prepare()?;
+            workshop.disks.keep(drivers);
+            Ok(EndRehearsalResponse {})
+        })
+        .await
+    }
+
     async fn create(self, request: CreateContainerRequest) -> Result<CreateContainerResponse> {
         let _moving = self.moving()?;
         check_create(&request)?;
@@ -425,6 +453,10 @@ impl AgentService for Agent {
 
     async fn delete_container(&self, request: Request<DeleteContainerRequest>) -> Answer<DeleteContainerResponse> {
         detached(self.clone().delete(request.into_inner().container_id)).await
+    }
+
+    async fn end_rehearsal(&self, request: Request<EndRehearsalRequest>) -> Answer<EndRehearsalResponse> {
+        detached(Agent::end_rehearsal(self.clone(), request.into_inner().container_id)).await
     }
 
     async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {

@@ -92,6 +92,13 @@ class Guest(Protocol):
 
     async def list_containers(self) -> list[ContainerStatus]: ...
 
+    async def end_rehearsal(self, container_id: ContainerId) -> None:
+        """Delete a container that was only a trial, with all that it wrote, and be ready for the first one again.
+
+        What a template had made ahead for its clones is there once more. Raises NotFoundError, WrongStateError while
+        another container exists, TimeoutExpiredError when a disk stays mounted.
+        """
+
     async def exec_process(
         self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan
     ) -> int: ...

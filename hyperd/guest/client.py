@@ -115,6 +115,10 @@ class AgentGuest(Archives):
         with agent_errors(self._subject):
             return convert.decode_containers(response)
 
+    async def end_rehearsal(self, container_id: ContainerId) -> None:
+        request = pb.EndRehearsalRequest(container_id=container_id)
+        await self._call(self._agent.EndRehearsal, request, DELETE_S)
+
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         request = pb.ExecProcessRequest(
             container_id=container_id, process_id=process_id, process=convert.encode_process(plan)

@@ -293,6 +293,12 @@ class AgentServicer(rpc.AgentServiceServicer):
             self.agent.release_devices()
         return pb.ReleaseDevicesResponse()
 
+    async def EndRehearsal(self, request, context):
+        async with answering(context):
+            await self.agent.enter("end_rehearsal")
+            self.agent.end_rehearsal(ContainerId(request.container_id))
+        return pb.EndRehearsalResponse()
+
     async def FreezeGuest(self, request, context):
         async with answering(context):
             await self.agent.enter("freeze")

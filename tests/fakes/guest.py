@@ -396,6 +396,12 @@ class FakeAgent:
         for process in container.processes.values() if container else ():
             process.finish(KILLED)
 
+    def end_rehearsal(self, container_id: ContainerId) -> None:
+        self.container(container_id)
+        if len(self.containers) > 1:
+            raise WrongStateError(f"there are {len(self.containers)} containers")
+        self.delete(container_id)
+
     def exec(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         container = self.container(container_id)
         self.require_moving()
@@ -524,6 +530,10 @@ class FakeGuest(FakeArchives):
     async def list_containers(self) -> list[ContainerStatus]:
         await self._enter("list_containers")
         return self.agent.status()
+
+    async def end_rehearsal(self, container_id: ContainerId) -> None:
+        await self._enter("end_rehearsal")
+        self.agent.end_rehearsal(container_id)
 
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         await self._enter("exec_process")

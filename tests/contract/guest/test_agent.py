@@ -271,3 +271,32 @@ async def test_a_list_says_what_output_is_still_kept(site):
         (status,) = await guest.list_containers()
         (process,) = status.processes
         assert (process.output_start_offset, process.output_end_offset) == (2, 6)
+
+
+async def test_a_rehearsal_leaves_nothing_and_the_next_container_runs(site):
+    async with site.guest() as guest:
+        await guest.release_devices()
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+        await guest.end_rehearsal(BOX)
+        assert await guest.list_containers() == []
+        if site.is_real:
+            assert not Path(site.writable.disk_serial, site.writable.directory).exists()
+            threads = Path(f"/proc/{site.pid}/task").glob("*/children")
+            (waiting,) = " ".join(thread.read_text() for thread in threads).split()
+            assert b"spare" in Path(f"/proc/{waiting}/cmdline").read_bytes()
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+
+
+async def test_a_rehearsal_ends_only_where_nothing_else_is(site):
+    async with site.guest() as guest:
+        with pytest.raises(NotFoundError):
+            await guest.end_rehearsal(BOX)
+        other = ContainerId("c" * 64)
+        for container_id in (BOX, other):
+            await guest.create_container(site.container(SLEEP, container_id))
+        with pytest.raises(WrongStateError):
+            await guest.end_rehearsal(BOX)
+        assert len(await guest.list_containers()) == 2
+        await guest.delete_container(other)

@@ -162,6 +162,11 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.FromString,
                 _registered_method=True)
+        self.EndRehearsal = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/EndRehearsal',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -346,6 +351,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndRehearsal(self, request, context):
+        """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+        template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+        guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -463,6 +477,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.RewireGuest,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.SerializeToString,
+            ),
+            'EndRehearsal': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndRehearsal,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1099,6 +1118,33 @@ class AgentService:
             '/hyper.agent.v1.AgentService/RewireGuest',
             hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndRehearsal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/EndRehearsal',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.FromString,
             options,
             channel_credentials,
             insecure,

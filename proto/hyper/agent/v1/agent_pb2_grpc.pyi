@@ -103,6 +103,11 @@ class AgentServiceStub:
     their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
     that differ. Idempotent.
     """
+    EndRehearsal: _grpc.UnaryUnaryMultiCallable[_agent_pb2.EndRehearsalRequest, _agent_pb2.EndRehearsalResponse]
+    """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+    template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+    guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -178,6 +183,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
     their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
     that differ. Idempotent.
+    """
+    EndRehearsal: _aio.UnaryUnaryMultiCallable[_agent_pb2.EndRehearsalRequest, _agent_pb2.EndRehearsalResponse]  # type: ignore[assignment]
+    """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+    template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+    guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -389,6 +399,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
         their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
         that differ. Idempotent.
+        """
+
+    @_abc_1.abstractmethod
+    def EndRehearsal(
+        self,
+        request: _agent_pb2.EndRehearsalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.EndRehearsalResponse, _abc.Awaitable[_agent_pb2.EndRehearsalResponse]]:
+        """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+        template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+        guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
