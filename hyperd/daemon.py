@@ -55,11 +55,16 @@ from hyperd.sandbox import (
     Runner,
     RunSettings,
     Services,
+    SpareMaker,
+    Spares,
+    SpareSettings,
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    Turns,
     VolumeDesk,
     fingerprint,
+    parallel_starts,
 )
 from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage, LocalVolumes, SpaceWatch
@@ -110,11 +115,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
         facts = _facts(config, settings.guest, hypervisor, floor.files)
-        template_settings = _template_settings(config)
-        builder = TemplateBuilder(rooms, settings, template_settings, floor.files)
-        templates = Templates(builder, snapshots, facts, ledger, settings.guest, template_settings, tasks)
-        stack.push_async_callback(templates.close)
-        runner = Runner(rooms, settings, templates, floor.files)
+        runner = _runner(config, rooms, settings, facts, ledger, floor.files, tasks)
+        stack.push_async_callback(runner.templates.close)
+        stack.push_async_callback(runner.spares.close)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
@@ -140,7 +143,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             fleet,
             images,
             network,
-            templates,
+            runner.templates,
+            runner.spares,
             storage,
             snapshots,
             floor.files,
@@ -184,6 +188,25 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         for task in (opened, running, warming_up):
             task.cancel()
     log.info("ended; virtual machines run on")
+
+
+def _runner(
+    config: Config,
+    rooms: Rooms,
+    settings: RunSettings,
+    facts: Facts,
+    ledger: Ledger,
+    files: Workers,
+    tasks: asyncio.TaskGroup,
+) -> Runner:
+    """With all that a start can begin with: a spare, a template."""
+    template_settings = _template_settings(config)
+    builder = TemplateBuilder(rooms, settings, template_settings, files)
+    templates = Templates(builder, rooms.snapshots, facts, ledger, settings.guest, template_settings, tasks)
+    turns = Turns(parallel_starts(settings.parallel_starts))
+    maker = SpareMaker(rooms, settings, _disk_owner(config), files)
+    spares = Spares(maker, templates, ledger, turns, SpareSettings(config.template.spares), tasks)
+    return Runner(rooms, settings, templates, spares, turns, files)
 
 
 async def prepare_network(network: Network) -> None:

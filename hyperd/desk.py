@@ -20,7 +20,7 @@ from hyperd.model.host import HostCheck
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.network import Network
-from hyperd.sandbox import AcceleratorChooser, Fleet, Shape, Templates, is_running
+from hyperd.sandbox import AcceleratorChooser, Fleet, Shape, Spares, Templates, is_running
 from hyperd.snapshot import SnapshotStore
 from hyperd.storage import Storage
 from hyperd.vm.libvirt import HypervisorCapabilities
@@ -42,6 +42,7 @@ class Desk:
     images: ImageStore
     network: Network
     templates: Templates
+    spares: Spares
     storage: Storage
     snapshots: SnapshotStore
     files: Workers
@@ -51,15 +52,17 @@ class Desk:
         return Sizing(self.config.vm.default_vcpus, self.config.vm.default_memory_mib)
 
     async def warm_up(self) -> None:
-        """Choose the accelerator and build the template that most will start from, before the first user needs them."""
+        """Choose the accelerator, build the template that most start from, keep spares: before the first user comes."""
         try:
             accelerator = await self.chooser.choose()
         except HyperError as error:
             log.error("no accelerator", extra={"error": str(error)})  # noqa: TRY400 - each start says it again
             return
-        offer = await self.templates.offer(Shape(self.default_sizing, has_nic=True, accelerator=accelerator))
+        shape = Shape(self.default_sizing, has_nic=True, accelerator=accelerator)
+        offer = await self.templates.offer(shape)
         if offer.snapshot is None:
             log.info("template", extra={"note": offer.note})
+        self.spares.begin(shape)
 
     async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
         """With a network and without. 0: the default. Raises as ``Templates.build``."""
@@ -113,6 +116,8 @@ class Desk:
             bridge=config.network.bridge,
             subnet=config.network.subnet,
             network_trouble=str(self.network.trouble or ""),
+            spares=self.config.template.spares,
+            spares_ready=len(self.spares.ready),
         )
 
     async def disk_usage(self) -> system_pb2.GetDiskUsageResponse:

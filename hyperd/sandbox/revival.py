@@ -30,12 +30,17 @@ from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, wiring
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
-from hyperd.sandbox.definition import GuestSettings, Shape
-from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories
-from hyperd.sandbox.run import CLONE_HELLO_TIMEOUT_S, ENTROPY_BYTES, Live, Runner, execs_of
+from hyperd.sandbox.definition import STATE, GuestSettings, Shape
+from hyperd.sandbox.rooms import (
+    CLONE_HELLO_TIMEOUT_S,
+    ENTROPY_BYTES,
+    Phases,
+    console_as_evidence,
+    make_directories,
+)
+from hyperd.sandbox.run import Live, Runner, execs_of
 from hyperd.sandbox.source import DISK
 from hyperd.sandbox.standstill import to_the_end
-from hyperd.sandbox.template_build import STATE
 
 _REPORTING = "free-page-reporting"
 

@@ -141,6 +141,8 @@ class GetInfoResponse(_message.Message):
     SUBNET_FIELD_NUMBER: _builtins.int
     NETWORK_TROUBLE_FIELD_NUMBER: _builtins.int
     CONTAINERS_PAUSED_FIELD_NUMBER: _builtins.int
+    SPARES_FIELD_NUMBER: _builtins.int
+    SPARES_READY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     accelerator: _builtins.str
     """kvm | tcg | "" while the probe has not run"""
@@ -169,6 +171,9 @@ class GetInfoResponse(_message.Message):
     """why the network is not prepared; "" when it is"""
     containers_paused: _builtins.int
     """neither among those that run nor those that are stopped"""
+    spares: _builtins.int
+    """VMs that are kept ready for containers to come: so many are wanted"""
+    spares_ready: _builtins.int
     def __init__(
         self,
         *,
@@ -197,10 +202,12 @@ class GetInfoResponse(_message.Message):
         subnet: _builtins.str = ...,
         network_trouble: _builtins.str = ...,
         containers_paused: _builtins.int = ...,
+        spares: _builtins.int = ...,
+        spares_ready: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "bridge", b"bridge", "containers", b"containers", "containers_paused", b"containers_paused", "containers_running", b"containers_running", "containers_stopped", b"containers_stopped", "cpus", b"cpus", "default_memory_mib", b"default_memory_mib", "default_vcpus", b"default_vcpus", "host_kernel", b"host_kernel", "hypervisor_uri", b"hypervisor_uri", "images", b"images", "initramfs_path", b"initramfs_path", "kernel_path", b"kernel_path", "memory_bytes", b"memory_bytes", "network_trouble", b"network_trouble", "operating_system", b"operating_system", "pid", b"pid", "qemu_user", b"qemu_user", "run_dir", b"run_dir", "state_dir", b"state_dir", "state_free_bytes", b"state_free_bytes", "subnet", b"subnet", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "bridge", b"bridge", "containers", b"containers", "containers_paused", b"containers_paused", "containers_running", b"containers_running", "containers_stopped", b"containers_stopped", "cpus", b"cpus", "default_memory_mib", b"default_memory_mib", "default_vcpus", b"default_vcpus", "host_kernel", b"host_kernel", "hypervisor_uri", b"hypervisor_uri", "images", b"images", "initramfs_path", b"initramfs_path", "kernel_path", b"kernel_path", "memory_bytes", b"memory_bytes", "network_trouble", b"network_trouble", "operating_system", b"operating_system", "pid", b"pid", "qemu_user", b"qemu_user", "run_dir", b"run_dir", "spares", b"spares", "spares_ready", b"spares_ready", "state_dir", b"state_dir", "state_free_bytes", b"state_free_bytes", "subnet", b"subnet", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

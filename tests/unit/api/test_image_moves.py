@@ -199,7 +199,7 @@ async def test_disk_usage_counts_blocks_and_users(
     nothing: Any = None
     files = Workers("test", 1)
     request.addfinalizer(files.close)
-    stores: list[Any] = [api.store, nothing, nothing, api.world.storage, api.world.snapshots, files]
+    stores: list[Any] = [api.store, nothing, nothing, nothing, api.world.storage, api.world.snapshots, files]
     desk = Desk(nothing, nothing, "", nothing, api.fleet, *stores)
     usage = await desk.disk_usage()
     assert [(image.containers, image.unique_bytes) for image in usage.images] == [(1, 20)]
