@@ -26,6 +26,7 @@ ACCELERATOR_S = 60.0
 
 BENCHES: dict[str, tuple[Bench, str]] = {
     "template": (starts.template, "start from a template; floor: a bare restore, to the agent's hello"),
+    "spare": (starts.spare, "both of these from a spare, when one is ready; the same floors"),
     "command": (starts.command, "`hyper run --rm IMAGE true`; floor: a bare restore + `python -c 'import grpc'`"),
     "cold": (starts.cold, "start without templates; floor: a bare boot, to the agent's hello"),
     "hundred": (starts.hundred, "100 starts, 20 at a time, and 100 removals; floors: as many bare restores, and kills"),
