@@ -24,6 +24,7 @@ from hyperd.image import removal as removals
 from hyperd.image import usage as usages
 from hyperd.image.archive_write import Saving
 from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.building import Building, ReadLayer
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
@@ -125,6 +126,7 @@ class OciImageStore:
             self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
         )
         self._making = Making(self._parts, self._intake)
+        self._building = Building(self._parts, self._intake)
         self._saving = Saving(self._parts)
         self._loading = Loading(
             self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
@@ -342,6 +344,11 @@ class OciImageStore:
 
     async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         image = await self._making.commit(base, layer, new)
+        await self._write_index()
+        return image
+
+    async def take_built(self, config: bytes, read_layer: ReadLayer, tags: Sequence[str]) -> Image:
+        image = await self._building.take(config, read_layer, tags)
         await self._write_index()
         return image
 
