@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`.dockerignore`: the rules of github.com/moby/patternmatcher, which are not those of `.gitignore`.
 
-A pattern is anchored at the context's top; `*` and `?` stop at a slash, `**` does not; `!` takes back what an earlier one
-has left out; the last that matches a path, or a directory above it, decides.
+A pattern is anchored at the context's top; `*` and `?` stop at a slash, `**` does not; `!` takes back what an earlier
+one has left out; the last that matches a path, or a directory above it, decides.
 """
 
 import posixpath

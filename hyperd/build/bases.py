@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The images that a Dockerfile builds on: found or pulled as `hyper pull` does it, then handed to the builder.
 
-The builder itself speaks with no registry: credentials, mirrors and the signature policy are the daemon's, and what is in
-the store needs no registry at all. It keeps what it was handed in its cache, under the same id.
+The builder itself speaks with no registry: credentials, mirrors and the signature policy are the daemon's, and what is
+in the store needs no registry at all. It keeps what it was handed in its cache, under the same id.
 """
 
 import contextlib

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which images a Dockerfile builds on. Pure; the engine is the one who understands the rest of it.
 
-What is not understood here is left to the engine, which then says what is wrong. So nothing raises, and an image too few
-is an image that the engine does not find. Grammar: github.com/moby/buildkit frontend/dockerfile/parser.
+What is not understood here is left to the engine, which then says what is wrong. So nothing raises, and an image too
+few is an image that the engine does not find. Grammar: github.com/moby/buildkit frontend/dockerfile/parser.
 """
 
 import re

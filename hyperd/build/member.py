@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from hyperd.errors import InvalidError
 
 BLOCK = 512
-MAX_HEADERS_BYTES = 1 << 20
+MAX_HEADERS_BYTES = 128 << 10  # they are read anew with each piece
 _LONG = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 

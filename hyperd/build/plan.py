@@ -30,7 +30,7 @@ MAX_ARGUMENT_BYTES = 64 << 10
 MAX_ARGUMENTS_BYTES = 512 << 10
 MAX_SECRETS = 100
 MAX_SECRET_BYTES = 500 << 10  # BuildKit's
-_ID = re.compile(r"[A-Za-z0-9_.][A-Za-z0-9_.-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}[:=][0-9A-Fa-f.:\[\]]{2,45}")
 
 

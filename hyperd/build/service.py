@@ -4,8 +4,8 @@
     waiting --turn--> a builder starts --> context, base images, secrets --> the engine runs --> layers that are new
                       |  whatever happens from here on: closed, stopped, removed, and only then the next one's turn
 
-The cache is a volume, which one machine can write to: hence the turns. What a hyperd that was killed has left is ended by
-the next one before its first build.
+The cache is a volume, which one machine can write to: hence the turns. What a hyperd that was killed has left is ended
+by the next one before its first build.
 """
 
 import asyncio

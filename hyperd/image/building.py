@@ -4,8 +4,8 @@
     config -> the image here that shares most layers with it, pinned -> each further layer streams in (layer_intake), is
     seen to be its diff_id, pinned, and gets its name -> manifest (assemble) -> files -> records
 
-The builder is a stranger: what it sends is bounded and hashed. The records change last, in one transaction; before that,
-whatever goes wrong, nothing stays.
+The builder is a stranger: what it sends is bounded and hashed. The records change last, in one transaction; before
+that, whatever goes wrong, nothing stays.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -92,6 +92,7 @@ class FakeImageStore:
         self.fail_next_root_disk: HyperError | None = None
         self.gate = asyncio.Event()  # holds every pull after its first event
         self.gate.set()
+        self.built_layers: dict[Digest, bytes] = {}  # that ``take_built`` has read
         self.commits: list[Commit] = []
         self.committing = 0
         self.commit_gate = asyncio.Event()
@@ -105,6 +106,19 @@ class FakeImageStore:
     def publish(self, reference: str, config: ImageConfig | None = None, *, layers: int = 2) -> Image:
         image = image_named(reference, config, layers=layers)
         self.remote[full_name(reference)] = image
+        return image
+
+    async def take_built(
+        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+    ) -> Image:
+        """``config`` is a name, and diff_ids one a line: those that no image has are read."""
+        name, *diff_ids = config.decode().split("\n")
+        have = {diff_id for image in self.images.values() for diff_id in image.diff_ids}
+        for diff_id in map(Digest, diff_ids):
+            if diff_id not in have:
+                self.built_layers[diff_id] = b"".join([piece async for piece in read_layer(diff_id)])
+        image = replace(image_named(name), tags=tuple(full_name(tag) for tag in tags))
+        self.images[image.image_id] = image
         return image
 
     async def pull(
