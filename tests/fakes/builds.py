@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import hashlib
 import io
 import json
 import tarfile
@@ -14,16 +15,17 @@ from hyperd.build import BuilderSizing, Builds, BuildSettings, Event
 from hyperd.host.workers import Workers
 from hyperd.model.build import BuildFailed, BuildSpec, Built, Output
 from hyperd.model.guest import ProcessExit, Stream
-from hyperd.model.image import Credentials, ImageConfig
+from hyperd.model.image import Credentials, ImageConfig, ImageId
 from hyperd.sandbox import Fleet
 from tests.fakes.guest import FakeProcess, Script
 from tests.fakes.image import image_named
 from tests.fakes.world import World
 
 BUILDER = "docker.io/hyper/builder:1"
-BUILT = image_named("built")
 HOLD = ImageConfig(cmd=("/usr/libexec/hyper/hold",))
 NEW_LAYER = "sha256:" + "e" * 64
+CONFIG = json.dumps({"rootfs": {"diff_ids": [*image_named("alpine").diff_ids, NEW_LAYER]}}).encode()
+BUILT_ID = ImageId("sha256:" + hashlib.sha256(CONFIG).hexdigest())
 DONE = ProcessExit(0)
 
 
@@ -101,9 +103,9 @@ async def working(world: World, fleet: Fleet, place: Path) -> AsyncIterator[Shop
     shop = Shop(world, fleet, builds)
     for name in ("/usr/libexec/hyper/prepare", "mkdir", "sh", "cp", "buildah"):
         shop.script(name)
-    shop.answer("/build/id", BUILT.image_id.encode())
+    shop.answer("/build/id", BUILT_ID.encode())
     shop.answer("/build/out/manifest.json", json.dumps({"config": {"digest": "sha256:" + "c" * 64}}).encode())
-    shop.answer("/build/out/" + "c" * 64, f"built\n{image_named('alpine').diff_ids[0]}\n{NEW_LAYER}".encode())
+    shop.answer("/build/out/" + "c" * 64, CONFIG)
     shop.answer("/build/out/" + "e" * 64, b"layer")
     world.images.add(BUILDER, HOLD)
     try:

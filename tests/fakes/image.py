@@ -3,6 +3,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -67,6 +68,10 @@ def image_named(reference: str, config: ImageConfig | None = None, *, layers: in
     )
 
 
+def _begins(diff_ids: tuple[Digest, ...], lower: tuple[Digest, ...]) -> bool:
+    return diff_ids[: len(lower)] == lower
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     base: ImageId
@@ -111,15 +116,21 @@ class FakeImageStore:
     async def take_built(
         self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
     ) -> Image:
-        """``config`` is a name, and diff_ids one a line: those that no image has are read."""
-        name, *diff_ids = config.decode().split("\n")
-        have = {diff_id for image in self.images.values() for diff_id in image.diff_ids}
-        for diff_id in map(Digest, diff_ids):
-            if diff_id not in have:
-                self.built_layers[diff_id] = b"".join([piece async for piece in read_layer(diff_id)])
-        image = replace(image_named(name), tags=tuple(full_name(tag) for tag in tags))
-        self.images[image.image_id] = image
-        return image
+        diff_ids = tuple(Digest(each) for each in json.loads(config)["rootfs"]["diff_ids"])
+        have = max(
+            (image.diff_ids for image in self.images.values() if _begins(diff_ids, image.diff_ids)),
+            key=len,
+            default=(),
+        )
+        for diff_id in dict.fromkeys(diff_ids[len(have) :]):
+            self.built_layers[diff_id] = b"".join([piece async for piece in read_layer(diff_id)])
+        image_id = ImageId("sha256:" + hashlib.sha256(config).hexdigest())
+        self.images.setdefault(
+            image_id, replace(image_named("built"), image_id=image_id, diff_ids=diff_ids, tags=())
+        )
+        for tag in tags:
+            await self.tag(image_id, tag)
+        return self.images[image_id]
 
     async def pull(
         self,

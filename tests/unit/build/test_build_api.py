@@ -17,7 +17,7 @@ from hyper.v1 import build_pb2_grpc, image_pb2
 from hyperd.api.build import BuildServicer
 from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials
-from tests.fakes.builds import BUILT, Shop, working
+from tests.fakes.builds import BUILT_ID, Shop, working
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
 
@@ -93,7 +93,7 @@ async def test_a_build_from_its_options_to_its_image(api: Api):
             was_asked.set()
     assert wanted == ["far.example/base"]
     assert api.shop.world.images.credentials == [Credentials("me", "secret")]
-    assert responses[-1].image == pb.BuiltImage(id=BUILT.image_id, tags=["docker.io/library/mine:latest"])
+    assert responses[-1].image == pb.BuiltImage(id=BUILT_ID, tags=["docker.io/library/mine:latest"])
     assert any(response.layer.digest for response in responses)
     api.shop.require_nothing_left()
 

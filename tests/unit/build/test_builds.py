@@ -21,7 +21,7 @@ from hyperd.model.build import BuildFailed, BuildSpec, Built, Secret
 from hyperd.model.container import ContainerSpec
 from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials, PullNotice
-from tests.fakes.builds import BUILDER, BUILT, DONE, HOLD, NEW_LAYER, Shop, working
+from tests.fakes.builds import BUILDER, BUILT_ID, DONE, HOLD, NEW_LAYER, Shop, working
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World, eventually
 
@@ -38,7 +38,7 @@ async def test_a_build_ends_with_an_image_its_tags_and_no_builder(shop: Shop):
     built = await shop.build(tags=("mine:1", "mine:2"))
     assert isinstance(built, Built)
     assert built.tags == ("docker.io/library/mine:1", "docker.io/library/mine:2")
-    assert built.image.image_id == BUILT.image_id
+    assert built.image.image_id == BUILT_ID
     assert "STEP 1/1" in shop.said
     # What the store has is not read again.
     assert shop.world.images.built_layers == {NEW_LAYER: b"layer"}
@@ -46,10 +46,11 @@ async def test_a_build_ends_with_an_image_its_tags_and_no_builder(shop: Shop):
 
 
 async def test_an_image_that_is_here_already_is_not_taken_out_of_the_builder(shop: Shop):
-    shop.world.images.add("built")
+    await shop.build()
+    shop.world.images.built_layers.clear()
     assert isinstance(await shop.build(tags=("again",)), Built)
     assert not shop.world.images.built_layers
-    assert "docker.io/library/again:latest" in (await shop.world.images.get(BUILT.image_id)).tags
+    assert "docker.io/library/again:latest" in (await shop.world.images.get(BUILT_ID)).tags
 
 
 async def test_a_step_that_fails_is_a_result_and_leaves_nothing(shop: Shop):
