@@ -2,7 +2,7 @@
 """Builds over a fleet of fakes: what is done in which order, what fails where, and that no builder is left."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 
 import pytest
@@ -202,7 +202,7 @@ async def test_what_an_earlier_daemon_was_building_is_ended_and_other_containers
         assert [each.record.sandbox_id for each in fleet.views()] == [mine.record.sandbox_id]
 
 
-async def _outcome(work: "asyncio._CoroutineLike[Built | BuildFailed]") -> Built | BuildFailed | HyperError:
+async def _outcome(work: Awaitable[Built | BuildFailed]) -> Built | BuildFailed | HyperError:
     try:
         return await work
     except HyperError as error:
