@@ -168,7 +168,7 @@ async def _run(
                 system,
                 TemplateServicer(desk.templates, desk.build_templates),
                 SnapshotServicer(fleet),
-                VolumeServicer(fleet.volumes),
+                VolumeServicer(fleet),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
                 BuildServicer(builds),
             ),

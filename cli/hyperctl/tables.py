@@ -83,7 +83,11 @@ SYSTEM_GROUP = {
     "prune": ("prune", "system-prune", "Remove stopped containers, and images that nobody uses"),
 }
 SNAPSHOT_GROUP = {
-    "create": ("snapshots", "create", "Save a running container: memory, disk and configuration"),
+    "create": (
+        "snapshots",
+        "create",
+        "Save a running container: memory, disk and configuration; or a volume",
+    ),
     "ls": ("snapshots", "ls", "List snapshots"),
     "inspect": ("snapshots", "inspect", "Show everything about snapshots"),
     "rm": ("snapshots", "rm", "Remove snapshots"),
@@ -92,6 +96,7 @@ SNAPSHOT_GROUP = {
 }
 VOLUME_GROUP = {
     "create": ("volumes", "create", "Make a volume"),
+    "resize": ("volumes", "resize", "Make a volume larger"),
     "ls": ("volumes", "ls", "List volumes"),
     "inspect": ("volumes", "inspect", "Show everything about volumes"),
     "rm": ("volumes", "rm", "Remove volumes"),

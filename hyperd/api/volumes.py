@@ -6,12 +6,13 @@ from hyper.v1 import volume_pb2_grpc
 from hyperd.api.convert import encode_time
 from hyperd.api.status import Context, errors_as_status
 from hyperd.model.volume import VolumeName, VolumeRequest, VolumeView
-from hyperd.sandbox import VolumeDesk
+from hyperd.sandbox import Fleet
 
 
 class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
-    def __init__(self, desk: VolumeDesk) -> None:
-        self._desk = desk
+    def __init__(self, fleet: Fleet) -> None:
+        self._desk = fleet.volumes
+        self._living = fleet.living_volumes
 
     async def CreateVolume(
         self, request: wire.CreateVolumeRequest, context: Context
@@ -24,8 +25,16 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
                 request.driver,
                 dict(request.labels),
                 dict(request.options),
+                snapshot=request.snapshot,
             )
             return wire.CreateVolumeResponse(volume=encode_volume(await self._desk.create(asked)))
+
+    async def ResizeVolume(
+        self, request: wire.ResizeVolumeRequest, context: Context
+    ) -> wire.ResizeVolumeResponse:
+        async with errors_as_status(context):
+            view = await self._living.resize(VolumeName(request.volume), request.size_bytes)
+            return wire.ResizeVolumeResponse(volume=encode_volume(view))
 
     async def ListVolumes(
         self, request: wire.ListVolumesRequest, context: Context

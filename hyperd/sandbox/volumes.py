@@ -24,6 +24,7 @@ class Pruned:
 class VolumeDesk:
     def __init__(self, room: Volumes) -> None:
         self._room = room
+        self.snapshots = room.snapshots
 
     async def create(self, request: VolumeRequest) -> VolumeView:
         """Raises as ``Volumes.create``."""

@@ -146,6 +146,20 @@ class FakeDaemon:
         self.contents[snapshot_id] = snapshot_id.encode() * 50_000  # more than one message
         return snapshot
 
+    def add_volume_snapshot(self, volume: str, name: str) -> snapshot_pb2.Snapshot:
+        snapshot = snapshot_pb2.Snapshot(
+            id=hashlib.sha256(f"snapshot {next(self.ids)}".encode()).hexdigest(),
+            name=name,
+            created_at=ago(60),
+            size_bytes=10 << 30,
+            allocated_bytes=1_400_000,
+            volume=volume,
+            filesystem="ext4",
+            consistency="frozen",
+        )
+        self.snapshots[snapshot.id] = snapshot
+        return snapshot
+
     def add_template(self, vcpus: int, memory_mib: int, layout: str) -> snapshot_pb2.Snapshot:
         about = f"template {vcpus} {memory_mib} {layout}"
         template = snapshot_pb2.Snapshot(

@@ -28,6 +28,12 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         self._daemon.volumes[volume.name] = volume
         return volume_pb2.CreateVolumeResponse(volume=volume)
 
+    async def ResizeVolume(self, request, context):
+        await self._daemon.check(request, context)
+        volume = await self._require(request.volume, context)
+        volume.size_bytes = request.size_bytes
+        return volume_pb2.ResizeVolumeResponse(volume=volume)
+
     async def ListVolumes(self, request, context):
         await self._daemon.check(request, context)
         return volume_pb2.ListVolumesResponse(volumes=self._daemon.volumes.values())

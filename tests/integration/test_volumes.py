@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperd.model.vm import HOT_PLUG_DEVICES
 from tests import images
 from tests.harness import BUILD_TIMEOUT_S, Hyper, hyper, wait_until
 
@@ -66,10 +67,12 @@ def test_what_is_written_outlives_the_container_and_starts_stay_fast(host: Hyper
     assert f"is in use by container {name}".encode() in refused.stderr
 
 
-def test_three_volumes_boot_and_say_why(host: Hyper, name: str):
-    volumes = [part for n in range(3) for part in ("-v", f"{name}{n}:/v{n}")]
+def test_more_volumes_than_ports_boot_and_say_why(host: Hyper, name: str):
+    numbers = range(HOT_PLUG_DEVICES + 1)
+    volumes = [part for n in numbers for part in ("-v", f"{name}{n}:/v{n}")]
     host.ok("run", "-d", "--name", name, *volumes, BUSYBOX, "sleep", "600")
-    host.ok("exec", name, "sh", "-c", "touch /v0/a /v1/b /v2/c")
+    host.ok("exec", name, "touch", *(f"/v{n}/file" for n in numbers))
+    assert host.ok("exec", name, "grep", "-c", "^/dev/vd.* /v. ext4", "/proc/mounts") == str(len(numbers))
     assert host.ok("inspect", "-f", "{{.Start.Path}}", name) == "cold"
     assert "more than a template has room for" in host.ok("inspect", "-f", "{{.Start.Note}}", name)
 
@@ -166,6 +169,53 @@ def test_space_freed_in_the_guest_comes_back(host: Hyper, name: str):
     full = disk.stat().st_blocks * 512
     host.ok("exec", name, "sh", "-c", "rm /data/big; sync; fstrim /data")
     assert disk.stat().st_blocks * 512 < full - (60 << 20)
+
+
+def test_a_volume_grows_while_it_is_written_to_and_at_its_next_mount(host: Hyper, name: str):
+    host.ok("volume", "create", name, "--size", "64m")
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+
+    def mib() -> int:
+        return int(host.ok("exec", name, "sh", "-c", "df -m /data | tail -1").split()[1])
+
+    assert mib() < 64
+    host.ok("exec", name, "sh", "-c", "echo kept > /data/file")
+    assert host.ok("volume", "resize", name, "512m") == name
+    assert 400 < mib() < 512
+    refused = host.run("volume", "resize", name, "64m")
+    assert (refused.returncode, b"does not become smaller" in refused.stderr) == (2, True)
+    host.ok("stop", "-t", "1", name)
+    assert host.ok("volume", "resize", name, "2g") == name
+    host.ok("start", name)
+    assert 1800 < mib() < 2048
+    assert host.ok("exec", name, "cat", "/data/file") == "kept"
+    host.ok("stop", "-t", "1", name)
+    require_sound(path_of(host, name))
+
+
+def test_a_snapshot_of_a_volume_that_is_written_to_is_whole(host: Hyper, name: str):
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+    host.ok("exec", name, "sh", "-c", "echo before > /data/file")
+    writes = "n=0; while :; do n=$((n+1)); echo $n > /data/new; mv /data/new /data/busy; done"
+    host.ok("exec", "-d", name, "sh", "-c", writes)
+    wait_until(lambda: host.run("exec", name, "test", "-s", "/data/busy").returncode == 0, "it writes")
+    snapshot = host.ok("snapshot", "create", "--volume", name, "--name", f"{name}-s")
+    shown = host.ok("snapshot", "inspect", "-f", "{{.Volume}} {{.Consistency}}", snapshot)
+    assert shown == f"{name} frozen"
+    # Frozen, and not as after a power cut: nothing is left to be played.
+    (disk,) = (host.state_dir / "volumes" / ".snapshots").glob(f"{snapshot}/disk.img")
+    finished = subprocess.run(["e2fsck", "-f", "-n", disk], capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    host.ok("exec", name, "sh", "-c", "echo after > /data/file")
+    busy = int(host.ok("exec", name, "cat", "/data/busy"))
+    wait_until(lambda: int(host.ok("exec", name, "cat", "/data/busy") or 0) > busy, "it writes again")
+    try:
+        host.ok("volume", "create", f"{name}-c", "--snapshot", f"{name}-s")
+        assert host.ok("run", "--rm", "-v", f"{name}-c:/data", BUSYBOX, "cat", "/data/file") == "before"
+        assert f"volume {name}" in host.ok("snapshot", "ls")
+    finally:
+        host.ok("snapshot", "rm", f"{name}-s")
+    assert not list((host.state_dir / "volumes" / ".snapshots").iterdir())
 
 
 def test_the_size_of_the_writable_disk_is_ones_own(host: Hyper, name: str):

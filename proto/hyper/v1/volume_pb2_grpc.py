@@ -60,6 +60,11 @@ class VolumeServiceStub:
                 request_serializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
                 _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/hyper.v1.VolumeService/ResizeVolume',
+                request_serializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -99,6 +104,13 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeVolume(self, request, context):
+        """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +138,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.PruneVolumes,
                     request_deserializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesResponse.SerializeToString,
+            ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +281,33 @@ class VolumeService:
             '/hyper.v1.VolumeService/PruneVolumes',
             hyper_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
             hyper_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.VolumeService/ResizeVolume',
+            hyper_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+            hyper_dot_v1_dot_volume__pb2.ResizeVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class VolumeServiceStub:
     """FAILED_PRECONDITION while a container has it, running or not."""
     PruneVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.PruneVolumesRequest, _volume_pb2.PruneVolumesResponse]
     """Those that no container has: anonymous ones, or all."""
+    ResizeVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ResizeVolumeRequest, _volume_pb2.ResizeVolumeResponse]
+    """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted."""
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -55,6 +57,8 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """FAILED_PRECONDITION while a container has it, running or not."""
     PruneVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.PruneVolumesRequest, _volume_pb2.PruneVolumesResponse]  # type: ignore[assignment]
     """Those that no container has: anonymous ones, or all."""
+    ResizeVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.ResizeVolumeRequest, _volume_pb2.ResizeVolumeResponse]  # type: ignore[assignment]
+    """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted."""
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Volumes: disks of their own that outlive containers. Read-write in one running container at a time, or read-only in many."""
@@ -96,5 +100,13 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.PruneVolumesResponse, _abc.Awaitable[_volume_pb2.PruneVolumesResponse]]:
         """Those that no container has: anonymous ones, or all."""
+
+    @_abc_1.abstractmethod
+    def ResizeVolume(
+        self,
+        request: _volume_pb2.ResizeVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ResizeVolumeResponse, _abc.Awaitable[_volume_pb2.ResizeVolumeResponse]]:
+        """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted."""
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
