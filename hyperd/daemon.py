@@ -15,8 +15,10 @@ from ipaddress import IPv4Address, IPv4Network
 from hyperd.api import (
     BuildServicer,
     ContainerServicer,
+    EgressServicer,
     ImageServicer,
     NetworkServicer,
+    SecurityGroupServicer,
     Servicers,
     SnapshotServicer,
     SystemServicer,
@@ -48,6 +50,7 @@ from hyperd.sandbox import (
     GuestSettings,
     Ledger,
     NetworkDesk,
+    PolicyDesk,
     Records,
     Reviver,
     Rooms,
@@ -158,6 +161,11 @@ async def _run(
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
         building = tasks.create_task(builds.run())
+        policies = PolicyDesk(
+            desk.network,
+            lambda reference: fleet.get(reference).record,
+            lambda: [view.record for view in fleet.views()],
+        )
         system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
         async with serving(
             config.socket,
@@ -171,6 +179,8 @@ async def _run(
                 VolumeServicer(fleet),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
                 BuildServicer(builds),
+                EgressServicer(policies),
+                SecurityGroupServicer(policies),
             ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})

@@ -7,6 +7,7 @@ from hyperd.api.convert import encode_time
 from hyperd.errors import InvalidError
 from hyperd.image.base import LoadEvent, PullEvent, PushEvent
 from hyperd.model.image import (
+    Admission,
     Credentials,
     Image,
     LayerPhase,
@@ -40,6 +41,7 @@ def decode_credentials(
     | wire.PushImageRequest
     | wire.InspectManifestRequest
     | build_wire.BuildCredentials,
+    | wire.SearchImagesRequest,
 ) -> Credentials | None:
     """None: those in the daemon's own files. Raises InvalidError; no message has any of it."""
     if not request.HasField("credentials"):
@@ -100,6 +102,20 @@ def encode_image(image: Image) -> wire.Image:
             for entry in image.history
         ],
         layer_bytes=image.layer_bytes,
+        admissions=[_encode_admission(admission) for admission in image.admissions],
+    )
+
+
+def _encode_admission(admission: Admission) -> wire.Admission:
+    return wire.Admission(
+        reference=admission.reference,
+        manifest_digest=admission.manifest_digest,
+        scope=admission.scope,
+        requirements=[
+            wire.Admission.Requirement(kind=each.kind, keys=each.keys, identity=each.identity)
+            for each in admission.requirements
+        ],
+        admitted_at=encode_time(admission.admitted_at),
     )
 
 

@@ -16,6 +16,7 @@ from hyper.v1 import (
     container_pb2_grpc,
     image_pb2_grpc,
     network_pb2_grpc,
+    policy_pb2_grpc,
     snapshot_pb2_grpc,
     system_pb2_grpc,
     volume_pb2_grpc,
@@ -24,6 +25,8 @@ from hyperd.api.build import BuildServicer
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
+from hyperd.api.policies import EgressServicer
+from hyperd.api.security_groups import SecurityGroupServicer
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
@@ -48,6 +51,8 @@ class Servicers:
     volumes: VolumeServicer
     networks: NetworkServicer
     builds: BuildServicer
+    egress: EgressServicer
+    groups: SecurityGroupServicer
 
     def add_to(self, server: grpc.aio.Server) -> None:
         container_pb2_grpc.add_ContainerServiceServicer_to_server(self.containers, server)
@@ -58,6 +63,8 @@ class Servicers:
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
         network_pb2_grpc.add_NetworkServiceServicer_to_server(self.networks, server)
         build_pb2_grpc.add_BuildServiceServicer_to_server(self.builds, server)
+        policy_pb2_grpc.add_EgressServiceServicer_to_server(self.egress, server)
+        policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(self.groups, server)
 
 
 @contextlib.asynccontextmanager

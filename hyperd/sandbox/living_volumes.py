@@ -6,9 +6,11 @@ a container that runs     its disk, then the guest is asked: to take the room, o
 one that is paused        copied as it stands; it does not grow
 """
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from hyperd.errors import (
     HyperError,
@@ -33,7 +35,17 @@ from hyperd.sandbox.tenure import Tenure
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+Settle = Callable[[], Awaitable[Consistency]]
+
 STILL_S = 30.0  # a guest's writers wait no longer, whoever is killed meanwhile
+
+
+class Take(Protocol[R_co]):
+    """Makes something of a volume's disk, as ``VolumeSnapshots.take`` does."""
+
+    def __call__(self, volume: Volume, settle: Settle, *, only_shared: bool = False) -> Awaitable[R_co]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +101,36 @@ class LivingVolumes:
 
     async def snapshot(self, name: VolumeName, title: str) -> VolumeSnapshot:
         """Raises NotFoundError, ExistsError (``title``), ExhaustedError, WrongStateError, UnavailableError."""
+
+        async def take(volume: Volume, settle: Settle, *, only_shared: bool = False) -> VolumeSnapshot:
+            snapshots = self._rooms.volumes.snapshots
+            return await snapshots.take(volume, title, settle, only_shared=only_shared)
+
+        return await self._copied(name, take)
+
+    @contextlib.asynccontextmanager
+    async def exported(self, name: VolumeName) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The stream of a copy that goes with the block. Raises as ``snapshot``."""
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def take(
+                volume: Volume, settle: Settle, *, only_shared: bool = False
+            ) -> AsyncIterator[bytes]:
+                streaming = self._rooms.volumes.snapshots.stream(volume, settle, only_shared=only_shared)
+                return await stack.enter_async_context(streaming)
+
+            yield await self._copied(name, take)
+
+    async def _copied(self, name: VolumeName, take: Take[R]) -> R:
         async with self._rooms.volumes.copying(name) as view:
             writer = self._writer_of(view)
             if writer is None:
-                return await self._rooms.volumes.snapshots.take(view.volume, title, _detached)
+                return await take(view.volume, _detached)
             if isinstance(writer.driver.state, machine.Paused):
-                return await self._snapshot_paused(writer.driver, view.volume, title)
-            return await self._snapshot_running(writer, view.volume, title)
+                return await self._copied_paused(writer.driver, view.volume, take)
+            return await self._copied_running(writer, view.volume, take)
 
-    async def _snapshot_paused(self, driver: SandboxDriver, volume: Volume, title: str) -> VolumeSnapshot:
+    async def _copied_paused(self, driver: SandboxDriver, volume: Volume, take: Take[R]) -> R:
         generation = driver.generation
 
         async def settle() -> Consistency:
@@ -107,9 +140,9 @@ class LivingVolumes:
                 )
             return Consistency.CRASH
 
-        return await self._rooms.volumes.snapshots.take(volume, title, settle)
+        return await take(volume, settle)
 
-    async def _snapshot_running(self, writer: _Writer, volume: Volume, title: str) -> VolumeSnapshot:
+    async def _copied_running(self, writer: _Writer, volume: Volume, take: Take[R]) -> R:
         await writer.driver.wait_moving()
         tenure = await writer.driver.find_tenure()
         if tenure is None:
@@ -125,7 +158,7 @@ class LivingVolumes:
             raise
         except HyperError as error:
             await _let_go(guest, writer.serial)
-            return await self._snapshot_at_once(tenure, volume, title, error)
+            return await self._copied_at_once(tenure, volume, take, error)
 
         async def settle() -> Consistency:
             if not await guest.thaw_volume(writer.serial):
@@ -137,16 +170,14 @@ class LivingVolumes:
             return Consistency.FROZEN
 
         try:
-            return await self._rooms.volumes.snapshots.take(volume, title, settle)
+            return await take(volume, settle)
         finally:
             await to_the_end(_let_go(guest, writer.serial))
 
-    async def _snapshot_at_once(
-        self, tenure: Tenure, volume: Volume, title: str, cause: HyperError
-    ) -> VolumeSnapshot:
+    async def _copied_at_once(self, tenure: Tenure, volume: Volume, take: Take[R], cause: HyperError) -> R:
         """A guest that does not stand still: one moment of its disk, where the host can take that."""
         try:
-            return await self._rooms.volumes.snapshots.take(volume, title, _crashed, only_shared=True)
+            return await take(volume, _crashed, only_shared=True)
         except UnsupportedError as error:
             if tenure.is_ending:
                 raise WrongStateError(

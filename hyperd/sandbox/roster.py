@@ -15,6 +15,7 @@ from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.living_volumes import LivingVolumes
 from hyperd.sandbox.snapshots import Snapshots
+from hyperd.sandbox.volume_vm import VolumeVms
 from hyperd.sandbox.volumes import VolumeDesk
 from hyperd.storage.base import Recording
 
@@ -34,6 +35,7 @@ class Roster:
         self._services = services
         self._settings = settings
         self._drivers: dict[SandboxId, SandboxDriver] = {}
+        self.volume_vms = VolumeVms(services)
         self.living_volumes = LivingVolumes(services.runner.rooms, self._drivers.get)
         self._tasks = asyncio.TaskGroup()
         self._creating: dict[str, ImageId] = {}  # by name

@@ -2,7 +2,7 @@
 """Bytes for guests: the writable disk of a sandbox, and volumes."""
 
 import sqlite3
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -77,6 +77,15 @@ class VolumeSnapshots(Protocol):
         Raises ExistsError (its name), InvalidError, ExhaustedError.
         """
 
+    def stream(
+        self,
+        volume: Volume,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """As ``take``, but the copy is nobody's and goes with the block. Its stream: see volume_archive.py."""
+
     async def list(self) -> list[VolumeSnapshot]:
         """Newest first."""
 
@@ -114,6 +123,15 @@ class Volumes(Protocol):
 
         Raises NotFoundError, InvalidError (smaller), ExhaustedError.
         """
+
+    async def import_(self, name: VolumeName, labels: dict[str, str], stream: AsyncIterator[bytes]) -> Volume:
+        """One of what ``VolumeSnapshots.stream`` gave.
+
+        Raises ExistsError, InvalidError (no such stream), ExhaustedError.
+        """
+
+    async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
+        """To a VM that is no container's, for writing; until ``release``. Raises NotFoundError, and as ``attach``."""
 
     def copying(self, name: VolumeName) -> AbstractAsyncContextManager[VolumeView]:
         """Within, no VM gets it that has not got it, and it is not removed: they wait. Raises NotFoundError."""

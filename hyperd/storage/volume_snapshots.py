@@ -7,10 +7,12 @@ Where the file system can share blocks a snapshot costs what changes afterwards;
 """
 
 import asyncio
+import contextlib
 import logging
+import os
 import secrets
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from hyperd.errors import ExistsError, InvalidError, NotFoundError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.volume import Consistency, Volume, VolumeSnapshot, VolumeSnapshotId
+from hyperd.storage import volume_archive as archive
 from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
 from hyperd.storage.volume_files import DiskFiles
@@ -31,6 +34,10 @@ class LocalVolumeSnapshots:
         self._files = DiskFiles(root)
         self._database = database
         self._workers = workers
+        self._reading = Workers("volume-export", 1)
+
+    def close(self) -> None:
+        self._reading.close()
 
     async def open(self) -> None:
         """After the volumes' own. What a killed hyperd had half made or half removed goes."""
@@ -58,9 +65,7 @@ class LocalVolumeSnapshots:
         key = snapshot.snapshot_id
         try:
             await self.require_free(name)
-            await self._workers.call(
-                self._files.make_copy, key, volume.path, volume.size_bytes, only_shared=only_shared
-            )
+            await self._copy(key, volume, only_shared=only_shared)
             snapshot = replace(snapshot, consistency=await settle())
             await self._workers.call(self._files.sync, key)
             await self._database.transaction(
@@ -70,6 +75,41 @@ class LocalVolumeSnapshots:
             await asyncio.shield(self._remove_unrecorded(key))
         log.info("volume snapshot made", extra={"volume": volume.name, "id": key[:12]})
         return await self.get(key)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        volume: Volume,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        key = secrets.token_hex(32)  # nobody's: a kill leaves what the next start sweeps away
+        manifest = archive.Manifest(volume.size_bytes, volume.filesystem)
+        descriptor = -1
+        try:
+            try:
+                await self._copy(key, volume, only_shared=only_shared)
+                await settle()
+                descriptor = await self._workers.call(
+                    os.open, self._files.new(key), os.O_RDONLY | os.O_CLOEXEC
+                )
+            finally:
+                await asyncio.shield(self._workers.call(self._files.remove, key))
+            yield self._pieces(archive.packed(descriptor, manifest))
+        finally:
+            if descriptor >= 0:
+                await asyncio.shield(self._reading.call(os.close, descriptor))
+
+    async def _pieces(self, packed: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """One thread reads, so that none is in it when it is closed."""
+        while (piece := await self._reading.call(next, packed, b"")) != b"":
+            yield piece
+
+    async def _copy(self, key: str, volume: Volume, *, only_shared: bool) -> None:
+        await self._workers.call(
+            self._files.make_copy, key, volume.path, volume.size_bytes, only_shared=only_shared
+        )
 
     async def list(self) -> list[VolumeSnapshot]:
         found = await self._database.transaction(records.load_snapshots)

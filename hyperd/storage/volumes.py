@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequen
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import WrongStateError
+from hyperd.errors import ExistsError, WrongStateError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
@@ -28,6 +28,7 @@ from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
 from hyperd.storage.base import DATA_DIRECTORY, Recording
 from hyperd.storage.formatting import format_ext4
+from hyperd.storage.volume_archive import Unpacker
 from hyperd.storage.volume_files import DiskFiles, hand_over
 from hyperd.storage.volume_records import Row
 from hyperd.storage.volume_snapshots import LocalVolumeSnapshots
@@ -72,6 +73,7 @@ class LocalVolumes:
     def close(self) -> None:
         self._workers.close()
         self._copies.close()
+        self.snapshots.close()
 
     async def create(self, request: VolumeRequest) -> Volume:
         rules.require_possible(request, self._size_bytes)
@@ -83,7 +85,7 @@ class LocalVolumes:
                     lambda connection: self._record(connection, made), lasting=True
                 )
             finally:
-                await asyncio.shield(self._remove_unrecorded([made]))
+                await asyncio.shield(self._remove_unrecorded([made.volume_id]))
             there = await self._get(request.name)
             if there.volume_id == made.volume_id:
                 return self._volume(there)
@@ -131,6 +133,48 @@ class LocalVolumes:
         grown = self._volume(await self._database.transaction(work, lasting=True))
         log.info("volume grown", extra={"volume": name, "mib": grown.size_bytes >> 20})
         return grown
+
+    async def import_(self, name: VolumeName, labels: dict[str, str], stream: AsyncIterator[bytes]) -> Volume:
+        rules.require_name(name, "volume")
+        if await self._find(name) is not None:
+            raise _taken(name)
+        volume_id = secrets.token_hex(16)
+        try:
+            await self._workers.call(self._files.make_empty, volume_id, 0)
+            unpacker = Unpacker(self._files.new(volume_id))
+            async for data in stream:
+                await self._copies.call(unpacker.feed, data)
+            manifest = unpacker.finish()
+            await self._copies.call(self._files.sync, volume_id)
+            row = Row(
+                name,
+                volume_id,
+                manifest.size_bytes,
+                manifest.filesystem,
+                labels,
+                anonymous=False,
+                created_at=datetime.now(UTC),
+            )
+            await self._database.transaction(lambda connection: self._record(connection, row), lasting=True)
+        finally:
+            await asyncio.shield(self._remove_unrecorded([volume_id]))
+        there = await self._get(name)
+        if there.volume_id != volume_id:  # somebody else was faster
+            raise _taken(name)
+        log.info("volume imported", extra={"volume": name, "mib": there.size_bytes >> 20})
+        return self._volume(there)
+
+    async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
+        def work(connection: sqlite3.Connection) -> list[Row]:
+            records.use(connection, sandbox_id, holder, {name: False})
+            rows = records.attach(connection, sandbox_id)
+            self._hand_over(connection, rows)
+            return rows
+
+        await self._workers.call(self._files.require_space, "what is written to volumes")
+        async with self._not_copied([name]):
+            (row,) = await self._database.transaction(work)
+        return self._volume(row)
 
     @contextlib.asynccontextmanager
     async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
@@ -186,7 +230,7 @@ class LocalVolumes:
             # Shielded: a second cancellation must not leave half of it. What a kill leaves goes at the next start.
             await asyncio.shield(self._undo(sandbox_id, made))
             raise
-        await asyncio.shield(self._remove_unrecorded(made))
+        await asyncio.shield(self._remove_unrecorded([row.volume_id for row in made]))
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -266,13 +310,13 @@ class LocalVolumes:
                     records.delete(connection, row.name)
 
         await self._database.transaction(work)
-        await self._remove_unrecorded(made)
+        await self._remove_unrecorded([row.volume_id for row in made])
 
-    async def _remove_unrecorded(self, made: Sequence[Row]) -> None:
+    async def _remove_unrecorded(self, made: Sequence[str]) -> None:
         known = {row.volume_id for row in await self._database.transaction(records.load)}
-        for row in made:
-            if row.volume_id not in known:
-                await self._workers.call(self._files.remove, row.volume_id)
+        for volume_id in made:
+            if volume_id not in known:
+                await self._workers.call(self._files.remove, volume_id)
 
     def _record(self, connection: sqlite3.Connection, row: Row) -> None:
         """The name last of all: what a kill leaves without a record is a ``.new``, but for an instant."""
@@ -297,6 +341,14 @@ class LocalVolumes:
             row.created_at,
             self._files.disk(row.volume_id),
         )
+
+
+def _taken(name: VolumeName) -> ExistsError:
+    return ExistsError(
+        "there is one of that name",
+        subject=f"volume {name}",
+        hint=f"another name, or `hyper volume rm {name}`",
+    )
 
 
 def _make_seed(seed: Path) -> None:

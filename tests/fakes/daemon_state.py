@@ -34,6 +34,7 @@ class FakeDaemon:
     snapshots: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     templates: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     volumes: dict[str, volume_pb2.Volume] = field(default_factory=dict)
+    filled: dict[str, bytes] = field(default_factory=dict)  # by volume: the tar
     contents: dict[str, bytes] = field(default_factory=dict)  # of snapshots, as they are exported
     pullable: set[str] = field(default_factory=lambda: {"alpine", "busybox"})
     checks: list[system_pb2.HostCheck] = field(default_factory=list)

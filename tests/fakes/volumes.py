@@ -25,6 +25,8 @@ from hyperd.storage.base import Recording
 from hyperd.storage.volume_records import Row, in_use
 from hyperd.storage.volume_rules import DEFAULT_VOLUME_BYTES, require_growth, require_name, require_possible
 
+STREAM = b"a volume of "
+
 
 @dataclass
 class _Kept:
@@ -61,6 +63,23 @@ class FakeVolumeSnapshots:
         )
         self.kept.insert(0, made)
         return made
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        volume: Volume,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        taken = await self.take(volume, "", settle, only_shared=only_shared)
+        self.kept.remove(taken)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield STREAM
+            yield f"{taken.size_bytes}".encode()
+
+        yield pieces()
 
     async def list(self) -> list[VolumeSnapshot]:
         return list(self.kept)
@@ -119,6 +138,26 @@ class FakeVolumes:
         size_bytes = require_growth(name, kept.volume.size_bytes, size_bytes)
         kept.volume = replace(kept.volume, size_bytes=size_bytes)
         return kept.volume
+
+    async def import_(self, name: VolumeName, labels: dict[str, str], stream: AsyncIterator[bytes]) -> Volume:
+        require_name(name, "volume")
+        if name in self.kept:
+            raise ExistsError("there is one of that name")
+        data = b"".join([piece async for piece in stream])
+        size = data.removeprefix(STREAM)
+        if not data.startswith(STREAM) or not size.isdigit():
+            raise InvalidError("this is not a volume's stream")
+        self.kept[name] = self._make(VolumeRequest(name, int(size), labels=labels))
+        return self.kept[name].volume
+
+    async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
+        kept = self._require(name)
+        kept.users[sandbox_id] = VolumeUser(sandbox_id, holder, readonly=False, attached=False)
+        try:
+            return (await self.attach(sandbox_id))[name]
+        except HyperError:
+            del kept.users[sandbox_id]
+            raise
 
     @contextlib.asynccontextmanager
     async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:

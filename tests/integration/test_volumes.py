@@ -218,6 +218,32 @@ def test_a_snapshot_of_a_volume_that_is_written_to_is_whole(host: Hyper, name: s
     assert not list((host.state_dir / "volumes" / ".snapshots").iterdir())
 
 
+def test_a_volume_is_filled_sent_away_and_back_without_a_container(host: Hyper, name: str, tmp_path: Path):
+    (tmp_path / "site" / "deep").mkdir(parents=True)
+    (tmp_path / "site" / "deep" / "page").write_text("hello")
+    (tmp_path / "site" / "evil").symlink_to("/etc/passwd")
+    host.ok("volume", "create", name, "--size", "64m")
+    host.ok("volume", "init", name, str(tmp_path / "site"))
+    show = ("sh", "-c", "cd /data; cat deep/page; readlink evil; stat -c %u deep; ls -A")
+    expected = "hello/etc/passwd\n0\ndeep\nevil"
+    assert host.ok("run", "--rm", "-v", f"{name}:/data", BUSYBOX, *show) == expected
+    require_sound(path_of(host, name))
+    host.ok("volume", "export", name, "-o", str(tmp_path / "out.tar"))
+    assert (tmp_path / "out.tar").stat().st_size < 8 << 20
+    host.ok("volume", "import", f"{name}-b", "-i", str(tmp_path / "out.tar"))
+    assert host.ok("run", "--rm", "-v", f"{name}-b:/data", BUSYBOX, *show) == expected
+    (tmp_path / "no.tar").write_bytes(b"x" * 4096)
+    refused = host.run("volume", "init", name, str(tmp_path / "no.tar"))
+    assert refused.returncode == 2, refused.stderr
+    (tmp_path / "large").write_bytes(os.urandom(80 << 20))
+    subprocess.run(["tar", "-C", tmp_path, "-cf", tmp_path / "large.tar", "large"], check=True)
+    refused = host.run("volume", "init", name, str(tmp_path / "large.tar"))
+    assert refused.returncode == 5, refused.stderr
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+    refused = host.run("volume", "init", name, str(tmp_path / "site"))
+    assert (refused.returncode, f"container {name} has it".encode() in refused.stderr) == (4, True)
+
+
 def test_the_size_of_the_writable_disk_is_ones_own(host: Hyper, name: str):
     host.ok("run", "-d", "--name", name, "--storage-opt", "size=200m", BUSYBOX, "sleep", "600")
     assert host.ok("inspect", "-f", "{{.Start.Path}}", name) == "template"

@@ -227,6 +227,63 @@ async def test_a_copy_that_turns_out_to_be_worth_nothing_does_not_stay(volumes):
     await volumes.snapshots.require_free("first")
 
 
+async def test_a_volume_goes_out_in_a_stream_and_comes_in_again(volumes):
+    made = await volumes.create(VolumeRequest(DB, SMALL))
+    async with volumes.snapshots.stream(made, detached) as stream:
+        data = [piece async for piece in stream]
+    assert await volumes.snapshots.list() == []
+
+    async def again(pieces):
+        for piece in pieces:
+            yield piece
+
+    with pytest.raises(ExistsError):
+        await volumes.import_(DB, {}, again(data))
+    other = VolumeName("other")
+    back = await volumes.import_(other, {"team": "web"}, again(data))
+    assert (back.size_bytes, back.filesystem, back.labels) == (SMALL, "ext4", {"team": "web"})
+    for wrong in ([], [b"nonsense" * 1000]):
+        with pytest.raises(InvalidError):
+            await volumes.import_(VolumeName("wrong"), {}, again(wrong))
+    assert [view.volume.name for view in await volumes.list()] == [DB, other]
+
+
+async def test_a_volume_is_lent_to_one_who_is_no_container(volumes, database):
+    await volumes.create(VolumeRequest(DB, SMALL))
+    lent = await volumes.lend(BOX, "volume-init", DB)
+    assert lent.name == DB
+    (user,) = (await volumes.get(DB)).users
+    assert (user.name, user.readonly, user.attached) == ("volume-init", False, True)
+    with pytest.raises(WrongStateError, match="volume-init"):
+        await volumes.lend(OTHER, "volume-init", DB)
+    assert len((await volumes.get(DB)).users) == 1
+    await volumes.release(BOX)
+    assert (await volumes.get(DB)).users == ()
+    with pytest.raises(NotFoundError):
+        await volumes.lend(BOX, "volume-init", VolumeName("none"))
+
+
+async def test_an_export_is_the_same_disk_and_leaves_nothing(local, tmp_path):
+    made = await local.create(VolumeRequest(DB, SMALL))
+    async with local.snapshots.stream(made, detached) as stream:
+        assert directories(tmp_path / "volumes" / ".snapshots") == []  # nor would a kill leave anything now
+        pieces = [piece async for piece in stream]
+    back = await local.import_(VolumeName("back"), {}, _each(pieces))
+    assert back.path.read_bytes() == made.path.read_bytes()
+    assert allocated_bytes(back.path) < 3 << 20
+    async with local.snapshots.stream(made, detached) as stream:
+        await anext(stream)  # whoever hangs up in the middle
+    for cut in (pieces[:-1], [*pieces, b"x"]):
+        with pytest.raises(InvalidError):
+            await local.import_(VolumeName("cut"), {}, _each(cut))
+    assert len(directories(tmp_path / "volumes")) == 2
+
+
+async def _each(pieces):
+    for piece in pieces:
+        yield piece
+
+
 async def test_a_snapshot_is_the_same_bytes_and_sparse(local, tmp_path):
     made = await local.create(VolumeRequest(DB, SMALL))
     taken = await local.snapshots.take(made, "first", detached)

@@ -13,8 +13,10 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, syst
 from hyperd.api import (
     BuildServicer,
     ContainerServicer,
+    EgressServicer,
     ImageServicer,
     NetworkServicer,
+    SecurityGroupServicer,
     Servicers,
     SnapshotServicer,
     SystemServicer,
@@ -25,7 +27,7 @@ from hyperd.api import (
 from hyperd.build import BuilderSizing, Builds, BuildSettings
 from hyperd.host.workers import Workers
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet, NetworkDesk
+from hyperd.sandbox import Fleet, NetworkDesk, PolicyDesk
 from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
@@ -62,6 +64,11 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         world.root / "builder.tar", BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform
     )
     system = SystemServicer(lambda: version, _info, _checks, _usage)
+    policies = PolicyDesk(
+        world.network,
+        lambda reference: fleet.get(reference).record,
+        lambda: [view.record for view in fleet.views()],
+    )
     return Servicers(
         ContainerServicer(fleet),
         ImageServicer(world.images, fleet),
@@ -71,6 +78,8 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         VolumeServicer(fleet),
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
         BuildServicer(Builds(no_builder, fleet, world.images, Workers("builds", 1))),
+        EgressServicer(policies),
+        SecurityGroupServicer(policies),
     )
 
 

@@ -79,6 +79,28 @@ async def test_a_volume_grows_and_its_snapshots_are_among_the_others(api: Api) -
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+async def test_a_volume_goes_out_comes_in_and_is_filled(api: Api) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+        calls: Any = volumes_of(channel)
+        await calls.CreateVolume(volume_pb2.CreateVolumeRequest(name="db", size_bytes=1 << 30))
+        exported = calls.ExportVolume(volume_pb2.ExportVolumeRequest(volume="db"))
+        data = [response.data async for response in exported]
+        first = volume_pb2.ImportVolumeRequest(volume="back", labels={"a": "b"})
+        requests = [first, *(volume_pb2.ImportVolumeRequest(data=piece) for piece in data)]
+        made = (await calls.ImportVolume(iter(requests))).volume
+        assert (made.name, made.size_bytes, dict(made.labels)) == ("back", 1 << 30, {"a": "b"})
+        large = volume_pb2.ImportVolumeRequest(volume="large", data=bytes((1 << 20) + 1))
+        for wrong in ([], [large], [volume_pb2.ImportVolumeRequest(volume="wrong", data=b"nonsense")]):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.ImportVolume(iter(wrong))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        fill = [volume_pb2.FillVolumeRequest(volume="db"), volume_pb2.FillVolumeRequest(data=b"tar")]
+        await calls.FillVolume(iter(fill))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls.FillVolume(iter([volume_pb2.FillVolumeRequest(volume="none")]))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 @pytest.mark.parametrize(
     ("mount", "code"),
     [

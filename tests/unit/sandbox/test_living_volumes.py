@@ -144,3 +144,70 @@ async def test_a_paused_container_is_copied_as_it_stands(fleet, world):
     with pytest.raises(WrongStateError, match="went on meanwhile"):
         await fleet.living_volumes.snapshot(DB, "")
     assert len(world.volumes.snapshots.kept) == 1
+
+
+async def tar():
+    yield b"a tar"
+
+
+def agent_of_vm(world):
+    """Of the VM that a volume was filled by."""
+    sandbox_id = world.hypervisor.definitions[-1].sandbox_id
+    return sandbox_id, world.dialer.agent(world.runner.settings.paths(sandbox_id).control_socket)
+
+
+async def test_a_volume_is_filled_through_a_vm_that_leaves_nothing(fleet, world):
+    await created(fleet, mounts=(DATA,))
+    await fleet.volume_vms.fill(DB, tar(), keep_owner=True)
+    sandbox_id, agent = agent_of_vm(world)
+    calls = [verb for verb in agent.calls if verb != "piece"]
+    assert calls[-4:] == ["open_volume", "write_tree", "delete_container", "shutdown"]
+    disks = world.hypervisor.definitions[-1].disks
+    assert [(disk.serial, disk.readonly) for disk in disks][-1] == ("volume0", False)
+    assert world.volumes.attached_to("db") == set()
+    assert sandbox_id not in world.hypervisor.running
+    assert not world.ledger.admission.held
+    assert sandbox_id not in await world.storage.list_sandboxes()
+
+
+@pytest.mark.parametrize("verb", ["configure", "open_volume", "write_tree", "delete_container", "shutdown"])
+async def test_whatever_fails_while_it_is_filled_leaves_nothing(fleet, world, verb, monkeypatch):
+    await created(fleet, mounts=(DATA,))
+    connect = world.dialer.connect
+
+    async def connecting(control_socket, *args, **fields):
+        world.dialer.agent(control_socket).fail_next(verb, UnavailableError("bad luck"))
+        return await connect(control_socket, *args, **fields)
+
+    monkeypatch.setattr(world.dialer, "connect", connecting)
+    with pytest.raises(UnavailableError):
+        await fleet.volume_vms.fill(DB, tar(), keep_owner=False)
+    assert world.volumes.attached_to("db") == set()
+    assert world.hypervisor.running == {}
+    assert not world.ledger.admission.held
+
+
+async def test_what_somebody_writes_to_is_not_filled(fleet, world):
+    await started(fleet, name="web", mounts=(DATA,))
+    with pytest.raises(WrongStateError, match="web"):
+        await fleet.volume_vms.fill(DB, tar(), keep_owner=False)
+    with pytest.raises(NotFoundError):
+        await fleet.volume_vms.fill(VolumeName("none"), tar(), keep_owner=False)
+    assert len(world.hypervisor.running) == 1
+
+
+async def test_an_export_holds_the_guest_still_as_a_snapshot_does(fleet, world):
+    handle = await started(fleet, mounts=(DATA,))
+    agent = agent_of(world, handle)
+    async with fleet.living_volumes.exported(DB) as stream:
+        assert agent.still_volumes == set()
+        data = [piece async for piece in stream]
+    assert agent.calls.count("freeze_volume") == 1
+    assert world.volumes.snapshots.kept == []
+    imported = await fleet.volumes.import_("back", {"a": "b"}, _each(data))
+    assert (imported.volume.name, imported.volume.labels) == ("back", {"a": "b"})
+
+
+async def _each(pieces):
+    for piece in pieces:
+        yield piece
