@@ -40,8 +40,8 @@ def decode_credentials(
     request: wire.PullImageRequest
     | wire.PushImageRequest
     | wire.InspectManifestRequest
+    | wire.SearchImagesRequest
     | build_wire.BuildCredentials,
-    | wire.SearchImagesRequest,
 ) -> Credentials | None:
     """None: those in the daemon's own files. Raises InvalidError; no message has any of it."""
     if not request.HasField("credentials"):
