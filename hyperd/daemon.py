@@ -147,8 +147,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             snapshots,
             floor.files,
         )
-        builds = Builds(_build_settings(config), fleet, images, floor.files)
-        await _run(config, fleet, images, builds, desk, stop)
+        await _run(
+            config, fleet, images, Builds(_build_settings(config), fleet, images, floor.files), desk, stop
+        )
 
 
 async def _run(

@@ -26,7 +26,7 @@ async def take(builder: Builder, images: ImageStore, tags: Sequence[str]) -> Bui
     image_id = (await builder.read(plan.ID_FILE, 200)).decode(errors="replace").strip()
     if not _DIGEST.fullmatch(image_id):
         raise UnavailableError("the engine told no image id", evidence=image_id[:200])
-    image = await _find(images, image_id) or await _take_out(builder, images, image_id)
+    image = await _find(images, image_id) or await _take_out(builder, images, image_id, tags)
     return Built(image, tuple([await images.tag(image.image_id, tag) for tag in tags]))
 
 
@@ -37,7 +37,7 @@ async def _find(images: ImageStore, image_id: str) -> Image | None:
         return None
 
 
-async def _take_out(builder: Builder, images: ImageStore, image_id: str) -> Image:
+async def _take_out(builder: Builder, images: ImageStore, image_id: str, tags: Sequence[str]) -> Image:
     push = (
         "buildah",
         "push",
@@ -50,7 +50,7 @@ async def _take_out(builder: Builder, images: ImageStore, image_id: str) -> Imag
     await builder.ask(push, timeout_s=TRANSFER_TIMEOUT_S)
     config = await builder.read(f"{plan.OUT}/{await _config_name(builder)}", MAX_CONFIG_BYTES)
     return await images.take_built(
-        config, lambda diff_id: builder.stream(f"{plan.OUT}/{_hex(diff_id)}", MAX_LAYER_BYTES), ()
+        config, lambda diff_id: builder.stream(f"{plan.OUT}/{_hex(diff_id)}", MAX_LAYER_BYTES), tags
     )
 
 
