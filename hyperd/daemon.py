@@ -15,6 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hyperd.api import (
     ContainerServicer,
     EgressServicer,
+    FloatingServicer,
     ImageServicer,
     NetworkServicer,
     SecurityGroupServicer,
@@ -37,7 +38,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import ImageSettings, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetworks, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network, parse_pools
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -45,11 +46,13 @@ from hyperd.sandbox import (
     Findings,
     Fleet,
     FleetSettings,
+    FloatingDesk,
     GuestSettings,
     Ledger,
     NetworkDesk,
     PolicyDesk,
     Records,
+    Resetting,
     Reviver,
     Rooms,
     Runner,
@@ -99,7 +102,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await images.open()
         stack.push_async_callback(images.close)
         storage, volumes = await _open_storage(config, floor, stack, tasks)
-        network = BridgeNetworks(_bridge_settings(config), floor.database)
+        pools = parse_pools(config.network.floating)
+        network = BridgeNetworks(_bridge_settings(config), floor.database, pools=pools)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -160,7 +164,9 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
             lambda reference: fleet.get(reference).record,
             lambda: [view.record for view in fleet.views()],
         )
-        system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
+        system = SystemServicer(
+            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet)
+        )
         async with serving(
             config.socket,
             config.daemon.socket_group,
@@ -174,6 +180,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
                 EgressServicer(policies),
                 SecurityGroupServicer(policies),
+                FloatingServicer(FloatingDesk(desk.network, fleet)),
             ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})

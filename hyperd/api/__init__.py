@@ -2,6 +2,7 @@
 """The edge: gRPC in, the service's words out."""
 
 from hyperd.api.containers import ContainerServicer
+from hyperd.api.floating import FloatingServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
 from hyperd.api.policies import EgressServicer
@@ -15,6 +16,7 @@ from hyperd.api.volumes import VolumeServicer
 __all__ = [
     "ContainerServicer",
     "EgressServicer",
+    "FloatingServicer",
     "ImageServicer",
     "NetworkServicer",
     "SecurityGroupServicer",

@@ -21,6 +21,7 @@ from hyper.v1 import (
     volume_pb2_grpc,
 )
 from hyperd.api.containers import ContainerServicer
+from hyperd.api.floating import FloatingServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
 from hyperd.api.policies import EgressServicer
@@ -50,6 +51,7 @@ class Servicers:
     networks: NetworkServicer
     egress: EgressServicer
     groups: SecurityGroupServicer
+    floating: FloatingServicer
 
     def add_to(self, server: grpc.aio.Server) -> None:
         container_pb2_grpc.add_ContainerServiceServicer_to_server(self.containers, server)
@@ -61,6 +63,7 @@ class Servicers:
         network_pb2_grpc.add_NetworkServiceServicer_to_server(self.networks, server)
         policy_pb2_grpc.add_EgressServiceServicer_to_server(self.egress, server)
         policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(self.groups, server)
+        policy_pb2_grpc.add_FloatingServiceServicer_to_server(self.floating, server)
 
 
 @contextlib.asynccontextmanager

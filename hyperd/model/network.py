@@ -63,6 +63,15 @@ class UnpublishRequest:
     host_port: int = 0  # 0 = wherever
 
 
+@dataclass(frozen=True, slots=True)
+class FloatingAddress:
+    """One of the host's that is allocated."""
+
+    address: str
+    name: str = ""
+    sandbox_id: SandboxId | None = None
+
+
 DEFAULT_NETWORK = "bridge"
 
 

@@ -38,6 +38,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import HostRoute, read_routes, require_free
 from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
 from hyperd.network.definitions import Definitions
+from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
 from hyperd.network.policy import Policies, Screen
@@ -60,8 +61,9 @@ class BridgeNetworks:
         settings: BridgeSettings,
         database: Database,
         upstream: Callable[[], Sequence[str]] = lambda: read_resolver().servers,
+        pools: Sequence[IPv4Network] = (),
     ) -> None:
-        """``upstream``: the servers that are asked what no container is called."""
+        """``upstream``: the servers that are asked what no container is called. ``pools``: of floating addresses."""
         self._settings = settings
         self._database = database
         self._definitions = Definitions(database)
@@ -70,6 +72,7 @@ class BridgeNetworks:
         self._default = BridgeNetwork(settings, database, self._at_port, self._policies)
         self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
         self._views: dict[str, NetworkView] = {}
+        self._floating = Floating(database, pools, settings.table, settings.bridge, self._address_of)
         self._changing = asyncio.Lock()
         self._is_loaded = False
         self._named: Callable[[], Iterable[Named]] = tuple
@@ -79,6 +82,10 @@ class BridgeNetworks:
     @property
     def trouble(self) -> HyperError | None:
         return self._default.trouble
+
+    @property
+    def floating(self) -> Floating:
+        return self._floating
 
     @property
     def policies(self) -> Policies:
@@ -100,6 +107,10 @@ class BridgeNetworks:
                     await self._serve_names(name, network)
                 except HyperError as error:
                     _log.error("a network is not ready", extra={"network": name, "error": str(error)})
+        try:
+            await self._floating.stand()
+        except HyperError as error:
+            _log.error("floating addresses are not ready", extra={"error": str(error)})
         if trouble is not None:
             raise trouble
 
@@ -116,6 +127,8 @@ class BridgeNetworks:
     async def _keep(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
+            with contextlib.suppress(HyperError):  # told where it failed; the next look tries again
+                await self._floating.look()
             for name, network in list(self._networks.items()):
                 await network.look()
                 with contextlib.suppress(HyperError):  # the port may be free by now
@@ -132,7 +145,9 @@ class BridgeNetworks:
         found = self._require(network)
         if self._policies.covers(sandbox_id):
             await self._serve_policed(found)
-        return await found.attach(sandbox_id, ports, holder, address)
+        made = await found.attach(sandbox_id, ports, holder, address)
+        await self._floating.follow(sandbox_id)
+        return made
 
     async def enforce(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
@@ -147,6 +162,7 @@ class BridgeNetworks:
     async def release(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
+        await self._floating.detach(sandbox_id)
         await self._policies.forget(sandbox_id)
 
     async def publish(
@@ -226,6 +242,14 @@ class BridgeNetworks:
                 self._networks[name], self._views[name] = network, view
                 raise
 
+    async def clear(self) -> None:
+        for name in list(self._views):
+            await self.remove_network(name)
+        async with self._changing:
+            await self._default.clear()
+            self._close_server(self._settings.name)
+            await self._floating.stand()
+
     def close(self) -> None:
         for server in self._servers.values():
             server.close()
@@ -291,6 +315,11 @@ class BridgeNetworks:
                 self._settings_of(view), self._database, self._at_port, self._policies
             )
         self._is_loaded = True
+
+    async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
+        for network in await self._of(sandbox_id):
+            return await network.address_of(sandbox_id)
+        return None
 
     def _require(self, name: str) -> BridgeNetwork:
         network = self._networks.get(name or DEFAULT_NETWORK)

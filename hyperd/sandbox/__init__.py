@@ -9,12 +9,14 @@ from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.fleet import Fleet, is_running
+from hyperd.sandbox.floating_desk import FloatingDesk
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.network_desk import NetworkDesk
 from hyperd.sandbox.policy_desk import PolicyDesk
 from hyperd.sandbox.records import Records
+from hyperd.sandbox.resetting import Resetting
 from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
 from hyperd.sandbox.roster import FleetSettings
@@ -34,6 +36,7 @@ __all__ = [
     "Findings",
     "Fleet",
     "FleetSettings",
+    "FloatingDesk",
     "GuestSettings",
     "Journal",
     "Ledger",
@@ -41,6 +44,7 @@ __all__ = [
     "NetworkDesk",
     "PolicyDesk",
     "Records",
+    "Resetting",
     "Reviver",
     "Rooms",
     "RunSettings",

@@ -26,7 +26,7 @@ from hyper.v1 import (
 )
 from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
-from tests.fakes.daemon_policies import FakeEgress, FakeSecurityGroups
+from tests.fakes.daemon_policies import FakeEgress, FakeFloatingService, FakeSecurityGroups
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
 from tests.fakes.daemon_system import FakeSystem
@@ -248,6 +248,7 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     volume_pb2_grpc.add_VolumeServiceServicer_to_server(FakeVolumes(daemon), server)
     policy_pb2_grpc.add_EgressServiceServicer_to_server(FakeEgress(daemon), server)
     policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(FakeSecurityGroups(daemon), server)
+    policy_pb2_grpc.add_FloatingServiceServicer_to_server(FakeFloatingService(daemon), server)
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     try:

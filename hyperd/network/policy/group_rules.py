@@ -11,6 +11,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.model.policy import Direction, EgressPolicy, GroupRule, SecurityGroup, Service
 
+ROUTED = "routed"  # the set of taps with a policy
+
 
 def members_set(group: str) -> str:
     """The addresses of those who have it, in one network."""
@@ -34,16 +36,17 @@ def referred(groups: Iterable[SecurityGroup], egress: EgressPolicy) -> set[str]:
     return found | {name for rule in egress.rules for name in rule.groups}
 
 
-def heard(groups: Iterable[SecurityGroup], subnet: IPv4Network) -> Iterator[str]:
-    """Of what others begin."""
-    groups = tuple(groups)
+def heard(groups: Iterable[SecurityGroup], bridge: str, subnet: IPv4Network) -> Iterator[str]:
+    """Of what others begin. An address of the network's counts only where it comes from the network."""
+    groups, within = tuple(groups), (f'iifname "{bridge}"', f"iifname @{ROUTED}")
     if not groups:
         yield "ct status dnat accept"
-        yield f"ip saddr {subnet} accept"
+        yield from (f"{where} ip saddr {subnet} accept" for where in within)
         yield "counter drop"
         return
     for rule in _of(groups, Direction.INGRESS):
-        yield f"{_whom('saddr', rule)}{render_service(rule.service)}accept"
+        for where in within if rule.group else ("",):
+            yield f"{where} {_whom('saddr', rule)}{render_service(rule.service)}accept".lstrip()
     yield "meta l4proto tcp counter reject with tcp reset"
     yield "counter reject with icmpx admin-prohibited"
 

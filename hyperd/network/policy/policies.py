@@ -30,7 +30,7 @@ from hyperd.network.policy import sets
 from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.records import Held, PolicyRecords, moved
-from hyperd.network.policy.rules import Judged, Learned
+from hyperd.network.policy.rules import Judged, Learned, table_of
 from hyperd.network.policy.screening import services_for
 from hyperd.network.policy.tally import Tally
 from hyperd.network.policy.wire import Wire
@@ -127,7 +127,7 @@ class Policies:
         if not found:
             return
         with network_errors(place.base):
-            is_there = sets.has_table(place.base)
+            is_there = sets.has_table(table_of(place.base))
         if not is_there:
             for owner, _ in found:
                 await self._end_run(owner, self._policed[owner])
@@ -145,7 +145,7 @@ class Policies:
         if not self._wires.are_on(base):
             return True
         try:
-            return sets.has_table(base)
+            return sets.has_table(table_of(base))
         except OSError:
             return False
 

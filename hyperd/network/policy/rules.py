@@ -14,10 +14,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.model.policy import EgressMode, EgressPolicy, SecurityGroup, Service
 from hyperd.network.policy import group_rules
-from hyperd.network.policy.group_rules import render_service
+from hyperd.network.policy.group_rules import ROUTED, render_service
 from hyperd.network.policy.wire import Wire
 
-ROUTED, SPEAKERS, RATES = "routed", "speakers", "rate_of"
+SPEAKERS, RATES = "speakers", "rate_of"
 OUTWARD, REFUSING, BEGUN, HEARD = "outward_of", "refusing_of", "begun_of", "heard_of"
 _LEAST_BURST_BYTES = 128 << 10  # a guest sends up to 64 KiB in one piece
 MAX_LEARNED = 4096  # addresses of one sandbox and service
@@ -114,7 +114,7 @@ def render_wire(base: str, judged: Judged, learned: Learned | None = None) -> st
     verdicts = {
         OUTWARD: (_outward(tap), [*_egress(tap, judged.egress), f"goto {_refusing(tap)}"]),
         BEGUN: (f"begun_{tap}", group_rules.begun(judged.groups, _refusing(tap))),
-        HEARD: (f"heard_{tap}", group_rules.heard(judged.groups, judged.wire.subnet)),
+        HEARD: (f"heard_{tap}", group_rules.heard(judged.groups, judged.wire.bridge, judged.wire.subnet)),
         REFUSING: (_refusing(tap), _refusal(tap)),
     }
     return "\n".join(

@@ -86,18 +86,18 @@ class Wires:
             self._armed.pop(armed.key, None)
             if not self.are_on(base):
                 self._spoken_of.pop(base, None)
-                await load_rules(render_none(base), base)
+                await load_rules(render_none(base), table_of(base))
                 return
             members = render_members(f"inet {table_of(base)}", self._members(base, [armed]))
             head = render_base(base, wire, internal=armed.place.internal)
-            await load_rules(head + members + render_gone(base, armed.judged, armed.earlier), base)
+            await load_rules(head + members + render_gone(base, armed.judged, armed.earlier), table_of(base))
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
         with network_errors(base):
-            is_there = sets.has_table(base)
+            is_there = sets.has_table(table_of(base))
         if is_there:
-            await load_rules(render_none(base), base)
+            await load_rules(render_none(base), table_of(base))
 
     async def forget_group(self, name: str) -> None:
         """Nobody has it, and no rule speaks of it."""
@@ -106,7 +106,7 @@ class Wires:
                 if name in groups:
                     table, members = f"inet {table_of(base)}", members_set(name)
                     await load_rules(
-                        render_members(table, {name: ()}) + f"delete set {table} {members}\n", base
+                        render_members(table, {name: ()}) + f"delete set {table} {members}\n", table_of(base)
                     )
                     groups.discard(name)
 
@@ -116,7 +116,7 @@ class Wires:
         for armed in changed:
             text += render_wire(place.base, armed.judged, armed.learned)
             text += render_stale(place.base, armed.judged, armed.earlier)
-        await load_rules(text, place.base)
+        await load_rules(text, table_of(place.base))
 
     def _members(self, base: str, changed: Iterable[Armed]) -> dict[str, list[IPv4Address]]:
         """Of each group that somebody's rules here speak of, or did."""

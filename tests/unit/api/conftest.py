@@ -13,6 +13,7 @@ from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, syst
 from hyperd.api import (
     ContainerServicer,
     EgressServicer,
+    FloatingServicer,
     ImageServicer,
     NetworkServicer,
     SecurityGroupServicer,
@@ -24,7 +25,7 @@ from hyperd.api import (
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet, NetworkDesk, PolicyDesk
+from hyperd.sandbox import Fleet, FloatingDesk, NetworkDesk, PolicyDesk, Resetting
 from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
@@ -57,7 +58,7 @@ async def _usage() -> system_pb2.GetDiskUsageResponse:
 
 def servicers(world: World, fleet: Fleet) -> Servicers:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
-    system = SystemServicer(lambda: version, _info, _checks, _usage)
+    system = SystemServicer(lambda: version, _info, _checks, _usage, Resetting(world.network, fleet))
     policies = PolicyDesk(
         world.network,
         lambda reference: fleet.get(reference).record,
@@ -73,6 +74,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
         EgressServicer(policies),
         SecurityGroupServicer(policies),
+        FloatingServicer(FloatingDesk(world.network, fleet)),
     )
 
 
