@@ -58,7 +58,7 @@ class Policies:
         self._loading = asyncio.Lock()
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
-        self._wires = Wires()
+        self._wires = Wires(self._kernel)
 
     async def load(self) -> None:
         async with self._loading:
