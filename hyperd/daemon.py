@@ -102,8 +102,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await images.open()
         stack.push_async_callback(images.close)
         storage, volumes = await _open_storage(config, floor, stack, tasks)
-        pools = parse_pools(config.network.floating)
-        network = BridgeNetworks(_bridge_settings(config), floor.database, pools=pools)
+        network = _networks(config, floor)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -283,6 +282,11 @@ def image_budget(config: Config) -> Marks:
         return Marks(high << 20, (low or int(high * LOW_SHARE)) << 20)
     except ValueError as error:
         raise InvalidError(str(error), subject=f"[image] budget_low_mib {low}, budget_mib {high}") from error
+
+
+def _networks(config: Config, floor: _Floor) -> BridgeNetworks:
+    pools = parse_pools(config.network.floating)
+    return BridgeNetworks(_bridge_settings(config), floor.database, pools=pools)
 
 
 def _bridge_settings(config: Config) -> BridgeSettings:
