@@ -45,6 +45,7 @@ from hyperd.network.policy import Policies, Screen
 from hyperd.network.publishing import AtPort
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
+from hyperd.network.watch import TableWatch, watching
 from hyperd.network.zone import Zone, zone_of
 
 _log = logging.getLogger(__name__)
@@ -119,14 +120,15 @@ class BridgeNetworks:
         self._named = named
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
-        """Until cancelled: rules that somebody took away are made again."""
+        """Until cancelled: rules that somebody took away are made again, at once."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._policies.keep())
-            await self._keep(every_s)
+            async with watching() as watch:
+                await self._keep(watch, every_s)
 
-    async def _keep(self, every_s: float) -> None:
+    async def _keep(self, watch: TableWatch, every_s: float) -> None:
         while True:
-            await asyncio.sleep(every_s)
+            await watch.wait(every_s)
             with contextlib.suppress(HyperError):  # told where it failed; the next look tries again
                 await self._floating.look()
             for name, network in list(self._networks.items()):
