@@ -47,7 +47,7 @@ class FakeHypervisor:
         self._gates: dict[str, asyncio.Event] = {}
         self._ended: dict[SandboxId, asyncio.Event] = {}
         self._defined: dict[SandboxId, VmDefinition] = {}
-        self._pid = 4241
+        self._pid = 1 << 22  # the kernel gives none above: it is no process of this host
         self._events: asyncio.Queue[VmGone] = asyncio.Queue()
 
     async def start(self, definition: VmDefinition) -> VmStatus:
