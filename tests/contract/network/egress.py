@@ -158,6 +158,20 @@ class World:
             with self.guest.socket(socket.SOCK_DGRAM) as sender:  # a socket hears of the refusal once
                 await loop.sock_sendto(sender, b"anybody?", (OUTSIDE, port))
 
+    @contextlib.asynccontextmanager
+    async def connected(self, host: str, port: int):
+        """The guest's end of a connection to outside, and the other."""
+        loop = asyncio.get_running_loop()
+        with self.guest.socket() as begun, self.outside.socket() as listening:
+            listening.bind(("", port))
+            listening.listen(1)
+            async with asyncio.timeout(SOON_S):
+                await loop.sock_connect(begun, (host, port))
+                accepted, _ = await loop.sock_accept(listening)
+            with accepted:
+                accepted.setblocking(False)
+                yield begun, accepted
+
     async def tried(self) -> dict[tuple[str, int], int]:
         """Destination and port of what was refused -> how often."""
         report = await self.policies.report(POLICED)
