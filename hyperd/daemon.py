@@ -16,6 +16,7 @@ from hyperd.api import (
     BuildServicer,
     ContainerServicer,
     EgressServicer,
+    FloatingServicer,
     ImageServicer,
     NetworkServicer,
     SecurityGroupServicer,
@@ -39,7 +40,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import LOW_SHARE, ImageSettings, Marks, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetworks, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network, parse_pools
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -47,11 +48,13 @@ from hyperd.sandbox import (
     Findings,
     Fleet,
     FleetSettings,
+    FloatingDesk,
     GuestSettings,
     Ledger,
     NetworkDesk,
     PolicyDesk,
     Records,
+    Resetting,
     Reviver,
     Rooms,
     Runner,
@@ -106,7 +109,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await images.open()
         stack.push_async_callback(images.close)
         storage, volumes = await _open_storage(config, floor, stack, tasks)
-        network = BridgeNetworks(_bridge_settings(config), floor.database)
+        network = _networks(config, floor)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -172,7 +175,9 @@ async def _run(
             lambda reference: fleet.get(reference).record,
             lambda: [view.record for view in fleet.views()],
         )
-        system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
+        system = SystemServicer(
+            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet)
+        )
         async with serving(
             config.socket,
             config.daemon.socket_group,
@@ -187,6 +192,7 @@ async def _run(
                 BuildServicer(builds),
                 EgressServicer(policies),
                 SecurityGroupServicer(policies),
+                FloatingServicer(FloatingDesk(desk.network, fleet)),
             ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
@@ -307,6 +313,11 @@ def image_budget(config: Config) -> Marks:
         return Marks(high << 20, (low or int(high * LOW_SHARE)) << 20)
     except ValueError as error:
         raise InvalidError(str(error), subject=f"[image] budget_low_mib {low}, budget_mib {high}") from error
+
+
+def _networks(config: Config, floor: _Floor) -> BridgeNetworks:
+    pools = parse_pools(config.network.floating)
+    return BridgeNetworks(_bridge_settings(config), floor.database, pools=pools)
 
 
 def _bridge_settings(config: Config) -> BridgeSettings:

@@ -213,6 +213,10 @@ class BridgeNetwork:
         """The names of all networks that it has a lease of, in one look."""
         return await self._leases.networks_of(sandbox_id)
 
+    async def address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
+        lease = await self._leases.find(sandbox_id)
+        return lease.address if lease is not None else None
+
     async def list_leased(self) -> set[SandboxId]:
         await self._prepare_records()
         return await self._leases.list_owners() | self._publishing.owners
@@ -233,6 +237,11 @@ class BridgeNetwork:
             except BaseException:
                 self._is_removed = False
                 raise
+
+    async def clear(self) -> None:
+        """As ``remove``, until it is needed again."""
+        await self.remove()
+        self._is_removed = False
 
     def close(self) -> None:
         """End the room's thread and give the bridge free; what sandboxes use stays."""

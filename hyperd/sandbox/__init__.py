@@ -9,6 +9,7 @@ from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.fleet import Fleet, is_running
+from hyperd.sandbox.floating_desk import FloatingDesk
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
@@ -16,6 +17,7 @@ from hyperd.sandbox.network_desk import NetworkDesk
 from hyperd.sandbox.patience import Turns, parallel_starts
 from hyperd.sandbox.policy_desk import PolicyDesk
 from hyperd.sandbox.records import Records
+from hyperd.sandbox.resetting import Resetting
 from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
 from hyperd.sandbox.roster import FleetSettings
@@ -37,6 +39,7 @@ __all__ = [
     "Findings",
     "Fleet",
     "FleetSettings",
+    "FloatingDesk",
     "GuestSettings",
     "Journal",
     "Ledger",
@@ -44,6 +47,7 @@ __all__ = [
     "NetworkDesk",
     "PolicyDesk",
     "Records",
+    "Resetting",
     "Reviver",
     "Rooms",
     "RunSettings",
