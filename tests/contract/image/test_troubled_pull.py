@@ -58,7 +58,7 @@ async def test_trouble_at_any_step_is_a_clear_error_and_leaves_nothing_half_made
 @pytest.mark.parametrize("step", [MANIFEST, CONFIG, LAYER], ids=["manifest", "config", "layer"])
 async def test_a_limit_is_waited_for_as_the_registry_says(hub, store, step):
     await hub.push(BUILT, "app:1")
-    limited = []
+    limited: list[object] = []
 
     def decide(request, _):
         if request.path.startswith(step) and not limited:
