@@ -12,6 +12,7 @@ import pytest
 from hyper.v1 import container_pb2, system_pb2
 from hyper.v1 import image_pb2 as pb
 from hyperd import desk as desk_module
+from hyperd.api import images
 from hyperd.desk import Desk
 from hyperd.host.workers import Workers
 from hyperd.model.image import Credentials, NewImage, Platform
@@ -103,6 +104,22 @@ async def test_a_save_that_nobody_reads_waits_and_ends_with_its_caller(api: Api)
     assert api.store.saved_bytes < 64 * MIB
     call.cancel()
     await eventually(lambda: api.store.left)
+
+
+async def test_a_load_that_nobody_listens_to_gives_its_place_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LISTENS_TIMEOUT_S", 0.05)
+    api.store.tells_without_end = True
+
+    async def requests():
+        yield pb.LoadImagesRequest(data=b"a")
+
+    call = api.images.LoadImages(requests())
+    await eventually(lambda: api.store.left)
+    with pytest.raises(grpc.aio.AioRpcError, match="nobody has read") as caught:
+        await collect(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_a_load(api: Api) -> None:
