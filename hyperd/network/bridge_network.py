@@ -8,6 +8,7 @@ and subnet; neither touches what is the other's.
 
 import asyncio
 import errno
+import functools
 import logging
 import socket
 from collections.abc import Collection, Sequence
@@ -36,8 +37,9 @@ from hyperd.network.netlink import network_errors
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.speakers import Speaker, allow, forget
-from hyperd.network.tap import PREFIX, create_tap, remove_unused_tap, tap_name
+from hyperd.network.speakers import Speaker
+from hyperd.network.tap import PREFIX, tap_name
+from hyperd.network.taps import Taps
 
 _log = logging.getLogger(__name__)
 _MISSING = (errno.ENODEV, errno.ENOENT)
@@ -51,7 +53,7 @@ class BridgeNetwork:
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
-        self._is_guarded = True  # each tap has rules of its own
+        self._plugs = Taps(settings, self._taps, self._changing_rules)
         self._publishing = Publishing(
             database,
             settings.name,
@@ -125,15 +127,7 @@ class BridgeNetwork:
         return self._attachment(lease, bridge)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
-        name = tap_name(sandbox_id)
-        with network_errors(name):
-            async with AsyncIPRoute() as netlink:
-                try:
-                    await netlink.link("del", ifname=name)
-                except NetlinkError as error:
-                    if error.code not in _MISSING:
-                        raise
-            await self._forget(sandbox_id)
+        await self._plugs.unplug(tap_name(sandbox_id), lambda: self._find_speaker(sandbox_id))
         await self._publishing.withdraw(sandbox_id)
 
     async def publish(
@@ -225,7 +219,7 @@ class BridgeNetwork:
                     await self._prepare()
 
     def _is_prepared(self) -> bool:
-        return self._bridge is not None and has_rules(self._settings, bridged=self._is_guarded)
+        return self._bridge is not None and has_rules(self._settings, bridged=self._plugs.is_guarded)
 
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
@@ -256,26 +250,16 @@ class BridgeNetwork:
         """With those of every lease: their taps may be in use."""
         async with self._changing_rules:
             known = [_speaker(lease) for lease in await self._leases.list_all()]
-            was_guarded, self._is_guarded = (
-                self._is_guarded,
-                await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
-            )
+            guarded = await apply_rules(self._settings, dns_servers, known, self._publishing.forwards)
+            self._plugs.ruled((speaker.tap for speaker in known), guarded=guarded)
             self._switch_loopback()
-        if was_guarded and not self._is_guarded:
-            _log.warning(
-                "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
-            )
 
     def _switch_loopback(self) -> None:
         let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
 
-    async def _forget(self, sandbox_id: SandboxId) -> None:
-        """The tap's rules, when it is gone."""
-        if self._is_guarded:
-            lease = await self._leases.find(sandbox_id)
-            speaker = _speaker(lease) if lease else None
-            async with self._changing_rules:
-                await self._taps.call(forget, self._settings.table, tap_name(sandbox_id), speaker)
+    async def _find_speaker(self, sandbox_id: SandboxId) -> Speaker | None:
+        lease = await self._leases.find(sandbox_id)
+        return _speaker(lease) if lease else None
 
     async def _prepare_records(self) -> None:
         async with self._loading:
@@ -303,30 +287,14 @@ class BridgeNetwork:
         bridge = self._bridge
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
-        name = tap_name(lease.sandbox_id)
-        with network_errors(name):
-            if self._is_guarded:  # before there is anything that it could be too late for
-                async with self._changing_rules:
-                    await self._taps.call(allow, self._settings.table, _speaker(lease))
-            index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
-            async with AsyncIPRoute() as netlink:
-                await netlink.link(
-                    "set",
-                    index=index,
-                    master=bridge.index,
-                    mtu=bridge.mtu,
-                    ifalias=_alias(self._owner, lease.sandbox_id),
-                    state="up",
-                )
+        await self._plugs.plug(_speaker(lease), bridge, _alias(self._owner, lease.sandbox_id))
         return bridge
 
     async def _undo(self, lease: Lease) -> None:
-        name = tap_name(lease.sandbox_id)
         try:
-            with network_errors(name):
-                if await self._taps.call(remove_unused_tap, name):
-                    await self._forget(lease.sandbox_id)
-                    await self._publishing.withdraw(lease.sandbox_id)
+            find_speaker = functools.partial(self._find_speaker, lease.sandbox_id)
+            if await self._plugs.unplug_unused(tap_name(lease.sandbox_id), find_speaker):
+                await self._publishing.withdraw(lease.sandbox_id)
         finally:
             if lease.is_new:
                 await self._leases.release(lease.sandbox_id)
