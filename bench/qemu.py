@@ -20,6 +20,7 @@ from typing import Any
 from hyperd.daemon import GUEST_CMDLINE
 from hyperd.errors import HyperError
 from hyperd.guest import AgentDialer, Guest
+from hyperd.model.vm import HOT_PLUG_DEVICES
 
 ASSETS = Path(__file__).resolve().parent.parent / "build/assets"
 PLACE = "/var/tmp"  # where the benchmarks' hyperd keeps its files too
@@ -53,7 +54,7 @@ class Machine:
             "-m", str(self.memory_mib), "-smp", "1", "-bios", "/usr/share/qemu/qboot.rom",
             "-kernel", str(ASSETS / "vmlinux"), "-initrd", str(ASSETS / "initramfs.cpio"),
             "-append", GUEST_CMDLINE + (" tsc=unstable" if self.accelerator == "tcg" else ""),
-            "-device", "pcie-root-port,id=p1,chassis=1,slot=1", "-device", "pcie-root-port,id=p2,chassis=2,slot=2",
+            *(word for port in range(HOT_PLUG_DEVICES) for word in ("-device", _root_port(port))),
             "-blockdev", f"file,node-name=image,read-only=on,filename={directory / 'image'}",
             "-device", "virtio-blk-pci-non-transitional,drive=image",
             "-blockdev", f"file,node-name=writable,read-only=off,filename={directory / 'writable'}",
@@ -71,6 +72,12 @@ class Machine:
         if self.contents is not None:
             argv += ["-device", f"loader,file={self.contents},addr={CONTENTS_AT:#x},force-raw=on"]
         return [*argv, "-incoming", "defer"] if self.incoming else argv
+
+
+def _root_port(number: int) -> str:
+    return (
+        f"pcie-root-port,id=p{number},chassis={number + 1},slot={number + 1},addr=1.{number},multifunction=on"
+    )
 
 
 CONTENTS_AT = 96 << 20  # above the kernel, below the initramfs: free pages, which stay as they are

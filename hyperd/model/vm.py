@@ -20,7 +20,7 @@ def own_uid(sandbox_id: SandboxId) -> int:
     return OWN_UIDS[int.from_bytes(digest[:4], "big") % len(OWN_UIDS)]
 
 
-HOT_PLUG_DEVICES = 2  # that every VM has room for while it runs
+HOT_PLUG_DEVICES = 8  # that every VM has room for while it runs: the functions of one slot, a root port each
 
 
 class Accelerator(enum.StrEnum):

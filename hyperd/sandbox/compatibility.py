@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hyperd.errors import UnsupportedError
 from hyperd.model.snapshot import Compatibility, Snapshot
-from hyperd.model.vm import Accelerator, VmDefinition
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, VmDefinition
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ def layout_of(definition: VmDefinition) -> str:
     nics = ["nic" for _ in definition.nics]
     channels = [f"port:{channel.name}" for channel in definition.channels]
     reporting = ["free-page-reporting"] if definition.free_page_reporting else []
-    return ",".join((*disks, *nics, *channels, *reporting))
+    return ",".join((*disks, *nics, *channels, *reporting, f"spare:{HOT_PLUG_DEVICES}"))
 
 
 def require_compatible(snapshot: Snapshot, here: Compatibility) -> None:

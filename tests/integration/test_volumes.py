@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hyperd.model.vm import HOT_PLUG_DEVICES
 from tests import images
 from tests.harness import BUILD_TIMEOUT_S, Hyper, hyper, wait_until
 
@@ -66,10 +67,12 @@ def test_what_is_written_outlives_the_container_and_starts_stay_fast(host: Hyper
     assert f"is in use by container {name}".encode() in refused.stderr
 
 
-def test_three_volumes_boot_and_say_why(host: Hyper, name: str):
-    volumes = [part for n in range(3) for part in ("-v", f"{name}{n}:/v{n}")]
+def test_more_volumes_than_ports_boot_and_say_why(host: Hyper, name: str):
+    numbers = range(HOT_PLUG_DEVICES + 1)
+    volumes = [part for n in numbers for part in ("-v", f"{name}{n}:/v{n}")]
     host.ok("run", "-d", "--name", name, *volumes, BUSYBOX, "sleep", "600")
-    host.ok("exec", name, "sh", "-c", "touch /v0/a /v1/b /v2/c")
+    host.ok("exec", name, "touch", *(f"/v{n}/file" for n in numbers))
+    assert host.ok("exec", name, "grep", "-c", "^/dev/vd.* /v. ext4", "/proc/mounts") == str(len(numbers))
     assert host.ok("inspect", "-f", "{{.Start.Path}}", name) == "cold"
     assert "more than a template has room for" in host.ok("inspect", "-f", "{{.Start.Note}}", name)
 

@@ -12,7 +12,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, ContainerSpec, Sizing
 from hyperd.model.image import ImageId, RootDisk
 from hyperd.model.network import Attachment
-from hyperd.model.vm import Accelerator, Nic, SandboxId, VmDefinition
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Nic, SandboxId, VmDefinition
 from hyperd.sandbox import Facts, GuestSettings, SandboxPaths, Shape, definition
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of
 from hyperd.sandbox.facts import describe_cpu
@@ -44,6 +44,10 @@ def test_a_vm_has_the_image_s_disk_first_and_a_nic_only_with_a_lease() -> None:
     assert full.nics == (Nic("tap0", "aa:bb"),)
     assert of_sandbox(None, network="none").nics == ()
     assert len(of_sandbox(layers=0).disks) == 2  # one layout for all
+
+
+def test_what_was_saved_with_other_ports_for_hot_plug_is_of_another_layout() -> None:
+    assert compatibility_of(of_sandbox(), FACTS).layout.endswith(f",spare:{HOT_PLUG_DEVICES}")
 
 
 @pytest.mark.parametrize("has_nic", [True, False])

@@ -215,10 +215,10 @@ async def test_a_start_from_a_template_plugs_the_volumes_in(world):
         assert len(world.hypervisor.definitions[-1].disks) == 2
         (disk,) = world.hypervisor.plugged[handle.record.sandbox_id]
         assert disk.serial == "volume0"
-        many = await started(fleet, mounts=tuple(volume(f"/{n}", f"v{n}") for n in range(3)))
+        many = await started(fleet, mounts=tuple(volume(f"/{n}", f"v{n}") for n in range(9)))
         assert report(many).path is StartPath.COLD
-        assert "3 volumes are more than a template has room for" in report(many).note
-        assert len(world.hypervisor.definitions[-1].disks) == 5
+        assert "9 volumes are more than a template has room for" in report(many).note
+        assert len(world.hypervisor.definitions[-1].disks) == 11
 
 
 async def test_a_volume_that_cannot_be_plugged_in_costs_time_and_no_error(world):
