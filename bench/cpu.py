@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU time that hyperd and QEMU take for an exec, and hyperd for a removal. On a busy machine, where a clock lies.
 
-    setup/private .venv/bin/python -m bench.cpu 200
+setup/private .venv/bin/python -m bench.cpu 200
 """
 
 import asyncio

@@ -65,7 +65,9 @@ def _ask(messages: Sequence[tuple[int, bytes]]) -> list[int]:
         for number, (kind, body) in enumerate(messages)
     ]
     answers: dict[int, int] = {}
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as kernel:
+    with socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+    ) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(b"".join(packed))
         while len(answers) < len(messages):

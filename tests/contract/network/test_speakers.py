@@ -137,7 +137,10 @@ async def test_only_what_a_guest_says_as_itself_is_heard(bridge_network):
 
 async def test_what_is_forged_teaches_the_bridge_nothing(bridge_network):
     liar, listener = await bridge_network.attach(LIAR), await bridge_network.attach(LISTENER)
-    with plugged(liar.tap, listener.tap) as (mouth, ear):  # while it has a carrier: without one the bridge forgets
+    with plugged(liar.tap, listener.tap) as (
+        mouth,
+        ear,
+    ):  # while it has a carrier: without one the bridge forgets
         await overheard(mouth, ear, liar, listener)
         listed = await process.run(["bridge", "fdb", "show", "dev", liar.tap], timeout_s=20)
     shown = listed.stdout.decode()
