@@ -39,6 +39,7 @@ mod process;
 mod reaper;
 mod rootfs;
 mod rtnetlink;
+mod run;
 mod seccomp;
 mod serve;
 mod service;
