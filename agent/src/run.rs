@@ -37,11 +37,8 @@ impl futures_core::Stream for Responses {
     }
 }
 
-/// Answers when the process was executed, or could not be: that is its exit.
-pub async fn begin(
-    agent: Agent,
-    mut requests: Streaming<RunProcessRequest>,
-) -> std::result::Result<Responses, Status> {
+/// Answers when the process was executed, or could not be: then that is its exit.
+pub async fn begin(agent: Agent, mut requests: Streaming<RunProcessRequest>) -> std::result::Result<Responses, Status> {
     let exec = requests.message().await?.and_then(|first| first.exec);
     let exec = exec.ok_or_else(|| Error::invalid("no process was given"))?;
     let container = exec.container_id.clone();

@@ -9,9 +9,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::Error;
 use crate::proto::stream_service_server::StreamService;
-use crate::proto::{
-    ReadOutputRequest, ReadOutputResponse, RunProcessRequest, WriteInputRequest, WriteInputResponse,
-};
+use crate::proto::{ReadOutputRequest, ReadOutputResponse, RunProcessRequest, WriteInputRequest, WriteInputResponse};
 use crate::run;
 use crate::service::Agent;
 use crate::stdio::{CHUNK, OutputReader};

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, cast
 
+import grpc.aio
+
 from hyper.agent.v1 import agent_pb2 as pb
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, UnsupportedError
 from hyperd.guest.base import Guest, OutputReader
@@ -15,8 +17,6 @@ from hyperd.guest.transport import WINDOW_BYTES, Port
 from hyperd.model.guest import ContainerId, OutputChunk, ProcessExit, ProcessId, ProcessPlan
 
 if TYPE_CHECKING:
-    import grpc.aio
-
     from hyper.agent.v1.agent_pb2_grpc import StreamServiceAsyncStub
 
 _MAX_CHUNKS = 8192  # that nobody has taken yet; the agent's ring turns between the streams half as often
@@ -121,18 +121,8 @@ class AgentRun:
 
     async def end(self) -> None:
         """The agent forgets it when our requests end; where the call is broken it is told so by another."""
-        responses = self._responses
-        if responses is not None and self._exit is not None:
-            self._stop_asking()
-            try:
-                async with asyncio.timeout(_END_S):
-                    with agent_errors(self._subject):
-                        async for _ in responses:  # what nobody wants any more
-                            continue
-            except (TimeoutError, UnavailableError):
-                self.close()
-            else:
-                return
+        if self._exit is not None and await self._end_call():
+            return
         await self._separate.end()
 
     def close(self) -> None:
@@ -140,6 +130,23 @@ class AgentRun:
         if self._call is not None:
             self._call.cancel()
         self._call = self._responses = None
+
+    async def _end_call(self) -> bool:
+        """Whether it ended as it should. One that was cancelled ends, too."""
+        call, responses = self._call, self._responses
+        if call is None or responses is None:
+            return False
+        self._stop_asking()
+        try:
+            async with asyncio.timeout(_END_S):
+                with agent_errors(self._subject):
+                    async for _ in responses:  # what nobody wants any more
+                        continue
+                    return await call.code() is grpc.StatusCode.OK
+        except (TimeoutError, UnavailableError):
+            return False
+        finally:
+            self.close()
 
     async def _wait_until(self, is_there: Callable[[], bool]) -> None:
         while not is_there():
