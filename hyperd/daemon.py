@@ -162,7 +162,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
                 system,
                 TemplateServicer(desk.templates, desk.build_templates),
                 SnapshotServicer(fleet),
-                VolumeServicer(fleet.volumes),
+                VolumeServicer(fleet),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
             ),
         ):

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard};
 
 use crate::boot;
@@ -20,6 +21,7 @@ use crate::devices::Filter;
 use crate::disk::{Disks, Lease};
 use crate::error::{Context, Error, Kind, Result};
 use crate::files::{Files, Layers};
+use crate::growth;
 use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::{self, Kernel, Linux};
@@ -27,7 +29,8 @@ use crate::nursery::Nursery;
 use crate::path::Root;
 use crate::process::{self, Ahead, Birth, Newborn, Process};
 use crate::proto::{
-    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, ProcessSpec, Resources, RootFilesystem,
+    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, OpenVolumeRequest, ProcessSpec,
+    Resources, RootFilesystem,
 };
 use crate::reaper::Reaper;
 use crate::spare::Spare;
@@ -273,6 +276,24 @@ impl Workshop {
         }
     }
 
+    /// Blocking. A volume in a root's stead. Leaves nothing behind when it fails.
+    pub fn open_volume(&self, request: &OpenVolumeRequest) -> Result<Opened> {
+        let attributes =
+            if request.readonly { mount::Attributes::MOUNT_ATTR_RDONLY } else { mount::Attributes::empty() };
+        let lease = self.disks.lease(&request.disk_serial, 0, &request.filesystem, attributes)?;
+        if !request.readonly {
+            growth::fill_disk(&lease.path);
+        }
+        let place = volume::directory(&lease.path, &request.subdirectory)?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let place = rustix::fs::open(&place, flags, Mode::empty()).what("open the volume's directory")?;
+        let root = Linux.copy(place.as_fd(), false)?;
+        let id = request.container_id.clone();
+        let files = self.state.join("containers").join(&id);
+        std::fs::create_dir_all(&files).what("create the container's directory")?;
+        Ok(Opened { id, archived: Arc::new(Files::new(root, Layers::default())), files, _leases: vec![lease] })
+    }
+
     /// Disks and shares among the mounts become binds of where the agent mounted them.
     fn mount_sources(&self, request: &mut CreateContainerRequest) -> Result<Vec<Lease>> {
         let mut leases = Vec::new();
@@ -286,9 +307,14 @@ impl Workshop {
                 } else {
                     mount::Attributes::MOUNT_ATTR_RDONLY
                 };
-                self.disks
+                let lease = self
+                    .disks
                     .lease(&mount.source, 0, filesystem, attributes)
-                    .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?
+                    .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?;
+                if attributes.is_empty() {
+                    growth::fill_disk(&lease.path);
+                }
+                lease
             } else if mount.r#type == "virtiofs" {
                 self.disks.lease_share(&mount.source)?
             } else {

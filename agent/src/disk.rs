@@ -234,6 +234,15 @@ impl<K: Kernel> Disks<K> {
         mounted.values().filter(|entry| entry.writable).map(|entry| entry.path.clone()).collect()
     }
 
+    /// Where a whole disk is mounted for writing.
+    pub fn find_writable(&self, serial: &str) -> Result<PathBuf> {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        match mounted.get(&format!("{serial}.0")) {
+            Some(entry) if entry.writable => Ok(entry.path.clone()),
+            _ => Err(Error::not_found(format!("no disk {serial:?} is mounted for writing"))),
+        }
+    }
+
     /// A directory that the host shares by virtio-fs.
     pub fn lease_share(&self, tag: &str) -> Result<Lease> {
         check_serial(tag)?;

@@ -15,12 +15,14 @@ use crate::container::{Container, Opened, Shared, Workshop, blocking};
 use crate::error::{Error, Kind, Result};
 use crate::files::Files;
 use crate::freeze::Frozen;
+use crate::growth;
 use crate::guest::{self, Identity};
 use crate::power::Power;
 use crate::process::Process;
 use crate::proto::agent_service_server::AgentService;
 use crate::proto::*;
 use crate::stats;
+use crate::still::StillVolumes;
 
 pub const PROTOCOL_VERSION: u32 = 1;
 const MAX_CONTAINERS: usize = 256;
@@ -39,6 +41,7 @@ struct Inner {
     containers: Mutex<HashMap<String, Slot>>,
     /// Read by whatever makes or ends processes, for as long as it takes; `Some` while the guest stands still.
     frozen: RwLock<Option<Still>>,
+    still: StillVolumes,
 }
 
 type Still = Arc<Mutex<Frozen>>;
@@ -58,6 +61,7 @@ impl Agent {
             power,
             containers: Mutex::default(),
             frozen: RwLock::default(),
+            still: StillVolumes::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -228,6 +232,39 @@ impl Agent {
         }
     }
 
+    async fn open_volume(self, request: OpenVolumeRequest) -> Result<OpenVolumeResponse> {
+        let _moving = self.moving()?;
+        check_id("container", &request.container_id)?;
+        let id = request.container_id.clone();
+        self.reserve(&id)?;
+        let workshop = self.inner.workshop.clone();
+        let opened = blocking(move || workshop.open_volume(&request)).await;
+        let mut containers = self.containers();
+        match opened {
+            Ok(opened) => {
+                containers.insert(id, Slot::Opened(Arc::new(opened)));
+                Ok(OpenVolumeResponse {})
+            }
+            Err(error) => {
+                containers.remove(&id);
+                Err(error)
+            }
+        }
+    }
+
+    async fn grow_volume(self, request: GrowVolumeRequest) -> Result<GrowVolumeResponse> {
+        let _moving = self.moving()?;
+        let path = self.inner.workshop.disks.find_writable(&request.disk_serial)?;
+        blocking(move || growth::grow(&path, request.size_bytes)).await.map(|()| GrowVolumeResponse {})
+    }
+
+    async fn freeze_volume(self, request: FreezeVolumeRequest) -> Result<FreezeVolumeResponse> {
+        let _moving = self.moving()?;
+        let path = self.inner.workshop.disks.find_writable(&request.disk_serial)?;
+        let timeout = Duration::from_millis(request.timeout_ms.clamp(100, 60_000).into());
+        self.inner.still.freeze(request.disk_serial, path, timeout).await.map(|()| FreezeVolumeResponse {})
+    }
+
     async fn close_root(self, opened: Arc<Opened>) -> Result<DeleteContainerResponse> {
         let _moving = self.moving()?;
         self.containers().insert(opened.id.clone(), Slot::Busy);
@@ -260,6 +297,7 @@ impl Agent {
         if let Err(error) = self.clone().thaw().await {
             crate::warn!("{error}");
         }
+        self.inner.still.thaw_all().await;
         let containers: Vec<Arc<Container>> = self.ready();
         containers.iter().for_each(|container| container.kill_all());
         let all_dead = async {
@@ -363,6 +401,27 @@ impl AgentService for Agent {
 
     async fn open_root(&self, request: Request<OpenRootRequest>) -> Answer<OpenRootResponse> {
         detached(Agent::open_root(self.clone(), request.into_inner())).await
+    }
+
+    async fn open_volume(&self, request: Request<OpenVolumeRequest>) -> Answer<OpenVolumeResponse> {
+        detached(Agent::open_volume(self.clone(), request.into_inner())).await
+    }
+
+    async fn grow_volume(&self, request: Request<GrowVolumeRequest>) -> Answer<GrowVolumeResponse> {
+        detached(Agent::grow_volume(self.clone(), request.into_inner())).await
+    }
+
+    async fn freeze_volume(&self, request: Request<FreezeVolumeRequest>) -> Answer<FreezeVolumeResponse> {
+        detached(Agent::freeze_volume(self.clone(), request.into_inner())).await
+    }
+
+    async fn thaw_volume(&self, request: Request<ThawVolumeRequest>) -> Answer<ThawVolumeResponse> {
+        let (agent, serial) = (self.clone(), request.into_inner().disk_serial);
+        detached(async move {
+            let stood_still = agent.inner.still.thaw(&serial).await?;
+            Ok(ThawVolumeResponse { stood_still })
+        })
+        .await
     }
 
     async fn create_container(&self, request: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {

@@ -395,6 +395,15 @@ pub fn thaw_filesystem(directory: BorrowedFd<'_>) -> Result<()> {
     Ok(())
 }
 
+/// Lets a mounted ext4 have so many blocks. It grows while it is used; fewer than it has are refused.
+pub fn grow_ext4(directory: BorrowedFd<'_>, blocks: u64) -> Result<()> {
+    // EXT4_IOC_RESIZE_FS, fs/ext4/ext4.h
+    const RESIZE_FS: u64 = 0x4008_6610;
+    // SAFETY: the kernel reads one u64 at the pointer, before the call returns.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), RESIZE_FS, &raw const blocks) }.into())?;
+    Ok(())
+}
+
 /// Puts a descriptor under the runtime's watch.
 pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one and the same open descriptor until the AsyncFd, which owns it, is dropped.

@@ -175,6 +175,25 @@ def verify_login(registry: str, username: str, password: str, *, authfile: Path,
         )
 
 
+def clone_repository(url: str, target: Path, *, reference: str, quiet: bool) -> None:
+    """One commit, by git, which tells its progress and why it failed; nothing of the repository is run.
+
+    Raises CliError. As long as its server answers there is no deadline: whoever waits can end it.
+    """
+    git = shutil.which("git")
+    if git is None:
+        raise CliError("git is not installed", subject=url, hint="install it, or name a tar")
+    argv = [git, "-c", "core.hooksPath=/dev/null", "-c", "http.lowSpeedLimit=1", "-c", "http.lowSpeedTime=60"]
+    argv += ["clone", "--depth=1", "--no-tags", *(["--quiet"] if quiet else [])]
+    argv += ["--branch", reference] if reference else []
+    environment = os.environ | {"GIT_TERMINAL_PROMPT": "0"}
+    status = subprocess.run(
+        [*argv, "--", url, str(target)], env=environment, stdin=subprocess.DEVNULL, check=False
+    ).returncode
+    if status:
+        raise CliError(f"cannot be cloned: git ended with {_describe_status(status)}", subject=url)
+
+
 def start_hyperd(argv: Sequence[str], *, log: Path, ready: Callable[[], bool], timeout_s: float) -> int:
     """Start hyperd in a session of its own and wait until ``ready``; returns its pid.
 

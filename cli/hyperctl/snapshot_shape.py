@@ -46,7 +46,7 @@ def snapshot_row(snapshot: pb.Snapshot, *, now_s: float, truncate: bool) -> dict
     return {
         **_saved_row(snapshot, now_s=now_s, truncate=truncate),
         "Name": snapshot.name,
-        "Source": snapshot.source_name,
+        "Source": f"volume {snapshot.volume}" if snapshot.volume else snapshot.source_name,
         "SourceID": shorten_id(snapshot.source_container_id) if truncate else snapshot.source_container_id,
         "Image": familiar_name(snapshot.image),
         "PauseMs": snapshot.pause_ms,
@@ -66,7 +66,7 @@ def _saved_row(saved: pb.Snapshot, *, now_s: float, truncate: bool) -> dict[str,
     """Size is what its files take on the disk: their length counts holes."""
     return {
         "ID": shorten_id(saved.id) if truncate else saved.id,
-        "Memory": render_binary_size(saved.compatibility.memory_mib << 20),
+        "Memory": "" if saved.volume else render_binary_size(saved.compatibility.memory_mib << 20),
         "Size": render_size(saved.allocated_bytes),
         "VirtualSize": render_size(saved.size_bytes),
         "CreatedSince": render_ago(saved.created_at, now_s),
@@ -75,7 +75,22 @@ def _saved_row(saved: pb.Snapshot, *, now_s: float, truncate: bool) -> dict[str,
     }
 
 
+def _volume_document(snapshot: pb.Snapshot) -> dict[str, Any]:
+    return {
+        "Id": snapshot.id,
+        "Name": snapshot.name,
+        "Created": _time(snapshot.created_at),
+        "Volume": snapshot.volume,
+        "Filesystem": snapshot.filesystem,
+        "Consistency": snapshot.consistency,
+        "Size": snapshot.allocated_bytes,
+        "VirtualSize": snapshot.size_bytes,
+    }
+
+
 def snapshot_document(snapshot: pb.Snapshot) -> dict[str, Any]:
+    if snapshot.volume:
+        return _volume_document(snapshot)
     needs = snapshot.compatibility
     return {
         "Id": snapshot.id,

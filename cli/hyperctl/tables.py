@@ -79,7 +79,11 @@ SYSTEM_GROUP = {
     "prune": ("prune", "system-prune", "Remove stopped containers, and images that nobody uses"),
 }
 SNAPSHOT_GROUP = {
-    "create": ("snapshots", "create", "Save a running container: memory, disk and configuration"),
+    "create": (
+        "snapshots",
+        "create",
+        "Save a running container: memory, disk and configuration; or a volume",
+    ),
     "ls": ("snapshots", "ls", "List snapshots"),
     "inspect": ("snapshots", "inspect", "Show everything about snapshots"),
     "rm": ("snapshots", "rm", "Remove snapshots"),
@@ -88,10 +92,14 @@ SNAPSHOT_GROUP = {
 }
 VOLUME_GROUP = {
     "create": ("volumes", "create", "Make a volume"),
+    "resize": ("volumes", "resize", "Make a volume larger"),
     "ls": ("volumes", "ls", "List volumes"),
     "inspect": ("volumes", "inspect", "Show everything about volumes"),
     "rm": ("volumes", "rm", "Remove volumes"),
     "prune": ("volumes", "prune", "Remove volumes that no container has"),
+    "init": ("volume_transfer", "init", "Fill a volume from a directory, a tar, a URL or a git repository"),
+    "export": ("volume_transfer", "export", "Write a volume to a file or a pipe"),
+    "import": ("volume_transfer", "import", "Make a volume of a file or a pipe"),
 }
 TEMPLATE_GROUP = {
     "ls": ("templates", "ls", "List templates"),

@@ -137,6 +137,27 @@ class Guest(Protocol):
         ``delete_container`` unmounts it. InvalidError: the image or the plan is wrong.
         """
 
+    async def grow_volume(self, serial: str, size_bytes: int) -> None:
+        """Its file system takes all of a disk of that size, which the guest may hear of only now.
+
+        Raises NotFoundError unless it is mounted for writing, UnsupportedError for an agent that is too old.
+        """
+
+    async def freeze_volume(self, serial: str, timeout_s: float) -> None:
+        """Its file system is whole on the disk; nobody writes until ``thaw_volume`` or the end of that time.
+
+        Raises NotFoundError unless it is mounted for writing, WrongStateError when it stands still already.
+        """
+
+    async def thaw_volume(self, serial: str) -> bool:
+        """Whether it stood still until now. Idempotent."""
+
+    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+        """Mount a volume alone as if it were a container's root: for ``write_tree`` and ``read_tree``.
+
+        ``delete_container`` unmounts it.
+        """
+
     def read_layer(self, container_id: ContainerId, *, freeze: bool) -> AsyncGenerator[bytes, None]:
         """What the container changed, as an OCI layer: a plain tar in pieces of at most 256 KiB. Close it to end early.
 

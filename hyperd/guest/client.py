@@ -168,6 +168,24 @@ class AgentGuest(Archives):
         request = pb.OpenRootRequest(container_id=plan.container_id, root=convert.encode_root(plan))
         await self._call(self._agent.OpenRoot, request, CREATE_S)
 
+    async def grow_volume(self, serial: str, size_bytes: int) -> None:
+        request = pb.GrowVolumeRequest(disk_serial=serial, size_bytes=size_bytes)
+        await self._call(self._agent.GrowVolume, request, CREATE_S)
+
+    async def freeze_volume(self, serial: str, timeout_s: float) -> None:
+        request = pb.FreezeVolumeRequest(disk_serial=serial, timeout_ms=int(timeout_s * 1000))
+        await self._call(self._agent.FreezeVolume, request, FREEZE_S)
+
+    async def thaw_volume(self, serial: str) -> bool:
+        request = pb.ThawVolumeRequest(disk_serial=serial)
+        return (await self._call(self._agent.ThawVolume, request, SHORT_S)).stood_still
+
+    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+        request = pb.OpenVolumeRequest(
+            container_id=container_id, disk_serial=serial, filesystem="ext4", subdirectory=directory
+        )
+        await self._call(self._agent.OpenVolume, request, CREATE_S)
+
     async def shutdown(self, timeout_s: float) -> None:
         request = pb.ShutdownRequest(timeout_ms=int(timeout_s * 1000))
         await self._call(self._agent.Shutdown, request, timeout_s + _SHUTDOWN_GRACE_S)

@@ -48,6 +48,7 @@ class VolumeRequest:
     labels: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     anonymous: bool = False
+    snapshot: str = ""  # name or id of the one that it begins as
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +80,27 @@ class VolumeView:
     volume: Volume
     allocated_bytes: int
     users: tuple[VolumeUser, ...]
+
+
+VolumeSnapshotId = NewType("VolumeSnapshotId", str)  # 64 hexadecimal digits
+
+
+class Consistency(enum.StrEnum):
+    """What a copy of a volume's disk is worth."""
+
+    DETACHED = "detached"  # no VM had it
+    FROZEN = "frozen"  # its file system was whole on the disk, and the guest's writers waited
+    CRASH = "crash"  # as after a power cut at that moment: the journal is to be played
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeSnapshot:
+    snapshot_id: VolumeSnapshotId
+    name: str
+    volume: VolumeName
+    size_bytes: int
+    filesystem: str
+    consistency: Consistency
+    created_at: datetime
+    path: Path
+    allocated_bytes: int = 0

@@ -112,6 +112,18 @@ def template_definition(
     )
 
 
+def bare_definition(
+    record: ContainerRecord,
+    writable: Path,
+    paths: SandboxPaths,
+    guest: GuestSettings,
+    accelerator: Accelerator,
+) -> VmDefinition:
+    """Of a VM without an image and without a network: a placeholder stands for the disk."""
+    definition = _definition(record.sandbox_id, shape_of(record, accelerator), paths, guest)
+    return replace(definition, disks=_disks(placeholder(paths), DiskFormat.RAW, writable))
+
+
 def template_shape_definition(shape: Shape, guest: GuestSettings, *, share_memory: bool) -> VmDefinition:
     """Of no VM: what the compatibility of such a template is told from."""
     nowhere = SandboxPaths(Path("/"), Path("/"))

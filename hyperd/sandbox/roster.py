@@ -13,7 +13,9 @@ from hyperd.sandbox import machine
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.living_volumes import LivingVolumes
 from hyperd.sandbox.snapshots import Snapshots
+from hyperd.sandbox.volume_vm import VolumeVms
 from hyperd.sandbox.volumes import VolumeDesk
 from hyperd.storage.base import Recording
 
@@ -33,6 +35,8 @@ class Roster:
         self._services = services
         self._settings = settings
         self._drivers: dict[SandboxId, SandboxDriver] = {}
+        self.volume_vms = VolumeVms(services)
+        self.living_volumes = LivingVolumes(services.runner.rooms, self._drivers.get)
         self._tasks = asyncio.TaskGroup()
         self._creating: dict[str, ImageId] = {}  # by name
         self._rolling_back: set[SandboxId] = set()

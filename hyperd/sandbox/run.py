@@ -42,7 +42,7 @@ from hyperd.sandbox.rooms import (
     remove_directories,
 )
 from hyperd.sandbox.template import Offer, Templates
-from hyperd.sandbox.template_build import RAM, STATE
+from hyperd.sandbox.template_build import RAM, STATE, make_placeholder
 from hyperd.vm import console_tail
 
 __all__ = ["Live", "Rooms", "RunSettings", "Runner", "now_ms"]
@@ -140,6 +140,26 @@ class Runner:
             return Live(
                 up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
             )
+
+    async def bring_up_bare(
+        self,
+        record: ContainerRecord,
+        volume: Disk,
+        owner: tuple[int, int],
+        accelerator: Accelerator,
+        stack: contextlib.AsyncExitStack,
+    ) -> Guest:
+        """A VM with one volume and no image. What ``discard`` removes may stay when it fails."""
+        paths = self.settings.paths(record.sandbox_id)
+        with file_errors(paths.state_dir):
+            await make_directories(paths, self._files)
+            await self._files.call(make_placeholder, definition.placeholder(paths), owner)
+        writable = await self.rooms.storage.create_writable(record.sandbox_id)
+        described = definition.bare_definition(record, writable, paths, self.settings.guest, accelerator)
+        start = _Start(record, None, paths, Phases(), described, (volume,))
+        offer = await self.templates.offer(definition.shape_of(record, accelerator))
+        async with self.turns.take(start.phases):
+            return (await self._restore_or_boot(start, offer, stack)).guest
 
     async def _restore_or_boot(
         self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack

@@ -66,7 +66,7 @@ class TemplateBuilder:
             stack.push_async_callback(remove_directories, paths, self._files)
             await make_directories(paths, self._files)
             owner = self._settings.owner_of(template_id)
-            await self._files.call(_make_sparse, definition.placeholder(paths), PLACEHOLDER_BYTES, owner)
+            await self._files.call(make_placeholder, definition.placeholder(paths), owner)
             stack.push_async_callback(rooms.storage.remove, template_id)
             # As every container's is at first, and as this one stays: the guest mounts it and writes nothing.
             writable = await rooms.storage.create_writable(template_id)
@@ -103,10 +103,11 @@ class TemplateBuilder:
             await guest.close()
 
 
-def _make_sparse(path: Path, size_bytes: int, owner: tuple[int, int]) -> None:
+def make_placeholder(path: Path, owner: tuple[int, int]) -> None:
+    """In the stead of an image's disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(descriptor, size_bytes)
+        os.ftruncate(descriptor, PLACEHOLDER_BYTES)
         os.fchown(descriptor, *owner)
     finally:
         os.close(descriptor)

@@ -3,7 +3,7 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from hyperd.errors import InvalidError, NotFoundError, WrongStateError
@@ -24,12 +24,18 @@ class Pruned:
 class VolumeDesk:
     def __init__(self, room: Volumes) -> None:
         self._room = room
+        self.snapshots = room.snapshots
 
     async def create(self, request: VolumeRequest) -> VolumeView:
         """Raises as ``Volumes.create``."""
         if not request.name:
             request = replace(request, name=VolumeName(secrets.token_hex(32)), anonymous=True)
         volume = await self._room.create(request)
+        return await self._room.get(volume.name)
+
+    async def import_(self, name: str, labels: dict[str, str], stream: AsyncIterator[bytes]) -> VolumeView:
+        """Raises as ``Volumes.import_``."""
+        volume = await self._room.import_(VolumeName(name or secrets.token_hex(32)), labels, stream)
         return await self._room.get(volume.name)
 
     async def list(self, wanted: Sequence[tuple[str, str]] = ()) -> list[VolumeView]:

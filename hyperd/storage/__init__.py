@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The storage room: bytes for guests."""
 
-from hyperd.storage.base import DATA_DIRECTORY, Storage, Volumes
+from hyperd.storage.base import DATA_DIRECTORY, Storage, Volumes, VolumeSnapshots
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MINIMUM_SIZE_BYTES, LocalStorage
 from hyperd.storage.space import SpaceWatch
-from hyperd.storage.volumes import DEFAULT_VOLUME_BYTES, LocalVolumes
+from hyperd.storage.volume_rules import DEFAULT_VOLUME_BYTES
+from hyperd.storage.volumes import LocalVolumes
 
 __all__ = [
     "DATA_DIRECTORY",
@@ -15,5 +16,6 @@ __all__ = [
     "LocalVolumes",
     "SpaceWatch",
     "Storage",
+    "VolumeSnapshots",
     "Volumes",
 ]

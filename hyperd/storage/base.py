@@ -2,13 +2,21 @@
 """Bytes for guests: the writable disk of a sandbox, and volumes."""
 
 import sqlite3
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import Volume, VolumeName, VolumeRequest, VolumeView
+from hyperd.model.volume import (
+    Consistency,
+    Volume,
+    VolumeName,
+    VolumeRequest,
+    VolumeSnapshot,
+    VolumeSnapshotId,
+    VolumeView,
+)
 
 DATA_DIRECTORY = "data"  # of a volume's file system: what a container sees of it
 Recording = Callable[[sqlite3.Connection], None]  # for a transaction of the caller's
@@ -54,7 +62,47 @@ class Storage(Protocol):
         """Who owns a writable disk, for cleaning up after a kill."""
 
 
+class VolumeSnapshots(Protocol):
+    async def take(
+        self,
+        volume: Volume,
+        name: str,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> VolumeSnapshot:
+        """Copy its disk, within ``Volumes.copying``. ``settle``, called when that is done, says what it is worth.
+
+        What it raises passes, and nothing stays. ``only_shared``: of one moment whoever writes, or UnsupportedError.
+        Raises ExistsError (its name), InvalidError, ExhaustedError.
+        """
+
+    def stream(
+        self,
+        volume: Volume,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """As ``take``, but the copy is nobody's and goes with the block. Its stream: see volume_archive.py."""
+
+    async def list(self) -> list[VolumeSnapshot]:
+        """Newest first."""
+
+    async def get(self, reference: str) -> VolumeSnapshot:
+        """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError (ambiguous)."""
+
+    async def remove(self, reference: str) -> VolumeSnapshotId:
+        """Volumes that were made from it stay. Raises as ``get``."""
+
+    async def require_free(self, name: str) -> None:
+        """Raises ExistsError, InvalidError."""
+
+
 class Volumes(Protocol):
+    @property
+    def snapshots(self) -> VolumeSnapshots: ...
+
     async def create(self, request: VolumeRequest) -> Volume:
         """One that is there and as asked for is returned.
 
@@ -69,6 +117,24 @@ class Volumes(Protocol):
 
     async def remove(self, name: VolumeName) -> bool:
         """Whether there was one. Raises WrongStateError while a container has it, running or not."""
+
+    async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
+        """Its disk, not its file system. As large already: nothing is done.
+
+        Raises NotFoundError, InvalidError (smaller), ExhaustedError.
+        """
+
+    async def import_(self, name: VolumeName, labels: dict[str, str], stream: AsyncIterator[bytes]) -> Volume:
+        """One of what ``VolumeSnapshots.stream`` gave.
+
+        Raises ExistsError, InvalidError (no such stream), ExhaustedError.
+        """
+
+    async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
+        """To a VM that is no container's, for writing; until ``release``. Raises NotFoundError, and as ``attach``."""
+
+    def copying(self, name: VolumeName) -> AbstractAsyncContextManager[VolumeView]:
+        """Within, no VM gets it that has not got it, and it is not removed: they wait. Raises NotFoundError."""
 
     def providing(
         self,

@@ -9,10 +9,11 @@ import sqlite3
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
-from hyperd.errors import NotFoundError, WrongStateError
+from hyperd.errors import ExistsError, NotFoundError, WrongStateError
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import VolumeName, VolumeUser
+from hyperd.model.volume import Consistency, VolumeName, VolumeSnapshot, VolumeSnapshotId, VolumeUser
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -25,6 +26,10 @@ MIGRATIONS = (
         readonly INTEGER NOT NULL, attached INTEGER NOT NULL DEFAULT 0,
         PRIMARY KEY (volume, sandbox_id)) STRICT""",
     "CREATE INDEX volume_user_sandbox ON volume_user (sandbox_id)",
+    """CREATE TABLE volume_snapshot (
+        snapshot_id TEXT PRIMARY KEY, name TEXT NOT NULL, volume TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+        filesystem TEXT NOT NULL, consistency TEXT NOT NULL, created_at TEXT NOT NULL) STRICT""",
+    "CREATE UNIQUE INDEX volume_snapshot_name ON volume_snapshot (name) WHERE name <> ''",
 )
 
 
@@ -81,6 +86,19 @@ def delete(connection: sqlite3.Connection, name: VolumeName) -> Row | None:
         raise in_use(name, users)
     connection.execute("DELETE FROM volume WHERE name = ?", (name,))
     return row
+
+
+def grow(connection: sqlite3.Connection, row: Row, size_bytes: int) -> None:
+    """Of the same one only; never smaller, whoever else grows it."""
+    connection.execute(
+        "UPDATE volume SET size_bytes = ? WHERE volume_id = ? AND size_bytes < ?",
+        (size_bytes, row.volume_id, size_bytes),
+    )
+
+
+def names_of(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[VolumeName]:
+    rows = connection.execute("SELECT volume FROM volume_user WHERE sandbox_id = ?", (sandbox_id,))
+    return [VolumeName(row["volume"]) for row in rows]
 
 
 def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
@@ -150,6 +168,47 @@ def require(connection: sqlite3.Connection, name: VolumeName) -> Row:
 
 def load(connection: sqlite3.Connection) -> list[Row]:
     return [_row(row) for row in connection.execute("SELECT * FROM volume ORDER BY name")]
+
+
+def insert_snapshot(connection: sqlite3.Connection, snapshot: VolumeSnapshot) -> None:
+    """Raises ExistsError: somebody else has taken the name meanwhile."""
+    try:
+        connection.execute(
+            "INSERT INTO volume_snapshot VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                snapshot.snapshot_id,
+                snapshot.name,
+                snapshot.volume,
+                snapshot.size_bytes,
+                snapshot.filesystem,
+                snapshot.consistency,
+                snapshot.created_at.isoformat(),
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise ExistsError("the name is in use", subject=f"snapshot {snapshot.name}") from error
+
+
+def delete_snapshot(connection: sqlite3.Connection, snapshot_id: VolumeSnapshotId) -> None:
+    connection.execute("DELETE FROM volume_snapshot WHERE snapshot_id = ?", (snapshot_id,))
+
+
+def load_snapshots(connection: sqlite3.Connection) -> list[VolumeSnapshot]:
+    """Newest first."""
+    rows = connection.execute("SELECT * FROM volume_snapshot ORDER BY created_at DESC")
+    return [
+        VolumeSnapshot(
+            VolumeSnapshotId(row["snapshot_id"]),
+            row["name"],
+            VolumeName(row["volume"]),
+            row["size_bytes"],
+            row["filesystem"],
+            Consistency(row["consistency"]),
+            datetime.fromisoformat(row["created_at"]),
+            Path(),
+        )
+        for row in rows
+    ]
 
 
 def in_use(name: VolumeName, users: Sequence[VolumeUser]) -> WrongStateError:

@@ -1,58 +1,43 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Volumes as sparse files, formatted once and never mounted on the host.
+"""Volumes as sparse raw files with an ext4 each, and who has them.
 
-    ROOT/ID/disk.img     mode 0600; of the QEMU that writes to it, or readable by those that read
-    ROOT/ID.new          one that is being made; whole, it gets its name in the transaction that records it
-    ROOT/ID.gone         one that is being removed: its record went, then its name
-    ROOT/.seed/data      what mkfs puts into a new one: the directory that containers see
+    root/ID.new/disk.img   in the making: formatted before anybody knows it
+    root/ID/disk.img       a volume; its record names the ID
+    root/ID.gone/...       on its way out: its record is gone already
 
-What of the last two kinds hyperd finds when it starts, it removes. A whole one without a record it names in its log and
-leaves: records that were lost, or are of a backup, cost no data.
+The host formats a file that no guest has seen yet, and never mounts, checks or reads it afterwards.
 """
 
 import asyncio
 import contextlib
 import logging
-import re
 import secrets
 import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, ExistsError, InvalidError, UnavailableError, UnsupportedError
-from hyperd.host import files, process
+from hyperd.errors import ExistsError, WrongStateError
+from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import LOCAL, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
-from hyperd.storage import acl
+from hyperd.model.volume import Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
 from hyperd.storage import volume_records as records
+from hyperd.storage import volume_rules as rules
 from hyperd.storage.base import DATA_DIRECTORY, Recording
+from hyperd.storage.formatting import format_ext4
+from hyperd.storage.volume_archive import Unpacker
+from hyperd.storage.volume_files import DiskFiles, hand_over
 from hyperd.storage.volume_records import Row
+from hyperd.storage.volume_snapshots import LocalVolumeSnapshots
 
 log = logging.getLogger(__name__)
 
-DEFAULT_VOLUME_BYTES = 10 << 30
-MINIMUM_VOLUME_BYTES = 16 << 20
-MAXIMUM_VOLUME_BYTES = 16 << 40  # what ext4 does with blocks of 4 KiB and 32-bit numbers
-RESERVE_BYTES = 64 << 20
-MKFS_TIMEOUT_S = 120.0
-DISK_NAME = "disk.img"
-FILESYSTEMS = ("ext4",)
+COPY_PATIENCE_S = 60.0  # for a snapshot under way, of who wants to start
 SEED = ".seed"
-
-# With room to grow (resize_inode) and spare superblocks: unlike a writable disk it is not thrown away.
-MKFS_OPTIONS = (
-    *("-q", "-F", "-t", "ext4", "-b", "4096"),
-    *("-m", "0"),  # nothing reserved for root: every process in the guest may be root
-    # As in local.py: the file is new and reads as zeros, so neither mkfs nor the guest has to write them.
-    *("-E", "assume_storage_prezeroed=1,lazy_journal_init=1,nodiscard,root_owner=0:0"),
-)
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}")
-NEW, GONE = ".new", ".gone"
-_ID = re.compile(r"[0-9a-f]{32}")
-_LEFT = re.compile(rf"[0-9a-f]{{32}}({re.escape(NEW)}|{re.escape(GONE)})")
+SNAPSHOTS = ".snapshots"
 
 
 class LocalVolumes:
@@ -63,26 +48,35 @@ class LocalVolumes:
         root: Path,
         database: Database,
         *,
-        size_bytes: int = DEFAULT_VOLUME_BYTES,
+        size_bytes: int = rules.DEFAULT_VOLUME_BYTES,
         owner_of: Callable[[SandboxId], tuple[int, int]] | None = None,
     ) -> None:
-        self._root = root
         self._database = database
         self._size_bytes = size_bytes
         self._owner_of = owner_of
         self._workers = Workers("volumes", 2)
+        self._copies = Workers("volume-copies", 2)  # minutes each: nobody waits behind them who only starts
+        self._files = DiskFiles(root)
+        self._copying: Counter[VolumeName] = Counter()
+        self._copied = asyncio.Lock()
+        self._moved = asyncio.Event()
+        self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._copies)
 
     async def open(self) -> None:
         """Raises UnavailableError. What a killed hyperd had half made or half removed goes."""
         await self._database.migrate(records.ROOM, records.MIGRATIONS)
         known = {row.volume_id for row in await self._database.transaction(records.load)}
-        await self._workers.call(self._sweep, known)
+        await self._workers.call(self._files.sweep, known)
+        await self._workers.call(_make_seed, self._files.root / SEED)
+        await self.snapshots.open()
 
     def close(self) -> None:
         self._workers.close()
+        self._copies.close()
+        self.snapshots.close()
 
     async def create(self, request: VolumeRequest) -> Volume:
-        require_possible(request, self._size_bytes)
+        rules.require_possible(request, self._size_bytes)
         there = await self._find(request.name)
         if there is None:
             made = await self._make(request)
@@ -91,9 +85,11 @@ class LocalVolumes:
                     lambda connection: self._record(connection, made), lasting=True
                 )
             finally:
-                await asyncio.shield(self._remove_unrecorded([made]))
+                await asyncio.shield(self._remove_unrecorded([made.volume_id]))
             there = await self._get(request.name)
-        _require_same(request, there)
+            if there.volume_id == made.volume_id:
+                return self._volume(there)
+        rules.require_same(request, there)
         return self._volume(there)
 
     async def list(self) -> list[VolumeView]:
@@ -101,7 +97,7 @@ class LocalVolumes:
             return [(row, tuple(records.users_of(connection, row.name))) for row in records.load(connection)]
 
         found = await self._database.transaction(work)
-        sizes = await self._workers.call(self._allocated, [row for row, _ in found])
+        sizes = await self._workers.call(self._files.allocated, [row.volume_id for row, _ in found])
         return [
             VolumeView(self._volume(row), size, users)
             for (row, users), size in zip(found, sizes, strict=True)
@@ -110,18 +106,103 @@ class LocalVolumes:
     async def get(self, name: VolumeName) -> VolumeView:
         row = await self._get(name)
         users = await self._database.transaction(lambda connection: records.users_of(connection, name))
-        (size,) = await self._workers.call(self._allocated, [row])
+        (size,) = await self._workers.call(self._files.allocated, [row.volume_id])
         return VolumeView(self._volume(row), size, tuple(users))
 
     async def remove(self, name: VolumeName) -> bool:
-        row = await self._database.transaction(
-            lambda connection: records.delete(connection, name), lasting=True
-        )
+        async with self._not_copied([name]):
+            row = await self._database.transaction(
+                lambda connection: records.delete(connection, name), lasting=True
+            )
         if row is None:
             return False
-        await self._workers.call(self._remove_files, row)
+        await self._workers.call(self._files.remove, row.volume_id)
         log.info("volume removed", extra={"volume": name})
         return True
+
+    async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
+        row = await self._get(name)
+        size_bytes = rules.require_growth(name, row.size_bytes, size_bytes)
+        # The file first: a kill leaves one that is larger than its record says, and the next call finds it so.
+        await self._workers.call(self._files.grow, row.volume_id, size_bytes)
+
+        def work(connection: sqlite3.Connection) -> Row:
+            records.grow(connection, row, size_bytes)
+            return records.require(connection, name)
+
+        grown = self._volume(await self._database.transaction(work, lasting=True))
+        log.info("volume grown", extra={"volume": name, "mib": grown.size_bytes >> 20})
+        return grown
+
+    async def import_(self, name: VolumeName, labels: dict[str, str], stream: AsyncIterator[bytes]) -> Volume:
+        rules.require_name(name, "volume")
+        if await self._find(name) is not None:
+            raise _taken(name)
+        volume_id = secrets.token_hex(16)
+        try:
+            await self._workers.call(self._files.make_empty, volume_id, 0)
+            unpacker = Unpacker(self._files.new(volume_id))
+            async for data in stream:
+                await self._copies.call(unpacker.feed, data)
+            manifest = unpacker.finish()
+            await self._copies.call(self._files.sync, volume_id)
+            row = Row(
+                name,
+                volume_id,
+                manifest.size_bytes,
+                manifest.filesystem,
+                labels,
+                anonymous=False,
+                created_at=datetime.now(UTC),
+            )
+            await self._database.transaction(lambda connection: self._record(connection, row), lasting=True)
+        finally:
+            await asyncio.shield(self._remove_unrecorded([volume_id]))
+        there = await self._get(name)
+        if there.volume_id != volume_id:  # somebody else was faster
+            raise _taken(name)
+        log.info("volume imported", extra={"volume": name, "mib": there.size_bytes >> 20})
+        return self._volume(there)
+
+    async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
+        def work(connection: sqlite3.Connection) -> list[Row]:
+            records.use(connection, sandbox_id, holder, {name: False})
+            rows = records.attach(connection, sandbox_id)
+            self._hand_over(connection, rows)
+            return rows
+
+        await self._workers.call(self._files.require_space, "what is written to volumes")
+        async with self._not_copied([name]):
+            (row,) = await self._database.transaction(work)
+        return self._volume(row)
+
+    @contextlib.asynccontextmanager
+    async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
+        async with self._copied:
+            self._copying[name] += 1
+        try:
+            yield await self.get(name)
+        finally:
+            self._copying[name] -= 1
+            self._moved.set()
+
+    @contextlib.asynccontextmanager
+    async def _not_copied(self, names: Collection[VolumeName]) -> AsyncIterator[None]:
+        """Within, no copy of them begins. Raises WrongStateError when one does not end."""
+        while True:
+            async with self._copied:
+                busy = next((name for name in names if self._copying[name]), None)
+                if busy is None:
+                    yield
+                    return
+                self._moved.clear()
+            try:
+                async with asyncio.timeout(COPY_PATIENCE_S):
+                    await self._moved.wait()
+            except TimeoutError as error:
+                raise WrongStateError(
+                    "is being copied", subject=f"volume {busy}", hint="try again when its snapshot is made"
+                ) from error
 
     @contextlib.asynccontextmanager
     async def providing(
@@ -132,7 +213,7 @@ class LocalVolumes:
         uses: Mapping[VolumeName, bool],
     ) -> AsyncIterator[Recording]:
         for request in requests:
-            require_possible(request, self._size_bytes)
+            rules.require_possible(request, self._size_bytes)
         made: list[Row] = []
 
         def record(connection: sqlite3.Connection) -> None:
@@ -149,7 +230,7 @@ class LocalVolumes:
             # Shielded: a second cancellation must not leave half of it. What a kill leaves goes at the next start.
             await asyncio.shield(self._undo(sandbox_id, made))
             raise
-        await asyncio.shield(self._remove_unrecorded(made))
+        await asyncio.shield(self._remove_unrecorded([row.volume_id for row in made]))
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -161,8 +242,11 @@ class LocalVolumes:
             self._hand_over(connection, rows)
             return rows
 
-        await self._workers.call(self._require_space, "what is written to volumes")
-        return {row.name: self._volume(row) for row in await self._database.transaction(work)}
+        await self._workers.call(self._files.require_space, "what is written to volumes")
+        names = await self._database.transaction(lambda connection: records.names_of(connection, sandbox_id))
+        async with self._not_copied(names):
+            rows = await self._database.transaction(work)
+        return {row.name: self._volume(row) for row in rows}
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -184,35 +268,32 @@ class LocalVolumes:
 
     async def _make(self, request: VolumeRequest) -> Row:
         """Its file, whole and on the disk; neither its name nor its record. On failure nothing stays."""
-        size_bytes = request.size_bytes or self._size_bytes
+        source = await self.snapshots.get(request.snapshot) if request.snapshot else None
+        size_bytes = request.size_bytes or (source.size_bytes if source else self._size_bytes)
+        if source is not None:
+            size_bytes = rules.require_growth(request.name, source.size_bytes, size_bytes)
         row = Row(
             request.name,
             secrets.token_hex(16),
-            size_bytes - size_bytes % 4096,
-            request.filesystem or FILESYSTEMS[0],
+            rules.whole_blocks(size_bytes),
+            source.filesystem if source else request.filesystem or rules.FILESYSTEMS[0],
             dict(request.labels),
             request.anonymous,
             datetime.now(UTC),
         )
         try:
-            await self._workers.call(self._make_empty, row)
-            await self._format(row)
-            await self._workers.call(files.sync, self._new(row) / DISK_NAME)
+            if source is None:
+                await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
+                disk = self._files.new(row.volume_id)
+                await format_ext4(disk, self._files.root / SEED, subject=f"volume {row.name}")
+            else:
+                await self._copies.call(self._files.make_copy, row.volume_id, source.path, row.size_bytes)
+            await self._workers.call(self._files.sync, row.volume_id)
         except BaseException:
-            await asyncio.shield(self._workers.call(self._remove_files, row))
+            await asyncio.shield(self._workers.call(self._files.remove, row.volume_id))
             raise
         log.info("volume made", extra={"volume": row.name, "mib": row.size_bytes >> 20})
         return row
-
-    async def _format(self, row: Row) -> None:
-        finished = await process.run(
-            ["mkfs.ext4", *MKFS_OPTIONS, "-d", str(self._root / SEED), str(self._new(row) / DISK_NAME)],
-            timeout_s=MKFS_TIMEOUT_S,
-        )
-        if finished.returncode != 0:
-            kind = ExhaustedError if "No space left" in finished.stderr_tail else UnavailableError
-            brief = f"cannot be formatted: mkfs.ext4 ended with status {finished.returncode}"
-            raise kind(brief, subject=f"volume {row.name}", evidence=finished.stderr_tail)
 
     async def _undo(self, sandbox_id: SandboxId, made: Sequence[Row]) -> None:
         """A transaction whose caller has gone may have happened all the same."""
@@ -229,81 +310,26 @@ class LocalVolumes:
                     records.delete(connection, row.name)
 
         await self._database.transaction(work)
-        await self._remove_unrecorded(made)
+        await self._remove_unrecorded([row.volume_id for row in made])
 
-    async def _remove_unrecorded(self, made: Sequence[Row]) -> None:
+    async def _remove_unrecorded(self, made: Sequence[str]) -> None:
         known = {row.volume_id for row in await self._database.transaction(records.load)}
-        for row in made:
-            if row.volume_id not in known:
-                await self._workers.call(self._remove_files, row)
-
-    def _sweep(self, known: Collection[str]) -> None:
-        with files.file_errors(self._root):
-            files.make_directory(self._root, 0o711)
-            files.make_directory(self._root / SEED, 0o755)
-            files.make_directory(self._root / SEED / DATA_DIRECTORY, 0o755)
-            for directory in self._root.iterdir():
-                if _LEFT.fullmatch(directory.name):
-                    log.warning("removing what was left of a volume", extra={"path": str(directory)})
-                    files.remove_tree(directory)
-                elif _ID.fullmatch(directory.name) and directory.name not in known:
-                    log.warning("a volume that no record knows is left alone", extra={"path": str(directory)})
-
-    def _make_empty(self, row: Row) -> None:
-        disk = self._new(row) / DISK_NAME
-        with files.file_errors(disk):
-            self._require_space("a volume")
-            files.make_directory(disk.parent, 0o711)
-            disk.touch(0o600)
-            with disk.open("r+b") as file:
-                file.truncate(row.size_bytes)
-
-    def _require_space(self, what: str) -> None:
-        with files.file_errors(self._root):
-            files.require_free(self._root, 0, keep_bytes=RESERVE_BYTES, what=what)
+        for volume_id in made:
+            if volume_id not in known:
+                await self._workers.call(self._files.remove, volume_id)
 
     def _record(self, connection: sqlite3.Connection, row: Row) -> None:
         """The name last of all: what a kill leaves without a record is a ``.new``, but for an instant."""
         records.insert(connection, row)
-        directory = self._disk(row).parent
-        with files.file_errors(directory):
-            files.publish(self._new(row), directory)
-
-    def _remove_files(self, row: Row) -> None:
-        """At whatever point it was in."""
-        directory = self._disk(row).parent
-        gone = directory.with_name(directory.name + GONE)
-        with files.file_errors(directory):
-            with contextlib.suppress(FileNotFoundError):
-                directory.rename(gone)
-            files.remove_tree(gone)
-            files.remove_tree(self._new(row))
-
-    def _allocated(self, rows: Sequence[Row]) -> tuple[int, ...]:
-        sizes: tuple[int, ...] = ()
-        for row in rows:
-            try:
-                sizes += (self._disk(row).stat().st_blocks * 512,)
-            except FileNotFoundError:  # removed meanwhile
-                sizes += (0,)
-        return sizes
+        self._files.publish(row.volume_id)
 
     def _hand_over(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Within the transaction that says whose they are: one thread, so the last one to be asked is right."""
         if self._owner_of is None:
             return
         for row in rows:
-            disk = self._disk(row)
             attached = [user for user in records.users_of(connection, row.name) if user.attached]
-            owners = {user.sandbox_id: self._owner_of(user.sandbox_id) for user in attached}
-            with files.file_errors(disk):
-                if not attached:
-                    acl.close_to_all(disk)
-                elif len(attached) == 1 and not attached[0].readonly:
-                    acl.open_to_writer(disk, owners[attached[0].sandbox_id])
-                else:
-                    gid = next(iter(owners.values()))[1]
-                    acl.open_to_readers(disk, [uid for uid, _ in owners.values()], gid)
+            hand_over(self._files.disk(row.volume_id), attached, self._owner_of)
 
     def _volume(self, row: Row) -> Volume:
         return Volume(
@@ -313,56 +339,20 @@ class LocalVolumes:
             row.labels,
             row.anonymous,
             row.created_at,
-            self._disk(row),
-        )
-
-    def _new(self, row: Row) -> Path:
-        return self._root / (row.volume_id + NEW)
-
-    def _disk(self, row: Row) -> Path:
-        return self._root / row.volume_id / DISK_NAME
-
-
-def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME_BYTES) -> None:
-    """Raises InvalidError, UnsupportedError."""
-    subject = f"volume {request.name!r}"
-    if not _NAME.fullmatch(request.name):
-        raise InvalidError(
-            "is not a volume's name",
-            subject=repr(request.name)[:200],
-            hint="2 to 128 letters, digits, `_`, `.` and `-`, the first a letter or a digit",
-        )
-    if request.driver not in ("", LOCAL):
-        raise UnsupportedError(
-            f"there is no driver {request.driver!r}", subject=subject, hint=f"known: {LOCAL}"
-        )
-    if request.filesystem and request.filesystem not in FILESYSTEMS:
-        raise UnsupportedError(
-            f"there is no file system {request.filesystem!r}",
-            subject=subject,
-            hint=f"known: {', '.join(FILESYSTEMS)}",
-        )
-    if request.options:
-        raise InvalidError(
-            f"the driver {LOCAL} has no option {sorted(request.options)[0]!r}",
-            subject=subject,
-            hint="it has none",
-        )
-    size_bytes = request.size_bytes or default_bytes
-    if not MINIMUM_VOLUME_BYTES <= size_bytes <= MAXIMUM_VOLUME_BYTES:
-        raise InvalidError(
-            f"{size_bytes} bytes are not between {MINIMUM_VOLUME_BYTES >> 20} MiB and"
-            f" {MAXIMUM_VOLUME_BYTES >> 40} TiB",
-            subject=subject,
+            self._files.disk(row.volume_id),
         )
 
 
-def _require_same(request: VolumeRequest, there: Row) -> None:
-    """As Docker: creating what is there is no error, creating something else of that name is."""
-    size_bytes = request.size_bytes - request.size_bytes % 4096
-    if (size_bytes and size_bytes != there.size_bytes) or (request.labels and request.labels != there.labels):
-        raise ExistsError(
-            "there is one of that name with another size or other labels",
-            subject=f"volume {there.name}",
-            hint=f"`hyper volume inspect {there.name}` shows it",
-        )
+def _taken(name: VolumeName) -> ExistsError:
+    return ExistsError(
+        "there is one of that name",
+        subject=f"volume {name}",
+        hint=f"another name, or `hyper volume rm {name}`",
+    )
+
+
+def _make_seed(seed: Path) -> None:
+    """What is in a new one."""
+    with files.file_errors(seed):
+        files.make_directory(seed, 0o755)
+        files.make_directory(seed / DATA_DIRECTORY, 0o755)

@@ -43,6 +43,12 @@ class Hypervisor(Protocol):
         Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
         """
 
+    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+        """The disk behind which ``path`` is has so many bytes, and the guest is told. Only larger.
+
+        Raises NotFoundError (no such VM or disk), UnavailableError.
+        """
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         """End the VM at once. Idempotent; returns when its process is gone."""
 

@@ -304,6 +304,30 @@ class AgentServicer(rpc.AgentServiceServicer):
             await self.agent.enter("create_container")
             return pb.CreateContainerResponse(pid=self.agent.create(decode_container(request)))
 
+    async def GrowVolume(self, request, context):
+        async with answering(context):
+            await self.agent.enter("grow_volume")
+            self.agent.require_volume(request.disk_serial)
+            self.agent.volume_sizes[request.disk_serial] = request.size_bytes
+        return pb.GrowVolumeResponse()
+
+    async def FreezeVolume(self, request, context):
+        async with answering(context):
+            await self.agent.enter("freeze_volume")
+            self.agent.freeze_volume(request.disk_serial)
+        return pb.FreezeVolumeResponse()
+
+    async def ThawVolume(self, request, context):
+        async with answering(context):
+            await self.agent.enter("thaw_volume")
+        return pb.ThawVolumeResponse(stood_still=self.agent.thaw_volume(request.disk_serial))
+
+    async def OpenVolume(self, request, context):
+        async with answering(context):
+            await self.agent.enter("open_volume")
+            self.agent.open_volume(ContainerId(request.container_id))
+        return pb.OpenVolumeResponse()
+
     async def OpenRoot(self, request, context):
         async with answering(context):
             await self.agent.enter("open_root")

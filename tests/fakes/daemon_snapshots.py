@@ -15,6 +15,10 @@ class FakeSnapshots(snapshot_pb2_grpc.SnapshotServiceServicer):
 
     async def CreateSnapshot(self, request, context):
         await self._daemon.check(request, context)
+        if request.volume:
+            return snapshot_pb2.CreateSnapshotResponse(
+                snapshot=self._daemon.add_volume_snapshot(request.volume, request.name)
+            )
         container = await self._daemon.require_state(request.container, context, *UP)
         await self._require_free(request.name, context)
         return snapshot_pb2.CreateSnapshotResponse(

@@ -34,6 +34,7 @@ class FakeDaemon:
     snapshots: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     templates: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     volumes: dict[str, volume_pb2.Volume] = field(default_factory=dict)
+    filled: dict[str, bytes] = field(default_factory=dict)  # by volume: the tar
     contents: dict[str, bytes] = field(default_factory=dict)  # of snapshots, as they are exported
     pullable: set[str] = field(default_factory=lambda: {"alpine", "busybox"})
     checks: list[system_pb2.HostCheck] = field(default_factory=list)
@@ -141,6 +142,20 @@ class FakeDaemon:
         )
         self.snapshots[snapshot_id] = snapshot
         self.contents[snapshot_id] = snapshot_id.encode() * 50_000  # more than one message
+        return snapshot
+
+    def add_volume_snapshot(self, volume: str, name: str) -> snapshot_pb2.Snapshot:
+        snapshot = snapshot_pb2.Snapshot(
+            id=hashlib.sha256(f"snapshot {next(self.ids)}".encode()).hexdigest(),
+            name=name,
+            created_at=ago(60),
+            size_bytes=10 << 30,
+            allocated_bytes=1_400_000,
+            volume=volume,
+            filesystem="ext4",
+            consistency="frozen",
+        )
+        self.snapshots[snapshot.id] = snapshot
         return snapshot
 
     def add_template(self, vcpus: int, memory_mib: int, layout: str) -> snapshot_pb2.Snapshot:

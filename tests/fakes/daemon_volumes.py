@@ -7,6 +7,8 @@ import grpc
 from hyper.v1 import system_pb2, volume_pb2, volume_pb2_grpc
 from tests.fakes.daemon_state import FakeDaemon, abort, ago
 
+STREAM = b"a volume: "
+
 
 class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:
@@ -27,6 +29,34 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         )
         self._daemon.volumes[volume.name] = volume
         return volume_pb2.CreateVolumeResponse(volume=volume)
+
+    async def ResizeVolume(self, request, context):
+        await self._daemon.check(request, context)
+        volume = await self._require(request.volume, context)
+        volume.size_bytes = request.size_bytes
+        return volume_pb2.ResizeVolumeResponse(volume=volume)
+
+    async def ExportVolume(self, request, context):
+        await self._daemon.check(request, context)
+        volume = await self._require(request.volume, context)
+        yield volume_pb2.ExportVolumeResponse(data=STREAM + volume.name.encode())
+
+    async def ImportVolume(self, requests, context):
+        first = await anext(aiter(requests))
+        await self._daemon.check(first, context)
+        content = b"".join([request.data async for request in requests])
+        if not content.startswith(STREAM):
+            detail = system_pb2.ErrorDetail(brief="this is not a volume's stream")
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, detail)
+        made = await self.CreateVolume(volume_pb2.CreateVolumeRequest(name=first.volume), context)
+        return volume_pb2.ImportVolumeResponse(volume=made.volume)
+
+    async def FillVolume(self, requests, context):
+        first = await anext(aiter(requests))
+        await self._daemon.check(first, context)
+        await self._require(first.volume, context)
+        self._daemon.filled[first.volume] = b"".join([request.data async for request in requests])
+        return volume_pb2.FillVolumeResponse()
 
     async def ListVolumes(self, request, context):
         await self._daemon.check(request, context)

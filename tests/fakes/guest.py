@@ -253,6 +253,8 @@ class FakeAgent:
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
     files: FakeFiles = field(default_factory=FakeFiles)  # on the disk, which outlives the VM
+    volume_sizes: dict[str, int] = field(default_factory=dict)  # of those that grew, by their disks' serials
+    still_volumes: set[str] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)
     _next_pid: int = 300
@@ -347,6 +349,27 @@ class FakeAgent:
         if plan.container_id in self.containers:
             raise ExistsError("the guest has such a container", subject=plan.container_id)
         self.containers[plan.container_id] = FakeContainer(plan, {})
+
+    def require_volume(self, serial: str) -> None:
+        mounted = [mount for container in self.containers.values() for mount in container.plan.mounts]
+        if not any(mount.source == serial and "ro" not in mount.options for mount in mounted):
+            raise NotFoundError(f"no disk {serial!r} is mounted for writing")
+
+    def freeze_volume(self, serial: str) -> None:
+        self.require_volume(serial)
+        if serial in self.still_volumes:
+            raise WrongStateError(f"volume {serial} stands still already")
+        self.still_volumes.add(serial)
+
+    def thaw_volume(self, serial: str) -> bool:
+        stood_still = serial in self.still_volumes
+        self.still_volumes.discard(serial)
+        return stood_still
+
+    def open_volume(self, container_id: ContainerId) -> None:
+        self.open_root(
+            ContainerPlan(container_id, (), None, readonly_root=False, process=ProcessPlan((), ()))
+        )
 
     def start(self, container_id: ContainerId) -> None:
         container = self.container(container_id)
@@ -532,6 +555,23 @@ class FakeGuest(FakeArchives):
     async def stats(self, container_id: ContainerId | None = None) -> GuestStats:
         await self._enter("stats")
         return self.agent.stats(container_id)
+
+    async def grow_volume(self, serial: str, size_bytes: int) -> None:
+        await self._enter("grow_volume")
+        self.agent.require_volume(serial)
+        self.agent.volume_sizes[serial] = size_bytes
+
+    async def freeze_volume(self, serial: str, timeout_s: float) -> None:
+        await self._enter("freeze_volume")
+        self.agent.freeze_volume(serial)
+
+    async def thaw_volume(self, serial: str) -> bool:
+        await self._enter("thaw_volume")
+        return self.agent.thaw_volume(serial)
+
+    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+        await self._enter("open_volume")
+        self.agent.open_volume(container_id)
 
     async def shutdown(self, timeout_s: float) -> None:
         await self._enter("shutdown")

@@ -24,6 +24,8 @@ class FakeHypervisor:
         self.fail_next_save: HyperError | None = None
         self.fail_next_destroy: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
+        self.fail_next_resize_disk: HyperError | None = None
+        self.disk_sizes: dict[Path, int] = {}  # of those that were made larger under a VM
         self.undying: set[SandboxId] = set()  # a destroy of these fails
         self.plugged: dict[SandboxId, list[Disk]] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
@@ -83,6 +85,15 @@ class FakeHypervisor:
         if len(plugged) >= HOT_PLUG_DEVICES:
             raise UnavailableError("no room for another device", subject=sandbox_id)
         plugged.append(disk)
+
+    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._raise_once("fail_next_resize_disk")
+        disks = [*self._defined[sandbox_id].disks, *self.plugged.get(sandbox_id, [])]
+        if path not in [disk.path for disk in disks]:
+            raise NotFoundError("has no such disk", subject=sandbox_id)
+        self.disk_sizes[path] = size_bytes
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)

@@ -2,18 +2,30 @@
 """Volumes that are only names."""
 
 import contextlib
+import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExistsError, HyperError, NotFoundError
+from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.model.volume import (
+    Consistency,
+    Volume,
+    VolumeName,
+    VolumeRequest,
+    VolumeSnapshot,
+    VolumeSnapshotId,
+    VolumeUser,
+    VolumeView,
+)
 from hyperd.storage.base import Recording
 from hyperd.storage.volume_records import Row, in_use
-from hyperd.storage.volumes import DEFAULT_VOLUME_BYTES, require_possible
+from hyperd.storage.volume_rules import DEFAULT_VOLUME_BYTES, require_growth, require_name, require_possible
+
+STREAM = b"a volume of "
 
 
 @dataclass
@@ -22,16 +34,90 @@ class _Kept:
     users: dict[SandboxId, VolumeUser] = field(default_factory=dict)
 
 
+class FakeVolumeSnapshots:
+    """``shares_blocks``: whether a copy can be of one moment whoever writes."""
+
+    def __init__(self) -> None:
+        self.kept: list[VolumeSnapshot] = []
+        self.shares_blocks = False
+        self.copied: Callable[[], Awaitable[None]] | None = None  # happens while a disk is copied
+
+    async def take(
+        self,
+        volume: Volume,
+        name: str,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> VolumeSnapshot:
+        await self.require_free(name)
+        if only_shared and not self.shares_blocks:
+            raise UnsupportedError("its file system cannot share blocks between files")
+        if self.copied is not None:
+            await self.copied()
+        consistency = await settle()
+        key = VolumeSnapshotId(secrets.token_hex(32))
+        path = Path("/fake/snapshots") / key / "disk.img"
+        made = VolumeSnapshot(
+            key, name, volume.name, volume.size_bytes, volume.filesystem, consistency, datetime.now(UTC), path
+        )
+        self.kept.insert(0, made)
+        return made
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        volume: Volume,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        taken = await self.take(volume, "", settle, only_shared=only_shared)
+        self.kept.remove(taken)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield STREAM
+            yield f"{taken.size_bytes}".encode()
+
+        yield pieces()
+
+    async def list(self) -> list[VolumeSnapshot]:
+        return list(self.kept)
+
+    async def get(self, reference: str) -> VolumeSnapshot:
+        exact = [item for item in self.kept if reference in (item.snapshot_id, item.name)]
+        chosen = exact or [item for item in self.kept if item.snapshot_id.startswith(reference)]
+        if not reference or not chosen:
+            raise NotFoundError("no such snapshot", subject=reference)
+        if len(chosen) > 1:
+            raise InvalidError("is the beginning of several snapshots' ids", subject=reference)
+        return chosen[0]
+
+    async def remove(self, reference: str) -> VolumeSnapshotId:
+        found = await self.get(reference)
+        self.kept.remove(found)
+        return found.snapshot_id
+
+    async def require_free(self, name: str) -> None:
+        if name:
+            require_name(name, "snapshot")
+        if name and any(item.name == name for item in self.kept):
+            raise ExistsError("the name is in use", subject=name)
+
+
 class FakeVolumes:
     """Keeps who has what; can be told to fail."""
 
     def __init__(self) -> None:
         self.kept: dict[VolumeName, _Kept] = {}
+        self.snapshots = FakeVolumeSnapshots()
         self.fail_next_make: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
 
     async def create(self, request: VolumeRequest) -> Volume:
-        there = self.kept.get(request.name) or self._make(request)
+        if request.name in self.kept and request.snapshot:
+            raise ExistsError("there is one of that name")
+        there = self.kept.get(request.name) or self._make(await self._sized(request))
         volume = there.volume
         other_size = request.size_bytes and request.size_bytes != volume.size_bytes
         if other_size or (request.labels and request.labels != volume.labels):
@@ -46,6 +132,36 @@ class FakeVolumes:
         kept = self._require(name)
         users = sorted(kept.users.values(), key=lambda user: user.name)
         return VolumeView(kept.volume, 0, tuple(users))
+
+    async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
+        kept = self._require(name)
+        size_bytes = require_growth(name, kept.volume.size_bytes, size_bytes)
+        kept.volume = replace(kept.volume, size_bytes=size_bytes)
+        return kept.volume
+
+    async def import_(self, name: VolumeName, labels: dict[str, str], stream: AsyncIterator[bytes]) -> Volume:
+        require_name(name, "volume")
+        if name in self.kept:
+            raise ExistsError("there is one of that name")
+        data = b"".join([piece async for piece in stream])
+        size = data.removeprefix(STREAM)
+        if not data.startswith(STREAM) or not size.isdigit():
+            raise InvalidError("this is not a volume's stream")
+        self.kept[name] = self._make(VolumeRequest(name, int(size), labels=labels))
+        return self.kept[name].volume
+
+    async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
+        kept = self._require(name)
+        kept.users[sandbox_id] = VolumeUser(sandbox_id, holder, readonly=False, attached=False)
+        try:
+            return (await self.attach(sandbox_id))[name]
+        except HyperError:
+            del kept.users[sandbox_id]
+            raise
+
+    @contextlib.asynccontextmanager
+    async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
+        yield await self.get(name)
 
     async def remove(self, name: VolumeName) -> bool:
         kept = self.kept.get(name)
@@ -131,6 +247,13 @@ class FakeVolumes:
         return _Kept(
             Volume(row.name, row.size_bytes, row.filesystem, row.labels, row.anonymous, row.created_at, path)
         )
+
+    async def _sized(self, request: VolumeRequest) -> VolumeRequest:
+        if not request.snapshot:
+            return request
+        size_bytes = (await self.snapshots.get(request.snapshot)).size_bytes
+        wanted_bytes = require_growth(request.name, size_bytes, request.size_bytes or size_bytes)
+        return replace(request, size_bytes=wanted_bytes)
 
     def _require(self, name: VolumeName) -> _Kept:
         if name not in self.kept:

@@ -171,6 +171,79 @@ def test_space_freed_in_the_guest_comes_back(host: Hyper, name: str):
     assert disk.stat().st_blocks * 512 < full - (60 << 20)
 
 
+def test_a_volume_grows_while_it_is_written_to_and_at_its_next_mount(host: Hyper, name: str):
+    host.ok("volume", "create", name, "--size", "64m")
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+
+    def mib() -> int:
+        return int(host.ok("exec", name, "sh", "-c", "df -m /data | tail -1").split()[1])
+
+    assert mib() < 64
+    host.ok("exec", name, "sh", "-c", "echo kept > /data/file")
+    assert host.ok("volume", "resize", name, "512m") == name
+    assert 400 < mib() < 512
+    refused = host.run("volume", "resize", name, "64m")
+    assert (refused.returncode, b"does not become smaller" in refused.stderr) == (2, True)
+    host.ok("stop", "-t", "1", name)
+    assert host.ok("volume", "resize", name, "2g") == name
+    host.ok("start", name)
+    assert 1800 < mib() < 2048
+    assert host.ok("exec", name, "cat", "/data/file") == "kept"
+    host.ok("stop", "-t", "1", name)
+    require_sound(path_of(host, name))
+
+
+def test_a_snapshot_of_a_volume_that_is_written_to_is_whole(host: Hyper, name: str):
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+    host.ok("exec", name, "sh", "-c", "echo before > /data/file")
+    writes = "n=0; while :; do n=$((n+1)); echo $n > /data/new; mv /data/new /data/busy; done"
+    host.ok("exec", "-d", name, "sh", "-c", writes)
+    wait_until(lambda: host.run("exec", name, "test", "-s", "/data/busy").returncode == 0, "it writes")
+    snapshot = host.ok("snapshot", "create", "--volume", name, "--name", f"{name}-s")
+    shown = host.ok("snapshot", "inspect", "-f", "{{.Volume}} {{.Consistency}}", snapshot)
+    assert shown == f"{name} frozen"
+    # Frozen, and not as after a power cut: nothing is left to be played.
+    (disk,) = (host.state_dir / "volumes" / ".snapshots").glob(f"{snapshot}/disk.img")
+    finished = subprocess.run(["e2fsck", "-f", "-n", disk], capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    host.ok("exec", name, "sh", "-c", "echo after > /data/file")
+    busy = int(host.ok("exec", name, "cat", "/data/busy"))
+    wait_until(lambda: int(host.ok("exec", name, "cat", "/data/busy") or 0) > busy, "it writes again")
+    try:
+        host.ok("volume", "create", f"{name}-c", "--snapshot", f"{name}-s")
+        assert host.ok("run", "--rm", "-v", f"{name}-c:/data", BUSYBOX, "cat", "/data/file") == "before"
+        assert f"volume {name}" in host.ok("snapshot", "ls")
+    finally:
+        host.ok("snapshot", "rm", f"{name}-s")
+    assert not list((host.state_dir / "volumes" / ".snapshots").iterdir())
+
+
+def test_a_volume_is_filled_sent_away_and_back_without_a_container(host: Hyper, name: str, tmp_path: Path):
+    (tmp_path / "site" / "deep").mkdir(parents=True)
+    (tmp_path / "site" / "deep" / "page").write_text("hello")
+    (tmp_path / "site" / "evil").symlink_to("/etc/passwd")
+    host.ok("volume", "create", name, "--size", "64m")
+    host.ok("volume", "init", name, str(tmp_path / "site"))
+    show = ("sh", "-c", "cd /data; cat deep/page; readlink evil; stat -c %u deep; ls -A")
+    expected = "hello/etc/passwd\n0\ndeep\nevil"
+    assert host.ok("run", "--rm", "-v", f"{name}:/data", BUSYBOX, *show) == expected
+    require_sound(path_of(host, name))
+    host.ok("volume", "export", name, "-o", str(tmp_path / "out.tar"))
+    assert (tmp_path / "out.tar").stat().st_size < 8 << 20
+    host.ok("volume", "import", f"{name}-b", "-i", str(tmp_path / "out.tar"))
+    assert host.ok("run", "--rm", "-v", f"{name}-b:/data", BUSYBOX, *show) == expected
+    (tmp_path / "no.tar").write_bytes(b"x" * 4096)
+    refused = host.run("volume", "init", name, str(tmp_path / "no.tar"))
+    assert refused.returncode == 2, refused.stderr
+    (tmp_path / "large").write_bytes(os.urandom(80 << 20))
+    subprocess.run(["tar", "-C", tmp_path, "-cf", tmp_path / "large.tar", "large"], check=True)
+    refused = host.run("volume", "init", name, str(tmp_path / "large.tar"))
+    assert refused.returncode == 5, refused.stderr
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+    refused = host.run("volume", "init", name, str(tmp_path / "site"))
+    assert (refused.returncode, f"container {name} has it".encode() in refused.stderr) == (4, True)
+
+
 def test_the_size_of_the_writable_disk_is_ones_own(host: Hyper, name: str):
     host.ok("run", "-d", "--name", name, "--storage-opt", "size=200m", BUSYBOX, "sleep", "600")
     assert host.ok("inspect", "-f", "{{.Start.Path}}", name) == "template"

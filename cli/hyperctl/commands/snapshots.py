@@ -12,6 +12,7 @@ from hyper.v1 import snapshot_pb2 as pb
 from hyperctl import client as hyperd
 from hyperctl import completion, tree
 from hyperctl.client import Client
+from hyperctl.errors import InvalidError
 from hyperctl.output import print_rows, render_document, render_rows
 from hyperctl.render import render_json
 from hyperctl.snapshot_shape import SNAPSHOT_COLUMNS, SNAPSHOT_HEADERS, snapshot_document, snapshot_row
@@ -21,7 +22,8 @@ CREATE_EPILOG = """\b
 Examples:
   hyper snapshot create web --name before-upgrade
   hyper run --from-snapshot before-upgrade -n 3
-  hyper rollback web before-upgrade"""
+  hyper rollback web before-upgrade
+  hyper snapshot create --volume pgdata --name before-upgrade"""
 
 app = tree.group()
 
@@ -38,23 +40,37 @@ def create(
     container: Annotated[
         str,
         typer.Argument(
-            metavar="CONTAINER",
+            metavar="[CONTAINER]",
             help="Name or id of one that runs or is paused",
             autocompletion=completion.running_containers,
             show_default=False,
         ),
-    ],
+    ] = "",
     *,
+    volume: Annotated[
+        str,
+        typer.Option(
+            "--volume",
+            metavar="VOLUME",
+            help="Instead of a container",
+            autocompletion=completion.volumes,
+            show_default=False,
+        ),
+    ] = "",
     name: Annotated[
         str, typer.Option("--name", metavar="NAME", help="Name of the snapshot", show_default=False)
     ] = "",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the id, also on a terminal")] = False,
 ) -> int:
-    """Save a running container: memory, disk and configuration. It goes on by itself."""
-    request = pb.CreateSnapshotRequest(container=container, name=name)
+    """Save a running container: memory, disk and configuration; or a volume. It goes on by itself."""
+    if bool(container) == bool(volume):
+        raise InvalidError(
+            "is of a container or of a volume", subject="a snapshot", hint="CONTAINER, or --volume"
+        )
+    request = pb.CreateSnapshotRequest(container=container, name=name, volume=volume)
     snapshot = hyperd.ask(lambda client: client.snapshots.CreateSnapshot(request)).snapshot
     print(snapshot.id, flush=True)
-    if not quiet:
+    if not quiet and container:
         tell_pause(snapshot.pause_ms)
     return 0
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hyper volume create`, `ls`, `inspect`, `rm` and `prune`."""
+"""`hyper volume create`, `resize`, `ls`, `inspect`, `rm` and `prune`."""
 
 import time
 from collections.abc import Mapping
@@ -23,7 +23,12 @@ CREATE_EPILOG = """\b
 Examples:
   hyper volume create pgdata --size 20g
   hyper run -d -v pgdata:/var/lib/postgresql/data postgres
-  hyper run --rm -v pgdata:/data:ro alpine ls /data      once that has stopped, or is read-only too"""
+  hyper run --rm -v pgdata:/data:ro alpine ls /data      once that has stopped, or is read-only too
+  hyper volume create pgtest --snapshot before-upgrade"""
+
+RESIZE_EPILOG = """\b
+Examples:
+  hyper volume resize pgdata 40g"""
 
 app = tree.group()
 
@@ -56,6 +61,9 @@ def create(
         list[str] | None,
         typer.Option("--opt", "-o", metavar="KEY=VALUE", help="Option of the driver; local knows size"),
     ] = None,
+    snapshot: Annotated[
+        str, typer.Option("--snapshot", metavar="SNAPSHOT", help="Begin as this snapshot of a volume")
+    ] = "",
 ) -> int:
     """Make a volume: a disk of its own that outlives containers. Of one that is there only the name is printed."""
     if volume and name and volume != name:
@@ -69,9 +77,24 @@ def create(
         filesystem=filesystem,
         labels=options.parse_pairs("--label", label or []),
         options=driver_options,
+        snapshot=snapshot,
     )
     made = hyperd.ask(lambda client: client.volumes.CreateVolume(request)).volume
     print(made.name)
+    return 0
+
+
+@tree.command(app, "resize", epilog=RESIZE_EPILOG)
+def resize(
+    volume: Annotated[
+        str,
+        typer.Argument(metavar="VOLUME", help="Name", autocompletion=completion.volumes, show_default=False),
+    ],
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="The new one: 500m, 20g", show_default=False)],
+) -> int:
+    """Make a volume larger, also while a container writes to it. None becomes smaller."""
+    request = pb.ResizeVolumeRequest(volume=volume, size_bytes=options.parse_size("SIZE", size))
+    print(hyperd.ask(lambda client: client.volumes.ResizeVolume(request)).volume.name)
     return 0
 
 

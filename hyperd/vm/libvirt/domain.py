@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from hyperd.errors import ExistsError
+from hyperd.errors import ExistsError, NotFoundError
 from hyperd.model.vm import Disk, SandboxId, VmGoneCause
 from hyperd.vm.libvirt.errors import is_gone
 from hyperd.vm.libvirt.xml import (
@@ -71,6 +71,17 @@ def attach_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, disk: Dis
     taken = {device.get("dev") for device in devices}
     target = next(name for name in disk_names() if name not in taken)
     domain.attachDeviceFlags(render_hot_disk(disk, target), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def resize_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+    """Raises NotFoundError for a disk that the VM has not."""
+    domain = look_up(connection, sandbox_id)
+    for disk in ET.fromstring(domain.XMLDesc()).findall("devices/disk"):  # noqa: S314 - libvirt's own
+        source, target = disk.find("source"), disk.find("target")
+        if source is not None and target is not None and source.get("file") == str(path):
+            domain.blockResize(target.get("dev", ""), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
+            return
+    raise NotFoundError("has no such disk", subject=domain_name(sandbox_id), evidence=str(path))
 
 
 def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:

@@ -141,6 +141,9 @@ class LibvirtHypervisor:
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
         await self._states.attach_disk(sandbox_id, disk)
 
+    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+        await self._states.resize_disk(sandbox_id, path, size_bytes)
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
         try:

@@ -61,6 +61,15 @@ class VmStates:
                     sandbox_id, lambda connection: domain.attach_disk(connection, sandbox_id, disk)
                 )
 
+    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
+        name = domain_name(sandbox_id)
+        with errors_of_existing(name), _deadline_errors(name, "does not let its disk grow"):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                await self._in_turn(
+                    sandbox_id,
+                    lambda connection: domain.resize_disk(connection, sandbox_id, path, size_bytes),
+                )
+
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
         name, wanted = domain_name(sandbox_id), Wanted()

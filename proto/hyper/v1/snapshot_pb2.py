@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hyper.v1 import container_pb2 as hyper_dot_v1_dot_container__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hyper/v1/snapshot.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18hyper/v1/container.proto\"\xec\x02\n\x08Snapshot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x05 \x01(\x04\x12.\n\rcompatibility\x18\x06 \x01(\x0b\x32\x17.hyper.v1.Compatibility\x12\"\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x13.hyper.v1.SavedFile\x12\x1b\n\x13source_container_id\x18\x08 \x01(\t\x12\x13\n\x0bsource_name\x18\t \x01(\t\x12\r\n\x05image\x18\n \x01(\t\x12\x10\n\x08image_id\x18\x0b \x01(\t\x12\x10\n\x08pause_ms\x18\x0c \x01(\r\x12\x30\n\x0clast_used_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\xe3\x01\n\rCompatibility\x12\x14\n\x0cqemu_version\x18\x01 \x01(\t\x12\x0f\n\x07machine\x18\x02 \x01(\t\x12\x11\n\tcpu_model\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x15\n\rkernel_sha256\x18\x05 \x01(\t\x12\x18\n\x10initramfs_sha256\x18\x06 \x01(\t\x12\x0f\n\x07\x63mdline\x18\x07 \x01(\t\x12\r\n\x05vcpus\x18\x08 \x01(\r\x12\x12\n\nmemory_mib\x18\t \x01(\r\x12\x0e\n\x06layout\x18\n \x01(\t\x12\x0e\n\x06\x66ormat\x18\x0b \x01(\r\"=\n\tSavedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"8\n\x15\x43reateSnapshotRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\">\n\x16\x43reateSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.hyper.v1.Snapshot\"\x16\n\x14ListSnapshotsRequest\">\n\x15ListSnapshotsResponse\x12%\n\tsnapshots\x18\x01 \x03(\x0b\x32\x12.hyper.v1.Snapshot\"*\n\x16InspectSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"?\n\x17InspectSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.hyper.v1.Snapshot\")\n\x15RemoveSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"-\n\x16RemoveSnapshotResponse\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\")\n\x15\x45xportSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"&\n\x16\x45xportSnapshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"3\n\x15ImportSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\">\n\x16ImportSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.hyper.v1.Snapshot\"S\n\x16RestoreSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\'\n\x07options\x18\x02 \x01(\x0b\x32\x16.hyper.v1.CloneOptions\":\n\x17RestoreSnapshotResponse\x12\x1f\n\x06\x63lones\x18\x01 \x03(\x0b\x32\x0f.hyper.v1.Clone\"\x16\n\x14ListTemplatesRequest\">\n\x15ListTemplatesResponse\x12%\n\ttemplates\x18\x01 \x03(\x0b\x32\x12.hyper.v1.Snapshot\"9\n\x14\x42uildTemplateRequest\x12\r\n\x05vcpus\x18\x01 \x01(\r\x12\x12\n\nmemory_mib\x18\x02 \x01(\r\"S\n\x15\x42uildTemplateResponse\x12%\n\ttemplates\x18\x01 \x03(\x0b\x32\x12.hyper.v1.Snapshot\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\r\")\n\x15RemoveTemplateRequest\x12\x10\n\x08template\x18\x01 \x01(\t\"-\n\x16RemoveTemplateResponse\x12\x13\n\x0btemplate_id\x18\x01 \x01(\t2\xeb\x04\n\x0fSnapshotService\x12S\n\x0e\x43reateSnapshot\x12\x1f.hyper.v1.CreateSnapshotRequest\x1a .hyper.v1.CreateSnapshotResponse\x12P\n\rListSnapshots\x12\x1e.hyper.v1.ListSnapshotsRequest\x1a\x1f.hyper.v1.ListSnapshotsResponse\x12V\n\x0fInspectSnapshot\x12 .hyper.v1.InspectSnapshotRequest\x1a!.hyper.v1.InspectSnapshotResponse\x12S\n\x0eRemoveSnapshot\x12\x1f.hyper.v1.RemoveSnapshotRequest\x1a .hyper.v1.RemoveSnapshotResponse\x12U\n\x0e\x45xportSnapshot\x12\x1f.hyper.v1.ExportSnapshotRequest\x1a .hyper.v1.ExportSnapshotResponse0\x01\x12U\n\x0eImportSnapshot\x12\x1f.hyper.v1.ImportSnapshotRequest\x1a .hyper.v1.ImportSnapshotResponse(\x01\x12V\n\x0fRestoreSnapshot\x12 .hyper.v1.RestoreSnapshotRequest\x1a!.hyper.v1.RestoreSnapshotResponse2\x8a\x02\n\x0fTemplateService\x12P\n\rListTemplates\x12\x1e.hyper.v1.ListTemplatesRequest\x1a\x1f.hyper.v1.ListTemplatesResponse\x12P\n\rBuildTemplate\x12\x1e.hyper.v1.BuildTemplateRequest\x1a\x1f.hyper.v1.BuildTemplateResponse\x12S\n\x0eRemoveTemplate\x12\x1f.hyper.v1.RemoveTemplateRequest\x1a .hyper.v1.RemoveTemplateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17hyper/v1/snapshot.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18hyper/v1/container.proto\"\xa5\x03\n\x08Snapshot\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsize_bytes\x18\x04 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x05 \x01(\x04\x12.\n\rcompatibility\x18\x06 \x01(\x0b\x32\x17.hyper.v1.Compatibility\x12\"\n\x05\x66iles\x18\x07 \x03(\x0b\x32\x13.hyper.v1.SavedFile\x12\x1b\n\x13source_container_id\x18\x08 \x01(\t\x12\x13\n\x0bsource_name\x18\t \x01(\t\x12\r\n\x05image\x18\n \x01(\t\x12\x10\n\x08image_id\x18\x0b \x01(\t\x12\x10\n\x08pause_ms\x18\x0c \x01(\r\x12\x30\n\x0clast_used_at\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06volume\x18( \x01(\t\x12\x12\n\nfilesystem\x18) \x01(\t\x12\x13\n\x0b\x63onsistency\x18* \x01(\t\"\xe3\x01\n\rCompatibility\x12\x14\n\x0cqemu_version\x18\x01 \x01(\t\x12\x0f\n\x07machine\x18\x02 \x01(\t\x12\x11\n\tcpu_model\x18\x03 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x04 \x01(\t\x12\x15\n\rkernel_sha256\x18\x05 \x01(\t\x12\x18\n\x10initramfs_sha256\x18\x06 \x01(\t\x12\x0f\n\x07\x63mdline\x18\x07 \x01(\t\x12\r\n\x05vcpus\x18\x08 \x01(\r\x12\x12\n\nmemory_mib\x18\t \x01(\r\x12\x0e\n\x06layout\x18\n \x01(\t\x12\x0e\n\x06\x66ormat\x18\x0b \x01(\r\"=\n\tSavedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"H\n\x15\x43reateSnapshotRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06volume\x18( \x01(\t\">\n\x16\x43reateSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.hyper.v1.Snapshot\"\x16\n\x14ListSnapshotsRequest\">\n\x15ListSnapshotsResponse\x12%\n\tsnapshots\x18\x01 \x03(\x0b\x32\x12.hyper.v1.Snapshot\"*\n\x16InspectSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"?\n\x17InspectSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.hyper.v1.Snapshot\")\n\x15RemoveSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"-\n\x16RemoveSnapshotResponse\x12\x13\n\x0bsnapshot_id\x18\x01 \x01(\t\")\n\x15\x45xportSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\"&\n\x16\x45xportSnapshotResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"3\n\x15ImportSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\">\n\x16ImportSnapshotResponse\x12$\n\x08snapshot\x18\x01 \x01(\x0b\x32\x12.hyper.v1.Snapshot\"S\n\x16RestoreSnapshotRequest\x12\x10\n\x08snapshot\x18\x01 \x01(\t\x12\'\n\x07options\x18\x02 \x01(\x0b\x32\x16.hyper.v1.CloneOptions\":\n\x17RestoreSnapshotResponse\x12\x1f\n\x06\x63lones\x18\x01 \x03(\x0b\x32\x0f.hyper.v1.Clone\"\x16\n\x14ListTemplatesRequest\">\n\x15ListTemplatesResponse\x12%\n\ttemplates\x18\x01 \x03(\x0b\x32\x12.hyper.v1.Snapshot\"9\n\x14\x42uildTemplateRequest\x12\r\n\x05vcpus\x18\x01 \x01(\r\x12\x12\n\nmemory_mib\x18\x02 \x01(\r\"S\n\x15\x42uildTemplateResponse\x12%\n\ttemplates\x18\x01 \x03(\x0b\x32\x12.hyper.v1.Snapshot\x12\x13\n\x0b\x64uration_ms\x18\x02 \x01(\r\")\n\x15RemoveTemplateRequest\x12\x10\n\x08template\x18\x01 \x01(\t\"-\n\x16RemoveTemplateResponse\x12\x13\n\x0btemplate_id\x18\x01 \x01(\t2\xeb\x04\n\x0fSnapshotService\x12S\n\x0e\x43reateSnapshot\x12\x1f.hyper.v1.CreateSnapshotRequest\x1a .hyper.v1.CreateSnapshotResponse\x12P\n\rListSnapshots\x12\x1e.hyper.v1.ListSnapshotsRequest\x1a\x1f.hyper.v1.ListSnapshotsResponse\x12V\n\x0fInspectSnapshot\x12 .hyper.v1.InspectSnapshotRequest\x1a!.hyper.v1.InspectSnapshotResponse\x12S\n\x0eRemoveSnapshot\x12\x1f.hyper.v1.RemoveSnapshotRequest\x1a .hyper.v1.RemoveSnapshotResponse\x12U\n\x0e\x45xportSnapshot\x12\x1f.hyper.v1.ExportSnapshotRequest\x1a .hyper.v1.ExportSnapshotResponse0\x01\x12U\n\x0eImportSnapshot\x12\x1f.hyper.v1.ImportSnapshotRequest\x1a .hyper.v1.ImportSnapshotResponse(\x01\x12V\n\x0fRestoreSnapshot\x12 .hyper.v1.RestoreSnapshotRequest\x1a!.hyper.v1.RestoreSnapshotResponse2\x8a\x02\n\x0fTemplateService\x12P\n\rListTemplates\x12\x1e.hyper.v1.ListTemplatesRequest\x1a\x1f.hyper.v1.ListTemplatesResponse\x12P\n\rBuildTemplate\x12\x1e.hyper.v1.BuildTemplateRequest\x1a\x1f.hyper.v1.BuildTemplateResponse\x12S\n\x0eRemoveTemplate\x12\x1f.hyper.v1.RemoveTemplateRequest\x1a .hyper.v1.RemoveTemplateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,53 +34,53 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyper.v1.snapshot_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SNAPSHOT']._serialized_start=97
-  _globals['_SNAPSHOT']._serialized_end=461
-  _globals['_COMPATIBILITY']._serialized_start=464
-  _globals['_COMPATIBILITY']._serialized_end=691
-  _globals['_SAVEDFILE']._serialized_start=693
-  _globals['_SAVEDFILE']._serialized_end=754
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=756
-  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=812
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=814
-  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=876
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=878
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=900
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=902
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=964
-  _globals['_INSPECTSNAPSHOTREQUEST']._serialized_start=966
-  _globals['_INSPECTSNAPSHOTREQUEST']._serialized_end=1008
-  _globals['_INSPECTSNAPSHOTRESPONSE']._serialized_start=1010
-  _globals['_INSPECTSNAPSHOTRESPONSE']._serialized_end=1073
-  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=1075
-  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=1116
-  _globals['_REMOVESNAPSHOTRESPONSE']._serialized_start=1118
-  _globals['_REMOVESNAPSHOTRESPONSE']._serialized_end=1163
-  _globals['_EXPORTSNAPSHOTREQUEST']._serialized_start=1165
-  _globals['_EXPORTSNAPSHOTREQUEST']._serialized_end=1206
-  _globals['_EXPORTSNAPSHOTRESPONSE']._serialized_start=1208
-  _globals['_EXPORTSNAPSHOTRESPONSE']._serialized_end=1246
-  _globals['_IMPORTSNAPSHOTREQUEST']._serialized_start=1248
-  _globals['_IMPORTSNAPSHOTREQUEST']._serialized_end=1299
-  _globals['_IMPORTSNAPSHOTRESPONSE']._serialized_start=1301
-  _globals['_IMPORTSNAPSHOTRESPONSE']._serialized_end=1363
-  _globals['_RESTORESNAPSHOTREQUEST']._serialized_start=1365
-  _globals['_RESTORESNAPSHOTREQUEST']._serialized_end=1448
-  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_start=1450
-  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_end=1508
-  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1510
-  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1532
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1534
-  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=1596
-  _globals['_BUILDTEMPLATEREQUEST']._serialized_start=1598
-  _globals['_BUILDTEMPLATEREQUEST']._serialized_end=1655
-  _globals['_BUILDTEMPLATERESPONSE']._serialized_start=1657
-  _globals['_BUILDTEMPLATERESPONSE']._serialized_end=1740
-  _globals['_REMOVETEMPLATEREQUEST']._serialized_start=1742
-  _globals['_REMOVETEMPLATEREQUEST']._serialized_end=1783
-  _globals['_REMOVETEMPLATERESPONSE']._serialized_start=1785
-  _globals['_REMOVETEMPLATERESPONSE']._serialized_end=1830
-  _globals['_SNAPSHOTSERVICE']._serialized_start=1833
-  _globals['_SNAPSHOTSERVICE']._serialized_end=2452
-  _globals['_TEMPLATESERVICE']._serialized_start=2455
-  _globals['_TEMPLATESERVICE']._serialized_end=2721
+  _globals['_SNAPSHOT']._serialized_end=518
+  _globals['_COMPATIBILITY']._serialized_start=521
+  _globals['_COMPATIBILITY']._serialized_end=748
+  _globals['_SAVEDFILE']._serialized_start=750
+  _globals['_SAVEDFILE']._serialized_end=811
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_start=813
+  _globals['_CREATESNAPSHOTREQUEST']._serialized_end=885
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=887
+  _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=949
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=951
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=973
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=975
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1037
+  _globals['_INSPECTSNAPSHOTREQUEST']._serialized_start=1039
+  _globals['_INSPECTSNAPSHOTREQUEST']._serialized_end=1081
+  _globals['_INSPECTSNAPSHOTRESPONSE']._serialized_start=1083
+  _globals['_INSPECTSNAPSHOTRESPONSE']._serialized_end=1146
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_start=1148
+  _globals['_REMOVESNAPSHOTREQUEST']._serialized_end=1189
+  _globals['_REMOVESNAPSHOTRESPONSE']._serialized_start=1191
+  _globals['_REMOVESNAPSHOTRESPONSE']._serialized_end=1236
+  _globals['_EXPORTSNAPSHOTREQUEST']._serialized_start=1238
+  _globals['_EXPORTSNAPSHOTREQUEST']._serialized_end=1279
+  _globals['_EXPORTSNAPSHOTRESPONSE']._serialized_start=1281
+  _globals['_EXPORTSNAPSHOTRESPONSE']._serialized_end=1319
+  _globals['_IMPORTSNAPSHOTREQUEST']._serialized_start=1321
+  _globals['_IMPORTSNAPSHOTREQUEST']._serialized_end=1372
+  _globals['_IMPORTSNAPSHOTRESPONSE']._serialized_start=1374
+  _globals['_IMPORTSNAPSHOTRESPONSE']._serialized_end=1436
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_start=1438
+  _globals['_RESTORESNAPSHOTREQUEST']._serialized_end=1521
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_start=1523
+  _globals['_RESTORESNAPSHOTRESPONSE']._serialized_end=1581
+  _globals['_LISTTEMPLATESREQUEST']._serialized_start=1583
+  _globals['_LISTTEMPLATESREQUEST']._serialized_end=1605
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_start=1607
+  _globals['_LISTTEMPLATESRESPONSE']._serialized_end=1669
+  _globals['_BUILDTEMPLATEREQUEST']._serialized_start=1671
+  _globals['_BUILDTEMPLATEREQUEST']._serialized_end=1728
+  _globals['_BUILDTEMPLATERESPONSE']._serialized_start=1730
+  _globals['_BUILDTEMPLATERESPONSE']._serialized_end=1813
+  _globals['_REMOVETEMPLATEREQUEST']._serialized_start=1815
+  _globals['_REMOVETEMPLATEREQUEST']._serialized_end=1856
+  _globals['_REMOVETEMPLATERESPONSE']._serialized_start=1858
+  _globals['_REMOVETEMPLATERESPONSE']._serialized_end=1903
+  _globals['_SNAPSHOTSERVICE']._serialized_start=1906
+  _globals['_SNAPSHOTSERVICE']._serialized_end=2525
+  _globals['_TEMPLATESERVICE']._serialized_start=2528
+  _globals['_TEMPLATESERVICE']._serialized_end=2794
 # @@protoc_insertion_point(module_scope)

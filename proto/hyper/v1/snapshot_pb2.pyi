@@ -37,6 +37,9 @@ class Snapshot(_message.Message):
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     PAUSE_MS_FIELD_NUMBER: _builtins.int
     LAST_USED_AT_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     size_bytes: _builtins.int
@@ -50,6 +53,11 @@ class Snapshot(_message.Message):
     image_id: _builtins.str
     pause_ms: _builtins.int
     """how long the source stood still"""
+    volume: _builtins.str
+    """set: of that volume; compatibility, files and source_* are not"""
+    filesystem: _builtins.str
+    consistency: _builtins.str
+    """detached | frozen | crash"""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -74,10 +82,13 @@ class Snapshot(_message.Message):
         image_id: _builtins.str = ...,
         pause_ms: _builtins.int = ...,
         last_used_at: _timestamp_pb2.Timestamp | None = ...,
+        volume: _builtins.str = ...,
+        filesystem: _builtins.str = ...,
+        consistency: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compatibility", b"compatibility", "created_at", b"created_at", "last_used_at", b"last_used_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "compatibility", b"compatibility", "created_at", b"created_at", "files", b"files", "id", b"id", "image", b"image", "image_id", b"image_id", "last_used_at", b"last_used_at", "name", b"name", "pause_ms", b"pause_ms", "size_bytes", b"size_bytes", "source_container_id", b"source_container_id", "source_name", b"source_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allocated_bytes", b"allocated_bytes", "compatibility", b"compatibility", "consistency", b"consistency", "created_at", b"created_at", "files", b"files", "filesystem", b"filesystem", "id", b"id", "image", b"image", "image_id", b"image_id", "last_used_at", b"last_used_at", "name", b"name", "pause_ms", b"pause_ms", "size_bytes", b"size_bytes", "source_container_id", b"source_container_id", "source_name", b"source_name", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,17 +176,21 @@ class CreateSnapshotRequest(_message.Message):
 
     CONTAINER_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    VOLUME_FIELD_NUMBER: _builtins.int
     container: _builtins.str
     name: _builtins.str
+    volume: _builtins.str
+    """instead of a container"""
     def __init__(
         self,
         *,
         container: _builtins.str = ...,
         name: _builtins.str = ...,
+        volume: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "name", b"name", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SnapshotServiceStub:
-    """Snapshots of running containers: memory, disk and configuration.
+    """Snapshots of running containers: memory, disk and configuration; and of volumes: their disk.
     A snapshot is named by its full id (64 hex digits), by a unique prefix of it, or by its name.
     """
 
@@ -74,12 +74,12 @@ class SnapshotServiceStub:
 
 
 class SnapshotServiceServicer:
-    """Snapshots of running containers: memory, disk and configuration.
+    """Snapshots of running containers: memory, disk and configuration; and of volumes: their disk.
     A snapshot is named by its full id (64 hex digits), by a unique prefix of it, or by its name.
     """
 
     def CreateSnapshot(self, request, context):
-        """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused.
+        """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused; of a volume in whatever state it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,7 +171,7 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SnapshotService:
-    """Snapshots of running containers: memory, disk and configuration.
+    """Snapshots of running containers: memory, disk and configuration; and of volumes: their disk.
     A snapshot is named by its full id (64 hex digits), by a unique prefix of it, or by its name.
     """
 

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SnapshotServiceStub:
-    """Snapshots of running containers: memory, disk and configuration.
+    """Snapshots of running containers: memory, disk and configuration; and of volumes: their disk.
     A snapshot is named by its full id (64 hex digits), by a unique prefix of it, or by its name.
     """
 
@@ -36,7 +36,7 @@ class SnapshotServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SnapshotServiceAsyncStub: ...
     CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotRequest, _snapshot_pb2.CreateSnapshotResponse]
-    """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused."""
+    """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused; of a volume in whatever state it is."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
     InspectSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.InspectSnapshotRequest, _snapshot_pb2.InspectSnapshotResponse]
     RemoveSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.RemoveSnapshotRequest, _snapshot_pb2.RemoveSnapshotResponse]
@@ -49,13 +49,13 @@ class SnapshotServiceStub:
 
 @_typing.type_check_only
 class SnapshotServiceAsyncStub(SnapshotServiceStub):
-    """Snapshots of running containers: memory, disk and configuration.
+    """Snapshots of running containers: memory, disk and configuration; and of volumes: their disk.
     A snapshot is named by its full id (64 hex digits), by a unique prefix of it, or by its name.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotRequest, _snapshot_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
-    """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused."""
+    """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused; of a volume in whatever state it is."""
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     InspectSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.InspectSnapshotRequest, _snapshot_pb2.InspectSnapshotResponse]  # type: ignore[assignment]
     RemoveSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.RemoveSnapshotRequest, _snapshot_pb2.RemoveSnapshotResponse]  # type: ignore[assignment]
@@ -67,7 +67,7 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
     """`count` new containers with the snapshot's processes alive where they were. All of them, or none."""
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Snapshots of running containers: memory, disk and configuration.
+    """Snapshots of running containers: memory, disk and configuration; and of volumes: their disk.
     A snapshot is named by its full id (64 hex digits), by a unique prefix of it, or by its name.
     """
 
@@ -77,7 +77,7 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.CreateSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.CreateSnapshotResponse, _abc.Awaitable[_snapshot_pb2.CreateSnapshotResponse]]:
-        """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused."""
+        """The source goes on by itself. FAILED_PRECONDITION unless it runs or is paused; of a volume in whatever state it is."""
 
     @_abc_1.abstractmethod
     def ListSnapshots(

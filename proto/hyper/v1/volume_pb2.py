@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hyper/v1/volume.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x02\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x04\x12\x12\n\nfilesystem\x18\x05 \x01(\t\x12,\n\x06labels\x18\x06 \x03(\x0b\x32\x1c.hyper.v1.Volume.LabelsEntry\x12\x11\n\tanonymous\x18\x07 \x01(\x08\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04path\x18\t \x01(\t\x12#\n\x05users\x18\n \x03(\x0b\x32\x14.hyper.v1.VolumeUser\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\nVolumeUser\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x02 \x01(\t\x12\x10\n\x08readonly\x18\x03 \x01(\x08\x12\x10\n\x08\x61ttached\x18\x04 \x01(\x08\"\xb2\x02\n\x13\x43reateVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\nfilesystem\x18\x04 \x01(\t\x12\x39\n\x06labels\x18\x05 \x03(\x0b\x32).hyper.v1.CreateVolumeRequest.LabelsEntry\x12;\n\x07options\x18\x06 \x03(\x0b\x32*.hyper.v1.CreateVolumeRequest.OptionsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x14\x43reateVolumeResponse\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.hyper.v1.Volume\"*\n\x0cVolumeFilter\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"=\n\x12ListVolumesRequest\x12\'\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x16.hyper.v1.VolumeFilter\"8\n\x13ListVolumesResponse\x12!\n\x07volumes\x18\x01 \x03(\x0b\x32\x10.hyper.v1.Volume\"&\n\x14InspectVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"9\n\x15InspectVolumeResponse\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.hyper.v1.Volume\"%\n\x13RemoveVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x16\n\x14RemoveVolumeResponse\"K\n\x13PruneVolumesRequest\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12\'\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x16.hyper.v1.VolumeFilter\"@\n\x14PruneVolumesResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t\x12\x17\n\x0freclaimed_bytes\x18\x02 \x01(\x04\x32\x9a\x03\n\rVolumeService\x12M\n\x0c\x43reateVolume\x12\x1d.hyper.v1.CreateVolumeRequest\x1a\x1e.hyper.v1.CreateVolumeResponse\x12J\n\x0bListVolumes\x12\x1c.hyper.v1.ListVolumesRequest\x1a\x1d.hyper.v1.ListVolumesResponse\x12P\n\rInspectVolume\x12\x1e.hyper.v1.InspectVolumeRequest\x1a\x1f.hyper.v1.InspectVolumeResponse\x12M\n\x0cRemoveVolume\x12\x1d.hyper.v1.RemoveVolumeRequest\x1a\x1e.hyper.v1.RemoveVolumeResponse\x12M\n\x0cPruneVolumes\x12\x1d.hyper.v1.PruneVolumesRequest\x1a\x1e.hyper.v1.PruneVolumesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hyper/v1/volume.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xba\x02\n\x06Volume\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x17\n\x0f\x61llocated_bytes\x18\x04 \x01(\x04\x12\x12\n\nfilesystem\x18\x05 \x01(\t\x12,\n\x06labels\x18\x06 \x03(\x0b\x32\x1c.hyper.v1.Volume.LabelsEntry\x12\x11\n\tanonymous\x18\x07 \x01(\x08\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04path\x18\t \x01(\t\x12#\n\x05users\x18\n \x03(\x0b\x32\x14.hyper.v1.VolumeUser\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\nVolumeUser\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontainer_name\x18\x02 \x01(\t\x12\x10\n\x08readonly\x18\x03 \x01(\x08\x12\x10\n\x08\x61ttached\x18\x04 \x01(\x08\"\xc4\x02\n\x13\x43reateVolumeRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64river\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x12\n\nfilesystem\x18\x04 \x01(\t\x12\x39\n\x06labels\x18\x05 \x03(\x0b\x32).hyper.v1.CreateVolumeRequest.LabelsEntry\x12;\n\x07options\x18\x06 \x03(\x0b\x32*.hyper.v1.CreateVolumeRequest.OptionsEntry\x12\x10\n\x08snapshot\x18\x1e \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x14\x43reateVolumeResponse\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.hyper.v1.Volume\"*\n\x0cVolumeFilter\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\"=\n\x12ListVolumesRequest\x12\'\n\x07\x66ilters\x18\x01 \x03(\x0b\x32\x16.hyper.v1.VolumeFilter\"8\n\x13ListVolumesResponse\x12!\n\x07volumes\x18\x01 \x03(\x0b\x32\x10.hyper.v1.Volume\"&\n\x14InspectVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"9\n\x15InspectVolumeResponse\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.hyper.v1.Volume\"%\n\x13RemoveVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"\x16\n\x14RemoveVolumeResponse\"K\n\x13PruneVolumesRequest\x12\x0b\n\x03\x61ll\x18\x01 \x01(\x08\x12\'\n\x07\x66ilters\x18\x02 \x03(\x0b\x32\x16.hyper.v1.VolumeFilter\"@\n\x14PruneVolumesResponse\x12\x0f\n\x07removed\x18\x01 \x03(\t\x12\x17\n\x0freclaimed_bytes\x18\x02 \x01(\x04\"9\n\x13ResizeVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"8\n\x14ResizeVolumeResponse\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.hyper.v1.Volume\"%\n\x13\x45xportVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\"$\n\x14\x45xportVolumeResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x9d\x01\n\x13ImportVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x39\n\x06labels\x18\x02 \x03(\x0b\x32).hyper.v1.ImportVolumeRequest.LabelsEntry\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\x14ImportVolumeResponse\x12 \n\x06volume\x18\x01 \x01(\x0b\x32\x10.hyper.v1.Volume\"E\n\x11\x46illVolumeRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x12\n\nkeep_owner\x18\x02 \x01(\x08\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\x14\n\x12\x46illVolumeResponse2\xd6\x05\n\rVolumeService\x12M\n\x0c\x43reateVolume\x12\x1d.hyper.v1.CreateVolumeRequest\x1a\x1e.hyper.v1.CreateVolumeResponse\x12J\n\x0bListVolumes\x12\x1c.hyper.v1.ListVolumesRequest\x1a\x1d.hyper.v1.ListVolumesResponse\x12P\n\rInspectVolume\x12\x1e.hyper.v1.InspectVolumeRequest\x1a\x1f.hyper.v1.InspectVolumeResponse\x12M\n\x0cRemoveVolume\x12\x1d.hyper.v1.RemoveVolumeRequest\x1a\x1e.hyper.v1.RemoveVolumeResponse\x12M\n\x0cPruneVolumes\x12\x1d.hyper.v1.PruneVolumesRequest\x1a\x1e.hyper.v1.PruneVolumesResponse\x12M\n\x0cResizeVolume\x12\x1d.hyper.v1.ResizeVolumeRequest\x1a\x1e.hyper.v1.ResizeVolumeResponse\x12O\n\x0c\x45xportVolume\x12\x1d.hyper.v1.ExportVolumeRequest\x1a\x1e.hyper.v1.ExportVolumeResponse0\x01\x12O\n\x0cImportVolume\x12\x1d.hyper.v1.ImportVolumeRequest\x1a\x1e.hyper.v1.ImportVolumeResponse(\x01\x12I\n\nFillVolume\x12\x1b.hyper.v1.FillVolumeRequest\x1a\x1c.hyper.v1.FillVolumeResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEVOLUMEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CREATEVOLUMEREQUEST_OPTIONSENTRY']._loaded_options = None
   _globals['_CREATEVOLUMEREQUEST_OPTIONSENTRY']._serialized_options = b'8\001'
+  _globals['_IMPORTVOLUMEREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_IMPORTVOLUMEREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_VOLUME']._serialized_start=69
   _globals['_VOLUME']._serialized_end=383
   _globals['_VOLUME_LABELSENTRY']._serialized_start=338
@@ -45,31 +47,49 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOLUMEUSER']._serialized_start=385
   _globals['_VOLUMEUSER']._serialized_end=479
   _globals['_CREATEVOLUMEREQUEST']._serialized_start=482
-  _globals['_CREATEVOLUMEREQUEST']._serialized_end=788
+  _globals['_CREATEVOLUMEREQUEST']._serialized_end=806
   _globals['_CREATEVOLUMEREQUEST_LABELSENTRY']._serialized_start=338
   _globals['_CREATEVOLUMEREQUEST_LABELSENTRY']._serialized_end=383
-  _globals['_CREATEVOLUMEREQUEST_OPTIONSENTRY']._serialized_start=742
-  _globals['_CREATEVOLUMEREQUEST_OPTIONSENTRY']._serialized_end=788
-  _globals['_CREATEVOLUMERESPONSE']._serialized_start=790
-  _globals['_CREATEVOLUMERESPONSE']._serialized_end=846
-  _globals['_VOLUMEFILTER']._serialized_start=848
-  _globals['_VOLUMEFILTER']._serialized_end=890
-  _globals['_LISTVOLUMESREQUEST']._serialized_start=892
-  _globals['_LISTVOLUMESREQUEST']._serialized_end=953
-  _globals['_LISTVOLUMESRESPONSE']._serialized_start=955
-  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1011
-  _globals['_INSPECTVOLUMEREQUEST']._serialized_start=1013
-  _globals['_INSPECTVOLUMEREQUEST']._serialized_end=1051
-  _globals['_INSPECTVOLUMERESPONSE']._serialized_start=1053
-  _globals['_INSPECTVOLUMERESPONSE']._serialized_end=1110
-  _globals['_REMOVEVOLUMEREQUEST']._serialized_start=1112
-  _globals['_REMOVEVOLUMEREQUEST']._serialized_end=1149
-  _globals['_REMOVEVOLUMERESPONSE']._serialized_start=1151
-  _globals['_REMOVEVOLUMERESPONSE']._serialized_end=1173
-  _globals['_PRUNEVOLUMESREQUEST']._serialized_start=1175
-  _globals['_PRUNEVOLUMESREQUEST']._serialized_end=1250
-  _globals['_PRUNEVOLUMESRESPONSE']._serialized_start=1252
-  _globals['_PRUNEVOLUMESRESPONSE']._serialized_end=1316
-  _globals['_VOLUMESERVICE']._serialized_start=1319
-  _globals['_VOLUMESERVICE']._serialized_end=1729
+  _globals['_CREATEVOLUMEREQUEST_OPTIONSENTRY']._serialized_start=760
+  _globals['_CREATEVOLUMEREQUEST_OPTIONSENTRY']._serialized_end=806
+  _globals['_CREATEVOLUMERESPONSE']._serialized_start=808
+  _globals['_CREATEVOLUMERESPONSE']._serialized_end=864
+  _globals['_VOLUMEFILTER']._serialized_start=866
+  _globals['_VOLUMEFILTER']._serialized_end=908
+  _globals['_LISTVOLUMESREQUEST']._serialized_start=910
+  _globals['_LISTVOLUMESREQUEST']._serialized_end=971
+  _globals['_LISTVOLUMESRESPONSE']._serialized_start=973
+  _globals['_LISTVOLUMESRESPONSE']._serialized_end=1029
+  _globals['_INSPECTVOLUMEREQUEST']._serialized_start=1031
+  _globals['_INSPECTVOLUMEREQUEST']._serialized_end=1069
+  _globals['_INSPECTVOLUMERESPONSE']._serialized_start=1071
+  _globals['_INSPECTVOLUMERESPONSE']._serialized_end=1128
+  _globals['_REMOVEVOLUMEREQUEST']._serialized_start=1130
+  _globals['_REMOVEVOLUMEREQUEST']._serialized_end=1167
+  _globals['_REMOVEVOLUMERESPONSE']._serialized_start=1169
+  _globals['_REMOVEVOLUMERESPONSE']._serialized_end=1191
+  _globals['_PRUNEVOLUMESREQUEST']._serialized_start=1193
+  _globals['_PRUNEVOLUMESREQUEST']._serialized_end=1268
+  _globals['_PRUNEVOLUMESRESPONSE']._serialized_start=1270
+  _globals['_PRUNEVOLUMESRESPONSE']._serialized_end=1334
+  _globals['_RESIZEVOLUMEREQUEST']._serialized_start=1336
+  _globals['_RESIZEVOLUMEREQUEST']._serialized_end=1393
+  _globals['_RESIZEVOLUMERESPONSE']._serialized_start=1395
+  _globals['_RESIZEVOLUMERESPONSE']._serialized_end=1451
+  _globals['_EXPORTVOLUMEREQUEST']._serialized_start=1453
+  _globals['_EXPORTVOLUMEREQUEST']._serialized_end=1490
+  _globals['_EXPORTVOLUMERESPONSE']._serialized_start=1492
+  _globals['_EXPORTVOLUMERESPONSE']._serialized_end=1528
+  _globals['_IMPORTVOLUMEREQUEST']._serialized_start=1531
+  _globals['_IMPORTVOLUMEREQUEST']._serialized_end=1688
+  _globals['_IMPORTVOLUMEREQUEST_LABELSENTRY']._serialized_start=338
+  _globals['_IMPORTVOLUMEREQUEST_LABELSENTRY']._serialized_end=383
+  _globals['_IMPORTVOLUMERESPONSE']._serialized_start=1690
+  _globals['_IMPORTVOLUMERESPONSE']._serialized_end=1746
+  _globals['_FILLVOLUMEREQUEST']._serialized_start=1748
+  _globals['_FILLVOLUMEREQUEST']._serialized_end=1817
+  _globals['_FILLVOLUMERESPONSE']._serialized_start=1819
+  _globals['_FILLVOLUMERESPONSE']._serialized_end=1839
+  _globals['_VOLUMESERVICE']._serialized_start=1842
+  _globals['_VOLUMESERVICE']._serialized_end=2568
 # @@protoc_insertion_point(module_scope)

@@ -60,6 +60,26 @@ class VolumeServiceStub:
                 request_serializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
                 _registered_method=True)
+        self.ResizeVolume = channel.unary_unary(
+                '/hyper.v1.VolumeService/ResizeVolume',
+                request_serializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeResponse.FromString,
+                _registered_method=True)
+        self.ExportVolume = channel.unary_stream(
+                '/hyper.v1.VolumeService/ExportVolume',
+                request_serializer=hyper_dot_v1_dot_volume__pb2.ExportVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_volume__pb2.ExportVolumeResponse.FromString,
+                _registered_method=True)
+        self.ImportVolume = channel.stream_unary(
+                '/hyper.v1.VolumeService/ImportVolume',
+                request_serializer=hyper_dot_v1_dot_volume__pb2.ImportVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_volume__pb2.ImportVolumeResponse.FromString,
+                _registered_method=True)
+        self.FillVolume = channel.stream_unary(
+                '/hyper.v1.VolumeService/FillVolume',
+                request_serializer=hyper_dot_v1_dot_volume__pb2.FillVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_volume__pb2.FillVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -99,6 +119,35 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResizeVolume(self, request, context):
+        """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportVolume(self, request, context):
+        """A copy of its disk of one moment, as a snapshot is, in one stream.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportVolume(self, request_iterator, context):
+        """The first request may name it; data follows. ALREADY_EXISTS when the name is taken.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FillVolume(self, request_iterator, context):
+        """A tar into it, through a VM of its own. The first request names it; data follows. FAILED_PRECONDITION while a
+        container that runs has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -126,6 +175,26 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.PruneVolumes,
                     request_deserializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_volume__pb2.PruneVolumesResponse.SerializeToString,
+            ),
+            'ResizeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResizeVolume,
+                    request_deserializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_volume__pb2.ResizeVolumeResponse.SerializeToString,
+            ),
+            'ExportVolume': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportVolume,
+                    request_deserializer=hyper_dot_v1_dot_volume__pb2.ExportVolumeRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_volume__pb2.ExportVolumeResponse.SerializeToString,
+            ),
+            'ImportVolume': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportVolume,
+                    request_deserializer=hyper_dot_v1_dot_volume__pb2.ImportVolumeRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_volume__pb2.ImportVolumeResponse.SerializeToString,
+            ),
+            'FillVolume': grpc.stream_unary_rpc_method_handler(
+                    servicer.FillVolume,
+                    request_deserializer=hyper_dot_v1_dot_volume__pb2.FillVolumeRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_volume__pb2.FillVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -264,6 +333,114 @@ class VolumeService:
             '/hyper.v1.VolumeService/PruneVolumes',
             hyper_dot_v1_dot_volume__pb2.PruneVolumesRequest.SerializeToString,
             hyper_dot_v1_dot_volume__pb2.PruneVolumesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResizeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.VolumeService/ResizeVolume',
+            hyper_dot_v1_dot_volume__pb2.ResizeVolumeRequest.SerializeToString,
+            hyper_dot_v1_dot_volume__pb2.ResizeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hyper.v1.VolumeService/ExportVolume',
+            hyper_dot_v1_dot_volume__pb2.ExportVolumeRequest.SerializeToString,
+            hyper_dot_v1_dot_volume__pb2.ExportVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportVolume(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hyper.v1.VolumeService/ImportVolume',
+            hyper_dot_v1_dot_volume__pb2.ImportVolumeRequest.SerializeToString,
+            hyper_dot_v1_dot_volume__pb2.ImportVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FillVolume(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hyper.v1.VolumeService/FillVolume',
+            hyper_dot_v1_dot_volume__pb2.FillVolumeRequest.SerializeToString,
+            hyper_dot_v1_dot_volume__pb2.FillVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

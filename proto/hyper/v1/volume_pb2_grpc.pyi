@@ -41,6 +41,16 @@ class VolumeServiceStub:
     """FAILED_PRECONDITION while a container has it, running or not."""
     PruneVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.PruneVolumesRequest, _volume_pb2.PruneVolumesResponse]
     """Those that no container has: anonymous ones, or all."""
+    ResizeVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ResizeVolumeRequest, _volume_pb2.ResizeVolumeResponse]
+    """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted."""
+    ExportVolume: _grpc.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.ExportVolumeResponse]
+    """A copy of its disk of one moment, as a snapshot is, in one stream."""
+    ImportVolume: _grpc.StreamUnaryMultiCallable[_volume_pb2.ImportVolumeRequest, _volume_pb2.ImportVolumeResponse]
+    """The first request may name it; data follows. ALREADY_EXISTS when the name is taken."""
+    FillVolume: _grpc.StreamUnaryMultiCallable[_volume_pb2.FillVolumeRequest, _volume_pb2.FillVolumeResponse]
+    """A tar into it, through a VM of its own. The first request names it; data follows. FAILED_PRECONDITION while a
+    container that runs has it.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -55,6 +65,16 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     """FAILED_PRECONDITION while a container has it, running or not."""
     PruneVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.PruneVolumesRequest, _volume_pb2.PruneVolumesResponse]  # type: ignore[assignment]
     """Those that no container has: anonymous ones, or all."""
+    ResizeVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.ResizeVolumeRequest, _volume_pb2.ResizeVolumeResponse]  # type: ignore[assignment]
+    """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted."""
+    ExportVolume: _aio.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.ExportVolumeResponse]  # type: ignore[assignment]
+    """A copy of its disk of one moment, as a snapshot is, in one stream."""
+    ImportVolume: _aio.StreamUnaryMultiCallable[_volume_pb2.ImportVolumeRequest, _volume_pb2.ImportVolumeResponse]  # type: ignore[assignment]
+    """The first request may name it; data follows. ALREADY_EXISTS when the name is taken."""
+    FillVolume: _aio.StreamUnaryMultiCallable[_volume_pb2.FillVolumeRequest, _volume_pb2.FillVolumeResponse]  # type: ignore[assignment]
+    """A tar into it, through a VM of its own. The first request names it; data follows. FAILED_PRECONDITION while a
+    container that runs has it.
+    """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     """Volumes: disks of their own that outlive containers. Read-write in one running container at a time, or read-only in many."""
@@ -96,5 +116,39 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.PruneVolumesResponse, _abc.Awaitable[_volume_pb2.PruneVolumesResponse]]:
         """Those that no container has: anonymous ones, or all."""
+
+    @_abc_1.abstractmethod
+    def ResizeVolume(
+        self,
+        request: _volume_pb2.ResizeVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ResizeVolumeResponse, _abc.Awaitable[_volume_pb2.ResizeVolumeResponse]]:
+        """Only larger; its file system too, in a container that runs and writes to it at once, else when it is next mounted."""
+
+    @_abc_1.abstractmethod
+    def ExportVolume(
+        self,
+        request: _volume_pb2.ExportVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_volume_pb2.ExportVolumeResponse], _abc.AsyncIterator[_volume_pb2.ExportVolumeResponse]]:
+        """A copy of its disk of one moment, as a snapshot is, in one stream."""
+
+    @_abc_1.abstractmethod
+    def ImportVolume(
+        self,
+        request_iterator: _MaybeAsyncIterator[_volume_pb2.ImportVolumeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ImportVolumeResponse, _abc.Awaitable[_volume_pb2.ImportVolumeResponse]]:
+        """The first request may name it; data follows. ALREADY_EXISTS when the name is taken."""
+
+    @_abc_1.abstractmethod
+    def FillVolume(
+        self,
+        request_iterator: _MaybeAsyncIterator[_volume_pb2.FillVolumeRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.FillVolumeResponse, _abc.Awaitable[_volume_pb2.FillVolumeResponse]]:
+        """A tar into it, through a VM of its own. The first request names it; data follows. FAILED_PRECONDITION while a
+        container that runs has it.
+        """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -299,6 +299,15 @@ async def test_nothing_is_made_in_a_frozen_guest(site):
         assert await guest.wait_process(BOX, FIRST_PROCESS) == ProcessExit(0)
 
 
+async def test_what_is_no_volume_of_the_guest_neither_grows_nor_stands_still(site):
+    async with site.guest() as guest:
+        with pytest.raises(NotFoundError):
+            await guest.grow_volume("volume7", 1 << 30)
+        with pytest.raises(NotFoundError):
+            await guest.freeze_volume("volume7", 5)
+        assert not await guest.thaw_volume("volume7")
+
+
 async def test_an_identity_for_a_container_that_is_not_there_is_refused(site):
     async with site.guest() as guest:
         stranger = ContainerIdentity(ContainerId("0" * 64), "stranger")

@@ -4,6 +4,7 @@
 import asyncio
 import os
 import subprocess
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -20,7 +21,7 @@ from hyperd.errors import (
 from hyperd.host import files, process
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import VolumeName, VolumeRequest
+from hyperd.model.volume import Consistency, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, acl
 from tests.fakes.volumes import FakeVolumes
 from tests.mounts import allocated_bytes, small_filesystem
@@ -168,6 +169,186 @@ async def test_what_a_killed_hyperd_left_goes(volumes, database):
     assert [(user.sandbox_id, user.attached) for user in users] == [(BOX, True), (OTHER, False)]
 
 
+async def test_a_volume_grows_and_never_becomes_smaller(volumes):
+    made = await volumes.create(VolumeRequest(DB, SMALL))
+    grown = await volumes.grow(DB, 2 * SMALL + 5)
+    assert (grown.size_bytes, grown.path) == (2 * SMALL, made.path)
+    assert (await volumes.grow(DB, 2 * SMALL)).size_bytes == 2 * SMALL
+    for size_bytes in (SMALL, 1 << 20, 1 << 60):
+        with pytest.raises(InvalidError):
+            await volumes.grow(DB, size_bytes)
+    assert (await volumes.get(DB)).volume.size_bytes == 2 * SMALL
+    with pytest.raises(NotFoundError):
+        await volumes.grow(VolumeName("none"), SMALL)
+
+
+async def detached():
+    return Consistency.DETACHED
+
+
+async def test_a_snapshot_from_its_making_to_its_end(volumes):
+    made = await volumes.create(VolumeRequest(DB, SMALL))
+    first = await volumes.snapshots.take(made, "first", detached)
+    second = await volumes.snapshots.take(made, "", detached)
+    assert [item.snapshot_id for item in await volumes.snapshots.list()] == [
+        second.snapshot_id,
+        first.snapshot_id,
+    ]
+    assert (first.volume, first.size_bytes, first.filesystem) == (DB, SMALL, "ext4")
+    assert await volumes.snapshots.get(first.snapshot_id[:20]) == await volumes.snapshots.get("first")
+    with pytest.raises(ExistsError):
+        await volumes.snapshots.take(made, "first", detached)
+    with pytest.raises(InvalidError):
+        await volumes.snapshots.take(made, "../x", detached)
+    assert await volumes.remove(DB)
+    again = await volumes.create(VolumeRequest(DB, 2 * SMALL, snapshot="first"))
+    assert again.size_bytes == 2 * SMALL
+    with pytest.raises(ExistsError):
+        await volumes.create(VolumeRequest(DB, snapshot="first"))
+    with pytest.raises(InvalidError):
+        await volumes.create(VolumeRequest(VolumeName("less"), SMALL // 2, snapshot="first"))
+    with pytest.raises(NotFoundError):
+        await volumes.create(VolumeRequest(VolumeName("none"), snapshot="none"))
+    assert await volumes.snapshots.remove("first") == first.snapshot_id
+    for reference in ("first", "", "0" * 12):
+        with pytest.raises(NotFoundError):
+            await volumes.snapshots.remove(reference)
+
+
+async def test_a_copy_that_turns_out_to_be_worth_nothing_does_not_stay(volumes):
+    made = await volumes.create(VolumeRequest(DB, SMALL))
+
+    async def worthless():
+        raise WrongStateError("went on meanwhile")
+
+    with pytest.raises(WrongStateError):
+        await volumes.snapshots.take(made, "first", worthless)
+    assert await volumes.snapshots.list() == []
+    await volumes.snapshots.require_free("first")
+
+
+async def test_a_volume_goes_out_in_a_stream_and_comes_in_again(volumes):
+    made = await volumes.create(VolumeRequest(DB, SMALL))
+    async with volumes.snapshots.stream(made, detached) as stream:
+        data = [piece async for piece in stream]
+    assert await volumes.snapshots.list() == []
+
+    async def again(pieces):
+        for piece in pieces:
+            yield piece
+
+    with pytest.raises(ExistsError):
+        await volumes.import_(DB, {}, again(data))
+    other = VolumeName("other")
+    back = await volumes.import_(other, {"team": "web"}, again(data))
+    assert (back.size_bytes, back.filesystem, back.labels) == (SMALL, "ext4", {"team": "web"})
+    for wrong in ([], [b"nonsense" * 1000]):
+        with pytest.raises(InvalidError):
+            await volumes.import_(VolumeName("wrong"), {}, again(wrong))
+    assert [view.volume.name for view in await volumes.list()] == [DB, other]
+
+
+async def test_a_volume_is_lent_to_one_who_is_no_container(volumes, database):
+    await volumes.create(VolumeRequest(DB, SMALL))
+    lent = await volumes.lend(BOX, "volume-init", DB)
+    assert lent.name == DB
+    (user,) = (await volumes.get(DB)).users
+    assert (user.name, user.readonly, user.attached) == ("volume-init", False, True)
+    with pytest.raises(WrongStateError, match="volume-init"):
+        await volumes.lend(OTHER, "volume-init", DB)
+    assert len((await volumes.get(DB)).users) == 1
+    await volumes.release(BOX)
+    assert (await volumes.get(DB)).users == ()
+    with pytest.raises(NotFoundError):
+        await volumes.lend(BOX, "volume-init", VolumeName("none"))
+
+
+async def test_an_export_is_the_same_disk_and_leaves_nothing(local, tmp_path):
+    made = await local.create(VolumeRequest(DB, SMALL))
+    async with local.snapshots.stream(made, detached) as stream:
+        assert directories(tmp_path / "volumes" / ".snapshots") == []  # nor would a kill leave anything now
+        pieces = [piece async for piece in stream]
+    back = await local.import_(VolumeName("back"), {}, _each(pieces))
+    assert back.path.read_bytes() == made.path.read_bytes()
+    assert allocated_bytes(back.path) < 3 << 20
+    async with local.snapshots.stream(made, detached) as stream:
+        await anext(stream)  # whoever hangs up in the middle
+    for cut in (pieces[:-1], [*pieces, b"x"]):
+        with pytest.raises(InvalidError):
+            await local.import_(VolumeName("cut"), {}, _each(cut))
+    assert len(directories(tmp_path / "volumes")) == 2
+
+
+async def _each(pieces):
+    for piece in pieces:
+        yield piece
+
+
+async def test_a_snapshot_is_the_same_bytes_and_sparse(local, tmp_path):
+    made = await local.create(VolumeRequest(DB, SMALL))
+    taken = await local.snapshots.take(made, "first", detached)
+    assert taken.path.read_bytes() == made.path.read_bytes()
+    assert taken.allocated_bytes < 3 << 20
+    assert taken.path.stat().st_mode & 0o777 == 0o600
+    copy = await local.create(VolumeRequest(VolumeName("copy"), 2 * SMALL, snapshot="first"))
+    assert copy.path.stat().st_size == 2 * SMALL
+    assert copy.path.read_bytes()[:SMALL] == made.path.read_bytes()
+    await local.snapshots.remove("first")
+    assert directories(tmp_path / "volumes" / ".snapshots") == []
+
+
+async def test_of_a_snapshot_that_was_cut_short_nothing_stays(local, database, tmp_path):
+    made = await local.create(VolumeRequest(DB, SMALL))
+    kept = await local.snapshots.take(made, "first", detached)
+    root = tmp_path / "volumes" / ".snapshots"
+    for name in ("0" * 64 + ".new", "0" * 64 + ".gone"):
+        (root / name).mkdir()
+        (root / name / "disk.img").write_bytes(b"data")
+    entered = asyncio.Event()
+
+    async def hangs():
+        entered.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(local.snapshots.take(made, "second", hangs))
+    await entered.wait()
+    assert len(directories(root)) == 4
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (await opened(database, tmp_path / "volumes")).close()
+    assert directories(root) == [kept.snapshot_id]
+
+
+async def test_who_wants_a_volume_that_is_being_copied_waits(local, database, monkeypatch):
+    await used(local, database, BOX, VolumeRequest(DB))
+    async with local.copying(DB) as view:
+        assert not view.users[0].attached
+        attaching = asyncio.create_task(local.attach(BOX))
+        removing = asyncio.create_task(local.remove(DB))
+        done, _ = await asyncio.wait((attaching, removing), timeout=0.2)
+        assert not done
+        assert not (await local.get(DB)).users[0].attached
+    assert set(await attaching) == {DB}
+    with pytest.raises(WrongStateError):
+        await removing
+    await local.detach(BOX)
+    monkeypatch.setattr("hyperd.storage.volumes.COPY_PATIENCE_S", 0.05)
+    async with local.copying(DB):
+        with pytest.raises(WrongStateError, match="is being copied"):
+            await local.attach(BOX)
+
+
+async def test_where_blocks_cannot_be_shared_a_copy_of_one_moment_is_refused(local, tmp_path):
+    made = await local.create(VolumeRequest(DB, SMALL))
+    async with small_filesystem(tmp_path / "small", size_mib=64) as directory:
+        source = directory / "disk.img"
+        source.write_bytes(b"data")
+        with pytest.raises(UnsupportedError, match="cannot share blocks"):
+            await local.snapshots.take(replace(made, path=source), "first", detached, only_shared=True)
+    assert await local.snapshots.list() == []
+
+
 async def test_the_file_is_sparse_sound_and_holds_the_directory_alone(local):
     volume = await local.create(VolumeRequest(DB))
     assert volume.path.stat().st_size == SMALL
@@ -265,9 +446,9 @@ async def test_it_has_its_name_when_it_is_whole_and_none_any_more_when_it_goes(l
         seen.append(directories(tmp_path / "volumes"))
         remove_tree(path)
 
-    monkeypatch.setattr("hyperd.storage.volumes.process.run", running)
+    monkeypatch.setattr("hyperd.storage.formatting.process.run", running)
     volume_id = (await local.create(VolumeRequest(DB))).path.parent.name
-    monkeypatch.setattr("hyperd.storage.volumes.files.remove_tree", removing)
+    monkeypatch.setattr("hyperd.storage.volume_files.files.remove_tree", removing)
     await local.remove(DB)
     assert seen[:2] == [[f"{volume_id}.new"], [f"{volume_id}.gone"]]
     assert directories(tmp_path / "volumes") == []
@@ -277,7 +458,7 @@ async def test_a_format_that_fails_leaves_nothing(local, monkeypatch, tmp_path):
     async def failing(argv, **_):
         return process.Finished(tuple(argv), 1, b"", b"mke2fs: bad luck")
 
-    monkeypatch.setattr("hyperd.storage.volumes.process.run", failing)
+    monkeypatch.setattr("hyperd.storage.formatting.process.run", failing)
     with pytest.raises(UnavailableError, match="cannot be formatted"):
         await local.create(VolumeRequest(DB))
     assert directories(tmp_path / "volumes") == []
@@ -291,7 +472,7 @@ async def test_a_caller_who_goes_leaves_nothing(local, monkeypatch, tmp_path):
         entered.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr("hyperd.storage.volumes.process.run", hanging)
+    monkeypatch.setattr("hyperd.storage.formatting.process.run", hanging)
     task = asyncio.create_task(local.create(VolumeRequest(DB)))
     await entered.wait()
     task.cancel()

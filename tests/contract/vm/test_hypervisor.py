@@ -69,6 +69,23 @@ async def test_disks_are_plugged_into_a_vm_that_runs_while_there_is_room(subject
         await subject.hypervisor.attach_disk(definition.sandbox_id, one_more)
 
 
+async def test_a_disk_grows_under_its_vm(subject: Subject) -> None:
+    definition = subject.lab.define()
+    path = subject.lab.path / "grows.img"
+    path.write_bytes(bytes(1 << 20))
+    path.chmod(0o666)
+    await subject.hypervisor.start(definition)
+    disk = Disk("volume0", path, DiskFormat.RAW, readonly=False)
+    await subject.hypervisor.attach_disk(definition.sandbox_id, disk)
+    await subject.hypervisor.resize_disk(definition.sandbox_id, path, 4 << 20)
+    await subject.hypervisor.resize_disk(definition.sandbox_id, path, 4 << 20)
+    with pytest.raises(NotFoundError):
+        await subject.hypervisor.resize_disk(definition.sandbox_id, path.with_name("none.img"), 4 << 20)
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    with pytest.raises(NotFoundError):
+        await subject.hypervisor.resize_disk(definition.sandbox_id, path, 8 << 20)
+
+
 async def test_a_destroyed_vm_can_be_started_again_at_once(subject: Subject) -> None:
     definition = subject.lab.define()
     first = await subject.hypervisor.start(definition)

@@ -62,7 +62,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         system,
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
-        VolumeServicer(fleet.volumes),
+        VolumeServicer(fleet),
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
     )
 

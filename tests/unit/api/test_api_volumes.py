@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import volume_pb2, volume_pb2_grpc
+from hyper.v1 import snapshot_pb2, snapshot_pb2_grpc, volume_pb2, volume_pb2_grpc
 from tests.unit.api.conftest import Api
 
 
@@ -46,6 +46,58 @@ async def test_a_volume_from_its_making_to_its_end(api: Api) -> None:
         assert list(pruned.removed) == ["db"]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await calls.RemoveVolume(volume_pb2.RemoveVolumeRequest(volume="db"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_volume_grows_and_its_snapshots_are_among_the_others(api: Api) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+        calls: Any = volumes_of(channel)
+        snapshots: Any = snapshot_pb2_grpc.SnapshotServiceStub(channel)
+        await calls.CreateVolume(volume_pb2.CreateVolumeRequest(name="db", size_bytes=1 << 30))
+        asked = volume_pb2.ResizeVolumeRequest(volume="db", size_bytes=2 << 30)
+        assert (await calls.ResizeVolume(asked)).volume.size_bytes == 2 << 30
+        create = snapshot_pb2.CreateSnapshotRequest(volume="db", name="before")
+        taken = (await snapshots.CreateSnapshot(create)).snapshot
+        assert (taken.volume, taken.consistency, taken.name) == ("db", "detached", "before")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await snapshots.CreateSnapshot(create)
+        assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+        for wrong in ({}, {"volume": "db", "container": "web"}):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await snapshots.CreateSnapshot(snapshot_pb2.CreateSnapshotRequest(**wrong))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        listed = await snapshots.ListSnapshots(snapshot_pb2.ListSnapshotsRequest())
+        assert [item.id for item in listed.snapshots] == [taken.id]
+        inspect = snapshot_pb2.InspectSnapshotRequest(snapshot=taken.id[:12])
+        assert (await snapshots.InspectSnapshot(inspect)).snapshot == taken
+        begun = volume_pb2.CreateVolumeRequest(name="copy", snapshot="before")
+        assert (await calls.CreateVolume(begun)).volume.size_bytes == 2 << 30
+        remove = snapshot_pb2.RemoveSnapshotRequest(snapshot="before")
+        assert (await snapshots.RemoveSnapshot(remove)).snapshot_id == taken.id
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await snapshots.RemoveSnapshot(remove)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_volume_goes_out_comes_in_and_is_filled(api: Api) -> None:
+    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+        calls: Any = volumes_of(channel)
+        await calls.CreateVolume(volume_pb2.CreateVolumeRequest(name="db", size_bytes=1 << 30))
+        exported = calls.ExportVolume(volume_pb2.ExportVolumeRequest(volume="db"))
+        data = [response.data async for response in exported]
+        first = volume_pb2.ImportVolumeRequest(volume="back", labels={"a": "b"})
+        requests = [first, *(volume_pb2.ImportVolumeRequest(data=piece) for piece in data)]
+        made = (await calls.ImportVolume(iter(requests))).volume
+        assert (made.name, made.size_bytes, dict(made.labels)) == ("back", 1 << 30, {"a": "b"})
+        large = volume_pb2.ImportVolumeRequest(volume="large", data=bytes((1 << 20) + 1))
+        for wrong in ([], [large], [volume_pb2.ImportVolumeRequest(volume="wrong", data=b"nonsense")]):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await calls.ImportVolume(iter(wrong))
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        fill = [volume_pb2.FillVolumeRequest(volume="db"), volume_pb2.FillVolumeRequest(data=b"tar")]
+        await calls.FillVolume(iter(fill))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await calls.FillVolume(iter([volume_pb2.FillVolumeRequest(volume="none")]))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 

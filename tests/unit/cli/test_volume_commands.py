@@ -7,7 +7,7 @@ import json
 import grpc
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import volume_pb2
+from hyper.v1 import snapshot_pb2, volume_pb2
 from tests.unit.cli.goldens import asked, golden
 
 
@@ -23,6 +23,32 @@ def test_a_volume_is_made_with_what_the_flags_say(daemon, hyper):
     assert asked(daemon, volume_pb2.CreateVolumeRequest)[1].size_bytes == 1 << 30
     assert hyper("volume", "create").out == "f" * 64 + "\n"
     assert hyper("volume", "create", "a", "--name", "b").status == 2
+
+
+def test_a_volume_grows_to_a_size_and_begins_as_a_snapshot(daemon, hyper):
+    hyper("volume", "create", "db", "--snapshot", "before")
+    assert asked(daemon, volume_pb2.CreateVolumeRequest)[0].snapshot == "before"
+    assert hyper("volume", "resize", "db", "40g").out == "db\n"
+    [request] = asked(daemon, volume_pb2.ResizeVolumeRequest)
+    assert (request.volume, request.size_bytes) == ("db", 40 << 30)
+    assert hyper("volume", "resize", "none", "1g").status == 3
+    assert hyper("volume", "resize", "db", "large").status == 2
+    assert hyper("volume", "resize", "db").status == 2
+
+
+def test_a_snapshot_is_of_a_container_or_of_a_volume(daemon, hyper):
+    result = hyper("snapshot", "create", "--volume", "db", "--name", "before")
+    assert (result.status, len(result.out)) == (0, 65)
+    [request] = asked(daemon, snapshot_pb2.CreateSnapshotRequest)
+    assert (request.container, request.volume, request.name) == ("", "db", "before")
+    for arguments in ((), ("web", "--volume", "db")):
+        refused = hyper("snapshot", "create", *arguments)
+        assert (refused.status, "of a container or of a volume" in refused.err) == (2, True)
+    rows = hyper("snapshot", "ls", "--format", "{{.Name}}|{{.Source}}|{{.Memory}}|{{.Size}}").out
+    assert rows == "before|volume db||1.4MB\n"
+    [document] = json.loads(hyper("snapshot", "inspect", "before").out)
+    assert (document["Volume"], document["Consistency"], document["Filesystem"]) == ("db", "frozen", "ext4")
+    assert "Compatibility" not in document
 
 
 def test_volumes_are_listed_and_shown(daemon, hyper, monkeypatch):

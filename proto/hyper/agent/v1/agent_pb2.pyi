@@ -1924,6 +1924,170 @@ class WriteTreeResponse(_message.Message):
 Global___WriteTreeResponse: _TypeAlias = WriteTreeResponse  # noqa: Y015
 
 @_typing.final
+class GrowVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_SERIAL_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    disk_serial: _builtins.str
+    size_bytes: _builtins.int
+    """of the disk"""
+    def __init__(
+        self,
+        *,
+        disk_serial: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_serial", b"disk_serial", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrowVolumeRequest: _TypeAlias = GrowVolumeRequest  # noqa: Y015
+
+@_typing.final
+class GrowVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrowVolumeResponse: _TypeAlias = GrowVolumeResponse  # noqa: Y015
+
+@_typing.final
+class FreezeVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_SERIAL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_MS_FIELD_NUMBER: _builtins.int
+    disk_serial: _builtins.str
+    timeout_ms: _builtins.int
+    """at most a minute"""
+    def __init__(
+        self,
+        *,
+        disk_serial: _builtins.str = ...,
+        timeout_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_serial", b"disk_serial", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeVolumeRequest: _TypeAlias = FreezeVolumeRequest  # noqa: Y015
+
+@_typing.final
+class FreezeVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreezeVolumeResponse: _TypeAlias = FreezeVolumeResponse  # noqa: Y015
+
+@_typing.final
+class ThawVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_SERIAL_FIELD_NUMBER: _builtins.int
+    disk_serial: _builtins.str
+    def __init__(
+        self,
+        *,
+        disk_serial: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_serial", b"disk_serial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawVolumeRequest: _TypeAlias = ThawVolumeRequest  # noqa: Y015
+
+@_typing.final
+class ThawVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOOD_STILL_FIELD_NUMBER: _builtins.int
+    stood_still: _builtins.bool
+    """false: the time was over, so what was read meanwhile is not of one moment"""
+    def __init__(
+        self,
+        *,
+        stood_still: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stood_still", b"stood_still"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ThawVolumeResponse: _TypeAlias = ThawVolumeResponse  # noqa: Y015
+
+@_typing.final
+class OpenVolumeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    DISK_SERIAL_FIELD_NUMBER: _builtins.int
+    FILESYSTEM_FIELD_NUMBER: _builtins.int
+    SUBDIRECTORY_FIELD_NUMBER: _builtins.int
+    READONLY_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    """taken as CreateContainer takes it"""
+    disk_serial: _builtins.str
+    filesystem: _builtins.str
+    """"ext4" """
+    subdirectory: _builtins.str
+    """one name"""
+    readonly: _builtins.bool
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+        disk_serial: _builtins.str = ...,
+        filesystem: _builtins.str = ...,
+        subdirectory: _builtins.str = ...,
+        readonly: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "disk_serial", b"disk_serial", "filesystem", b"filesystem", "readonly", b"readonly", "subdirectory", b"subdirectory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenVolumeRequest: _TypeAlias = OpenVolumeRequest  # noqa: Y015
+
+@_typing.final
+class OpenVolumeResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenVolumeResponse: _TypeAlias = OpenVolumeResponse  # noqa: Y015
+
+@_typing.final
 class RunProcessRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -137,6 +137,26 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ShutdownResponse.FromString,
                 _registered_method=True)
+        self.GrowVolume = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/GrowVolume',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GrowVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GrowVolumeResponse.FromString,
+                _registered_method=True)
+        self.FreezeVolume = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/FreezeVolume',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeVolumeResponse.FromString,
+                _registered_method=True)
+        self.ThawVolume = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/ThawVolume',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawVolumeResponse.FromString,
+                _registered_method=True)
+        self.OpenVolume = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/OpenVolume',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -283,6 +303,35 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GrowVolume(self, request, context):
+        """Of a volume that is mounted for writing, by its disk's serial; NOT_FOUND for another.
+        Waits until the disk has that size, then its file system takes all of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreezeVolume(self, request, context):
+        """Its file system is whole on the disk and nobody writes to it until ThawVolume, or until the time is over: the agent
+        sees to that itself. FAILED_PRECONDITION while it stands still already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ThawVolume(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenVolume(self, request, context):
+        """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -375,6 +424,26 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.Shutdown,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ShutdownResponse.SerializeToString,
+            ),
+            'GrowVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.GrowVolume,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GrowVolumeRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.GrowVolumeResponse.SerializeToString,
+            ),
+            'FreezeVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreezeVolume,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeVolumeRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeVolumeResponse.SerializeToString,
+            ),
+            'ThawVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.ThawVolume,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawVolumeRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ThawVolumeResponse.SerializeToString,
+            ),
+            'OpenVolume': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenVolume,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -876,6 +945,114 @@ class AgentService:
             '/hyper.agent.v1.AgentService/Shutdown',
             hyper_dot_agent_dot_v1_dot_agent__pb2.ShutdownRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.ShutdownResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GrowVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/GrowVolume',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.GrowVolumeRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.GrowVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreezeVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/FreezeVolume',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeVolumeRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.FreezeVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ThawVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/ThawVolume',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ThawVolumeRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ThawVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenVolume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/OpenVolume',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -87,6 +87,17 @@ class AgentServiceStub:
     GetStats: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]
     Shutdown: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
+    GrowVolume: _grpc.UnaryUnaryMultiCallable[_agent_pb2.GrowVolumeRequest, _agent_pb2.GrowVolumeResponse]
+    """Of a volume that is mounted for writing, by its disk's serial; NOT_FOUND for another.
+    Waits until the disk has that size, then its file system takes all of it.
+    """
+    FreezeVolume: _grpc.UnaryUnaryMultiCallable[_agent_pb2.FreezeVolumeRequest, _agent_pb2.FreezeVolumeResponse]
+    """Its file system is whole on the disk and nobody writes to it until ThawVolume, or until the time is over: the agent
+    sees to that itself. FAILED_PRECONDITION while it stands still already.
+    """
+    ThawVolume: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ThawVolumeRequest, _agent_pb2.ThawVolumeResponse]
+    OpenVolume: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenVolumeRequest, _agent_pb2.OpenVolumeResponse]
+    """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it."""
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -147,6 +158,17 @@ class AgentServiceAsyncStub(AgentServiceStub):
     GetStats: _aio.UnaryUnaryMultiCallable[_agent_pb2.GetStatsRequest, _agent_pb2.GetStatsResponse]  # type: ignore[assignment]
     Shutdown: _aio.UnaryUnaryMultiCallable[_agent_pb2.ShutdownRequest, _agent_pb2.ShutdownResponse]  # type: ignore[assignment]
     """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
+    GrowVolume: _aio.UnaryUnaryMultiCallable[_agent_pb2.GrowVolumeRequest, _agent_pb2.GrowVolumeResponse]  # type: ignore[assignment]
+    """Of a volume that is mounted for writing, by its disk's serial; NOT_FOUND for another.
+    Waits until the disk has that size, then its file system takes all of it.
+    """
+    FreezeVolume: _aio.UnaryUnaryMultiCallable[_agent_pb2.FreezeVolumeRequest, _agent_pb2.FreezeVolumeResponse]  # type: ignore[assignment]
+    """Its file system is whole on the disk and nobody writes to it until ThawVolume, or until the time is over: the agent
+    sees to that itself. FAILED_PRECONDITION while it stands still already.
+    """
+    ThawVolume: _aio.UnaryUnaryMultiCallable[_agent_pb2.ThawVolumeRequest, _agent_pb2.ThawVolumeResponse]  # type: ignore[assignment]
+    OpenVolume: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenVolumeRequest, _agent_pb2.OpenVolumeResponse]  # type: ignore[assignment]
+    """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it."""
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """The contract between hyperd and the agent that is PID 1 of every guest.
@@ -312,6 +334,41 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ShutdownResponse, _abc.Awaitable[_agent_pb2.ShutdownResponse]]:
         """Kills every container, syncs and unmounts the disks, answers, then powers the VM off."""
+
+    @_abc_1.abstractmethod
+    def GrowVolume(
+        self,
+        request: _agent_pb2.GrowVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.GrowVolumeResponse, _abc.Awaitable[_agent_pb2.GrowVolumeResponse]]:
+        """Of a volume that is mounted for writing, by its disk's serial; NOT_FOUND for another.
+        Waits until the disk has that size, then its file system takes all of it.
+        """
+
+    @_abc_1.abstractmethod
+    def FreezeVolume(
+        self,
+        request: _agent_pb2.FreezeVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.FreezeVolumeResponse, _abc.Awaitable[_agent_pb2.FreezeVolumeResponse]]:
+        """Its file system is whole on the disk and nobody writes to it until ThawVolume, or until the time is over: the agent
+        sees to that itself. FAILED_PRECONDITION while it stands still already.
+        """
+
+    @_abc_1.abstractmethod
+    def ThawVolume(
+        self,
+        request: _agent_pb2.ThawVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ThawVolumeResponse, _abc.Awaitable[_agent_pb2.ThawVolumeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def OpenVolume(
+        self,
+        request: _agent_pb2.OpenVolumeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.OpenVolumeResponse, _abc.Awaitable[_agent_pb2.OpenVolumeResponse]]:
+        """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it."""
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

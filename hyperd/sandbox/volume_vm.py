@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A VM that has one volume and nothing else, so that it can be filled without a container.
+
+memory admitted, volume attached -> VM from a template or booted, no network -> identity -> volume mounted
+                                 -> one call -> unmounted, synced, guest off -> VM gone, volume detached
+
+It has a sandbox id that no record of a container knows: what a killed hyperd left of it the next one removes.
+"""
+
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+from hyperd.errors import HyperError, UnavailableError
+from hyperd.guest.base import Guest
+from hyperd.model.container import ContainerRecord, ContainerSpec
+from hyperd.model.guest import ContainerId, WriteOptions
+from hyperd.model.image import ImageId
+from hyperd.model.vm import Disk, DiskFormat, SandboxId
+from hyperd.model.volume import VolumeName
+from hyperd.sandbox.errands import Services
+from hyperd.sandbox.files_vm import SIZING
+from hyperd.sandbox.run import SYNC_TIMEOUT_S
+from hyperd.sandbox.standstill import to_the_end
+from hyperd.storage.base import DATA_DIRECTORY
+
+log = logging.getLogger(__name__)
+
+HOLDER = "volume-init"  # who has it meanwhile, as `volume inspect` shows it
+SERIAL = "volume0"
+
+
+class VolumeVms:
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    async def fill(self, name: VolumeName, data: AsyncIterator[bytes], *, keep_owner: bool) -> None:
+        """A tar into it; on its disk when this returns. What is in it already stays, or is replaced.
+
+        Raises NotFoundError, WrongStateError (somebody has it), InvalidError (no tar), ExhaustedError (full, or no
+        memory), and what bringing up a VM raises.
+        """
+        sandbox_id = SandboxId(secrets.token_hex(32))
+        key = ContainerId(sandbox_id)
+        async with self._up(sandbox_id, name) as guest:
+            await guest.open_volume(key, SERIAL, DATA_DIRECTORY)
+            log.info("volume opened", extra={"volume": name})
+            await guest.write_tree(key, WriteOptions(b"/", keep_owner=keep_owner), data)
+            try:
+                await guest.delete_container(key)
+                await guest.shutdown(SYNC_TIMEOUT_S)
+            except HyperError as error:
+                raise UnavailableError(
+                    "was written to, but perhaps not all of it is on its disk",
+                    subject=f"volume {name}",
+                    evidence=str(error),
+                    hint="write it once more",
+                ) from error
+
+    @contextlib.asynccontextmanager
+    async def _up(self, sandbox_id: SandboxId, name: VolumeName) -> AsyncIterator[Guest]:
+        services = self._services
+        runner, volumes = services.runner, services.runner.rooms.volumes
+        stack = contextlib.AsyncExitStack()
+        try:
+            services.ledger.admit(sandbox_id, SIZING)
+            stack.callback(services.ledger.release, sandbox_id)
+            stack.push_async_callback(volumes.release, sandbox_id)
+            volume = await volumes.lend(sandbox_id, HOLDER, name)
+            disk = Disk(SERIAL, volume.path, DiskFormat.RAW, readonly=False)
+            accelerator = await services.accelerator()
+            stack.push_async_callback(runner.discard, sandbox_id)
+            owner = services.owner_of(sandbox_id)
+            yield await runner.bring_up_bare(_record(sandbox_id, name), disk, owner, accelerator, stack)
+        finally:
+            await to_the_end(stack.aclose())
+
+
+def _record(sandbox_id: SandboxId, name: VolumeName) -> ContainerRecord:
+    """Of no container: what a VM is told from."""
+    spec = ContainerSpec(image="", network="none", hostname="volume")
+    return ContainerRecord(
+        sandbox_id, f"{HOLDER}-{name}"[:200], spec, ImageId(""), (), SIZING, datetime.now(UTC)
+    )

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The directories of volumes, and of their snapshots: a disk in each, under its name when it is whole. Blocks.
+
+ID.new/disk.img   in the making      ID/disk.img   whole      ID.gone/...   on its way out
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+from hyperd.host import files
+from hyperd.model.vm import SandboxId
+from hyperd.model.volume import VolumeUser
+from hyperd.storage import acl
+
+log = logging.getLogger(__name__)
+
+DISK_NAME = "disk.img"
+RESERVE_BYTES = 64 << 20
+NEW, GONE = ".new", ".gone"
+_ID = re.compile(r"[0-9a-f]{32,64}")
+_LEFT = re.compile(rf"[0-9a-f]{{32,64}}({re.escape(NEW)}|{re.escape(GONE)})")
+
+OwnerOf = Callable[[SandboxId], tuple[int, int]]
+
+
+class DiskFiles:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def disk(self, disk_id: str) -> Path:
+        return self.root / disk_id / DISK_NAME
+
+    def new(self, disk_id: str) -> Path:
+        """Its disk while it is in the making."""
+        return self.root / (disk_id + NEW) / DISK_NAME
+
+    def sweep(self, known: Collection[str]) -> None:
+        """What a killed hyperd had half made or half removed goes."""
+        with files.file_errors(self.root):
+            files.make_directory(self.root, 0o711)
+            for directory in self.root.iterdir():
+                if _LEFT.fullmatch(directory.name):
+                    log.warning("removing what was left of a disk", extra={"path": str(directory)})
+                    files.remove_tree(directory)
+                elif _ID.fullmatch(directory.name) and directory.name not in known:
+                    log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
+
+    def make_empty(self, disk_id: str, size_bytes: int) -> None:
+        disk = self._begin(disk_id, "a volume")
+        with files.file_errors(disk):
+            disk.touch(0o600)
+            os.truncate(disk, size_bytes)
+
+    def make_copy(self, disk_id: str, source: Path, size_bytes: int, *, only_shared: bool = False) -> None:
+        """Of ``source``, and so large. ``only_shared``: at one moment, by sharing its blocks, or not at all.
+
+        Raises NotFoundError, ExhaustedError, UnsupportedError (blocks cannot be shared here).
+        """
+        disk = self._begin(disk_id, "a copy")
+        with files.file_errors(source):
+            if only_shared:
+                files.clone(source, disk)
+            else:
+                files.copy_sparse(source, disk, keep_free_bytes=RESERVE_BYTES)
+            disk.chmod(0o600)
+            if size_bytes > disk.stat().st_size:
+                os.truncate(disk, size_bytes)
+
+    def _begin(self, disk_id: str, what: str) -> Path:
+        disk = self.new(disk_id)
+        with files.file_errors(disk):
+            self.require_space(what)
+            files.make_directory(disk.parent, 0o711)
+        return disk
+
+    def sync(self, disk_id: str) -> None:
+        files.sync(self.new(disk_id))
+
+    def publish(self, disk_id: str) -> None:
+        directory = self.root / disk_id
+        with files.file_errors(directory):
+            files.publish(self.new(disk_id).parent, directory)
+
+    def remove(self, disk_id: str) -> None:
+        """At whatever point it was in."""
+        directory = self.root / disk_id
+        gone = directory.with_name(directory.name + GONE)
+        with files.file_errors(directory):
+            with contextlib.suppress(FileNotFoundError):
+                directory.rename(gone)
+            files.remove_tree(gone)
+            files.remove_tree(self.new(disk_id).parent)
+
+    def grow(self, disk_id: str, size_bytes: int) -> None:
+        """Never smaller: where a QEMU had it made larger already it stays so."""
+        disk = self.disk(disk_id)
+        with files.file_errors(disk):
+            self.require_space("a larger volume")
+            if disk.stat().st_size < size_bytes:
+                os.truncate(disk, size_bytes)
+                files.sync(disk)
+
+    def allocated(self, disk_ids: Sequence[str]) -> tuple[int, ...]:
+        sizes: tuple[int, ...] = ()
+        for disk_id in disk_ids:
+            try:
+                sizes += (self.disk(disk_id).stat().st_blocks * 512,)
+            except FileNotFoundError:  # removed meanwhile
+                sizes += (0,)
+        return sizes
+
+    def require_space(self, what: str) -> None:
+        with files.file_errors(self.root):
+            files.require_free(self.root, 0, keep_bytes=RESERVE_BYTES, what=what)
+
+
+def hand_over(disk: Path, attached: Sequence[VolumeUser], owner_of: OwnerOf) -> None:
+    """To the QEMU that writes to it, or to those that read it, or to nobody."""
+    owners = {user.sandbox_id: owner_of(user.sandbox_id) for user in attached}
+    with files.file_errors(disk):
+        if not attached:
+            acl.close_to_all(disk)
+        elif len(attached) == 1 and not attached[0].readonly:
+            acl.open_to_writer(disk, owners[attached[0].sandbox_id])
+        else:
+            gid = next(iter(owners.values()))[1]
+            acl.open_to_readers(disk, [uid for uid, _ in owners.values()], gid)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Copies of volumes' disks, each of one moment.
+
+    root/ID.new/disk.img   in the making      root/ID/disk.img   a snapshot; its record names the ID
+
+Where the file system can share blocks a snapshot costs what changes afterwards; elsewhere its data is copied.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hyperd.errors import ExistsError, InvalidError, NotFoundError
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.model.volume import Consistency, Volume, VolumeSnapshot, VolumeSnapshotId
+from hyperd.storage import volume_archive as archive
+from hyperd.storage import volume_records as records
+from hyperd.storage import volume_rules as rules
+from hyperd.storage.volume_files import DiskFiles
+
+log = logging.getLogger(__name__)
+
+
+class LocalVolumeSnapshots:
+    def __init__(self, root: Path, database: Database, workers: Workers) -> None:
+        self._files = DiskFiles(root)
+        self._database = database
+        self._workers = workers
+        self._reading = Workers("volume-export", 1)
+
+    def close(self) -> None:
+        self._reading.close()
+
+    async def open(self) -> None:
+        """After the volumes' own. What a killed hyperd had half made or half removed goes."""
+        known = {str(found.snapshot_id) for found in await self._database.transaction(records.load_snapshots)}
+        await self._workers.call(self._files.sweep, known)
+
+    async def take(
+        self,
+        volume: Volume,
+        name: str,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> VolumeSnapshot:
+        snapshot = VolumeSnapshot(
+            VolumeSnapshotId(secrets.token_hex(32)),
+            name,
+            volume.name,
+            volume.size_bytes,
+            volume.filesystem,
+            Consistency.DETACHED,
+            datetime.now(UTC),
+            Path(),
+        )
+        key = snapshot.snapshot_id
+        try:
+            await self.require_free(name)
+            await self._copy(key, volume, only_shared=only_shared)
+            snapshot = replace(snapshot, consistency=await settle())
+            await self._workers.call(self._files.sync, key)
+            await self._database.transaction(
+                lambda connection: self._record(connection, snapshot), lasting=True
+            )
+        finally:
+            await asyncio.shield(self._remove_unrecorded(key))
+        log.info("volume snapshot made", extra={"volume": volume.name, "id": key[:12]})
+        return await self.get(key)
+
+    @contextlib.asynccontextmanager
+    async def stream(
+        self,
+        volume: Volume,
+        settle: Callable[[], Awaitable[Consistency]],
+        *,
+        only_shared: bool = False,
+    ) -> AsyncIterator[AsyncIterator[bytes]]:
+        key = secrets.token_hex(32)  # nobody's: a kill leaves what the next start sweeps away
+        manifest = archive.Manifest(volume.size_bytes, volume.filesystem)
+        descriptor = -1
+        try:
+            try:
+                await self._copy(key, volume, only_shared=only_shared)
+                await settle()
+                descriptor = await self._workers.call(
+                    os.open, self._files.new(key), os.O_RDONLY | os.O_CLOEXEC
+                )
+            finally:
+                await asyncio.shield(self._workers.call(self._files.remove, key))
+            yield self._pieces(archive.packed(descriptor, manifest))
+        finally:
+            if descriptor >= 0:
+                await asyncio.shield(self._reading.call(os.close, descriptor))
+
+    async def _pieces(self, packed: Iterator[bytes]) -> AsyncIterator[bytes]:
+        """One thread reads, so that none is in it when it is closed."""
+        while (piece := await self._reading.call(next, packed, b"")) != b"":
+            yield piece
+
+    async def _copy(self, key: str, volume: Volume, *, only_shared: bool) -> None:
+        await self._workers.call(
+            self._files.make_copy, key, volume.path, volume.size_bytes, only_shared=only_shared
+        )
+
+    async def list(self) -> list[VolumeSnapshot]:
+        found = await self._database.transaction(records.load_snapshots)
+        sizes = await self._workers.call(self._files.allocated, [item.snapshot_id for item in found])
+        return [
+            replace(item, path=self._files.disk(item.snapshot_id), allocated_bytes=size)
+            for item, size in zip(found, sizes, strict=True)
+        ]
+
+    async def get(self, reference: str) -> VolumeSnapshot:
+        found = await self.list()
+        exact = [item for item in found if reference in (item.snapshot_id, item.name) and reference]
+        chosen = exact or [item for item in found if reference and item.snapshot_id.startswith(reference)]
+        if not chosen:
+            raise NotFoundError("no such snapshot", subject=reference, hint="`hyper snapshot ls` lists all")
+        if len(chosen) > 1:
+            raise InvalidError(f"is the beginning of {len(chosen)} snapshots' ids", subject=reference)
+        return chosen[0]
+
+    async def remove(self, reference: str) -> VolumeSnapshotId:
+        key = (await self.get(reference)).snapshot_id
+        await self._database.transaction(
+            lambda connection: records.delete_snapshot(connection, key), lasting=True
+        )
+        await self._workers.call(self._files.remove, key)
+        return key
+
+    async def require_free(self, name: str) -> None:
+        if not name:
+            return
+        rules.require_name(name, "snapshot")
+        for item in await self._database.transaction(records.load_snapshots):
+            if item.name == name:
+                raise ExistsError(
+                    f"the name is in use by snapshot {item.snapshot_id[:12]}",
+                    subject=name,
+                    hint=f"`hyper snapshot rm {name}` frees it, or give another --name",
+                )
+
+    async def _remove_unrecorded(self, key: VolumeSnapshotId) -> None:
+        known = {item.snapshot_id for item in await self._database.transaction(records.load_snapshots)}
+        if key not in known:
+            await self._workers.call(self._files.remove, key)
+
+    def _record(self, connection: sqlite3.Connection, snapshot: VolumeSnapshot) -> None:
+        records.insert_snapshot(connection, snapshot)
+        self._files.publish(snapshot.snapshot_id)
