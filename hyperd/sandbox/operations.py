@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Coroutine
 from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine, mounts
+from hyperd.sandbox import instance, machine, mounts, ports
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpause, Operation, Settle
 from hyperd.sandbox.opened import OpenedSandbox
@@ -157,8 +157,10 @@ class SandboxOperations(OpenedSandbox):
         saver = Saver(self.record, self.services, self.journal)
         async with self._stood_still(facts) as tenure:
             snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)
+            published = self.services.runner.rooms.network.published(self.record.sandbox_id)
+            kept = ports.kept(self.record.spec, published)
             try:
-                await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
+                await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now(), kept))
                 self._require_settled(machine.Hibernated)
             except BaseException:
                 if not await to_the_end(self._sleeps_after_all(saver, tenure)):

@@ -25,7 +25,7 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import DEFAULT_NETWORK, Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, ports
@@ -50,6 +50,7 @@ class Origin:
     back: bool = False  # of a sandbox that has a disk: that stays until all is where it was
     staged: Path | None = None  # the copy of the snapshot's disk that it goes ``back`` to, once there is one
     output_offset: int = 0  # up to here its log has the output already
+    ports: tuple[PortRequest, ...] | None = None  # to be published; None: what the sandbox was created with
 
 
 def require_restorable(
@@ -106,7 +107,7 @@ class Reviver:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
                 disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
                 tasks.create_task(make_directories(paths, self._files))
-                attachment = await self._attach(record, stack)
+                attachment = await self._attach(record, origin, stack)
             described = _like_saved(
                 definition.vm_definition(
                     record,
@@ -172,13 +173,15 @@ class Reviver:
         own = ContainerIdentity(assembly.container_id_of(record), assembly.hostname_of(record))
         await guest.configure(replace(identity, containers=(own,), fork=fork))
 
-    async def _attach(self, record: ContainerRecord, stack: contextlib.AsyncExitStack) -> Attachment | None:
+    async def _attach(
+        self, record: ContainerRecord, origin: Origin, stack: contextlib.AsyncExitStack
+    ) -> Attachment | None:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
         return await self._rooms.network.attach(
             record.sandbox_id,
-            ports.wanted(record.spec),
+            ports.wanted(record.spec) if origin.ports is None else origin.ports,
             record.name,
             record.spec.network or DEFAULT_NETWORK,
             record.spec.address,
