@@ -7,6 +7,7 @@ and subnet; neither touches what is the other's.
 """
 
 import asyncio
+import contextlib
 import errno
 import functools
 import logging
@@ -34,6 +35,7 @@ from hyperd.network.nat import (
     remove_rules,
 )
 from hyperd.network.netlink import network_errors
+from hyperd.network.policy import Place, Policies, Wire, route
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
@@ -47,8 +49,17 @@ LOOK_EVERY_S = 60.0
 
 
 class BridgeNetwork:
-    def __init__(self, settings: BridgeSettings, database: Database, at_port: AtPort | None = None) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        database: Database,
+        at_port: AtPort | None = None,
+        policies: Policies | None = None,
+    ) -> None:
         self._settings = settings
+        self._policies = policies or Policies(database)
+        self._owned = () if policies else (self._policies,)
+        self._place = Place(settings.table, settings.internal)
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
@@ -79,6 +90,10 @@ class BridgeNetwork:
         """Make or repair everything. Idempotent. Raises WrongStateError when another process has this bridge."""
         async with self._preparing:
             await self._prepare()
+
+    async def ready(self) -> None:
+        """As ``prepare``, unless it is."""
+        await self._require_prepared()
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
@@ -111,6 +126,7 @@ class BridgeNetwork:
         try:
             try:
                 await self._publish(lease, ports, holder)
+                revision = self._policies.revision(sandbox_id)
                 bridge = await self._plug(lease)
             except (
                 UnavailableError
@@ -120,7 +136,10 @@ class BridgeNetwork:
                 )
                 await self.prepare()
                 await self._publish(lease, ports, holder)
+                revision = self._policies.revision(sandbox_id)
                 bridge = await self._plug(lease)
+            if self._policies.revision(sandbox_id) != revision:
+                await self.enforce(sandbox_id)  # somebody changed it meanwhile, and found no tap
         except BaseException:
             await asyncio.shield(self._undo(lease))
             raise
@@ -128,7 +147,25 @@ class BridgeNetwork:
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         await self._plugs.unplug(tap_name(sandbox_id), lambda: self._find_speaker(sandbox_id))
+        await self._disarm(sandbox_id)
         await self._publishing.withdraw(sandbox_id)
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        """Its policy as it is now, where it runs: also for what it has begun. Idempotent."""
+        lease = await self._leases.find(sandbox_id)
+        if lease is None or not self._policies.covers(sandbox_id):
+            return
+        wire = self._wire(lease)
+        try:
+            index = socket.if_nametoindex(wire.name)
+        except OSError:
+            return  # it will be with its tap
+        await self._require_prepared()
+        await self._policies.arm(self._place, sandbox_id, wire)
+        if self._bridge is None:
+            raise UnavailableError("the network is not prepared", subject=sandbox_id)
+        await self._route(index, wire, sandbox_id, self._bridge)
+        await self._policies.cut(wire)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
@@ -192,6 +229,7 @@ class BridgeNetwork:
                 self._bridge = None
                 await self._remove_bridge()
                 await remove_rules(self._settings)
+                await self._policies.withdraw(self._settings.table)
             except BaseException:
                 self._is_removed = False
                 raise
@@ -200,6 +238,8 @@ class BridgeNetwork:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
         self._publishing.close()
+        for owned in self._owned:
+            owned.close()
         self._lock.release()
 
     async def _remove_bridge(self) -> None:
@@ -219,7 +259,11 @@ class BridgeNetwork:
                     await self._prepare()
 
     def _is_prepared(self) -> bool:
-        return self._bridge is not None and has_rules(self._settings, bridged=self._plugs.is_guarded)
+        return (
+            self._bridge is not None
+            and has_rules(self._settings, bridged=self._plugs.is_guarded)
+            and self._policies.stands(self._settings.table)
+        )
 
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
@@ -229,6 +273,7 @@ class BridgeNetwork:
             self._lock.acquire()
             bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
+            await self._stand_by_policies(bridge)
             await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
         except HyperError as error:
@@ -257,9 +302,22 @@ class BridgeNetwork:
     def _switch_loopback(self) -> None:
         let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
 
+    async def _disarm(self, sandbox_id: SandboxId) -> None:
+        """Its policy's rules, when its tap is gone."""
+        if self._policies.covers(sandbox_id):
+            lease = await self._leases.find(sandbox_id)
+            if lease is not None:
+                await self._policies.disarm(self._place, sandbox_id, self._wire(lease))
+
     async def _find_speaker(self, sandbox_id: SandboxId) -> Speaker | None:
         lease = await self._leases.find(sandbox_id)
         return _speaker(lease) if lease else None
+
+    async def _wires(self) -> list[tuple[SandboxId, Wire]]:
+        """Of those that have a tap."""
+        there = {name for _, name in socket.if_nameindex()}
+        wires = [(lease.sandbox_id, self._wire(lease)) for lease in await self._leases.list_all()]
+        return [(owner, wire) for owner, wire in wires if wire.name in there]
 
     async def _prepare_records(self) -> None:
         async with self._loading:
@@ -267,6 +325,7 @@ class BridgeNetwork:
                 await self._leases.prepare()
                 owner = await self._leases.owner()
                 await self._publishing.load()
+                await self._policies.load()
                 self._owner = owner
 
     def _require_outward(self, ports: Sequence[PortRequest]) -> None:
@@ -287,13 +346,52 @@ class BridgeNetwork:
         bridge = self._bridge
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
+        revision = self._policies.revision(lease.sandbox_id)
+        if revision:
+            await self._policies.arm(self._place, lease.sandbox_id, self._wire(lease))
+            index = await self._plugs.make(_speaker(lease))
+            await self._route(index, self._wire(lease), lease.sandbox_id, bridge)
+            return bridge
         await self._plugs.plug(_speaker(lease), bridge, _alias(self._owner, lease.sandbox_id))
         return bridge
+
+    async def _stand_by_policies(self, bridge: Bridge) -> None:
+        """Of all that run. Where their rules cannot be made, they are off the network."""
+        wires = [(owner, wire) for owner, wire in await self._wires() if self._policies.covers(owner)]
+        try:
+            await self._policies.stand(self._place, wires)
+        except HyperError:
+            async with AsyncIPRoute() as netlink:
+                for _, wire in wires:
+                    for index in await netlink.link_lookup(ifname=wire.name):
+                        await netlink.link("set", index=index, state="down")
+            raise
+        for owner, wire in wires:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                await self._route(socket.if_nametoindex(wire.name), wire, owner, bridge)
+
+    async def _route(self, index: int, wire: Wire, sandbox_id: SandboxId, bridge: Bridge) -> None:
+        with network_errors(wire.name):
+            async with AsyncIPRoute() as netlink:
+                limited = self._policies.limited(sandbox_id, wire)
+                await route(netlink, index, limited, mtu=bridge.mtu, ifalias=_alias(self._owner, sandbox_id))
+
+    def _wire(self, lease: Lease) -> Wire:
+        settings = self._settings
+        return Wire(
+            tap_name(lease.sandbox_id),
+            lease.address,
+            settings.name,
+            settings.bridge,
+            settings.subnet,
+            settings.gateway,
+        )
 
     async def _undo(self, lease: Lease) -> None:
         try:
             find_speaker = functools.partial(self._find_speaker, lease.sandbox_id)
             if await self._plugs.unplug_unused(tap_name(lease.sandbox_id), find_speaker):
+                await self._disarm(lease.sandbox_id)
                 await self._publishing.withdraw(lease.sandbox_id)
         finally:
             if lease.is_new:
@@ -301,6 +399,7 @@ class BridgeNetwork:
 
     def _attachment(self, lease: Lease, bridge: Bridge) -> Attachment:
         resolver = read_resolver()
+        asks_here = self._settings.has_names or self._policies.covers(lease.sandbox_id)
         return Attachment(
             sandbox_id=lease.sandbox_id,
             network=self._settings.name,
@@ -310,7 +409,7 @@ class BridgeNetwork:
             prefix_length=self._settings.subnet.prefixlen,
             gateway=str(self._settings.gateway),
             mtu=bridge.mtu,
-            dns_servers=(str(self._settings.gateway),) if self._settings.has_names else resolver.servers,
+            dns_servers=(str(self._settings.gateway),) if asks_here else resolver.servers,
             dns_searches=resolver.searches,
             dns_options=resolver.options,
         )

@@ -52,7 +52,13 @@ class Taps:
         self._with_rules = set(taps)
 
     async def plug(self, speaker: Speaker, bridge: Bridge, alias: str) -> None:
-        """Raises UnavailableError, DeniedError, ExhaustedError."""
+        """On the bridge, and up. Raises UnavailableError, DeniedError, ExhaustedError."""
+        index = await self.make(speaker)
+        with network_errors(speaker.tap):
+            await self._thread.call(links.plug, index, bridge=bridge.index, mtu=bridge.mtu, alias=alias)
+
+    async def make(self, speaker: Speaker) -> int:
+        """On nothing; its index. Raises UnavailableError, DeniedError."""
         name = speaker.tap
         with network_errors(name):
             if self._is_guarded:  # before there is anything that it could be too late for
@@ -60,8 +66,7 @@ class Taps:
                     if self._with_rules is not None:
                         self._with_rules.add(name)
                     await self._thread.call(allow, self._settings.table, speaker)
-            index = await self._thread.call(create_tap, name, self._settings.tap_owner_uid)
-            await self._thread.call(links.plug, index, bridge=bridge.index, mtu=bridge.mtu, alias=alias)
+            return await self._thread.call(create_tap, name, self._settings.tap_owner_uid)
 
     async def unplug(self, tap: str, find_speaker: Callable[[], Awaitable[Speaker | None]]) -> None:
         """Tap and rules. Idempotent, and free of cost where there is nothing. Raises UnavailableError, DeniedError."""
