@@ -256,7 +256,7 @@ async def test_exec_d_processes_are_born_in_a_nursery_and_without_it_and_in_the_
 
 @pytest.mark.parametrize("site", ["agent"], indirect=True)
 async def test_what_the_nursery_bears_is_confined_as_what_is_executed_anew(site):
-    same = ("PPid", "Uid", "Gid", "Groups", "Sig", "Cap", "NoNewPrivs", "Seccomp", "Threads")
+    same = ("PPid", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "Cap", "NoNewPrivs", "Seccomp")
 
     async def confinement(process_id: ProcessId) -> list[str]:
         await guest.exec_process(BOX, process_id, ProcessPlan(("cat", "/proc/self/status"), ENV))

@@ -400,10 +400,12 @@ async def test_what_an_older_hyperd_put_to_sleep_wakes_with_the_ports_it_was_cre
 ) -> None:
     handle = await asleep(fleet, ports=(PortRequest(80, host_port=8080),))
     (stored,) = await world.records.load()
-    written = dumps(stored.state)
+    slept = stored.state
+    assert isinstance(slept, Hibernated)
+    written = dumps(slept)
     older = re.sub(r',"ports":\[.*?\]', "", written)
     assert older != written
-    assert loads(Hibernated, older) == replace(stored.state, ports=None)
-    handle._driver.state = replace(stored.state, ports=None)
+    assert loads(Hibernated, older) == replace(slept, ports=None)
+    handle._driver.state = replace(slept, ports=None)
     await handle.wake()
     assert [port.host_port for port in handle.view().ports] == [8080]
