@@ -63,7 +63,8 @@ struct Run {
 }
 
 enum News {
-    Request(Option<RunProcessRequest>),
+    /// What it acknowledges; None at the end of the requests.
+    Request(Option<u64>),
     Exit(ExitStatus),
     Output(Option<crate::stdio::Chunk>),
 }
@@ -99,7 +100,7 @@ impl Run {
         // In this order: what was written before the exit goes before it, and a flood does not keep acknowledgements out.
         tokio::select! {
             biased;
-            request = requests.message(), if *listening => Ok(News::Request(request?)),
+            request = requests.message(), if *listening => Ok(News::Request(request?.map(|request| request.acknowledged_offset))),
             chunk = next(output) => Ok(News::Output(chunk)),
             exit = process.wait(), if !*exited => Ok(News::Exit(exit?)),
         }
@@ -108,9 +109,9 @@ impl Run {
     fn hear(&mut self, news: News) -> Result<Option<RunProcessResponse>> {
         match news {
             News::Request(None) => self.listening = false,
-            News::Request(Some(request)) => {
+            News::Request(Some(offset)) => {
                 if let Some(output) = &self.output {
-                    output.acknowledge(request.acknowledged_offset)?;
+                    output.acknowledge(offset)?;
                 }
             }
             News::Exit(exit) => {
