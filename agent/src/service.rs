@@ -117,6 +117,26 @@ impl Agent {
         Ok(())
     }
 
+    /// Runs to its end when the caller hangs up.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<Arc<Process>> {
+        check_id("process", &request.process_id)?;
+        let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
+        let (agent, container) = (self.clone(), self.container(&request.container_id)?);
+        to_the_end(async move {
+            let _moving = agent.moving()?;
+            container.exec(&agent.inner.workshop, &request.process_id, spec).await
+        })
+        .await
+    }
+
+    /// Of a process that has exited; of one that nobody knows, too.
+    pub fn forget(&self, container: &str, process: &str) -> Result<()> {
+        match self.container(container) {
+            Err(error) if error.kind == Kind::NotFound => Ok(()),
+            container => container?.forget(process),
+        }
+    }
+
     pub fn process(&self, container: &str, process: &str) -> Result<Arc<Process>> {
         self.container(container)?.process(process)
     }
@@ -354,8 +374,11 @@ impl Agent {
 
 /// Runs on when the caller hangs up.
 async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
-    let done = tokio::spawn(work).await.unwrap_or_else(|_| Err(Error::internal("a call's task panicked")));
-    Ok(Response::new(done?))
+    Ok(Response::new(to_the_end(work).await?))
+}
+
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Error::internal("a call's task panicked")))
 }
 
 #[tonic::async_trait]
@@ -470,16 +493,8 @@ impl AgentService for Agent {
     }
 
     async fn exec_process(&self, request: Request<ExecProcessRequest>) -> Answer<ExecProcessResponse> {
-        let request = request.into_inner();
-        check_id("process", &request.process_id)?;
-        let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
-        let (agent, container) = (self.clone(), self.container(&request.container_id)?);
-        detached(async move {
-            let _moving = agent.moving()?;
-            let process = container.exec(&agent.inner.workshop, &request.process_id, spec).await?;
-            Ok(ExecProcessResponse { pid: process.pid })
-        })
-        .await
+        let process = self.exec(request.into_inner()).await?;
+        Ok(Response::new(ExecProcessResponse { pid: process.pid }))
     }
 
     async fn signal_process(&self, request: Request<SignalProcessRequest>) -> Answer<SignalProcessResponse> {
@@ -515,10 +530,7 @@ impl AgentService for Agent {
 
     async fn forget_process(&self, request: Request<ForgetProcessRequest>) -> Answer<ForgetProcessResponse> {
         let request = request.into_inner();
-        match self.container(&request.container_id) {
-            Err(error) if error.kind == Kind::NotFound => {}
-            container => container?.forget(&request.process_id)?,
-        }
+        self.forget(&request.container_id, &request.process_id)?;
         Ok(Response::new(ForgetProcessResponse {}))
     }
 

@@ -25,7 +25,7 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, wiring
@@ -55,6 +55,7 @@ class Origin:
     back: bool = False  # of a sandbox that has a disk: that stays until all is where it was
     staged: Path | None = None  # the copy of the snapshot's disk that it goes ``back`` to, once there is one
     output_offset: int = 0  # up to here its log has the output already
+    ports: tuple[PortRequest, ...] | None = None  # to be published; None: what the sandbox was created with
 
 
 def require_restorable(
@@ -111,7 +112,7 @@ class Reviver:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
                 disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
                 tasks.create_task(make_directories(paths, self._files))
-                attachments = await self._attach(record, stack)
+                attachments = await self._attach(record, origin, stack)
             described = _like_saved(
                 definition.vm_definition(
                     record,
@@ -178,10 +179,10 @@ class Reviver:
         await guest.configure(replace(identity, containers=(own,), fork=fork))
 
     async def _attach(
-        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
+        self, record: ContainerRecord, origin: Origin, stack: contextlib.AsyncExitStack
     ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        return await wiring.attach(self._rooms.network, record)
+        return await wiring.attach(self._rooms.network, record, origin.ports)
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

@@ -22,6 +22,7 @@ from hyperd.errors import (
     UnavailableError,
     WrongStateError,
 )
+from hyperd.guest.runs import SeparateRun
 from hyperd.model.guest import (
     FIRST_PROCESS,
     AgentHello,
@@ -538,6 +539,9 @@ class FakeGuest(FakeArchives):
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         await self._enter("exec_process")
         return self.agent.exec(container_id, process_id, plan)
+
+    def run_process(self, container_id: ContainerId, process_id: ProcessId) -> SeparateRun:
+        return SeparateRun(self, container_id, process_id)
 
     async def signal(
         self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False

@@ -290,6 +290,8 @@ class LibvirtHypervisor:
         """Wait in the background until libvirt has tidied up and said so; the name is free again then."""
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
+                # While it still dies libvirt would look again after 200 ms, in a thread that others' removals need.
+                await ending.process.wait_gone()
                 await self._forget(sandbox_id)
         except (HyperError, TimeoutError) as error:
             _log.warning("libvirt cannot forget a VM", extra={"sandbox": sandbox_id, "error": str(error)})

@@ -1175,6 +1175,11 @@ class StreamServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.FromString,
                 _registered_method=True)
+        self.RunProcess = channel.stream_stream(
+                '/hyper.agent.v1.StreamService/RunProcess',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessResponse.FromString,
+                _registered_method=True)
 
 
 class StreamServiceServicer:
@@ -1199,6 +1204,16 @@ class StreamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunProcess(self, request_iterator, context):
+        """ExecProcess, ReadOutput from 0, WaitProcess and ForgetProcess as one call. The first request has `exec`, each further one
+        only acknowledged_offset. The first response is `started`; then output and `exit`, once, in either order. When the
+        request stream closes after `exit` was sent, the process is forgotten and the call ends. A call that is cut leaves the process
+        as ExecProcess would have: the host goes on with the other calls, and so it does where the agent answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StreamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1211,6 +1226,11 @@ def add_StreamServiceServicer_to_server(servicer, server):
                     servicer.WriteInput,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.SerializeToString,
+            ),
+            'RunProcess': grpc.stream_stream_rpc_method_handler(
+                    servicer.RunProcess,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1267,6 +1287,33 @@ class StreamService:
             '/hyper.agent.v1.StreamService/WriteInput',
             hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunProcess(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hyper.agent.v1.StreamService/RunProcess',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessResponse.FromString,
             options,
             channel_credentials,
             insecure,
