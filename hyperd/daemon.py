@@ -14,8 +14,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
     ContainerServicer,
+    EgressServicer,
     ImageServicer,
     NetworkServicer,
+    SecurityGroupServicer,
     Servicers,
     SnapshotServicer,
     SystemServicer,
@@ -46,6 +48,7 @@ from hyperd.sandbox import (
     GuestSettings,
     Ledger,
     NetworkDesk,
+    PolicyDesk,
     Records,
     Reviver,
     Rooms,
@@ -152,6 +155,11 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
+        policies = PolicyDesk(
+            desk.network,
+            lambda reference: fleet.get(reference).record,
+            lambda: [view.record for view in fleet.views()],
+        )
         system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
         async with serving(
             config.socket,
@@ -164,6 +172,8 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
                 SnapshotServicer(fleet),
                 VolumeServicer(fleet),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+                EgressServicer(policies),
+                SecurityGroupServicer(policies),
             ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})

@@ -26,8 +26,8 @@ BUILD = (
     *("gcc", "libc6-dev", "make", "pkg-config", "python3-dev", "python3-venv", "libvirt-dev"),
     *("flex", "bison", "bc", "perl", "libelf-dev", "libssl-dev", "xz-utils", "protobuf-compiler"),
 )
-# What makes and reads the images of demo and tests, and the terminal that tests look at.
-TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux")
+# What makes, signs and reads the images of demo and tests, and the terminal that tests look at.
+TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "gpg", "gpg-agent", "gpgconf")
 # What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old.
 RELEASE = {
     "bookworm": (

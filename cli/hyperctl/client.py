@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         container_pb2_grpc,
         image_pb2_grpc,
         network_pb2_grpc,
+        policy_pb2_grpc,
         snapshot_pb2_grpc,
         system_pb2_grpc,
         volume_pb2_grpc,
@@ -82,6 +83,18 @@ class Client:
         from hyper.v1 import network_pb2_grpc
 
         return network_pb2_grpc.NetworkServiceStub(self._channel)
+
+    @property
+    def egress(self) -> "policy_pb2_grpc.EgressServiceAsyncStub":
+        from hyper.v1 import policy_pb2_grpc
+
+        return policy_pb2_grpc.EgressServiceStub(self._channel)
+
+    @property
+    def groups(self) -> "policy_pb2_grpc.SecurityGroupServiceAsyncStub":
+        from hyper.v1 import policy_pb2_grpc
+
+        return policy_pb2_grpc.SecurityGroupServiceStub(self._channel)
 
     @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":

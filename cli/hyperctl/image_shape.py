@@ -105,6 +105,7 @@ def image_document(image: pb.Image) -> dict[str, Any]:
         "Size": image.size_bytes,
         "StoredSize": image.stored_bytes,
         "ManifestDigest": image.manifest_digest,
+        "Trust": [_admission_document(admission) for admission in image.admissions],
         "Config": {
             "User": config.user,
             "Env": list(config.env),
@@ -127,6 +128,19 @@ def image_document(image: pb.Image) -> dict[str, Any]:
             }
             for entry in image.history
         ],
+    }
+
+
+def _admission_document(admission: pb.Admission) -> dict[str, Any]:
+    return {
+        "Reference": admission.reference,
+        "ManifestDigest": admission.manifest_digest,
+        "Scope": admission.scope,
+        "Requirements": [
+            {"Type": each.kind, "Keys": list(each.keys), "SignedIdentity": each.identity}
+            for each in admission.requirements
+        ],
+        "AdmittedAt": render_rfc3339(admission.admitted_at.seconds, admission.admitted_at.nanos),
     }
 
 

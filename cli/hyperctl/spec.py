@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import mounts, options, ports, terminal
+from hyperctl import mounts, options, policies, ports, terminal
 from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
@@ -127,6 +127,26 @@ class ContainerFlags:
     network_alias: Annotated[
         list[str], _many("--network-alias", metavar="NAME", help_text="A further name on its network")
     ] = field(default_factory=list)
+    egress: Annotated[
+        str,
+        Option(
+            "--egress", metavar="none|allow-all|FILE", help="What it may reach outside", show_default=False
+        ),
+    ] = ""
+    security_group: Annotated[
+        list[str],
+        _many("--security-group", "--sg", metavar="GROUP", help_text="Whom it hears, and speaks to"),
+    ] = field(default_factory=list)
+    network_rate_in: Annotated[
+        str,
+        Option(
+            "--network-rate-in", metavar="SIZE", help="Bytes a second to it: 500k, 10m", show_default=False
+        ),
+    ] = ""
+    network_rate_out: Annotated[
+        str,
+        Option("--network-rate-out", metavar="SIZE", help="Bytes a second from it", show_default=False),
+    ] = ""
     publish: Annotated[
         list[str],
         _many(
@@ -263,6 +283,10 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ],
             volumes_from=flags.volumes_from,
             writable_size_bytes=mounts.parse_storage_options(flags.storage_opt),
+            egress=policies.read_egress(flags.egress) if flags.egress else "",
+            security_groups=flags.security_group,
+            network_rate_in=policies.parse_rate("--network-rate-in", flags.network_rate_in),
+            network_rate_out=policies.parse_rate("--network-rate-out", flags.network_rate_out),
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
             address=flags.ip,

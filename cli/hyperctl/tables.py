@@ -33,6 +33,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "pull": ("registry", "pull", "Download an image from a registry"),
     "push": ("registry", "push", "Upload an image to a registry"),
     "login": ("login", "login", "Log in to a registry"),
+    "search": ("search", "search", "Search a registry for images"),
     "logout": ("login", "logout", "Forget the credentials for a registry"),
     "images": ("images", "images", "List images"),
     "history": ("images", "history", "Show what an image was made of"),
@@ -45,6 +46,8 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "template": ("groups", "template", "Booted guests that containers start from"),
     "volume": ("groups", "volume", "Disks that outlive containers"),
     "network": ("groups", "network", "Networks of containers, each closed to the others"),
+    "egress": ("groups", "egress", "What containers may reach, and what they tried to"),
+    "sg": ("groups", "sg", "Security groups: whom containers hear, and speak to"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -112,6 +115,20 @@ PORT_GROUP = {
     "add": ("ports", "add", "Publish further ports of a running container"),
     "rm": ("ports", "rm", "Take published ports back"),
     "ls": ("ports", "ls", "List the published ports of all containers"),
+}
+EGRESS_GROUP = {
+    "report": ("egress", "report", "List what a container tried to reach and was refused"),
+    "set": ("egress", "set", "Change what a container may reach, from now on"),
+    "inspect": ("egress", "inspect", "Show what containers may reach"),
+}
+SECURITY_GROUP_GROUP = {
+    "create": ("security_groups", "create", "Make a security group"),
+    "update": ("security_groups", "update", "Replace the rules of a security group"),
+    "ls": ("security_groups", "ls", "List security groups"),
+    "inspect": ("security_groups", "inspect", "Show everything about security groups"),
+    "rm": ("security_groups", "rm", "Remove security groups"),
+    "attach": ("security_groups", "attach", "Give a container further security groups"),
+    "detach": ("security_groups", "detach", "Take security groups from a container"),
 }
 NETWORK_GROUP = {
     "create": ("networks", "create", "Make a network"),

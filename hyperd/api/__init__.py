@@ -4,6 +4,8 @@
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
+from hyperd.api.policies import EgressServicer
+from hyperd.api.security_groups import SecurityGroupServicer
 from hyperd.api.server import Servicers, serving
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
@@ -12,8 +14,10 @@ from hyperd.api.volumes import VolumeServicer
 
 __all__ = [
     "ContainerServicer",
+    "EgressServicer",
     "ImageServicer",
     "NetworkServicer",
+    "SecurityGroupServicer",
     "Servicers",
     "SnapshotServicer",
     "SystemServicer",

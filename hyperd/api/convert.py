@@ -82,6 +82,10 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         expose=tuple(message.expose),
         address=message.address,
         network_aliases=tuple(message.network_aliases),
+        egress=message.egress,
+        security_groups=tuple(dict.fromkeys(message.security_groups)),
+        network_rate_in=message.network_rate_in,
+        network_rate_out=message.network_rate_out,
     )
 
 
@@ -130,6 +134,10 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         expose=spec.expose,
         address=spec.address,
         network_aliases=spec.network_aliases,
+        egress=spec.egress,
+        security_groups=spec.security_groups,
+        network_rate_in=spec.network_rate_in,
+        network_rate_out=spec.network_rate_out,
     )
     if spec.stop_timeout_s is not None:
         message.stop_timeout_s = spec.stop_timeout_s

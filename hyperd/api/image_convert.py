@@ -6,6 +6,7 @@ from hyperd.api.convert import encode_time
 from hyperd.errors import InvalidError
 from hyperd.image.base import LoadEvent, PullEvent, PushEvent
 from hyperd.model.image import (
+    Admission,
     Credentials,
     Image,
     LayerPhase,
@@ -35,7 +36,10 @@ def decode_platform(text: str) -> Platform | None:
 
 
 def decode_credentials(
-    request: wire.PullImageRequest | wire.PushImageRequest | wire.InspectManifestRequest,
+    request: wire.PullImageRequest
+    | wire.PushImageRequest
+    | wire.InspectManifestRequest
+    | wire.SearchImagesRequest,
 ) -> Credentials | None:
     """None: those in the daemon's own files. Raises InvalidError; no message has any of it."""
     if not request.HasField("credentials"):
@@ -96,6 +100,20 @@ def encode_image(image: Image) -> wire.Image:
             for entry in image.history
         ],
         layer_bytes=image.layer_bytes,
+        admissions=[_encode_admission(admission) for admission in image.admissions],
+    )
+
+
+def _encode_admission(admission: Admission) -> wire.Admission:
+    return wire.Admission(
+        reference=admission.reference,
+        manifest_digest=admission.manifest_digest,
+        scope=admission.scope,
+        requirements=[
+            wire.Admission.Requirement(kind=each.kind, keys=each.keys, identity=each.identity)
+            for each in admission.requirements
+        ],
+        admitted_at=encode_time(admission.admitted_at),
     )
 
 

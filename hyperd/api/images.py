@@ -10,7 +10,7 @@ from hyperd.api import image_convert as convert
 from hyperd.api.status import Context, errors_as_status
 from hyperd.api.uploads import first_request, pieces, received
 from hyperd.errors import InvalidError
-from hyperd.image.base import ImageStore
+from hyperd.image.base import DEFAULT_LIMIT, ImageStore
 from hyperd.model.image import Image
 from hyperd.sandbox import Fleet
 
@@ -83,7 +83,9 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
         async with errors_as_status(context):
             if not 1 <= len(request.images) <= MAX_SAVED:
                 raise InvalidError(f"{len(request.images)} images were named: 1 to {MAX_SAVED} can be saved")
-            async with contextlib.aclosing(self._images.save(tuple(request.images))) as stream:
+            platform = convert.decode_platform(request.platform)
+            saving = self._images.save(tuple(request.images), platform=platform)
+            async with contextlib.aclosing(saving) as stream:
                 async for data in stream:
                     for piece in pieces(data):
                         await context.write(wire.SaveImagesResponse(data=piece))
@@ -134,6 +136,29 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             )
             return wire.InspectManifestResponse(
                 manifest=found.content, media_type=found.media_type, digest=found.digest
+            )
+
+    async def SearchImages(
+        self, request: wire.SearchImagesRequest, context: Context
+    ) -> wire.SearchImagesResponse:
+        async with errors_as_status(context):
+            found = await self._images.search(
+                request.term,
+                limit=request.limit or DEFAULT_LIMIT,
+                tls_insecure=request.tls_insecure,
+                credentials=convert.decode_credentials(request),
+            )
+            return wire.SearchImagesResponse(
+                images=[
+                    wire.FoundImage(
+                        name=image.name,
+                        description=image.description,
+                        stars=image.stars,
+                        is_official=image.is_official,
+                        is_automated=image.is_automated,
+                    )
+                    for image in found
+                ]
             )
 
 

@@ -15,6 +15,7 @@ from hyper.v1 import (
     container_pb2_grpc,
     image_pb2_grpc,
     network_pb2_grpc,
+    policy_pb2_grpc,
     snapshot_pb2_grpc,
     system_pb2_grpc,
     volume_pb2_grpc,
@@ -22,6 +23,8 @@ from hyper.v1 import (
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
+from hyperd.api.policies import EgressServicer
+from hyperd.api.security_groups import SecurityGroupServicer
 from hyperd.api.snapshots import SnapshotServicer
 from hyperd.api.system import SystemServicer
 from hyperd.api.templates import TemplateServicer
@@ -45,6 +48,8 @@ class Servicers:
     snapshots: SnapshotServicer
     volumes: VolumeServicer
     networks: NetworkServicer
+    egress: EgressServicer
+    groups: SecurityGroupServicer
 
     def add_to(self, server: grpc.aio.Server) -> None:
         container_pb2_grpc.add_ContainerServiceServicer_to_server(self.containers, server)
@@ -54,6 +59,8 @@ class Servicers:
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(self.snapshots, server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
         network_pb2_grpc.add_NetworkServiceServicer_to_server(self.networks, server)
+        policy_pb2_grpc.add_EgressServiceServicer_to_server(self.egress, server)
+        policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(self.groups, server)
 
 
 @contextlib.asynccontextmanager

@@ -15,8 +15,9 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hyperd.errors import HyperError, InvalidError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableError
 from hyperd.host import files
+from hyperd.image import platform as platforms
 from hyperd.image import records
 from hyperd.image import reference as references
 from hyperd.image.assemble import DOCKER_MANIFEST_TYPE, oci_manifest
@@ -31,7 +32,7 @@ from hyperd.image.manifest import (
 )
 from hyperd.image.pull import Parts
 from hyperd.image.reference import Named, parse_named
-from hyperd.model.image import Digest, ImageId
+from hyperd.model.image import Digest, Image, ImageId, Platform
 
 CHUNK_BYTES = 1 << 20
 _INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
@@ -58,14 +59,18 @@ class Member:
     data: bytes | None = None
 
 
-def find_wanted(connection: sqlite3.Connection, images: Sequence[str]) -> list[Wanted]:
+def find_wanted(
+    connection: sqlite3.Connection, images: Sequence[str], platform: Platform | None = None
+) -> list[Wanted]:
     """A name without a tag is all the tags of its repository, as `docker save` has it; an id takes no names along.
 
-    Raises ImageNotFoundError, InvalidError.
+    Raises ImageNotFoundError, NotFoundError (here, but not for ``platform``), InvalidError.
     """
     found: dict[ImageId, list[str]] = {}
     for text in images:
         for image_id, name in _find(connection, text):
+            if platform is not None:
+                _require_platform(records.get_image(connection, image_id), platform, name or text)
             names = found.setdefault(image_id, [])
             if name and name not in names:
                 names.append(name)
@@ -73,6 +78,17 @@ def find_wanted(connection: sqlite3.Connection, images: Sequence[str]) -> list[W
         Wanted(each, records.get_image(connection, each).manifest_digest, tuple(sorted(names)))
         for each, names in found.items()
     ]
+
+
+def _require_platform(image: Image, wanted: Platform, subject: str) -> None:
+    """An image here is of one platform: of an index, the one that was pulled."""
+    if not platforms.runs(image.platform, wanted):
+        raise NotFoundError(
+            f"image was found but does not provide the specified platform ({wanted})",
+            subject=subject,
+            evidence=f"it is for {image.platform}",
+            hint=f"`hyper pull --platform {wanted}` gets that one in its place",
+        )
 
 
 def _find(connection: sqlite3.Connection, text: str) -> list[tuple[ImageId, str]]:
@@ -100,14 +116,16 @@ class Saving:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
 
-    async def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    async def save(
+        self, images: Sequence[str], platform: Platform | None = None
+    ) -> AsyncGenerator[bytes, None]:
         """As ``ImageStore.save``. Chunks are at most 1 MiB."""
         if not images:
             raise InvalidError("no image is named")
         parts = self._parts
 
         def find(connection: sqlite3.Connection) -> tuple[list[Wanted], set[Digest]]:
-            wanted = find_wanted(connection, images)
+            wanted = find_wanted(connection, images, platform)
             return wanted, {each for one in wanted for each in records.digests_of(connection, one.image_id)}
 
         async with parts.garbage.held(find) as wanted:

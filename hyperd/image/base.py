@@ -7,6 +7,7 @@ from typing import Protocol
 
 from hyperd.model.image import (
     Credentials,
+    FoundImage,
     Image,
     ImageId,
     LayerProgress,
@@ -27,6 +28,7 @@ PullEvent = LayerProgress | PullNotice | Image
 PushEvent = PushProgress | PullNotice | PushedTag
 LoadEvent = LayerProgress | PullNotice | LoadedImage
 
+DEFAULT_LIMIT = 25  # of a search, as Docker's
 NONE_IN_USE: Mapping[ImageId, str] = MappingProxyType({})
 
 
@@ -82,8 +84,11 @@ class ImageStore(Protocol):
         Raises ImageNotFoundError, InvalidError.
         """
 
-    def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
-        """One tar: an OCI image layout with Docker's manifest.json. ImageNotFoundError comes before the first byte."""
+    def save(self, images: Sequence[str], *, platform: Platform | None = None) -> AsyncGenerator[bytes, None]:
+        """One tar: an OCI image layout with Docker's manifest.json. All of them are for ``platform``, if it is given.
+
+        Raises ImageNotFoundError, NotFoundError (another platform), before the first byte.
+        """
 
     def load(
         self, data: AsyncIterator[bytes], *, platform: Platform | None = None
@@ -116,6 +121,19 @@ class ImageStore(Protocol):
         self, reference: str, *, tls_insecure: bool = False, credentials: Credentials | None = None
     ) -> RawManifest:
         """As the registry serves it. Raises what ``pull`` raises."""
+
+    async def search(
+        self,
+        term: str,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+    ) -> list[FoundImage]:
+        """What a registry has of that name: TERM on Docker Hub, HOST/TERM elsewhere.
+
+        Raises InvalidError, UnsupportedError (it has no search), DeniedError, UnavailableError.
+        """
 
     async def usage(self) -> StoreUsage:
         """What the store takes on disk."""

@@ -32,7 +32,7 @@ from hyperd.image.reference import Named, Source, Transport
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote
 from hyperd.image.unpack import Unpacker
-from hyperd.model.image import Credentials, Digest, Image, LoadedImage, Platform, PullNotice
+from hyperd.model.image import Admission, Credentials, Digest, Image, LoadedImage, Platform, PullNotice
 
 PARALLEL = 2
 INTAKE_TIMEOUT_S = 6 * 3600.0  # for all of an archive, at whatever pace; see waiting.Pace too
@@ -118,8 +118,10 @@ class ArchivePull(Pull):
         del top_digest
         return self._image.names
 
-    async def _find_known(self, manifest_digest: Digest, names: tuple[Named, ...]) -> Known | None:
-        del manifest_digest, names
+    async def _find_known(
+        self, manifest_digest: Digest, names: tuple[Named, ...], admission: Admission
+    ) -> Known | None:
+        del manifest_digest, names, admission
         return None  # if it were whole, its id would have found it
 
     async def _find_here(self) -> Image | None:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pull from the reference to the disk.
 
-    manifest -> platform -> config -> [ blobs arrive -> each is converted as soon as it is whole ] -> disk -> records
+    manifest -> policy -> config, platform -> [ blobs arrive -> each is converted once it is whole ] -> disk -> records
 
 Everything is checked before the first layer is fetched; the records change last, in one transaction, so an image is
 there whole or not at all. Whole blobs and layers stay for the next attempt, temporary files do not.
@@ -21,6 +21,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import manifest as manifests
 from hyperd.image import platform as platforms
 from hyperd.image import records
+from hyperd.image.admission import Admissions
 from hyperd.image.base import PullEvent
 from hyperd.image.config import ParsedConfig, parse_config
 from hyperd.image.content import Content, digest_of
@@ -32,7 +33,16 @@ from hyperd.image.layers import LayerFile, Layers, one_error
 from hyperd.image.manifest import Descriptor, Manifest
 from hyperd.image.reference import Named, Transport, parse_named
 from hyperd.image.transport import Remote, Skopeo, written_by_copy
-from hyperd.model.image import Digest, Image, ImageId, LayerPhase, LayerProgress, Platform, PullNotice
+from hyperd.model.image import (
+    Admission,
+    Digest,
+    Image,
+    ImageId,
+    LayerPhase,
+    LayerProgress,
+    Platform,
+    PullNotice,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,7 @@ class Parts:
     workers: Workers
     content: Content
     skopeo: Skopeo
+    admissions: Admissions
     downloads: Downloads
     layers: Layers
     disks: Disks
@@ -94,11 +105,13 @@ class Pull:
         child = (
             None if isinstance(top, Manifest) else manifests.choose(top, self._remote.platform, self._subject)
         )
-        known = await self._find_known(digest_of(raw) if child is None else child.digest, names)
+        chosen = digest_of(raw) if child is None else child.digest
+        admission = await parts.admissions.admit(self._remote, chosen, self._subject)
+        known = await self._find_known(chosen, names, admission)
         if known is not None:
             self._conclude(digest_of(raw), is_news=known.is_news)
             return known.image
-        resolved = await self._resolve(raw, child)
+        resolved = await self._resolve(raw, chosen, child)
         async with parts.garbage.pinned(_digests_of(resolved)):
             self._announce(resolved)
             await self._bring_layers(resolved)
@@ -110,6 +123,7 @@ class Pull:
                 resolved.config_raw,
                 resolved.config.diff_ids,
                 names,
+                admission,
             )
             image = await parts.database.transaction(lambda connection: records.save_image(connection, new))
             with contextlib.suppress(HyperError):  # it stays marked
@@ -117,13 +131,14 @@ class Pull:
         self._conclude(digest_of(raw), is_news=True)
         return image
 
-    async def _resolve(self, raw: bytes, child: Descriptor | None) -> Resolved:
+    async def _resolve(self, raw: bytes, chosen: Digest, child: Descriptor | None) -> Resolved:
         skopeo = self._parts.skopeo
+        # By digest from here on: a tag may move, and what was admitted is this manifest.
+        remote = replace(self._remote, digest=chosen)
         if child is None:
-            remote, manifest_raw = self._remote, raw
+            manifest_raw = raw
             config_raw = await skopeo.raw_config(remote)
         else:
-            remote = replace(self._remote, digest=child.digest)
             async with one_error(), asyncio.TaskGroup() as tasks:
                 asked = tasks.create_task(skopeo.child_manifest(remote, child))
                 asked_config = tasks.create_task(skopeo.raw_config(remote))
@@ -168,7 +183,9 @@ class Pull:
             return tuple(parse_named(tag) for tag in tags)
         return () if source.named is None else (source.named,)
 
-    async def _find_known(self, manifest_digest: Digest, names: tuple[Named, ...]) -> Known | None:
+    async def _find_known(
+        self, manifest_digest: Digest, names: tuple[Named, ...], admission: Admission
+    ) -> Known | None:
         """An image that is here whole only gets its names."""
         parts = self._parts
 
@@ -180,11 +197,13 @@ class Pull:
             return None
         async with parts.garbage.pinned([Digest(image_id), manifest_digest]):
             try:
-                return await self._name_known(image_id, names)
+                return await self._name_known(image_id, names, admission)
             except ImageNotFoundError:  # removed in this very moment
                 return None
 
-    async def _name_known(self, image_id: ImageId, names: tuple[Named, ...]) -> Known | None:
+    async def _name_known(
+        self, image_id: ImageId, names: tuple[Named, ...], admission: Admission
+    ) -> Known | None:
         parts = self._parts
 
         def find(connection: sqlite3.Connection) -> tuple[Image, set[Digest]]:
@@ -201,6 +220,7 @@ class Pull:
         def save(connection: sqlite3.Connection) -> Known:
             before = records.get_image(connection, image_id)
             records.save_names(connection, image_id, names)
+            records.save_admission(connection, image_id, admission)
             image = records.get_image(connection, image_id)
             return Known(image, is_news=(image.tags, image.digests) != (before.tags, before.digests))
 

@@ -4,6 +4,7 @@
 Functions for ``Database.transaction``; the config blob is kept beside its image so that a start reads no file.
 """
 
+import json
 import sqlite3
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
@@ -19,7 +20,7 @@ from hyperd.image.content import IndexEntry
 from hyperd.image.layers import LayerFile
 from hyperd.image.manifest import Manifest
 from hyperd.image.reference import Named
-from hyperd.model.image import Digest, Image, ImageId
+from hyperd.model.image import Admission, Digest, Image, ImageId, Requirement
 
 ROOM = "image"
 MIGRATIONS = (
@@ -41,6 +42,10 @@ MIGRATIONS = (
     "CREATE INDEX image_digest_image ON image_digest (image_id)",
     # What a removal has left to be deleted, until it is: whatever is called so, where no image needs it.
     "CREATE TABLE image_garbage (digest TEXT PRIMARY KEY) STRICT, WITHOUT ROWID",
+    """CREATE TABLE image_admission (
+        image_id TEXT NOT NULL REFERENCES image ON DELETE CASCADE, reference TEXT NOT NULL,
+        manifest_digest TEXT NOT NULL, scope TEXT NOT NULL, requirements TEXT NOT NULL, admitted_at TEXT NOT NULL,
+        PRIMARY KEY (image_id, reference)) STRICT""",
 )
 
 
@@ -67,6 +72,7 @@ class NewImage:
     config: bytes
     diff_ids: tuple[Digest, ...]
     names: tuple[Named, ...]  # with a tag or a digest each
+    admission: Admission | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +112,8 @@ def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
     )
     mark_garbage(connection, {item.digest for item in before - items_of(connection, new.image_id)})
     save_names(connection, new.image_id, new.names)
+    if new.admission is not None:
+        save_admission(connection, new.image_id, new.admission)
     return get_image(connection, new.image_id)
 
 
@@ -117,6 +125,22 @@ def save_names(connection: sqlite3.Connection, image_id: ImageId, names: Iterabl
             f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",  # noqa: S608  # one of two literals
             (str(references.canonical(name)), name.repository, image_id),
         )
+
+
+def save_admission(connection: sqlite3.Connection, image_id: ImageId, admission: Admission) -> None:
+    """The last of each reference counts."""
+    requirements = [[each.kind, list(each.keys), each.identity] for each in admission.requirements]
+    connection.execute(
+        "INSERT OR REPLACE INTO image_admission VALUES (?, ?, ?, ?, ?, ?)",
+        (
+            image_id,
+            admission.reference,
+            admission.manifest_digest,
+            admission.scope,
+            json.dumps(requirements),
+            admission.admitted_at.isoformat(),
+        ),
+    )
 
 
 def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
@@ -143,6 +167,7 @@ def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
         author=parsed.author,
         history=parsed.history,
         layer_bytes=tuple(layer["size_bytes"] for layer in layers),
+        admissions=_admissions(connection, image_id),
     )
 
 
@@ -280,6 +305,25 @@ def _items(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) 
         for kind, table, column in columns
         for row in connection.execute(f"SELECT {column} FROM {table} {where}", values)  # noqa: S608  # literals
     }
+
+
+def _admissions(connection: sqlite3.Connection, image_id: ImageId) -> tuple[Admission, ...]:
+    rows = connection.execute(
+        "SELECT * FROM image_admission WHERE image_id = ? ORDER BY reference", (image_id,)
+    )
+    return tuple(
+        Admission(
+            row["reference"],
+            Digest(row["manifest_digest"]),
+            row["scope"],
+            tuple(
+                Requirement(kind, tuple(keys), identity)
+                for kind, keys, identity in json.loads(row["requirements"])
+            ),
+            datetime.fromisoformat(row["admitted_at"]),
+        )
+        for row in rows
+    )
 
 
 def _names(connection: sqlite3.Connection, table: str, image_id: ImageId) -> tuple[str, ...]:

@@ -90,7 +90,7 @@ class Source:
         return (
             self.transport is Transport.DOCKER
             and self.named is not None
-            and _is_loopback(self.named.registry)
+            and is_loopback_host(self.named.registry)
         )
 
     def __str__(self) -> str:
@@ -195,14 +195,16 @@ def parse_digest(text: object, what: str) -> Digest:
     return Digest(text)
 
 
-def _split(text: str) -> tuple[str, str, str | None]:
+def split_registry(text: str) -> tuple[str, str]:
+    """HOST/REST, by Docker's rule of what a registry's name looks like; else all of it is of Docker's."""
     head, slash, tail = text.partition("/")
     if slash and ("." in head or ":" in head or head == "localhost" or head.lower() != head):
-        registry, remainder = head, tail
-    else:
-        registry, remainder = DEFAULT_REGISTRY, text
-    if registry == "index.docker.io":
-        registry = DEFAULT_REGISTRY
+        return (DEFAULT_REGISTRY if head == "index.docker.io" else head), tail
+    return DEFAULT_REGISTRY, text
+
+
+def _split(text: str) -> tuple[str, str, str | None]:
+    registry, remainder = split_registry(text)
     path, colon, tag = remainder.partition(":")
     if registry == DEFAULT_REGISTRY and "/" not in path:
         path = f"{DEFAULT_NAMESPACE}/{path}"
@@ -223,7 +225,8 @@ def _named_inside(transport: Transport, inner: str) -> Named | None:
         return None
 
 
-def _is_loopback(registry: str) -> bool:
+def is_loopback_host(registry: str) -> bool:
+    """With or without a port."""
     host = (
         registry.rpartition("]")[0].removeprefix("[")
         if registry.startswith("[")

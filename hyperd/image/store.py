@@ -17,13 +17,15 @@ from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.image import manifest as manifests
 from hyperd.image import platform as platforms
-from hyperd.image import pruning, records
+from hyperd.image import pruning, records, web
 from hyperd.image import push as pushes
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
+from hyperd.image import search as searches
 from hyperd.image import usage as usages
+from hyperd.image.admission import Admissions
 from hyperd.image.archive_write import Saving
-from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
@@ -32,7 +34,7 @@ from hyperd.image.gc import Garbage
 from hyperd.image.layer_intake import Intake
 from hyperd.image.layers import SUFFIX, LayerFile, Layers
 from hyperd.image.loading import Loading
-from hyperd.image.logins import Logins
+from hyperd.image.logins import Logins, require_sensible
 from hyperd.image.making import Making
 from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push
@@ -44,6 +46,7 @@ from hyperd.image.upload import Uploads
 from hyperd.model.image import (
     Credentials,
     Digest,
+    FoundImage,
     Image,
     ImageId,
     NewImage,
@@ -114,6 +117,7 @@ class OciImageStore:
             self._workers,
             self._content,
             self._skopeo,
+            Admissions(self._skopeo, self._workers, self._temporary),
             downloads,
             self._layers,
             self._disks,
@@ -301,6 +305,19 @@ class OciImageStore:
             raw = await self._skopeo.raw_manifest(reached)
         return manifests.described(raw, str(remote.source))
 
+    async def search(
+        self,
+        term: str,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+    ) -> list[FoundImage]:
+        wanted = searches.Search(term, limit, tls_insecure, credentials)
+        if credentials is not None:
+            require_sensible(credentials)
+        return await searches.search(wanted, web.fetch)
+
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         ready = self._ready.get(image_id)
         if ready is not None:
@@ -327,7 +344,6 @@ class OciImageStore:
             files.make_directory(self._layers.root, 0o711)
             files.make_directory(self._disks.root, 0o711)
             self._content.open()
-            self._skopeo.open()
 
     async def _write_index(self) -> None:
         """For other tools only: a failure costs them, not the image."""
@@ -351,8 +367,8 @@ class OciImageStore:
         await self._write_index()
         return image
 
-    def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
-        return self._saving.save(images)
+    def save(self, images: Sequence[str], *, platform: Platform | None = None) -> AsyncGenerator[bytes, None]:
+        return self._saving.save(images, platform)
 
     async def load(
         self, data: AsyncIterator[bytes], *, platform: Platform | None = None

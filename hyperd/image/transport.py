@@ -67,18 +67,16 @@ class Skopeo:
         self._temporary = temporary
         self._skopeo = skopeo
         self._authfile = authfile
-        self._policy_options: list[str] = []
 
-    def open(self) -> None:
-        """Blocks. Without any policy skopeo refuses all; Debian's package for it may be absent."""
+    def policy_path(self) -> Path:
+        """Blocks. As skopeo looks; without any it would refuse all, and Debian's package for it may be absent."""
         home = Path(os.environ.get("HOME") or "/root") / ".config/containers/policy.json"
-        if home.is_file() or _READ_BY_SKOPEO.is_file():
-            self._policy_options = []
-        elif _SHIPPED.is_file():
-            self._policy_options = [f"--policy={_SHIPPED}"]
-        else:
+        for path in (home, _READ_BY_SKOPEO, _SHIPPED):
+            if path.exists():
+                return path
+        if not self._policy.is_file():
             files.write_atomic(self._policy, json.dumps(_POLICY).encode())
-            self._policy_options = [f"--policy={self._policy}"]
+        return self._policy
 
     async def raw_manifest(self, remote: Remote) -> bytes:
         argv = ["inspect", "--raw", *self._access("", remote), remote.reference]
@@ -126,6 +124,31 @@ class Skopeo:
             f"oci:{layout}",
         ]
         await self._run(argv, remote, COPY_TIMEOUT_S)
+
+    async def show(self, remote: Remote, policy: Path, target: str, authfile: Path) -> None:
+        """Copy the image to ``target`` if ``policy`` admits it, unchanged. Raises DeniedError when it does not."""
+        source_auth = remote.authfile or self._authfile
+        argv = [
+            self._skopeo,
+            f"--policy={policy}",
+            f"--tmpdir={self._temporary}",
+            *_override(remote.platform),
+            "copy",
+            "--quiet",
+            "--preserve-digests",
+            "--remove-signatures",
+            *(["--src-tls-verify=false"] if remote.skips_tls_verify else []),
+            *([f"--src-authfile={source_auth}"] if source_auth is not None else []),
+            "--dest-tls-verify=false",
+            f"--dest-authfile={authfile}",
+            remote.reference,
+            target,
+        ]
+        # What it would remember of our blobs is worth nothing to later pushes.
+        env = self.environment | {"XDG_DATA_HOME": str(policy.parent)}
+        finished = await process.run(argv, timeout_s=INSPECT_TIMEOUT_S, env=env)
+        if finished.returncode != 0:
+            raise translate(finished.stderr_tail, str(remote.source))
 
     async def archive_tags(self, source: Source) -> list[str]:
         """What a docker-archive calls its images."""
@@ -179,7 +202,8 @@ class Skopeo:
         return {**os.environ, "_CONTAINERS_ROOTLESS_UID": "1", "XDG_DATA_HOME": str(self._known)}
 
     def _head(self) -> list[str]:
-        return [self._skopeo, *self._policy_options, f"--tmpdir={self._temporary}"]
+        """What these commands move was admitted before (admission.py), or comes out of our own store."""
+        return [self._skopeo, "--insecure-policy", f"--tmpdir={self._temporary}"]
 
     def _access(self, side: str, remote: Remote) -> list[str]:
         options = [f"--{side}tls-verify=false"] if remote.skips_tls_verify else []

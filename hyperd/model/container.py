@@ -69,6 +69,10 @@ class ContainerSpec:
     expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
     address: str = ""  # of the network's subnet
     network_aliases: tuple[str, ...] = ()
+    egress: str = ""  # none, allow-all, or a document; as it was when this was made
+    security_groups: tuple[str, ...] = ()  # so, too
+    network_rate_in: int = 0  # bytes a second; 0: as many as there are
+    network_rate_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,26 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class Requirement:
+    """Of a signature policy (containers-policy.json(5))."""
+
+    kind: str  # insecureAcceptAnything, signedBy, sigstoreSigned
+    keys: tuple[str, ...] = ()  # FILE sha256:HEX
+    identity: str = ""  # how the signed name was compared; "" = by the kind's default
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """Under which part of the host's signature policy an image came here, all of whose requirements it met."""
+
+    reference: str  # as it was asked for
+    manifest_digest: Digest  # that was held against it
+    scope: str  # the policy's key that decided: docker:HOST/NAME, default
+    requirements: tuple[Requirement, ...]
+    admitted_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Image:
     image_id: ImageId
     tags: tuple[str, ...]  # full names: docker.io/library/alpine:latest
@@ -60,6 +80,7 @@ class Image:
     author: str = ""
     history: tuple[HistoryEntry, ...] = ()
     layer_bytes: tuple[int, ...] = ()  # of each layer uncompressed, lowest first
+    admissions: tuple[Admission, ...] = ()  # none of an image that was made here
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +168,17 @@ class NewImage:
     platform: Platform | None = None  # of an import; None = the host's
     # A container's in the place of the base's: all but ports, volumes, health check. ``changes`` come after.
     overrides: ImageConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FoundImage:
+    """By a search in a registry."""
+
+    name: str
+    description: str = ""
+    stars: int = 0
+    is_official: bool = False
+    is_automated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

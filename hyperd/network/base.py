@@ -13,10 +13,66 @@ from hyperd.model.network import (
     PortRequest,
     PublishedPort,
 )
+from hyperd.model.policy import EgressReport, Limits, SecurityGroup
 from hyperd.model.vm import SandboxId
 
 
+class SecurityGroups(Protocol):
+    """By name."""
+
+    def list_groups(self) -> list[SecurityGroup]:
+        """In order."""
+
+    def get(self, name: str) -> SecurityGroup:
+        """Raises NotFoundError."""
+
+    async def create(self, document: str, name: str = "") -> SecurityGroup:
+        """Raises InvalidError, ExistsError, NotFoundError for one that it speaks of, ExhaustedError."""
+
+    async def update(self, document: str, name: str = "") -> SecurityGroup:
+        """Whole, and at once for all that have it. Raises InvalidError, NotFoundError."""
+
+
+class Policies(Protocol):
+    """By sandbox, from before it is attached until it is released; the report outlives it."""
+
+    @property
+    def groups(self) -> SecurityGroups:
+        """That sandboxes may have."""
+
+    def require_valid(self, limits: Limits) -> None:
+        """Raises InvalidError, NotFoundError for a group."""
+
+    def groups_in(self, limits: Limits) -> set[str]:
+        """Those that it has, or speaks of."""
+
+    async def remove_group(self, name: str) -> None:
+        """That no sandbox has. Raises NotFoundError, WrongStateError while another group speaks of it."""
+
+    def covers(self, sandbox_id: SandboxId) -> bool:
+        """Whether it has any, perhaps empty ones by now."""
+
+    def limits_of(self, sandbox_id: SandboxId) -> Limits:
+        """As they are now; empty when it has none."""
+
+    async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """Before it is attached, unless it has some already: those were changed since."""
+
+    async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """From its next ``attach`` or ``enforce`` on. Raises InvalidError, NotFoundError for a group."""
+
+    async def report(self, reference: str) -> EgressReport:
+        """What was refused, by id, name or unique prefix of an id, also of one that has gone.
+
+        Raises NotFoundError, InvalidError.
+        """
+
+
 class Network(Protocol):
+    @property
+    def policies(self) -> Policies:
+        """What sandboxes may begin."""
+
     @property
     def trouble(self) -> HyperError | None:
         """Why it could not be prepared, the last time that was tried."""
@@ -42,6 +98,9 @@ class Network(Protocol):
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         """Remove the tap, take its ports back, keep the lease. Idempotent."""
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        """Its policy as it is now, where it is attached: for what it has begun, too. Idempotent."""
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str

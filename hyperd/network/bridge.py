@@ -14,6 +14,7 @@ from hyperd.errors import UnavailableError
 from hyperd.network.netlink import network_errors
 from hyperd.network.pool import mac_of
 from hyperd.network.settings import BridgeSettings
+from hyperd.network.tap import PREFIX
 
 _ETHERNET_MTU = 1500
 _MAIN_TABLE = 254
@@ -45,6 +46,8 @@ def require_free(subnet: IPv4Network, routes: Iterable[HostRoute], bridge: str) 
     for route in routes:
         if route.interface == bridge or route.destination.prefixlen == 0:
             continue
+        if route.interface.startswith(PREFIX) and route.destination.prefixlen == 32:
+            continue  # a sandbox with a policy; whoever has a bridge with this subnet is found by its own route
         if ours and route.destination.prefixlen < subnet.prefixlen:
             continue
         if route.destination.overlaps(subnet):

@@ -7,6 +7,7 @@ and subnet; neither touches what is the other's.
 """
 
 import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -33,6 +34,7 @@ from hyperd.network.nat import (
     remove_rules,
 )
 from hyperd.network.netlink import network_errors
+from hyperd.network.policy import Place, Policies, Wire, route
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
@@ -45,8 +47,17 @@ LOOK_EVERY_S = 60.0
 
 
 class BridgeNetwork:
-    def __init__(self, settings: BridgeSettings, database: Database, at_port: AtPort | None = None) -> None:
+    def __init__(
+        self,
+        settings: BridgeSettings,
+        database: Database,
+        at_port: AtPort | None = None,
+        policies: Policies | None = None,
+    ) -> None:
         self._settings = settings
+        self._policies = policies or Policies(database)
+        self._owned = () if policies else (self._policies,)
+        self._place = Place(settings.table, settings.internal)
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
@@ -77,6 +88,10 @@ class BridgeNetwork:
         """Make or repair everything. Idempotent. Raises WrongStateError when another process has this bridge."""
         async with self._preparing:
             await self._prepare()
+
+    async def ready(self) -> None:
+        """As ``prepare``, unless it is."""
+        await self._require_prepared()
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
@@ -109,6 +124,7 @@ class BridgeNetwork:
         try:
             try:
                 await self._publish(lease, ports, holder)
+                revision = self._policies.revision(sandbox_id)
                 bridge = await self._plug(lease)
             except (
                 UnavailableError
@@ -118,7 +134,10 @@ class BridgeNetwork:
                 )
                 await self.prepare()
                 await self._publish(lease, ports, holder)
+                revision = self._policies.revision(sandbox_id)
                 bridge = await self._plug(lease)
+            if self._policies.revision(sandbox_id) != revision:
+                await self.enforce(sandbox_id)  # somebody changed it meanwhile, and found no tap
         except BaseException:
             await asyncio.shield(self._undo(lease))
             raise
@@ -135,6 +154,23 @@ class BridgeNetwork:
                         raise
             await self._forget(sandbox_id)
         await self._publishing.withdraw(sandbox_id)
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        """Its policy as it is now, where it runs: also for what it has begun. Idempotent."""
+        lease = await self._leases.find(sandbox_id)
+        if lease is None or not self._policies.covers(sandbox_id):
+            return
+        wire = self._wire(lease)
+        try:
+            index = socket.if_nametoindex(wire.name)
+        except OSError:
+            return  # it will be with its tap
+        await self._require_prepared()
+        await self._policies.arm(self._place, sandbox_id, wire)
+        if self._bridge is None:
+            raise UnavailableError("the network is not prepared", subject=sandbox_id)
+        await self._route(index, wire, sandbox_id, self._bridge)
+        await self._policies.cut(wire)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
@@ -198,6 +234,7 @@ class BridgeNetwork:
                 self._bridge = None
                 await self._remove_bridge()
                 await remove_rules(self._settings)
+                await self._policies.withdraw(self._settings.table)
             except BaseException:
                 self._is_removed = False
                 raise
@@ -206,6 +243,8 @@ class BridgeNetwork:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
         self._taps.close()
         self._publishing.close()
+        for owned in self._owned:
+            owned.close()
         self._lock.release()
 
     async def _remove_bridge(self) -> None:
@@ -225,7 +264,11 @@ class BridgeNetwork:
                     await self._prepare()
 
     def _is_prepared(self) -> bool:
-        return self._bridge is not None and has_rules(self._settings, bridged=self._is_guarded)
+        return (
+            self._bridge is not None
+            and has_rules(self._settings, bridged=self._is_guarded)
+            and self._policies.stands(self._settings.table)
+        )
 
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
@@ -235,6 +278,7 @@ class BridgeNetwork:
             self._lock.acquire()
             bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
+            await self._stand_by_policies(bridge)
             await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
         except HyperError as error:
@@ -269,10 +313,18 @@ class BridgeNetwork:
     def _switch_loopback(self) -> None:
         let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
 
+    async def _wires(self) -> list[tuple[SandboxId, Wire]]:
+        """Of those that have a tap."""
+        there = {name for _, name in socket.if_nameindex()}
+        wires = [(lease.sandbox_id, self._wire(lease)) for lease in await self._leases.list_all()]
+        return [(owner, wire) for owner, wire in wires if wire.name in there]
+
     async def _forget(self, sandbox_id: SandboxId) -> None:
         """The tap's rules, when it is gone."""
+        lease = await self._leases.find(sandbox_id)
+        if lease is not None:
+            await self._policies.disarm(self._place, sandbox_id, self._wire(lease))
         if self._is_guarded:
-            lease = await self._leases.find(sandbox_id)
             speaker = _speaker(lease) if lease else None
             async with self._changing_rules:
                 await self._taps.call(forget, self._settings.table, tap_name(sandbox_id), speaker)
@@ -283,6 +335,7 @@ class BridgeNetwork:
                 await self._leases.prepare()
                 owner = await self._leases.owner()
                 await self._publishing.load()
+                await self._policies.load()
                 self._owner = owner
 
     def _require_outward(self, ports: Sequence[PortRequest]) -> None:
@@ -304,11 +357,17 @@ class BridgeNetwork:
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
         name = tap_name(lease.sandbox_id)
+        revision = self._policies.revision(lease.sandbox_id)
+        if revision:
+            await self._policies.arm(self._place, lease.sandbox_id, self._wire(lease))
         with network_errors(name):
             if self._is_guarded:  # before there is anything that it could be too late for
                 async with self._changing_rules:
                     await self._taps.call(allow, self._settings.table, _speaker(lease))
             index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
+            if revision:
+                await self._route(index, self._wire(lease), lease.sandbox_id, bridge)
+                return bridge
             async with AsyncIPRoute() as netlink:
                 await netlink.link(
                     "set",
@@ -319,6 +378,38 @@ class BridgeNetwork:
                     state="up",
                 )
         return bridge
+
+    async def _stand_by_policies(self, bridge: Bridge) -> None:
+        """Of all that run. Where their rules cannot be made, they are off the network."""
+        wires = [(owner, wire) for owner, wire in await self._wires() if self._policies.covers(owner)]
+        try:
+            await self._policies.stand(self._place, wires)
+        except HyperError:
+            async with AsyncIPRoute() as netlink:
+                for _, wire in wires:
+                    for index in await netlink.link_lookup(ifname=wire.name):
+                        await netlink.link("set", index=index, state="down")
+            raise
+        for owner, wire in wires:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                await self._route(socket.if_nametoindex(wire.name), wire, owner, bridge)
+
+    async def _route(self, index: int, wire: Wire, sandbox_id: SandboxId, bridge: Bridge) -> None:
+        with network_errors(wire.name):
+            async with AsyncIPRoute() as netlink:
+                limited = self._policies.limited(sandbox_id, wire)
+                await route(netlink, index, limited, mtu=bridge.mtu, ifalias=_alias(self._owner, sandbox_id))
+
+    def _wire(self, lease: Lease) -> Wire:
+        settings = self._settings
+        return Wire(
+            tap_name(lease.sandbox_id),
+            lease.address,
+            settings.name,
+            settings.bridge,
+            settings.subnet,
+            settings.gateway,
+        )
 
     async def _undo(self, lease: Lease) -> None:
         name = tap_name(lease.sandbox_id)
@@ -333,6 +424,7 @@ class BridgeNetwork:
 
     def _attachment(self, lease: Lease, bridge: Bridge) -> Attachment:
         resolver = read_resolver()
+        asks_here = self._settings.has_names or self._policies.covers(lease.sandbox_id)
         return Attachment(
             sandbox_id=lease.sandbox_id,
             network=self._settings.name,
@@ -342,7 +434,7 @@ class BridgeNetwork:
             prefix_length=self._settings.subnet.prefixlen,
             gateway=str(self._settings.gateway),
             mtu=bridge.mtu,
-            dns_servers=(str(self._settings.gateway),) if self._settings.has_names else resolver.servers,
+            dns_servers=(str(self._settings.gateway),) if asks_here else resolver.servers,
             dns_searches=resolver.searches,
             dns_options=resolver.options,
         )

@@ -14,11 +14,12 @@ NETLINK_NETFILTER = 12
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 8192
 _REQUEST, _ACK, _CREATE = 1, 4, 0x400
+_ADDING = _REQUEST | _ACK | _CREATE
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _NF_TABLES = 10
 _NEWSETELEM, _DELSETELEM = _NF_TABLES << 8 | 12, _NF_TABLES << 8 | 14
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
-_KEY, _DATA, _VALUE = 1, 2, 1
+_KEY, _DATA, _VALUE, _TIMEOUT = 1, 2, 1, 4
 _NESTED = 0x8000
 _TOGETHER = 256  # elements of one message, whose length has 16 bits
 
@@ -30,6 +31,7 @@ class Element:
     where: str
     key: bytes
     data: bytes = b""  # of a map's
+    timeout_ms: int = 0  # 0: it stays
 
 
 def padded(*parts: bytes) -> bytes:
@@ -39,23 +41,29 @@ def padded(*parts: bytes) -> bytes:
 
 def add(family: int, table: str, elements: Sequence[Element]) -> None:
     """All or none, in one transaction; one that is there already stays. Raises OSError, as without the table."""
-    _change(family, table, _NEWSETELEM, _REQUEST | _ACK | _CREATE, elements)
+    _change(family, table, [(_NEWSETELEM, _ADDING, elements)])
 
 
 def remove(family: int, table: str, elements: Sequence[Element]) -> None:
     """All or none, in one transaction. Raises OSError: ENOENT when one is not there."""
-    _change(family, table, _DELSETELEM, _REQUEST | _ACK, elements)
+    _change(family, table, [(_DELSETELEM, _REQUEST | _ACK, elements)])
 
 
-def _change(family: int, table: str, kind: int, flags: int, elements: Sequence[Element]) -> None:
+def renew(family: int, table: str, elements: Sequence[Element]) -> None:
+    """Those that are there begin their time again, in one transaction. Raises OSError: ENOENT when one is not there."""
+    _change(family, table, [(_DELSETELEM, _REQUEST | _ACK, elements), (_NEWSETELEM, _ADDING, elements)])
+
+
+def _change(family: int, table: str, steps: Iterable[tuple[int, int, Sequence[Element]]]) -> None:
     messages = [_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NF_TABLES)]
-    for where in dict.fromkeys(element.where for element in elements):
-        here = [element for element in elements if element.where == where]
-        for start in range(0, len(here), _TOGETHER):
-            some = here[start : start + _TOGETHER]
-            body = _text(_TABLE, table) + _text(_SET, where)
-            body += _attribute(_ELEMENTS | _NESTED, b"".join(_encode(some)))
-            messages.append(_message(kind, flags, len(messages), family, body, 0))
+    for kind, flags, elements in steps:
+        for where in dict.fromkeys(element.where for element in elements):
+            here = [element for element in elements if element.where == where]
+            for start in range(0, len(here), _TOGETHER):
+                some = here[start : start + _TOGETHER]
+                body = _text(_TABLE, table) + _text(_SET, where)
+                body += _attribute(_ELEMENTS | _NESTED, b"".join(_encode(some)))
+                messages.append(_message(kind, flags, len(messages), family, body, 0))
     answers = len(messages) - 1
     messages.append(_message(_BATCH_END, _REQUEST, len(messages), 0, b"", _NF_TABLES))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
@@ -72,6 +80,8 @@ def _encode(elements: Iterable[Element]) -> Iterable[bytes]:
         parts = _attribute(_KEY | _NESTED, _attribute(_VALUE, element.key))
         if element.data:
             parts += _attribute(_DATA | _NESTED, _attribute(_VALUE, element.data))
+        if element.timeout_ms:
+            parts += _attribute(_TIMEOUT, struct.pack("!Q", element.timeout_ms))
         yield _attribute(1 | _NESTED, parts)
 
 

@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -28,7 +28,8 @@ _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP}
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    protocol: Protocol
+    protocol: Protocol | None  # None: neither of them
+    begun_by: IPv4Address
     destination: tuple[IPv4Address, int]  # that it was sent to
     answered_by: tuple[IPv4Address, int]
     is_forwarded: bool
@@ -46,11 +47,22 @@ def forget(begun: Iterable[Forward], ended: Iterable[Forward]) -> None:
     }
 
     def is_it(flow: Flow) -> bool:
+        if flow.protocol is None:
+            return False
         host_ip, host_port = flow.destination
         if flow.is_forwarded:
             return (flow.protocol, host_port, flow.answered_by) in forwarded
         return any((flow.protocol, host_port, address) in led_astray for address in (ANY, host_ip))
 
+    _forget_those(is_it)
+
+
+def forget_of(address: IPv4Address) -> None:
+    """All with it at one end, of whatever protocol: whether they may is asked anew. Raises OSError."""
+    _forget_those(lambda flow: address in (flow.begun_by, flow.answered_by[0]))
+
+
+def _forget_those(is_it: Callable[[Flow], bool]) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(_message(_GET, _REQUEST | _DUMP, b""))
@@ -72,22 +84,18 @@ def _dumped(kernel: socket.socket) -> Iterator[Flow]:
             if kind == _ERROR:
                 (code,) = struct.unpack_from("=i", answer, 16)
                 raise OSError(-code, os.strerror(-code))
-            flow = _parse(answer[20:size])
-            if flow is not None:
-                yield flow
+            yield _parse(answer[20:size])
             answer = answer[size + (-size % 4) :]
 
 
-def _parse(body: bytes) -> Flow | None:
-    """None: neither TCP nor UDP."""
+def _parse(body: bytes) -> Flow:
     parts = _attributes(body)
-    original, reply = _tuple(parts[_ORIGINAL]), _tuple(parts[_REPLY])
-    protocol = _PROTOCOLS.get(original[0])
-    if protocol is None:
-        return None
+    number, begun_by, destination = _tuple(parts[_ORIGINAL])
+    _, answered_by, _ = _tuple(parts[_REPLY])
     (status,) = struct.unpack("!I", parts[_STATUS])
     name = struct.pack("=HH", 4 + len(parts[_ORIGINAL]), _ORIGINAL | 0x8000) + parts[_ORIGINAL]
-    return Flow(protocol, original[2], reply[1], bool(status & _DESTINATION_CHANGED), name)
+    changed = bool(status & _DESTINATION_CHANGED)
+    return Flow(_PROTOCOLS.get(number), begun_by[0], destination, answered_by, changed, name)
 
 
 def _tuple(body: bytes) -> tuple[int, tuple[IPv4Address, int], tuple[IPv4Address, int]]:

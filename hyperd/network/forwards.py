@@ -10,6 +10,7 @@ from ipaddress import IPv4Address
 from hyperd.model.network import PortRequest, Protocol, PublishedPort
 from hyperd.network.elements import Element, padded
 from hyperd.network.settings import ANY
+from hyperd.network.tap import PREFIX
 
 AT_ADDRESS, AT_ANY = "published", "published_any"  # the maps: at one address of the host, at all of them
 _NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17}
@@ -68,11 +69,11 @@ def element(forward: Forward) -> Element:
     return Element(AT_ADDRESS, forward.host_ip.packed + key, data)
 
 
-def render(bridge: str, subnet: str, forwards: Iterable[Forward]) -> str:
+def render(bridge: str, subnet: str, gateway: str, forwards: Iterable[Forward]) -> str:
     """The maps, and the chains that look packets up in them; for the table of the family inet.
 
-    A guest answers its neighbour directly, and loopback's addresses mean nothing to it: both come to it from the
-    gateway. Whoever else comes keeps his address.
+    A guest answers its neighbour directly (but one with a policy, whose tap is routed), and loopback's addresses mean
+    nothing to it: both come to it from the gateway. Whoever else comes keeps his address.
     """
     known = sorted(forwards, key=lambda forward: (forward.host_port, forward.protocol, forward.host_ip))
     at_any = [f"{_key(forward)} : {_value(forward)}" for forward in known if forward.host_ip == ANY]
@@ -101,6 +102,8 @@ def render(bridge: str, subnet: str, forwards: Iterable[Forward]) -> str:
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
+        oifname "{PREFIX}*" ip daddr {subnet} ip saddr 127.0.0.0/8 snat ip to {gateway}
+        oifname "{PREFIX}*" ip daddr {subnet} accept
         ip saddr {subnet} oifname != "{bridge}" masquerade
         ip saddr {{ {subnet}, 127.0.0.0/8 }} oifname "{bridge}" ct status dnat masquerade
     }}

@@ -22,6 +22,7 @@ import dns.rcode
 
 from hyperd.errors import UnavailableError
 from hyperd.network.forwarder import PAYLOAD_BYTES, Forwarder
+from hyperd.network.policy import Screen
 from hyperd.network.zone import Zone, answer, refusal
 
 _log = logging.getLogger(__name__)
@@ -54,9 +55,19 @@ class Rates:
 
 
 class NameServer:
-    """``zone``: as it is at the moment. ``forwarder`` None: what it does not know itself, there is not."""
+    """``zone``: as it is at the moment. ``forwarder`` None: what it does not know itself, there is not.
 
-    def __init__(self, address: IPv4Address, zone: Callable[[], Zone], forwarder: Forwarder | None) -> None:
+    ``screen``: what guests with a policy may ask.
+    """
+
+    def __init__(
+        self,
+        address: IPv4Address,
+        zone: Callable[[], Zone],
+        forwarder: Forwarder | None,
+        screen: Screen | None = None,
+    ) -> None:
+        self._screen = screen
         self._address = address
         self._zone = zone
         self._forwarder = forwarder
@@ -116,19 +127,25 @@ class NameServer:
             query = _parse(wire)
             if query is None:
                 return
-            made = await self._answer(query)
+            made = await self._answer(query, peer[0])
             room = max(_LEAST_BYTES, min(query.payload, PAYLOAD_BYTES)) if query.edns >= 0 else _LEAST_BYTES
             if self._transport is not None:
                 self._transport.sendto(_fitting(query, made, room), peer)
         except Exception:  # noqa: BLE001 - a guest's question ends no more than itself
             _log.exception("a question was not answered")
 
-    async def _answer(self, query: dns.message.Message) -> dns.message.Message:
+    async def _answer(self, query: dns.message.Message, guest: str) -> dns.message.Message:
         if query.opcode() != dns.opcode.QUERY:
             return refusal(query, dns.rcode.NOTIMP)
         known = answer(self._zone(), query)
-        if known is not None:
-            return known
+        if self._screen is not None:
+            screened = await self._screen.answer(guest, query, known, lambda: self._ask(query))
+            if screened is not None:
+                return screened
+        return known if known is not None else await self._ask(query)
+
+    async def _ask(self, query: dns.message.Message) -> dns.message.Message:
+        """The others."""
         if self._forwarder is None:
             return refusal(query, dns.rcode.NXDOMAIN)
         return await self._forwarder.ask(query)
@@ -165,7 +182,7 @@ class NameServer:
         query = _parse(wire)
         if query is None or not self._rates.allows(guest):
             return False
-        made = (await self._answer(query)).to_wire(max_size=65535)
+        made = (await self._answer(query, guest)).to_wire(max_size=65535)
         async with asyncio.timeout(IDLE_S):
             writer.write(struct.pack("!H", len(made)) + made)
             await writer.drain()

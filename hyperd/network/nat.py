@@ -17,6 +17,7 @@ from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY, NETLINK_NETFILTE
 from hyperd.network.forwards import Forward
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, render
+from hyperd.network.tap import PREFIX
 
 _log = logging.getLogger(__name__)
 _NFT_TIMEOUT_S = 20.0
@@ -58,11 +59,12 @@ def render_routed(
     allowed = [*asked, *([str(settings.gateway)] if settings.has_names else [])]
     dns = f"ip daddr {{ {', '.join(allowed)} }} th dport 53 accept" if allowed else ""
     others = (
-        f'iifname != {{ "{bridge}", "lo" }} ip daddr {settings.gateway} th dport 53 counter drop'
+        f'iifname != {{ "{bridge}", "lo" }} iifname != "{PREFIX}*" ip daddr {settings.gateway} th dport 53 counter drop'
         ' comment "names are for the guests"'
         if settings.has_names
         else ""
     )
+    routed = f'iifname "{PREFIX}*"'  # a tap with a policy, which has judged this already
     ways = _NO_WAYS if settings.internal else _WAYS
     beyond = ways.format(bridge=bridge)
     return f"""\
@@ -87,11 +89,13 @@ table inet {table} {{
     chain forward {{
         type filter hook forward priority filter; policy accept;
         iifname "{bridge}" oifname "{bridge}" accept
+        {routed} ip saddr {subnet} oifname "{bridge}" accept
+        iifname "{bridge}" oifname "{PREFIX}*" ip daddr {subnet} accept
         iifname "{bridge}" meta nfproto ipv6 counter drop
 {beyond}\
         oifname "{bridge}" counter drop comment "nobody outside begins"
     }}
-{forwards.render(bridge, str(subnet), published)}}}
+{forwards.render(bridge, str(subnet), str(settings.gateway), published)}}}
 """
 
 

@@ -40,6 +40,7 @@ from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
 from hyperd.network.definitions import Definitions
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
+from hyperd.network.policy import Policies, Screen
 from hyperd.network.publishing import AtPort
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
@@ -65,7 +66,8 @@ class BridgeNetworks:
         self._database = database
         self._definitions = Definitions(database)
         self._at_port: AtPort = {}
-        self._default = BridgeNetwork(settings, database, self._at_port)
+        self._policies = Policies(database)
+        self._default = BridgeNetwork(settings, database, self._at_port, self._policies)
         self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
         self._views: dict[str, NetworkView] = {}
         self._changing = asyncio.Lock()
@@ -78,11 +80,16 @@ class BridgeNetworks:
     def trouble(self) -> HyperError | None:
         return self._default.trouble
 
+    @property
+    def policies(self) -> Policies:
+        return self._policies
+
     async def prepare(self) -> None:
         """The default one's errors are raised; of the others it is told, and each start that needs one tries again."""
         trouble: HyperError | None = None
         try:
             await self._default.prepare()
+            await self._serve_names(self._settings.name, self._default)
         except HyperError as error:
             trouble = error
         await self._load()
@@ -102,6 +109,11 @@ class BridgeNetworks:
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: rules that somebody took away are made again."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._policies.keep())
+            await self._keep(every_s)
+
+    async def _keep(self, every_s: float) -> None:
         while True:
             await asyncio.sleep(every_s)
             for name, network in list(self._networks.items()):
@@ -117,7 +129,16 @@ class BridgeNetworks:
         network: str = DEFAULT_NETWORK,
         address: str = "",
     ) -> Attachment:
-        return await self._require(network).attach(sandbox_id, ports, holder, address)
+        found = self._require(network)
+        if self._policies.covers(sandbox_id):
+            await self._serve_policed(found)
+        return await found.attach(sandbox_id, ports, holder, address)
+
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        for network in await self._of(sandbox_id):
+            if self._policies.covers(sandbox_id):
+                await self._serve_policed(network)
+            await network.enforce(sandbox_id)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
@@ -126,6 +147,7 @@ class BridgeNetworks:
     async def release(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
+        await self._policies.forget(sandbox_id)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
@@ -144,7 +166,7 @@ class BridgeNetworks:
         owners = await self._default.list_attached()  # taps of every network are known by their alias
         for network in list(self._networks.values()):
             owners |= await network.list_leased()
-        return owners
+        return owners | self._policies.owners
 
     def list_networks(self) -> list[NetworkView]:
         return [self._default_view(), *self._views.values()]
@@ -173,7 +195,7 @@ class BridgeNetworks:
             settings = self._filled(spec, self._choose_subnet(spec, await read_routes()))
             view = NetworkView(_spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
-            network = BridgeNetwork(self._settings_of(view), self._database, self._at_port)
+            network = BridgeNetwork(self._settings_of(view), self._database, self._at_port, self._policies)
             try:
                 await self._definitions.insert(view)
                 await network.prepare()
@@ -209,20 +231,32 @@ class BridgeNetworks:
             server.close()
         for network in self._networks.values():
             network.close()
+        self._policies.close()
+
+    async def _serve_policed(self, network: BridgeNetwork) -> None:
+        """They ask here, whatever their network."""
+        await network.ready()
+        await self._serve_names(network.settings.name, network, needed=True)
 
     def _all_named(self) -> Iterable[Named]:
         """Of whoever says so now: servers are there before that is known."""
         return self._named()
 
-    async def _serve_names(self, name: str, network: BridgeNetwork) -> None:
-        """Raises UnavailableError when something else has the port."""
+    async def _serve_names(self, name: str, network: BridgeNetwork, *, needed: bool = False) -> None:
+        """Raises UnavailableError when something else has the port.
+
+        ``needed``: also where nobody has a name, and only those with a policy ask.
+        """
         settings = network.settings
-        if not settings.has_names:
-            return
+        if not (settings.has_names or needed or name in self._servers):
+            needed = any(map(self._policies.covers, await network.list_leased()))
+            if not needed:
+                return
         if name not in self._servers:
-            directory = _Directory(settings, self._all_named)
+            directory = _Directory(settings, self._all_named if settings.has_names else tuple)
             forwarder = None if settings.internal else self._forwarder
-            self._servers[name] = NameServer(settings.gateway, directory.zone, forwarder)
+            screen = Screen(self._policies, settings.table)
+            self._servers[name] = NameServer(settings.gateway, directory.zone, forwarder, screen)
         await self._servers[name].open()
 
     async def _discard(self, name: str, network: BridgeNetwork) -> None:
@@ -254,7 +288,7 @@ class BridgeNetworks:
         for view in await self._definitions.list_all():
             self._views[view.spec.name] = view
             self._networks[view.spec.name] = BridgeNetwork(
-                self._settings_of(view), self._database, self._at_port
+                self._settings_of(view), self._database, self._at_port, self._policies
             )
         self._is_loaded = True
 

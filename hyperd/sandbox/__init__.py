@@ -13,6 +13,7 @@ from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.network_desk import NetworkDesk
+from hyperd.sandbox.policy_desk import PolicyDesk
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Reviver
 from hyperd.sandbox.rooms import Rooms, RunSettings
@@ -38,6 +39,7 @@ __all__ = [
     "Ledger",
     "LogEntry",
     "NetworkDesk",
+    "PolicyDesk",
     "Records",
     "Reviver",
     "Rooms",

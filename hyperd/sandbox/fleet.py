@@ -17,7 +17,7 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import admission, assembly, filters, machine, mounts, names
+from hyperd.sandbox import admission, assembly, filters, machine, mounts, names, policy_desk
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
@@ -74,7 +74,9 @@ class Fleet(RestoringFleet):
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
         assembly.require_valid(spec)
-        spec = settled(self._services.runner.rooms.network, spec)
+        network = self._services.runner.rooms.network
+        network.policies.require_valid(policy_desk.limits_of(spec))
+        spec = settled(network, spec)
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)

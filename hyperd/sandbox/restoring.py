@@ -17,6 +17,7 @@ from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.network_desk import settled
+from hyperd.sandbox.policy_desk import as_limited
 from hyperd.sandbox.revival import Origin, require_restorable
 from hyperd.sandbox.roster import Roster
 from hyperd.sandbox.source import DISK, Source, parse_source, source_of, title_of
@@ -87,7 +88,8 @@ class RestoringFleet(Roster):
         # All that can be refused is refused before the source stands still.
         machine.require_up(driver.state, driver.record.name)
         mounts.require_none(driver.record, "a fork")
-        planned = self._plan(source_of(driver.record), options)
+        limited = as_limited(self._services.runner.rooms.network, driver.record)
+        planned = self._plan(source_of(limited), options)
         admission_ = self._services.ledger.admission
         admission_.admit_all([record.sandbox_id for record in planned], driver.record.sizing)
         snapshot = await SandboxHandle(driver).snapshot(passing=True)

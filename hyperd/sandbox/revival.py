@@ -28,7 +28,7 @@ from hyperd.model.guest import (
 from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition, ports
+from hyperd.sandbox import assembly, definition, policy_desk, ports
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import GuestSettings, Shape
 from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories
@@ -176,6 +176,9 @@ class Reviver:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
+        await self._rooms.network.policies.impose(
+            record.sandbox_id, policy_desk.limits_of(record.spec), record.name
+        )
         return await self._rooms.network.attach(
             record.sandbox_id,
             ports.wanted(record.spec),

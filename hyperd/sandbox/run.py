@@ -28,7 +28,7 @@ from hyperd.model.network import DEFAULT_NETWORK, Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, SandboxId, VmDefinition, VmStatus
 from hyperd.model.volume import Volume, VolumeName
-from hyperd.sandbox import assembly, definition, mounts, ports
+from hyperd.sandbox import assembly, definition, mounts, policy_desk, ports
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
@@ -322,6 +322,9 @@ class Runner:
         if record.spec.network == "none":
             return None
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
+        await self.rooms.network.policies.impose(
+            record.sandbox_id, policy_desk.limits_of(record.spec), record.name
+        )
         return await self.rooms.network.attach(
             record.sandbox_id,
             ports.wanted(record.spec),

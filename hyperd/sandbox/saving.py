@@ -19,6 +19,7 @@ from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
 from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.policy_desk import as_limited
 from hyperd.sandbox.rooms import now_ms
 from hyperd.sandbox.source import DISK, Source, source_of
 from hyperd.sandbox.standstill import to_the_end
@@ -121,7 +122,8 @@ class Saver:
 
     async def _source(self, guest: Guest) -> Source:
         """The guest is frozen: what it says of its processes holds."""
-        source = replace(source_of(self._record), output_offset=self._journal.end_offset)
+        record = as_limited(self._rooms.network, self._record)
+        source = replace(source_of(record), output_offset=self._journal.end_offset)
         for container in await guest.list_containers():
             if container.container_id == container_id_of(self._record):
                 further = [item for item in container.processes if item.process_id != FIRST_PROCESS]

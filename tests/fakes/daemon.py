@@ -18,6 +18,7 @@ from hyper.v1 import container_pb2 as pb
 from hyper.v1 import (
     container_pb2_grpc,
     image_pb2_grpc,
+    policy_pb2_grpc,
     snapshot_pb2_grpc,
     system_pb2,
     system_pb2_grpc,
@@ -25,6 +26,7 @@ from hyper.v1 import (
 )
 from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
+from tests.fakes.daemon_policies import FakeEgress, FakeSecurityGroups
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
 from tests.fakes.daemon_system import FakeSystem
@@ -244,6 +246,8 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(FakeSnapshots(daemon), server)
     snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(FakeTemplates(daemon), server)
     volume_pb2_grpc.add_VolumeServiceServicer_to_server(FakeVolumes(daemon), server)
+    policy_pb2_grpc.add_EgressServiceServicer_to_server(FakeEgress(daemon), server)
+    policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(FakeSecurityGroups(daemon), server)
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     try:

@@ -89,6 +89,16 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
             )
         )
 
+    async def SearchImages(self, request, context):
+        await self._daemon.check(request, context)
+        found = [
+            image_pb2.FoundImage(
+                name="busybox", description="Busybox\nbase image. " * 5, stars=3000, is_official=True
+            ),
+            image_pb2.FoundImage(name="user/busybox", stars=2, is_automated=True),
+        ]
+        return image_pb2.SearchImagesResponse(images=found[: request.limit])
+
     async def SaveImages(self, request, context):
         await self._daemon.check(request, context)
         for name in request.images:

@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
-from hyperd.image.base import NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.model.image import (
     Credentials,
     Digest,
+    FoundImage,
     Image,
     ImageConfig,
     ImageId,
@@ -278,8 +279,12 @@ class FakeImageStore:
         content = b"".join([piece async for piece in data])
         return self.add(new.reference or f"imported{len(content)}", layers=1)
 
-    async def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    async def save(
+        self, images: Sequence[str], *, platform: Platform | None = None
+    ) -> AsyncGenerator[bytes, None]:
         found = [await self.get(name) for name in images]
+        if platform is not None and any(image.platform != platform for image in found):
+            raise NotFoundError("image was found but does not provide the specified platform")
         yield "\n".join(tag for image in found for tag in image.tags).encode()
 
     async def load(
@@ -291,6 +296,22 @@ class FakeImageStore:
         for name in names:
             image = self.add(name)
             yield LoadedImage(image, image.tags)
+
+    async def search(
+        self,
+        term: str,
+        *,
+        limit: int = DEFAULT_LIMIT,
+        tls_insecure: bool = False,
+        credentials: Credentials | None = None,
+    ) -> list[FoundImage]:
+        """What was published."""
+        del tls_insecure, credentials
+        if not term:
+            raise InvalidError("this is not a term to search for", subject=repr(term))
+        wanted = term.partition("/")[2] if "." in term.partition("/")[0] else term
+        names = {name.rpartition(":")[0] for name in self.remote}
+        return [FoundImage(name) for name in sorted(names) if wanted in name][:limit]
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         error, self.fail_next_root_disk = self.fail_next_root_disk, None

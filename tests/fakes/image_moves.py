@@ -61,7 +61,10 @@ class MovingImages(FakeImageStore):
         self.images[found.image_id] = replace(found, tags=(*found.tags, name))
         return name
 
-    async def save(self, images: Sequence[str]) -> AsyncGenerator[bytes, None]:
+    async def save(
+        self, images: Sequence[str], *, platform: Platform | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        self.asked.append(("save", {"platform": platform}))
         for name in images:
             await self.get(name)
         try:

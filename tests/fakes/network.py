@@ -17,6 +17,7 @@ from hyperd.errors import (
 )
 from hyperd.model.network import Attachment, NetworkSpec, NetworkView, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
+from tests.fakes.policies import FakePolicies
 
 
 class FakeNetwork:
@@ -38,6 +39,8 @@ class FakeNetwork:
         self.network_of: dict[SandboxId, str] = {}
         self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
         self.ports: dict[PublishedPort, tuple[SandboxId, str]] = {}
+        self.policies = FakePolicies()
+        self.enforced: list[SandboxId] = []
 
     async def prepare(self) -> None:
         self.trouble, self.fail_next_prepare = self.fail_next_prepare, None
@@ -90,6 +93,9 @@ class FakeNetwork:
         self.taps.discard(sandbox_id)
         self.ports = {port: owner for port, owner in self.ports.items() if owner[0] != sandbox_id}
 
+    async def enforce(self, sandbox_id: SandboxId) -> None:
+        self.enforced.append(sandbox_id)
+
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
     ) -> tuple[PublishedPort, ...]:
@@ -139,9 +145,10 @@ class FakeNetwork:
         await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
         self.network_of.pop(sandbox_id, None)
+        self.policies.limits.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
-        return self.taps | set(self.leases)
+        return self.taps | set(self.leases) | set(self.policies.limits)
 
     def list_networks(self) -> list[NetworkView]:
         return list(self.networks)

@@ -46,13 +46,19 @@ def save(
     ],
     *,
     output: Output = STANDARD,
+    platform: Annotated[
+        str,
+        typer.Option(
+            "--platform", metavar="OS/ARCH", help="Only if the images are for this", show_default=False
+        ),
+    ] = "",
 ) -> int:
     """Write images to one tar, which docker, podman and skopeo read. A file appears whole, or not at all."""
     pipes.refuse_terminal_output("save", "images", output)
 
     async def work(fd: int) -> None:
         async with hyperd.connect() as client:
-            call = client.images.SaveImages(pb.SaveImagesRequest(images=images))
+            call = client.images.SaveImages(pb.SaveImagesRequest(images=images, platform=platform))
             await pipes.write_stream(call, fd, output, "saved")
 
     with pipes.open_output(output) as fd:

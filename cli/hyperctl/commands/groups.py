@@ -43,6 +43,15 @@ class NetworkGroup(tree.LazyGroup):
     table = tables.NETWORK_GROUP
 
 
+class EgressGroup(tree.LazyGroup):
+    table = tables.EGRESS_GROUP
+
+
+class SecurityGroupGroup(tree.LazyGroup):
+    table = tables.SECURITY_GROUP_GROUP
+    aliases = tables.LIST_ALIAS
+
+
 class PortGroup(tree.LazyGroup):
     """`hyper port CONTAINER`, as Docker has it, beside commands of our own."""
 
@@ -63,4 +72,6 @@ app.add_typer(tree.group(ManifestGroup, tables.ROOT_TABLE["manifest"][2]), name=
 app.add_typer(tree.group(SystemGroup, tables.ROOT_TABLE["system"][2]), name="system")
 app.add_typer(tree.group(VolumeGroup, tables.ROOT_TABLE["volume"][2]), name="volume")
 app.add_typer(tree.group(PortGroup, tables.CONTAINER_TABLE["port"][2]), name="port")
+app.add_typer(tree.group(EgressGroup, tables.ROOT_TABLE["egress"][2]), name="egress")
+app.add_typer(tree.group(SecurityGroupGroup, tables.ROOT_TABLE["sg"][2]), name="sg")
 app.add_typer(tree.group(NetworkGroup, tables.ROOT_TABLE["network"][2]), name="network")

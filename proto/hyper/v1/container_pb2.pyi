@@ -256,6 +256,10 @@ class ContainerSpec(_message.Message):
     MOUNTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FROM_FIELD_NUMBER: _builtins.int
     WRITABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    EGRESS_FIELD_NUMBER: _builtins.int
+    SECURITY_GROUPS_FIELD_NUMBER: _builtins.int
+    NETWORK_RATE_IN_FIELD_NUMBER: _builtins.int
+    NETWORK_RATE_OUT_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """reference as typed: name[:tag][@digest] or an image id (prefix)"""
     name: _builtins.str
@@ -293,6 +297,14 @@ class ContainerSpec(_message.Message):
     """IPv4, of the network's subnet; "" = one is leased"""
     writable_size_bytes: _builtins.int
     """of its writable disk; 0: the daemon's default"""
+    egress: _builtins.str
+    """What it may begin on the network: none, allow-all, or a document; "" = what is not forbidden to all. See policy.proto:
+    what changes while it exists is there.
+    """
+    network_rate_in: _builtins.int
+    """bytes a second to it; 0 = as many as there are"""
+    network_rate_out: _builtins.int
+    """from it"""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """replaces the image's Cmd when not empty"""
@@ -357,6 +369,8 @@ class ContainerSpec(_message.Message):
     def volumes_from(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """CONTAINER[:ro|:rw]"""
 
+    @_builtins.property
+    def security_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -405,10 +419,14 @@ class ContainerSpec(_message.Message):
         mounts: _abc.Iterable[Global___Mount] | None = ...,
         volumes_from: _abc.Iterable[_builtins.str] | None = ...,
         writable_size_bytes: _builtins.int = ...,
+        egress: _builtins.str = ...,
+        security_groups: _abc.Iterable[_builtins.str] | None = ...,
+        network_rate_in: _builtins.int = ...,
+        network_rate_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "stop_timeout_s", b"stop_timeout_s", "terminal_size", b"terminal_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "egress", b"egress", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "network_rate_in", b"network_rate_in", "network_rate_out", b"network_rate_out", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "security_groups", b"security_groups", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_timeout_s: _TypeAlias = _typing.Literal["stop_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__stop_timeout_s: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s"]  # noqa: Y015

@@ -89,6 +89,7 @@ class Image(_message.Message):
     AUTHOR_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     LAYER_BYTES_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """sha256:... of the config"""
     size_bytes: _builtins.int
@@ -122,6 +123,10 @@ class Image(_message.Message):
     def layer_bytes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of each layer uncompressed, lowest first"""
 
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]:
+        """none of an image that was made here"""
+
     def __init__(
         self,
         *,
@@ -140,10 +145,11 @@ class Image(_message.Message):
         author: _builtins.str = ...,
         history: _abc.Iterable[Global___HistoryEntry] | None = ...,
         layer_bytes: _abc.Iterable[_builtins.int] | None = ...,
+        admissions: _abc.Iterable[Global___Admission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "created_at", b"created_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "author", b"author", "config", b"config", "created_at", b"created_at", "diff_ids", b"diff_ids", "digests", b"digests", "history", b"history", "id", b"id", "layer_bytes", b"layer_bytes", "manifest_digest", b"manifest_digest", "os", b"os", "size_bytes", b"size_bytes", "stored_bytes", b"stored_bytes", "tags", b"tags", "variant", b"variant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "architecture", b"architecture", "author", b"author", "config", b"config", "created_at", b"created_at", "diff_ids", b"diff_ids", "digests", b"digests", "history", b"history", "id", b"id", "layer_bytes", b"layer_bytes", "manifest_digest", b"manifest_digest", "os", b"os", "size_bytes", b"size_bytes", "stored_bytes", b"stored_bytes", "tags", b"tags", "variant", b"variant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -670,6 +676,9 @@ class SaveImagesRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IMAGES_FIELD_NUMBER: _builtins.int
+    PLATFORM_FIELD_NUMBER: _builtins.int
+    platform: _builtins.str
+    """os/arch[/variant] that all of them must be for; "" = any"""
     @_builtins.property
     def images(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """names or ids; a name without a tag: all of its tags"""
@@ -678,10 +687,11 @@ class SaveImagesRequest(_message.Message):
         self,
         *,
         images: _abc.Iterable[_builtins.str] | None = ...,
+        platform: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "platform", b"platform"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -989,3 +999,153 @@ class InspectManifestResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InspectManifestResponse: _TypeAlias = InspectManifestResponse  # noqa: Y015
+
+@_typing.final
+class Admission(_message.Message):
+    """Under which part of the host's signature policy an image was admitted (containers-policy.json(5))."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Requirement(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KIND_FIELD_NUMBER: _builtins.int
+        KEYS_FIELD_NUMBER: _builtins.int
+        IDENTITY_FIELD_NUMBER: _builtins.int
+        kind: _builtins.str
+        """insecureAcceptAnything, signedBy, sigstoreSigned"""
+        identity: _builtins.str
+        """how the signed name was compared; empty: by the kind's default"""
+        @_builtins.property
+        def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """FILE sha256:HEX"""
+
+        def __init__(
+            self,
+            *,
+            kind: _builtins.str = ...,
+            keys: _abc.Iterable[_builtins.str] | None = ...,
+            identity: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "keys", b"keys", "kind", b"kind"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    MANIFEST_DIGEST_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    REQUIREMENTS_FIELD_NUMBER: _builtins.int
+    ADMITTED_AT_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """as it was asked for"""
+    manifest_digest: _builtins.str
+    """that was held against the policy"""
+    scope: _builtins.str
+    """the policy's key that decided: docker:HOST/NAME, default"""
+    @_builtins.property
+    def requirements(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission.Requirement]:
+        """all of them were met"""
+
+    @_builtins.property
+    def admitted_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        manifest_digest: _builtins.str = ...,
+        scope: _builtins.str = ...,
+        requirements: _abc.Iterable[Global___Admission.Requirement] | None = ...,
+        admitted_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admitted_at", b"admitted_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admitted_at", b"admitted_at", "manifest_digest", b"manifest_digest", "reference", b"reference", "requirements", b"requirements", "scope", b"scope"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
+class SearchImagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    TLS_INSECURE_FIELD_NUMBER: _builtins.int
+    CREDENTIALS_FIELD_NUMBER: _builtins.int
+    term: _builtins.str
+    limit: _builtins.int
+    """1 to 100; 0 = 25"""
+    tls_insecure: _builtins.bool
+    @_builtins.property
+    def credentials(self) -> Global___RegistryCredentials: ...
+    def __init__(
+        self,
+        *,
+        term: _builtins.str = ...,
+        limit: _builtins.int = ...,
+        tls_insecure: _builtins.bool = ...,
+        credentials: Global___RegistryCredentials | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials", b"credentials", "limit", b"limit", "term", b"term", "tls_insecure", b"tls_insecure"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchImagesRequest: _TypeAlias = SearchImagesRequest  # noqa: Y015
+
+@_typing.final
+class SearchImagesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IMAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___FoundImage]: ...
+    def __init__(
+        self,
+        *,
+        images: _abc.Iterable[Global___FoundImage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SearchImagesResponse: _TypeAlias = SearchImagesResponse  # noqa: Y015
+
+@_typing.final
+class FoundImage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    STARS_FIELD_NUMBER: _builtins.int
+    IS_OFFICIAL_FIELD_NUMBER: _builtins.int
+    IS_AUTOMATED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """with its registry, where that is not Docker Hub"""
+    description: _builtins.str
+    stars: _builtins.int
+    is_official: _builtins.bool
+    is_automated: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        stars: _builtins.int = ...,
+        is_official: _builtins.bool = ...,
+        is_automated: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "is_automated", b"is_automated", "is_official", b"is_official", "name", b"name", "stars", b"stars"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FoundImage: _TypeAlias = FoundImage  # noqa: Y015

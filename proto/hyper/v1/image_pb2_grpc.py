@@ -91,6 +91,11 @@ class ImageServiceStub:
                 request_serializer=hyper_dot_v1_dot_image__pb2.InspectManifestRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_image__pb2.InspectManifestResponse.FromString,
                 _registered_method=True)
+        self.SearchImages = channel.unary_unary(
+                '/hyper.v1.ImageService/SearchImages',
+                request_serializer=hyper_dot_v1_dot_image__pb2.SearchImagesRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_image__pb2.SearchImagesResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -172,6 +177,13 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SearchImages(self, request, context):
+        """Of a registry, in its order: TERM on Docker Hub, HOST/TERM elsewhere.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -229,6 +241,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.InspectManifest,
                     request_deserializer=hyper_dot_v1_dot_image__pb2.InspectManifestRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_image__pb2.InspectManifestResponse.SerializeToString,
+            ),
+            'SearchImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchImages,
+                    request_deserializer=hyper_dot_v1_dot_image__pb2.SearchImagesRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_image__pb2.SearchImagesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -530,6 +547,33 @@ class ImageService:
             '/hyper.v1.ImageService/InspectManifest',
             hyper_dot_v1_dot_image__pb2.InspectManifestRequest.SerializeToString,
             hyper_dot_v1_dot_image__pb2.InspectManifestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ImageService/SearchImages',
+            hyper_dot_v1_dot_image__pb2.SearchImagesRequest.SerializeToString,
+            hyper_dot_v1_dot_image__pb2.SearchImagesResponse.FromString,
             options,
             channel_credentials,
             insecure,

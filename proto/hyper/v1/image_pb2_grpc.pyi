@@ -54,6 +54,8 @@ class ImageServiceStub:
     """Images that no container uses and that have no tag, or with `all` no container."""
     InspectManifest: _grpc.UnaryUnaryMultiCallable[_image_pb2.InspectManifestRequest, _image_pb2.InspectManifestResponse]
     """Of the registry, not of the store: raw bytes."""
+    SearchImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.SearchImagesRequest, _image_pb2.SearchImagesResponse]
+    """Of a registry, in its order: TERM on Docker Hub, HOST/TERM elsewhere."""
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
@@ -81,6 +83,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """Images that no container uses and that have no tag, or with `all` no container."""
     InspectManifest: _aio.UnaryUnaryMultiCallable[_image_pb2.InspectManifestRequest, _image_pb2.InspectManifestResponse]  # type: ignore[assignment]
     """Of the registry, not of the store: raw bytes."""
+    SearchImages: _aio.UnaryUnaryMultiCallable[_image_pb2.SearchImagesRequest, _image_pb2.SearchImagesResponse]  # type: ignore[assignment]
+    """Of a registry, in its order: TERM on Docker Hub, HOST/TERM elsewhere."""
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     """The image store. References follow Docker's short-name rules (docs/images.md); other transports
@@ -171,5 +175,13 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.InspectManifestResponse, _abc.Awaitable[_image_pb2.InspectManifestResponse]]:
         """Of the registry, not of the store: raw bytes."""
+
+    @_abc_1.abstractmethod
+    def SearchImages(
+        self,
+        request: _image_pb2.SearchImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_image_pb2.SearchImagesResponse, _abc.Awaitable[_image_pb2.SearchImagesResponse]]:
+        """Of a registry, in its order: TERM on Docker Hub, HOST/TERM elsewhere."""
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

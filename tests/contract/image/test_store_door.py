@@ -7,7 +7,7 @@ import pytest
 
 from hyperd.errors import ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
 from hyperd.image.base import ImageStore
-from hyperd.model.image import Image, ImageId, PushedTag
+from hyperd.model.image import Image, ImageId, Platform, PushedTag
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.fakes.image import FakeImageStore, full_name
@@ -110,6 +110,24 @@ async def test_a_name_moves_and_what_is_left_without_one_is_pruned(subject):
     assert pruning.reclaimed_bytes > 0
     assert [each.image_id for each in (await store.usage()).images] == [two.image_id]
     assert [image.image_id for image in await store.list_images()] == [two.image_id]
+
+
+async def test_what_is_for_another_platform_is_not_saved(subject):
+    store = subject.store
+    image = await pull(store, await subject.publish("app:1"))
+    assert b"".join([data async for data in store.save([image.tags[0]], platform=image.platform)])
+    with pytest.raises(NotFoundError, match="does not provide the specified platform"):
+        _ = [data async for data in store.save([image.tags[0]], platform=Platform("linux", "s390x"))]
+
+
+async def test_a_search_finds_what_the_registry_has(subject):
+    store = subject.store
+    name = (await subject.publish("team/app:1")).rpartition(":")[0]
+    host = name.partition("/")[0]
+    assert [image.name for image in await store.search(f"{host}/app")] == [name]
+    assert await store.search(f"{host}/nothing") == []
+    with pytest.raises(InvalidError):
+        await store.search("")
 
 
 async def test_a_push_ends_with_its_tags(subject):

@@ -66,7 +66,10 @@ async def troubled(upstream: str, decide: Answer) -> AsyncIterator[Troubled]:
 async def _serve(
     it: Troubled, upstream: str, decide: Answer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> None:
-    head = await reader.readuntil(b"\r\n\r\n")
+    head = await reader.readexactly(1)
+    if head == b"\x16":
+        return  # TLS: skopeo tries that first, and would wait ten seconds for an answer
+    head += await reader.readuntil(b"\r\n\r\n")
     method, path = head.split(b" ", 2)[:2]
     request = Request(method.decode(), path.decode())
     it.seen.append(request)

@@ -12,8 +12,10 @@ import pytest_asyncio
 from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2, system_pb2_grpc
 from hyperd.api import (
     ContainerServicer,
+    EgressServicer,
     ImageServicer,
     NetworkServicer,
+    SecurityGroupServicer,
     Servicers,
     SnapshotServicer,
     SystemServicer,
@@ -22,7 +24,7 @@ from hyperd.api import (
     serving,
 )
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet, NetworkDesk
+from hyperd.sandbox import Fleet, NetworkDesk, PolicyDesk
 from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
@@ -56,6 +58,11 @@ async def _usage() -> system_pb2.GetDiskUsageResponse:
 def servicers(world: World, fleet: Fleet) -> Servicers:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
     system = SystemServicer(lambda: version, _info, _checks, _usage)
+    policies = PolicyDesk(
+        world.network,
+        lambda reference: fleet.get(reference).record,
+        lambda: [view.record for view in fleet.views()],
+    )
     return Servicers(
         ContainerServicer(fleet),
         ImageServicer(world.images, fleet),
@@ -64,6 +71,8 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         SnapshotServicer(fleet),
         VolumeServicer(fleet),
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
+        EgressServicer(policies),
+        SecurityGroupServicer(policies),
     )
 
 

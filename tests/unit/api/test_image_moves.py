@@ -89,6 +89,10 @@ async def test_a_save_comes_in_messages_of_a_mebibyte(api: Api) -> None:
         (["alpine"] * 1001, grpc.StatusCode.INVALID_ARGUMENT),
     ):
         assert await code_of(api.images.SaveImages(pb.SaveImagesRequest(images=names))) is code
+    wrong = pb.SaveImagesRequest(images=["alpine"], platform="linux")
+    assert await code_of(api.images.SaveImages(wrong)) is grpc.StatusCode.INVALID_ARGUMENT
+    await collect(api.images.SaveImages(pb.SaveImagesRequest(images=["alpine"], platform="linux/arm64")))
+    assert api.store.asked[-1] == ("save", {"platform": Platform("linux", "arm64")})
 
 
 async def test_a_save_that_nobody_reads_waits_and_ends_with_its_caller(api: Api) -> None:

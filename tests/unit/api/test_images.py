@@ -102,3 +102,15 @@ def test_a_platform_is_os_slash_architecture() -> None:
     for wrong in ("linux", "linux/", "/", "a/b/c/d"):
         with pytest.raises(InvalidError):
             decode_platform(wrong)
+
+
+async def test_a_search_is_passed_on_with_dockers_limit(api: Api) -> None:
+    for name in ("busybox", "user/busybox"):
+        api.world.images.publish(name)
+    found = await api.images.SearchImages(pb.SearchImagesRequest(term="busybox"))
+    assert [image.name for image in found.images] == ["docker.io/library/busybox", "docker.io/user/busybox"]
+    found = await api.images.SearchImages(pb.SearchImagesRequest(term="busybox", limit=1))
+    assert len(found.images) == 1
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.images.SearchImages(pb.SearchImagesRequest())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT

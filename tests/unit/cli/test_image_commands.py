@@ -154,9 +154,46 @@ def test_a_healthcheck_is_shown_as_it_is(daemon, hyper):
     assert hyper(*form).out == "null\n"
 
 
+def test_a_search_is_shown_as_docker_does(daemon, hyper):
+    golden("search.txt", hyper("search", "busybox").out)
+    [request] = asked(daemon, image_pb2.SearchImagesRequest)
+    assert (request.term, request.limit) == ("busybox", 25)
+    assert "…" not in hyper("search", "--no-trunc", "busybox").out
+    names = ("search", "--format", "{{.Name}} {{.StarCount}} {{.IsOfficial}} {{.IsAutomated}}", "busybox")
+    assert hyper(*names).out == "busybox 3000 [OK] \nuser/busybox 2  [OK]\n"
+    first = json.loads(hyper("search", "--limit", "1", "--format", "json", "busybox").out)
+    assert (first["IsOfficial"], first["IsAutomated"], first["StarCount"]) == ("true", "false", "3000")
+    for given, found in (
+        ("stars=3000", ["busybox"]),
+        ("is-official=false", ["user/busybox"]),
+        ("is-automated=1", ["user/busybox"]),
+        ("stars=3001", []),
+    ):
+        assert hyper("search", "-f", given, "--format", "{{.Name}}", "busybox").out.split() == found
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--limit", "0"),
+        ("--limit", "101"),
+        ("--limit", "x"),
+        ("--limit", "9" * 5000),
+        ("-f", "stars=x"),
+        ("-f", "stars=" + "9" * 5000),
+        ("-f", "is-official=perhaps"),
+        ("-f", "colour=blue"),
+    ],
+)
+def test_a_search_that_makes_no_sense_asks_nobody(daemon, hyper, wrong):
+    assert hyper("search", *wrong, "busybox").status == 2
+    assert asked(daemon, image_pb2.SearchImagesRequest) == []
+
+
 def test_save_and_load(daemon, hyper, tmp_path):
     file = tmp_path / "images.tar"
-    assert hyper("save", "-o", str(file), "alpine").status == 0
+    assert hyper("save", "-o", str(file), "alpine", "--platform", "linux/amd64").status == 0
+    assert asked(daemon, image_pb2.SaveImagesRequest)[0].platform == "linux/amd64"
     assert (file.read_bytes(), file.stat().st_mode & 0o777) == (daemon.archive, 0o600)
     result = hyper("load", "-i", str(file), "--platform", "linux/amd64")
     assert result.out == f"Loaded image: loaded:1\nLoaded image ID: {digest('nameless')}\n"

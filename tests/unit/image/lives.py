@@ -21,6 +21,7 @@ from typing import Any, cast
 from hyperd.errors import ImageNotFoundError
 from hyperd.host.workers import NotWantedError, Wanted
 from hyperd.image import pruning, records, reference, removal
+from hyperd.image.admission import Admissions
 from hyperd.image.archive_index import ArchivedImage
 from hyperd.image.archive_write import Saving
 from hyperd.image.content import Content, digest_of, hex_of
@@ -37,7 +38,7 @@ from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push, find_targets
 from hyperd.image.reference import Source, Transport
 from hyperd.image.transport import Remote
-from hyperd.model.image import Digest, Image, NewImage, Platform
+from hyperd.model.image import Admission, Digest, Image, NewImage, Platform
 from tests import images
 from tests.images import file
 
@@ -235,6 +236,17 @@ def put(path: Path, data: bytes) -> None:
     temporary.rename(path)
 
 
+class FakeAdmissions(Admissions):
+    """Lets everything in, after a while."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+
+    async def admit(self, remote: Remote, manifest: Digest, subject: str) -> Admission:
+        await self._turns.pause()
+        return Admission(subject, manifest, str(remote.source), (), datetime.fromtimestamp(0, UTC))
+
+
 class Daemon:
     """One life of it; the directory and the connection outlive it. Verbs are of an image's name."""
 
@@ -253,8 +265,8 @@ class Daemon:
         )
         self.registry = cast("Any", FakeRegistry(self.content, self.turns))
         self.parts = Parts(
-            self.database, self.workers, self.content, self.registry, self.registry, self.layers, self.disks,
-            self.garbage, Flights(tasks), root / "tmp",
+            self.database, self.workers, self.content, self.registry, FakeAdmissions(self.turns),
+            self.registry, self.layers, self.disks, self.garbage, Flights(tasks), root / "tmp",
         )  # fmt: skip
         self._intake = cast("Any", lambda: FakeIntake(self.workers, self.content, layers))
 

@@ -33,9 +33,12 @@ def test_two_addresses_are_not_in_each_others_way():
     assert not forward("127.0.0.1").overlaps(TCP, IPv4Address("127.0.0.2"), 8080)
 
 
+NETWORK = ("hyper0", "10.213.0.0/16", "10.213.0.1")
+
+
 def test_a_port_is_one_element_of_one_of_two_maps_and_no_rule():
     many = [forward(host_port=port) for port in range(8000, 8100)] + [forward("127.0.0.1", 7000, UDP)]
-    text, empty = render("hyper0", "10.213.0.0/16", many), render("hyper0", "10.213.0.0/16", [])
+    text, empty = render(*NETWORK, many), render(*NETWORK, [])
     assert text.count("\n") == empty.count("\n") + 2, "a line of elements each"
     assert "tcp . 8099 : 10.213.0.2 . 80" in text
     assert "127.0.0.1 . udp . 7000 : 10.213.0.2 . 80" in text

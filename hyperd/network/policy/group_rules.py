@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What nftables is told of security groups: whom a wire hears, and whom it may speak to. Pure.
+
+Whoever has a group hears what its groups let in, and nothing else. It may begin what they let out, once one of them
+says anything of that; what its egress policy says holds besides.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import IPv4Address, IPv4Network
+
+from hyperd.model.policy import Direction, EgressPolicy, GroupRule, SecurityGroup, Service
+
+
+def members_set(group: str) -> str:
+    """The addresses of those who have it, in one network."""
+    return f"members_{zlib.crc32(group.encode()):08x}"
+
+
+def render_members(table: str, members: Mapping[str, Iterable[IPv4Address]]) -> str:
+    """The sets as they are from now on, in one step with whatever else is told."""
+    lines = []
+    for group in sorted(members):
+        name, addresses = members_set(group), sorted(members[group])
+        lines += [f"add set {table} {name} {{ type ipv4_addr; }}", f"flush set {table} {name}"]
+        if addresses:
+            lines.append(f"add element {table} {name} {{ {', '.join(map(str, addresses))} }}")
+    return "\n".join([*lines, ""])
+
+
+def referred(groups: Iterable[SecurityGroup], egress: EgressPolicy) -> set[str]:
+    """Groups whose members somebody's rules speak of."""
+    found = {rule.group for group in groups for rule in group.rules if rule.group}
+    return found | {name for rule in egress.rules for name in rule.groups}
+
+
+def heard(groups: Iterable[SecurityGroup], subnet: IPv4Network) -> Iterator[str]:
+    """Of what others begin."""
+    groups = tuple(groups)
+    if not groups:
+        yield "ct status dnat accept"
+        yield f"ip saddr {subnet} accept"
+        yield "counter drop"
+        return
+    for rule in _of(groups, Direction.INGRESS):
+        yield f"{_whom('saddr', rule)}{render_service(rule.service)}accept"
+    yield "meta l4proto tcp counter reject with tcp reset"
+    yield "counter reject with icmpx admin-prohibited"
+
+
+def begun(groups: Iterable[SecurityGroup], refusing: str) -> Iterator[str]:
+    """Of what it begins itself. ``refusing``: the chain that refuses it."""
+    rules = list(_of(groups, Direction.EGRESS))
+    for rule in rules:
+        yield f"{_whom('daddr', rule)}{render_service(rule.service)}accept"
+    yield f"goto {refusing}" if rules else "accept"
+
+
+def render_service(service: Service) -> str:
+    if service.ports and service.protocol == "icmp":
+        return f"meta l4proto icmp icmp type {{ {', '.join(map(str, service.ports))} }} "
+    if service.ports:
+        protocol = service.protocol or "{ tcp, udp }"
+        return f"meta l4proto {protocol} th dport {{ {', '.join(map(str, service.ports))} }} "
+    return f"meta l4proto {service.protocol} " if service.protocol else ""
+
+
+def _of(groups: Iterable[SecurityGroup], direction: Direction) -> Iterator[GroupRule]:
+    for group in groups:
+        for rule in group.rules:
+            if rule.direction is direction:
+                yield rule
+
+
+def _whom(side: str, rule: GroupRule) -> str:
+    if rule.group:
+        return f"ip {side} @{members_set(rule.group)} "
+    return f"ip {side} {rule.network} " if rule.network is not None else ""

@@ -1,0 +1,303 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``Policies``: what each sandbox may begin and hear, from its record to the kernel and back to its report.
+
+The record comes before the rules, the rules before the tap. A policy that changes is recorded first, too: a hyperd
+that is killed in between leaves the older one in force, and the next begins with the rules of the newer one.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from hyperd.errors import HyperError, InvalidError, NotFoundError
+from hyperd.host.database import Database
+from hyperd.host.workers import Workers
+from hyperd.model.policy import (
+    Attempt,
+    EgressMode,
+    EgressPolicy,
+    EgressReport,
+    Limits,
+    SecurityGroup,
+    Service,
+)
+from hyperd.model.vm import SandboxId
+from hyperd.network import flows
+from hyperd.network.netlink import network_errors
+from hyperd.network.policy import sets
+from hyperd.network.policy.document import parse_egress
+from hyperd.network.policy.groups import Groups
+from hyperd.network.policy.records import Held, PolicyRecords, moved
+from hyperd.network.policy.rules import Judged, Learned
+from hyperd.network.policy.screening import services_for
+from hyperd.network.policy.tally import Tally
+from hyperd.network.policy.wire import Wire
+from hyperd.network.policy.wires import Armed, Place, Wires
+
+_log = logging.getLogger(__name__)
+LOOK_EVERY_S = 10.0
+
+
+@dataclass(slots=True)
+class _Policed:
+    held: Held
+    egress: EgressPolicy
+    tally: Tally = field(default_factory=Tally)
+    name: str = ""
+    revision: int = 0
+    noted: list[tuple[str, str, int, int]] = field(default_factory=list)  # as last written down
+
+
+class Policies:
+    def __init__(self, database: Database) -> None:
+        self._records = PolicyRecords(database)
+        self.groups = Groups(database, self._regroup)
+        self._kernel = Workers("policies", 1)
+        self._loading = asyncio.Lock()
+        self._is_loaded = False
+        self._policed: dict[SandboxId, _Policed] = {}
+        self._wires = Wires()
+
+    async def load(self) -> None:
+        async with self._loading:
+            if not self._is_loaded:
+                for sandbox_id, held in (await self._records.load()).items():
+                    self._policed[sandbox_id] = _Policed(held, _egress(held.limits))
+                await self.groups.load()
+                self._is_loaded = True
+
+    def close(self) -> None:
+        """What is in force stays."""
+        self._kernel.close()
+
+    @property
+    def owners(self) -> set[SandboxId]:
+        return set(self._policed)
+
+    def covers(self, sandbox_id: SandboxId) -> bool:
+        return sandbox_id in self._policed
+
+    def revision(self, sandbox_id: SandboxId) -> int:
+        """0: it has no policy."""
+        policed = self._policed.get(sandbox_id)
+        return policed.revision + 1 if policed else 0
+
+    def require_valid(self, limits: Limits) -> None:
+        """Raises InvalidError, NotFoundError for a group."""
+        for name in sorted(self.groups_in(limits)):
+            self.groups.get(name)
+
+    def groups_in(self, limits: Limits) -> set[str]:
+        """Those that it has, or speaks of. Raises InvalidError."""
+        return {*limits.groups, *(name for rule in _egress(limits).rules for name in rule.groups)}
+
+    def limits_of(self, sandbox_id: SandboxId) -> Limits:
+        """As they are now; empty when it has none."""
+        policed = self._policed.get(sandbox_id)
+        return policed.held.limits if policed else Limits()
+
+    def limited(self, sandbox_id: SandboxId, wire: Wire) -> Wire:
+        """With the rates that hold for it."""
+        limits = self.limits_of(sandbox_id)
+        return replace(wire, rate_in=limits.rate_in, rate_out=limits.rate_out)
+
+    async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """Before it is attached, unless it has some already: those were changed since."""
+        await self.load()
+        if limits and sandbox_id not in self._policed:
+            await self._save(sandbox_id, Held(limits), name)
+        elif sandbox_id in self._policed:
+            self._policed[sandbox_id].name = name
+
+    async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
+        """In the records; in force it is with the next ``arm``. Raises InvalidError, NotFoundError."""
+        if not limits and sandbox_id not in self._policed:
+            raise InvalidError("is empty", subject="policy", hint="`allow-all` lets everything out")
+        await self.load()
+        self.require_valid(limits)
+        before = self._policed.get(sandbox_id)
+        await self._save(sandbox_id, moved(before.held, limits) if before else Held(limits), name)
+
+    async def stand(self, place: Place, wires: Iterable[tuple[SandboxId, Wire]]) -> None:
+        """Of a network: the rules of all whose taps are there, as the records have them. Idempotent."""
+        await self.load()
+        found = [(owner, wire) for owner, wire in wires if owner in self._policed]
+        if not found:
+            return
+        with network_errors(place.base):
+            is_there = sets.has_table(place.base)
+        if not is_there:
+            for owner, _ in found:
+                await self._end_run(owner, self._policed[owner])
+        await self._wires.stand(
+            [
+                self._armed(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
+                for owner, wire in found
+            ]
+        )
+        for owner, _ in found:
+            await self._settle(owner)
+
+    def stands(self, base: str) -> bool:
+        """Whether nobody has taken away what should be in force."""
+        if not self._wires.are_on(base):
+            return True
+        try:
+            return sets.has_table(base)
+        except OSError:
+            return False
+
+    async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
+        """Its rules, before its tap is there; or anew, with what its names stand for under them."""
+        await self._wires.arm(self._armed(place, sandbox_id, wire, anew=True))
+        await self._settle(sandbox_id)
+
+    async def cut(self, wire: Wire) -> None:
+        """What it has begun, or others with it, is asked anew whether it may."""
+        with network_errors(wire.name):
+            await self._kernel.call(flows.forget_of, wire.address)
+
+    async def disarm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
+        """When its tap is gone. What was refused is written down first. Idempotent."""
+        policed = self._policed.get(sandbox_id)
+        if policed is None:
+            return
+        await self._note(sandbox_id, policed)
+        await self._wires.disarm(self._armed(place, sandbox_id, wire, anew=False))
+        await self._end_run(sandbox_id, policed)
+
+    async def withdraw(self, base: str) -> None:
+        """The network is gone. Idempotent."""
+        await self._wires.withdraw(base)
+
+    async def forget(self, sandbox_id: SandboxId) -> None:
+        """The sandbox is gone; the report of it stays."""
+        await self.load()
+        if self._policed.pop(sandbox_id, None) is not None:
+            await self._records.delete(sandbox_id)
+
+    async def remove_group(self, name: str) -> None:
+        """That no sandbox has. Raises NotFoundError, WrongStateError while another group speaks of it."""
+        await self.groups.remove(name)
+        await self._wires.forget_group(name)
+
+    async def report(self, reference: str) -> EgressReport:
+        """By id, name, or unique prefix of an id, also of one that has gone. Raises NotFoundError, InvalidError."""
+        await self.load()
+        for sandbox_id, policed in list(self._policed.items()):
+            if sandbox_id.startswith(reference) or policed.name == reference:
+                await self._note(sandbox_id, policed)
+        return await self._records.report(reference)
+
+    async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
+        """Until cancelled: what was refused is written down."""
+        while True:
+            await asyncio.sleep(every_s)
+            for sandbox_id, policed in list(self._policed.items()):
+                try:
+                    await self._note(sandbox_id, policed)
+                except HyperError as error:
+                    fields = {"sandbox_id": sandbox_id, "error": str(error)}
+                    _log.error("not written down", extra=fields)
+
+    def at(self, base: str, address: str) -> tuple[SandboxId, EgressPolicy, Tally] | None:
+        """Who asks for a name."""
+        armed = self._wires.at(base, address)
+        policed = self._policed.get(armed.owner) if armed else None
+        return (armed.owner, policed.egress, policed.tally) if armed and policed else None
+
+    async def learn(
+        self, base: str, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]
+    ) -> bool:
+        """Let through to these addresses, for as many seconds; False when that could not be."""
+        wires = [armed.judged.wire for armed in self._wires.of(sandbox_id) if armed.place.base == base]
+        policed = self._policed.get(sandbox_id)
+        if policed is None or not wires:
+            return False
+        told = list(told)
+        now = asyncio.get_running_loop().time()
+        for address, lasts_s in told:
+            policed.tally.tell(name, address, now + lasts_s)
+        try:
+            for service in services_for(policed.egress, name):
+                for wire in wires:
+                    await self._kernel.call(sets.learn, base, wire.name, service, told)
+        except OSError as error:
+            _log.warning("not let through", extra={"sandbox_id": sandbox_id, "error": str(error)})
+            return False
+        return True
+
+    async def _regroup(self, name: str) -> None:
+        """A group says something else: at once for all that have it."""
+        for sandbox_id, policed in list(self._policed.items()):
+            if name in policed.held.limits.groups:
+                for armed in self._wires.of(sandbox_id):
+                    await self.arm(armed.place, sandbox_id, armed.judged.wire)
+                    await self.cut(armed.judged.wire)
+
+    async def _save(self, sandbox_id: SandboxId, held: Held, name: str) -> None:
+        egress = _egress(held.limits)
+        await self._records.save(sandbox_id, held)
+        policed = self._policed.setdefault(sandbox_id, _Policed(held, egress))
+        policed.held, policed.egress, policed.name = held, egress, name
+        policed.revision += 1
+        await self._records.note(sandbox_id, name, ())
+
+    async def _settle(self, sandbox_id: SandboxId) -> None:
+        """Nothing of an earlier policy is in force."""
+        policed = self._policed[sandbox_id]
+        if policed.held.earlier:
+            policed.held = replace(policed.held, earlier=())
+            await self._records.save(sandbox_id, policed.held)
+
+    def _armed(self, place: Place, sandbox_id: SandboxId, wire: Wire, *, anew: bool) -> Armed:
+        policed = self._policed[sandbox_id]
+        judged = Judged(self.limited(sandbox_id, wire), policed.egress, tuple(self._groups_of(policed)))
+        earlier = tuple(parse_egress(text) for text in policed.held.earlier)
+        return Armed(sandbox_id, place, judged, earlier, _learned(policed) if anew else None)
+
+    def _groups_of(self, policed: _Policed) -> Iterable[SecurityGroup]:
+        for name in policed.held.limits.groups:
+            try:
+                yield self.groups.get(name)
+            except NotFoundError:  # nobody can remove one that is in use; if he did: it lets nothing in
+                yield SecurityGroup(name)
+
+    async def _end_run(self, sandbox_id: SandboxId, policed: _Policed) -> None:
+        """The kernel has forgotten what it counted."""
+        await self._records.note(sandbox_id, policed.name, (), end_run=True)
+        policed.noted = []
+
+    async def _note(self, sandbox_id: SandboxId, policed: _Policed) -> None:
+        """What the kernel has counted and names that were refused, into the records."""
+        attempts: list[Attempt] = []
+        for armed in self._wires.of(sandbox_id):
+            with network_errors(armed.judged.wire.name):
+                blocked = await self._kernel.call(sets.read_blocked, armed.place.base, armed.judged.wire.name)
+            attempts += policed.tally.attempts(blocked)
+        counts = [(each.destination, each.protocol, each.port, each.count) for each in attempts]
+        refused = policed.tally.take_refused()
+        if not refused and counts == policed.noted:
+            return
+        try:
+            await self._records.note(sandbox_id, policed.name, attempts, finished=refused)
+        except BaseException:
+            policed.tally.give_back(refused)
+            raise
+        policed.noted = counts
+
+
+def _egress(limits: Limits) -> EgressPolicy:
+    return parse_egress(limits.egress) if limits.egress else EgressPolicy(EgressMode.ALLOW_ALL)
+
+
+def _learned(policed: _Policed) -> Learned:
+    """What the names that it still may look up stand for."""
+    found: dict[Service, dict[IPv4Address, int]] = {}
+    for name, address, left_s in policed.tally.told(asyncio.get_running_loop().time()):
+        for service in services_for(policed.egress, name):
+            known = found.setdefault(service, {})
+            known[address] = max(left_s, known.get(address, 0))
+    return found

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel has in the sets of a wire: addresses that names stand for, put in, and what was refused, read.
+
+Messages of our own, as in ``elements``; see linux/netfilter/nf_tables.h. Blocking.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from hyperd.model.policy import Service
+from hyperd.network import elements
+from hyperd.network.elements import INET_FAMILY, NETLINK_NETFILTER, Element
+from hyperd.network.policy.rules import KEPT_S, blocked_set, learned_set, other_set, table_of
+
+_ANSWER_S = 5.0
+_ANSWER_BYTES = 1 << 16
+_GETTABLE, _GETSETELEM, _REQUEST, _DUMP = 10 << 8 | 1, 10 << 8 | 13, 1, 0x300
+_ERROR, _DONE = 2, 3
+_TABLE, _SET, _ELEMENTS = 1, 2, 3
+_KEY, _VALUE, _EXPIRATION, _EXPRESSION, _EXPRESSIONS = 1, 1, 5, 7, 11
+_PACKETS = 2
+_NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """``ago_s``: since the last packet."""
+
+    address: IPv4Address
+    protocol: str
+    port: int
+    count: int
+    ago_s: float
+
+
+def learn(base: str, tap: str, service: Service, addresses: Iterable[tuple[IPv4Address, int]]) -> None:
+    """For so many seconds each from now on. Raises OSError: ENOENT without the set, ENFILE when it is full."""
+    where = learned_set(tap, service)
+    for address, lasts_s in addresses:
+        element = Element(where, address.packed, timeout_ms=lasts_s * 1000)
+        try:
+            elements.renew(INET_FAMILY, table_of(base), [element])
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            elements.add(INET_FAMILY, table_of(base), [element])
+
+
+def read_blocked(base: str, tap: str) -> list[Blocked]:
+    """Empty where the sets are not there. Raises OSError."""
+    found = []
+    for name, has_port in ((blocked_set(tap), True), (other_set(tap), False)):
+        for key, count, expires_s in _dumped(table_of(base), name):
+            port = int.from_bytes(key[8:10], "big") if has_port else 0
+            protocol = _NAMES.get(key[4], str(key[4]))
+            found.append(Blocked(IPv4Address(key[:4]), protocol, port, count, max(0.0, KEPT_S - expires_s)))
+    return found
+
+
+def has_table(base: str) -> bool:
+    """Whether nobody took it away: the kernel answers while it is asked. Raises OSError."""
+    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table_of(base))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_ANSWER_S)
+        kernel.send(struct.pack("=IHHII", 16 + len(body), _GETTABLE, _REQUEST, 1, 0) + body)
+        (kind,) = struct.unpack_from("=H", kernel.recv(_ANSWER_BYTES), 4)
+    return bool(kind != _ERROR)
+
+
+def _dumped(table: str, name: str) -> Iterator[tuple[bytes, int, float]]:
+    """Key, packets, seconds left of each element."""
+    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table) + _text(_SET, name)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_ANSWER_S)
+        kernel.send(struct.pack("=IHHII", 16 + len(body), _GETSETELEM, _REQUEST | _DUMP, 1, 0) + body)
+        while True:
+            answer = kernel.recv(_ANSWER_BYTES)
+            while len(answer) >= 16:
+                size, kind = struct.unpack_from("=IH", answer)
+                if kind in (_DONE, _ERROR):
+                    (code,) = struct.unpack_from("=i", answer, 16)
+                    if code not in (0, -errno.ENOENT):
+                        raise OSError(-code, os.strerror(-code))
+                    return
+                for _, element in _attributes(dict(_attributes(answer[20:size])).get(_ELEMENTS, b"")):
+                    yield _parse(dict(_attributes(element)))
+                answer = answer[size + (-size % 4) :]
+
+
+def _parse(parts: dict[int, bytes]) -> tuple[bytes, int, float]:
+    key = dict(_attributes(parts[_KEY]))[_VALUE]
+    (expires_ms,) = struct.unpack("!Q", parts.get(_EXPIRATION, b"\0" * 8))
+    counter = parts.get(_EXPRESSION)
+    if counter is None:  # kernels that know of several have them in a list
+        counter = next((value for _, value in _attributes(parts.get(_EXPRESSIONS, b""))), b"")
+    data = dict(_attributes(dict(_attributes(counter)).get(2, b"")))
+    (packets,) = struct.unpack("!Q", data.get(_PACKETS, b"\0" * 8))
+    return key, packets, expires_ms / 1000
+
+
+def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
+    while len(body) >= 4:
+        size, kind = struct.unpack_from("=HH", body)
+        if size < 4:
+            return
+        yield kind & 0x3FFF, body[4:size]
+        body = body[size + (-size % 4) :]
+
+
+def _text(kind: int, text: str) -> bytes:
+    value = text.encode() + b"\0"
+    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policies from their records to the kernel and back; and the fake, held to the same."""
+
+import contextlib
+
+import pytest
+from pyroute2 import AsyncIPRoute
+
+from hyperd.errors import InvalidError, NotFoundError, UnavailableError
+from hyperd.host import process
+from hyperd.model.policy import Limits
+from hyperd.network import BridgeNetworks
+from hyperd.network.tap import tap_name
+from tests.contract.network.conftest import SETTINGS, clean
+from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, world
+from tests.fakes.policies import FakePolicies
+
+BY_NAME = "allow: [{domain: good.example, ports: 443}]"
+TABLE = f"inet {SETTINGS.table}_policy"
+
+
+@contextlib.asynccontextmanager
+async def networks_of(database):
+    networks = BridgeNetworks(SETTINGS, database, lambda: ())
+    try:
+        await networks.prepare()
+        yield networks
+    finally:
+        networks.close()
+
+
+@pytest.fixture(params=["fake", "real"])
+async def policies(request, database):
+    if request.param == "fake":
+        yield FakePolicies()
+        return
+    async with networks_of(database) as networks:
+        yield networks.policies
+    await clean()
+
+
+async def test_limits_that_were_changed_are_not_imposed_again(policies):
+    await policies.impose(POLICED, Limits(), "job")
+    assert not policies.limits_of(POLICED)
+    await policies.impose(POLICED, Limits("none"), "job")
+    await policies.change(POLICED, Limits("allow-all"), "job")
+    await policies.impose(POLICED, Limits("none"), "job")
+    assert policies.limits_of(POLICED) == Limits("allow-all")
+
+
+async def test_what_is_wrong_changes_nothing(policies):
+    await policies.impose(POLICED, Limits("none"), "job")
+    wrong = Limits("allow: [{domain: is wrong}]")
+    with pytest.raises(InvalidError):
+        policies.require_valid(wrong)
+    with pytest.raises(InvalidError):
+        await policies.change(POLICED, wrong, "job")
+    assert policies.limits_of(POLICED) == Limits("none")
+
+
+async def test_a_report_is_found_by_id_name_and_prefix_and_no_other_way(policies):
+    await policies.impose(POLICED, Limits("none"), "job")
+    for reference in (POLICED, "job", POLICED[:4]):
+        assert (await policies.report(reference)).sandbox_id == POLICED
+    for reference in ("nobody", ""):
+        with pytest.raises(NotFoundError):
+            await policies.report(reference)
+
+
+async def rules() -> str:
+    return (await process.run(["nft", "list", "ruleset"], timeout_s=20)).stdout.decode()
+
+
+async def proxies() -> list[str]:
+    shown = await process.run_checked(["ip", "neigh", "show", "proxy"], timeout_s=20)
+    return [line.split()[0] for line in shown.stdout.decode().splitlines()]
+
+
+async def test_a_release_leaves_nothing_but_the_report(database):
+    async with world(database, BY_NAME) as it:
+        await it.look_up("good.example")
+        assert not await it.connects(OUTSIDE, 22)
+        assert await proxies() == [it.leases[0].address]
+        await it.networks.release(POLICED)
+        assert "_policy" not in await rules()
+        assert await proxies() == []
+        assert POLICED not in await it.networks.list_attached()
+        report = await it.policies.report("job")
+        assert [(each.destination, each.count) for each in report.attempts] == [(OUTSIDE, 1)]
+
+
+async def test_the_next_hyperd_goes_on_with_what_is_in_force(database):
+    async with world(database, BY_NAME) as it:
+        await it.look_up("good.example")
+        assert not await it.connects(OUTSIDE, 22)
+        before = await rules()
+        await it.restart(database)
+        assert await it.connects(GOOD, 443), "what a name stands for is still known"
+        assert not await it.connects(OUTSIDE, 22)
+        assert it.policies.limits_of(POLICED) == Limits(BY_NAME)
+        assert await it.tried() == {(OUTSIDE, 22): 2}
+        assert before.count("chain") == (await rules()).count("chain")
+
+
+async def test_counts_of_several_runs_add_up(database):
+    async with world(database, "none") as it:
+        assert not await it.connects(OUTSIDE, 22)
+        await it.networks.detach(POLICED)
+        await it.networks.detach(POLICED)
+        await it.plug_again()
+        assert not await it.connects(OUTSIDE, 22)
+        assert await it.tried() == {(OUTSIDE, 22): 2}
+
+
+async def test_rules_that_somebody_flushed_are_made_again(database):
+    async with world(database, "none") as it:
+        assert not await it.connects(OUTSIDE, 22)
+        assert await it.tried() == {(OUTSIDE, 22): 1}
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        assert not it.policies.stands(SETTINGS.table)
+        await it.networks.prepare()
+        assert not await it.connects(OUTSIDE, 22)
+        assert await it.tried() == {(OUTSIDE, 22): 2}
+
+
+async def test_where_the_rules_cannot_be_made_again_the_sandbox_is_off_the_network(database, monkeypatch):
+    async with world(database, "allow-all") as it:
+        assert await it.connects(OUTSIDE, 80)
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await it.networks.prepare()
+        async with AsyncIPRoute() as netlink:
+            (index,) = await netlink.link_lookup(ifname=tap_name(POLICED))
+            (link,) = await netlink.link("get", index=index)
+        assert link.get_attr("IFLA_OPERSTATE") == "DOWN"
+        await it.networks.prepare()
+        assert await it.connects(OUTSIDE, 80)
+
+
+async def test_a_change_that_was_cut_short_is_made_by_the_next_hyperd(database):
+    async with world(database, BY_NAME) as it:
+        await it.look_up("good.example")
+        await it.policies.change(POLICED, Limits("allow: [{domain: other.example}]"), "job")  # and killed
+        assert await it.connects(GOOD, 443), "the older one is in force"
+        await it.restart(database)
+        assert not await it.connects(GOOD, 443)
+        assert (await rules()).count("set named_") == 1
+
+
+async def test_a_first_policy_that_was_cut_short_is_in_force_with_the_next_hyperd(database):
+    async with world(database, "") as it:
+        await it.policies.change(POLICED, Limits("none"), "job")  # and killed
+        await it.restart(database)
+        assert not await it.connects(OUTSIDE, 80)
+
+
+async def test_a_start_that_cannot_have_its_rules_leaves_nothing(database, monkeypatch):
+    async with networks_of(database) as networks:
+        await networks.policies.impose(POLICED, Limits("none"), "job")
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await networks.attach(POLICED)
+        async with AsyncIPRoute() as netlink:
+            assert await netlink.link_lookup(ifname=tap_name(POLICED)) == []
+        await networks.release(POLICED)
+        assert await networks.list_attached() == set()
+        assert "_policy" not in await rules()
+    await clean()
+
+
+async def test_a_policy_without_a_sandbox_is_found_and_removed(database):
+    async with networks_of(database) as networks:
+        await networks.policies.impose(POLICED, Limits("none"), "job")
+        assert await networks.list_attached() == {POLICED}
+        await networks.release(POLICED)
+        assert await networks.list_attached() == set()
+    await clean()
+
+
+async def test_one_that_scans_is_counted_within_bounds(database):
+    async with world(database, "none") as it:
+        await it.scan(1500)
+        report = await it.policies.report(POLICED)
+        assert 1000 <= len(report.attempts) <= 1024
