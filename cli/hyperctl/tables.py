@@ -45,6 +45,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "template": ("groups", "template", "Booted guests that containers start from"),
     "volume": ("groups", "volume", "Disks that outlive containers"),
     "network": ("groups", "network", "Networks of containers, each closed to the others"),
+    "df": ("usage", "growth", "Show how large disks and volumes may become, and whether there is room"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),

@@ -209,7 +209,7 @@ async def test_disk_usage_counts_blocks_and_users(
         file.truncate(1 << 30)
         file.write(b"x" * 5000)
     looking: set[str] = set()
-    monkeypatch.setattr("hyperd.desk._allocated_bytes", _noting_thread(looking, desk_module._allocated_bytes))
+    monkeypatch.setattr("hyperd.desk._sizes", _noting_thread(looking, desk_module._sizes))
     [container] = (await desk.disk_usage()).containers
     assert looking
     assert threading.current_thread().name not in looking
