@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import execs, forks, memory, starts
+from bench import execs, forks, memory, starts, storage
 from bench.api import IMAGE, Api, call
 from bench.measure import NotMeasured, Result, render, write
 from bench.stage import Bench, Stage, running_hyper
@@ -34,6 +34,8 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "exec": (execs.round_trip, "exec of `true`; floor: fork and exec of it in the guest"),
     "stdout": (execs.stdout, "output of an exec; floor: a pipe in the guest"),
     "version": (starts.version, "`hyper version`; floor: `python -c 'import grpc'`"),
+    "disk": (storage.speed, "what a guest writes and reads; floor: the same program on a bare QEMU's disk"),
+    "volume": (storage.volumes, "attach of a volume in a start; what fstrim gives back"),
     "agent": (memory.agent, "resident memory of the agent"),
     "memory": (memory.clones, "PSS per idle clone, of 50, every MiB under a name"),
 }  # fmt: skip

@@ -48,6 +48,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "network": ("groups", "network", "Networks of containers, each closed to the others"),
     "egress": ("groups", "egress", "What containers may reach, and what they tried to"),
     "sg": ("groups", "sg", "Security groups: whom containers hear, and speak to"),
+    "df": ("usage", "growth", "Show how large disks and volumes may become, and whether there is room"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
