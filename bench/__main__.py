@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import execs, forks, memory, starts, storage
+from bench import execs, forks, images, memory, starts, storage
 from bench.api import IMAGE, Api, call
 from bench.measure import NotMeasured, Result, render, write
 from bench.stage import Bench, Stage, running_hyper
@@ -34,8 +34,13 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "exec": (execs.round_trip, "exec of `true`; floor: fork and exec of it in the guest"),
     "stdout": (execs.stdout, "output of an exec; floor: a pipe in the guest"),
     "version": (starts.version, "`hyper version`; floor: `python -c 'import grpc'`"),
-    "disk": (storage.speed, "what a guest writes and reads; floor: the same program on a bare QEMU's disk"),
+    "storage": (storage.speed, "what a guest writes and reads; floor: the same program on a bare QEMU's disk"),
     "volume": (storage.volumes, "attach of a volume in a start; what fstrim gives back"),
+    "pull": (images.pull, "pull of 1 GiB in 10 layers; floors: podman pull, skopeo copy + mkfs.erofs"),
+    "layer": (images.memory, "how hyperd grows in the pull of a layer of 2 GiB"),
+    "push": (images.push, "push of the image; floor: skopeo copy"),
+    "commit": (images.commit, "commit of 512 MiB; floor: tar | gzip at the same level"),
+    "disk": (images.disk, "four images that share layers; floor: each layer once"),
     "agent": (memory.agent, "resident memory of the agent"),
     "memory": (memory.clones, "PSS per idle clone, of 50, every MiB under a name"),
 }  # fmt: skip
@@ -48,7 +53,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch, running_hyper(IMAGE, scratch) as host:
         about, accelerator = _about(host)
         print(f"{os.cpu_count()} CPUs, Linux {platform.release()}, {accelerator}", flush=True)
-        stage = Stage(host, accelerator, options.n)
+        stage = Stage(host, accelerator, options.n, options.image_mib)
         for name in options.only:
             began = time.monotonic()
             try:
@@ -112,6 +117,12 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("-n", type=_count, help="runs of each measurement, instead of its own number")
     parser.add_argument(
+        "--image-mib",
+        type=_count,
+        default=1024,
+        help="size of the image that pull and push move [1024]; layer takes twice, commit half of it",
+    )
+    parser.add_argument(
         "--only", type=_names, default=list(BENCHES), metavar="NAME[,NAME...]", help="these alone"
     )
     return parser.parse_args()
@@ -126,7 +137,7 @@ def _names(text: str) -> list[str]:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text}: not a number of runs")
+        raise argparse.ArgumentTypeError(f"{text}: not a number above 0")
     return int(text)
 
 

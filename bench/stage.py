@@ -20,6 +20,7 @@ class Stage:
     host: Hyper
     accelerator: str
     n: int | None  # runs that were asked for; None: each bench's own number
+    image_mib: int = 1024  # of the image that is pulled and pushed; others are a half or twice that
 
     def runs(self, usual: int) -> int:
         return usual if self.n is None else self.n

@@ -61,6 +61,8 @@ class VmConfig:
 class ImageConfig:
     skopeo: str = "skopeo"
     mkfs_erofs: Path = field(default_factory=lambda: _assets_dir() / "mkfs.erofs")
+    budget_mib: int = 0  # past this unused images go; 0: they stay
+    budget_low_mib: int = 0  # until the store takes no more than this; 0: four fifths of it
 
 
 @dataclass(frozen=True, slots=True)

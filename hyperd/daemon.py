@@ -34,7 +34,7 @@ from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
 from hyperd.host.workers import Workers
-from hyperd.image import ImageSettings, OciImageStore, host_platform
+from hyperd.image import LOW_SHARE, ImageSettings, Marks, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
 from hyperd.network import BridgeNetworks, BridgeSettings, Network
@@ -131,6 +131,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         )
         fleet = Fleet(services, _fleet_settings(config))
         network.names_from(fleet.named)
+        images.used_by(fleet.images_in_use)
         desk = Desk(
             config,
             capabilities,
@@ -265,7 +266,16 @@ def _image_settings(config: Config) -> ImageSettings:
         root=config.daemon.state_dir / "images",
         mkfs_erofs=str(config.image.mkfs_erofs),
         skopeo=config.image.skopeo,
+        budget=image_budget(config),
     )
+
+
+def image_budget(config: Config) -> Marks:
+    high, low = config.image.budget_mib, config.image.budget_low_mib
+    try:
+        return Marks(high << 20, (low or int(high * LOW_SHARE)) << 20)
+    except ValueError as error:
+        raise InvalidError(str(error), subject=f"[image] budget_low_mib {low}, budget_mib {high}") from error
 
 
 def _bridge_settings(config: Config) -> BridgeSettings:

@@ -146,6 +146,15 @@ class Desk:
                 for saved in self.snapshots.list(kind)
             ],
         )
+        if images.budget.high_bytes:
+            answer.image_budget.CopyFrom(
+                system_pb2.ImageBudget(
+                    high_bytes=images.budget.high_bytes,
+                    low_bytes=images.budget.low_bytes,
+                    removed=images.budget.removed,
+                    removed_bytes=images.budget.removed_bytes,
+                )
+            )
         for volume in await self.fleet.volumes.list():
             answer.volumes.add(
                 name=volume.volume.name,

@@ -49,6 +49,17 @@ class Part:
     headers: Mapping[str, str]
 
 
+def budget_line(usage: system_pb2.GetDiskUsageResponse) -> str:
+    """Empty where there is no budget for images."""
+    if not usage.HasField("image_budget"):
+        return ""
+    budget = usage.image_budget
+    return (
+        f"\nImages: budget {render_size(budget.high_bytes)}, down to {render_size(budget.low_bytes)}; "
+        f"removed for it since hyperd started: {budget.removed} ({render_size(budget.removed_bytes)})"
+    )
+
+
 def summary_rows(usage: system_pb2.GetDiskUsageResponse) -> list[dict[str, str]]:
     """What could be had back is what the prune commands would remove, and for the rest what `rm` would."""
     images, containers = usage.images, usage.containers

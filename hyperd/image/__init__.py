@@ -2,7 +2,17 @@
 """The image room: OCI images, from a registry to a disk that a guest mounts."""
 
 from hyperd.image.base import ImageStore, PullEvent
+from hyperd.image.budget import LOW_SHARE, Marks
 from hyperd.image.platform import host_platform, parse_platform
 from hyperd.image.store import ImageSettings, OciImageStore
 
-__all__ = ["ImageSettings", "ImageStore", "OciImageStore", "PullEvent", "host_platform", "parse_platform"]
+__all__ = [
+    "LOW_SHARE",
+    "ImageSettings",
+    "ImageStore",
+    "Marks",
+    "OciImageStore",
+    "PullEvent",
+    "host_platform",
+    "parse_platform",
+]

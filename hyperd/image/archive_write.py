@@ -7,6 +7,7 @@ The same images make the same bytes: fixed times, fixed order. Docker's schema 2
 read, so such a manifest is written as OCI; the config is the same bytes, so the image id is the same.
 """
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -149,9 +150,10 @@ class Saving:
     async def _stream_blob(self, digest: Digest, size: int) -> AsyncGenerator[bytes, None]:
         """Read and hashed on a thread; a damaged blob ends the archive before its end."""
         workers, path = self._parts.workers, self._parts.content.path(digest)
-        with files.file_errors(path):
-            file = await workers.call(path.open, "rb", 0)
+        stack = contextlib.ExitStack()  # has the file even when nobody waits for it any more
         try:
+            with files.file_errors(path):
+                file = await workers.call_while_wanted(lambda _: stack.enter_context(path.open("rb", 0)))
             hashed, left = hashlib.sha256(), size
 
             def read() -> bytes:
@@ -169,7 +171,7 @@ class Saving:
             if left or hashed.hexdigest() != hex_of(digest):
                 raise _damaged(digest, "its content has changed")
         finally:
-            file.close()
+            stack.close()
 
 
 def lay_out(content: Content, wanted: Sequence[Wanted]) -> list[Member]:

@@ -8,7 +8,7 @@ estimate until the layer is whole.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from hyperd.model.image import Digest
 
 LOOK_EVERY_S = 0.2
 STALL_TIMEOUT_S = 180.0
+USUAL_UNPACKING = 3  # how much larger layers become; no manifest says it
 _UNDER_WAY = "oci-put-blob*"
 
 Progress = Callable[[Descriptor, int], None]
@@ -81,7 +82,9 @@ class Downloads:
         *,
         reserve_bytes: int,
         stall_timeout_s: float = STALL_TIMEOUT_S,
+        make_room: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
+        self._make_room = make_room
         self._skopeo = skopeo
         self._content = content
         self._workers = workers
@@ -95,6 +98,9 @@ class Downloads:
 
     async def fetch(self, remote: Remote, arrivals: Arrivals, layout: Path, progress: Progress) -> None:
         """Until every layer is whole. Raises ExhaustedError before the start when they cannot all fit."""
+        if self._make_room is not None:
+            need = sum(layer.size_bytes for layer in arrivals.missing())
+            await self._make_room(need * (1 + USUAL_UNPACKING) + self._reserve_bytes)
         await self._workers.call(self._require_room, arrivals.missing())
         async with one_error(), asyncio.TaskGroup() as tasks:
             copying = tasks.create_task(

@@ -6,7 +6,7 @@ Functions for ``Database.transaction``; the config blob is kept beside its image
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -46,6 +46,8 @@ MIGRATIONS = (
         image_id TEXT NOT NULL REFERENCES image ON DELETE CASCADE, reference TEXT NOT NULL,
         manifest_digest TEXT NOT NULL, scope TEXT NOT NULL, requirements TEXT NOT NULL, admitted_at TEXT NOT NULL,
         PRIMARY KEY (image_id, reference)) STRICT""",
+    """CREATE TABLE image_use (
+        image_id TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE, used_at REAL NOT NULL) STRICT""",
 )
 
 
@@ -141,6 +143,25 @@ def save_admission(connection: sqlite3.Connection, image_id: ImageId, admission:
             admission.admitted_at.isoformat(),
         ),
     )
+
+
+def save_uses(connection: sqlite3.Connection, uses: Mapping[ImageId, float]) -> None:
+    """Times of images that are gone are left out."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO image_use SELECT image_id, ? FROM image WHERE image_id = ?",
+        [(used_at, image_id) for image_id, used_at in uses.items()],
+    )
+
+
+def last_uses(connection: sqlite3.Connection) -> list[tuple[ImageId, float]]:
+    """Of one that was never used since it came: when it came."""
+    rows = connection.execute(
+        "SELECT image_id, pulled_at, used_at FROM image LEFT JOIN image_use USING (image_id)"
+    )
+    return [
+        (ImageId(row["image_id"]), row["used_at"] or datetime.fromisoformat(row["pulled_at"]).timestamp())
+        for row in rows
+    ]
 
 
 def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:

@@ -3,10 +3,11 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from hyperd.image import usage as usages
 from hyperd.image.admission import Admissions
 from hyperd.image.archive_write import Saving
 from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.budget import NO_BUDGET, Budget, Marks
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
@@ -49,6 +51,7 @@ from hyperd.model.image import (
     FoundImage,
     Image,
     ImageId,
+    LoadedImage,
     NewImage,
     Platform,
     Pruning,
@@ -57,6 +60,8 @@ from hyperd.model.image import (
     RootDisk,
     StoreUsage,
 )
+
+log = logging.getLogger(__name__)
 
 NOBODY = (65534, 65534)
 KEEP_RESTS_S = 7 * 86400.0
@@ -76,6 +81,7 @@ class ImageSettings:
     max_layer_bytes: int = 64 << 30
     reserve_bytes: int = 256 << 20
     stall_timeout_s: float = STALL_TIMEOUT_S
+    budget: Marks = NO_BUDGET
 
 
 class OciImageStore:
@@ -105,12 +111,20 @@ class OciImageStore:
         self._pulls: Flights[tuple[Remote, Credentials | None], PullEvent, Image] = Flights(tasks)
         self._pushes: Flights[Hashable, PushEvent, None] = Flights(tasks)
         self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
+        self._budget = Budget(
+            settings.budget,
+            database,
+            self.usage,
+            lambda: self._workers.call(files.free_bytes, root),
+            self._sweep_after,
+        )
         downloads = Downloads(
             self._skopeo,
             self._content,
             self._workers,
             reserve_bytes=settings.reserve_bytes,
             stall_timeout_s=settings.stall_timeout_s,
+            make_room=self._budget.make_room,
         )
         self._parts = Parts(
             database,
@@ -156,6 +170,7 @@ class OciImageStore:
         await self._pulls.cancel()
         await self._pushes.cancel()
         await self._conversions.cancel()
+        await self._budget.write_down()
         self._workers.close()
         self._layers.close()
         self._intake.close()
@@ -191,7 +206,7 @@ class OciImageStore:
         async def work(hub: Hub[PullEvent]) -> Image:
             async with self._reached(remote, credentials) as reached:
                 image = await Pull(self._parts, reached, hub).run()
-            await self._write_index()
+            await self._came_in(image)
             return image
 
         # Only those of one and the same right to it share a pull.
@@ -200,6 +215,19 @@ class OciImageStore:
                 async for event in events:
                     yield event
             yield await flight.landed()
+
+    async def _came_in(self, image: Image) -> None:
+        """What is due after that; a budget that cannot be kept costs nobody the image."""
+        self._budget.touch(image.image_id)
+        try:
+            await self._budget.keep()
+        except HyperError as error:
+            log.warning("the image budget cannot be kept", extra={"error": str(error)})
+        await self._write_index()
+
+    def used_by(self, in_use: Callable[[], Mapping[ImageId, str]]) -> None:
+        """Who uses images; until it is said, nobody."""
+        self._budget.in_use = in_use
 
     async def _tags_of(self, remote: Remote, credentials: Credentials | None) -> list[Source]:
         named = remote.source.named
@@ -264,7 +292,8 @@ class OciImageStore:
 
     async def usage(self) -> StoreUsage:
         owned = await self._database.transaction(usages.owners)
-        return await self._workers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
+        found = await self._workers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
+        return replace(found, budget=self._budget.usage)
 
     async def push(
         self,
@@ -319,6 +348,7 @@ class OciImageStore:
         return await searches.search(wanted, web.fetch)
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
+        self._budget.touch(image_id)
         ready = self._ready.get(image_id)
         if ready is not None:
             return ready
@@ -358,13 +388,13 @@ class OciImageStore:
 
     async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         image = await self._making.commit(base, layer, new)
-        await self._write_index()
+        await self._came_in(image)
         return image
 
     async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:
         commented = replace(new, message=new.message or "Imported from -")
         image = await self._making.make_on_nothing(self._loading.unpacker.plain(data), commented)
-        await self._write_index()
+        await self._came_in(image)
         return image
 
     def save(self, images: Sequence[str], *, platform: Platform | None = None) -> AsyncGenerator[bytes, None]:
@@ -376,6 +406,8 @@ class OciImageStore:
         try:
             async with contextlib.aclosing(self._loading.load(data, platform)) as events:
                 async for event in events:
+                    if isinstance(event, LoadedImage):
+                        await self._came_in(event.image)
                     yield event
         finally:
             await self._write_index()

@@ -206,7 +206,19 @@ class ImageUsage:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetUsage:
+    high_bytes: int = 0  # there is no budget
+    low_bytes: int = 0
+    removed: int = 0  # images, since the daemon started
+    removed_bytes: int = 0
+
+
+NO_BUDGET = BudgetUsage()
+
+
+@dataclass(frozen=True, slots=True)
 class StoreUsage:
     images: tuple[ImageUsage, ...]
     layers_bytes: int  # blobs, EROFS files, disks: each once
     unowned_bytes: int  # left by broken pulls, to be continued
+    budget: BudgetUsage = NO_BUDGET

@@ -31,6 +31,8 @@ def df(
     usage = hyperd.ask(_usage)
     rows = usage_shape.summary_rows(usage)
     print_rows(render_rows(rows, columns=usage_shape.COLUMNS, headers=usage_shape.HEADERS, form=form))
+    if not form or form == "table":
+        print_rows(usage_shape.budget_line(usage))
     return 0
 
 

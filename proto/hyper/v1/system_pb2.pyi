@@ -299,6 +299,7 @@ class GetDiskUsageResponse(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
     FREE_BYTES_FIELD_NUMBER: _builtins.int
+    IMAGE_BUDGET_FIELD_NUMBER: _builtins.int
     layers_bytes: _builtins.int
     """blobs, EROFS files and disks of all images, each once"""
     unowned_bytes: _builtins.int
@@ -313,6 +314,10 @@ class GetDiskUsageResponse(_message.Message):
     def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___SnapshotUsage]: ...
     @_builtins.property
     def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___VolumeUsage]: ...
+    @_builtins.property
+    def image_budget(self) -> Global___ImageBudget:
+        """none: images stay until somebody removes them"""
+
     def __init__(
         self,
         *,
@@ -323,10 +328,11 @@ class GetDiskUsageResponse(_message.Message):
         snapshots: _abc.Iterable[Global___SnapshotUsage] | None = ...,
         volumes: _abc.Iterable[Global___VolumeUsage] | None = ...,
         free_bytes: _builtins.int = ...,
+        image_budget: Global___ImageBudget | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["image_budget", b"image_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "free_bytes", b"free_bytes", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "free_bytes", b"free_bytes", "image_budget", b"image_budget", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -504,3 +510,34 @@ class ErrorDetail(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ErrorDetail: _TypeAlias = ErrorDetail  # noqa: Y015
+
+@_typing.final
+class ImageBudget(_message.Message):
+    """[image] budget_mib: past the high mark unused images go, until no more than the low mark is taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HIGH_BYTES_FIELD_NUMBER: _builtins.int
+    LOW_BYTES_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    REMOVED_BYTES_FIELD_NUMBER: _builtins.int
+    high_bytes: _builtins.int
+    low_bytes: _builtins.int
+    removed: _builtins.int
+    """images, since the daemon started"""
+    removed_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        high_bytes: _builtins.int = ...,
+        low_bytes: _builtins.int = ...,
+        removed: _builtins.int = ...,
+        removed_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["high_bytes", b"high_bytes", "low_bytes", b"low_bytes", "removed", b"removed", "removed_bytes", b"removed_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageBudget: _TypeAlias = ImageBudget  # noqa: Y015

@@ -356,3 +356,11 @@ def test_disk_usage(daemon, web, hyper):
     assert row["Reclaimable"] == "2.001MB (6%)"
     detailed = json.loads(hyper("system", "df", "-v", "--format", "json").out)
     assert [item["ID"] for item in detailed["Templates"]] == ["b" * 12]
+    before = hyper("system", "df").out
+    daemon.usage.image_budget.CopyFrom(
+        system.ImageBudget(high_bytes=20_000_000, low_bytes=16_000_000, removed=2, removed_bytes=7_000_000)
+    )
+    told = "\nImages: budget 20MB, down to 16MB; removed for it since hyperd started: 2 (7MB)\n"
+    assert hyper("system", "df").out == before + told
+    assert hyper("system", "df", "--format", "{{.Type}}").out.splitlines()[0] == "Images"
+    assert "budget" not in hyper("system", "df", "--format", "json").out

@@ -24,6 +24,7 @@ from hyperd.image import pruning, records, reference, removal
 from hyperd.image.admission import Admissions
 from hyperd.image.archive_index import ArchivedImage
 from hyperd.image.archive_write import Saving
+from hyperd.image.budget import Budget, Marks
 from hyperd.image.content import Content, digest_of, hex_of
 from hyperd.image.disk import ALIGNMENT
 from hyperd.image.disks import EMPTY_LAYER, Disks
@@ -38,7 +39,7 @@ from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push, find_targets
 from hyperd.image.reference import Source, Transport
 from hyperd.image.transport import Remote
-from hyperd.model.image import Admission, Digest, Image, NewImage, Platform
+from hyperd.model.image import Admission, Digest, Image, NewImage, Platform, StoreUsage
 from tests import images
 from tests.images import file
 
@@ -305,6 +306,24 @@ class Daemon:
         await self.garbage.sweep()
         if name > "example.org/y":
             await self.garbage.sweep_older_than(-1)
+
+    async def evict(self, name: str) -> None:
+        """A budget that has room for nothing; one image is in use."""
+
+        async def measure() -> StoreUsage:
+            return StoreUsage((), 10, 0)
+
+        async def free() -> int:
+            return 0
+
+        async def sweep(_: removal.Removed) -> int:
+            await self.garbage.sweep()
+            return 1
+
+        budget = Budget(Marks(1, 0), self.database, measure, free, sweep, fresh_s=-1e9)
+        kept = await self.database.transaction(lambda each: records.find_id(each, name))
+        budget.in_use = lambda: {kept: "a container"}
+        await budget.keep()
 
     async def commit(self, name: str) -> None:
         """A layer that only this has, on the image."""

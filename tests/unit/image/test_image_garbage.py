@@ -15,7 +15,7 @@ import pytest
 
 from tests.unit.image.lives import NAMES, place
 
-_VERBS = "pull pull pull load push tag remove remove prune commit import_root save root_disk".split()
+_VERBS = "pull pull pull load push tag remove remove prune evict commit import_root save root_disk".split()
 _FIRST, _, _LAST = os.environ.get("HYPER_GARBAGE_SEEDS", "1-40").partition("-")
 
 
