@@ -16,7 +16,7 @@ use crate::mount::Linux;
 use crate::names::Names;
 use crate::net::Links;
 use crate::path::Root;
-use crate::proto::ConfigureGuestRequest;
+use crate::proto::{ConfigureGuestRequest, Dns, HostEntry, RewireGuestRequest};
 use crate::virtio::Released;
 use crate::{rootfs, sys};
 
@@ -97,6 +97,19 @@ impl Identity {
         request.fork.as_ref().map_or(Ok(()), |fork| self.releases.publish(fork))
     }
 
+    /// `containers` are all that exist. Blocking: links may take seconds to appear.
+    pub fn rewire(&self, request: &RewireGuestRequest, containers: &[Arc<Container>]) -> Result<()> {
+        check_names(request.dns.as_ref(), &request.hosts)?;
+        self.links.rewire(&request.links)?;
+        let (before, after) = {
+            let mut names = self.names();
+            let before = names.clone();
+            names.learn_wiring(&request.links, request.dns.as_ref(), &request.hosts);
+            (before, names.clone())
+        };
+        containers.iter().try_for_each(|container| after.revise(&before, container.files()))
+    }
+
     fn learn(&self, request: &ConfigureGuestRequest) -> Names {
         let mut names = self.names();
         if !request.hostname.is_empty() {
@@ -108,10 +121,7 @@ impl Identity {
         if !request.boot_id.is_empty() {
             names.boot_id.clone_from(&request.boot_id);
         }
-        let addresses = request.links.iter().flat_map(|link| &link.addresses);
-        names.addresses = addresses.map(|cidr| cidr.split('/').next().unwrap_or(cidr).to_owned()).collect();
-        names.dns = request.dns.clone().unwrap_or_default();
-        names.hosts.clone_from(&request.hosts);
+        names.learn_wiring(&request.links, request.dns.as_ref(), &request.hosts);
         names.clone()
     }
 
@@ -155,9 +165,12 @@ fn check(request: &ConfigureGuestRequest) -> Result<()> {
     }
     request.containers.iter().try_for_each(|container| check_hostname(&container.hostname))?;
     check_ids(request)?;
-    let dns = request.dns.clone().unwrap_or_default();
-    let words = dns.servers.iter().chain(&dns.searches).chain(&dns.options);
-    let names = request.hosts.iter().flat_map(|entry| entry.names.iter().chain([&entry.address]));
+    check_names(request.dns.as_ref(), &request.hosts)
+}
+
+fn check_names(dns: Option<&Dns>, hosts: &[HostEntry]) -> Result<()> {
+    let words = dns.into_iter().flat_map(|dns| dns.servers.iter().chain(&dns.searches).chain(&dns.options));
+    let names = hosts.iter().flat_map(|entry| entry.names.iter().chain([&entry.address]));
     if let Some(bad) = words.chain(names).find(|word| word.len() > 255 || word.contains(char::is_whitespace)) {
         return Err(Error::invalid(format!("bad name {bad:?}")));
     }
@@ -191,7 +204,7 @@ fn check_ids(request: &ConfigureGuestRequest) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proto::{ContainerIdentity, Dns, ForkIdentity, HostEntry};
+    use crate::proto::{ContainerIdentity, ForkIdentity};
 
     #[test]
     fn what_would_break_a_file_is_refused() {

@@ -3,11 +3,15 @@
 //! directory a container, bind-mounted over the image's; rewritten in place, so that it shows.
 
 use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::Path;
 
 use crate::error::{Context, Result};
-use crate::proto::{Dns, HostEntry};
+use crate::guest::check_hostname;
+use crate::proto::{Dns, HostEntry, Link};
 use crate::rootfs::{BOOT_ID, MACHINE_ID};
+
+const MAX_BYTES: u64 = 256 * 1024;
 
 #[derive(Default, Clone)]
 pub struct Names {
@@ -21,6 +25,28 @@ pub struct Names {
 }
 
 impl Names {
+    pub fn learn_wiring(&mut self, links: &[Link], dns: Option<&Dns>, hosts: &[HostEntry]) {
+        let addresses = links.iter().flat_map(|link| &link.addresses);
+        self.addresses = addresses.map(|cidr| cidr.split('/').next().unwrap_or(cidr).to_owned()).collect();
+        self.dns = dns.cloned().unwrap_or_default();
+        self.hosts = hosts.to_vec();
+    }
+
+    /// Of a container that has its files, and may have changed them: by the lines that differ from `before`.
+    pub fn revise(&self, before: &Self, directory: &Path) -> Result<()> {
+        let hostname = read(directory, "hostname")?;
+        let hostname = hostname.lines().next().filter(|name| !name.is_empty() && check_hostname(name).is_ok());
+        let hostname = hostname.unwrap_or(&self.hostname);
+        let hosts = (render_hosts(before, hostname), render_hosts(self, hostname));
+        let resolv = (render_resolv(&before.dns), render_resolv(&self.dns));
+        for (name, (was, is)) in [("hosts", hosts), ("resolv.conf", resolv)] {
+            if was != is {
+                write(directory, name, &revised(&read(directory, name)?, &was, &is))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Of a container with that host name.
     pub fn write(&self, directory: &Path, hostname: &str) -> Result<()> {
         write(directory, "hosts", &render_hosts(self, hostname))?;
@@ -41,6 +67,33 @@ impl Names {
 
 fn write(directory: &Path, name: &str, content: &str) -> Result<()> {
     std::fs::write(directory.join(name), content).what(format_args!("write {name}"))
+}
+
+/// What a container made too long for us is cut: it is the container's own.
+fn read(directory: &Path, name: &str) -> Result<String> {
+    let file = std::fs::File::open(directory.join(name)).what(format_args!("open {name}"))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).what(format_args!("read {name}"))?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// `text` without the lines that only `was` has, and with those that it lacks of `is`, in their order before all that follows
+/// the first of them.
+fn revised(text: &str, was: &str, is: &str) -> String {
+    let is_ours = |line: &str| was.lines().any(|old| old == line);
+    let stays = |line: &str| !is_ours(line) || is.lines().any(|new| new == line);
+    let mut kept: Vec<&str> = text.lines().filter(|line| stays(line)).collect();
+    let mut place = 0;
+    for line in is.lines() {
+        match kept.iter().position(|old| *old == line) {
+            Some(found) => place = place.max(found + 1),
+            None => {
+                kept.insert(place, line);
+                place += 1;
+            }
+        }
+    }
+    kept.iter().flat_map(|line| [*line, "\n"]).collect()
 }
 
 fn render_hosts(known: &Names, hostname: &str) -> String {
@@ -97,6 +150,36 @@ mod tests {
         let dns = Dns { servers: vec!["10.0.0.1".into()], searches: vec!["a".into(), "b".into()], options: vec![] };
         assert_eq!(render_resolv(&dns), "nameserver 10.0.0.1\nsearch a b\n");
         assert_eq!(render_resolv(&Dns::default()), "");
+    }
+
+    #[test]
+    fn a_container_on_other_networks_keeps_what_it_wrote_itself() {
+        let names = |addresses: &[&str], server: &str| Names {
+            addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
+            dns: Dns { servers: vec![server.into()], ..Default::default() },
+            ..Names::default()
+        };
+        let (before, after) = (names(&["10.0.0.2"], "10.0.0.1"), names(&["10.0.0.2", "10.1.0.2"], "10.1.0.1"));
+        let scratch = Scratch::new();
+        before.write(&scratch.0, "web").unwrap();
+        let hosts = scratch.0.join("hosts");
+        std::fs::write(&hosts, render_hosts(&before, "web") + "192.0.2.1\tmine\n").unwrap();
+        after.revise(&before, &scratch.0).unwrap();
+        assert!(std::fs::read_to_string(&hosts).unwrap().ends_with("10.0.0.2\tweb\n10.1.0.2\tweb\n192.0.2.1\tmine\n"));
+        assert_eq!(std::fs::read_to_string(scratch.0.join("resolv.conf")).unwrap(), "nameserver 10.1.0.1\n");
+        before.revise(&after, &scratch.0).unwrap();
+        assert_eq!(std::fs::read_to_string(&hosts).unwrap(), render_hosts(&before, "web") + "192.0.2.1\tmine\n");
+    }
+
+    #[test]
+    fn a_host_name_that_a_container_broke_is_the_guests_again() {
+        let scratch = Scratch::new();
+        let before = Names { hostname: "guest".into(), ..Names::default() };
+        before.write(&scratch.0, "web").unwrap();
+        std::fs::write(scratch.0.join("hostname"), "a b\n").unwrap();
+        let after = Names { addresses: vec!["10.0.0.2".into()], ..before.clone() };
+        after.revise(&before, &scratch.0).unwrap();
+        assert!(std::fs::read_to_string(scratch.0.join("hosts")).unwrap().contains("10.0.0.2\tguest\n"));
     }
 
     #[test]

@@ -59,6 +59,56 @@ impl Links {
         *applied = links.to_vec();
         Ok(())
     }
+
+    /// While containers run. Blocking; doing it again changes nothing.
+    pub fn rewire(&self, links: &[Link]) -> Result<()> {
+        if links.len() > MAX_LINKS {
+            return Err(Error::invalid(format!("{} links are more than {MAX_LINKS}", links.len())));
+        }
+        let mut applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = applied.clone();
+        let socket = open_socket()?;
+        for gone in before.iter().filter(|earlier| !links.iter().any(|link| is_place(link, earlier))) {
+            if let Some((index, _)) = sys::find_link(socket.as_fd(), &gone.name) {
+                flush(&socket, index, &gone.name).map_err(|error| error.of(format_args!("flush {}", gone.name)))?;
+                ask(&socket, Message::link(index, 0, libc::IFF_UP)).what(format_args!("take {} down", gone.name))?;
+            }
+            applied.retain(|earlier| earlier != gone);
+        }
+        for link in links {
+            // Before it is: what fails halfway is taken back by the next call.
+            applied.retain(|earlier| !is_place(link, earlier));
+            applied.push(link.clone());
+            configure_link(&socket, link, false)?;
+        }
+        for link in links {
+            before
+                .iter()
+                .filter(|earlier| is_place(link, earlier))
+                .try_for_each(|it| remove_routes(&socket, it, link))?;
+        }
+        Ok(())
+    }
+}
+
+/// The same NIC with the same addresses: its connections go on.
+fn is_place(one: &Link, other: &Link) -> bool {
+    (&one.mac, &one.name, &one.addresses) == (&other.mac, &other.name, &other.addresses)
+}
+
+/// Those of `before` that `after` has not. One that another link has taken over is gone already.
+fn remove_routes(socket: &OwnedFd, before: &Link, after: &Link) -> Result<()> {
+    let gone: Vec<_> = before.routes.iter().filter(|route| !after.routes.contains(route)).collect();
+    let Some((index, _)) = sys::find_link(socket.as_fd(), &after.name).filter(|_| !gone.is_empty()) else {
+        return Ok(());
+    };
+    for route in gone {
+        match ask(socket, route_message(libc::RTM_DELROUTE, index, route)?) {
+            Err(rustix::io::Errno::SRCH) => {}
+            done => done.what(format_args!("remove route {}", route.destination))?,
+        }
+    }
+    Ok(())
 }
 
 static LO_IS_UP: AtomicBool = AtomicBool::new(false);
@@ -139,7 +189,7 @@ fn configure_link(socket: &OwnedFd, link: &Link, is_new: bool) -> Result<()> {
             .what(format_args!("add address {address}"))?;
     }
     for route in &link.routes {
-        tolerate_existing(ask(socket, route_message(index, route)?))
+        tolerate_existing(ask(socket, route_message(libc::RTM_NEWROUTE, index, route)?))
             .what(format_args!("add route {} via {:?}", route.destination, route.gateway))?;
     }
     Ok(())
@@ -192,14 +242,14 @@ fn address_message(kind: u16, index: u32, ip: IpAddr, prefix: u8) -> Message {
     message
 }
 
-fn route_message(index: u32, route: &Route) -> Result<Message> {
+fn route_message(kind: u16, index: u32, route: &Route) -> Result<Message> {
     let (destination, prefix) = parse_cidr(&route.destination)?;
     let scope = if route.gateway.is_empty() { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
     let mut header =
         vec![family(destination), prefix, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, scope, libc::RTN_UNICAST];
     header.extend_from_slice(&[0; 4]);
-    let mut message = Message::new(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header)
-        .with(libc::RTA_OIF, &index.to_ne_bytes());
+    let mut message =
+        Message::new(kind, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &header).with(libc::RTA_OIF, &index.to_ne_bytes());
     if prefix > 0 {
         message = message.with(libc::RTA_DST, &octets(destination));
     }
@@ -312,7 +362,7 @@ mod tests {
             assert!(parse_mac(bad).is_err(), "{bad}");
         }
         let route = |destination: &str, gateway: &str| {
-            route_message(1, &Route { destination: destination.into(), gateway: gateway.into() })
+            route_message(libc::RTM_NEWROUTE, 1, &Route { destination: destination.into(), gateway: gateway.into() })
         };
         assert!(route("0.0.0.0/0", "10.0.0.1").is_ok());
         assert!(route("::/0", "10.0.0.1").is_err());

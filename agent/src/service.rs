@@ -355,6 +355,15 @@ impl AgentService for Agent {
         .await
     }
 
+    async fn rewire_guest(&self, request: Request<RewireGuestRequest>) -> Answer<RewireGuestResponse> {
+        let (identity, request, containers) = (self.inner.identity.clone(), request.into_inner(), self.ready());
+        detached(blocking(move || {
+            identity.rewire(&request, &containers)?;
+            Ok(RewireGuestResponse {})
+        }))
+        .await
+    }
+
     async fn set_clock(&self, request: Request<SetClockRequest>) -> Answer<SetClockResponse> {
         let unix_ns = request.into_inner().wall_clock_unix_ns;
         if unix_ns <= 0 {

@@ -7,7 +7,7 @@ from hyperctl.cidfile import claim_cidfile
 from hyperctl.clones import build_clone_options, print_clones
 from hyperctl.detach import DEFAULT_KEYS
 from hyperctl.errors import InvalidError
-from hyperctl.spec import ContainerFlags, given_flags, one_network
+from hyperctl.spec import ContainerFlags, given_flags
 
 # What a clone may have of its own. All else was settled when the snapshot's source was made.
 FLAGS_OF_CLONES = frozenset({"name", "env", "env_file", "label", "label_file", "network", "rm", "cidfile"})
@@ -42,7 +42,7 @@ def run_clones(snapshot: str, flags: ContainerFlags, count: str) -> int:
         env_file=flags.env_file,
         label=flags.label,
         label_file=flags.label_file,
-        network=one_network(flags.network),
+        network=_one_network(flags.network),
         auto_remove=flags.rm,
     )
     if flags.cidfile and clone_options.count != 1:
@@ -54,3 +54,14 @@ def run_clones(snapshot: str, flags: ContainerFlags, count: str) -> int:
             cidfile.write(clone.container_id)
     print_clones(clones)
     return 0
+
+
+def _one_network(texts: list[str]) -> str:
+    """Raises InvalidError for several, or one with more than a name."""
+    if len(texts) > 1 or any("=" in text for text in texts):
+        raise InvalidError(
+            "a clone has one network, as its source's VM, and an address of its own there",
+            subject=f"--network {texts[-1]}",
+            hint="`hyper network connect` it when it runs",
+        )
+    return texts[0] if texts else ""

@@ -129,7 +129,7 @@ def container_document(container: pb.Container, image: image_pb2.Image | None = 
         "Name": f"/{container.name}",
         "RestartCount": container.restart_count,
         "Platform": container.spec.platform.partition("/")[0] or "linux",
-        "HostConfig": _host_config(container.spec),
+        "HostConfig": _host_config(container),
         "Config": _config(container, (image or image_pb2.Image()).config),
         "Mounts": mount_documents(container.spec),
         "NetworkSettings": _network_settings(container),
@@ -220,7 +220,8 @@ def _merged_env(image: Iterable[str], own: Iterable[str]) -> list[str]:
     return [entry for entry in own if "=" in entry] + added
 
 
-def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
+def _host_config(container: pb.Container) -> dict[str, Any]:
+    spec = container.spec
     security = ["no-new-privileges"] * spec.no_new_privileges + [
         "seccomp=unconfined"
     ] * spec.seccomp_unconfined
@@ -228,6 +229,7 @@ def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
         "NetworkMode": spec.network or "bridge",
         "PortBindings": OpenMap(sorted(port_bindings(spec.ports).items())),
         "PublishAllPorts": spec.publish_all,
+        "Links": [_link(container.name, text) for text in spec.links] or None,
         "AutoRemove": spec.auto_remove,
         "NanoCpus": round(spec.cpus * 1e9),
         "Memory": spec.memory_bytes,
@@ -250,6 +252,11 @@ def _host_config(spec: pb.ContainerSpec) -> dict[str, Any]:
         "DnsSearch": list(spec.dns_searches),
         "DnsOptions": list(spec.dns_options),
     }
+
+
+def _link(name: str, text: str) -> str:
+    target, _, alias = text.partition(":")
+    return f"/{target}:/{name}/{alias}"
 
 
 def _network_settings(container: pb.Container) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 from typer import Option
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import mounts, options, policies, ports, terminal
-from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
+from hyperctl import endpoints, mounts, options, policies, ports, terminal
+from hyperctl.errors import InvalidError
 
 PULL_POLICIES = ("always", "missing", "never")
 
@@ -118,7 +118,10 @@ class ContainerFlags:
     network: Annotated[
         list[str],
         _many(
-            "--network", "--net", metavar="NETWORK", help_text="bridge (default), none, or the name of one"
+            "--network",
+            "--net",
+            metavar="NETWORK[:FIELD=VALUE,...]",
+            help_text="bridge (default), none, or the name of one: ip, alias, mac-address, gw-priority",
         ),
     ] = field(default_factory=list)
     ip: Annotated[
@@ -126,6 +129,12 @@ class ContainerFlags:
     ] = ""
     network_alias: Annotated[
         list[str], _many("--network-alias", metavar="NAME", help_text="A further name on its network")
+    ] = field(default_factory=list)
+    mac_address: Annotated[
+        str, Option("--mac-address", metavar="MAC", help="Of its interface", show_default=False)
+    ] = ""
+    link: Annotated[
+        list[str], _many("--link", metavar="CONTAINER[:ALIAS]", help_text="Know another container by a name")
     ] = field(default_factory=list)
     egress: Annotated[
         str,
@@ -235,6 +244,9 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
         raise InvalidError(f"invalid argument {flags.pull!r}: {', '.join(PULL_POLICIES)}", subject="--pull")
     security = options.parse_security_options(flags.security_opt)
     size = terminal.find_size(1, 0) if flags.tty else None
+    first, *further = endpoints.parse_networks(
+        flags.network, ip=flags.ip, aliases=flags.network_alias, mac_address=flags.mac_address
+    )
     try:
         return pb.ContainerSpec(
             image=image,
@@ -267,7 +279,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ),
             init=flags.init,
             platform=flags.platform,
-            network=one_network(flags.network),
+            network=first.network,
             auto_remove=flags.rm,
             no_new_privileges=security.no_new_privileges,
             seccomp_unconfined=security.seccomp_unconfined,
@@ -289,25 +301,17 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             network_rate_out=policies.parse_rate("--network-rate-out", flags.network_rate_out),
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
-            address=flags.ip,
-            network_aliases=flags.network_alias,
+            address=first.address,
+            network_aliases=first.aliases,
+            mac_address=first.mac_address,
+            gateway_priority=first.gateway_priority,
+            networks=further,
+            links=flags.link,
             expose=ports.parse_exposed(flags.expose),
             terminal_size=pb.TerminalSize(columns=size[0], rows=size[1]) if size else None,
         )
     except UnicodeEncodeError as error:
         raise InvalidError("not UTF-8 text", subject=ascii(error.object)) from error
-
-
-def one_network(texts: list[str]) -> str:
-    """Raises CliError for several."""
-    if len(texts) > 1:
-        raise CliError(
-            "a container has one network, so far",
-            subject=f"--network {texts[1]}",
-            hint="a port that is published is reached from other networks, too",
-            exit_status=UNSUPPORTED,
-        )
-    return texts[0] if texts else ""
 
 
 def _encode_ulimit(text: str) -> pb.Ulimit:

@@ -137,7 +137,7 @@ NETWORK_GROUP = {
     "list": ("networks", "ls", "List networks"),
     "inspect": ("networks", "inspect", "Show everything about networks"),
     "rm": ("networks", "rm", "Remove networks"),
-    "connect": ("networks", "connect", "Not there yet: a container stays on the network that it was made on"),
-    "disconnect": ("networks", "connect", "Not there yet"),
+    "connect": ("networks", "connect", "Put a container on a network"),
+    "disconnect": ("networks", "disconnect", "Take a container off a network"),
     "prune": ("networks", "prune", "Remove the networks that no container is on"),
 }

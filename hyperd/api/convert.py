@@ -13,6 +13,7 @@ from hyperd.api import ports
 from hyperd.api.mounts import decode_mount, encode_mount
 from hyperd.errors import InvalidError
 from hyperd.model.container import (
+    ContainerLink,
     ContainerSpec,
     ContainerState,
     ContainerView,
@@ -23,7 +24,7 @@ from hyperd.model.container import (
 )
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.model.network import Attachment
+from hyperd.model.network import DEFAULT_NETWORK, Attachment, Endpoint
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import CloneOptions, LogEntry
 
@@ -82,6 +83,10 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         expose=tuple(message.expose),
         address=message.address,
         network_aliases=tuple(message.network_aliases),
+        mac_address=message.mac_address,
+        gateway_priority=message.gateway_priority,
+        networks=tuple(decode_endpoint(item) for item in message.networks),
+        links=tuple(_decode_link(item) for item in message.links),
         egress=message.egress,
         security_groups=tuple(dict.fromkeys(message.security_groups)),
         network_rate_in=message.network_rate_in,
@@ -134,6 +139,10 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         expose=spec.expose,
         address=spec.address,
         network_aliases=spec.network_aliases,
+        mac_address=spec.mac_address,
+        gateway_priority=spec.gateway_priority,
+        networks=[_encode_endpoint(endpoint) for endpoint in spec.networks],
+        links=[f"{link.target}:{link.alias}" for link in spec.links],
         egress=spec.egress,
         security_groups=spec.security_groups,
         network_rate_in=spec.network_rate_in,
@@ -195,9 +204,35 @@ def encode_container(view: ContainerView) -> wire.Container:
         message.start.note = view.start.note
         for name, duration_ms in view.start.phases_ms.items():
             message.start.phases.add(name=name, duration_ms=duration_ms)
-    if view.attachment is not None:
-        message.networks.append(encode_attachment(view.attachment))
+    message.networks.extend(encode_attachment(attachment) for attachment in view.attachments)
     return message
+
+
+def _decode_link(text: str) -> ContainerLink:
+    target, colon, alias = text.partition(":")
+    if not target or (colon and not alias):
+        raise InvalidError("is not CONTAINER[:ALIAS]", subject=f"--link {text!r}")
+    return ContainerLink(target, alias)
+
+
+def decode_endpoint(message: wire.NetworkEndpoint) -> Endpoint:
+    return Endpoint(
+        network=DEFAULT_NETWORK if message.network in ("", "default") else message.network,
+        address=message.address,
+        aliases=tuple(message.aliases),
+        mac_address=message.mac_address,
+        gateway_priority=message.gateway_priority,
+    )
+
+
+def _encode_endpoint(endpoint: Endpoint) -> wire.NetworkEndpoint:
+    return wire.NetworkEndpoint(
+        network=endpoint.network,
+        address=endpoint.address,
+        aliases=endpoint.aliases,
+        mac_address=endpoint.mac_address,
+        gateway_priority=endpoint.gateway_priority,
+    )
 
 
 def encode_attachment(attachment: Attachment) -> wire.NetworkAttachment:

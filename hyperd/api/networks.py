@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hyper.v1 import network_pb2 as wire
 from hyper.v1 import network_pb2_grpc
 from hyperd.api import ports
-from hyperd.api.convert import encode_attachment, encode_time
+from hyperd.api.convert import decode_endpoint, encode_attachment, encode_time
 from hyperd.api.status import Context, errors_as_status
 from hyperd.model.container import ContainerView
 from hyperd.model.network import NetworkSpec, NetworkView
@@ -66,6 +66,22 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
         async with errors_as_status(context):
             return wire.PruneNetworksResponse(names=await self._desk.prune())
 
+    async def ConnectNetwork(
+        self, request: wire.ConnectNetworkRequest, context: Context
+    ) -> wire.ConnectNetworkResponse:
+        async with errors_as_status(context):
+            container = self._fleet.get(request.container)
+            await self._desk.connect(container, decode_endpoint(request.endpoint))
+            return wire.ConnectNetworkResponse()
+
+    async def DisconnectNetwork(
+        self, request: wire.DisconnectNetworkRequest, context: Context
+    ) -> wire.DisconnectNetworkResponse:
+        async with errors_as_status(context):
+            container = self._fleet.get(request.container)
+            told = await self._desk.disconnect(container, request.network, force=request.force)
+            return wire.DisconnectNetworkResponse(warnings=[told] if told else [])
+
     def _encode(self, view: NetworkView) -> wire.Network:
         return _encode(view, self._desk.on(view.spec.name))
 
@@ -76,9 +92,10 @@ def _encode(view: NetworkView, on_it: Sequence[ContainerView]) -> wire.Network:
         wire.NetworkMember(
             container_id=member.record.sandbox_id,
             name=member.record.name,
-            attachment=encode_attachment(member.attachment) if member.attachment else None,
+            attachment=encode_attachment(attachment) if attachment else None,
         )
         for member in on_it
+        for attachment in [member.attachment_of(spec.name)]
     ]
     return wire.Network(
         id=view.network_id,

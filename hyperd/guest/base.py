@@ -13,6 +13,7 @@ from hyperd.model.guest import (
     ContainerStatus,
     GuestIdentity,
     GuestStats,
+    GuestWiring,
     OutputChunk,
     PathStat,
     ProcessExit,
@@ -55,6 +56,12 @@ class Guest(Protocol):
         RNG reseeded, wall clock stepped (verified: raises UnavailableError unless it is 50 ms off at most), disks and
         NICs that no driver holds bound, MACs and addresses replaced, names and ids of its containers, forkpoints.
         It thaws nothing.
+        """
+
+    async def rewire(self, wiring: GuestWiring) -> None:
+        """Its links and how it finds names, while containers run; what stays keeps its connections. Idempotent.
+
+        Raises UnsupportedError for an agent of before there was such a thing.
         """
 
     async def set_clock(self) -> None:

@@ -22,6 +22,7 @@ from hyperd.model.guest import (
     ContainerStatus,
     GuestIdentity,
     GuestStats,
+    GuestWiring,
     ProcessExit,
     ProcessId,
     ProcessPlan,
@@ -75,6 +76,9 @@ class AgentGuest(Archives):
         response = await self._call(self._agent.ConfigureGuest, request, CONFIGURE_S)
         if not is_right(response.wall_clock_unix_ns, asked_ns, time.time_ns()):
             await self.set_clock()
+
+    async def rewire(self, wiring: GuestWiring) -> None:
+        await self._call(self._agent.RewireGuest, convert.encode_wiring(wiring), CONFIGURE_S)
 
     async def set_clock(self) -> None:
         await set_and_prove(self._step_clock, subject=self._subject)

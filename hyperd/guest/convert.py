@@ -20,6 +20,7 @@ from hyperd.model.guest import (
     GuestIdentity,
     GuestMount,
     GuestStats,
+    GuestWiring,
     Link,
     OutputChunk,
     ProcessExit,
@@ -66,6 +67,14 @@ def encode_identity(identity: GuestIdentity) -> pb.ConfigureGuestRequest:
             for container in identity.containers
         ],
         fork=_encode_fork(identity.fork) if identity.fork is not None else None,
+    )
+
+
+def encode_wiring(wiring: GuestWiring) -> pb.RewireGuestRequest:
+    return pb.RewireGuestRequest(
+        links=[_encode_link(link) for link in wiring.links],
+        dns=pb.Dns(servers=wiring.dns_servers, searches=wiring.dns_searches, options=wiring.dns_options),
+        hosts=[pb.HostEntry(address=entry.address, names=entry.names) for entry in wiring.hosts],
     )
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from hyperd.model.guest import ContainerId, TerminalSize
 from hyperd.model.image import ImageId
-from hyperd.model.network import Attachment, PortRequest, PublishedPort
+from hyperd.model.network import Attachment, Endpoint, PortRequest, PublishedPort, way_out
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import Mount
 
@@ -19,6 +19,14 @@ class Ulimit:
     name: str  # nofile, nproc, ...
     soft: int  # -1 = unlimited
     hard: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerLink:
+    """Another container that this one is told of."""
+
+    target: str  # of a container that exists: the other's id; until then as it was called
+    alias: str = ""  # "" = as it was called
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,10 @@ class ContainerSpec:
     expose: tuple[str, ...] = ()  # PORT[-PORT][/PROTOCOL], the image's among them
     address: str = ""  # of the network's subnet
     network_aliases: tuple[str, ...] = ()
+    mac_address: str = ""
+    gateway_priority: int = 0
+    networks: tuple[Endpoint, ...] = ()  # beside the one that ``network`` names
+    links: tuple[ContainerLink, ...] = ()
     egress: str = ""  # none, allow-all, or a document; as it was when this was made
     security_groups: tuple[str, ...] = ()  # so, too
     network_rate_in: int = 0  # bytes a second; 0: as many as there are
@@ -174,7 +186,15 @@ class ContainerView:
     guest_kernel: str = ""
     start_ms: int = 0
     start: StartReport | None = None
-    attachment: Attachment | None = None
+    attachments: tuple[Attachment, ...] = ()
     log_path: str = ""
     trouble: str = ""  # why the agent cannot be reached, while the VM runs
     ports: tuple[PublishedPort, ...] = ()
+
+    @property
+    def attachment(self) -> Attachment | None:
+        """The one with the default route."""
+        return way_out(self.attachments)
+
+    def attachment_of(self, network: str) -> Attachment | None:
+        return next((attachment for attachment in self.attachments if attachment.network == network), None)

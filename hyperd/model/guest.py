@@ -58,6 +58,17 @@ class ForkIdentity:
 
 
 @dataclass(frozen=True, slots=True)
+class GuestWiring:
+    """All links that a guest has, and how it finds names."""
+
+    links: tuple[Link, ...] = ()
+    dns_servers: tuple[str, ...] = ()
+    dns_searches: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    hosts: tuple[HostEntry, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class GuestIdentity:
     hostname: str
     entropy: bytes = field(repr=False)

@@ -2,10 +2,28 @@
 """What a sandbox has of the network."""
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from hyperd.model.vm import SandboxId
+
+DEFAULT_NETWORK = "bridge"
+NO_NETWORK = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A container's place on a network, as asked for."""
+
+    network: str = DEFAULT_NETWORK
+    address: str = ""  # IPv4, of its subnet; "" = one is leased
+    aliases: tuple[str, ...] = ()
+    mac_address: str = ""  # "" = made from the address
+    gateway_priority: int = 0  # the highest has the default route
+
+
+DEFAULT_ENDPOINT = Endpoint()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +41,16 @@ class Attachment:
     dns_servers: tuple[str, ...]
     dns_searches: tuple[str, ...]
     dns_options: tuple[str, ...]
+    slot: int = 0  # among the sandbox's NICs: ethSLOT in the guest
+    internal: bool = False
+    gateway_priority: int = 0
+
+
+def way_out(attachments: Iterable[Attachment]) -> Attachment | None:
+    """The one with the default route and the published ports, by Docker's rule: none that is internal where there is
+    another, then the highest priority, then the first by name (moby libnetwork, ``Endpoint.Less``).
+    """
+    return min(attachments, key=lambda at: (at.internal, -at.gateway_priority, at.network), default=None)
 
 
 class Protocol(enum.StrEnum):
@@ -63,9 +91,6 @@ class UnpublishRequest:
     host_port: int = 0  # 0 = wherever
 
 
-DEFAULT_NETWORK = "bridge"
-
-
 @dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """A network as asked for; "" and 0 are chosen by the daemon."""
@@ -96,3 +121,5 @@ class Named:
     network: str
     address: str
     names: tuple[str, ...]  # its own first
+    sandbox_id: SandboxId  # the same on each network that it is on
+    links: tuple[tuple[str, SandboxId], ...] = ()  # what it alone calls others

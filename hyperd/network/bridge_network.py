@@ -7,8 +7,6 @@ and subnet; neither touches what is the other's.
 """
 
 import asyncio
-import contextlib
-import errno
 import logging
 import socket
 from collections.abc import Collection, Sequence
@@ -16,16 +14,15 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
 from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
-from hyperd.model.network import Attachment, PortRequest, PublishedPort
+from hyperd.model.network import DEFAULT_ENDPOINT, Attachment, Endpoint, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
-from hyperd.network.leases import Lease, Leases
+from hyperd.network.leases import Lease, Leases, Wish
 from hyperd.network.nat import (
     apply_rules,
     enable_forwarding,
@@ -34,15 +31,14 @@ from hyperd.network.nat import (
     remove_rules,
 )
 from hyperd.network.netlink import network_errors
-from hyperd.network.policy import Place, Policies, Wire, route
+from hyperd.network.plugs import Plugs, alias_of, remove_links, speaker_of
+from hyperd.network.policy import Policies
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.speakers import Speaker, allow, forget
-from hyperd.network.tap import PREFIX, create_tap, remove_unused_tap, tap_name
+from hyperd.network.tap import PREFIX, tap_name
 
 _log = logging.getLogger(__name__)
-_MISSING = (errno.ENODEV, errno.ENOENT)
 LOOK_EVERY_S = 60.0
 
 
@@ -57,12 +53,11 @@ class BridgeNetwork:
         self._settings = settings
         self._policies = policies or Policies(database)
         self._owned = () if policies else (self._policies,)
-        self._place = Place(settings.table, settings.internal)
         self._leases = Leases(database, settings)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
-        self._is_guarded = True  # each tap has rules of its own
+        self._plugs = Plugs(settings, self._taps, self._changing_rules, self._policies)
         self._publishing = Publishing(
             database,
             settings.name,
@@ -117,15 +112,15 @@ class BridgeNetwork:
         sandbox_id: SandboxId,
         ports: Sequence[PortRequest] = (),
         holder: str = "",
-        address: str = "",
+        endpoint: Endpoint = DEFAULT_ENDPOINT,
+        slot: int = 0,
     ) -> Attachment:
         await self._require_prepared()
-        lease = await self._leases.lease(sandbox_id, IPv4Address(address) if address else None)
+        lease = await self._leases.lease(sandbox_id, _wish(endpoint, slot))
         try:
             try:
-                await self._publish(lease, ports, holder)
                 revision = self._policies.revision(sandbox_id)
-                bridge = await self._plug(lease)
+                bridge = await self._connect(lease, ports, holder)
             except (
                 UnavailableError
             ) as error:  # somebody may have removed the bridge: once more, with a new one
@@ -133,58 +128,53 @@ class BridgeNetwork:
                     "attaching again after a repair", extra={"sandbox_id": sandbox_id, "cause": str(error)}
                 )
                 await self.prepare()
-                await self._publish(lease, ports, holder)
                 revision = self._policies.revision(sandbox_id)
-                bridge = await self._plug(lease)
+                bridge = await self._connect(lease, ports, holder)
             if self._policies.revision(sandbox_id) != revision:
                 await self.enforce(sandbox_id)  # somebody changed it meanwhile, and found no tap
         except BaseException:
             await asyncio.shield(self._undo(lease))
             raise
-        return self._attachment(lease, bridge)
+        return self._attachment(lease, bridge, endpoint.gateway_priority)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
-        name = tap_name(sandbox_id)
-        with network_errors(name):
-            async with AsyncIPRoute() as netlink:
-                try:
-                    await netlink.link("del", ifname=name)
-                except NetlinkError as error:
-                    if error.code not in _MISSING:
-                        raise
-            await self._forget(sandbox_id)
+        lease = await self._leases.find(sandbox_id)
+        await self._plugs.pull(lease.tap if lease else tap_name(sandbox_id), lease)
         await self._publishing.withdraw(sandbox_id)
+
+    async def disconnect(self, sandbox_id: SandboxId) -> None:
+        """Its tap is parked, all else of it here is gone. Idempotent."""
+        lease = await self._leases.find(sandbox_id)
+        if lease is not None:
+            await self._plugs.park(lease)
+        await self._publishing.withdraw(sandbox_id)
+        await self._leases.release(sandbox_id)
 
     async def enforce(self, sandbox_id: SandboxId) -> None:
         """Its policy as it is now, where it runs: also for what it has begun. Idempotent."""
         lease = await self._leases.find(sandbox_id)
         if lease is None or not self._policies.covers(sandbox_id):
             return
-        wire = self._wire(lease)
-        try:
-            index = socket.if_nametoindex(wire.name)
-        except OSError:
-            return  # it will be with its tap
         await self._require_prepared()
-        await self._policies.arm(self._place, sandbox_id, wire)
         if self._bridge is None:
             raise UnavailableError("the network is not prepared", subject=sandbox_id)
-        await self._route(index, wire, sandbox_id, self._bridge)
-        await self._policies.cut(wire)
+        await self._plugs.enforce(lease, self._bridge, self._owner)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
     ) -> tuple[PublishedPort, ...]:
-        def require_plugged() -> None:
-            try:
-                socket.if_nametoindex(tap_name(sandbox_id))
-            except OSError as error:
-                raise WrongStateError("is not on the network", subject=f"container {holder}") from error
-
         self._require_outward(ports)
         lease = await self._leases.find(sandbox_id)
         if lease is None:
             raise WrongStateError("has no network", subject=f"container {holder}")
+        tap = lease.tap
+
+        def require_plugged() -> None:
+            try:
+                socket.if_nametoindex(tap)
+            except OSError as error:
+                raise WrongStateError("is not on the network", subject=f"container {holder}") from error
+
         await self._require_prepared()
         return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
 
@@ -198,10 +188,15 @@ class BridgeNetwork:
         await self.detach(sandbox_id)
         await self._leases.release(sandbox_id)
 
+    async def tap_of(self, sandbox_id: SandboxId) -> str:
+        """That it would have, or has; "" without a lease."""
+        lease = await self._leases.find(sandbox_id)
+        return lease.tap if lease else ""
+
     async def list_attached(self) -> set[SandboxId]:
         await self._prepare_records()
         owners = await self._leases.list_owners() | self._publishing.owners
-        alias_start = _alias(self._owner, "")
+        alias_start = alias_of(self._owner, "")
         with network_errors(self._settings.bridge):
             async with AsyncIPRoute() as netlink:
                 async for link in await netlink.link("dump"):
@@ -232,7 +227,7 @@ class BridgeNetwork:
             try:
                 await self._leases.forget_all()
                 self._bridge = None
-                await self._remove_bridge()
+                await remove_links([self._settings.bridge])
                 await remove_rules(self._settings)
                 await self._policies.withdraw(self._settings.table)
             except BaseException:
@@ -247,15 +242,6 @@ class BridgeNetwork:
             owned.close()
         self._lock.release()
 
-    async def _remove_bridge(self) -> None:
-        with network_errors(self._settings.bridge):
-            async with AsyncIPRoute() as netlink:
-                try:
-                    await netlink.link("del", ifname=self._settings.bridge)
-                except NetlinkError as error:
-                    if error.code not in _MISSING:
-                        raise
-
     async def _require_prepared(self) -> None:
         """Look first, so that many who find the rules gone make them once."""
         if not self._is_prepared():
@@ -266,7 +252,7 @@ class BridgeNetwork:
     def _is_prepared(self) -> bool:
         return (
             self._bridge is not None
-            and has_rules(self._settings, bridged=self._is_guarded)
+            and has_rules(self._settings, bridged=self._plugs.is_guarded)
             and self._policies.stands(self._settings.table)
         )
 
@@ -278,7 +264,7 @@ class BridgeNetwork:
             self._lock.acquire()
             bridge = await ensure_bridge(self._settings)
             resolver = read_resolver()
-            await self._stand_by_policies(bridge)
+            await self._plugs.stand_by_policies(await self._leases.list_all(), bridge, self._owner)
             await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
         except HyperError as error:
@@ -299,35 +285,19 @@ class BridgeNetwork:
     async def _apply_rules(self, dns_servers: tuple[str, ...]) -> None:
         """With those of every lease: their taps may be in use."""
         async with self._changing_rules:
-            known = [_speaker(lease) for lease in await self._leases.list_all()]
-            was_guarded, self._is_guarded = (
-                self._is_guarded,
+            known = [speaker_of(lease) for lease in await self._leases.list_all()]
+            was_guarded, self._plugs.is_guarded = (
+                self._plugs.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
             self._switch_loopback()
-        if was_guarded and not self._is_guarded:
+        if was_guarded and not self._plugs.is_guarded:
             _log.warning(
                 "this kernel has no nftables for bridges: a guest can speak in another's name to its neighbours"
             )
 
     def _switch_loopback(self) -> None:
         let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
-
-    async def _wires(self) -> list[tuple[SandboxId, Wire]]:
-        """Of those that have a tap."""
-        there = {name for _, name in socket.if_nameindex()}
-        wires = [(lease.sandbox_id, self._wire(lease)) for lease in await self._leases.list_all()]
-        return [(owner, wire) for owner, wire in wires if wire.name in there]
-
-    async def _forget(self, sandbox_id: SandboxId) -> None:
-        """The tap's rules, when it is gone."""
-        lease = await self._leases.find(sandbox_id)
-        if lease is not None:
-            await self._policies.disarm(self._place, sandbox_id, self._wire(lease))
-        if self._is_guarded:
-            speaker = _speaker(lease) if lease else None
-            async with self._changing_rules:
-                await self._taps.call(forget, self._settings.table, tap_name(sandbox_id), speaker)
 
     async def _prepare_records(self) -> None:
         async with self._loading:
@@ -346,89 +316,37 @@ class BridgeNetwork:
                 hint="leave -p and -P out, or use another network",
             )
 
-    async def _publish(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> None:
-        """Unless that is done."""
+    async def _connect(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> Bridge:
+        """Published and plugged, unless that is done."""
         self._require_outward(ports)
         if ports:
             await self._publishing.publish_again(lease.sandbox_id, holder, lease.address, ports)
-
-    async def _plug(self, lease: Lease) -> Bridge:
         bridge = self._bridge
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
-        name = tap_name(lease.sandbox_id)
-        revision = self._policies.revision(lease.sandbox_id)
-        if revision:
-            await self._policies.arm(self._place, lease.sandbox_id, self._wire(lease))
-        with network_errors(name):
-            if self._is_guarded:  # before there is anything that it could be too late for
-                async with self._changing_rules:
-                    await self._taps.call(allow, self._settings.table, _speaker(lease))
-            index = await self._taps.call(create_tap, name, self._settings.tap_owner_uid)
-            if revision:
-                await self._route(index, self._wire(lease), lease.sandbox_id, bridge)
-                return bridge
-            async with AsyncIPRoute() as netlink:
-                await netlink.link(
-                    "set",
-                    index=index,
-                    master=bridge.index,
-                    mtu=bridge.mtu,
-                    ifalias=_alias(self._owner, lease.sandbox_id),
-                    state="up",
-                )
+        await self._plugs.plug(lease, bridge, self._owner)
         return bridge
 
-    async def _stand_by_policies(self, bridge: Bridge) -> None:
-        """Of all that run. Where their rules cannot be made, they are off the network."""
-        wires = [(owner, wire) for owner, wire in await self._wires() if self._policies.covers(owner)]
-        try:
-            await self._policies.stand(self._place, wires)
-        except HyperError:
-            async with AsyncIPRoute() as netlink:
-                for _, wire in wires:
-                    for index in await netlink.link_lookup(ifname=wire.name):
-                        await netlink.link("set", index=index, state="down")
-            raise
-        for owner, wire in wires:
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                await self._route(socket.if_nametoindex(wire.name), wire, owner, bridge)
-
-    async def _route(self, index: int, wire: Wire, sandbox_id: SandboxId, bridge: Bridge) -> None:
-        with network_errors(wire.name):
-            async with AsyncIPRoute() as netlink:
-                limited = self._policies.limited(sandbox_id, wire)
-                await route(netlink, index, limited, mtu=bridge.mtu, ifalias=_alias(self._owner, sandbox_id))
-
-    def _wire(self, lease: Lease) -> Wire:
-        settings = self._settings
-        return Wire(
-            tap_name(lease.sandbox_id),
-            lease.address,
-            settings.name,
-            settings.bridge,
-            settings.subnet,
-            settings.gateway,
-        )
-
     async def _undo(self, lease: Lease) -> None:
-        name = tap_name(lease.sandbox_id)
         try:
-            with network_errors(name):
-                if await self._taps.call(remove_unused_tap, name):
-                    await self._forget(lease.sandbox_id)
-                    await self._publishing.withdraw(lease.sandbox_id)
+            is_gone = await self._plugs.undo(lease)
+            if (
+                not is_gone and lease.is_new
+            ):  # a NIC that its VM had not let go of when it left another network
+                await self._plugs.park(lease)
+            if is_gone or lease.is_new:
+                await self._publishing.withdraw(lease.sandbox_id)
         finally:
             if lease.is_new:
                 await self._leases.release(lease.sandbox_id)
 
-    def _attachment(self, lease: Lease, bridge: Bridge) -> Attachment:
+    def _attachment(self, lease: Lease, bridge: Bridge, gateway_priority: int) -> Attachment:
         resolver = read_resolver()
         asks_here = self._settings.has_names or self._policies.covers(lease.sandbox_id)
         return Attachment(
             sandbox_id=lease.sandbox_id,
             network=self._settings.name,
-            tap=tap_name(lease.sandbox_id),
+            tap=lease.tap,
             mac=lease.mac,
             address=str(lease.address),
             prefix_length=self._settings.subnet.prefixlen,
@@ -437,16 +355,15 @@ class BridgeNetwork:
             dns_servers=(str(self._settings.gateway),) if asks_here else resolver.servers,
             dns_searches=resolver.searches,
             dns_options=resolver.options,
+            slot=lease.slot,
+            internal=self._settings.internal,
+            gateway_priority=gateway_priority,
         )
 
 
-def _speaker(lease: Lease) -> Speaker:
-    return Speaker(tap_name(lease.sandbox_id), lease.mac, lease.address)
-
-
-def _alias(owner: str, sandbox_id: str) -> str:
-    """A tap's: whose it is, and the whole id, of which its name has only a part."""
-    return f"hyper {owner} sandbox {sandbox_id}"
+def _wish(endpoint: Endpoint, slot: int) -> Wish:
+    address = IPv4Address(endpoint.address) if endpoint.address else None
+    return Wish(address, endpoint.mac_address.lower(), slot)
 
 
 def _namespace() -> int:

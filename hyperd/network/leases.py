@@ -4,15 +4,16 @@
 import asyncio
 import secrets
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from hyperd.errors import ExistsError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.network import definitions, publishing
-from hyperd.network.pool import Pool, mac_of
+from hyperd.network.pool import Pool, address_of, mac_of
 from hyperd.network.settings import BridgeSettings
+from hyperd.network.tap import tap_name
 
 _MIGRATIONS = (
     """CREATE TABLE network_lease (
@@ -23,6 +24,8 @@ _MIGRATIONS = (
     "CREATE TABLE network_owner (id TEXT PRIMARY KEY) STRICT",
     publishing.MIGRATION,
     definitions.MIGRATION,
+    "ALTER TABLE network_lease ADD COLUMN mac TEXT NOT NULL DEFAULT ''",  # asked for; else it follows from the address
+    "ALTER TABLE network_lease ADD COLUMN slot INTEGER NOT NULL DEFAULT 0",
 )
 
 
@@ -31,10 +34,28 @@ class Lease:
     sandbox_id: SandboxId
     address: IPv4Address
     is_new: bool = False
+    own_mac: str = ""  # "" = follows from the address
+    slot: int = 0
 
     @property
     def mac(self) -> str:
-        return mac_of(self.address)
+        return self.own_mac or mac_of(self.address)
+
+    @property
+    def tap(self) -> str:
+        return tap_name(self.sandbox_id, self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a sandbox wants its lease to be; what it leaves open is chosen."""
+
+    address: IPv4Address | None = None
+    mac: str = ""
+    slot: int = 0  # of its NICs
+
+
+NO_WISH = Wish()
 
 
 class Leases:
@@ -60,10 +81,10 @@ class Leases:
 
         return await self._database.transaction(work)
 
-    async def lease(self, sandbox_id: SandboxId, wanted: IPv4Address | None = None) -> Lease:
+    async def lease(self, sandbox_id: SandboxId, wish: Wish = NO_WISH) -> Lease:
         """The sandbox's lease, made when it has none in this subnet.
 
-        Raises ExhaustedError; of an address that is ``wanted`` ExistsError, InvalidError.
+        Raises ExhaustedError; of an address or a MAC that is wished for ExistsError, InvalidError.
 
         A caller that is cancelled leaves no new lease: the transaction runs to its end all the same, so it is undone
         by one that runs behind it.
@@ -71,7 +92,7 @@ class Leases:
         made: list[Lease] = []
 
         def work(connection: sqlite3.Connection) -> Lease:
-            made.append(self._lease(connection, sandbox_id, wanted))
+            made.append(self._lease(connection, sandbox_id, wish))
             return made[0]
 
         def undo(connection: sqlite3.Connection) -> None:
@@ -85,14 +106,7 @@ class Leases:
             raise
 
     async def find(self, sandbox_id: SandboxId) -> Lease | None:
-        def work(connection: sqlite3.Connection) -> Lease | None:
-            row = connection.execute(
-                "SELECT address FROM network_lease WHERE network = ? AND sandbox_id = ?",
-                (self._settings.name, sandbox_id),
-            ).fetchone()
-            return Lease(sandbox_id, IPv4Address(row[0])) if row else None
-
-        return await self._database.transaction(work)
+        return await self._database.transaction(lambda connection: self._find(connection, sandbox_id))
 
     async def networks_of(self, sandbox_id: SandboxId) -> set[str]:
         """Of all networks, by name."""
@@ -125,12 +139,17 @@ class Leases:
 
     async def list_all(self) -> list[Lease]:
         def work(connection: sqlite3.Connection) -> list[Lease]:
-            rows = connection.execute(
-                "SELECT sandbox_id, address FROM network_lease WHERE network = ?", (self._settings.name,)
-            )
-            return [Lease(SandboxId(row[0]), IPv4Address(row[1])) for row in rows]
+            rows = connection.execute("SELECT * FROM network_lease WHERE network = ?", (self._settings.name,))
+            return [_decode(row) for row in rows]
 
         return await self._database.transaction(work)
+
+    def _find(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> Lease | None:
+        row = connection.execute(
+            "SELECT * FROM network_lease WHERE network = ? AND sandbox_id = ?",
+            (self._settings.name, sandbox_id),
+        ).fetchone()
+        return _decode(row) if row else None
 
     def _release(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> None:
         connection.execute(
@@ -138,25 +157,50 @@ class Leases:
             (self._settings.name, sandbox_id),
         )
 
-    def _lease(
-        self, connection: sqlite3.Connection, sandbox_id: SandboxId, wanted: IPv4Address | None
-    ) -> Lease:
-        network, subnet = self._settings.name, self._settings.subnet
-        row = connection.execute(
-            "SELECT address FROM network_lease WHERE network = ? AND sandbox_id = ?", (network, sandbox_id)
+    def _lease(self, connection: sqlite3.Connection, sandbox_id: SandboxId, wish: Wish) -> Lease:
+        held = self._find(connection, sandbox_id)
+        if held is not None and held.address in self._settings.subnet:
+            lease = replace(held, own_mac=wish.mac, slot=wish.slot)
+            if wish.address not in (None, held.address):
+                lease = replace(lease, address=self._choose(connection, wish.address), is_new=True)
+            elif lease == held:
+                return held
+        else:  # none, or one from before the configuration changed
+            lease = Lease(sandbox_id, self._choose(connection, wish.address), is_new=True)
+            lease = replace(lease, own_mac=wish.mac, slot=wish.slot)
+        self._require_own_mac(connection, lease)
+        connection.execute(
+            "INSERT INTO network_lease (network, sandbox_id, address, mac, slot) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (network, sandbox_id) DO UPDATE"
+            " SET address = excluded.address, mac = excluded.mac, slot = excluded.slot",
+            (self._settings.name, sandbox_id, int(lease.address), lease.own_mac, lease.slot),
+        )
+        return lease
+
+    def _require_own_mac(self, connection: sqlite3.Connection, lease: Lease) -> None:
+        implied = address_of(lease.mac)
+        owner = connection.execute(
+            "SELECT sandbox_id FROM network_lease WHERE network = ? AND sandbox_id != ?"
+            " AND (mac = ? OR (mac = '' AND address = ?))",
+            (self._settings.name, lease.sandbox_id, lease.mac, int(implied) if implied else -1),
         ).fetchone()
-        if row is not None and IPv4Address(row[0]) in subnet and wanted in (None, IPv4Address(row[0])):
-            return Lease(sandbox_id, IPv4Address(row[0]))
+        if owner is not None or lease.mac == mac_of(self._settings.gateway):
+            who = owner[0][:12] if owner else "the gateway"
+            raise ExistsError(f"is in use by {who}", subject=f"MAC address {lease.mac}")
+
+    def _choose(self, connection: sqlite3.Connection, wanted: IPv4Address | None) -> IPv4Address:
+        """``wanted``, or the next one, of which it is remembered that it was the last."""
+        network, settings = self._settings.name, self._settings
         taken = connection.execute("SELECT address FROM network_lease WHERE network = ?", (network,))
         cursor = connection.execute(
             "SELECT last_address FROM network_cursor WHERE network = ?", (network,)
         ).fetchone()
         pool = Pool.of(
-            subnet,
-            self._settings.gateway,
+            settings.subnet,
+            settings.gateway,
             (IPv4Address(row[0]) for row in taken),
             IPv4Address(cursor[0]) if cursor else None,
-            self._settings.ip_range,
+            settings.ip_range,
         )
         if wanted is not None:
             owner = connection.execute(
@@ -166,16 +210,17 @@ class Leases:
             if owner is not None:
                 raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
             pool.require(wanted)
-        address = wanted or pool.give()[0]
+            return wanted
+        address, _ = pool.give()
         connection.execute(
-            "INSERT INTO network_lease (network, sandbox_id, address) VALUES (?, ?, ?)"
-            " ON CONFLICT (network, sandbox_id) DO UPDATE SET address = excluded.address",
-            (network, sandbox_id, int(address)),
+            "INSERT INTO network_cursor (network, last_address) VALUES (?, ?)"
+            " ON CONFLICT (network) DO UPDATE SET last_address = excluded.last_address",
+            (network, int(address)),
         )
-        if wanted is None:
-            connection.execute(
-                "INSERT INTO network_cursor (network, last_address) VALUES (?, ?)"
-                " ON CONFLICT (network) DO UPDATE SET last_address = excluded.last_address",
-                (network, int(address)),
-            )
-        return Lease(sandbox_id, address, is_new=True)
+        return address
+
+
+def _decode(row: sqlite3.Row) -> Lease:
+    return Lease(
+        SandboxId(row["sandbox_id"]), IPv4Address(row["address"]), own_mac=row["mac"], slot=row["slot"]
+    )

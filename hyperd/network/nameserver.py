@@ -55,16 +55,13 @@ class Rates:
 
 
 class NameServer:
-    """``zone``: as it is at the moment. ``forwarder`` None: what it does not know itself, there is not.
-
-    ``screen``: what guests with a policy may ask.
-    """
+    """``zone``: as it is now for who asks from that address. ``screen``: what guests with a policy may ask."""
 
     def __init__(
         self,
         address: IPv4Address,
-        zone: Callable[[], Zone],
-        forwarder: Forwarder | None,
+        zone: Callable[[str], Zone],
+        forwarder: Forwarder,
         screen: Screen | None = None,
     ) -> None:
         self._screen = screen
@@ -137,16 +134,17 @@ class NameServer:
     async def _answer(self, query: dns.message.Message, guest: str) -> dns.message.Message:
         if query.opcode() != dns.opcode.QUERY:
             return refusal(query, dns.rcode.NOTIMP)
-        known = answer(self._zone(), query)
+        zone = self._zone(guest)
+        known = answer(zone, query)
         if self._screen is not None:
-            screened = await self._screen.answer(guest, query, known, lambda: self._ask(query))
+            screened = await self._screen.answer(guest, query, known, lambda: self._ask(zone, query))
             if screened is not None:
                 return screened
-        return known if known is not None else await self._ask(query)
+        return known if known is not None else await self._ask(zone, query)
 
-    async def _ask(self, query: dns.message.Message) -> dns.message.Message:
+    async def _ask(self, zone: Zone, query: dns.message.Message) -> dns.message.Message:
         """The others."""
-        if self._forwarder is None:
+        if not zone.is_outward:
             return refusal(query, dns.rcode.NXDOMAIN)
         return await self._forwarder.ask(query)
 

@@ -8,13 +8,12 @@ it is next needed.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import logging
 import re
 import secrets
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.errors import (
     ExhaustedError,
@@ -26,8 +25,10 @@ from hyperd.errors import (
 )
 from hyperd.host.database import Database
 from hyperd.model.network import (
+    DEFAULT_ENDPOINT,
     DEFAULT_NETWORK,
     Attachment,
+    Endpoint,
     Named,
     NetworkSpec,
     NetworkView,
@@ -35,23 +36,24 @@ from hyperd.model.network import (
     PublishedPort,
 )
 from hyperd.model.vm import SandboxId
-from hyperd.network.bridge import HostRoute, read_routes, require_free
+from hyperd.network.bridge import read_routes
 from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
 from hyperd.network.definitions import Definitions
+from hyperd.network.directory import Directory
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
+from hyperd.network.planning import choose_subnet, filled, parse_subnet, spec_of
+from hyperd.network.plugs import remove_left_taps, remove_links
 from hyperd.network.policy import Policies, Screen
 from hyperd.network.publishing import AtPort
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.zone import Zone, zone_of
+from hyperd.network.tap import existing_taps
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 _RESERVED = (DEFAULT_NETWORK, "none", "host", "default", "container")
-POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
 _MAX_NETWORKS = 200
-_LOOK_S = 0.2
 
 
 class BridgeNetworks:
@@ -75,6 +77,7 @@ class BridgeNetworks:
         self._named: Callable[[], Iterable[Named]] = tuple
         self._forwarder = Forwarder(upstream)
         self._servers: dict[str, NameServer] = {}
+        self._directory = Directory(self._all_settings, self._all_named)
 
     @property
     def trouble(self) -> HyperError | None:
@@ -104,7 +107,7 @@ class BridgeNetworks:
             raise trouble
 
     def names_from(self, named: Callable[[], Iterable[Named]]) -> None:
-        """Who is called what, asked at most every ``_LOOK_S``."""
+        """Who is called what, asked at most every 0.2 s."""
         self._named = named
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
@@ -126,13 +129,13 @@ class BridgeNetworks:
         sandbox_id: SandboxId,
         ports: Sequence[PortRequest] = (),
         holder: str = "",
-        network: str = DEFAULT_NETWORK,
-        address: str = "",
+        endpoint: Endpoint = DEFAULT_ENDPOINT,
+        slot: int = 0,
     ) -> Attachment:
-        found = self._require(network)
+        found = self._require(endpoint.network)
         if self._policies.covers(sandbox_id):
             await self._serve_policed(found)
-        return await found.attach(sandbox_id, ports, holder, address)
+        return await found.attach(sandbox_id, ports, holder, endpoint, slot)
 
     async def enforce(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
@@ -143,21 +146,59 @@ class BridgeNetworks:
     async def detach(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
             await network.detach(sandbox_id)
+        await remove_left_taps(sandbox_id)
+
+    async def disconnect(self, sandbox_id: SandboxId, network: str) -> None:
+        await self._require(network).disconnect(sandbox_id)
+
+    async def list_parked(self, sandbox_id: SandboxId) -> dict[int, str]:
+        leased = {await network.tap_of(sandbox_id) for network in await self._of(sandbox_id)}
+        return {slot: tap for slot, tap in existing_taps(sandbox_id).items() if tap not in leased}
+
+    async def remove_parked(self, sandbox_id: SandboxId, tap: str) -> None:
+        if tap in (await self.list_parked(sandbox_id)).values():
+            await remove_links([tap])
 
     async def release(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
+        await remove_left_taps(sandbox_id)
         await self._policies.forget(sandbox_id)
 
+    async def keep_only(self, wanted: Mapping[SandboxId, Collection[str]]) -> set[SandboxId]:
+        gone = set()
+        for name, network in list(self._networks.items()):
+            for sandbox_id in await network.list_leased():
+                if sandbox_id in wanted and name not in wanted[sandbox_id]:
+                    _log.warning("leaving a network", extra={"id": sandbox_id[:12], "network": name})
+                    await network.disconnect(sandbox_id)
+                    gone.add(sandbox_id)
+        return gone
+
     async def publish(
-        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str, network: str = DEFAULT_NETWORK
     ) -> tuple[PublishedPort, ...]:
-        (network, *_) = await self._of(sandbox_id)
-        return await network.publish(sandbox_id, ports, holder)
+        return await self._require(network).publish(sandbox_id, ports, holder)
 
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
-        (network, *_) = await self._of(sandbox_id)
-        await network.unpublish(sandbox_id, ports)
+        for network in await self._of(sandbox_id):  # one has all
+            if network.published(sandbox_id):
+                await network.unpublish(sandbox_id, ports)
+                return
+        raise NotFoundError("publishes nothing", subject=f"container {sandbox_id[:12]}")
+
+    async def lead_ports(
+        self, sandbox_id: SandboxId, network: str, holder: str, otherwise: Sequence[PortRequest] = ()
+    ) -> None:
+        there = self._require(network)
+        requests = list(otherwise) if not self.published(sandbox_id) else []
+        for other in await self._of(sandbox_id):
+            moved = other.published(sandbox_id)
+            if moved and other is not there:
+                await other.unpublish(sandbox_id, moved)
+                requests += [PortRequest(p.container_port, p.protocol, p.host_ip, p.host_port) for p in moved]
+        if requests and not there.settings.internal:
+            await there.publish(sandbox_id, requests, holder)
 
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         return tuple(port for network in self._networks.values() for port in network.published(sandbox_id))
@@ -192,8 +233,9 @@ class BridgeNetworks:
                 raise ExistsError("there is one of this name", subject=f"network {spec.name}")
             if len(self._views) >= _MAX_NETWORKS:
                 raise ExhaustedError(f"there are {_MAX_NETWORKS} networks", hint="`hyper network prune`")
-            settings = self._filled(spec, self._choose_subnet(spec, await read_routes()))
-            view = NetworkView(_spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
+            subnet = choose_subnet(spec, self._all_settings(), await read_routes())
+            settings = filled(spec, subnet, self._settings)
+            view = NetworkView(spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
             network = BridgeNetwork(self._settings_of(view), self._database, self._at_port, self._policies)
             try:
@@ -242,6 +284,9 @@ class BridgeNetworks:
         """Of whoever says so now: servers are there before that is known."""
         return self._named()
 
+    def _all_settings(self) -> list[BridgeSettings]:
+        return [network.settings for network in self._networks.values()]
+
     async def _serve_names(self, name: str, network: BridgeNetwork, *, needed: bool = False) -> None:
         """Raises UnavailableError when something else has the port.
 
@@ -253,10 +298,9 @@ class BridgeNetworks:
             if not needed:
                 return
         if name not in self._servers:
-            directory = _Directory(settings, self._all_named if settings.has_names else tuple)
-            forwarder = None if settings.internal else self._forwarder
+            zone = functools.partial(self._directory.zone, settings)
             screen = Screen(self._policies, settings.table)
-            self._servers[name] = NameServer(settings.gateway, directory.zone, forwarder, screen)
+            self._servers[name] = NameServer(settings.gateway, zone, self._forwarder, screen)
         await self._servers[name].open()
 
     async def _discard(self, name: str, network: BridgeNetwork) -> None:
@@ -304,82 +348,14 @@ class BridgeNetworks:
         found = [network for name, network in self._networks.items() if name in leased]
         return found or [self._default]
 
-    def _choose_subnet(self, spec: NetworkSpec, routes: Sequence[HostRoute]) -> IPv4Network:
-        if spec.subnet:
-            with _as_invalid("subnet", spec.subnet):
-                subnet = IPv4Network(spec.subnet)
-            for network in self._networks.values():
-                if subnet.overlaps(network.settings.subnet):
-                    raise InvalidError(
-                        f"overlaps {network.settings.subnet} of network {network.settings.name}",
-                        subject=f"subnet {subnet}",
-                    )
-            return subnet
-        for candidate in POOL.subnets(new_prefix=24):
-            if any(candidate.overlaps(network.settings.subnet) for network in self._networks.values()):
-                continue
-            with contextlib.suppress(HyperError):
-                require_free(candidate, routes, "")
-                return candidate
-        raise ExhaustedError(f"no part of {POOL} is free", hint="give a --subnet")
-
-    def _filled(self, spec: NetworkSpec, subnet: IPv4Network) -> BridgeSettings:
-        """Raises InvalidError for what does not fit together."""
-        gateway, ip_range = None, None
-        with _as_invalid("gateway", spec.gateway):
-            gateway = IPv4Address(spec.gateway) if spec.gateway else None
-        with _as_invalid("range", spec.ip_range):
-            ip_range = IPv4Network(spec.ip_range) if spec.ip_range else None
-        return dataclasses.replace(
-            self._settings,
-            name=spec.name,
-            bridge="hyb",
-            subnet=subnet,
-            mtu=spec.mtu,
-            gateway_address=gateway,
-            ip_range=ip_range,
-            internal=spec.internal,
-            has_names=True,
-        )
-
     def _settings_of(self, view: NetworkView) -> BridgeSettings:
-        return dataclasses.replace(self._filled(view.spec, IPv4Network(view.spec.subnet)), bridge=view.bridge)
+        made = filled(view.spec, parse_subnet(view.spec.subnet), self._settings)
+        return dataclasses.replace(made, bridge=view.bridge)
 
     def _default_view(self) -> NetworkView:
         settings = self._settings
         spec = NetworkSpec(settings.name, str(settings.subnet), str(settings.gateway), mtu=settings.mtu)
         return NetworkView(spec, "0" * 64, settings.bridge, None)
-
-
-class _Directory:
-    """A network's zone, made anew when it is older than ``_LOOK_S``: a flood of questions is not one of looks."""
-
-    def __init__(self, settings: BridgeSettings, named: Callable[[], Iterable[Named]]) -> None:
-        self._settings = settings
-        self._named = named
-        self._zone: Zone | None = None
-        self._since = 0.0
-
-    def zone(self) -> Zone:
-        now = time.monotonic()
-        if self._zone is None or now - self._since > _LOOK_S:
-            settings = self._settings
-            self._zone = zone_of(settings.name, settings.subnet, settings.gateway, self._named())
-            self._since = now
-        return self._zone
-
-
-def _spec_of(asked: NetworkSpec, settings: BridgeSettings) -> NetworkSpec:
-    return dataclasses.replace(asked, subnet=str(settings.subnet), gateway=str(settings.gateway))
-
-
-@contextlib.contextmanager
-def _as_invalid(what: str, text: str) -> Iterator[None]:
-    try:
-        yield
-    except ValueError as error:
-        hint = "IPv6 is not there yet" if ":" in text else ""
-        raise InvalidError(f"is no IPv4 {what}: {error}", subject=repr(text), hint=hint) from error
 
 
 def _no_such(name: str) -> NotFoundError:

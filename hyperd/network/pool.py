@@ -12,6 +12,8 @@ from typing import Self
 
 from hyperd.errors import ExhaustedError, InvalidError
 
+_MAC_START = b"\x0aH"
+
 
 @dataclass(frozen=True, slots=True)
 class Pool:
@@ -72,4 +74,10 @@ class Pool:
 
 def mac_of(address: IPv4Address) -> str:
     """A locally administered unicast MAC, as unique as the address it is made from."""
-    return ":".join(f"{byte:02x}" for byte in (0x0A, 0x48, *address.packed))
+    return ":".join(f"{byte:02x}" for byte in (*_MAC_START, *address.packed))
+
+
+def address_of(mac: str) -> IPv4Address | None:
+    """The inverse of ``mac_of``."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    return IPv4Address(octets[2:]) if octets[:2] == _MAC_START else None

@@ -39,6 +39,7 @@ def render(speakers: Iterable[Speaker]) -> str:
         {f"elements = {{ {whole} }}" if known else ""}
     }}
     chain guest {{
+        udp sport 67 udp dport 68 counter drop comment "no guest gives addresses away"
         iifname . ether saddr . ip saddr @{SPEAKERS} accept
         iifname . ether saddr . arp saddr ip @{SPEAKERS} iifname . arp saddr ether . arp saddr ip @{SPEAKERS} accept
         counter drop comment "a guest speaks as nobody else"

@@ -22,11 +22,29 @@ _IFF_VNET_HDR = 0x4000
 _FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 PREFIX = "hyt"
 _NAME_LENGTH = 15
+_SLOT_LETTERS = "ghijklmnopqrstuv"  # no hexadecimal digits
+SLOTS = 1 + len(_SLOT_LETTERS)  # NICs of one sandbox
 
 
-def tap_name(sandbox_id: SandboxId) -> str:
-    """At most 15 characters, of which 12 are the id's: 48 bits."""
-    return f"{PREFIX}{sandbox_id}"[:_NAME_LENGTH]
+def tap_name(sandbox_id: SandboxId, slot: int = 0) -> str:
+    """At most 15 characters, of which 12 are the id's (48 bits), or 11 and a letter for a further NIC."""
+    if not slot:
+        return f"{PREFIX}{sandbox_id}"[:_NAME_LENGTH]
+    return f"{PREFIX}{sandbox_id}"[: _NAME_LENGTH - 1] + _SLOT_LETTERS[slot - 1]
+
+
+def existing_taps(sandbox_id: SandboxId) -> dict[int, str]:
+    """By slot, on a network or not."""
+    found = {slot: tap_name(sandbox_id, slot) for slot in range(SLOTS)}
+    return {slot: name for slot, name in found.items() if _exists(name)}
+
+
+def _exists(name: str) -> bool:
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
 
 
 def create_tap(name: str, owner_uid: int) -> int:

@@ -36,6 +36,11 @@ class Zone:
     gateway: IPv4Address
     addresses: dict[str, tuple[IPv4Address, ...]] = field(default_factory=dict)  # by lower-case label
     names: dict[IPv4Address, str] = field(default_factory=dict)
+    others: "tuple[Zone, ...]" = ()  # of further networks that whoever asks is on
+    links: dict[str, tuple[IPv4Address, ...]] = field(
+        default_factory=dict
+    )  # of whoever asks, by lower-case alias
+    is_outward: bool = True  # what is not known here is asked of others
 
 
 def zone_of(name: str, subnet: IPv4Network, gateway: IPv4Address, named: Iterable[Named]) -> Zone:
@@ -57,20 +62,30 @@ def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None
     if question.rdclass != dns.rdataclass.IN:
         return refusal(query, dns.rcode.REFUSED)
     text = question.name.to_text(omit_final_dot=True).lower()
+    zones = (zone, *zone.others)
     reverse = _address_of(question.name)
-    if reverse is not None and reverse in zone.subnet:
-        found = HOST if reverse == zone.gateway else zone.names.get(reverse)
-        target = found if found == HOST or found is None else f"{found}.{zone.name}"
-        return _reply(query, dns.rdatatype.PTR, [f"{target}."] if target else None)
+    for each in zones:
+        if reverse is not None and reverse in each.subnet:
+            found = HOST if reverse == each.gateway else each.names.get(reverse)
+            target = found if found == HOST or found is None else f"{found}.{each.name}"
+            return _reply(query, dns.rdatatype.PTR, [f"{target}."] if target else None)
     if text == HOST:
         return _reply(query, dns.rdatatype.A, [str(zone.gateway)])
-    label = text.removesuffix(f".{zone.name.lower()}")
-    if "." in label or not label:
+    meant = [(each, label) for each in zones if (label := _label(text, each))]
+    if not meant:
         within = text == _OWN or text.endswith(f".{_OWN}")
         return refusal(query, dns.rcode.NXDOMAIN) if within else None
-    known = list(zone.addresses.get(label, ()))
+    known = list(zone.links.get(text, ())) or [
+        address for each, label in meant for address in each.addresses.get(label, ())
+    ]
     random.shuffle(known)
     return _reply(query, dns.rdatatype.A, [str(address) for address in known[:_MAX_ANSWERS]] or None)
+
+
+def _label(text: str, zone: Zone) -> str:
+    """What it means in that network: alone, or before the network's name; "" when it means nothing there."""
+    label = text.removesuffix(f".{zone.name.lower()}")
+    return "" if "." in label else label
 
 
 def refusal(query: dns.message.Message, code: dns.rcode.Rcode) -> dns.message.Message:

@@ -10,13 +10,14 @@ import uuid
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from hyperd.errors import InvalidError, UnsupportedError
+from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerRecord, ContainerSpec, ExecSpec, Sizing
 from hyperd.model.guest import (
     ContainerId,
     ContainerPlan,
     GuestIdentity,
     GuestMount,
+    GuestWiring,
     HostEntry,
     LayerSource,
     Link,
@@ -26,9 +27,9 @@ from hyperd.model.guest import (
     WritableSource,
 )
 from hyperd.model.image import ImageConfig, RootDisk
-from hyperd.model.network import DEFAULT_NETWORK, Attachment
+from hyperd.model.network import Attachment, way_out
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import capabilities, mounts, ports
+from hyperd.sandbox import capabilities, endpoints, mounts, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
 # moby oci/defaults.go
@@ -40,6 +41,7 @@ MASKED_PATHS = (
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 _UNLIMITED = 2**64 - 1
+MAX_SERVERS = 3  # resolv.conf(5): MAXNS
 _CPU_PERIOD_US = 100_000
 MIN_CPUS = 0.01  # the least that a cgroup takes: 1 ms in a period
 _RLIMITS = {
@@ -49,7 +51,6 @@ _RLIMITS = {
     ).split()
 }
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+")
-_ALIAS = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?")
 _HOSTNAME = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9_])?")
 
 
@@ -69,21 +70,12 @@ def require_valid(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
     _require_paths(spec)
-    if spec.network == "host" or spec.network.startswith("container:"):
-        why = "a guest has a kernel of its own, and no way into the host's network"
-        if spec.network != "host":
-            why = "each container has a virtual machine of its own, and its network with it"
-        raise UnsupportedError(
-            why, subject=f"--network {spec.network}", hint="publish ports, or put both on one network"
-        )
+    endpoints.require_valid(spec)
     if spec.hostname and not _HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))
     if not math.isfinite(spec.cpus) or spec.cpus < 0 or 0 < spec.cpus < MIN_CPUS:
         raise InvalidError(f"{spec.cpus} CPUs make no sense", hint=f"--cpus takes {MIN_CPUS} or more")
     ports.require_valid(spec)
-    _require_aliases(spec)
-    if spec.address:
-        _require_ipv4(spec)
     _host_entries(spec.extra_hosts)
     for server in spec.dns_servers:
         _require_address(server)
@@ -146,9 +138,9 @@ def hostname_of(record: ContainerRecord) -> str:
     return record.spec.hostname or record.sandbox_id[:12]
 
 
-def names_of(record: ContainerRecord) -> tuple[str, ...]:
-    """What others on its network may call it."""
-    return (record.name, record.sandbox_id[:12], *record.spec.network_aliases)
+def names_of(record: ContainerRecord, network: str) -> tuple[str, ...]:
+    """What others on a network of its may call it."""
+    return (record.name, record.sandbox_id[:12], *endpoints.aliases_on(record.spec, network))
 
 
 def machine_id_of(sandbox_id: SandboxId) -> str:
@@ -157,31 +149,50 @@ def machine_id_of(sandbox_id: SandboxId) -> str:
 
 
 def identity(
-    record: ContainerRecord, attachment: Attachment | None, entropy: bytes, boot_id: uuid.UUID
+    record: ContainerRecord, attachments: tuple[Attachment, ...], entropy: bytes, boot_id: uuid.UUID
 ) -> GuestIdentity:
-    spec = record.spec
-    hosts = _host_entries(spec.extra_hosts)  # the agent adds the guest's own name
-    links: tuple[Link, ...] = ()
-    if attachment is not None:
-        link = Link(
-            mac=attachment.mac,
-            name="eth0",
-            addresses=(f"{attachment.address}/{attachment.prefix_length}",),
-            routes=(Route("0.0.0.0/0", attachment.gateway),),
-            mtu=attachment.mtu,
-        )
-        links = (link,)
+    wiring = wiring_of(record, attachments)
     return GuestIdentity(
         hostname=hostname_of(record),
         entropy=entropy,
-        links=links,
-        dns_servers=spec.dns_servers or (attachment.dns_servers if attachment else ()),
-        dns_searches=spec.dns_searches or (attachment.dns_searches if attachment else ()),
-        dns_options=spec.dns_options or (attachment.dns_options if attachment else ()),
-        hosts=tuple(hosts),
+        links=wiring.links,
+        dns_servers=wiring.dns_servers,
+        dns_searches=wiring.dns_searches,
+        dns_options=wiring.dns_options,
+        hosts=wiring.hosts,
         machine_id=machine_id_of(record.sandbox_id),
         boot_id=str(boot_id),
     )
+
+
+def wiring_of(record: ContainerRecord, attachments: tuple[Attachment, ...]) -> GuestWiring:
+    """Links, and who is asked for names: what the way out says, unless the container says so itself."""
+    spec, out = record.spec, way_out(attachments)
+    return GuestWiring(
+        links=tuple(_link(attachment, has_default_route=attachment is out) for attachment in attachments),
+        dns_servers=spec.dns_servers or _servers(attachments, out),
+        dns_searches=spec.dns_searches or (out.dns_searches if out else ()),
+        dns_options=spec.dns_options or (out.dns_options if out else ()),
+        hosts=tuple(_host_entries(spec.extra_hosts)),  # the agent adds the guest's own name
+    )
+
+
+def _link(attachment: Attachment, *, has_default_route: bool) -> Link:
+    return Link(
+        mac=attachment.mac,
+        name=f"eth{attachment.slot}",
+        addresses=(f"{attachment.address}/{attachment.prefix_length}",),
+        routes=(Route("0.0.0.0/0", attachment.gateway),) if has_default_route else (),
+        mtu=attachment.mtu,
+    )
+
+
+def _servers(attachments: tuple[Attachment, ...], out: Attachment | None) -> tuple[str, ...]:
+    """Those of networks that have names, where there are any: each knows all names that its asker may know."""
+    named = [at for at in attachments if at.dns_servers == (at.gateway,)]
+    chosen = named or ([out] if out else [])
+    chosen.sort(key=lambda at: at is not out)
+    return tuple(dict.fromkeys(server for at in chosen for server in at.dns_servers))[:MAX_SERVERS]
 
 
 def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) -> ContainerPlan:
@@ -316,27 +327,6 @@ def _host_entries(extra_hosts: tuple[str, ...]) -> list[HostEntry]:
             raise InvalidError("is not NAME:ADDRESS", subject=repr(entry))
         entries.append(HostEntry(_require_address(address), (name,)))
     return entries
-
-
-def _require_aliases(spec: ContainerSpec) -> None:
-    for alias in spec.network_aliases:
-        if not _ALIAS.fullmatch(alias):
-            raise InvalidError("is not a name of one label", subject=f"--network-alias {alias!r}")
-    if spec.network_aliases and spec.network in ("", DEFAULT_NETWORK, "none"):
-        raise InvalidError(
-            "names are answered on networks of your own alone",
-            subject="--network-alias",
-            hint="`hyper network create NAME`, then --network NAME",
-        )
-
-
-def _require_ipv4(spec: ContainerSpec) -> None:
-    try:
-        ipaddress.IPv4Address(spec.address)
-    except ValueError as error:
-        raise InvalidError("is not an IPv4 address", subject=f"--ip {spec.address!r}") from error
-    if spec.network == "none":
-        raise InvalidError("there is no address with --network none", subject=f"--ip {spec.address}")
 
 
 def _require_address(text: str) -> str:

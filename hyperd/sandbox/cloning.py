@@ -10,7 +10,7 @@ from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.guest import ForkIdentity
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import names, ports
+from hyperd.sandbox import endpoints, names, ports
 from hyperd.sandbox.source import Source
 
 MAX_CLONES = 1000
@@ -74,12 +74,10 @@ def _spec(source: Source, options: CloneOptions) -> ContainerSpec:
             hint="leave --network out",
         )
     return replace(
-        source.spec,
+        endpoints.of_clone(source.spec, asked),
         hostname="",
         labels={**source.spec.labels, **options.labels},
-        network=asked,
         ports=ports.of_clone(source.spec.ports),
-        address="",
         auto_remove=options.auto_remove,
     )
 

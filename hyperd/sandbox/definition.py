@@ -78,17 +78,18 @@ def vm_definition(
     record: ContainerRecord,
     root: RootDisk,
     writable: Path,
-    attachment: Attachment | None,
+    attachments: tuple[Attachment, ...],
     paths: SandboxPaths,
     guest: GuestSettings,
     accelerator: Accelerator,
 ) -> VmDefinition:
+    """With its first NIC: the others are plugged in when it runs."""
     shape = shape_of(record, accelerator)
     definition = _definition(record.sandbox_id, shape, paths, guest)
     return replace(
         definition,
         disks=_disks(root.path, DiskFormat.VMDK, writable),
-        nics=(Nic(attachment.tap, attachment.mac),) if attachment else (),
+        nics=tuple(Nic(attachment.tap, attachment.mac) for attachment in attachments[:1]),
     )
 
 

@@ -23,12 +23,14 @@ from hyperd.model.container import Exit, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotId
 from hyperd.model.vm import VmGone, VmStatus
-from hyperd.sandbox import machine
+from hyperd.sandbox import endpoints, machine
 from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     Adopt,
     Ask,
+    AskConnect,
+    AskDisconnect,
     AskHibernate,
     AskOfWhole,
     AskPause,
@@ -49,6 +51,7 @@ from hyperd.sandbox.message import (
     OfRun,
     OpenFiles,
     ProcessEnded,
+    Rewire,
     Settle,
     Started,
     UpFailed,
@@ -77,7 +80,9 @@ class SandboxDriver(SleepingSandbox):
                 await self._on_stop(message)
             case AskRemove(done, force, volumes):
                 await self._on_remove(done, force=force, volumes=volumes)
-            case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate():
+            case AskConnect() | AskDisconnect() if self._is_at_rest:
+                await self._on_rewire(message)
+            case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate() | AskConnect() | AskDisconnect():
                 self._on_operation(message)
             case AskWake():
                 await self._on_wake(message)
@@ -97,6 +102,28 @@ class SandboxDriver(SleepingSandbox):
                 self._spawn(live.guest.close())
             case OfRun(_, Settle(_, done)):
                 fail([done], WrongStateError("ended meanwhile", subject=self.subject))
+
+    @property
+    def _is_at_rest(self) -> bool:
+        return isinstance(self.state, machine.Created | machine.Exited | machine.Failed)
+
+    async def _on_rewire(self, ask: Rewire) -> None:
+        """Of one without a VM: from its next start on."""
+        network = self.services.runner.rooms.network
+        try:
+            self.require_readable()
+            match ask:
+                case AskConnect(done, endpoint):
+                    await self._respecify(endpoints.connected(self.record, endpoint))
+                    resolve([done])
+                case AskDisconnect(told, name):
+                    await self._respecify(endpoints.disconnected(self.record, name))
+                    await network.disconnect(self.record.sandbox_id, name)
+                    if not told.done():
+                        told.set_result("")
+        except HyperError as error:
+            if not ask.done.done():
+                ask.done.set_exception(error)
 
     async def _on_news(self, news: News) -> None:
         match news:
@@ -236,6 +263,8 @@ class SandboxDriver(SleepingSandbox):
             self.tenure.begin()
         self._changed.beat()
         self.tenure.execs.adopt(live.execs)
+        if isinstance(was, machine.Running):
+            self._as_operation(self._settle_wiring())
         if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
             self._spawn(self._let_go(self.tenure, wakes=was.asleep is not None))
         else:

@@ -4,7 +4,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from hyperd.errors import HyperError, UnavailableError, UnsupportedError
 from hyperd.host.groups import first_error
@@ -12,11 +12,12 @@ from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.model.vm import Accelerator, SandboxId, VmGone, VmGoneCause, VmStatus
-from hyperd.sandbox import assembly, machine
+from hyperd.sandbox import assembly, links, machine
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of
 from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.links import Peers
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Origin, Reviver
@@ -43,6 +44,7 @@ class Services:
     facts: Facts
     owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
     volumes: VolumeDesk
+    peers: Peers = field(default_factory=Peers)
 
 
 class Errands:
@@ -68,7 +70,8 @@ class Errands:
                 # Looking through the log of earlier runs takes up to 60 ms: not between the boot and the first byte.
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
                 facts = beside.create_task(self._host_facts())
-                live = await self._runner.bring_up(self._record, accelerator, phases)
+                record = await self.told_record(all_of_them=True)
+                live = await self._runner.bring_up(record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
             refused = await live.guest.start_container(assembly.container_id_of(self._record))
             phases.mark("start")
@@ -91,7 +94,8 @@ class Errands:
             host, accelerator = await self._services.facts.get(), await self._services.accelerator()
             async with first_error(), asyncio.TaskGroup() as beside:
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
-                live = await self._services.reviver.revive(self._record, origin, accelerator, host, phases)
+                record = await self.told_record()
+                live = await self._services.reviver.revive(record, origin, accelerator, host, phases)
             self._journal.open(examining.result(), fresh=not log_goes_on, base=live.output_offset)
         except BaseException as error:
             if live is not None:
@@ -100,6 +104,18 @@ class Errands:
                 return UpFailed(error)
             raise
         return IsUp(live, frozen=True)
+
+    async def told_record(self, *, all_of_them: bool = False) -> ContainerRecord:
+        """With what its links say. ``all_of_them``: raises WrongStateError for one that does not run."""
+        found = links.present(self._record, self._services.peers, all_of_them=all_of_them)
+        if not found:
+            return self._record
+        images = self._runner.rooms.images
+        linked = [
+            links.linked_of(link, target, (await images.get(target.record.image_id)).config.env)
+            for link, target in found
+        ]
+        return links.told_of(self._record, linked)
 
     async def _host_facts(self) -> HostFacts | None:
         try:
@@ -139,7 +155,7 @@ class Errands:
         if vm.paused:  # an earlier hyperd was killed while it had the VM stand still
             await self._runner.rooms.hypervisor.resume(self._record.sandbox_id)
         live = await self._runner.adopt(
-            self._record, vm.pid, Accelerator(facts.accelerator), facts.attachment
+            self._record, vm.pid, Accelerator(facts.accelerator), facts.attachments
         )
         try:
             await self._require_still(vm)

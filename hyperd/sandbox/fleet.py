@@ -17,7 +17,7 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import admission, assembly, filters, machine, mounts, names, policy_desk
+from hyperd.sandbox import admission, assembly, endpoints, filters, links, machine, mounts, names, policy_desk
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
@@ -35,6 +35,7 @@ _UP = machine.Running | machine.Paused
 class Fleet(RestoringFleet):
     def __init__(self, services: Services, settings: FleetSettings) -> None:
         super().__init__(services, settings)
+        services.peers.find = self._find_running
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
         self._holding: set[SandboxId] = set()
@@ -57,9 +58,11 @@ class Fleet(RestoringFleet):
             [key for item in stored if (key := machine.asleep_in(item.state))],
             [item.record.sandbox_id for item in stored if item.unreadable is not None],
         )
+        left = await self._leave_networks(stored)
         async with self._tasks:
             for item in stored:
                 driver = self._admit(item.record, item.state, item.generation)
+                driver.left_networks = item.record.sandbox_id in left
                 if item.unreadable is None:
                     driver.adopt(running.get(item.record.sandbox_id))
                 else:
@@ -71,12 +74,26 @@ class Fleet(RestoringFleet):
             self._tasks.create_task(self._reconcile_regularly())
             ready.set()
 
+    async def _leave_networks(self, stored: Sequence[Stored]) -> set[SandboxId]:
+        """Those that a hyperd that was killed was about to join, or to leave; and who was on one."""
+        wanted = {
+            item.record.sandbox_id: [at.network for at in endpoints.endpoints_of(item.record.spec)]
+            for item in stored
+            if item.unreadable is None
+        }
+        try:
+            return await self._services.runner.rooms.network.keep_only(wanted)
+        except HyperError as error:  # the next hyperd tries again
+            log.error("networks not left", extra={"error": str(error)})  # noqa: TRY400
+            return set()
+
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
         assembly.require_valid(spec)
         network = self._services.runner.rooms.network
         network.policies.require_valid(policy_desk.limits_of(spec))
         spec = settled(network, spec)
+        spec = links.settled(spec, lambda name: self._find(name).view())
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
         command = assembly.command_of(spec, image.config)
@@ -132,6 +149,11 @@ class Fleet(RestoringFleet):
         views = [driver.view() for driver in self._present()]
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
 
+    def _find_running(self, sandbox_id: str) -> ContainerView | None:
+        driver = self._drivers.get(SandboxId(sandbox_id))
+        view = driver.view() if driver is not None else None
+        return view if view is None or is_running(view) else replace(view, attachments=())
+
     def views(self) -> list[ContainerView]:
         """Of all, in whatever state."""
         return [driver.view() for driver in self._present()]
@@ -139,9 +161,16 @@ class Fleet(RestoringFleet):
     def named(self) -> list[Named]:
         """Those that can be reached now, as others on their networks call them."""
         return [
-            Named(view.attachment.network, view.attachment.address, assembly.names_of(view.record))
+            Named(
+                at.network,
+                at.address,
+                assembly.names_of(view.record, at.network),
+                view.record.sandbox_id,
+                tuple((link.alias, SandboxId(link.target)) for link in view.record.spec.links),
+            )
             for view in self.views()
-            if view.attachment is not None and is_running(view)
+            if is_running(view)
+            for at in view.attachments
         ]
 
     def images_in_use(self) -> dict[ImageId, str]:

@@ -24,13 +24,15 @@ from hyperd.model.container import (
     ExitReason,
 )
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
-from hyperd.model.network import PortRequest, PublishedPort, UnpublishRequest
+from hyperd.model.network import Endpoint, PortRequest, PublishedPort, UnpublishRequest
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import assembly, machine, ports
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.files import ContainerFiles
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
+    AskConnect,
+    AskDisconnect,
     AskHibernate,
     AskPause,
     AskRemove,
@@ -154,8 +156,11 @@ class SandboxHandle:
         """Until it stops. Raises WrongStateError unless running or paused, and as ``Network.publish``."""
         machine.require_up(self._driver.state, self.record.name)
         ports.require_valid_requests(requests)
+        out = self.view().attachment
+        if out is None:
+            raise WrongStateError("has no network", subject=f"container {self.record.name}")
         network = self._driver.services.runner.rooms.network
-        return await network.publish(self.record.sandbox_id, requests, self.record.name)
+        return await network.publish(self.record.sandbox_id, requests, self.record.name, out.network)
 
     async def unpublish(self, chosen: Sequence[UnpublishRequest]) -> tuple[PublishedPort, ...]:
         """All of them or none; those that it was. Raises NotFoundError."""
@@ -163,6 +168,18 @@ class SandboxHandle:
         found = ports.choose(network.published(self.record.sandbox_id), chosen, self.record.name)
         await network.unpublish(self.record.sandbox_id, found)
         return found
+
+    async def connect(self, endpoint: Endpoint) -> None:
+        """At once where it runs, else from its next start on. Raises WrongStateError, InvalidError, as ``attach``."""
+        done = _future()
+        self._driver.post(AskConnect(done, endpoint))
+        await done
+
+    async def disconnect(self, network: str, *, force: bool = False) -> str:
+        """What is to be told, or "". Raises NotFoundError when it is not on it."""
+        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._driver.post(AskDisconnect(told, network, force))
+        return await told
 
     async def wait_ended(self) -> Exit:
         """The exit of the run that is under way, or of the last one. Raises NotFoundError when removed unrun."""
@@ -207,7 +224,7 @@ class SandboxHandle:
         """Start a further process and hold its streams. Raises WrongStateError unless running."""
         machine.require_running(self._driver.state, self.record.name)
         image = await self._driver.services.runner.rooms.images.get(self.record.image_id)
-        plan = assembly.exec_plan(self.record, image.config, spec)
+        plan = assembly.exec_plan(await self._driver.told_record(), image.config, spec)
         tenure = await self._require_tenure()
         process_id = ProcessId(secrets.token_hex(16))
         pump = Pump(assembly.container_id_of(self.record), process_id, None)

@@ -20,7 +20,7 @@ from hyperd.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerRecord, ContainerView, Exit
+from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView, Exit
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import assembly, machine
@@ -67,6 +67,7 @@ class SandboxInstance(Actor[Message]):
         self.state = state
         self.generation = generation
         self.removed = False
+        self.left_networks = False  # what hyperd found it on, and it is not on by its record
         self.pending = False  # a clone that stands still until its fellows are there, too
         self.waiting = Waiting()
         self.files = FileCalls(self.subject)
@@ -194,8 +195,11 @@ class SandboxInstance(Actor[Message]):
             # Memory stays true; after a restart the record is held against what exists.
             log.error("state not saved", extra={"sandbox": self.record.name, "error": str(error)})  # noqa: TRY400
 
-    async def _record(self, event: machine.Event) -> None:
-        """As ``_advance``, but recorded first, power cut or not: raises, and nothing has changed, when it cannot be."""
+    async def _record(self, event: machine.Event, spec: ContainerSpec | None = None) -> None:
+        """As ``_advance``, but recorded first, power cut or not: raises, and nothing has changed, when it cannot be.
+
+        ``spec``: what it is to be from now on, recorded with it.
+        """
         after = machine.step(self.state, event)
         if after == self.state:
             return
@@ -204,11 +208,31 @@ class SandboxInstance(Actor[Message]):
             async with self._recording:
                 generation = self.generation + 1
                 records, sandbox_id = self.services.records, self.record.sandbox_id
-                await records.save_state(sandbox_id, after, generation, lasting=True)
+                await records.save_state(sandbox_id, after, generation, lasting=True, spec=spec)
                 self.state, self.generation = after, generation
+                if spec is not None:
+                    self._become(spec)
                 self._changed.beat()
 
         await to_the_end(record())  # should hyperd end meanwhile, it is still known which of the two is true
+
+    async def told_record(self) -> ContainerRecord:
+        """With what its links say now."""
+        return await self._errands.told_record()
+
+    async def _respecify(self, spec: ContainerSpec) -> None:
+        """Of one at rest: recorded first."""
+        generation = self.generation + 1
+        await self.services.records.save_state(
+            self.record.sandbox_id, self.state, generation, lasting=True, spec=spec
+        )
+        self.generation = generation
+        self._become(spec)
+        self._changed.beat()
+
+    def _become(self, spec: ContainerSpec) -> None:
+        self.record = replace(self.record, spec=spec)
+        self._errands = Errands(self.record, self.services, self.journal)
 
     def _tell_trouble(self, error: HyperError | None) -> None:
         """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""

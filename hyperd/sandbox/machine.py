@@ -14,7 +14,7 @@
 Stopping, may exist in Starting, and in no other. Late and duplicate events change nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import assert_never
 
@@ -37,6 +37,11 @@ class RunFacts:
     attachment: Attachment | None
     start: StartReport | None = None
     made_of: Compatibility | None = None  # what another VM must be made of to go on where this one is saved
+    further: tuple[Attachment, ...] = ()  # of further networks
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        return (self.attachment, *self.further) if self.attachment is not None else self.further
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,13 @@ class Unpause: ...
 
 
 @dataclass(frozen=True, slots=True)
+class Rewired:
+    """It is on other networks than before."""
+
+    attachments: tuple[Attachment, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Slept:
     """It is saved whole, and its VM goes."""
 
@@ -175,7 +187,9 @@ class Remove:
     volumes: bool = False  # the anonymous ones, too
 
 
-Event = Start | Started | StartFailed | Pause | Unpause | Slept | RollBack | Stop | Gone | Lost | Remove
+Event = (
+    Start | Started | StartFailed | Pause | Unpause | Rewired | Slept | RollBack | Stop | Gone | Lost | Remove
+)
 
 STATES: tuple[type[State], ...] = (
     Created,
@@ -194,6 +208,7 @@ EVENTS: tuple[type[Event], ...] = (
     StartFailed,
     Pause,
     Unpause,
+    Rewired,
     Slept,
     RollBack,
     Stop,
@@ -220,6 +235,8 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
             return Paused(facts)
         case Paused(facts), Unpause():
             return Running(facts)
+        case Running(facts), Rewired(attachments):
+            return Running(_rewired(facts, attachments))
         case ((Running(facts) | Paused(facts)), Slept(snapshot_id, at)):
             return Hibernated(snapshot_id, facts, at)
         case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at)):
@@ -233,6 +250,11 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
         case ((Created() | Exited() | Failed() | Hibernated()), Remove(volumes)):
             return Removing(volumes)
     return state
+
+
+def _rewired(facts: RunFacts, attachments: tuple[Attachment, ...]) -> RunFacts:
+    first, further = (attachments[0], attachments[1:]) if attachments else (None, ())
+    return replace(facts, attachment=first, further=further)
 
 
 def name_of(state: State) -> ContainerState:  # noqa: PLR0911 - a state a branch

@@ -6,8 +6,9 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError
-from hyperd.model.container import Exit
+from hyperd.model.container import ContainerSpec, Exit
 from hyperd.model.guest import ProcessExit
+from hyperd.model.network import Endpoint
 from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
@@ -58,6 +59,21 @@ class AskSnapshot:
 @dataclass(frozen=True, slots=True)
 class AskHibernate:
     done: Done
+
+
+@dataclass(frozen=True, slots=True)
+class AskConnect:
+    done: Done
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class AskDisconnect:
+    """The answer is what its user is to be told, or "". ``force``: its guest is neither told nor waited for."""
+
+    done: "asyncio.Future[str]"
+    network: str
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +134,11 @@ class IsRemoved:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """An operation has made ``event`` true; it goes on when the state says so."""
+    """An operation has made ``event`` true; it goes on when the state says so. ``spec``: what changes with it."""
 
     event: machine.Event
     done: Done
+    spec: ContainerSpec | None = None
 
 
 News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown | Settle
@@ -135,7 +152,8 @@ class OfRun:
     news: News
 
 
-Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate
+Rewire = AskConnect | AskDisconnect
+Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
 Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone

@@ -6,25 +6,31 @@ from dataclasses import replace
 
 from hyperd.errors import HyperError, InvalidError, WrongStateError
 from hyperd.model.container import ContainerSpec, ContainerView
-from hyperd.model.network import DEFAULT_NETWORK, NetworkSpec, NetworkView
+from hyperd.model.network import DEFAULT_NETWORK, Endpoint, NetworkSpec, NetworkView
 from hyperd.network.base import Network
+from hyperd.sandbox import endpoints
+from hyperd.sandbox.handle import SandboxHandle
 
 
 def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
-    """With its network's name, however that was called: each start looks for it by its name.
+    """With its networks' names, however those were called: each start looks for them by name.
 
-    Raises NotFoundError, InvalidError for ports that nobody could reach.
+    Raises NotFoundError, InvalidError for one that is given twice and for ports that nobody could reach.
     """
-    if spec.network in ("", "none"):
-        return spec
-    found = network.get_network(spec.network).spec
-    if found.internal and (spec.ports or spec.publish_all):
+    found = [
+        (endpoint, network.get_network(endpoint.network).spec) for endpoint in endpoints.endpoints_of(spec)
+    ]
+    if found and all(each.internal for _, each in found) and (spec.ports or spec.publish_all):
         raise InvalidError(
             "is internal: nothing outside reaches its ports",
-            subject=f"network {found.name}",
+            subject=f"network {found[0][1].name}",
             hint="leave -p and -P out, or use another network",
         )
-    return replace(spec, network=found.name)
+    settled = [replace(endpoint, network=each.name) for endpoint, each in found]
+    endpoints.require_distinct(settled)
+    for endpoint in settled:
+        endpoints.require_valid_endpoint(endpoint)
+    return endpoints.with_endpoints(spec, settled)
 
 
 class NetworkDesk:
@@ -51,8 +57,19 @@ class NetworkDesk:
         """Of all networks that have any, by name."""
         found: dict[str, list[ContainerView]] = {}
         for view in self._containers():
-            found.setdefault(view.record.spec.network or DEFAULT_NETWORK, []).append(view)
+            for endpoint in endpoints.endpoints_of(view.record.spec):
+                found.setdefault(endpoint.network, []).append(view)
         return found
+
+    async def connect(self, container: SandboxHandle, endpoint: Endpoint) -> None:
+        """Raises NotFoundError, WrongStateError, InvalidError, ExistsError, ExhaustedError."""
+        endpoint = replace(endpoint, network=self.get(endpoint.network).spec.name)
+        endpoints.require_valid_endpoint(endpoint)
+        await container.connect(endpoint)
+
+    async def disconnect(self, container: SandboxHandle, reference: str, *, force: bool) -> str:
+        """What is to be told, or "". Raises NotFoundError."""
+        return await container.disconnect(self.get(reference).spec.name, force=force)
 
     async def remove(self, reference: str) -> str:
         """Its name. Raises WrongStateError with the names of those that are on it."""

@@ -12,11 +12,22 @@ import logging
 from collections.abc import AsyncIterator, Coroutine
 
 from hyperd.errors import HyperError, TimeoutExpiredError, WrongStateError
+from hyperd.model.container import ContainerSpec
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine, mounts
+from hyperd.sandbox import instance, machine, mounts, wiring
 from hyperd.sandbox.instance import now
-from hyperd.sandbox.message import AskHibernate, AskPause, AskSnapshot, AskUnpause, Operation, Settle
+from hyperd.sandbox.message import (
+    AskConnect,
+    AskDisconnect,
+    AskHibernate,
+    AskPause,
+    AskSnapshot,
+    AskUnpause,
+    Operation,
+    Settle,
+)
 from hyperd.sandbox.opened import OpenedSandbox
 from hyperd.sandbox.saving import Saver
 from hyperd.sandbox.standstill import to_the_end
@@ -51,9 +62,9 @@ class SandboxOperations(OpenedSandbox):
         return task
 
     async def _on_settle(self, settle: Settle) -> None:
-        if isinstance(settle.event, machine.Slept):
+        if isinstance(settle.event, machine.Slept | machine.Rewired):
             try:
-                await self._record(settle.event)
+                await self._record(settle.event, settle.spec)
             except HyperError as error:
                 fail([settle.done], error)
                 return
@@ -88,6 +99,13 @@ class SandboxOperations(OpenedSandbox):
                         snapshot = await self._snapshot(ask)
                         if not made.done():
                             made.set_result(snapshot)
+                    case AskConnect(done, endpoint):
+                        await (await self._rewiring()).connect(endpoint)
+                        resolve([done])
+                    case AskDisconnect(told, network, force):
+                        warning = await (await self._rewiring()).disconnect(network, force=force)
+                        if not told.done():
+                            told.set_result(warning)
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)
@@ -134,6 +152,7 @@ class SandboxOperations(OpenedSandbox):
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = machine.require_up(self.state, self.record.name)
         mounts.require_none(self.record, "a snapshot")
+        await self._require_saveable(facts, "a snapshot")
         self.files.require_none()
         await self.files.wait_gone()
         async with self._stood_still(facts) as tenure:
@@ -153,6 +172,7 @@ class SandboxOperations(OpenedSandbox):
             return
         facts = machine.require_up(self.state, self.record.name)
         mounts.require_none(self.record, "one that sleeps")
+        await self._require_saveable(facts, "one that sleeps")
         await self._close_files("was put to sleep")
         saver = Saver(self.record, self.services, self.journal)
         async with self._stood_still(facts) as tenure:
@@ -246,7 +266,39 @@ class SandboxOperations(OpenedSandbox):
         vm = VmStatus(self.record.sandbox_id, facts.vm_pid, paused=True)
         self._come_up(lambda: self._errands.take_over(vm, facts, self._tell_trouble))
 
-    async def _settle(self, event: machine.Event) -> None:
+    async def _require_saveable(self, facts: machine.RunFacts, what: str) -> None:
+        network = self.services.runner.rooms.network
+        await wiring.require_saveable(network, self.record, facts.attachments, what)
+
+    async def _rewiring(self) -> wiring.Rewiring:
+        """Raises WrongStateError unless it runs."""
+        machine.require_running(self.state, self.record.name)
+        facts = machine.require_up(self.state, self.record.name)
+        tenure = await self._require_tenure(facts)
+        rooms = self.services.runner.rooms
+        told = (await self.told_record()).spec.extra_hosts
+        return wiring.Rewiring(self.record, told, facts.attachments, rooms, tenure.live.guest, self._rewired)
+
+    async def _rewired(self, spec: ContainerSpec, attachments: tuple[Attachment, ...]) -> None:
+        await self._settle(machine.Rewired(attachments), spec)
+        if self.record.spec != spec:
+            self._require_settled(machine.Running)
+            raise WrongStateError("ended meanwhile", subject=self.subject)
+
+    async def _settle_wiring(self) -> None:
+        """Of one that was taken over: what a hyperd that was killed left of it halfway."""
+        try:
+            async with self._one_at_a_time:
+                rewiring = await self._rewiring()
+                if self.left_networks or await rewiring.has_parked():
+                    await rewiring.settle()
+                else:  # killed before its ports were led to where they belong
+                    await rewiring.lead_ports(self.record.spec, rewiring.before)
+                self.left_networks = False
+        except HyperError as error:
+            log.warning("networks not settled", extra={"sandbox": self.record.name, "error": str(error)})
+
+    async def _settle(self, event: machine.Event, spec: ContainerSpec | None = None) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._post(self._run, Settle(event, done))
+        self._post(self._run, Settle(event, done, spec))
         await done

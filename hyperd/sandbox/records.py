@@ -80,9 +80,15 @@ class Records:
         await self._database.transaction(work)
 
     async def save_state(
-        self, sandbox_id: SandboxId, state: machine.State, generation: int, *, lasting: bool = False
+        self,
+        sandbox_id: SandboxId,
+        state: machine.State,
+        generation: int,
+        *,
+        lasting: bool = False,
+        spec: ContainerSpec | None = None,
     ) -> None:
-        """``lasting``: it survives a power cut."""
+        """``lasting``: it survives a power cut. ``spec``: that changes with it."""
         kind, body = _state_columns(state)
 
         def work(connection: sqlite3.Connection) -> None:
@@ -90,6 +96,10 @@ class Records:
                 "UPDATE sandbox SET state_kind = ?, state = ?, generation = ? WHERE sandbox_id = ?",
                 (kind, body, generation, sandbox_id),
             )
+            if spec is not None:
+                connection.execute(
+                    "UPDATE sandbox SET spec = ? WHERE sandbox_id = ?", (dumps(spec), sandbox_id)
+                )
 
         await self._database.transaction(work, lasting=lasting)
 

@@ -12,7 +12,7 @@ from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongState
 from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine, mounts
+from hyperd.sandbox import assembly, machine, mounts, wiring
 from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
@@ -86,10 +86,11 @@ class RestoringFleet(Roster):
 
     async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
         # All that can be refused is refused before the source stands still.
-        machine.require_up(driver.state, driver.record.name)
+        facts = machine.require_up(driver.state, driver.record.name)
         mounts.require_none(driver.record, "a fork")
-        limited = as_limited(self._services.runner.rooms.network, driver.record)
-        planned = self._plan(source_of(limited), options)
+        network = self._services.runner.rooms.network
+        await wiring.require_saveable(network, driver.record, facts.attachments, "a fork")
+        planned = self._plan(source_of(as_limited(network, driver.record)), options)
         admission_ = self._services.ledger.admission
         admission_.admit_all([record.sandbox_id for record in planned], driver.record.sizing)
         snapshot = await SandboxHandle(driver).snapshot(passing=True)

@@ -25,10 +25,10 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import DEFAULT_NETWORK, Attachment
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition, policy_desk, ports
+from hyperd.sandbox import assembly, definition, wiring
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import GuestSettings, Shape
 from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories
@@ -106,13 +106,13 @@ class Reviver:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
                 disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
                 tasks.create_task(make_directories(paths, self._files))
-                attachment = await self._attach(record, stack)
+                attachments = await self._attach(record, stack)
             described = _like_saved(
                 definition.vm_definition(
                     record,
                     root_task.result(),
                     disk_task.result(),
-                    attachment,
+                    attachments,
                     paths,
                     self._settings.guest,
                     accelerator,
@@ -135,7 +135,7 @@ class Reviver:
                     phases.mark("hello")
                     containers = await guest.list_containers()
                     first = _first_process(record, containers)
-                    await self._configure(guest, record, attachment, origin.fork)
+                    await self._configure(guest, record, attachments, origin.fork)
                     phases.mark("configure")
             if origin.back:  # the VM has it open, and it gets its name
                 await rooms.storage.adopt_staged(record.sandbox_id)
@@ -144,7 +144,7 @@ class Reviver:
                 vm.pid,
                 first.pid,
                 accelerator,
-                attachment,
+                attachments,
                 stack.pop_all(),
                 StartReport(StartPath.SNAPSHOT, "", phases.in_ms()),
                 described,
@@ -165,27 +165,18 @@ class Reviver:
         self,
         guest: Guest,
         record: ContainerRecord,
-        attachment: Attachment | None,
+        attachments: tuple[Attachment, ...],
         fork: ForkIdentity | None,
     ) -> None:
-        identity = assembly.identity(record, attachment, os.urandom(ENTROPY_BYTES), uuid.uuid4())
+        identity = assembly.identity(record, attachments, os.urandom(ENTROPY_BYTES), uuid.uuid4())
         own = ContainerIdentity(assembly.container_id_of(record), assembly.hostname_of(record))
         await guest.configure(replace(identity, containers=(own,), fork=fork))
 
-    async def _attach(self, record: ContainerRecord, stack: contextlib.AsyncExitStack) -> Attachment | None:
-        if record.spec.network == "none":
-            return None
+    async def _attach(
+        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
+    ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        await self._rooms.network.policies.impose(
-            record.sandbox_id, policy_desk.limits_of(record.spec), record.name
-        )
-        return await self._rooms.network.attach(
-            record.sandbox_id,
-            ports.wanted(record.spec),
-            record.name,
-            record.spec.network or DEFAULT_NETWORK,
-            record.spec.address,
-        )
+        return await wiring.attach(self._rooms.network, record)
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

@@ -24,11 +24,11 @@ from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
-from hyperd.model.network import DEFAULT_NETWORK, Attachment
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility, Snapshot
-from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, SandboxId, VmDefinition, VmStatus
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, Nic, SandboxId, VmDefinition, VmStatus
 from hyperd.model.volume import Volume, VolumeName
-from hyperd.sandbox import assembly, definition, mounts, policy_desk, ports
+from hyperd.sandbox import assembly, definition, mounts, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
@@ -63,7 +63,7 @@ class Live:
     vm_pid: int
     guest_pid: int
     accelerator: Accelerator
-    attachment: Attachment | None
+    attachments: tuple[Attachment, ...]
     stack: contextlib.AsyncExitStack
     start: StartReport | None = None
     definition: VmDefinition | None = None  # unless taken over
@@ -110,15 +110,15 @@ class Runner:
                 volumes_task = tasks.create_task(self._attach_volumes(record, stack))
                 offer_task = tasks.create_task(self.templates.offer(definition.shape_of(record, accelerator)))
                 tasks.create_task(make_directories(paths, self._files))
-                attachment = await self._attach(record, stack)
+                attachments = await self._attach(record, stack)
             root = root_task.result()
             start = _Start(
                 record,
-                attachment,
+                attachments,
                 paths,
                 phases,
                 definition.vm_definition(
-                    record, root, writable_task.result(), attachment, paths, self.settings.guest, accelerator
+                    record, root, writable_task.result(), attachments, paths, self.settings.guest, accelerator
                 ),
             )
             start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
@@ -138,7 +138,14 @@ class Runner:
                 phases.mark("create")
             report = StartReport(up.path, up.note, phases.in_ms())
             return Live(
-                up.guest, up.vm.pid, guest_pid, accelerator, attachment, stack.pop_all(), report, up.described
+                up.guest,
+                up.vm.pid,
+                guest_pid,
+                accelerator,
+                attachments,
+                stack.pop_all(),
+                report,
+                up.described,
             )
 
     async def bring_up_bare(
@@ -156,7 +163,7 @@ class Runner:
             await self._files.call(make_placeholder, definition.placeholder(paths), owner)
         writable = await self.rooms.storage.create_writable(record.sandbox_id)
         described = definition.bare_definition(record, writable, paths, self.settings.guest, accelerator)
-        start = _Start(record, None, paths, Phases(), described, (volume,))
+        start = _Start(record, (), paths, Phases(), described, (volume,))
         offer = await self.templates.offer(definition.shape_of(record, accelerator))
         async with self.turns.take(start.phases):
             return (await self._restore_or_boot(start, offer, stack)).guest
@@ -165,9 +172,12 @@ class Runner:
         self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack
     ) -> "_Up":
         snapshot, note = offer.snapshot, offer.note
-        if snapshot is not None and len(start.volumes) > HOT_PLUG_DEVICES:
+        if snapshot is not None and len(start.volumes) + len(start.hot_nics) > HOT_PLUG_DEVICES:
             snapshot = None
-            note = f"{len(start.volumes)} volumes are more than a template has room for ({HOT_PLUG_DEVICES})"
+            what = f"{len(start.volumes)} volumes" + (
+                f" and {len(start.hot_nics)} further networks" if start.hot_nics else ""
+            )
+            note = f"{what} are more than a template has room for ({HOT_PLUG_DEVICES})"
         if snapshot is not None:
             try:
                 with self.templates.in_use(snapshot):
@@ -176,8 +186,8 @@ class Runner:
                     )
             except HyperError as error:
                 if error in start.faults:
-                    log.warning("volumes not plugged in: booting instead", extra={"error": str(error)})
-                    note = f"a volume could not be plugged in: {error.brief}"
+                    log.warning("devices not plugged in: booting instead", extra={"error": str(error)})
+                    note = f"a device could not be plugged in: {error.brief}"
                 else:
                     shape = definition.shape_of(start.record, start.vm.accelerator)
                     note = await self.templates.failed(shape, snapshot, error)
@@ -218,9 +228,10 @@ class Runner:
                 )
                 own.push_async_callback(guest.close)
                 phases.mark("hello")
+                await self._plug_nics(start)
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
                 try:
-                    await guest.configure(assembly.identity(record, start.attachment, entropy, boot_id))
+                    await guest.configure(assembly.identity(record, start.attachments, entropy, boot_id))
                 except ClockError as error:
                     if described.restore_from is not None:
                         raise
@@ -231,14 +242,28 @@ class Runner:
             stack.push_async_callback(own.pop_all().aclose)
         return vm, guest
 
+    async def _plug_nics(self, start: "_Start") -> None:
+        """All but the first: a guest that says hello sees them come."""
+        try:
+            for nic in start.hot_nics:
+                await self.rooms.hypervisor.attach_nic(start.record.sandbox_id, nic)
+        except HyperError as error:
+            start.faults.append(error)
+            raise
+        if start.hot_nics:
+            start.phases.mark("networks")
+
     async def adopt(
-        self, record: ContainerRecord, vm_pid: int, accelerator: Accelerator, attachment: Attachment | None
+        self,
+        record: ContainerRecord,
+        vm_pid: int,
+        accelerator: Accelerator,
+        attachments: tuple[Attachment, ...],
     ) -> Live:
         """Take over a VM that an earlier hyperd started. On failure the VM is left as it is."""
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            if attachment is not None:
-                stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
+            stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
             if record.spec.mounts:
                 stack.push_async_callback(self.end_vm, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
@@ -253,7 +278,7 @@ class Runner:
                 stack.pop_all()
                 raise
             stack.push_async_callback(guest.close)
-            return Live(guest, vm_pid, 0, accelerator, attachment, stack.pop_all(), execs=execs)
+            return Live(guest, vm_pid, 0, accelerator, attachments, stack.pop_all(), execs=execs)
 
     async def reconnect(self, record: ContainerRecord, live: Live) -> None:
         """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``."""
@@ -318,20 +343,11 @@ class Runner:
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(console_tail, self.settings.paths(sandbox_id).console_log)
 
-    async def _attach(self, record: ContainerRecord, stack: contextlib.AsyncExitStack) -> Attachment | None:
-        if record.spec.network == "none":
-            return None
+    async def _attach(
+        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
+    ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
-        await self.rooms.network.policies.impose(
-            record.sandbox_id, policy_desk.limits_of(record.spec), record.name
-        )
-        return await self.rooms.network.attach(
-            record.sandbox_id,
-            ports.wanted(record.spec),
-            record.name,
-            record.spec.network or DEFAULT_NETWORK,
-            record.spec.address,
-        )
+        return await wiring.attach(self.rooms.network, record)
 
     async def _attach_volumes(
         self, record: ContainerRecord, stack: contextlib.AsyncExitStack
@@ -352,13 +368,17 @@ class _Start:
     """What one start has prepared."""
 
     record: ContainerRecord
-    attachment: Attachment | None
+    attachments: tuple[Attachment, ...]
     paths: SandboxPaths
     phases: Phases
     vm: VmDefinition  # that boots, without its volumes
     volumes: tuple[Disk, ...] = ()
     doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
-    faults: list[HyperError] = field(default_factory=list)  # of its volumes: no template is to blame
+    faults: list[HyperError] = field(default_factory=list)  # of devices plugged in: no template is to blame
+
+    @property
+    def hot_nics(self) -> list[Nic]:
+        return [Nic(attachment.tap, attachment.mac) for attachment in self.attachments[1:]]
 
     @property
     def subject(self) -> str:

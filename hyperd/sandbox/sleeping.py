@@ -197,7 +197,8 @@ class SleepingSandbox(SandboxOperations):
             accelerator=live.accelerator,
             guest_kernel=live.guest.hello.kernel_release,
             start_ms=round(now_ms() - self._start_called_ms),
-            attachment=live.attachment,
+            attachment=live.attachments[0] if live.attachments else None,
             start=live.start,
             made_of=live.made_of,
+            further=live.attachments[1:],
         )

@@ -35,7 +35,7 @@ def view_of(
                 guest_kernel=facts.guest_kernel,
                 start_ms=facts.start_ms,
                 start=facts.start,
-                attachment=facts.attachment,
+                attachments=facts.attachments,
                 trouble=str(trouble) if trouble is not None and not isinstance(state, machine.Paused) else "",
             )
         case machine.Hibernated(_, facts, since):
@@ -44,7 +44,7 @@ def view_of(
                 started_at=facts.started_at,
                 finished_at=since,
                 start=facts.start,
-                attachment=facts.attachment,
+                attachments=facts.attachments,
             )
         case machine.Exited(_, started_at, finished_at, start) | machine.Failed(
             _, started_at, finished_at, start

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from hyperd.model.vm import Disk, SandboxId, VmDefinition, VmGone, VmStatus
+from hyperd.model.vm import Disk, Nic, SandboxId, VmDefinition, VmGone, VmStatus
 
 
 class Hypervisor(Protocol):
@@ -47,6 +47,16 @@ class Hypervisor(Protocol):
         """The disk behind which ``path`` is has so many bytes, and the guest is told. Only larger.
 
         Raises NotFoundError (no such VM or disk), UnavailableError.
+        """
+
+    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
+        """As ``attach_disk``. One that is on that tap already stays as it is, whatever its MAC."""
+
+    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
+        """Whether the VM has no NIC on that tap any more.
+
+        One that it was started with stays. Another the guest has to let go of: it is waited for, some seconds.
+        Raises NotFoundError, UnavailableError.
         """
 
     async def destroy(self, sandbox_id: SandboxId) -> None:

@@ -32,6 +32,7 @@ from hyperd.model.guest import (
     GuestContainerState,
     GuestIdentity,
     GuestMount,
+    GuestWiring,
     HostEntry,
     LayerSource,
     Link,
@@ -269,6 +270,12 @@ class AgentServicer(rpc.AgentServiceServicer):
             self.agent.configure(decode_identity(request))
         return pb.ConfigureGuestResponse(wall_clock_unix_ns=self._wall_clock())
 
+    async def RewireGuest(self, request, context):
+        async with answering(context):
+            await self.agent.enter("rewire")
+            self.agent.wiring = decode_wiring(request)
+        return pb.RewireGuestResponse()
+
     async def SetClock(self, request, context):
         async with answering(context):
             await self.agent.enter("set_clock")
@@ -490,6 +497,15 @@ class StreamServicer(rpc.StreamServiceServicer):
 def encode_exit(status: ProcessExit) -> pb.ExitStatus:
     return pb.ExitStatus(
         code=status.code, signal=status.signal, oom_killed=status.oom_killed, start_error=status.start_error
+    )
+
+
+def decode_wiring(request: pb.RewireGuestRequest) -> GuestWiring:
+    identity = decode_identity(
+        pb.ConfigureGuestRequest(links=request.links, dns=request.dns, hosts=request.hosts)
+    )
+    return GuestWiring(
+        identity.links, identity.dns_servers, identity.dns_searches, identity.dns_options, identity.hosts
     )
 
 

@@ -31,6 +31,7 @@ from hyperd.model.guest import (
     GuestContainerState,
     GuestIdentity,
     GuestStats,
+    GuestWiring,
     OutputChunk,
     ProcessExit,
     ProcessId,
@@ -242,12 +243,14 @@ class FakeAgent:
     scripts: dict[str, Script] = field(default_factory=dict)
     hello: AgentHello = HELLO
     identity: GuestIdentity | None = None
+    wiring: GuestWiring = field(default_factory=GuestWiring)
     frozen: bool = False
     has_devices: bool = True
     containers: dict[ContainerId, FakeContainer] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     powered_off: bool = False
     on_power_off: Callable[[], None] = lambda: None
+    on_call: Callable[[str], None] = lambda _: None  # may raise
     paused: bool = False  # its VM is: nothing answers
     pulse: Pulse = field(default_factory=Pulse)
     connections: set["FakeGuest"] = field(default_factory=set)
@@ -270,6 +273,7 @@ class FakeAgent:
         while self.paused:
             await self.pulse.wait()
         self.calls.append(verb)
+        self.on_call(verb)
         self.pulse.beat()
         if (gate := self._gates.get(verb)) is not None:
             await gate.wait()
@@ -294,7 +298,7 @@ class FakeAgent:
 
     def copy(self) -> "FakeAgent":
         """As it stands, in another VM: nothing is shared, nobody is connected."""
-        other = FakeAgent(self.scripts, self.hello, self.identity, frozen=self.frozen)
+        other = FakeAgent(self.scripts, self.hello, self.identity, self.wiring, frozen=self.frozen)
         for container_id, container in self.containers.items():
             processes = {key: process.copy(other.pulse) for key, process in container.processes.items()}
             other.containers[container_id] = FakeContainer(container.plan, processes, container.started)
@@ -324,6 +328,9 @@ class FakeAgent:
         for container in identity.containers:
             self.container(container.container_id)
         self.identity = identity
+        self.wiring = GuestWiring(
+            identity.links, identity.dns_servers, identity.dns_searches, identity.dns_options, identity.hosts
+        )
         self.has_devices = True
 
     def release_devices(self) -> None:
@@ -477,6 +484,10 @@ class FakeGuest(FakeArchives):
     async def configure(self, identity: GuestIdentity) -> None:
         await self._enter("configure")
         self.agent.configure(identity)
+
+    async def rewire(self, wiring: GuestWiring) -> None:
+        await self._enter("rewire")
+        self.agent.wiring = wiring
 
     async def set_clock(self) -> None:
         await self._enter("set_clock")

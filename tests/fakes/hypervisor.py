@@ -8,7 +8,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from hyperd.errors import ExistsError, HyperError, NotFoundError, RestoreError, UnavailableError
-from hyperd.model.vm import HOT_PLUG_DEVICES, Disk, SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import (
+    HOT_PLUG_DEVICES,
+    Disk,
+    Nic,
+    SandboxId,
+    VmDefinition,
+    VmGone,
+    VmGoneCause,
+    VmStatus,
+)
 
 
 class FakeHypervisor:
@@ -27,7 +36,9 @@ class FakeHypervisor:
         self.fail_next_resize_disk: HyperError | None = None
         self.disk_sizes: dict[Path, int] = {}  # of those that were made larger under a VM
         self.undying: set[SandboxId] = set()  # a destroy of these fails
-        self.plugged: dict[SandboxId, list[Disk]] = {}
+        self.fail_next_detach: HyperError | None = None
+        self.clinging: set[SandboxId] = set()  # guests that let go of no NIC
+        self.plugged: dict[SandboxId, list[Disk | Nic]] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
         self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
@@ -36,7 +47,7 @@ class FakeHypervisor:
         self._gates: dict[str, asyncio.Event] = {}
         self._ended: dict[SandboxId, asyncio.Event] = {}
         self._defined: dict[SandboxId, VmDefinition] = {}
-        self._pid = 4241
+        self._pid = 1 << 22  # the kernel gives none above: it is no process of this host
         self._events: asyncio.Queue[VmGone] = asyncio.Queue()
 
     async def start(self, definition: VmDefinition) -> VmStatus:
@@ -81,17 +92,41 @@ class FakeHypervisor:
         if sandbox_id not in self.running:
             raise NotFoundError("no such VM", subject=sandbox_id)
         self._raise_once("fail_next_attach")
+        self._plug(sandbox_id, disk)
+
+    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._raise_once("fail_next_attach")
+        if nic.tap not in self.taps_of(sandbox_id):
+            self._plug(sandbox_id, nic)
+
+    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._raise_once("fail_next_detach")
+        if sandbox_id not in self.clinging:
+            plugged = self.plugged.get(sandbox_id, [])
+            self.plugged[sandbox_id] = [at for at in plugged if not isinstance(at, Nic) or at.tap != tap]
+        return tap not in self.taps_of(sandbox_id)
+
+    def taps_of(self, sandbox_id: SandboxId) -> list[str]:
+        """Of all its NICs, those that it was started with first."""
+        plugged = [device for device in self.plugged.get(sandbox_id, []) if isinstance(device, Nic)]
+        return [nic.tap for nic in (*self._defined[sandbox_id].nics, *plugged)]
+
+    def _plug(self, sandbox_id: SandboxId, device: Disk | Nic) -> None:
         plugged = self.plugged.setdefault(sandbox_id, [])
         if len(plugged) >= HOT_PLUG_DEVICES:
             raise UnavailableError("no room for another device", subject=sandbox_id)
-        plugged.append(disk)
+        plugged.append(device)
 
     async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
         if sandbox_id not in self.running:
             raise NotFoundError("no such VM", subject=sandbox_id)
         self._raise_once("fail_next_resize_disk")
         disks = [*self._defined[sandbox_id].disks, *self.plugged.get(sandbox_id, [])]
-        if path not in [disk.path for disk in disks]:
+        if path not in [disk.path for disk in disks if isinstance(disk, Disk)]:
             raise NotFoundError("has no such disk", subject=sandbox_id)
         self.disk_sizes[path] = size_bytes
 

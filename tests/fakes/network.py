@@ -2,8 +2,8 @@
 """A network of addresses without wires; satisfies hyperd.network.base.Network."""
 
 import asyncio
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
 
@@ -15,9 +15,28 @@ from hyperd.errors import (
     NotFoundError,
     WrongStateError,
 )
-from hyperd.model.network import Attachment, NetworkSpec, NetworkView, PortRequest, PublishedPort
+from hyperd.model.network import (
+    DEFAULT_ENDPOINT,
+    DEFAULT_NETWORK,
+    Attachment,
+    Endpoint,
+    NetworkSpec,
+    NetworkView,
+    PortRequest,
+    PublishedPort,
+)
 from hyperd.model.vm import SandboxId
 from tests.fakes.policies import FakePolicies
+
+
+@dataclass(slots=True)
+class FakeLease:
+    address: str
+    mac: str
+    slot: int
+
+    def tap(self, sandbox_id: SandboxId) -> str:
+        return fake_tap(sandbox_id, self.slot)
 
 
 class FakeNetwork:
@@ -25,20 +44,20 @@ class FakeNetwork:
 
     def __init__(self, subnet: str = "10.99.0.0/24") -> None:
         self.subnet = IPv4Network(subnet)
-        self.leases: dict[SandboxId, str] = {}
-        self.taps: set[SandboxId] = set()
+        self.leases: dict[SandboxId, dict[str, FakeLease]] = {}  # by network
+        self.taps: dict[SandboxId, set[str]] = {}  # parked ones, too
         self.prepared = 0
         self.trouble: HyperError | None = None
         self.fail_next_prepare: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
         self.fail_next_release: HyperError | None = None
+        self.fail_next_disconnect: HyperError | None = None
         self.gate = asyncio.Event()  # attach waits for it
         self.gate.set()
         self.attaching: set[SandboxId] = set()
         self._last = 1
-        self.network_of: dict[SandboxId, str] = {}
         self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
-        self.ports: dict[PublishedPort, tuple[SandboxId, str]] = {}
+        self.ports: dict[PublishedPort, tuple[SandboxId, str, str]] = {}  # whose, for whom, on which network
         self.policies = FakePolicies()
         self.enforced: list[SandboxId] = []
 
@@ -53,10 +72,10 @@ class FakeNetwork:
         sandbox_id: SandboxId,
         ports: Sequence[PortRequest] = (),
         holder: str = "",
-        network: str = "bridge",
-        address: str = "",
+        endpoint: Endpoint = DEFAULT_ENDPOINT,
+        slot: int = 0,
     ) -> Attachment:
-        self.get_network(network)
+        view = self.get_network(endpoint.network)
         self.attaching.add(sandbox_id)
         try:
             await self.gate.wait()
@@ -65,43 +84,112 @@ class FakeNetwork:
         error, self.fail_next_attach = self.fail_next_attach, None
         if error is not None:
             raise error
-        if address and address in self.leases.values() and self.leases.get(sandbox_id) != address:
-            raise ExistsError("is in use", subject=f"address {address}")
-        if address and IPv4Address(address) not in list(self.subnet.hosts())[1:]:
-            raise InvalidError("is none that a sandbox can have", subject=f"address {address}")
-        address = address or self.leases.get(sandbox_id) or self._next_address()
+        lease = self._lease(sandbox_id, endpoint, slot)
         if ports and not self.published(sandbox_id):
-            self._publish(sandbox_id, ports, holder)
-        self.leases[sandbox_id] = address
-        self.network_of[sandbox_id] = network
-        self.taps.add(sandbox_id)
+            self._publish(sandbox_id, ports, holder, endpoint.network)
+        self.leases.setdefault(sandbox_id, {})[endpoint.network] = lease
+        self.taps.setdefault(sandbox_id, set()).add(lease.tap(sandbox_id))
         return Attachment(
             sandbox_id=sandbox_id,
-            network=network,
-            tap=f"hyt{sandbox_id}"[:15],
-            mac="0a:48:" + ":".join(f"{int(part):02x}" for part in address.split(".")),
-            address=address,
+            network=endpoint.network,
+            tap=lease.tap(sandbox_id),
+            mac=lease.mac,
+            address=lease.address,
             prefix_length=self.subnet.prefixlen,
             gateway=str(self.subnet[1]),
             mtu=1500,
             dns_servers=("192.0.2.53",),
             dns_searches=(),
             dns_options=(),
+            slot=slot,
+            internal=view.spec.internal,
+            gateway_priority=endpoint.gateway_priority,
         )
 
+    def _lease(self, sandbox_id: SandboxId, endpoint: Endpoint, slot: int) -> FakeLease:
+        others = [
+            lease
+            for owner, leases in self.leases.items()
+            for network, lease in leases.items()
+            if owner != sandbox_id and network == endpoint.network
+        ]
+        mine = self.leases.get(sandbox_id, {}).get(endpoint.network)
+        address = endpoint.address or (mine.address if mine else "")
+        if endpoint.address and endpoint.address in [lease.address for lease in others]:
+            raise ExistsError("is in use", subject=f"address {address}")
+        if endpoint.address and IPv4Address(address) not in list(self.subnet.hosts())[1:]:
+            raise InvalidError("is none that a sandbox can have", subject=f"address {address}")
+        address = address or self._next_address()
+        mac = endpoint.mac_address or "0a:48:" + ":".join(f"{int(part):02x}" for part in address.split("."))
+        if mac in [lease.mac for lease in others]:
+            raise ExistsError("is in use", subject=f"MAC address {mac}")
+        return FakeLease(address, mac, slot)
+
     async def detach(self, sandbox_id: SandboxId) -> None:
-        self.taps.discard(sandbox_id)
-        self.ports = {port: owner for port, owner in self.ports.items() if owner[0] != sandbox_id}
+        self.taps.pop(sandbox_id, None)
+        self._withdraw(sandbox_id)
+
+    async def disconnect(self, sandbox_id: SandboxId, network: str) -> None:
+        self.get_network(network)
+        error, self.fail_next_disconnect = self.fail_next_disconnect, None
+        if error is not None:
+            raise error
+        self.leases.get(sandbox_id, {}).pop(network, None)
+        if not self.leases.get(sandbox_id):
+            self.leases.pop(sandbox_id, None)
+        self._withdraw(sandbox_id, network)
+
+    async def list_parked(self, sandbox_id: SandboxId) -> dict[int, str]:
+        leased = {lease.tap(sandbox_id) for lease in self.leases.get(sandbox_id, {}).values()}
+        left = self.taps.get(sandbox_id, set()) - leased
+        return {slot: tap for slot in range(16) if (tap := fake_tap(sandbox_id, slot)) in left}
+
+    async def remove_parked(self, sandbox_id: SandboxId, tap: str) -> None:
+        if tap in (await self.list_parked(sandbox_id)).values():
+            self.taps[sandbox_id].discard(tap)
+            if not self.taps[sandbox_id]:
+                del self.taps[sandbox_id]
+
+    async def keep_only(self, wanted: Mapping[SandboxId, Collection[str]]) -> set[SandboxId]:
+        surplus = [
+            (sandbox_id, network)
+            for sandbox_id, leases in self.leases.items()
+            for network in leases
+            if sandbox_id in wanted and network not in wanted[sandbox_id]
+        ]
+        for sandbox_id, network in surplus:
+            await self.disconnect(sandbox_id, network)
+        return {sandbox_id for sandbox_id, _ in surplus}
 
     async def enforce(self, sandbox_id: SandboxId) -> None:
         self.enforced.append(sandbox_id)
 
     async def publish(
-        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
+        self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str, network: str = DEFAULT_NETWORK
     ) -> tuple[PublishedPort, ...]:
         if sandbox_id not in self.taps:
             raise WrongStateError("is not on the network", subject=f"container {holder}")
-        return self._publish(sandbox_id, ports, holder)
+        return self._publish(sandbox_id, ports, holder, network)
+
+    async def lead_ports(
+        self, sandbox_id: SandboxId, network: str, holder: str, otherwise: Sequence[PortRequest] = ()
+    ) -> None:
+        if not self.published(sandbox_id):
+            self._publish(sandbox_id, otherwise, holder, network)
+        for port, owner in list(self.ports.items()):
+            if owner[0] == sandbox_id:
+                self.ports[port] = (sandbox_id, holder, network)
+        if self.get_network(network).spec.internal:
+            self._withdraw(sandbox_id)
+
+    def _withdraw(self, sandbox_id: SandboxId, network: str = "") -> None:
+        gone = [
+            port
+            for port, (owner, _, there) in self.ports.items()
+            if owner == sandbox_id and network in ("", there)
+        ]
+        for port in gone:
+            del self.ports[port]
 
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
         for port in ports:
@@ -111,13 +199,13 @@ class FakeNetwork:
             self.ports.pop(port, None)
 
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
-        mine = [port for port, (owner, _) in self.ports.items() if owner == sandbox_id]
+        mine = [port for port, (owner, *_) in self.ports.items() if owner == sandbox_id]
         return tuple(sorted(mine, key=lambda p: (p.container_port, p.protocol, p.host_ip, p.host_port)))
 
     def _publish(
-        self, sandbox_id: SandboxId, requests: Sequence[PortRequest], holder: str
+        self, sandbox_id: SandboxId, requests: Sequence[PortRequest], holder: str, network: str
     ) -> tuple[PublishedPort, ...]:
-        made: dict[PublishedPort, tuple[SandboxId, str]] = {}
+        made: dict[PublishedPort, tuple[SandboxId, str, str]] = {}
         for request in requests:
             refusal: ExistsError | None = None
             first = request.host_port or 49152
@@ -126,10 +214,10 @@ class FakeNetwork:
                 host_ip = request.host_ip or "0.0.0.0"
                 port = PublishedPort(request.container_port, request.protocol, host_ip, number)
                 owner = next(
-                    (who for other, (_, who) in (self.ports | made).items() if _overlap(other, port)), None
+                    (who for other, (_, who, _) in (self.ports | made).items() if _overlap(other, port)), None
                 )
                 if owner is None:
-                    made[port] = (sandbox_id, holder)
+                    made[port] = (sandbox_id, holder, network)
                     break
                 refusal = ExistsError(f"is in use by container {owner}", subject=f"port {port}")
             else:
@@ -144,11 +232,10 @@ class FakeNetwork:
             raise error
         await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
-        self.network_of.pop(sandbox_id, None)
         self.policies.limits.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
-        return self.taps | set(self.leases) | set(self.policies.limits)
+        return set(self.taps) | set(self.leases) | set(self.policies.limits)
 
     def list_networks(self) -> list[NetworkView]:
         return list(self.networks)
@@ -174,7 +261,7 @@ class FakeNetwork:
 
     async def remove_network(self, name: str) -> None:
         view = self.get_network(name)
-        if view.created_at is None or name in self.network_of.values():
+        if view.created_at is None or any(name in leases for leases in self.leases.values()):
             raise WrongStateError("is in use", subject=f"network {name}")
         self.networks.remove(view)
 
@@ -182,7 +269,7 @@ class FakeNetwork:
         """Nothing to end."""
 
     def _next_address(self) -> str:
-        taken = set(self.leases.values())
+        taken = {lease.address for leases in self.leases.values() for lease in leases.values()}
         size = self.subnet.num_addresses
         for step in range(1, size):
             number = (self._last + step) % size
@@ -191,6 +278,10 @@ class FakeNetwork:
                 self._last = number
                 return address
         raise ExhaustedError("all addresses are leased", subject=str(self.subnet))
+
+
+def fake_tap(sandbox_id: SandboxId, slot: int) -> str:
+    return f"hyt{sandbox_id}"[: 15 if not slot else 14] + ("" if not slot else chr(ord("f") + slot))
 
 
 def _overlap(one: PublishedPort, other: PublishedPort) -> bool:

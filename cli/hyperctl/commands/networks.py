@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hyper network create`, `ls`, `inspect`, `rm` and `prune`."""
+"""`hyper network create`, `ls`, `inspect`, `rm`, `prune`, `connect` and `disconnect`."""
 
+import sys
 from typing import Annotated
 
 import typer
 
+from hyper.v1 import container_pb2
 from hyper.v1 import network_pb2 as pb
 from hyperctl import client as hyperd
 from hyperctl import completion, options, pruning, tree
+from hyperctl.endpoints import parse_priority
 from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 from hyperctl.network_shape import (
     NETWORK_COLUMNS,
@@ -164,15 +167,62 @@ def prune(*, force: Annotated[bool, typer.Option("--force", "-f", help="Do not a
     return 0
 
 
-@tree.command(app, "connect", passes_args=True)
+Network = Annotated[
+    str, typer.Argument(metavar="NETWORK", autocompletion=completion.networks, show_default=False)
+]
+Container = Annotated[
+    str,
+    typer.Argument(metavar="CONTAINER", autocompletion=completion.containers, show_default=False),
+]
+
+
+@tree.command(app, "connect")
 def connect(
-    network: Annotated[str, typer.Argument(metavar="NETWORK", show_default=False)],
-    container: Annotated[str, typer.Argument(metavar="CONTAINER", show_default=False)],
+    network: Network,
+    container: Container,
+    *,
+    ip: Annotated[
+        str, typer.Option("--ip", metavar="ADDRESS", help="Its IPv4 address there", show_default=False)
+    ] = "",
+    alias: Annotated[
+        list[str] | None,
+        typer.Option("--alias", metavar="NAME", help="A further name there", show_default=False),
+    ] = None,
+    mac_address: Annotated[
+        str, typer.Option("--mac-address", metavar="MAC", help="Of its interface there", show_default=False)
+    ] = "",
+    gw_priority: Annotated[
+        str,
+        typer.Option(
+            "--gw-priority", metavar="NUMBER", help="The highest has the default route", show_default=False
+        ),
+    ] = "",
 ) -> int:
-    """Not there yet: a container stays on the network that it was made on."""
-    raise CliError(
-        "a container stays on the network that it was made on, so far",
-        subject=f"container {container}",
-        hint=f"`hyper run --network {network}` makes one there",
-        exit_status=UNSUPPORTED,
+    """Put a container on a network. One that runs is there at once, another from its next start on."""
+    endpoint = container_pb2.NetworkEndpoint(
+        network=network,
+        address=ip,
+        aliases=alias or [],
+        mac_address=mac_address,
+        gateway_priority=parse_priority(gw_priority) if gw_priority else 0,
     )
+    request = pb.ConnectNetworkRequest(container=container, endpoint=endpoint)
+    hyperd.ask(lambda client: client.networks.ConnectNetwork(request))
+    return 0
+
+
+@tree.command(app, "disconnect")
+def disconnect(
+    network: Network,
+    container: Container,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Neither tell its guest nor wait for it")
+    ] = False,
+) -> int:
+    """Take a container off a network, whatever its guest does."""
+    request = pb.DisconnectNetworkRequest(container=container, network=network, force=force)
+    response = hyperd.ask(lambda client: client.networks.DisconnectNetwork(request))
+    for warning in response.warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
+    return 0

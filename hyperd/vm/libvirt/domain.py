@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from hyperd.errors import ExistsError, NotFoundError
-from hyperd.model.vm import Disk, SandboxId, VmGoneCause
+from hyperd.model.vm import Disk, Nic, SandboxId, VmGoneCause
 from hyperd.vm.libvirt.errors import is_gone
 from hyperd.vm.libvirt.xml import (
     disk_names,
@@ -17,6 +17,7 @@ from hyperd.vm.libvirt.xml import (
     domain_uuid,
     find_sandbox_id,
     render_hot_disk,
+    render_hot_nic,
 )
 
 _CAUSES = {
@@ -82,6 +83,35 @@ def resize_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, path: Pat
             domain.blockResize(target.get("dev", ""), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
             return
     raise NotFoundError("has no such disk", subject=domain_name(sandbox_id), evidence=str(path))
+
+
+def attach_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, nic: Nic) -> None:
+    domain = look_up(connection, sandbox_id)
+    if _find_nic(domain, nic.tap) is None:
+        domain.attachDeviceFlags(render_hot_nic(nic), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def ask_for_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, tap: str) -> bool:
+    """Whether the guest was asked to let go of it: it is there, and can be unplugged. Returns at once."""
+    domain = look_up(connection, sandbox_id)
+    nic = _find_nic(domain, tap)
+    address, alias = (nic.find("address"), nic.find("alias")) if nic is not None else (None, None)
+    if address is None or alias is None or int(address.get("bus", "0"), 16) == 0:
+        return False  # those of the root bus are there for good
+    domain.detachDeviceAlias(alias.get("name", ""), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    return True
+
+
+def has_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, tap: str) -> bool:
+    return _find_nic(look_up(connection, sandbox_id), tap) is not None
+
+
+def _find_nic(domain: libvirt.virDomain, tap: str) -> ET.Element | None:
+    for nic in ET.fromstring(domain.XMLDesc()).findall("devices/interface"):  # noqa: S314 - libvirt's own
+        target = nic.find("target")
+        if target is not None and target.get("dev") == tap:
+            return nic
+    return None
 
 
 def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:

@@ -20,7 +20,7 @@ import libvirt
 
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
-from hyperd.model.vm import Disk, SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import Disk, Nic, SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
@@ -143,6 +143,12 @@ class LibvirtHypervisor:
 
     async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
         await self._states.resize_disk(sandbox_id, path, size_bytes)
+
+    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
+        await self._states.attach_nic(sandbox_id, nic)
+
+    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
+        return await self._states.detach_nic(sandbox_id, tap)
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)

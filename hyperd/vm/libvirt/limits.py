@@ -39,7 +39,7 @@ def require_possible(definition: VmDefinition) -> None:
     for disk in definition.disks:
         require_disk(disk)
     for nic in definition.nics:
-        _require_nic(nic)
+        require_nic(nic)
 
 
 def _require_path(path: Path) -> None:
@@ -76,7 +76,8 @@ def require_disk(disk: Disk) -> None:
         )
 
 
-def _require_nic(nic: Nic) -> None:
+def require_nic(nic: Nic) -> None:
+    """Raises InvalidError."""
     if not _MAC.fullmatch(nic.mac):
         raise InvalidError("not a MAC address", subject=repr(nic.mac))
     if not _TAP_NAME.fullmatch(nic.tap):

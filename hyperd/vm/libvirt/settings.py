@@ -53,6 +53,7 @@ class LibvirtSettings:
     start_timeout_s: float = 60.0  # a fresh capability cache is filled in some 5 s
     destroy_timeout_s: float = 30.0
     steer_timeout_s: float = 30.0  # pause; resume, which may have to break off a save
+    unplug_timeout_s: float = 15.0  # a guest blinks for 5 s before it lets go
     save_timeout_s: float = 1800.0  # 64 GiB at 40 MB/s
     save_stall_s: float = 30.0  # without a byte written
     save_bytes_per_s: int = 1 << 40  # no limit

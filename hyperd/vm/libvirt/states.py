@@ -18,7 +18,7 @@ import libvirt
 
 from hyperd.errors import UnavailableError
 from hyperd.host.workers import Wanted
-from hyperd.model.vm import Disk, SandboxId
+from hyperd.model.vm import Disk, Nic, SandboxId
 from hyperd.vm.libvirt import domain, saving
 from hyperd.vm.libvirt.bridge import Call, Lane, LibvirtBridge
 from hyperd.vm.libvirt.errors import errors_of_existing
@@ -69,6 +69,33 @@ class VmStates:
                     sandbox_id,
                     lambda connection: domain.resize_disk(connection, sandbox_id, path, size_bytes),
                 )
+
+    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
+        name = domain_name(sandbox_id)
+        with errors_of_existing(name), _deadline_errors(name, "takes no NIC"):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                await self._in_turn(
+                    sandbox_id, lambda connection: domain.attach_nic(connection, sandbox_id, nic)
+                )
+
+    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
+        name = domain_name(sandbox_id)
+
+        def is_gone(connection: libvirt.virConnect) -> bool:
+            return not domain.has_nic(connection, sandbox_id, tap)
+
+        with errors_of_existing(name), _deadline_errors(name, "gives back no NIC"):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                is_asked = await self._in_turn(
+                    sandbox_id, lambda connection: domain.ask_for_nic(connection, sandbox_id, tap)
+                )
+                if not is_asked:
+                    return await self._bridge.call(is_gone)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.unplug_timeout_s):
+                    await self._bridge.until(is_gone)
+                return True
+            return False
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""

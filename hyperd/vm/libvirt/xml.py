@@ -21,7 +21,7 @@ from hyperd.model.vm import (
     VmDefinition,
     own_uid,
 )
-from hyperd.vm.libvirt.limits import require_disk, require_possible
+from hyperd.vm.libvirt.limits import require_disk, require_nic, require_possible
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
 RECONNECT_S = 10
@@ -160,13 +160,23 @@ def render_hot_disk(disk: Disk, target: str) -> str:
     return ET.tostring(element, encoding="unicode")
 
 
-def _render_nic(devices: ET.Element, nic: Nic, slot: int) -> None:
+def _render_nic(devices: ET.Element, nic: Nic, slot: int | None = None) -> None:
     element = ET.SubElement(devices, "interface", type="ethernet")
     ET.SubElement(element, "mac", address=nic.mac)
     ET.SubElement(element, "target", dev=nic.tap, managed="no")
     ET.SubElement(element, "model", type="virtio-non-transitional")
     ET.SubElement(element, "rom", enabled="no")
-    _address(element, slot=slot)
+    if slot is not None:
+        _address(element, slot=slot)
+
+
+def render_hot_nic(nic: Nic) -> str:
+    """For a VM that runs, as ``render_hot_disk``. Raises InvalidError."""
+    require_nic(nic)
+    devices = ET.Element("devices")
+    _render_nic(devices, nic)
+    (element,) = devices
+    return ET.tostring(element, encoding="unicode")
 
 
 def _render_serial(devices: ET.Element, channels: tuple[Channel, ...], slot: int) -> None:

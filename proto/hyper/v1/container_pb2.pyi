@@ -256,6 +256,10 @@ class ContainerSpec(_message.Message):
     MOUNTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FROM_FIELD_NUMBER: _builtins.int
     WRITABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
     EGRESS_FIELD_NUMBER: _builtins.int
     SECURITY_GROUPS_FIELD_NUMBER: _builtins.int
     NETWORK_RATE_IN_FIELD_NUMBER: _builtins.int
@@ -297,6 +301,10 @@ class ContainerSpec(_message.Message):
     """IPv4, of the network's subnet; "" = one is leased"""
     writable_size_bytes: _builtins.int
     """of its writable disk; 0: the daemon's default"""
+    mac_address: _builtins.str
+    """on `network`; "" = made from the address"""
+    gateway_priority: _builtins.int
+    """of `network`: the highest has the default route"""
     egress: _builtins.str
     """What it may begin on the network: none, allow-all, or a document; "" = what is not forbidden to all. See policy.proto:
     what changes while it exists is there.
@@ -370,6 +378,14 @@ class ContainerSpec(_message.Message):
         """CONTAINER[:ro|:rw]"""
 
     @_builtins.property
+    def networks(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkEndpoint]:
+        """beside `network`, in the order of its NICs"""
+
+    @_builtins.property
+    def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """CONTAINER[:ALIAS]; of a container that exists ID:ALIAS"""
+
+    @_builtins.property
     def security_groups(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
@@ -419,6 +435,10 @@ class ContainerSpec(_message.Message):
         mounts: _abc.Iterable[Global___Mount] | None = ...,
         volumes_from: _abc.Iterable[_builtins.str] | None = ...,
         writable_size_bytes: _builtins.int = ...,
+        mac_address: _builtins.str = ...,
+        gateway_priority: _builtins.int = ...,
+        networks: _abc.Iterable[Global___NetworkEndpoint] | None = ...,
+        links: _abc.Iterable[_builtins.str] | None = ...,
         egress: _builtins.str = ...,
         security_groups: _abc.Iterable[_builtins.str] | None = ...,
         network_rate_in: _builtins.int = ...,
@@ -426,7 +446,7 @@ class ContainerSpec(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "stop_timeout_s", b"stop_timeout_s", "terminal_size", b"terminal_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "egress", b"egress", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "network_rate_in", b"network_rate_in", "network_rate_out", b"network_rate_out", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "security_groups", b"security_groups", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "egress", b"egress", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "gateway_priority", b"gateway_priority", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "links", b"links", "mac_address", b"mac_address", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "network_rate_in", b"network_rate_in", "network_rate_out", b"network_rate_out", "networks", b"networks", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "security_groups", b"security_groups", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_timeout_s: _TypeAlias = _typing.Literal["stop_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__stop_timeout_s: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s"]  # noqa: Y015
@@ -2154,3 +2174,42 @@ class WritePathResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WritePathResponse: _TypeAlias = WritePathResponse  # noqa: Y015
+
+@_typing.final
+class NetworkEndpoint(_message.Message):
+    """A container's place on a network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    address: _builtins.str
+    """IPv4, of its subnet; "" = one is leased"""
+    mac_address: _builtins.str
+    """"" = made from the address"""
+    gateway_priority: _builtins.int
+    """the highest has the default route"""
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """further names there"""
+
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        address: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+        mac_address: _builtins.str = ...,
+        gateway_priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aliases", b"aliases", "gateway_priority", b"gateway_priority", "mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkEndpoint: _TypeAlias = NetworkEndpoint  # noqa: Y015

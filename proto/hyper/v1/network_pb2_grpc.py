@@ -70,6 +70,16 @@ class NetworkServiceStub:
                 request_serializer=hyper_dot_v1_dot_network__pb2.PruneNetworksRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_network__pb2.PruneNetworksResponse.FromString,
                 _registered_method=True)
+        self.ConnectNetwork = channel.unary_unary(
+                '/hyper.v1.NetworkService/ConnectNetwork',
+                request_serializer=hyper_dot_v1_dot_network__pb2.ConnectNetworkRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.ConnectNetworkResponse.FromString,
+                _registered_method=True)
+        self.DisconnectNetwork = channel.unary_unary(
+                '/hyper.v1.NetworkService/DisconnectNetwork',
+                request_serializer=hyper_dot_v1_dot_network__pb2.DisconnectNetworkRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_network__pb2.DisconnectNetworkResponse.FromString,
+                _registered_method=True)
 
 
 class NetworkServiceServicer:
@@ -122,6 +132,21 @@ class NetworkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ConnectNetwork(self, request, context):
+        """Of a container that runs at once, of one that has stopped from its next start on. All of it or nothing.
+        FAILED_PRECONDITION when it is on that network, or is paused, hibernated or on its way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisconnectNetwork(self, request, context):
+        """Whatever its guest does. NOT_FOUND when it is not on that network.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NetworkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -159,6 +184,16 @@ def add_NetworkServiceServicer_to_server(servicer, server):
                     servicer.PruneNetworks,
                     request_deserializer=hyper_dot_v1_dot_network__pb2.PruneNetworksRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_network__pb2.PruneNetworksResponse.SerializeToString,
+            ),
+            'ConnectNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConnectNetwork,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.ConnectNetworkRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.ConnectNetworkResponse.SerializeToString,
+            ),
+            'DisconnectNetwork': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisconnectNetwork,
+                    request_deserializer=hyper_dot_v1_dot_network__pb2.DisconnectNetworkRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_network__pb2.DisconnectNetworkResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -351,6 +386,60 @@ class NetworkService:
             '/hyper.v1.NetworkService/PruneNetworks',
             hyper_dot_v1_dot_network__pb2.PruneNetworksRequest.SerializeToString,
             hyper_dot_v1_dot_network__pb2.PruneNetworksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ConnectNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/ConnectNetwork',
+            hyper_dot_v1_dot_network__pb2.ConnectNetworkRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.ConnectNetworkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisconnectNetwork(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.NetworkService/DisconnectNetwork',
+            hyper_dot_v1_dot_network__pb2.DisconnectNetworkRequest.SerializeToString,
+            hyper_dot_v1_dot_network__pb2.DisconnectNetworkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,12 @@ class NetworkServiceStub:
     """FAILED_PRECONDITION with their names while containers are on it, stopped ones too."""
     PruneNetworks: _grpc.UnaryUnaryMultiCallable[_network_pb2.PruneNetworksRequest, _network_pb2.PruneNetworksResponse]
     """Those that no container is on."""
+    ConnectNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.ConnectNetworkRequest, _network_pb2.ConnectNetworkResponse]
+    """Of a container that runs at once, of one that has stopped from its next start on. All of it or nothing.
+    FAILED_PRECONDITION when it is on that network, or is paused, hibernated or on its way.
+    """
+    DisconnectNetwork: _grpc.UnaryUnaryMultiCallable[_network_pb2.DisconnectNetworkRequest, _network_pb2.DisconnectNetworkResponse]
+    """Whatever its guest does. NOT_FOUND when it is not on that network."""
 
 @_typing.type_check_only
 class NetworkServiceAsyncStub(NetworkServiceStub):
@@ -61,6 +67,12 @@ class NetworkServiceAsyncStub(NetworkServiceStub):
     """FAILED_PRECONDITION with their names while containers are on it, stopped ones too."""
     PruneNetworks: _aio.UnaryUnaryMultiCallable[_network_pb2.PruneNetworksRequest, _network_pb2.PruneNetworksResponse]  # type: ignore[assignment]
     """Those that no container is on."""
+    ConnectNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.ConnectNetworkRequest, _network_pb2.ConnectNetworkResponse]  # type: ignore[assignment]
+    """Of a container that runs at once, of one that has stopped from its next start on. All of it or nothing.
+    FAILED_PRECONDITION when it is on that network, or is paused, hibernated or on its way.
+    """
+    DisconnectNetwork: _aio.UnaryUnaryMultiCallable[_network_pb2.DisconnectNetworkRequest, _network_pb2.DisconnectNetworkResponse]  # type: ignore[assignment]
+    """Whatever its guest does. NOT_FOUND when it is not on that network."""
 
 class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
     """Networks, by name, id or unique prefix of an id; and ports while containers run."""
@@ -117,5 +129,23 @@ class NetworkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_network_pb2.PruneNetworksResponse, _abc.Awaitable[_network_pb2.PruneNetworksResponse]]:
         """Those that no container is on."""
+
+    @_abc_1.abstractmethod
+    def ConnectNetwork(
+        self,
+        request: _network_pb2.ConnectNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.ConnectNetworkResponse, _abc.Awaitable[_network_pb2.ConnectNetworkResponse]]:
+        """Of a container that runs at once, of one that has stopped from its next start on. All of it or nothing.
+        FAILED_PRECONDITION when it is on that network, or is paused, hibernated or on its way.
+        """
+
+    @_abc_1.abstractmethod
+    def DisconnectNetwork(
+        self,
+        request: _network_pb2.DisconnectNetworkRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_network_pb2.DisconnectNetworkResponse, _abc.Awaitable[_network_pb2.DisconnectNetworkResponse]]:
+        """Whatever its guest does. NOT_FOUND when it is not on that network."""
 
 def add_NetworkServiceServicer_to_server(servicer: NetworkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -16,12 +16,14 @@ import pytest
 
 from hyperd.errors import UnavailableError
 from hyperd.model.network import Named, NetworkSpec
+from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks
 from tests.contract.network.conftest import SETTINGS, clean
-from tests.contract.network.test_networks import ONE, guest, somebody_outside
+from tests.contract.network.test_networks import ONE, TWO, guest, somebody_outside
 
 UPSTREAM = "127.0.0.77"
 SOON_S = 10.0
+THREE = SandboxId("3" * 64)
 
 
 class Upstream(asyncio.DatagramProtocol):
@@ -84,9 +86,9 @@ async def served(database, **spec):
             other = lease.address.rpartition(".")[0] + ".77"
             networks.names_from(
                 lambda: [
-                    Named("back", lease.address, ("Web", "111111111111", "shared")),
-                    Named("back", other, ("db", "222222222222", "shared")),
-                    Named("bridge", "10.213.0.9", ("elsewhere",)),
+                    Named("back", lease.address, ("Web", "111111111111", "shared"), ONE),
+                    Named("back", other, ("db", "222222222222", "shared"), TWO),
+                    Named("bridge", "10.213.0.9", ("elsewhere",), THREE),
                 ]
             )
 

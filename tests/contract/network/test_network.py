@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, WrongStateError
-from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort
+from hyperd.model.network import Endpoint, NetworkSpec, PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks, BridgeSettings, Network
 from tests.contract.network.conftest import SETTINGS, clean
@@ -139,7 +139,7 @@ async def test_a_network_is_made_used_and_removed(network: Network):
     assert made.spec.labels == {"team": "web"}
     with pytest.raises(ExistsError):
         await network.create_network(NetworkSpec("back"))
-    attachment = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", "back")
+    attachment = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", Endpoint("back"))
     assert attachment.network == "back"
     with pytest.raises(ExistsError, match="in use by container one"):
         await network.attach(box(2), [PortRequest(80, host_port=8080)], "two")
@@ -159,7 +159,7 @@ async def test_the_default_network_stays(network: Network):
 
 async def test_a_network_that_there_is_not_is_told(network: Network):
     for attempt in (
-        lambda: network.attach(box(1), (), "one", "nowhere"),
+        lambda: network.attach(box(1), (), "one", Endpoint("nowhere")),
         lambda: network.remove_network("nowhere"),
     ):
         with pytest.raises(NotFoundError):
@@ -168,14 +168,108 @@ async def test_a_network_that_there_is_not_is_told(network: Network):
 
 
 async def test_a_sandbox_has_the_address_that_it_asks_for_or_none(network: Network):
-    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
+    assert (await network.attach(box(1), endpoint=Endpoint(address="10.213.0.9"))).address == "10.213.0.9"
     with pytest.raises(ExistsError):
-        await network.attach(box(2), address="10.213.0.9")
+        await network.attach(box(2), endpoint=Endpoint(address="10.213.0.9"))
     for address in ("10.213.0.0", "10.213.0.1", "10.213.0.15", "192.0.2.1"):
         with pytest.raises(InvalidError):
-            await network.attach(box(2), address=address)
+            await network.attach(box(2), endpoint=Endpoint(address=address))
     assert await network.list_attached() == {box(1)}
     given = [(await network.attach(box(number))).address for number in range(2, 14)]
     assert "10.213.0.9" not in given
     await network.detach(box(1))
-    assert (await network.attach(box(1), address="10.213.0.9")).address == "10.213.0.9"
+    assert (await network.attach(box(1), endpoint=Endpoint(address="10.213.0.9"))).address == "10.213.0.9"
+
+
+MAC = "02:00:00:00:00:07"
+
+
+async def test_a_sandbox_on_several_networks_has_a_tap_and_an_address_on_each(network: Network):
+    for name in ("back", "vault"):
+        await network.create_network(NetworkSpec(name, internal=name == "vault"))
+    made = [
+        await network.attach(box(1), (), "one", Endpoint("bridge", mac_address=MAC), 0),
+        await network.attach(box(1), (), "one", Endpoint("back", gateway_priority=3), 1),
+        await network.attach(box(1), (), "one", Endpoint("vault"), 2),
+    ]
+    assert len({at.tap for at in made}) == 3
+    assert [(at.network, at.slot, at.internal, at.gateway_priority) for at in made] == [
+        ("bridge", 0, False, 0),
+        ("back", 1, False, 3),
+        ("vault", 2, True, 0),
+    ]
+    assert made[0].mac == MAC
+    assert await network.list_parked(box(1)) == {}
+    await network.detach(box(1))
+    assert await network.attach(box(1), (), "one", Endpoint("back", gateway_priority=3), 1) == made[1]
+    for name in ("back", "vault"):
+        with pytest.raises(WrongStateError):
+            await network.remove_network(name)
+    await network.release(box(1))
+    assert await network.list_attached() == set()
+
+
+async def test_a_mac_address_is_given_once_in_a_network(network: Network):
+    await network.create_network(NetworkSpec("back"))
+    await network.attach(box(1), endpoint=Endpoint(mac_address=MAC))
+    with pytest.raises(ExistsError, match=MAC):
+        await network.attach(box(2), endpoint=Endpoint(mac_address=MAC))
+    implied = (await network.attach(box(3))).mac
+    with pytest.raises(ExistsError, match=implied):
+        await network.attach(box(2), endpoint=Endpoint(mac_address=implied))
+    assert await network.list_attached() == {box(1), box(3)}
+    await network.attach(box(2), endpoint=Endpoint("back", mac_address=MAC))
+
+
+async def test_who_leaves_a_network_has_a_tap_that_waits_and_nothing_else(network: Network):
+    await network.create_network(NetworkSpec("back"))
+    stays = await network.attach(box(1))
+    left = await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", Endpoint("back"), 1)
+    for _ in range(2):
+        await network.disconnect(box(1), "back")
+    assert await network.list_parked(box(1)) == {1: left.tap}
+    assert network.published(box(1)) == ()
+    await network.remove_parked(box(1), stays.tap)
+    assert await network.attach(box(1), (), "one") == stays
+    again = await network.attach(box(1), (), "one", Endpoint("back"), 1)
+    assert again.tap == left.tap, "it is used again"
+    assert await network.list_parked(box(1)) == {}
+    await network.disconnect(box(1), "back")
+    await network.remove_parked(box(1), left.tap)
+    assert await network.list_parked(box(1)) == {}
+    await network.disconnect(box(1), "bridge")
+    await network.detach(box(1))
+    assert await network.list_attached() == set(), "a tap that waited goes, too"
+    with pytest.raises(NotFoundError):
+        await network.disconnect(box(1), "nowhere")
+
+
+async def test_only_wanted_networks_are_kept(network: Network):
+    await network.create_network(NetworkSpec("back"))
+    for number in (1, 2):
+        await network.attach(box(number))
+        await network.attach(box(number), (), "x", Endpoint("back"), 1)
+    assert await network.keep_only({box(1): ["bridge"]}) == {box(1)}
+    assert await network.keep_only({box(1): ["bridge"], box(2): ["bridge", "back"]}) == set()
+    assert set(await network.list_parked(box(1))) == {1}
+    assert await network.list_parked(box(2)) == {}
+
+
+async def test_ports_are_led_to_another_of_its_networks(network: Network):
+    await network.create_network(NetworkSpec("back"))
+    await network.create_network(NetworkSpec("vault", internal=True))
+    await network.attach(box(1), [PortRequest(80, host_port=8080)], "one")
+    for slot, name in enumerate(("back", "vault"), start=1):
+        await network.attach(box(1), (), "one", Endpoint(name), slot)
+    was = network.published(box(1))
+    for _ in range(2):
+        await network.lead_ports(box(1), "back", "one")
+        assert network.published(box(1)) == was
+    await network.disconnect(box(1), "bridge")
+    assert network.published(box(1)) == was
+    await network.lead_ports(box(1), "vault", "one")
+    assert network.published(box(1)) == ()
+    await network.lead_ports(box(1), "back", "one")
+    assert network.published(box(1)) == ()
+    await network.lead_ports(box(1), "back", "one", [PortRequest(80, host_port=8080)])
+    assert network.published(box(1)) == was

@@ -10,7 +10,7 @@ from pyroute2 import AsyncIPRoute
 
 from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host import process
-from hyperd.model.network import NetworkSpec, PortRequest
+from hyperd.model.network import Endpoint, NetworkSpec, PortRequest
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetwork, BridgeNetworks
 from hyperd.network.definitions import Definitions
@@ -39,7 +39,7 @@ async def networks(database):
 
 @contextlib.asynccontextmanager
 async def guest(networks, sandbox_id, network, ports=()):
-    lease = await networks.attach(sandbox_id, ports, f"box{sandbox_id[0]}", network)
+    lease = await networks.attach(sandbox_id, ports, f"box{sandbox_id[0]}", Endpoint(network))
     async with AsyncIPRoute() as netlink:
         (bridge,) = await netlink.link_lookup(ifname=networks.get_network(network).bridge)
     with contextlib.closing(Namespace()) as namespace:
@@ -97,10 +97,10 @@ async def test_an_internal_network_has_no_way_out_and_publishes_nothing(networks
         async with guest(networks, TWO, "vault") as (two, _):
             await tcp_peer(two.socket(), one.socket(), 80, (lease.address, 80))
     with pytest.raises(InvalidError, match="internal"):
-        await networks.attach(SandboxId("3" * 64), [PortRequest(80)], "box3", "vault")
-    await networks.attach(ONE, (), "box1", "vault")
+        await networks.attach(SandboxId("3" * 64), [PortRequest(80)], "box3", Endpoint("vault"))
+    await networks.attach(ONE, (), "box1", Endpoint("vault"))
     with pytest.raises(InvalidError, match="internal"):
-        await networks.publish(ONE, [PortRequest(80)], "box1")
+        await networks.publish(ONE, [PortRequest(80)], "box1", "vault")
 
 
 async def test_another_network_reaches_the_outside(networks):
@@ -113,7 +113,10 @@ async def test_a_network_is_as_it_was_asked_for(networks):
     spec = NetworkSpec("own", "10.230.0.0/24", "10.230.0.254", "10.230.0.128/30", mtu=1400)
     made = await networks.create_network(spec)
     assert made.spec == spec
-    given = [await networks.attach(SandboxId(f"{number:x}" * 64), (), "x", "own") for number in range(1, 5)]
+    given = [
+        await networks.attach(SandboxId(f"{number:x}" * 64), (), "x", Endpoint("own"))
+        for number in range(1, 5)
+    ]
     assert [lease.address for lease in given] == [f"10.230.0.{number}" for number in (128, 129, 130, 131)]
     assert {(lease.gateway, lease.mtu) for lease in given} == {("10.230.0.254", 1400)}
 
@@ -159,7 +162,7 @@ async def test_a_removed_network_leaves_nothing(networks):
 
 async def test_the_next_hyperd_has_the_networks_and_makes_what_is_missing(networks, database):
     made = await networks.create_network(NetworkSpec("back"))
-    lease = await networks.attach(ONE, [PortRequest(80, host_port=8080)], "box1", "back")
+    lease = await networks.attach(ONE, [PortRequest(80, host_port=8080)], "box1", Endpoint("back"))
     before = await ruleset()
     await process.run_checked(["nft", "delete", "table", "inet", f"hyper_{made.bridge}"], timeout_s=20)
     networks.close()
@@ -167,7 +170,7 @@ async def test_the_next_hyperd_has_the_networks_and_makes_what_is_missing(networ
     try:
         await following.prepare()
         assert following.list_networks()[1:] == [made]
-        assert (await following.attach(ONE, (), "box1", "back")).address == lease.address
+        assert (await following.attach(ONE, (), "box1", Endpoint("back"))).address == lease.address
         assert sorted((await ruleset()).splitlines()) == sorted(before.splitlines())
         assert [port.host_port for port in following.published(ONE)] == [8080]
         await following.release(ONE)
@@ -233,7 +236,7 @@ async def test_the_others_are_prepared_when_the_default_one_cannot_be(networks, 
 
 async def test_a_network_with_addresses_that_was_never_prepared_is_when_it_is_looked_at(networks, database):
     made = await networks.create_network(NetworkSpec("back"))
-    await networks.attach(ONE, (), "box1", "back")
+    await networks.attach(ONE, (), "box1", Endpoint("back"))
     networks.close()
     await process.run_checked(["nft", "delete", "table", "inet", f"hyper_{made.bridge}"], timeout_s=20)
     alone = BridgeNetwork(networks._networks["back"].settings, database)

@@ -11,8 +11,10 @@ import socket
 import struct
 from collections.abc import Iterator
 
+import pytest
+
 from hyperd.host import process
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, Endpoint
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetwork
 from tests.contract.network.conftest import SETTINGS, clean
@@ -71,15 +73,20 @@ def raw(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def ip(word: str, mac: str, address: str) -> bytes:
-    payload = b"word:" + word.encode()
+def ip(word: str, mac: str, address: str, *, protocol: int = 253, start: bytes = b"") -> bytes:
+    payload = start + b"word:" + word.encode()
     ends = socket.inet_aton(address) + socket.inet_aton(LISTENER_IP)
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, 253, 0) + ends
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, protocol, 0) + ends
     total = sum(struct.unpack("!10H", header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     header = header[:10] + struct.pack("!H", ~total & 0xFFFF) + header[12:]
     return raw(LISTENER_MAC) + raw(mac) + struct.pack("!H", IPV4) + header + payload
+
+
+def offer(word: str, mac: str, address: str) -> bytes:
+    """What a DHCP server says, to whoever listens."""
+    return ip(word, mac, address, protocol=17, start=struct.pack("!4H", 67, 68, 0, 0))
 
 
 def arp(word: str, mac: str, address: str, *, said: str = "") -> bytes:
@@ -117,6 +124,7 @@ def say(mouth: Nic, liar: Attachment, listener: Attachment) -> None:
     mouth.send(arp("arp for the gateway", liar.mac, liar.gateway))
     mouth.send(arp("arp with another mac inside", liar.mac, liar.address, said=OTHER_MAC))
     mouth.send(arp("arp probe", liar.mac, "0.0.0.0"))
+    mouth.send(offer("offer of an address", liar.mac, liar.address))
     mouth.send(arp("end", liar.mac, liar.address))
 
 
@@ -207,3 +215,25 @@ async def test_a_kernel_without_nftables_for_bridges_does_without_and_says_so_on
     finally:
         network.close()
         await clean()
+
+
+async def test_a_further_nic_speaks_with_the_mac_that_was_asked_for_and_no_other(bridge_network):
+    listener = await bridge_network.attach(LISTENER)
+    liar = await bridge_network.attach(LIAR, (), "liar", Endpoint(mac_address="02:00:00:00:00:99"), 3)
+    assert await heard(liar, listener) == {b"own ip", b"own arp"}
+
+
+async def test_a_tap_that_left_its_network_leads_nowhere(bridge_network):
+    """Neither to its neighbours nor to the host, which would route for an interface of its own."""
+    without = await elements()
+    liar, listener = await bridge_network.attach(LIAR), await bridge_network.attach(LISTENER)
+    await bridge_network.disconnect(LIAR)
+    shown = (await process.run(["ip", "-o", "link", "show", liar.tap], timeout_s=20)).stdout.decode()
+    assert "UP" not in shown
+    assert "master" not in shown
+    assert liar.tap not in await elements()
+    with plugged(liar.tap) as (mouth,), pytest.raises(OSError, match="Input/output error"):
+        say(mouth, liar, listener)
+    await bridge_network.release(LISTENER)
+    await process.run_checked(["ip", "link", "del", liar.tap], timeout_s=20)
+    assert await elements() == without

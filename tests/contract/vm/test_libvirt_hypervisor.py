@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperd.errors import UnavailableError, WrongStateError
+from hyperd.errors import NotFoundError, UnavailableError, WrongStateError
 from hyperd.host import process
 from hyperd.host.reaper import Reaper
 from hyperd.model.vm import Disk, DiskFormat, Nic, VmGoneCause, own_uid
@@ -317,6 +317,29 @@ async def test_a_vm_gets_its_nic_on_the_tap_that_is_there(hypervisor: LibvirtHyp
         assert b"hvtest0" in link.stdout  # it was there before the VM and is there after
     finally:
         await process.run_checked(["ip", "link", "del", "hvtest0"], timeout_s=5)
+
+
+async def test_nics_are_plugged_in_and_those_of_the_start_stay(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    """A guest that never booted lets go of nothing: that one let go is seen with real ones (test_rewiring.py)."""
+    taps = ("hvtest0", "hvtest1")
+    for tap in taps:
+        await process.run_checked(["ip", "tuntap", "add", tap, "mode", "tap"], timeout_s=5)
+    try:
+        first, further = (Nic(tap, f"52:54:00:00:00:0{number}") for number, tap in enumerate(taps))
+        vm = await hypervisor.start(lab.define(nics=(first,)))
+        for nic in (first, further, further):
+            await hypervisor.attach_nic(vm.sandbox_id, nic)
+        assert [tap in taps_of(vm.pid) for tap in taps] == [True, True]
+        assert await hypervisor.detach_nic(vm.sandbox_id, "hvtest0") is False
+        assert await hypervisor.detach_nic(vm.sandbox_id, "hvtest9") is True
+        await hypervisor.destroy(vm.sandbox_id)
+        with pytest.raises(NotFoundError):
+            await hypervisor.detach_nic(vm.sandbox_id, "hvtest1")
+    finally:
+        for tap in taps:
+            await process.run_checked(["ip", "link", "del", tap], timeout_s=5)
 
 
 def taps_of(pid: int) -> str:

@@ -2,8 +2,8 @@
 import pytest
 
 from hyper.v1 import container_pb2 as pb
-from hyperctl import ports, spec
-from hyperctl.errors import CliError, InvalidError
+from hyperctl import ports
+from hyperctl.errors import InvalidError
 
 
 def request(container_port, host_port=0, protocol="tcp", host_ip="", host_port_end=0):
@@ -89,9 +89,3 @@ def test_inspect_tells_what_was_asked_for_and_what_it_became():
         "80/tcp": [{"HostIp": "0.0.0.0", "HostPort": "32768"}],
     }
     assert list(ports.exposed_ports(spec)) == ["443/tcp", "80/tcp", "81/tcp"]
-
-
-def test_several_networks_are_refused_and_not_forgotten():
-    assert (spec.one_network([]), spec.one_network(["back"])) == ("", "back")
-    with pytest.raises(CliError, match="one network"):
-        spec.one_network(["back", "front"])

@@ -32,6 +32,7 @@ _EVENTS: tuple[machine.Event, ...] = (
     *(machine.StartFailed(exit_, _NOW) for exit_ in _EXITS[1:]),
     machine.Pause(),
     machine.Unpause(),
+    machine.Rewired(()),
     machine.Slept(SnapshotId("s"), _NOW),
     machine.RollBack(SnapshotId("s"), _NOW),
     machine.Stop(),

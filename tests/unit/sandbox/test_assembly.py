@@ -124,7 +124,7 @@ def test_tmpfs_options_override_the_defaults() -> None:
 
 def test_the_guest_s_identity_has_the_lease_and_the_user_s_hosts() -> None:
     box = record(extra_hosts=("db:10.0.0.9", "v6=[::1]"), dns_servers=("1.1.1.1",))
-    identity = assembly.identity(box, WIRE, b"entropy", BOOT_ID)
+    identity = assembly.identity(box, (WIRE,), b"entropy", BOOT_ID)
     assert identity.links[0].addresses == ("10.0.0.2/24",)
     assert identity.links[0].routes[0].gateway == "10.0.0.1"
     assert identity.hosts == (
@@ -133,13 +133,13 @@ def test_the_guest_s_identity_has_the_lease_and_the_user_s_hosts() -> None:
     )
     assert identity.dns_servers == ("1.1.1.1",)
     assert identity.dns_searches == ("lan",)
-    assert assembly.identity(box, None, b"", BOOT_ID).links == ()
+    assert assembly.identity(box, (), b"", BOOT_ID).links == ()
     assert b"entropy".hex() not in repr(identity)
     assert "entropy" not in repr(identity)
 
 
 def test_ids_are_the_sandbox_s_own_and_one_of_them_the_boot_s() -> None:
-    first, again = (assembly.identity(record(), WIRE, b"", uuid.uuid4()) for _ in range(2))
+    first, again = (assembly.identity(record(), (WIRE,), b"", uuid.uuid4()) for _ in range(2))
     assert first.machine_id == again.machine_id != ID[:32]
     assert len(first.machine_id) == 32
     assert first.boot_id != again.boot_id
@@ -211,7 +211,7 @@ def test_addresses_and_names_that_nobody_can_have_are_refused(spec) -> None:
 
 def test_a_container_is_called_by_its_name_its_short_id_and_its_aliases() -> None:
     made = record(network="back", network_aliases=("db",))
-    assert assembly.names_of(made) == (made.name, made.sandbox_id[:12], "db")
+    assert assembly.names_of(made, "back") == (made.name, made.sandbox_id[:12], "db")
 
 
 def test_unlimited_is_minus_one() -> None:

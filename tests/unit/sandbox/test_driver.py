@@ -106,7 +106,7 @@ async def test_the_first_byte_waits_for_no_record_and_no_log(world: World, fleet
     saving, examined = asyncio.Event(), asyncio.Event()
     save, start = world.records.save_state, world.hypervisor.start
 
-    async def save_late(sandbox_id, state, generation, *, lasting=False) -> None:
+    async def save_late(sandbox_id, state, generation, *, lasting=False, spec=None) -> None:
         if name_of(state) is ContainerState.RUNNING:
             await saving.wait()
         await save(sandbox_id, state, generation, lasting=lasting)

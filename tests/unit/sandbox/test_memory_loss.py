@@ -36,14 +36,14 @@ class FailingRecords:
         self.lasting: list[bool] = []
         real = Records.save_state
 
-        async def save_state(records, sandbox_id, state, generation, *, lasting=False):
+        async def save_state(records, sandbox_id, state, generation, *, lasting=False, **fields):
             if isinstance(state, kind):
                 self.reached.set()
                 self.lasting.append(lasting)
                 await self.gate.wait()
                 if self.error is not None:
                     raise self.error
-            await real(records, sandbox_id, state, generation, lasting=lasting)
+            await real(records, sandbox_id, state, generation, lasting=lasting, **fields)
 
         monkeypatch.setattr(Records, "save_state", save_state)
 

@@ -187,10 +187,10 @@ async def test_a_stop_that_comes_when_it_stands_still_already_lets_it_go_on(
     driver, agent = handle._driver, world.agent(handle)
     settle, reached, gate = driver._settle, asyncio.Event(), asyncio.Event()
 
-    async def settle_late(event: object) -> None:
+    async def settle_late(event: object, spec: object = None) -> None:
         reached.set()
         await gate.wait()
-        await settle(event)  # type: ignore[arg-type]
+        await settle(event, spec)  # type: ignore[arg-type]
 
     driver._settle = settle_late  # type: ignore[method-assign]
     async with asyncio.TaskGroup() as tasks:
@@ -214,7 +214,7 @@ async def test_a_daemon_that_ends_in_an_operation_ends_and_leaves_it_running(
         reference = handle.record.sandbox_id
         driver, reached = handle._driver, asyncio.Event()
 
-        async def settle_never(event: object) -> None:
+        async def settle_never(event: object, spec: object = None) -> None:
             reached.set()
             await asyncio.Event().wait()
 

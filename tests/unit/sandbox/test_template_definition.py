@@ -2,6 +2,7 @@
 """The VMs of sandboxes and templates: what is alike in them, and what is a template's key."""
 
 import dataclasses
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -30,19 +31,19 @@ def record(**fields: object) -> ContainerRecord:
     return ContainerRecord(ID, "web", spec, ImageId("sha256:0"), ("a",), Sizing(2, 512), datetime.now(UTC))
 
 
-def of_sandbox(attachment: Attachment | None = WIRE, layers: int = 3, **fields: object) -> VmDefinition:
+def of_sandbox(*attachments: Attachment, layers: int = 3, **fields: object) -> VmDefinition:
     root = RootDisk(Path("/images/disk.vmdk"), layers)
     return definition.vm_definition(
-        record(**fields), root, Path("/disk"), attachment, PATHS, GUEST, Accelerator.TCG
+        record(**fields), root, Path("/disk"), attachments, PATHS, GUEST, Accelerator.TCG
     )
 
 
-def test_a_vm_has_the_image_s_disk_first_and_a_nic_only_with_a_lease() -> None:
-    full = of_sandbox()
+def test_a_vm_has_the_image_s_disk_first_and_one_nic_only_with_a_lease() -> None:
+    full = of_sandbox(WIRE, replace(WIRE, network="back", tap="tap1", slot=1))
     assert [disk.serial for disk in full.disks] == ["image", "writable"]
     assert [disk.readonly for disk in full.disks] == [True, False]
     assert full.nics == (Nic("tap0", "aa:bb"),)
-    assert of_sandbox(None, network="none").nics == ()
+    assert of_sandbox(network="none").nics == ()
     assert len(of_sandbox(layers=0).disks) == 2  # one layout for all
 
 
@@ -64,7 +65,7 @@ def test_a_clone_has_the_layout_of_its_template(*, has_nic: bool, share_memory: 
         ram,
         Path("/disk"),
     )
-    clone = definition.restored(of_sandbox(WIRE if has_nic else None), Path("/state"), ram)
+    clone = definition.restored(of_sandbox(*([WIRE] if has_nic else [])), Path("/state"), ram)
     asked = definition.template_shape_definition(shape, GUEST, share_memory=share_memory)
     assert (
         compatibility_of(template, FACTS) == compatibility_of(clone, FACTS) == compatibility_of(asked, FACTS)

@@ -32,6 +32,7 @@ from hyperd.vm.libvirt.xml import (
     find_sandbox_id,
     render_domain,
     render_hot_disk,
+    render_hot_nic,
 )
 
 GOLDEN = Path(__file__).parents[2] / "golden/vm"
@@ -246,3 +247,13 @@ def test_text_from_outside_is_text_or_refused_but_never_markup(cmdline: str, nam
     sandbox = domain.find(f"metadata/{{{METADATA_URI}}}sandbox")
     assert sandbox is not None
     assert sandbox.get("id") == SMALL.sandbox_id
+
+
+def test_a_nic_for_a_vm_that_runs_leaves_its_place_to_libvirt() -> None:
+    hot = ET.fromstring(render_hot_nic(Nic("hyt0g", "02:00:00:00:00:01")))
+    assert hot.find("address") is None
+    target = hot.find("target")
+    assert target is not None
+    assert target.attrib == {"dev": "hyt0g", "managed": "no"}
+    with pytest.raises(InvalidError):
+        render_hot_nic(Nic("tap'/>", "02:00:00:00:00:01"))

@@ -157,6 +157,11 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeResponse.FromString,
                 _registered_method=True)
+        self.RewireGuest = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/RewireGuest',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -332,6 +337,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RewireGuest(self, request, context):
+        """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+        their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+        that differ. Idempotent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -444,6 +458,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.OpenVolume,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeResponse.SerializeToString,
+            ),
+            'RewireGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewireGuest,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1053,6 +1072,33 @@ class AgentService:
             '/hyper.agent.v1.AgentService/OpenVolume',
             hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.OpenVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewireGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/RewireGuest',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -98,6 +98,11 @@ class AgentServiceStub:
     ThawVolume: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ThawVolumeRequest, _agent_pb2.ThawVolumeResponse]
     OpenVolume: _grpc.UnaryUnaryMultiCallable[_agent_pb2.OpenVolumeRequest, _agent_pb2.OpenVolumeResponse]
     """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it."""
+    RewireGuest: _grpc.UnaryUnaryMultiCallable[_agent_pb2.RewireGuestRequest, _agent_pb2.RewireGuestResponse]
+    """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+    their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+    that differ. Idempotent.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -169,6 +174,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     ThawVolume: _aio.UnaryUnaryMultiCallable[_agent_pb2.ThawVolumeRequest, _agent_pb2.ThawVolumeResponse]  # type: ignore[assignment]
     OpenVolume: _aio.UnaryUnaryMultiCallable[_agent_pb2.OpenVolumeRequest, _agent_pb2.OpenVolumeResponse]  # type: ignore[assignment]
     """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it."""
+    RewireGuest: _aio.UnaryUnaryMultiCallable[_agent_pb2.RewireGuestRequest, _agent_pb2.RewireGuestResponse]  # type: ignore[assignment]
+    """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+    their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+    that differ. Idempotent.
+    """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
     """The contract between hyperd and the agent that is PID 1 of every guest.
@@ -369,6 +379,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.OpenVolumeResponse, _abc.Awaitable[_agent_pb2.OpenVolumeResponse]]:
         """Mounts a volume alone as if it were a container's root, and starts nothing: to fill it. DeleteContainer unmounts it."""
+
+    @_abc_1.abstractmethod
+    def RewireGuest(
+        self,
+        request: _agent_pb2.RewireGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.RewireGuestResponse, _abc.Awaitable[_agent_pb2.RewireGuestResponse]]:
+        """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
+        their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
+        that differ. Idempotent.
+        """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 

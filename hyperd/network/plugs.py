@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The taps of one network: plugged into its bridge, pulled out, or parked; and who may say what on each.
+
+A tap that is parked leads nowhere, whatever its guest sends: it waits for a VM that has not let go of its NIC.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterable
+
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from hyperd.errors import HyperError
+from hyperd.host.workers import Workers
+from hyperd.model.vm import SandboxId
+from hyperd.network.bridge import Bridge
+from hyperd.network.leases import Lease
+from hyperd.network.netlink import network_errors
+from hyperd.network.policy import Place, Policies, Wire, route
+from hyperd.network.settings import BridgeSettings
+from hyperd.network.speakers import Speaker, allow, forget
+from hyperd.network.tap import create_tap, existing_taps, remove_unused_tap
+
+MISSING = (errno.ENODEV, errno.ENOENT)
+
+
+class Plugs:
+    """``lock``: nobody else changes the rules meanwhile."""
+
+    def __init__(
+        self, settings: BridgeSettings, taps: Workers, lock: asyncio.Lock, policies: Policies
+    ) -> None:
+        self._settings = settings
+        self._taps = taps
+        self._lock = lock
+        self._policies = policies
+        self._place = Place(settings.table, settings.internal)
+        self.is_guarded = True  # each tap has rules of its own
+
+    async def plug(self, lease: Lease, bridge: Bridge, owner: str) -> None:
+        """Made, or found made. ``owner``: of the records."""
+        is_limited = bool(self._policies.revision(lease.sandbox_id))
+        if is_limited:
+            await self._policies.arm(self._place, lease.sandbox_id, self._wire(lease))
+        with network_errors(lease.tap):
+            if self.is_guarded:  # before there is anything that it could be too late for
+                async with self._lock:
+                    await self._taps.call(allow, self._settings.table, speaker_of(lease))
+            index = await self._taps.call(create_tap, lease.tap, self._settings.tap_owner_uid)
+            if is_limited:
+                await self._route(index, lease, bridge, owner)
+                return
+            async with AsyncIPRoute() as netlink:
+                await netlink.link(
+                    "set",
+                    index=index,
+                    master=bridge.index,
+                    mtu=bridge.mtu,
+                    ifalias=alias_of(owner, lease.sandbox_id),
+                    state="up",
+                )
+
+    async def enforce(self, lease: Lease, bridge: Bridge, owner: str) -> None:
+        """Its policy as it is now, where it has a tap: also for what it has begun. Idempotent."""
+        wire = self._wire(lease)
+        try:
+            index = socket.if_nametoindex(lease.tap)
+        except OSError:
+            return  # it will be with its tap
+        await self._policies.arm(self._place, lease.sandbox_id, wire)
+        await self._route(index, lease, bridge, owner)
+        await self._policies.cut(wire)
+
+    async def stand_by_policies(self, leases: Iterable[Lease], bridge: Bridge, owner: str) -> None:
+        """Of all that run. Where their rules cannot be made, they are off the network."""
+        there = {name for _, name in socket.if_nameindex()}
+        limited = [
+            lease for lease in leases if lease.tap in there and self._policies.covers(lease.sandbox_id)
+        ]
+        wires = [(lease.sandbox_id, self._wire(lease)) for lease in limited]
+        try:
+            await self._policies.stand(self._place, wires)
+        except HyperError:
+            async with AsyncIPRoute() as netlink:
+                for lease in limited:
+                    for index in await netlink.link_lookup(ifname=lease.tap):
+                        await netlink.link("set", index=index, state="down")
+            raise
+        for lease in limited:
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                await self._route(socket.if_nametoindex(lease.tap), lease, bridge, owner)
+
+    async def pull(self, tap: str, lease: Lease | None) -> None:
+        """Idempotent. ``lease``: None when its addresses are not known."""
+        await remove_links([tap])
+        await self._forget(tap, lease)
+
+    async def park(self, lease: Lease) -> None:
+        """Idempotent, also where there is no tap. Down before it leaves the bridge: the host would route for it."""
+        with network_errors(lease.tap):
+            async with AsyncIPRoute() as netlink:
+                try:
+                    for change in ({"state": "down"}, {"master": 0}):
+                        await netlink.link("set", ifname=lease.tap, **change)
+                except NetlinkError as error:
+                    if error.code not in MISSING:
+                        raise
+        await self._forget(lease.tap, lease)
+
+    async def undo(self, lease: Lease) -> bool:
+        """Take back ``plug``, but of a tap that a VM holds. Whether there is none now."""
+        with network_errors(lease.tap):
+            if not await self._taps.call(remove_unused_tap, lease.tap):
+                return False
+        await self._forget(lease.tap, lease)
+        return True
+
+    async def _forget(self, tap: str, lease: Lease | None) -> None:
+        """The rules, when the tap leads nowhere."""
+        if lease is not None:
+            await self._policies.disarm(self._place, lease.sandbox_id, self._wire(lease))
+        if self.is_guarded:
+            with network_errors(tap):
+                async with self._lock:
+                    speaker = speaker_of(lease) if lease else None
+                    await self._taps.call(forget, self._settings.table, tap, speaker)
+
+    async def _route(self, index: int, lease: Lease, bridge: Bridge, owner: str) -> None:
+        with network_errors(lease.tap):
+            async with AsyncIPRoute() as netlink:
+                limited = self._policies.limited(lease.sandbox_id, self._wire(lease))
+                alias = alias_of(owner, lease.sandbox_id)
+                await route(netlink, index, limited, mtu=bridge.mtu, ifalias=alias)
+
+    def _wire(self, lease: Lease) -> Wire:
+        settings = self._settings
+        return Wire(
+            lease.tap, lease.address, settings.name, settings.bridge, settings.subnet, settings.gateway
+        )
+
+
+async def remove_links(names: Iterable[str]) -> None:
+    """Idempotent."""
+    async with AsyncIPRoute() as netlink:
+        for name in names:
+            with network_errors(name):
+                try:
+                    await netlink.link("del", ifname=name)
+                except NetlinkError as error:
+                    if error.code not in MISSING:
+                        raise
+
+
+async def remove_left_taps(sandbox_id: SandboxId) -> None:
+    """Those that no lease tells of: parked, or left by a hyperd that was killed. Idempotent."""
+    left = existing_taps(sandbox_id)
+    if left:
+        await remove_links(left.values())
+
+
+def speaker_of(lease: Lease) -> Speaker:
+    return Speaker(lease.tap, lease.mac, lease.address)
+
+
+def alias_of(owner: str, sandbox_id: str) -> str:
+    """A tap's: whose it is, and the whole id, of which its name has only a part."""
+    return f"hyper {owner} sandbox {sandbox_id}"
