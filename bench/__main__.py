@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import execs, forks, images, memory, starts
+from bench import execs, forks, images, memory, starts, storage
 from bench.api import IMAGE, Api, call
 from bench.measure import NotMeasured, Result, render, write
 from bench.stage import Bench, Stage, running_hyper
@@ -35,6 +35,8 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "exec": (execs.round_trip, "exec of `true`; floor: fork and exec of it in the guest"),
     "stdout": (execs.stdout, "output of an exec; floor: a pipe in the guest"),
     "version": (starts.version, "`hyper version`; floor: `python -c 'import grpc'`"),
+    "storage": (storage.speed, "what a guest writes and reads; floor: the same program on a bare QEMU's disk"),
+    "volume": (storage.volumes, "attach of a volume in a start; what fstrim gives back"),
     "pull": (images.pull, "pull of 1 GiB in 10 layers; floors: podman pull, skopeo copy + mkfs.erofs"),
     "layer": (images.memory, "how hyperd grows in the pull of a layer of 2 GiB"),
     "push": (images.push, "push of the image; floor: skopeo copy"),

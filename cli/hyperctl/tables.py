@@ -50,6 +50,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "egress": ("groups", "egress", "What containers may reach, and what they tried to"),
     "sg": ("groups", "sg", "Security groups: whom containers hear, and speak to"),
     "fip": ("groups", "fip", "Addresses of this host that are lent to containers"),
+    "df": ("usage", "growth", "Show how large disks and volumes may become, and whether there is room"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),

@@ -55,10 +55,12 @@ def create(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Set a label")
     ] = None,
     filesystem: Annotated[str, typer.Option("--fs", metavar="TYPE", help="File system [ext4]")] = "",
-    driver: Annotated[str, typer.Option("--driver", "-d", metavar="DRIVER", help="Driver [local]")] = "",
+    driver: Annotated[
+        str, typer.Option("--driver", "-d", metavar="DRIVER", help="local or nbd [local]")
+    ] = "",
     opt: Annotated[
         list[str] | None,
-        typer.Option("--opt", "-o", metavar="KEY=VALUE", help="Option of the driver; local knows size"),
+        typer.Option("--opt", "-o", metavar="KEY=VALUE", help="local: size; nbd: server, export, format"),
     ] = None,
     snapshot: Annotated[
         str, typer.Option("--snapshot", metavar="SNAPSHOT", help="Begin as this snapshot of a volume")

@@ -305,11 +305,14 @@ class GetDiskUsageResponse(_message.Message):
     UNOWNED_BYTES_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
     IMAGE_BUDGET_FIELD_NUMBER: _builtins.int
     layers_bytes: _builtins.int
     """blobs, EROFS files and disks of all images, each once"""
     unowned_bytes: _builtins.int
     """left by broken pulls, to be continued"""
+    free_bytes: _builtins.int
+    """where disks and volumes are"""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageUsage]: ...
     @_builtins.property
@@ -331,11 +334,12 @@ class GetDiskUsageResponse(_message.Message):
         unowned_bytes: _builtins.int = ...,
         snapshots: _abc.Iterable[Global___SnapshotUsage] | None = ...,
         volumes: _abc.Iterable[Global___VolumeUsage] | None = ...,
+        free_bytes: _builtins.int = ...,
         image_budget: Global___ImageBudget | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image_budget", b"image_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "image_budget", b"image_budget", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "free_bytes", b"free_bytes", "image_budget", b"image_budget", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -349,12 +353,15 @@ class VolumeUsage(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     CONTAINERS_FIELD_NUMBER: _builtins.int
     ATTACHED_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     bytes: _builtins.int
     containers: _builtins.int
     """that have it, running or not"""
     attached: _builtins.int
     """to a VM, of those"""
+    size_bytes: _builtins.int
+    """as the guest sees it; 0: its disk is not here"""
     def __init__(
         self,
         *,
@@ -362,10 +369,11 @@ class VolumeUsage(_message.Message):
         bytes: _builtins.int = ...,
         containers: _builtins.int = ...,
         attached: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "bytes", b"bytes", "containers", b"containers", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "bytes", b"bytes", "containers", b"containers", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -413,11 +421,14 @@ class ContainerUsage(_message.Message):
     WRITABLE_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    WRITABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     writable_bytes: _builtins.int
     log_bytes: _builtins.int
     running: _builtins.bool
+    writable_size_bytes: _builtins.int
+    """as the guest sees it; 0: there is none yet"""
     def __init__(
         self,
         *,
@@ -426,10 +437,11 @@ class ContainerUsage(_message.Message):
         writable_bytes: _builtins.int = ...,
         log_bytes: _builtins.int = ...,
         running: _builtins.bool = ...,
+        writable_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "log_bytes", b"log_bytes", "name", b"name", "running", b"running", "writable_bytes", b"writable_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "log_bytes", b"log_bytes", "name", b"name", "running", b"running", "writable_bytes", b"writable_bytes", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -445,7 +457,7 @@ class SnapshotUsage(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     kind: _builtins.str
-    """template | snapshot | ..."""
+    """template | sandbox | hibernation | volume"""
     name: _builtins.str
     bytes: _builtins.int
     def __init__(
