@@ -9,6 +9,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import Iterable
+from ipaddress import IPv6Address
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -20,6 +21,7 @@ from hyperd.network.bridge import Bridge
 from hyperd.network.leases import Lease
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import Place, Policies, Wire, route
+from hyperd.network.pool import address6_of, link_local_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
 from hyperd.network.tap import create_tap, existing_taps, remove_unused_tap
@@ -48,7 +50,7 @@ class Plugs:
         with network_errors(lease.tap):
             if self.is_guarded:  # before there is anything that it could be too late for
                 async with self._lock:
-                    await self._taps.call(allow, self._settings.table, speaker_of(lease))
+                    await self._taps.call(allow, self._settings.table, speaker_of(lease, self._settings))
             index = await self._taps.call(create_tap, lease.tap, self._settings.tap_owner_uid)
             if is_limited:
                 await self._route(index, lease, bridge, owner)
@@ -125,7 +127,7 @@ class Plugs:
         if self.is_guarded:
             with network_errors(tap):
                 async with self._lock:
-                    speaker = speaker_of(lease) if lease else None
+                    speaker = speaker_of(lease, self._settings) if lease else None
                     await self._taps.call(forget, self._settings.table, tap, speaker)
 
     async def _route(self, index: int, lease: Lease, bridge: Bridge, owner: str) -> None:
@@ -161,8 +163,17 @@ async def remove_left_taps(sandbox_id: SandboxId) -> None:
         await remove_links(left.values())
 
 
-def speaker_of(lease: Lease) -> Speaker:
-    return Speaker(lease.tap, lease.mac, lease.address)
+def speaker_of(lease: Lease, settings: BridgeSettings) -> Speaker:
+    address6 = address6_in(lease, settings)
+    addresses6 = (address6, link_local_of(lease.mac)) if address6 else ()
+    return Speaker(lease.tap, lease.mac, lease.address, addresses6)
+
+
+def address6_in(lease: Lease, settings: BridgeSettings) -> IPv6Address | None:
+    """None: the network has no IPv6."""
+    if settings.subnet6 is None:
+        return None
+    return lease.own_address6 or address6_of(lease.address, settings.subnet, settings.subnet6)
 
 
 def alias_of(owner: str, sandbox_id: str) -> str:
