@@ -213,7 +213,7 @@ class Leases:
         implied = address4_of(wanted, settings.subnet, subnet6)
         owner = connection.execute(
             "SELECT sandbox_id FROM network_lease WHERE network = ? AND sandbox_id != ?"
-            " AND (address6 = ? OR (address6 = '' AND address = ?))",
+            " AND (address6 = ? OR address = ?)",
             (settings.name, lease.sandbox_id, str(wanted), int(implied) if implied else -1),
         ).fetchone()
         if owner is not None:
@@ -253,6 +253,8 @@ class Leases:
             if owner is not None:
                 raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
             pool.require(wanted)
+            if wanted in pool.taken:
+                raise ExistsError("stands where an IPv6 address is in use", subject=f"address {wanted}")
             return wanted
         address, _ = pool.give()
         connection.execute(

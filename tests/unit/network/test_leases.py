@@ -103,11 +103,16 @@ class LeasingBoth(RuleBasedStateMachine):
         self.loop.close()
         self.directory.cleanup()
 
-    @rule(number=st.integers(0, 15), place=st.none() | st.integers(0, 20))
-    def lease(self, number, place):
-        wanted = None if place is None else self.SUBNET6[place]
+    @rule(
+        number=st.integers(0, 15), place=st.none() | st.integers(0, 15), place6=st.none() | st.integers(0, 20)
+    )
+    def lease(self, number, place, place6):
+        wish = Wish(
+            None if place is None else SETTINGS.subnet[place],
+            address6=None if place6 is None else self.SUBNET6[place6],
+        )
         with contextlib.suppress(ExistsError, ExhaustedError, InvalidError):
-            self.loop.run_until_complete(self.leases.lease(box(number), Wish(address6=wanted)))
+            self.loop.run_until_complete(self.leases.lease(box(number), wish))
 
     @rule(number=st.integers(0, 15))
     def release(self, number):
@@ -122,4 +127,4 @@ class LeasingBoth(RuleBasedStateMachine):
 
 
 TestLeasingBoth = LeasingBoth.TestCase
-TestLeasingBoth.settings = hypothesis.settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestLeasingBoth.settings = hypothesis.settings(max_examples=30, stateful_step_count=25, deadline=None)
