@@ -94,6 +94,14 @@ class TemplateConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BuildConfig:
+    image: Path = field(default_factory=lambda: _assets_dir() / "builder.tar")  # whose VM builds run in
+    cpus: float = 2.0  # of that VM, unless the build says otherwise; no more than the host has
+    memory_mib: int = 1024
+    cache_size_mib: int = 20480  # of the volume between builds, when it is made; sparse
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     daemon: DaemonConfig = field(default_factory=DaemonConfig)
     vm: VmConfig = field(default_factory=VmConfig)
@@ -102,6 +110,7 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     logs: LogsConfig = field(default_factory=LogsConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
 
     @property
     def socket(self) -> Path:

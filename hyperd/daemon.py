@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
+    BuildServicer,
     ContainerServicer,
     EgressServicer,
     ImageServicer,
@@ -25,6 +26,7 @@ from hyperd.api import (
     VolumeServicer,
     serving,
 )
+from hyperd.build import BuilderSizing, Builds, BuildSettings
 from hyperd.config import Config
 from hyperd.desk import Desk
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
@@ -145,10 +147,14 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             snapshots,
             floor.files,
         )
-        await _run(config, fleet, images, desk, stop)
+        await _run(
+            config, fleet, images, Builds(_build_settings(config), fleet, images, floor.files), desk, stop
+        )
 
 
-async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, stop: asyncio.Event) -> None:
+async def _run(
+    config: Config, fleet: Fleet, images: OciImageStore, builds: Builds, desk: Desk, stop: asyncio.Event
+) -> None:
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fleet.run(ready))
@@ -156,6 +162,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
+        building = tasks.create_task(builds.run())
         policies = PolicyDesk(
             desk.network,
             lambda reference: fleet.get(reference).record,
@@ -173,6 +180,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
                 SnapshotServicer(fleet),
                 VolumeServicer(fleet),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+                BuildServicer(builds),
                 EgressServicer(policies),
                 SecurityGroupServicer(policies),
             ),
@@ -181,7 +189,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
             systemd.notify("READY=1")
             await stop.wait()
             systemd.notify("STOPPING=1")
-        for task in (opened, running, warming_up):
+        for task in (opened, building, running, warming_up):
             task.cancel()
     log.info("ended; virtual machines run on")
 
@@ -353,6 +361,15 @@ def _fleet_settings(config: Config) -> FleetSettings:
         log_dir=config.daemon.state_dir / "sandboxes",
         log_max_bytes=config.logs.max_mib << 20,
     )
+
+
+def _build_settings(config: Config) -> BuildSettings:
+    sizing = BuilderSizing(
+        cpus=min(config.build.cpus, float(os.cpu_count() or 1)),
+        memory_bytes=config.build.memory_mib << 20,
+        cache_bytes=config.build.cache_size_mib << 20,
+    )
+    return BuildSettings(config.build.image, sizing, host_platform())
 
 
 def _admission(config: Config) -> Admission:

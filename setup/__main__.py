@@ -8,6 +8,7 @@ import fcntl
 import os
 
 from setup.agent import Agent
+from setup.builder import Builder
 from setup.busybox import Busybox
 from setup.environment import Environment
 from setup.erofs import Erofs
@@ -16,7 +17,7 @@ from setup.packages import Packages
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
 
-NAMES = ("packages", "kernel", "python", "erofs", "busybox", "agent", "prepare")
+NAMES = ("packages", "kernel", "builder", "python", "erofs", "busybox", "agent", "prepare")
 
 
 def main() -> None:
@@ -28,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
-        *(Packages(), Kernel(renew="kernel" in force)),
+        *(Packages(), Kernel(renew="kernel" in force), Builder(renew="builder" in force)),
         *(Environment(), Erofs(), Busybox(), Agent(), Prepare()),
     )
     os.umask(0o022)  # QEMU's user reads what is made here
@@ -38,8 +39,8 @@ def main() -> None:
             lock, fcntl.LOCK_EX
         )  # a second set-up of this checkout waits, then finds everything current
         chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
-        # The kernel takes longest and needs no other step: it is built while the others download.
-        run_steps(chosen, force=force, alongside=frozenset({"kernel"}))
+        # These two take longest and need no other step: they are made while the others download.
+        run_steps(chosen, force=force, alongside=frozenset({"kernel", "builder"}))
 
 
 if __name__ == "__main__":

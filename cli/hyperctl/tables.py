@@ -30,6 +30,7 @@ CONTAINER_TABLE = {
     "inspect": ("inspect", "inspect", "Show everything about containers and images"),
 }
 ROOT_TABLE = CONTAINER_TABLE | {
+    "build": ("build", "build", "Build an image from a Dockerfile"),
     "pull": ("registry", "pull", "Download an image from a registry"),
     "push": ("registry", "push", "Upload an image to a registry"),
     "login": ("login", "login", "Log in to a registry"),
@@ -69,7 +70,10 @@ CONTAINER_GROUP = {
 CONTAINER_ALIASES = {"list": "ls", "remove": "rm"}
 IMAGE_GROUP = {
     "ls": ROOT_TABLE["images"],
-    **{name: ROOT_TABLE[name] for name in ("pull", "push", "tag", "history", "save", "load", "import")},
+    **{
+        name: ROOT_TABLE[name]
+        for name in ("build", "pull", "push", "tag", "history", "save", "load", "import")
+    },
     "rm": ROOT_TABLE["rmi"],
     "prune": ("prune", "image-prune", "Remove images that nobody uses"),
     "inspect": ("inspect", "image-inspect", "Show everything about images"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The edge: gRPC in, the service's words out."""
 
+from hyperd.api.build import BuildServicer
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
@@ -13,6 +14,7 @@ from hyperd.api.templates import TemplateServicer
 from hyperd.api.volumes import VolumeServicer
 
 __all__ = [
+    "BuildServicer",
     "ContainerServicer",
     "EgressServicer",
     "ImageServicer",

@@ -28,6 +28,7 @@ from hyperd.image.admission import Admissions
 from hyperd.image.archive_write import Saving
 from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
 from hyperd.image.budget import NO_BUDGET, Budget, Marks
+from hyperd.image.building import Building, ReadLayer
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import STALL_TIMEOUT_S, Downloads
@@ -143,6 +144,7 @@ class OciImageStore:
             self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
         )
         self._making = Making(self._parts, self._intake)
+        self._building = Building(self._parts, self._intake)
         self._saving = Saving(self._parts)
         self._loading = Loading(
             self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
@@ -388,6 +390,11 @@ class OciImageStore:
 
     async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         image = await self._making.commit(base, layer, new)
+        await self._came_in(image)
+        return image
+
+    async def take_built(self, config: bytes, read_layer: ReadLayer, tags: Sequence[str]) -> Image:
+        image = await self._building.take(config, read_layer, tags)
         await self._came_in(image)
         return image
 
