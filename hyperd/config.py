@@ -18,6 +18,7 @@ from typing import Any, Literal
 from hyperd.errors import InvalidError
 
 DEFAULT_PATH = Path("/etc/hyper/hyperd.toml")
+_MAY_BE_NONE = (("template", "spares"),)  # 0 turns off what is on by default
 
 
 def _assets_dir() -> Path:
@@ -76,6 +77,7 @@ class NetworkConfig:
     bridge: str = "hyper0"
     subnet: str = "10.213.0.0/16"
     mtu: int = 0  # 0: that of the host's default route
+    floating: tuple[str, ...] = ()  # ranges of addresses that `hyper fip` lends to containers
     publish_address: str = "0.0.0.0"  # where `-p 8080:80` is reached; 127.0.0.1: on this host alone
 
 
@@ -91,6 +93,7 @@ class TemplateConfig:
         True  # what such VMs never write, they share: less memory, and a side channel (CVE-2015-2877)
     )
     budget_mib: int = 2048  # of disk; beyond it the least recently used go
+    spares: int = 1  # VMs kept ready for the next container; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +183,13 @@ def _with_value(config: Config, section: str, key: str, value: object, source: s
         raise InvalidError(
             f"unknown key {key!r} in [{section}]", subject=source, hint=f"known: {', '.join(hints)}"
         )
-    converted = _converted(hints[key], value, f"[{section}] {key}", source)
+    convert = _texts if hints[key] == tuple[str, ...] else _converted
+    converted = convert(hints[key], value, f"[{section}] {key}", source)
     if (
-        converted == 0 and hints[key] is not bool and getattr(type(part)(), key) != 0
+        converted == 0
+        and hints[key] is not bool
+        and getattr(type(part)(), key) != 0
+        and (section, key) not in _MAY_BE_NONE
     ):  # 0 has a meaning only where it is the default
         raise InvalidError(f"[{section}] {key} cannot be 0", subject=source)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})
@@ -222,6 +229,14 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
     return converted
 
 
+def _texts(_kind: Any, value: object, key: str, source: str) -> tuple[str, ...]:
+    """A list; from the environment or a flag, with commas between."""
+    given = [part.strip() for part in value.split(",") if part] if isinstance(value, str) else value
+    if isinstance(given, list | tuple) and all(isinstance(item, str) and "\0" not in item for item in given):
+        return tuple(given)
+    raise InvalidError(f"{key} = {value!r} does not fit", subject=source, hint="it takes a list of texts")
+
+
 def _kind_name(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(typing.get_args(kind))
@@ -233,6 +248,8 @@ def _kind_name(kind: Any) -> str:
 def _toml(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
     if not isinstance(value, str | Path):
         return str(value)
     # JSON's escapes are TOML's, but for DEL and for what JSON would write as two surrogates.

@@ -16,6 +16,7 @@ from hyperd.api import (
     BuildServicer,
     ContainerServicer,
     EgressServicer,
+    FloatingServicer,
     ImageServicer,
     NetworkServicer,
     SecurityGroupServicer,
@@ -39,7 +40,7 @@ from hyperd.host.workers import Workers
 from hyperd.image import LOW_SHARE, ImageSettings, Marks, OciImageStore, host_platform
 from hyperd.model.container import Sizing
 from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetworks, BridgeSettings, Network
+from hyperd.network import BridgeNetworks, BridgeSettings, Network, parse_pools
 from hyperd.sandbox import (
     AcceleratorChooser,
     Admission,
@@ -47,21 +48,28 @@ from hyperd.sandbox import (
     Findings,
     Fleet,
     FleetSettings,
+    FloatingDesk,
     GuestSettings,
     Ledger,
     NetworkDesk,
     PolicyDesk,
     Records,
+    Resetting,
     Reviver,
     Rooms,
     Runner,
     RunSettings,
     Services,
+    SpareMaker,
+    Spares,
+    SpareSettings,
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    Turns,
     VolumeDesk,
     fingerprint,
+    parallel_starts,
 )
 from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage, LocalVolumes, SpaceWatch
@@ -101,7 +109,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await images.open()
         stack.push_async_callback(images.close)
         storage, volumes = await _open_storage(config, floor, stack, tasks)
-        network = BridgeNetworks(_bridge_settings(config), floor.database)
+        network = _networks(config, floor)
         stack.callback(network.close)
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
@@ -112,11 +120,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
         facts = _facts(config, settings.guest, hypervisor, floor.files)
-        template_settings = _template_settings(config)
-        builder = TemplateBuilder(rooms, settings, template_settings, floor.files)
-        templates = Templates(builder, snapshots, facts, ledger, settings.guest, template_settings, tasks)
-        stack.push_async_callback(templates.close)
-        runner = Runner(rooms, settings, templates, floor.files)
+        runner = _runner(config, rooms, settings, facts, ledger, floor.files, tasks)
+        stack.push_async_callback(runner.templates.close)
+        stack.push_async_callback(runner.spares.close)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
@@ -142,7 +148,8 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             fleet,
             images,
             network,
-            templates,
+            runner.templates,
+            runner.spares,
             storage,
             snapshots,
             floor.files,
@@ -168,7 +175,9 @@ async def _run(
             lambda reference: fleet.get(reference).record,
             lambda: [view.record for view in fleet.views()],
         )
-        system = SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage)
+        system = SystemServicer(
+            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet)
+        )
         async with serving(
             config.socket,
             config.daemon.socket_group,
@@ -183,6 +192,7 @@ async def _run(
                 BuildServicer(builds),
                 EgressServicer(policies),
                 SecurityGroupServicer(policies),
+                FloatingServicer(FloatingDesk(desk.network, fleet)),
             ),
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
@@ -192,6 +202,25 @@ async def _run(
         for task in (opened, building, running, warming_up):
             task.cancel()
     log.info("ended; virtual machines run on")
+
+
+def _runner(
+    config: Config,
+    rooms: Rooms,
+    settings: RunSettings,
+    facts: Facts,
+    ledger: Ledger,
+    files: Workers,
+    tasks: asyncio.TaskGroup,
+) -> Runner:
+    """With all that a start can begin with: a spare, a template."""
+    template_settings = _template_settings(config)
+    builder = TemplateBuilder(rooms, settings, template_settings, files)
+    templates = Templates(builder, rooms.snapshots, facts, ledger, settings.guest, template_settings, tasks)
+    turns = Turns(parallel_starts(settings.parallel_starts))
+    maker = SpareMaker(rooms, settings, _disk_owner(config), files)
+    spares = Spares(maker, templates, ledger, turns, SpareSettings(config.template.spares), tasks)
+    return Runner(rooms, settings, templates, spares, turns, files)
 
 
 async def prepare_network(network: Network) -> None:
@@ -284,6 +313,11 @@ def image_budget(config: Config) -> Marks:
         return Marks(high << 20, (low or int(high * LOW_SHARE)) << 20)
     except ValueError as error:
         raise InvalidError(str(error), subject=f"[image] budget_low_mib {low}, budget_mib {high}") from error
+
+
+def _networks(config: Config, floor: _Floor) -> BridgeNetworks:
+    pools = parse_pools(config.network.floating)
+    return BridgeNetworks(_bridge_settings(config), floor.database, pools=pools)
 
 
 def _bridge_settings(config: Config) -> BridgeSettings:

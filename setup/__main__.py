@@ -14,10 +14,11 @@ from setup.environment import Environment
 from setup.erofs import Erofs
 from setup.kernel import Kernel
 from setup.packages import Packages
+from setup.postgres import Postgres
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
 
-NAMES = ("packages", "kernel", "builder", "python", "erofs", "busybox", "agent", "prepare")
+NAMES = ("packages", "kernel", "builder", "python", "erofs", "busybox", "postgres", "agent", "prepare")
 
 
 def main() -> None:
@@ -30,7 +31,7 @@ def main() -> None:
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
         *(Packages(), Kernel(renew="kernel" in force), Builder(renew="builder" in force)),
-        *(Environment(), Erofs(), Busybox(), Agent(), Prepare()),
+        *(Environment(), Erofs(), Busybox(), Postgres(), Agent(), Prepare()),
     )
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)

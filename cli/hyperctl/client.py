@@ -97,6 +97,12 @@ class Client:
         return policy_pb2_grpc.SecurityGroupServiceStub(self._channel)
 
     @property
+    def floating(self) -> "policy_pb2_grpc.FloatingServiceAsyncStub":
+        from hyper.v1 import policy_pb2_grpc
+
+        return policy_pb2_grpc.FloatingServiceStub(self._channel)
+
+    @property
     def system(self) -> "system_pb2_grpc.SystemServiceAsyncStub":
         from hyper.v1 import system_pb2_grpc
 

@@ -49,6 +49,8 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "network": ("groups", "network", "Networks of containers, each closed to the others"),
     "egress": ("groups", "egress", "What containers may reach, and what they tried to"),
     "sg": ("groups", "sg", "Security groups: whom containers hear, and speak to"),
+    "fip": ("groups", "fip", "Addresses of this host that are lent to containers"),
+    "df": ("usage", "growth", "Show how large disks and volumes may become, and whether there is room"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -84,6 +86,7 @@ SYSTEM_GROUP = {
     "df": ("usage", "df", "Show what takes room on the disk"),
     "info": ROOT_TABLE["info"],
     "prune": ("prune", "system-prune", "Remove stopped containers, and images that nobody uses"),
+    "reset": ("reset", "reset", "Remove all containers and networks, and what they have of the host's"),
 }
 SNAPSHOT_GROUP = {
     "create": (
@@ -133,6 +136,14 @@ SECURITY_GROUP_GROUP = {
     "rm": ("security_groups", "rm", "Remove security groups"),
     "attach": ("security_groups", "attach", "Give a container further security groups"),
     "detach": ("security_groups", "detach", "Take security groups from a container"),
+}
+FLOATING_GROUP = {
+    "allocate": ("floating", "allocate", "Take addresses out of the pools"),
+    "ls": ("floating", "ls", "List the addresses that are allocated"),
+    "attach": ("floating", "attach", "Lend an address to a container"),
+    "detach": ("floating", "detach", "Take its address from a container"),
+    "name": ("floating", "name", "Give an address a name, or take it"),
+    "release": ("floating", "release", "Give addresses back to the pools"),
 }
 NETWORK_GROUP = {
     "create": ("networks", "create", "Make a network"),

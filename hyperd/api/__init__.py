@@ -3,6 +3,7 @@
 
 from hyperd.api.build import BuildServicer
 from hyperd.api.containers import ContainerServicer
+from hyperd.api.floating import FloatingServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
 from hyperd.api.policies import EgressServicer
@@ -17,6 +18,7 @@ __all__ = [
     "BuildServicer",
     "ContainerServicer",
     "EgressServicer",
+    "FloatingServicer",
     "ImageServicer",
     "NetworkServicer",
     "SecurityGroupServicer",

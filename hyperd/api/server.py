@@ -23,6 +23,7 @@ from hyper.v1 import (
 )
 from hyperd.api.build import BuildServicer
 from hyperd.api.containers import ContainerServicer
+from hyperd.api.floating import FloatingServicer
 from hyperd.api.images import ImageServicer
 from hyperd.api.networks import NetworkServicer
 from hyperd.api.policies import EgressServicer
@@ -53,6 +54,7 @@ class Servicers:
     builds: BuildServicer
     egress: EgressServicer
     groups: SecurityGroupServicer
+    floating: FloatingServicer
 
     def add_to(self, server: grpc.aio.Server) -> None:
         container_pb2_grpc.add_ContainerServiceServicer_to_server(self.containers, server)
@@ -65,6 +67,7 @@ class Servicers:
         build_pb2_grpc.add_BuildServiceServicer_to_server(self.builds, server)
         policy_pb2_grpc.add_EgressServiceServicer_to_server(self.egress, server)
         policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(self.groups, server)
+        policy_pb2_grpc.add_FloatingServiceServicer_to_server(self.floating, server)
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ from hyper.v1 import system_pb2_grpc
 from hyperd.api import convert
 from hyperd.api.status import Context, errors_as_status
 from hyperd.model.host import HostCheck
+from hyperd.sandbox import Resetting
 
 
 class SystemServicer(system_pb2_grpc.SystemServiceServicer):
@@ -19,7 +20,9 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
         info: Callable[[], Awaitable[wire.GetInfoResponse]],
         checks: Callable[[], Awaitable[list[HostCheck]]],
         usage: Callable[[], Awaitable[wire.GetDiskUsageResponse]],
+        resetting: Resetting,
     ) -> None:
+        self._resetting = resetting
         self._version = version
         self._info = info
         self._checks = checks
@@ -43,3 +46,15 @@ class SystemServicer(system_pb2_grpc.SystemServiceServicer):
     ) -> wire.GetDiskUsageResponse:
         async with errors_as_status(context):
             return await self._usage()
+
+    async def ResetSystem(
+        self, request: wire.ResetSystemRequest, context: Context
+    ) -> wire.ResetSystemResponse:
+        async with errors_as_status(context):
+            gone = await self._resetting.reset(force=request.force)
+            return wire.ResetSystemResponse(
+                containers=gone.containers,
+                networks=gone.networks,
+                security_groups=gone.groups,
+                floating=gone.floating,
+            )

@@ -96,6 +96,15 @@ class UnpublishRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class FloatingAddress:
+    """One of the host's that is allocated."""
+
+    address: str
+    name: str = ""
+    sandbox_id: SandboxId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class NetworkSpec:
     """A network as asked for; "" and 0 are chosen by the daemon."""
 

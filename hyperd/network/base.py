@@ -10,6 +10,7 @@ from hyperd.model.network import (
     DEFAULT_NETWORK,
     Attachment,
     Endpoint,
+    FloatingAddress,
     NetworkSpec,
     NetworkView,
     PortRequest,
@@ -17,6 +18,31 @@ from hyperd.model.network import (
 )
 from hyperd.model.policy import EgressReport, Limits, SecurityGroup
 from hyperd.model.vm import SandboxId
+
+
+class FloatingAddresses(Protocol):
+    """Of the configuration's pools; ``reference``: an address, or its name."""
+
+    async def list_addresses(self) -> list[FloatingAddress]:
+        """Those that are allocated, in order."""
+
+    async def allocate(self, count: int, wanted: str = "") -> list[FloatingAddress]:
+        """Raises ExhaustedError, ExistsError for the wanted one, InvalidError."""
+
+    async def attach(self, reference: str, sandbox_id: SandboxId, *, force: bool = False) -> FloatingAddress:
+        """One to one, until it is detached or the sandbox released; ``force``: whoever has it loses it.
+
+        Raises NotFoundError, WrongStateError when somebody has it, ExistsError when the sandbox has another.
+        """
+
+    async def detach(self, sandbox_id: SandboxId) -> FloatingAddress | None:
+        """As it was; None: it had none. Idempotent."""
+
+    async def name(self, reference: str, name: str) -> FloatingAddress:
+        """``name`` "": none. Raises NotFoundError, ExistsError, InvalidError."""
+
+    async def release(self, reference: str) -> None:
+        """Raises NotFoundError, WrongStateError while it is attached."""
 
 
 class SecurityGroups(Protocol):
@@ -74,6 +100,10 @@ class Network(Protocol):
     @property
     def policies(self) -> Policies:
         """What sandboxes may begin."""
+
+    @property
+    def floating(self) -> FloatingAddresses:
+        """Addresses that are lent to sandboxes."""
 
     @property
     def trouble(self) -> HyperError | None:
@@ -144,6 +174,12 @@ class Network(Protocol):
 
     async def list_attached(self) -> set[SandboxId]:
         """Who owns a lease or a tap, for cleaning up after a kill."""
+
+    async def clear(self) -> None:
+        """Networks that users made, and of the default one all that is on the host: it is made again when needed.
+
+        Raises WrongStateError while somebody has an address.
+        """
 
     def list_networks(self) -> list[NetworkView]:
         """The default one first, then oldest first."""

@@ -214,6 +214,10 @@ class BridgeNetwork:
         """The names of all networks that it has a lease of, in one look."""
         return await self._leases.networks_of(sandbox_id)
 
+    async def address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
+        lease = await self._leases.find(sandbox_id)
+        return lease.address if lease is not None else None
+
     async def list_leased(self) -> set[SandboxId]:
         await self._prepare_records()
         return await self._leases.list_owners() | self._publishing.owners
@@ -234,6 +238,11 @@ class BridgeNetwork:
             except BaseException:
                 self._is_removed = False
                 raise
+
+    async def clear(self) -> None:
+        """As ``remove``, until it is needed again."""
+        await self.remove()
+        self._is_removed = False
 
     def close(self) -> None:
         """End the room's thread and give the bridge free; what sandboxes use stays."""
@@ -293,6 +302,7 @@ class BridgeNetwork:
                 self._plugs.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
+            self._plugs.ruled(speaker.tap for speaker in known)
             self._switch_loopback()
         if was_guarded and not self._plugs.is_guarded:
             _log.warning(

@@ -20,6 +20,7 @@ _NF_TABLES = 10
 _NEWSETELEM, _DELSETELEM = _NF_TABLES << 8 | 12, _NF_TABLES << 8 | 14
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _KEY, _DATA, _VALUE, _TIMEOUT = 1, 2, 1, 4
+_VERDICT, _CODE, _CHAIN, _GOTO = 2, 1, 2, -4
 _NESTED = 0x8000
 _TOGETHER = 256  # elements of one message, whose length has 16 bits
 
@@ -32,6 +33,7 @@ class Element:
     key: bytes
     data: bytes = b""  # of a map's
     timeout_ms: int = 0  # 0: it stays
+    goto: str = ""  # of a map of verdicts: the chain
 
 
 def padded(*parts: bytes) -> bytes:
@@ -80,6 +82,9 @@ def _encode(elements: Iterable[Element]) -> Iterable[bytes]:
         parts = _attribute(_KEY | _NESTED, _attribute(_VALUE, element.key))
         if element.data:
             parts += _attribute(_DATA | _NESTED, _attribute(_VALUE, element.data))
+        if element.goto:
+            verdict = _attribute(_CODE, struct.pack("!i", _GOTO)) + _text(_CHAIN, element.goto)
+            parts += _attribute(_DATA | _NESTED, _attribute(_VERDICT | _NESTED, verdict))
         if element.timeout_ms:
             parts += _attribute(_TIMEOUT, struct.pack("!Q", element.timeout_ms))
         yield _attribute(1 | _NESTED, parts)

@@ -14,6 +14,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.errors import (
     ExhaustedError,
@@ -40,6 +41,7 @@ from hyperd.network.bridge import read_routes, read_routes6
 from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
 from hyperd.network.definitions import Definitions
 from hyperd.network.directory import Directory
+from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
 from hyperd.network.planning import (
@@ -56,6 +58,7 @@ from hyperd.network.publishing import AtPort
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import existing_taps
+from hyperd.network.watch import TableWatch, watching
 
 _log = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
@@ -69,8 +72,9 @@ class BridgeNetworks:
         settings: BridgeSettings,
         database: Database,
         upstream: Callable[[], Sequence[str]] = lambda: read_resolver().servers,
+        pools: Sequence[IPv4Network] = (),
     ) -> None:
-        """``upstream``: the servers that are asked what no container is called."""
+        """``upstream``: the servers that are asked what no container is called. ``pools``: of floating addresses."""
         self._settings = settings
         self._database = database
         self._definitions = Definitions(database)
@@ -79,6 +83,7 @@ class BridgeNetworks:
         self._default = BridgeNetwork(settings, database, self._at_port, self._policies)
         self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
         self._views: dict[str, NetworkView] = {}
+        self._floating = Floating(database, pools, settings.table, settings.bridge, self._address_of)
         self._changing = asyncio.Lock()
         self._is_loaded = False
         self._named: Callable[[], Iterable[Named]] = tuple
@@ -89,6 +94,10 @@ class BridgeNetworks:
     @property
     def trouble(self) -> HyperError | None:
         return self._default.trouble
+
+    @property
+    def floating(self) -> Floating:
+        return self._floating
 
     @property
     def policies(self) -> Policies:
@@ -110,6 +119,10 @@ class BridgeNetworks:
                     await self._serve_names(name, network)
                 except HyperError as error:
                     _log.error("a network is not ready", extra={"network": name, "error": str(error)})
+        try:
+            await self._floating.stand()
+        except HyperError as error:
+            _log.error("floating addresses are not ready", extra={"error": str(error)})
         if trouble is not None:
             raise trouble
 
@@ -118,14 +131,17 @@ class BridgeNetworks:
         self._named = named
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
-        """Until cancelled: rules that somebody took away are made again."""
+        """Until cancelled: rules that somebody took away are made again, at once."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._policies.keep())
-            await self._keep(every_s)
+            async with watching() as watch:
+                await self._keep(watch, every_s)
 
-    async def _keep(self, every_s: float) -> None:
+    async def _keep(self, watch: TableWatch, every_s: float) -> None:
         while True:
-            await asyncio.sleep(every_s)
+            await watch.wait(every_s)
+            with contextlib.suppress(HyperError):  # told where it failed; the next look tries again
+                await self._floating.look()
             for name, network in list(self._networks.items()):
                 await network.look()
                 with contextlib.suppress(HyperError):  # the port may be free by now
@@ -142,7 +158,9 @@ class BridgeNetworks:
         found = self._require(endpoint.network)
         if self._policies.covers(sandbox_id):
             await self._serve_policed(found)
-        return await found.attach(sandbox_id, ports, holder, endpoint, slot)
+        made = await found.attach(sandbox_id, ports, holder, endpoint, slot)
+        await self._floating.follow(sandbox_id)
+        return made
 
     async def enforce(self, sandbox_id: SandboxId) -> None:
         for network in await self._of(sandbox_id):
@@ -170,6 +188,7 @@ class BridgeNetworks:
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
         await remove_left_taps(sandbox_id)
+        await self._floating.detach(sandbox_id)
         await self._policies.forget(sandbox_id)
 
     async def keep_only(self, wanted: Mapping[SandboxId, Collection[str]]) -> set[SandboxId]:
@@ -276,6 +295,14 @@ class BridgeNetworks:
                 self._networks[name], self._views[name] = network, view
                 raise
 
+    async def clear(self) -> None:
+        for name in list(self._views):
+            await self.remove_network(name)
+        async with self._changing:
+            await self._default.clear()
+            self._close_server(self._settings.name)
+            await self._floating.stand()
+
     def close(self) -> None:
         for server in self._servers.values():
             server.close()
@@ -343,6 +370,11 @@ class BridgeNetworks:
                 self._settings_of(view), self._database, self._at_port, self._policies
             )
         self._is_loaded = True
+
+    async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
+        for network in await self._of(sandbox_id):
+            return await network.address_of(sandbox_id)
+        return None
 
     def _require(self, name: str) -> BridgeNetwork:
         network = self._networks.get(name or DEFAULT_NETWORK)

@@ -5,7 +5,7 @@ Blocking.
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
@@ -58,15 +58,26 @@ def allow(table: str, speaker: Speaker) -> None:
     elements.add(BRIDGE_FAMILY, table, [*_elements(speaker), Element(TAPS, _name(speaker.tap))])
 
 
-def forget(table: str, tap: str, speaker: Speaker | None) -> None:
-    """After the tap is gone. Idempotent, also without the table. ``speaker``: None when its addresses are not known."""
-    known = _elements(speaker) if speaker else []
-    for element in (Element(TAPS, _name(tap)), *known):
-        try:
-            elements.remove(BRIDGE_FAMILY, table, [element])
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
+def forget(table: str, taps: Sequence[str], speakers: Sequence[Speaker]) -> None:
+    """After the taps are gone. Idempotent, also without the table. ``speakers``: those whose addresses are known."""
+    known = [Element(TAPS, _name(tap)) for tap in taps] + [
+        element for one in speakers for element in _elements(one)
+    ]
+    try:
+        elements.remove(BRIDGE_FAMILY, table, known)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        for element in known:  # one that is missing, and nothing was removed
+            _forget(table, element)
+
+
+def _forget(table: str, element: Element) -> None:
+    try:
+        elements.remove(BRIDGE_FAMILY, table, [element])
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _name(tap: str) -> bytes:

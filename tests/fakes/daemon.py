@@ -28,7 +28,7 @@ from hyper.v1 import container_pb2 as pb
 from tests.fakes.daemon_build import FakeBuilds
 from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
-from tests.fakes.daemon_policies import FakeEgress, FakeSecurityGroups
+from tests.fakes.daemon_policies import FakeEgress, FakeFloatingService, FakeSecurityGroups
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
 from tests.fakes.daemon_system import FakeSystem
@@ -251,6 +251,7 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     build_pb2_grpc.add_BuildServiceServicer_to_server(FakeBuilds(daemon), server)
     policy_pb2_grpc.add_EgressServiceServicer_to_server(FakeEgress(daemon), server)
     policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(FakeSecurityGroups(daemon), server)
+    policy_pb2_grpc.add_FloatingServiceServicer_to_server(FakeFloatingService(daemon), server)
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     try:

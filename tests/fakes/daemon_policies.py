@@ -76,3 +76,40 @@ def _group(name):
         policy_pb2.SecurityGroupRule(direction="egress", remote_group_name="db"),
     ]
     return policy_pb2.SecurityGroup(name=name or "web", description="of tests", rules=rules, users=["site"])
+
+
+class FakeFloatingService(policy_pb2_grpc.FloatingServiceServicer):
+    def __init__(self, daemon: FakeDaemon) -> None:
+        self._daemon = daemon
+
+    async def AllocateFloating(self, request, context):
+        await self._daemon.check(request, context)
+        made = [policy_pb2.FloatingAddress(address=f"203.0.113.{n + 1}") for n in range(request.count)]
+        return policy_pb2.AllocateFloatingResponse(addresses=made)
+
+    async def ListFloating(self, request, context):
+        await self._daemon.check(request, context)
+        free = policy_pb2.FloatingAddress(address="203.0.113.2")
+        return policy_pb2.ListFloatingResponse(addresses=[_lent(), free])
+
+    async def AttachFloating(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.AttachFloatingResponse(address=_lent())
+
+    async def DetachFloating(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.DetachFloatingResponse(address=_lent())
+
+    async def NameFloating(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.NameFloatingResponse(address=_lent())
+
+    async def ReleaseFloating(self, request, context):
+        await self._daemon.check(request, context)
+        return policy_pb2.ReleaseFloatingResponse()
+
+
+def _lent():
+    return policy_pb2.FloatingAddress(
+        address="203.0.113.1", name="front", container_id="1" * 64, container_name="web"
+    )

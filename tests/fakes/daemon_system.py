@@ -11,6 +11,10 @@ class FakeSystem(system_pb2_grpc.SystemServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:
         self._daemon = daemon
 
+    async def ResetSystem(self, request, context):
+        await self._daemon.check(request, context)
+        return system_pb2.ResetSystemResponse(containers=["web"], networks=["back"], floating=["203.0.113.1"])
+
     async def GetVersion(self, request, context):
         await self._daemon.check(request, context)
         return system_pb2.GetVersionResponse(

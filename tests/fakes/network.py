@@ -26,6 +26,7 @@ from hyperd.model.network import (
     PublishedPort,
 )
 from hyperd.model.vm import SandboxId
+from tests.fakes.floating import FakeFloating
 from tests.fakes.policies import FakePolicies
 
 
@@ -59,6 +60,7 @@ class FakeNetwork:
         self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
         self.ports: dict[PublishedPort, tuple[SandboxId, str, str]] = {}  # whose, for whom, on which network
         self.policies = FakePolicies()
+        self.floating = FakeFloating()
         self.enforced: list[SandboxId] = []
 
     async def prepare(self) -> None:
@@ -235,6 +237,7 @@ class FakeNetwork:
             raise error
         await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
+        await self.floating.detach(sandbox_id)
         self.policies.limits.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
@@ -248,6 +251,12 @@ class FakeNetwork:
             if reference in (view.spec.name, view.network_id):
                 return view
         raise NotFoundError("no such network", subject=f"network {reference}")
+
+    async def clear(self) -> None:
+        if self.leases:
+            raise WrongStateError("is in use", subject="network bridge")
+        del self.networks[1:]
+        self.prepared = 0
 
     async def create_network(self, spec: NetworkSpec) -> NetworkView:
         if any(view.spec.name == spec.name for view in self.networks):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real guests on networks that users make."""
 
+import subprocess
+
 from tests.harness import Hyper
 
 BUSYBOX = "test.local/busybox"
@@ -57,3 +59,18 @@ def test_containers_of_a_network_call_each_other_by_name_through_a_restart_of_hy
     finally:
         host.run("rm", "-f", name)
         host.ok("network", "rm", name)
+
+
+def test_a_reset_leaves_nothing_of_the_network_on_the_host(host: Hyper, name: str):
+    host.ok("network", "create", name)
+    host.ok("run", "-d", "--network", name, "--name", name, "--egress", "none", BUSYBOX, "sleep", "600")
+    refused = host.run("system", "reset", stdin=b"y\n")
+    assert (refused.returncode, f"containers run: {name}".encode() in refused.stderr) == (4, True)
+    said = host.ok("system", "reset", "-f")
+    assert f"Deleted Containers:\n{name}" in said
+    assert f"Deleted Networks:\n{name}" in said
+    left = subprocess.run(["nft", "list", "tables"], capture_output=True, check=True).stdout.decode()
+    links = subprocess.run(["ip", "-br", "link"], capture_output=True, check=True).stdout.decode()
+    assert "hyper_" not in left
+    assert not [line for line in links.splitlines() if line.startswith(("hyper", "hyb", "hyt"))]
+    assert host.ok("run", "--rm", BUSYBOX, "echo", "and again") == "and again"

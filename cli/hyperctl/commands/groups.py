@@ -52,6 +52,11 @@ class SecurityGroupGroup(tree.LazyGroup):
     aliases = tables.LIST_ALIAS
 
 
+class FloatingGroup(tree.LazyGroup):
+    table = tables.FLOATING_GROUP
+    aliases = tables.LIST_ALIAS
+
+
 class PortGroup(tree.LazyGroup):
     """`hyper port CONTAINER`, as Docker has it, beside commands of our own."""
 
@@ -74,4 +79,5 @@ app.add_typer(tree.group(VolumeGroup, tables.ROOT_TABLE["volume"][2]), name="vol
 app.add_typer(tree.group(PortGroup, tables.CONTAINER_TABLE["port"][2]), name="port")
 app.add_typer(tree.group(EgressGroup, tables.ROOT_TABLE["egress"][2]), name="egress")
 app.add_typer(tree.group(SecurityGroupGroup, tables.ROOT_TABLE["sg"][2]), name="sg")
+app.add_typer(tree.group(FloatingGroup, tables.ROOT_TABLE["fip"][2]), name="fip")
 app.add_typer(tree.group(NetworkGroup, tables.ROOT_TABLE["network"][2]), name="network")

@@ -10,6 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.model.policy import Direction, EgressPolicy, GroupRule, SecurityGroup, Service
+from hyperd.network.elements import Element
+
+ROUTED = "routed"  # the set of taps with a policy
 
 
 def members_set(group: str) -> str:
@@ -17,15 +20,17 @@ def members_set(group: str) -> str:
     return f"members_{zlib.crc32(group.encode()):08x}"
 
 
-def render_members(table: str, members: Mapping[str, Iterable[IPv4Address]]) -> str:
-    """The sets as they are from now on, in one step with whatever else is told."""
-    lines = []
-    for group in sorted(members):
-        name, addresses = members_set(group), sorted(members[group])
-        lines += [f"add set {table} {name} {{ type ipv4_addr; }}", f"flush set {table} {name}"]
-        if addresses:
-            lines.append(f"add element {table} {name} {{ {', '.join(map(str, addresses))} }}")
-    return "\n".join([*lines, ""])
+def render_members(table: str, groups: Iterable[str]) -> str:
+    """The sets, there from now on."""
+    return "".join(
+        f"add set {table} {members_set(group)} {{ type ipv4_addr; }}\n" for group in sorted(groups)
+    )
+
+
+def members_of(groups: Mapping[str, Iterable[IPv4Address]]) -> list[Element]:
+    return [
+        Element(members_set(group), address.packed) for group, known in groups.items() for address in known
+    ]
 
 
 def referred(groups: Iterable[SecurityGroup], egress: EgressPolicy) -> set[str]:
@@ -34,16 +39,17 @@ def referred(groups: Iterable[SecurityGroup], egress: EgressPolicy) -> set[str]:
     return found | {name for rule in egress.rules for name in rule.groups}
 
 
-def heard(groups: Iterable[SecurityGroup], subnet: IPv4Network) -> Iterator[str]:
-    """Of what others begin."""
-    groups = tuple(groups)
+def heard(groups: Iterable[SecurityGroup], bridge: str, subnet: IPv4Network) -> Iterator[str]:
+    """Of what others begin. An address of the network's counts only where it comes from the network."""
+    groups, within = tuple(groups), (f'iifname "{bridge}"', f"iifname @{ROUTED}")
     if not groups:
         yield "ct status dnat accept"
-        yield f"ip saddr {subnet} accept"
+        yield from (f"{where} ip saddr {subnet} accept" for where in within)
         yield "counter drop"
         return
     for rule in _of(groups, Direction.INGRESS):
-        yield f"{_whom('saddr', rule)}{render_service(rule.service)}accept"
+        for where in within if rule.group else ("",):
+            yield f"{where} {_whom('saddr', rule)}{render_service(rule.service)}accept".lstrip()
     yield "meta l4proto tcp counter reject with tcp reset"
     yield "counter reject with icmpx admin-prohibited"
 

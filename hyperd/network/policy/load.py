@@ -3,12 +3,11 @@
 
 from hyperd.errors import DeniedError, HyperError, UnavailableError
 from hyperd.host import process
-from hyperd.network.policy.rules import table_of
 
 _TIMEOUT_S = 20.0
 
 
-async def load_rules(text: str, base: str) -> None:
+async def load_rules(text: str, table: str) -> None:
     """Raises UnavailableError when nft is missing or refuses, DeniedError."""
     finished = await process.run(["nft", "-f", "-"], timeout_s=_TIMEOUT_S, stdin=text.encode())
     if finished.returncode == 0:
@@ -16,8 +15,8 @@ async def load_rules(text: str, base: str) -> None:
     refusal = finished.stderr_tail
     kind: type[HyperError] = DeniedError if "not permitted" in refusal else UnavailableError
     raise kind(
-        "the rules of a policy were refused",
-        subject=f"table inet {table_of(base)}",
+        "its rules were refused",
+        subject=f"table inet {table}",
         evidence=refusal,
-        hint="a sandbox with a policy does not run without it",
+        hint="a sandbox that needs them does not run without",
     )

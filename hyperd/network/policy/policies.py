@@ -30,9 +30,9 @@ from hyperd.network.policy import sets
 from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.records import Held, PolicyRecords, moved
-from hyperd.network.policy.rules import Judged, Learned
+from hyperd.network.policy.rules import Judged, Learned, table_of
 from hyperd.network.policy.screening import services_for
-from hyperd.network.policy.tally import Tally
+from hyperd.network.policy.tally import Tally, summed
 from hyperd.network.policy.wire import Wire
 from hyperd.network.policy.wires import Armed, Place, Wires
 
@@ -48,6 +48,7 @@ class _Policed:
     name: str = ""
     revision: int = 0
     noted: list[tuple[str, str, int, int]] = field(default_factory=list)  # as last written down
+    past: list[Attempt] = field(default_factory=list)  # of networks that it has left, in this run
 
 
 class Policies:
@@ -58,7 +59,7 @@ class Policies:
         self._loading = asyncio.Lock()
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
-        self._wires = Wires()
+        self._wires = Wires(self._kernel)
 
     async def load(self) -> None:
         async with self._loading:
@@ -127,7 +128,7 @@ class Policies:
         if not found:
             return
         with network_errors(place.base):
-            is_there = sets.has_table(place.base)
+            is_there = sets.has_table(table_of(place.base))
         if not is_there:
             for owner, _ in found:
                 await self._end_run(owner, self._policed[owner])
@@ -145,7 +146,7 @@ class Policies:
         if not self._wires.are_on(base):
             return True
         try:
-            return sets.has_table(base)
+            return sets.has_table(table_of(base))
         except OSError:
             return False
 
@@ -165,8 +166,12 @@ class Policies:
         if policed is None:
             return
         await self._note(sandbox_id, policed)
+        counted = await self._counted(place, wire, policed)
         await self._wires.disarm(self._armed(place, sandbox_id, wire, anew=False))
-        await self._end_run(sandbox_id, policed)
+        if self._wires.of(sandbox_id):  # its other networks
+            policed.past += counted
+        else:
+            await self._end_run(sandbox_id, policed)
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
@@ -208,11 +213,9 @@ class Policies:
         policed = self._policed.get(armed.owner) if armed else None
         return (armed.owner, policed.egress, policed.tally) if armed and policed else None
 
-    async def learn(
-        self, base: str, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]
-    ) -> bool:
+    async def learn(self, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
-        wires = [armed.judged.wire for armed in self._wires.of(sandbox_id) if armed.place.base == base]
+        wires = self._wires.of(sandbox_id)  # it may ask on one and go out by another
         policed = self._policed.get(sandbox_id)
         if policed is None or not wires:
             return False
@@ -222,8 +225,9 @@ class Policies:
             policed.tally.tell(name, address, now + lasts_s)
         try:
             for service in services_for(policed.egress, name):
-                for wire in wires:
-                    await self._kernel.call(sets.learn, base, wire.name, service, told)
+                for armed in wires:
+                    wire = armed.judged.wire
+                    await self._kernel.call(sets.learn, armed.place.base, wire.name, service, told)
         except OSError as error:
             _log.warning("not let through", extra={"sandbox_id": sandbox_id, "error": str(error)})
             return False
@@ -268,15 +272,19 @@ class Policies:
     async def _end_run(self, sandbox_id: SandboxId, policed: _Policed) -> None:
         """The kernel has forgotten what it counted."""
         await self._records.note(sandbox_id, policed.name, (), end_run=True)
-        policed.noted = []
+        policed.noted, policed.past = [], []
+
+    async def _counted(self, place: Place, wire: Wire, policed: _Policed) -> list[Attempt]:
+        with network_errors(wire.name):
+            blocked = await self._kernel.call(sets.read_blocked, place.base, wire.name)
+        return policed.tally.attempts(blocked)
 
     async def _note(self, sandbox_id: SandboxId, policed: _Policed) -> None:
         """What the kernel has counted and names that were refused, into the records."""
-        attempts: list[Attempt] = []
+        counted = list(policed.past)
         for armed in self._wires.of(sandbox_id):
-            with network_errors(armed.judged.wire.name):
-                blocked = await self._kernel.call(sets.read_blocked, armed.place.base, armed.judged.wire.name)
-            attempts += policed.tally.attempts(blocked)
+            counted += await self._counted(armed.place, armed.judged.wire, policed)
+        attempts = summed(counted)
         counts = [(each.destination, each.protocol, each.port, each.count) for each in attempts]
         refused = policed.tally.take_refused()
         if not refused and counts == policed.noted:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.model.policy import EgressMode, EgressPolicy, SecurityGroup, Service
+from hyperd.network.elements import Element, padded
 from hyperd.network.policy import group_rules
-from hyperd.network.policy.group_rules import render_service
+from hyperd.network.policy.group_rules import ROUTED, render_service
 from hyperd.network.policy.wire import Wire
 
-ROUTED, SPEAKERS, RATES = "routed", "speakers", "rate_of"
+SPEAKERS, RATES = "speakers", "rate_of"
 OUTWARD, REFUSING, BEGUN, HEARD = "outward_of", "refusing_of", "begun_of", "heard_of"
 _LEAST_BURST_BYTES = 128 << 10  # a guest sends up to 64 KiB in one piece
 MAX_LEARNED = 4096  # addresses of one sandbox and service
@@ -104,49 +105,41 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_wire(base: str, judged: Judged, learned: Learned | None = None) -> str:
+def render_wire(base: str, judged: Judged, *, forgets: bool = False) -> str:
     """A wire's own chains and sets, made anew from its policy; what is counted stays.
 
-    ``learned``: in the place of what its names stood for; None: that stays, too.
+    ``forgets``: what its names stood for does not.
     """
     table, tap = f"inet {table_of(base)}", judged.wire.name
     counted = f"size {MAX_BLOCKED}; flags dynamic,timeout; timeout {KEPT_S}s; counter;"
-    verdicts = {
-        OUTWARD: (_outward(tap), [*_egress(tap, judged.egress), f"goto {_refusing(tap)}"]),
-        BEGUN: (f"begun_{tap}", group_rules.begun(judged.groups, _refusing(tap))),
-        HEARD: (f"heard_{tap}", group_rules.heard(judged.groups, judged.wire.subnet)),
-        REFUSING: (_refusing(tap), _refusal(tap)),
+    chains = {
+        _outward(tap): [*_egress(tap, judged.egress), f"goto {_refusing(tap)}"],
+        _begun(tap): group_rules.begun(judged.groups, _refusing(tap)),
+        _heard(tap): group_rules.heard(judged.groups, judged.wire.bridge, judged.wire.subnet),
+        _refusing(tap): _refusal(tap),
     }
+    names = [learned_set(tap, service) for service in services_of(judged.egress)]
     return "\n".join(
         [
             f"add set {table} {blocked_set(tap)} {{ type ipv4_addr . inet_proto . inet_service; {counted} }}",
             f"add set {table} {other_set(tap)} {{ type ipv4_addr . inet_proto; {counted} }}",
-            *(_learned(table, learned_set(tap, service)) for service in services_of(judged.egress)),
-            *(f"add chain {table} {chain}" for chain, _ in verdicts.values()),
-            *(f"flush chain {table} {chain}" for chain, _ in verdicts.values()),
-            *(f"add rule {table} {chain} {rule}" for chain, rules in verdicts.values() for rule in rules),
-            *(_relearned(table, tap, judged.egress, learned) if learned is not None else ()),
-            *(
-                f'add element {table} {where} {{ "{tap}" : goto {chain} }}'
-                for where, (chain, _) in verdicts.items()
-            ),
+            *(_learned(table, name) for name in names),
+            *(f"flush set {table} {name}" for name in names if forgets),
+            *(f"add chain {table} {chain}" for chain in chains),
+            *(f"flush chain {table} {chain}" for chain in chains),
+            *(f"add rule {table} {chain} {rule}" for chain, rules in chains.items() for rule in rules),
             *_rate(table, judged.wire),
-            f'add element {table} {SPEAKERS} {{ "{tap}" . {judged.wire.address} }}',
-            f'add element {table} {ROUTED} {{ "{tap}" }}',
             "",
         ]
     )
 
 
 def render_gone(base: str, judged: Judged, earlier: Iterable[EgressPolicy] = ()) -> str:
-    """A wire's chains and sets taken out, whatever of them is there; the table has to be."""
+    """A wire's chains and sets taken out, whatever of them is there, when its elements are. The table has to be."""
     table, tap = f"inet {table_of(base)}", judged.wire.name
-    chains = (_outward(tap), f"begun_{tap}", f"heard_{tap}", _refusing(tap))
+    chains = (_outward(tap), _begun(tap), _heard(tap), _refusing(tap))
     return render_wire(base, judged) + "\n".join(
         [
-            f'delete element {table} {ROUTED} {{ "{tap}" }}',
-            f'delete element {table} {SPEAKERS} {{ "{tap}" . {judged.wire.address} }}',
-            *(f'delete element {table} {where} {{ "{tap}" }}' for where in (OUTWARD, BEGUN, HEARD, REFUSING)),
             *(f"flush chain {table} {chain}" for chain in chains),
             *(f"delete chain {table} {chain}" for chain in chains),
             *_no_rate(table, judged.wire),
@@ -178,6 +171,22 @@ def services_of(policy: EgressPolicy) -> list[Service]:
     return sorted({rule.service for rule in policy.rules if rule.domains}, key=str)
 
 
+def elements_of(wire: Wire) -> list[Element]:
+    """What leads a wire's packets to its chains. Messages of our own put them in: nft would read every set before."""
+    name = wire.name.encode().ljust(16, b"\0")
+    chains = {
+        OUTWARD: _outward(wire.name),
+        BEGUN: _begun(wire.name),
+        HEARD: _heard(wire.name),
+        REFUSING: _refusing(wire.name),
+    }
+    return [
+        *(Element(where, name, goto=chain) for where, chain in chains.items()),
+        Element(SPEAKERS, padded(name, wire.address.packed)),
+        Element(ROUTED, name),
+    ]
+
+
 def blocked_set(tap: str) -> str:
     """Of TCP and UDP: address, protocol, port."""
     return f"blocked_{tap}"
@@ -191,15 +200,6 @@ def other_set(tap: str) -> str:
 def learned_set(tap: str, service: Service) -> str:
     """The addresses that names allowed for this service stand for."""
     return f"named_{tap}_{zlib.crc32(str(service).encode()):08x}"
-
-
-def _relearned(table: str, tap: str, policy: EgressPolicy, learned: Learned) -> Iterator[str]:
-    for service in services_of(policy):
-        name, known = learned_set(tap, service), learned.get(service, {})
-        yield f"flush set {table} {name}"
-        if known:
-            told = ", ".join(f"{address} timeout {left_s}s" for address, left_s in known.items())
-            yield f"add element {table} {name} {{ {told} }}"
 
 
 def _learned(table: str, name: str) -> str:
@@ -218,6 +218,14 @@ def _no_rate(table: str, wire: Wire) -> Iterator[str]:
     if wire.rate_out:
         yield f'delete element {table} {RATES} {{ "{wire.name}" }}'
         yield f"delete limit {table} rate_{wire.name}"
+
+
+def _begun(tap: str) -> str:
+    return f"begun_{tap}"
+
+
+def _heard(tap: str) -> str:
+    return f"heard_{tap}"
 
 
 def _outward(tap: str) -> str:

@@ -49,7 +49,7 @@ class Screen:
             tally.refuse(name, str(address))
         if sifted.left_out and not sifted.told:
             return prohibited(query)
-        if sifted.told and not await self._policies.learn(self._base, sandbox_id, name, sifted.told):
+        if sifted.told and not await self._policies.learn(sandbox_id, name, sifted.told):
             return refusal(query, dns.rcode.SERVFAIL)
         return sifted.message
 

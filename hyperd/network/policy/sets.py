@@ -62,9 +62,9 @@ def read_blocked(base: str, tap: str) -> list[Blocked]:
     return found
 
 
-def has_table(base: str) -> bool:
+def has_table(table: str) -> bool:
     """Whether nobody took it away: the kernel answers while it is asked. Raises OSError."""
-    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table_of(base))
+    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(struct.pack("=IHHII", 16 + len(body), _GETTABLE, _REQUEST, 1, 0) + body)

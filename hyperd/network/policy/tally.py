@@ -86,3 +86,22 @@ class Tally:
             )
             for each in blocked
         ]
+
+
+def summed(attempts: Iterable[Attempt]) -> list[Attempt]:
+    """One for each destination, on whichever network it was tried."""
+    found: dict[tuple[str, str, int], Attempt] = {}
+    for each in attempts:
+        key = (each.destination, each.protocol, each.port)
+        other = found.get(key)
+        found[key] = (
+            replace(
+                each,
+                count=each.count + other.count,
+                first_at=min(each.first_at, other.first_at),
+                last_at=max(each.last_at, other.last_at),
+            )
+            if other
+            else each
+        )
+    return list(found.values())

@@ -2,21 +2,26 @@
 """``Wires``: the rules of sandboxes with policies as they are in the kernel, changed in one transaction at a time."""
 
 import asyncio
+import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from pyroute2 import AsyncIPRoute
 
+from hyperd.host.workers import Workers
 from hyperd.model.policy import EgressPolicy
 from hyperd.model.vm import SandboxId
+from hyperd.network import elements
+from hyperd.network.elements import INET_FAMILY, Element
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
-from hyperd.network.policy.group_rules import members_set, referred, render_members
+from hyperd.network.policy.group_rules import members_of, members_set, referred, render_members
 from hyperd.network.policy.load import load_rules
 from hyperd.network.policy.rules import (
     Judged,
     Learned,
+    elements_of,
     render_base,
     render_gone,
     render_none,
@@ -51,7 +56,9 @@ class Armed:
 
 
 class Wires:
-    def __init__(self) -> None:
+    def __init__(self, kernel: Workers) -> None:
+        self._kernel = kernel
+        self._members: dict[str, dict[str, set[IPv4Address]]] = {}  # by table: as they are put in
         self._armed: dict[tuple[str, IPv4Address], Armed] = {}
         self._spoken_of: dict[str, set[str]] = {}  # by table: groups that have a set of members there
         self._changing = asyncio.Lock()
@@ -67,14 +74,17 @@ class Wires:
 
     async def stand(self, found: list[Armed]) -> None:
         """Of one network, all at once. Idempotent."""
+        base = found[0].place.base
         async with self._changing:
             self._armed.update((armed.key, armed) for armed in found)
-            await self._load(found[0].place, found)
+            await self._load(found[0].place, found, also=self._forgotten(base))
+            await self._put_in(base, found)
 
     async def arm(self, armed: Armed) -> None:
         async with self._changing:
             self._armed[armed.key] = armed
             await self._load(armed.place, [armed])
+            await self._put_in(armed.place.base, [armed])
 
     async def disarm(self, armed: Armed) -> None:
         """Idempotent."""
@@ -86,45 +96,80 @@ class Wires:
             self._armed.pop(armed.key, None)
             if not self.are_on(base):
                 self._spoken_of.pop(base, None)
-                await load_rules(render_none(base), base)
+                self._members.pop(base, None)
+                await load_rules(render_none(base), table_of(base))
                 return
-            members = render_members(f"inet {table_of(base)}", self._members(base, [armed]))
+            await self._take_out(base, elements_of(wire))
+            await self._regroup(base)
             head = render_base(base, wire, internal=armed.place.internal)
-            await load_rules(head + members + render_gone(base, armed.judged, armed.earlier), base)
+            await load_rules(head + render_gone(base, armed.judged, armed.earlier), table_of(base))
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
         with network_errors(base):
-            is_there = sets.has_table(base)
+            is_there = sets.has_table(table_of(base))
         if is_there:
-            await load_rules(render_none(base), base)
+            await load_rules(render_none(base), table_of(base))
 
     async def forget_group(self, name: str) -> None:
         """Nobody has it, and no rule speaks of it."""
         async with self._changing:
             for base, groups in self._spoken_of.items():
                 if name in groups:
-                    table, members = f"inet {table_of(base)}", members_set(name)
-                    await load_rules(
-                        render_members(table, {name: ()}) + f"delete set {table} {members}\n", base
-                    )
+                    table = f"inet {table_of(base)}"
+                    gone = render_members(table, [name]) + f"delete set {table} {members_set(name)}\n"
+                    await load_rules(gone, table_of(base))
                     groups.discard(name)
+                    self._members.get(base, {}).pop(name, None)
 
-    async def _load(self, place: Place, changed: list[Armed]) -> None:
-        text = render_base(place.base, changed[0].judged.wire, internal=place.internal)
-        text += render_members(f"inet {table_of(place.base)}", self._members(place.base, changed))
+    async def _load(self, place: Place, changed: list[Armed], also: str = "") -> None:
+        table, spoken_of = f"inet {table_of(place.base)}", self._spoken_of.setdefault(place.base, set())
         for armed in changed:
-            text += render_wire(place.base, armed.judged, armed.learned)
-            text += render_stale(place.base, armed.judged, armed.earlier)
-        await load_rules(text, place.base)
-
-    def _members(self, base: str, changed: Iterable[Armed]) -> dict[str, list[IPv4Address]]:
-        """Of each group that somebody's rules here speak of, or did."""
-        here = [armed for (known, _), armed in self._armed.items() if known == base]
-        spoken_of = self._spoken_of.setdefault(base, set())
-        for armed in (*here, *changed):
             spoken_of |= referred(armed.judged.groups, armed.judged.egress)
-        return {name: list(_having(name, here)) for name in spoken_of}
+        text = render_base(place.base, changed[0].judged.wire, internal=place.internal)
+        text += render_members(table, spoken_of) + also
+        for armed in changed:
+            text += render_wire(place.base, armed.judged, forgets=armed.learned is not None)
+            text += render_stale(place.base, armed.judged, armed.earlier)
+        await load_rules(text, table_of(place.base))
+
+    def _forgotten(self, base: str) -> str:
+        """Members that an earlier hyperd has put in: whoever is one is put in again."""
+        here = [armed for (known, _), armed in self._armed.items() if known == base]
+        groups = {name for armed in here for name in referred(armed.judged.groups, armed.judged.egress)}
+        self._members[base] = {}
+        return "".join(f"flush set inet {table_of(base)} {members_set(name)}\n" for name in sorted(groups))
+
+    async def _put_in(self, base: str, changed: Iterable[Armed]) -> None:
+        """What leads to the rules that are there by now, and what they look up."""
+        await self._regroup(base)
+        for armed in changed:
+            wire = armed.judged.wire
+            with network_errors(wire.name):
+                await self._kernel.call(elements.add, INET_FAMILY, table_of(base), elements_of(wire))
+                for service, known in (armed.learned or {}).items():
+                    await self._kernel.call(sets.learn, base, wire.name, service, known.items())
+
+    async def _take_out(self, base: str, gone: Iterable[Element]) -> None:
+        for element in gone:
+            with network_errors(base):
+                try:
+                    await self._kernel.call(elements.remove, INET_FAMILY, table_of(base), [element])
+                except OSError as error:
+                    if error.errno != errno.ENOENT:
+                        raise
+
+    async def _regroup(self, base: str) -> None:
+        """The members of each group that somebody's rules here speak of, or did."""
+        here = [armed for (known, _), armed in self._armed.items() if known == base]
+        now = {name: set(_having(name, here)) for name in self._spoken_of.get(base, ())}
+        before = self._members.get(base, {})
+        added = members_of({name: now[name] - before.get(name, set()) for name in now})
+        if added:
+            with network_errors(base):
+                await self._kernel.call(elements.add, INET_FAMILY, table_of(base), added)
+        await self._take_out(base, members_of({name: before[name] - now.get(name, set()) for name in before}))
+        self._members[base] = now
 
 
 def _having(group: str, wires: Iterable[Armed]) -> Iterator[IPv4Address]:

@@ -480,3 +480,297 @@ class SecurityGroupService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class FloatingServiceStub:
+    """Addresses of the host's that are lent to containers, one to one; by address or name.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.AllocateFloating = channel.unary_unary(
+                '/hyper.v1.FloatingService/AllocateFloating',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.AllocateFloatingRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.AllocateFloatingResponse.FromString,
+                _registered_method=True)
+        self.ListFloating = channel.unary_unary(
+                '/hyper.v1.FloatingService/ListFloating',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.ListFloatingRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.ListFloatingResponse.FromString,
+                _registered_method=True)
+        self.AttachFloating = channel.unary_unary(
+                '/hyper.v1.FloatingService/AttachFloating',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.AttachFloatingRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.AttachFloatingResponse.FromString,
+                _registered_method=True)
+        self.DetachFloating = channel.unary_unary(
+                '/hyper.v1.FloatingService/DetachFloating',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.DetachFloatingRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.DetachFloatingResponse.FromString,
+                _registered_method=True)
+        self.NameFloating = channel.unary_unary(
+                '/hyper.v1.FloatingService/NameFloating',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.NameFloatingRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.NameFloatingResponse.FromString,
+                _registered_method=True)
+        self.ReleaseFloating = channel.unary_unary(
+                '/hyper.v1.FloatingService/ReleaseFloating',
+                request_serializer=hyper_dot_v1_dot_policy__pb2.ReleaseFloatingRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_policy__pb2.ReleaseFloatingResponse.FromString,
+                _registered_method=True)
+
+
+class FloatingServiceServicer:
+    """Addresses of the host's that are lent to containers, one to one; by address or name.
+    """
+
+    def AllocateFloating(self, request, context):
+        """RESOURCE_EXHAUSTED; ALREADY_EXISTS for the one that is wanted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListFloating(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AttachFloating(self, request, context):
+        """FAILED_PRECONDITION when another has it, unless forced; ALREADY_EXISTS when the container has another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DetachFloating(self, request, context):
+        """NOT_FOUND when the container has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def NameFloating(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseFloating(self, request, context):
+        """FAILED_PRECONDITION while a container has it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_FloatingServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'AllocateFloating': grpc.unary_unary_rpc_method_handler(
+                    servicer.AllocateFloating,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.AllocateFloatingRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.AllocateFloatingResponse.SerializeToString,
+            ),
+            'ListFloating': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListFloating,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.ListFloatingRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.ListFloatingResponse.SerializeToString,
+            ),
+            'AttachFloating': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachFloating,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.AttachFloatingRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.AttachFloatingResponse.SerializeToString,
+            ),
+            'DetachFloating': grpc.unary_unary_rpc_method_handler(
+                    servicer.DetachFloating,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.DetachFloatingRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.DetachFloatingResponse.SerializeToString,
+            ),
+            'NameFloating': grpc.unary_unary_rpc_method_handler(
+                    servicer.NameFloating,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.NameFloatingRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.NameFloatingResponse.SerializeToString,
+            ),
+            'ReleaseFloating': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseFloating,
+                    request_deserializer=hyper_dot_v1_dot_policy__pb2.ReleaseFloatingRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_policy__pb2.ReleaseFloatingResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'hyper.v1.FloatingService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('hyper.v1.FloatingService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class FloatingService:
+    """Addresses of the host's that are lent to containers, one to one; by address or name.
+    """
+
+    @staticmethod
+    def AllocateFloating(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.FloatingService/AllocateFloating',
+            hyper_dot_v1_dot_policy__pb2.AllocateFloatingRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.AllocateFloatingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListFloating(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.FloatingService/ListFloating',
+            hyper_dot_v1_dot_policy__pb2.ListFloatingRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.ListFloatingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AttachFloating(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.FloatingService/AttachFloating',
+            hyper_dot_v1_dot_policy__pb2.AttachFloatingRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.AttachFloatingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DetachFloating(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.FloatingService/DetachFloating',
+            hyper_dot_v1_dot_policy__pb2.DetachFloatingRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.DetachFloatingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def NameFloating(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.FloatingService/NameFloating',
+            hyper_dot_v1_dot_policy__pb2.NameFloatingRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.NameFloatingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseFloating(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.FloatingService/ReleaseFloating',
+            hyper_dot_v1_dot_policy__pb2.ReleaseFloatingRequest.SerializeToString,
+            hyper_dot_v1_dot_policy__pb2.ReleaseFloatingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

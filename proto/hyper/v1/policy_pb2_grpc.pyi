@@ -162,3 +162,88 @@ class SecurityGroupServiceServicer(metaclass=_abc_1.ABCMeta):
         """Of a container, from now on. Idempotent."""
 
 def add_SecurityGroupServiceServicer_to_server(servicer: SecurityGroupServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class FloatingServiceStub:
+    """Addresses of the host's that are lent to containers, one to one; by address or name."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> FloatingServiceAsyncStub: ...
+    AllocateFloating: _grpc.UnaryUnaryMultiCallable[_policy_pb2.AllocateFloatingRequest, _policy_pb2.AllocateFloatingResponse]
+    """RESOURCE_EXHAUSTED; ALREADY_EXISTS for the one that is wanted."""
+    ListFloating: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ListFloatingRequest, _policy_pb2.ListFloatingResponse]
+    AttachFloating: _grpc.UnaryUnaryMultiCallable[_policy_pb2.AttachFloatingRequest, _policy_pb2.AttachFloatingResponse]
+    """FAILED_PRECONDITION when another has it, unless forced; ALREADY_EXISTS when the container has another."""
+    DetachFloating: _grpc.UnaryUnaryMultiCallable[_policy_pb2.DetachFloatingRequest, _policy_pb2.DetachFloatingResponse]
+    """NOT_FOUND when the container has none."""
+    NameFloating: _grpc.UnaryUnaryMultiCallable[_policy_pb2.NameFloatingRequest, _policy_pb2.NameFloatingResponse]
+    ReleaseFloating: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ReleaseFloatingRequest, _policy_pb2.ReleaseFloatingResponse]
+    """FAILED_PRECONDITION while a container has it."""
+
+@_typing.type_check_only
+class FloatingServiceAsyncStub(FloatingServiceStub):
+    """Addresses of the host's that are lent to containers, one to one; by address or name."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    AllocateFloating: _aio.UnaryUnaryMultiCallable[_policy_pb2.AllocateFloatingRequest, _policy_pb2.AllocateFloatingResponse]  # type: ignore[assignment]
+    """RESOURCE_EXHAUSTED; ALREADY_EXISTS for the one that is wanted."""
+    ListFloating: _aio.UnaryUnaryMultiCallable[_policy_pb2.ListFloatingRequest, _policy_pb2.ListFloatingResponse]  # type: ignore[assignment]
+    AttachFloating: _aio.UnaryUnaryMultiCallable[_policy_pb2.AttachFloatingRequest, _policy_pb2.AttachFloatingResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION when another has it, unless forced; ALREADY_EXISTS when the container has another."""
+    DetachFloating: _aio.UnaryUnaryMultiCallable[_policy_pb2.DetachFloatingRequest, _policy_pb2.DetachFloatingResponse]  # type: ignore[assignment]
+    """NOT_FOUND when the container has none."""
+    NameFloating: _aio.UnaryUnaryMultiCallable[_policy_pb2.NameFloatingRequest, _policy_pb2.NameFloatingResponse]  # type: ignore[assignment]
+    ReleaseFloating: _aio.UnaryUnaryMultiCallable[_policy_pb2.ReleaseFloatingRequest, _policy_pb2.ReleaseFloatingResponse]  # type: ignore[assignment]
+    """FAILED_PRECONDITION while a container has it."""
+
+class FloatingServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Addresses of the host's that are lent to containers, one to one; by address or name."""
+
+    @_abc_1.abstractmethod
+    def AllocateFloating(
+        self,
+        request: _policy_pb2.AllocateFloatingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.AllocateFloatingResponse, _abc.Awaitable[_policy_pb2.AllocateFloatingResponse]]:
+        """RESOURCE_EXHAUSTED; ALREADY_EXISTS for the one that is wanted."""
+
+    @_abc_1.abstractmethod
+    def ListFloating(
+        self,
+        request: _policy_pb2.ListFloatingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ListFloatingResponse, _abc.Awaitable[_policy_pb2.ListFloatingResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def AttachFloating(
+        self,
+        request: _policy_pb2.AttachFloatingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.AttachFloatingResponse, _abc.Awaitable[_policy_pb2.AttachFloatingResponse]]:
+        """FAILED_PRECONDITION when another has it, unless forced; ALREADY_EXISTS when the container has another."""
+
+    @_abc_1.abstractmethod
+    def DetachFloating(
+        self,
+        request: _policy_pb2.DetachFloatingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.DetachFloatingResponse, _abc.Awaitable[_policy_pb2.DetachFloatingResponse]]:
+        """NOT_FOUND when the container has none."""
+
+    @_abc_1.abstractmethod
+    def NameFloating(
+        self,
+        request: _policy_pb2.NameFloatingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.NameFloatingResponse, _abc.Awaitable[_policy_pb2.NameFloatingResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ReleaseFloating(
+        self,
+        request: _policy_pb2.ReleaseFloatingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_policy_pb2.ReleaseFloatingResponse, _abc.Awaitable[_policy_pb2.ReleaseFloatingResponse]]:
+        """FAILED_PRECONDITION while a container has it."""
+
+def add_FloatingServiceServicer_to_server(servicer: FloatingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

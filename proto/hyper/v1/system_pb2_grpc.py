@@ -54,6 +54,11 @@ class SystemServiceStub:
                 request_serializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageResponse.FromString,
                 _registered_method=True)
+        self.ResetSystem = channel.unary_unary(
+                '/hyper.v1.SystemService/ResetSystem',
+                request_serializer=hyper_dot_v1_dot_system__pb2.ResetSystemRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_system__pb2.ResetSystemResponse.FromString,
+                _registered_method=True)
 
 
 class SystemServiceServicer:
@@ -83,6 +88,14 @@ class SystemServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResetSystem(self, request, context):
+        """Removes all containers, networks, security groups and floating addresses, and takes from the host what was made for them.
+        FAILED_PRECONDITION with their names while containers run, unless forced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SystemServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -105,6 +118,11 @@ def add_SystemServiceServicer_to_server(servicer, server):
                     servicer.GetDiskUsage,
                     request_deserializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_system__pb2.GetDiskUsageResponse.SerializeToString,
+            ),
+            'ResetSystem': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResetSystem,
+                    request_deserializer=hyper_dot_v1_dot_system__pb2.ResetSystemRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_system__pb2.ResetSystemResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -215,6 +233,33 @@ class SystemService:
             '/hyper.v1.SystemService/GetDiskUsage',
             hyper_dot_v1_dot_system__pb2.GetDiskUsageRequest.SerializeToString,
             hyper_dot_v1_dot_system__pb2.GetDiskUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResetSystem(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.SystemService/ResetSystem',
+            hyper_dot_v1_dot_system__pb2.ResetSystemRequest.SerializeToString,
+            hyper_dot_v1_dot_system__pb2.ResetSystemResponse.FromString,
             options,
             channel_credentials,
             insecure,

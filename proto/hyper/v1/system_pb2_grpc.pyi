@@ -35,6 +35,10 @@ class SystemServiceStub:
     GetInfo: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetInfoRequest, _system_pb2.GetInfoResponse]
     CheckHost: _grpc.UnaryUnaryMultiCallable[_system_pb2.CheckHostRequest, _system_pb2.CheckHostResponse]
     GetDiskUsage: _grpc.UnaryUnaryMultiCallable[_system_pb2.GetDiskUsageRequest, _system_pb2.GetDiskUsageResponse]
+    ResetSystem: _grpc.UnaryUnaryMultiCallable[_system_pb2.ResetSystemRequest, _system_pb2.ResetSystemResponse]
+    """Removes all containers, networks, security groups and floating addresses, and takes from the host what was made for them.
+    FAILED_PRECONDITION with their names while containers run, unless forced.
+    """
 
 @_typing.type_check_only
 class SystemServiceAsyncStub(SystemServiceStub):
@@ -43,6 +47,10 @@ class SystemServiceAsyncStub(SystemServiceStub):
     GetInfo: _aio.UnaryUnaryMultiCallable[_system_pb2.GetInfoRequest, _system_pb2.GetInfoResponse]  # type: ignore[assignment]
     CheckHost: _aio.UnaryUnaryMultiCallable[_system_pb2.CheckHostRequest, _system_pb2.CheckHostResponse]  # type: ignore[assignment]
     GetDiskUsage: _aio.UnaryUnaryMultiCallable[_system_pb2.GetDiskUsageRequest, _system_pb2.GetDiskUsageResponse]  # type: ignore[assignment]
+    ResetSystem: _aio.UnaryUnaryMultiCallable[_system_pb2.ResetSystemRequest, _system_pb2.ResetSystemResponse]  # type: ignore[assignment]
+    """Removes all containers, networks, security groups and floating addresses, and takes from the host what was made for them.
+    FAILED_PRECONDITION with their names while containers run, unless forced.
+    """
 
 class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -72,5 +80,15 @@ class SystemServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _system_pb2.GetDiskUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_system_pb2.GetDiskUsageResponse, _abc.Awaitable[_system_pb2.GetDiskUsageResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def ResetSystem(
+        self,
+        request: _system_pb2.ResetSystemRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_system_pb2.ResetSystemResponse, _abc.Awaitable[_system_pb2.ResetSystemResponse]]:
+        """Removes all containers, networks, security groups and floating addresses, and takes from the host what was made for them.
+        FAILED_PRECONDITION with their names while containers run, unless forced.
+        """
 
 def add_SystemServiceServicer_to_server(servicer: SystemServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -54,8 +54,8 @@ class Upstream(asyncio.DatagramProtocol):
 
 
 class World:
-    def __init__(self, stack, networks, guest, neighbour, outside, leases, upstream):
-        self.stack = stack
+    def __init__(self, stack, pools, networks, guest, neighbour, outside, leases, upstream):
+        self.stack, self.pools = stack, pools
         self.networks = networks
         self.guest, self.neighbour, self.outside = guest, neighbour, outside
         self.leases = leases
@@ -68,7 +68,7 @@ class World:
     async def restart(self, database) -> None:
         """As after a kill."""
         self.networks.close()
-        self.networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,))
+        self.networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,), self.pools)
         await self.networks.prepare()
 
     async def leave(self) -> None:
@@ -143,12 +143,34 @@ class World:
                 except BlockingIOError:
                     return arrived
 
+    async def outside_knows(self, range_: str) -> None:
+        """That the way there is through the host."""
+
+        async def route(netlink):
+            await netlink.route("add", dst=range_, gateway=HOST_OUTSIDE)
+
+        self.outside.configure(route)
+
     async def scan(self, count: int) -> None:
         """A datagram to each of so many ports outside."""
         loop = asyncio.get_running_loop()
         for port in range(1000, 1000 + count):
             with self.guest.socket(socket.SOCK_DGRAM) as sender:  # a socket hears of the refusal once
                 await loop.sock_sendto(sender, b"anybody?", (OUTSIDE, port))
+
+    @contextlib.asynccontextmanager
+    async def connected(self, host: str, port: int):
+        """The guest's end of a connection to outside, and the other."""
+        loop = asyncio.get_running_loop()
+        with self.guest.socket() as begun, self.outside.socket() as listening:
+            listening.bind(("", port))
+            listening.listen(1)
+            async with asyncio.timeout(SOON_S):
+                await loop.sock_connect(begun, (host, port))
+                accepted, _ = await loop.sock_accept(listening)
+            with accepted:
+                accepted.setblocking(False)
+                yield begun, accepted
 
     async def tried(self) -> dict[tuple[str, int], int]:
         """Destination and port of what was refused -> how often."""
@@ -179,17 +201,31 @@ async def connects(client: Namespace, server: Namespace, host: str, port: int, *
         return True
 
 
+async def peer_of(client: Namespace, server: Namespace, host: str, port: int) -> str:
+    """Whom the server sees."""
+    loop = asyncio.get_running_loop()
+    with client.socket() as begun, server.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("", port))
+        listening.listen(4)
+        async with asyncio.timeout(SOON_S):
+            await loop.sock_connect(begun, (host, port))
+            accepted, peer = await loop.sock_accept(listening)
+    accepted.close()
+    return str(peer[0])
+
+
 @contextlib.asynccontextmanager
-async def world(database, egress: str):
+async def world(database, egress: str, pools=()):
     loop = asyncio.get_running_loop()
     upstream = Upstream()
     transport, _ = await loop.create_datagram_endpoint(lambda: upstream, local_addr=(UPSTREAM, 53))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(transport.close)
-        networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,))
+        networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,), pools)
         stack.push_async_callback(clean)
         guest, neighbour, outside = (Namespace() for _ in range(3))
-        it = World(stack, networks, guest, neighbour, outside, [], upstream)
+        it = World(stack, pools, networks, guest, neighbour, outside, [], upstream)
         stack.push_async_callback(it.leave)
         for namespace in (guest, neighbour, outside):
             stack.callback(namespace.close)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a sandbox with an egress policy reaches, played by a namespace at the end of its tap."""
 
+import asyncio
+import socket
+
 import pytest
 
 from tests.contract.network.egress import (
@@ -9,6 +12,7 @@ from tests.contract.network.egress import (
     INSIDE,
     OUTSIDE,
     POLICED,
+    SOON_S,
     connects,
     world,
 )
@@ -97,6 +101,34 @@ async def test_a_policy_that_changes_holds_for_what_has_begun(database):
         assert not await it.connects(GOOD, 443)
         await it.change("allow-all")
         assert await it.connects(BAD, 80)
+
+
+async def test_a_connection_ends_with_its_permission_and_goes_on_with_it(database):
+    async with world(database, "allow-all") as it:
+        async with it.connected(OUTSIDE, 8080) as (begun, accepted):
+            assert await passes(begun, accepted, b"one")
+            await it.change(f"allow: [{{cidr: {OUTSIDE}, ports: 8080}}]")
+            assert await passes(begun, accepted, b"two")
+            await it.change("none")
+            assert not await passes(begun, accepted, b"three")
+        assert (OUTSIDE, 8080) in await it.tried()
+
+
+async def passes(begun: socket.socket, accepted: socket.socket, data: bytes) -> bool:
+    """False: whoever sends it is told that the connection has ended."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(SOON_S):
+        await loop.sock_sendall(begun, data)
+        ended = loop.create_task(loop.sock_recv(begun, 1))
+        arrived = loop.create_task(loop.sock_recv(accepted, 100))
+        done, left = await asyncio.wait((ended, arrived), return_when=asyncio.FIRST_COMPLETED)
+        for task in left:
+            task.cancel()
+        await asyncio.wait((ended, arrived))
+    if ended in done:
+        assert isinstance(ended.exception(), ConnectionResetError)
+        return False
+    return arrived.result() == data
 
 
 @pytest.mark.parametrize("egress", ["none", BY_NAME])

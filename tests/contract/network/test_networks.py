@@ -260,3 +260,18 @@ async def test_one_that_is_removed_is_not_made_again_by_who_comes_too_late(netwo
     with pytest.raises(NotFoundError):
         await network.attach(TWO)
     assert (await ruleset(), await bridges()) == before
+
+
+async def test_all_that_was_made_on_the_host_goes_and_comes_again_when_it_is_needed(networks):
+    await networks.create_network(NetworkSpec("back"))
+    await networks.attach(ONE)
+    with pytest.raises(WrongStateError, match="in use"):
+        await networks.clear()
+    await networks.release(ONE)
+    await networks.clear()
+    assert "hyper" not in await ruleset()
+    assert not {name for name in await bridges() if name.startswith("hy")}
+    assert [view.spec.name for view in networks.list_networks()] == ["bridge"]
+    assert (await networks.attach(ONE)).network == "bridge"
+    assert f"table inet {SETTINGS.table}" in await ruleset()
+    await networks.release(ONE)

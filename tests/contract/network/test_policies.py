@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies from their records to the kernel and back; and the fake, held to the same."""
 
+import asyncio
 import contextlib
 
 import pytest
@@ -11,8 +12,9 @@ from hyperd.host import process
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
 from hyperd.network.tap import tap_name
+from hyperd.network.watch import watching
 from tests.contract.network.conftest import SETTINGS, clean
-from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, world
+from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, SOON_S, world
 from tests.fakes.policies import FakePolicies
 
 BY_NAME = "allow: [{domain: good.example, ports: 443}]"
@@ -121,6 +123,34 @@ async def test_rules_that_somebody_flushed_are_made_again(database):
         await it.networks.prepare()
         assert not await it.connects(OUTSIDE, 22)
         assert await it.tried() == {(OUTSIDE, 22): 2}
+
+
+async def test_whoever_flushes_the_rules_finds_them_made_again_at_once(database):
+    async with world(database, "none") as it:
+        keeping = asyncio.get_running_loop().create_task(it.networks.keep(every_s=3600))
+        await asyncio.sleep(0)  # now it listens
+        try:
+            async with watching() as watch:
+                await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+                assert await watch.wait(SOON_S)
+                async with asyncio.timeout(SOON_S):
+                    while not it.policies.stands(SETTINGS.table):
+                        await watch.wait(0.05)
+            assert not await it.connects(OUTSIDE, 80)
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
+
+
+async def test_a_change_that_takes_no_table_away_wakes_nobody(database):
+    async with world(database, "none"), watching() as watch:
+        while await watch.wait(0.05):
+            pass
+        await process.run_checked(["nft", "add", "table", "ip", "another"], timeout_s=20)
+        assert not await watch.wait(0.2)
+        await process.run_checked(["nft", "delete", "table", "ip", "another"], timeout_s=20)
+        assert await watch.wait(SOON_S)
 
 
 async def test_where_the_rules_cannot_be_made_again_the_sandbox_is_off_the_network(database, monkeypatch):

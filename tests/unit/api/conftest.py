@@ -14,6 +14,7 @@ from hyperd.api import (
     BuildServicer,
     ContainerServicer,
     EgressServicer,
+    FloatingServicer,
     ImageServicer,
     NetworkServicer,
     SecurityGroupServicer,
@@ -27,7 +28,7 @@ from hyperd.api import (
 from hyperd.build import BuilderSizing, Builds, BuildSettings
 from hyperd.host.workers import Workers
 from hyperd.model.host import CheckLevel, HostCheck
-from hyperd.sandbox import Fleet, NetworkDesk, PolicyDesk
+from hyperd.sandbox import Fleet, FloatingDesk, NetworkDesk, PolicyDesk, Resetting
 from tests.fakes.image_moves import MovingImages
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World
@@ -63,7 +64,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
     no_builder = BuildSettings(
         world.root / "builder.tar", BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform
     )
-    system = SystemServicer(lambda: version, _info, _checks, _usage)
+    system = SystemServicer(lambda: version, _info, _checks, _usage, Resetting(world.network, fleet))
     policies = PolicyDesk(
         world.network,
         lambda reference: fleet.get(reference).record,
@@ -80,6 +81,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         BuildServicer(Builds(no_builder, fleet, world.images, Workers("builds", 1))),
         EgressServicer(policies),
         SecurityGroupServicer(policies),
+        FloatingServicer(FloatingDesk(world.network, fleet)),
     )
 
 

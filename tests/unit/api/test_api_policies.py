@@ -68,3 +68,24 @@ async def test_groups_are_made_shown_given_and_removed(api, groups):
     shown = await groups.InspectSecurityGroup(policy_pb2.InspectSecurityGroupRequest(name="web"))
     assert (list(shown.group.rules), list(shown.group.users)) == ([], [])
     await groups.RemoveSecurityGroup(remove)
+
+
+async def test_floating_addresses_are_allocated_lent_named_and_released(api):
+    async with grpc.aio.insecure_channel(f"unix:{api.path}") as channel:
+        floating = policy_pb2_grpc.FloatingServiceStub(channel)
+        made = await floating.AllocateFloating(policy_pb2.AllocateFloatingRequest())
+        (address,) = [each.address for each in made.addresses]
+        await floating.NameFloating(policy_pb2.NameFloatingRequest(floating=address, name="front"))
+        handle = await started(api.fleet, name="web")
+        lent = await floating.AttachFloating(
+            policy_pb2.AttachFloatingRequest(floating="front", container="web")
+        )
+        assert lent.address.container_id == handle.record.sandbox_id
+        (listed,) = (await floating.ListFloating(policy_pb2.ListFloatingRequest())).addresses
+        assert (listed.name, listed.container_name) == ("front", "web")
+        release = policy_pb2.ReleaseFloatingRequest(floating=address)
+        with pytest.raises(grpc.aio.AioRpcError) as raised:
+            await floating.ReleaseFloating(release)
+        assert raised.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        await floating.DetachFloating(policy_pb2.DetachFloatingRequest(container="web"))
+        await floating.ReleaseFloating(release)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hyperd import config as configuration
 from hyperd.__main__ import main
-from hyperd.config import Config, DaemonConfig, VmConfig, load, render
+from hyperd.config import Config, DaemonConfig, NetworkConfig, VmConfig, load, render
 from hyperd.errors import InvalidError
 
 
@@ -92,6 +92,18 @@ def test_the_network_s_mtu_may_be_0_for_the_host_s_own(file: Path) -> None:
     assert load(None, {"HYPERD_NETWORK_MTU": "0"}, {}).network.mtu == 0
 
 
+def test_a_list_is_one_wherever_it_is_given(file: Path) -> None:
+    file.write_text('[network]\nfloating = ["203.0.113.0/28", "198.51.100.7"]\n')
+    assert load(file, {}, {}).network.floating == ("203.0.113.0/28", "198.51.100.7")
+    given = load(file, {"HYPERD_NETWORK_FLOATING": "203.0.113.0/28, 198.51.100.7"}, {})
+    assert given == load(file, {}, {})
+    assert load(None, {}, {"network.floating": ""}).network.floating == ()
+    for wrong in ("[1]", "7", '{ a = "b" }'):
+        file.write_text(f"[network]\nfloating = {wrong}\n")
+        with pytest.raises(InvalidError, match="takes a list of texts"):
+            load(file, {}, {})
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
 
 
@@ -100,11 +112,15 @@ texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
     st.floats(0.1, 1e300),
     st.integers(1, 1 << 40),
     texts.filter(lambda text: "\0" not in text).map(lambda text: Path("/") / text.lstrip("/")),
+    st.lists(texts),
 )
-def test_what_is_rendered_loads_to_the_same(text: str, number: float, count: int, path: Path) -> None:
+def test_what_is_rendered_loads_to_the_same(
+    text: str, number: float, count: int, path: Path, several: list[str]
+) -> None:
     config = Config(
         daemon=DaemonConfig(state_dir=path, socket=path, socket_group=text),
         vm=VmConfig(memory_overcommit=number, max_sandboxes=count, cmdline=text),
+        network=NetworkConfig(floating=tuple(several)),
     )
     with tempfile.NamedTemporaryFile("w", newline="") as opened:
         opened.write(render(config))
@@ -132,3 +148,8 @@ def test_a_wrong_command_line_is_one_line_and_status_1(
 ) -> None:
     assert main([*arguments, "--print-config"]) == 1
     assert capsys.readouterr().err.startswith("hyperd: ")
+
+
+def test_no_spares_may_be_wanted() -> None:
+    assert load(None, {}, {}).template.spares == 1
+    assert load(None, {"HYPERD_TEMPLATE_SPARES": "0"}, {}).template.spares == 0

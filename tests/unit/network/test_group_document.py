@@ -115,11 +115,12 @@ def test_any_text_is_a_group_or_a_refusal(text):
 
 @given(st.lists(group_rules(), max_size=5))
 def test_whatever_no_rule_lets_in_is_refused(rules):
-    told = list(heard([SecurityGroup("web", "", tuple(rules))], SUBNET))
+    told = list(heard([SecurityGroup("web", "", tuple(rules))], "hyper0", SUBNET))
     assert all(rule.endswith("accept") for rule in told[:-2])
     assert "reject" in told[-2]
     assert "reject" in told[-1]
-    assert len(told) == 2 + sum(rule.direction is Direction.INGRESS for rule in rules)
+    ways = sum(1 + bool(rule.group) for rule in rules if rule.direction is Direction.INGRESS)
+    assert len(told) == 2 + ways, "of a group from the bridge and from other taps"
 
 
 @given(st.lists(group_rules(), max_size=5))

@@ -73,7 +73,7 @@ def test_what_was_added_is_taken_out():
     policy = listed(EgressRule(("a.test",), (), (), WEB), EgressRule(("b.test",), (), (), Service()))
     added = render_wire("t", Judged(WIRE, policy)).splitlines()
     gone = render_gone("t", Judged(WIRE, policy)).splitlines()
-    for what in ("set", "chain", "element"):
+    for what in ("set", "chain"):
         names = {line.split()[4] for line in added if line.startswith(f"add {what} ")}
         assert names <= {line.split()[4] for line in gone if line.startswith(f"delete {what} ")}
 

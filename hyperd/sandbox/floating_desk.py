@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Floating addresses as users ask for them: which container has which."""
+
+from hyperd.errors import InvalidError, NotFoundError
+from hyperd.model.container import ContainerRecord
+from hyperd.model.network import FloatingAddress
+from hyperd.network.base import Network
+from hyperd.sandbox.fleet import Fleet
+
+Lent = tuple[FloatingAddress, str]  # and the name of the container that has it, "" when none does
+
+
+class FloatingDesk:
+    def __init__(self, network: Network, fleet: Fleet) -> None:
+        self._network = network
+        self._fleet = fleet
+
+    async def list_all(self) -> list[Lent]:
+        """In order."""
+        return [self._lent(each) for each in await self._network.floating.list_addresses()]
+
+    async def allocate(self, count: int, wanted: str) -> list[Lent]:
+        """Raises ExhaustedError, ExistsError for the wanted one, InvalidError."""
+        return [self._lent(each) for each in await self._network.floating.allocate(count, wanted)]
+
+    async def attach(self, reference: str, container: str, *, force: bool) -> Lent:
+        """Also to one that does not run. Raises NotFoundError, WrongStateError, ExistsError, InvalidError."""
+        record = self._find(container)
+        if record.spec.network == "none":
+            raise InvalidError("has no network", subject=f"container {record.name}")
+        return self._lent(await self._network.floating.attach(reference, record.sandbox_id, force=force))
+
+    async def detach(self, container: str) -> Lent:
+        """Raises NotFoundError."""
+        record = self._find(container)
+        had = await self._network.floating.detach(record.sandbox_id)
+        if had is None:
+            raise NotFoundError("has no floating address", subject=f"container {record.name}")
+        return had, record.name
+
+    async def name(self, reference: str, name: str) -> Lent:
+        """Raises NotFoundError, ExistsError, InvalidError."""
+        return self._lent(await self._network.floating.name(reference, name))
+
+    async def release(self, reference: str) -> None:
+        """Raises NotFoundError, WrongStateError while it is attached."""
+        await self._network.floating.release(reference)
+
+    def _find(self, reference: str) -> ContainerRecord:
+        return self._fleet.get(reference).record
+
+    def _lent(self, address: FloatingAddress) -> Lent:
+        names = {view.record.sandbox_id: view.record.name for view in self._fleet.views()}
+        return address, names.get(address.sandbox_id, "") if address.sandbox_id is not None else ""

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Back to a host without sandboxes: all containers go, and with them all that the network has made for them."""
+
+from dataclasses import dataclass
+
+from hyperd.errors import WrongStateError
+from hyperd.network.base import Network
+from hyperd.sandbox.fleet import Fleet, is_running
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """What was removed, by name."""
+
+    containers: list[str]
+    networks: list[str]
+    groups: list[str]
+    floating: list[str]
+
+
+class Resetting:
+    def __init__(self, network: Network, fleet: Fleet) -> None:
+        self._network = network
+        self._fleet = fleet
+
+    async def reset(self, *, force: bool) -> Gone:
+        """``force``: containers that run are ended. Images, volumes, snapshots, templates and reports stay.
+
+        Raises WrongStateError with their names while containers run. It may be asked again where it failed halfway.
+        """
+        views = self._fleet.views()
+        running = sorted(view.record.name for view in views if is_running(view))
+        if running and not force:
+            raise WrongStateError(
+                f"containers run: {', '.join(running)}",
+                subject="reset",
+                hint="-f ends them, or stop them first",
+            )
+        for view in views:
+            await self._fleet.get(view.record.sandbox_id).remove(force=True)
+        floating = [known.address for known in await self._network.floating.list_addresses()]
+        for address in floating:
+            await self._network.floating.release(address)
+        networks = [view.spec.name for view in self._network.list_networks() if view.created_at is not None]
+        await self._network.clear()
+        groups = await self._remove_groups()
+        return Gone(sorted(view.record.name for view in views), networks, groups, floating)
+
+    async def _remove_groups(self) -> list[str]:
+        """First those that no other speaks of, and so on; what speak of each other lose their rules before."""
+        policies = self._network.policies
+        names = [group.name for group in policies.groups.list_groups()]
+        for name in names:
+            await policies.groups.update("{}", name)
+        for name in names:
+            await policies.remove_group(name)
+        return names

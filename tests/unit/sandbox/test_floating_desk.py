@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which container has which floating address."""
+
+import pytest
+
+from hyperd.errors import InvalidError, NotFoundError
+from hyperd.sandbox import FloatingDesk
+from tests.fakes.world import created, started
+
+
+@pytest.fixture
+def desk(world, fleet):
+    return FloatingDesk(world.network, fleet)
+
+
+async def test_an_address_is_lent_by_name_and_shown_with_its_container(fleet, desk):
+    await started(fleet, name="web")
+    ((first, nobody),) = await desk.allocate(1, "")
+    assert nobody == ""
+    await desk.name(first.address, "front")
+    assert (await desk.attach("front", "web", force=False))[1] == "web"
+    assert [(lent.address, name) for lent, name in await desk.list_all()] == [(first.address, "web")]
+    had, name = await desk.detach("web")
+    assert (had.address, name) == (first.address, "web")
+    with pytest.raises(NotFoundError, match="has no floating address"):
+        await desk.detach("web")
+    await desk.release("front")
+    assert await desk.list_all() == []
+
+
+async def test_a_container_without_a_network_has_none(fleet, desk):
+    await created(fleet, name="alone", network="none")
+    ((address, _),) = await desk.allocate(1, "")
+    with pytest.raises(InvalidError, match="has no network"):
+        await desk.attach(address.address, "alone", force=False)
+    with pytest.raises(NotFoundError):
+        await desk.attach(address.address, "nobody", force=False)
+
+
+async def test_an_address_is_free_again_with_its_container_gone(fleet, desk):
+    handle = await started(fleet, name="web")
+    ((address, _),) = await desk.allocate(1, "")
+    await desk.attach(address.address, "web", force=False)
+    await handle.stop(timeout_s=0)
+    assert (await desk.list_all())[0][1] == "web", "a stop changes nothing"
+    await handle.remove(force=True)
+    ((known, name),) = await desk.list_all()
+    assert (known.sandbox_id, name) == (None, "")

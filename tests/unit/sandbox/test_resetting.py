@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All containers go, and with them what they have of the host's."""
+
+import pytest
+
+from hyperd.errors import UnavailableError, WrongStateError
+from hyperd.model.network import NetworkSpec
+from hyperd.sandbox import Resetting
+from tests.fakes.world import created, started
+
+
+@pytest.fixture
+def resetting(world, fleet):
+    return Resetting(world.network, fleet)
+
+
+async def furnish(world, fleet):
+    await world.network.create_network(NetworkSpec("back"))
+    await world.network.policies.groups.create('{"name": "web"}')
+    await world.network.policies.groups.create('{"name": "db", "rules": [{"remote_group_name": "web"}]}')
+    await world.network.policies.groups.update('{"rules": [{"remote_group_name": "db"}]}', "web")
+    ((address),) = await world.network.floating.allocate(1)
+    handle = await started(fleet, name="site", network="back", security_groups=("web",))
+    await created(fleet, name="idle")
+    await world.network.floating.attach(address.address, handle.record.sandbox_id)
+    return handle
+
+
+async def test_it_is_refused_while_containers_run(world, fleet, resetting):
+    await furnish(world, fleet)
+    with pytest.raises(WrongStateError, match="containers run: site"):
+        await resetting.reset(force=False)
+    assert len(fleet.views()) == 2
+
+
+@pytest.mark.parametrize("force", [True, False])
+async def test_nothing_is_left(world, fleet, resetting, force):
+    handle = await furnish(world, fleet)
+    if not force:
+        await handle.stop(timeout_s=0)
+    gone = await resetting.reset(force=force)
+    assert (gone.containers, gone.networks, gone.groups) == (["idle", "site"], ["back"], ["db", "web"])
+    assert gone.floating == ["203.0.113.1"]
+    assert fleet.views() == []
+    assert not world.network.leases
+    assert not world.network.taps
+    assert not world.network.floating.known
+    assert len(world.network.networks) == 1
+    assert (await resetting.reset(force=False)).containers == []
+
+
+async def test_one_that_failed_halfway_is_asked_again(world, fleet, resetting):
+    await furnish(world, fleet)
+    world.network.fail_next_release = UnavailableError("the kernel refused")
+    with pytest.raises(UnavailableError):
+        await resetting.reset(force=True)
+    await resetting.reset(force=True)
+    assert fleet.views() == []
+    assert world.network.leases == {}
