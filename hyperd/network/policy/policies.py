@@ -15,7 +15,6 @@ from hyperd.errors import HyperError, InvalidError, NotFoundError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.policy import (
-    Attempt,
     EgressMode,
     EgressPolicy,
     EgressReport,
@@ -30,9 +29,10 @@ from hyperd.network.policy import sets
 from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.records import Held, PolicyRecords, moved
+from hyperd.network.policy.reports import Account, Reports
 from hyperd.network.policy.rules import Judged, Learned, table_of
 from hyperd.network.policy.screening import services_for
-from hyperd.network.policy.tally import Tally, summed
+from hyperd.network.policy.tally import Tally
 from hyperd.network.policy.wire import Wire
 from hyperd.network.policy.wires import Armed, Place, Wires
 
@@ -44,11 +44,8 @@ LOOK_EVERY_S = 10.0
 class _Policed:
     held: Held
     egress: EgressPolicy
-    tally: Tally = field(default_factory=Tally)
-    name: str = ""
+    account: Account = field(default_factory=Account)
     revision: int = 0
-    noted: list[tuple[str, str, int, int]] = field(default_factory=list)  # as last written down
-    past: list[Attempt] = field(default_factory=list)  # of networks that it has left, in this run
 
 
 class Policies:
@@ -60,6 +57,7 @@ class Policies:
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
         self._wires = Wires(self._kernel)
+        self._reports = Reports(self._records, self._wires, self._kernel)
 
     async def load(self) -> None:
         async with self._loading:
@@ -110,7 +108,7 @@ class Policies:
         if limits and sandbox_id not in self._policed:
             await self._save(sandbox_id, Held(limits), name)
         elif sandbox_id in self._policed:
-            self._policed[sandbox_id].name = name
+            self._policed[sandbox_id].account.name = name
 
     async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         """In the records; in force it is with the next ``arm``. Raises InvalidError, NotFoundError."""
@@ -131,7 +129,7 @@ class Policies:
             is_there = sets.has_table(table_of(place.base))
         if not is_there:
             for owner, _ in found:
-                await self._end_run(owner, self._policed[owner])
+                await self._reports.end_run(owner, self._policed[owner].account)
         await self._wires.stand(
             [
                 self._armed(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
@@ -165,13 +163,10 @@ class Policies:
         policed = self._policed.get(sandbox_id)
         if policed is None:
             return
-        await self._note(sandbox_id, policed)
-        counted = await self._counted(place, wire, policed)
+        await self._reports.note(sandbox_id, policed.account)
+        counted = await self._reports.counted(place, wire, policed.account)
         await self._wires.disarm(self._armed(place, sandbox_id, wire, anew=False))
-        if self._wires.of(sandbox_id):  # its other networks
-            policed.past += counted
-        else:
-            await self._end_run(sandbox_id, policed)
+        await self._reports.left(sandbox_id, policed.account, counted)
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
@@ -192,8 +187,8 @@ class Policies:
         """By id, name, or unique prefix of an id, also of one that has gone. Raises NotFoundError, InvalidError."""
         await self.load()
         for sandbox_id, policed in list(self._policed.items()):
-            if sandbox_id.startswith(reference) or policed.name == reference:
-                await self._note(sandbox_id, policed)
+            if sandbox_id.startswith(reference) or policed.account.name == reference:
+                await self._reports.note(sandbox_id, policed.account)
         return await self._records.report(reference)
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
@@ -202,7 +197,7 @@ class Policies:
             await asyncio.sleep(every_s)
             for sandbox_id, policed in list(self._policed.items()):
                 try:
-                    await self._note(sandbox_id, policed)
+                    await self._reports.note(sandbox_id, policed.account)
                 except HyperError as error:
                     fields = {"sandbox_id": sandbox_id, "error": str(error)}
                     _log.error("not written down", extra=fields)
@@ -211,7 +206,7 @@ class Policies:
         """Who asks for a name."""
         armed = self._wires.at(base, address)
         policed = self._policed.get(armed.owner) if armed else None
-        return (armed.owner, policed.egress, policed.tally) if armed and policed else None
+        return (armed.owner, policed.egress, policed.account.tally) if armed and policed else None
 
     async def learn(self, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
@@ -222,7 +217,7 @@ class Policies:
         told = list(told)
         now = asyncio.get_running_loop().time()
         for address, lasts_s in told:
-            policed.tally.tell(name, address, now + lasts_s)
+            policed.account.tally.tell(name, address, now + lasts_s)
         try:
             for service in services_for(policed.egress, name):
                 for armed in wires:
@@ -245,7 +240,7 @@ class Policies:
         egress = _egress(held.limits)
         await self._records.save(sandbox_id, held)
         policed = self._policed.setdefault(sandbox_id, _Policed(held, egress))
-        policed.held, policed.egress, policed.name = held, egress, name
+        policed.held, policed.egress, policed.account.name = held, egress, name
         policed.revision += 1
         await self._records.note(sandbox_id, name, ())
 
@@ -269,33 +264,6 @@ class Policies:
             except NotFoundError:  # nobody can remove one that is in use; if he did: it lets nothing in
                 yield SecurityGroup(name)
 
-    async def _end_run(self, sandbox_id: SandboxId, policed: _Policed) -> None:
-        """The kernel has forgotten what it counted."""
-        await self._records.note(sandbox_id, policed.name, (), end_run=True)
-        policed.noted, policed.past = [], []
-
-    async def _counted(self, place: Place, wire: Wire, policed: _Policed) -> list[Attempt]:
-        with network_errors(wire.name):
-            blocked = await self._kernel.call(sets.read_blocked, place.base, wire.name)
-        return policed.tally.attempts(blocked)
-
-    async def _note(self, sandbox_id: SandboxId, policed: _Policed) -> None:
-        """What the kernel has counted and names that were refused, into the records."""
-        counted = list(policed.past)
-        for armed in self._wires.of(sandbox_id):
-            counted += await self._counted(armed.place, armed.judged.wire, policed)
-        attempts = summed(counted)
-        counts = [(each.destination, each.protocol, each.port, each.count) for each in attempts]
-        refused = policed.tally.take_refused()
-        if not refused and counts == policed.noted:
-            return
-        try:
-            await self._records.note(sandbox_id, policed.name, attempts, finished=refused)
-        except BaseException:
-            policed.tally.give_back(refused)
-            raise
-        policed.noted = counts
-
 
 def _egress(limits: Limits) -> EgressPolicy:
     return parse_egress(limits.egress) if limits.egress else EgressPolicy(EgressMode.ALLOW_ALL)
@@ -304,7 +272,7 @@ def _egress(limits: Limits) -> EgressPolicy:
 def _learned(policed: _Policed) -> Learned:
     """What the names that it still may look up stand for."""
     found: dict[Service, dict[IPv4Address, int]] = {}
-    for name, address, left_s in policed.tally.told(asyncio.get_running_loop().time()):
+    for name, address, left_s in policed.account.tally.told(asyncio.get_running_loop().time()):
         for service in services_for(policed.egress, name):
             known = found.setdefault(service, {})
             known[address] = max(left_s, known.get(address, 0))
