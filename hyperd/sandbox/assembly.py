@@ -7,6 +7,7 @@ import math
 import re
 import signal
 import uuid
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -181,10 +182,20 @@ def _link(attachment: Attachment, *, has_default_route: bool) -> Link:
     return Link(
         mac=attachment.mac,
         name=f"eth{attachment.slot}",
-        addresses=(f"{attachment.address}/{attachment.prefix_length}",),
-        routes=(Route("0.0.0.0/0", attachment.gateway),) if has_default_route else (),
+        addresses=(f"{attachment.address}/{attachment.prefix_length}", *_addresses6(attachment)),
+        routes=tuple(_routes(attachment)) if has_default_route else (),
         mtu=attachment.mtu,
     )
+
+
+def _addresses6(attachment: Attachment) -> tuple[str, ...]:
+    return (f"{attachment.address6}/{attachment.prefix_length6}",) if attachment.address6 else ()
+
+
+def _routes(attachment: Attachment) -> Iterator[Route]:
+    yield Route("0.0.0.0/0", attachment.gateway)
+    if attachment.address6:
+        yield Route("::/0", attachment.gateway6)
 
 
 def _servers(attachments: tuple[Attachment, ...], out: Attachment | None) -> tuple[str, ...]:

@@ -173,6 +173,7 @@ class Fleet(RestoringFleet):
                 assembly.names_of(view.record, at.network),
                 view.record.sandbox_id,
                 tuple((link.alias, SandboxId(link.target)) for link in view.record.spec.links),
+                at.address6,
             )
             for view in self.views()
             if is_running(view)
