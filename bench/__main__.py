@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import execs, forks, images, memory, policies, starts
+from bench import execs, forks, images, memory, policies, starts, storage
 from bench.api import IMAGE, Api, call
 from bench.measure import NotMeasured, Result, render, write
 from bench.stage import Bench, Stage, running_hyper
@@ -26,6 +26,7 @@ ACCELERATOR_S = 60.0
 
 BENCHES: dict[str, tuple[Bench, str]] = {
     "template": (starts.template, "start from a template; floor: a bare restore, to the agent's hello"),
+    "spare": (starts.spare, "both of these from a spare, when one is ready; the same floors"),
     "command": (starts.command, "`hyper run --rm IMAGE true`; floor: a bare restore + `python -c 'import grpc'`"),
     "cold": (starts.cold, "start without templates; floor: a bare boot, to the agent's hello"),
     "hundred": (starts.hundred, "100 starts, 20 at a time, and 100 removals; floors: as many bare restores, and kills"),
@@ -34,6 +35,8 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "exec": (execs.round_trip, "exec of `true`; floor: fork and exec of it in the guest"),
     "stdout": (execs.stdout, "output of an exec; floor: a pipe in the guest"),
     "version": (starts.version, "`hyper version`; floor: `python -c 'import grpc'`"),
+    "storage": (storage.speed, "what a guest writes and reads; floor: the same program on a bare QEMU's disk"),
+    "volume": (storage.volumes, "attach of a volume in a start; what fstrim gives back"),
     "pull": (images.pull, "pull of 1 GiB in 10 layers; floors: podman pull, skopeo copy + mkfs.erofs"),
     "layer": (images.memory, "how hyperd grows in the pull of a layer of 2 GiB"),
     "push": (images.push, "push of the image; floor: skopeo copy"),

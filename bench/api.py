@@ -89,10 +89,14 @@ class Api:
             await self.templates.BuildTemplate(snapshot_pb2.BuildTemplateRequest(), timeout=300)
         except grpc.aio.AioRpcError as error:
             raise CannotMeasureError(f"no template: {error.code().name}: {error.details()}") from error
+        await self.require_start("template")
+
+    async def require_start(self, path: str) -> None:
+        """Raises CannotMeasureError with the reason of hyperd's when a start is of another kind."""
         container_id = await self.start()
         report = (await self.inspect(container_id)).start
         await self.remove(container_id)
-        if report.path != "template":
+        if report.path != path:
             raise CannotMeasureError(
                 f"starts are {report.path or 'of an unknown kind'}: {report.note or 'no note'}"
             )

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many blocks of guest code QEMU translates in each phase of a start from a template (`info jit`), without hyperd.
 
-    setup/private .venv/bin/python -m bench.blocks 5
+    setup/private .venv/bin/python -m bench.blocks 5                a start from the template
+    setup/private .venv/bin/python -m bench.blocks 5 spare          from a spare
+    setup/private .venv/bin/python -m bench.blocks 5 unrehearsed    from a spare that only said hello
 
 Unlike time, the number hardly depends on what else the machine does. One layer, disks as hyperd makes them.
 """
@@ -20,6 +22,7 @@ from pathlib import Path
 from bench.floor import IGNORE_SHARED
 from bench.qemu import PLACE, BareVm, Machine, bare_vm
 from hyperd.image.disk import DESCRIPTOR_NAME, HEAD_NAME, TAIL_NAME, Extent, padded, render_disk
+from hyperd.model.container import Sizing
 from hyperd.model.guest import (
     FIRST_PROCESS,
     ContainerPlan,
@@ -31,12 +34,17 @@ from hyperd.model.guest import (
     WritableSource,
 )
 from hyperd.model.image import Digest, ImageId
+from hyperd.model.network import Attachment
+from hyperd.model.vm import SandboxId
 from hyperd.sandbox.assembly import MASKED_PATHS, READONLY_PATHS
+from hyperd.sandbox.rehearsal import rehearse
 from hyperd.sandbox.template_build import PLACEHOLDER_BYTES
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MKFS_OPTIONS
 from tests.bareguest import BOX, ENV, make_image
 
 MAC = "52:54:00:00:00:02"
+SPARE = SandboxId("5" * 64)
+ATTACHMENT = Attachment(SPARE, "bridge", "tap", MAC, "10.9.0.2", 24, "10.9.0.1", 1500, ("10.9.0.1",), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,7 @@ class DiskMachine(Machine):
 
 def main() -> None:
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    ahead = sys.argv[2] if len(sys.argv) > 2 else ""
     with tempfile.TemporaryDirectory(prefix="hyper-b-", dir=PLACE) as scratch:
         place = Path(scratch)
         _make_disks(place)
@@ -77,14 +86,15 @@ def main() -> None:
         )
         asyncio.run(_save(source, state))
         vmdk = f"vmdk,file.driver=file,file.filename={place}/{DESCRIPTOR_NAME}"
-        clone = replace(source, ram_shared=False, incoming=True, image=vmdk, writable=place / "own")
-        counts = [asyncio.run(_start(clone, state, place)) for _ in range(runs)]
+        image = source.image if ahead else vmdk
+        clone = replace(source, ram_shared=False, incoming=True, image=image, writable=place / "own")
+        counts = [asyncio.run(_start(clone, state, place, ahead)) for _ in range(runs)]
     for phase in counts[0]:
         print(f"{phase:10} {statistics.median(count[phase] for count in counts):7.0f}")
     print(f"{'all':10} {statistics.median(sum(count.values()) for count in counts):7.0f}")
 
 
-async def _start(machine: Machine, state: Path, place: Path) -> dict[str, int]:
+async def _start(machine: Machine, state: Path, place: Path, ahead: str) -> dict[str, int]:
     subprocess.run(["cp", "--sparse=always", place / "writable", place / "own"], check=True)
     counts: dict[str, int] = {}
     with bare_vm(machine) as vm:
@@ -95,6 +105,12 @@ async def _start(machine: Machine, state: Path, place: Path) -> dict[str, int]:
         await vm.restore(state, IGNORE_SHARED)
         async with vm.guest() as guest:
             await mark("hello")
+            if ahead == "spare":
+                await rehearse(guest, SPARE, Sizing(1, machine.memory_mib), (ATTACHMENT,), os.urandom(64))
+                await mark("rehearsal")
+            if ahead:
+                await _put_in(vm, place / DESCRIPTOR_NAME)
+                await mark("disk")
             await guest.configure(_identity())
             await mark("configure")
             await guest.create_container(_plan())
@@ -105,6 +121,20 @@ async def _start(machine: Machine, state: Path, place: Path) -> dict[str, int]:
                 break
             await mark("first byte")
     return counts
+
+
+async def _put_in(vm: BareVm, image: Path) -> None:
+    """As hyperd/vm/libvirt/monitor.py does."""
+    async with vm.monitor() as monitor:
+        await monitor.command("stop")
+        file = {"driver": "file", "filename": str(image), "read-only": True}
+        await monitor.command(
+            "blockdev-add", **{"driver": "vmdk", "node-name": "own", "read-only": True, "file": file}
+        )
+        devices = await monitor.command("query-block")
+        (path,) = [one["qdev"] for one in devices if one.get("inserted", {}).get("node-name") == "image"]
+        await monitor.command("qom-set", path=path, property="drive", value="own")
+        await monitor.command("cont")
 
 
 async def _save(machine: Machine, state: Path) -> None:

@@ -60,6 +60,57 @@ def command(stage: Stage) -> list[Result]:
     ]
 
 
+def spare(stage: Stage) -> list[Result]:
+    """In a hyper of its own. Each start finds a spare ready: that is waited for, and not measured."""
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        running_hyper(IMAGE, scratch, template__spares="1") as host,
+        floor.template(stage.accelerator) as saved,
+    ):
+
+        def when_quiet(measure: Callable[[], float]) -> Callable[[], float]:
+            """The floor, too, is not to be measured beside a spare in the making."""
+
+            def measured() -> float:
+                host.wait_for_spare()
+                return measure()
+
+            return measured
+
+        host.wait_for_spare()
+        call(host, lambda api: api.require_start("spare"))
+        argv = host.argv("run", "--rm", IMAGE, "true")
+        ours, bare = interleaved(
+            stage.runs(50), when_quiet(lambda: _first_byte_ms(host)), when_quiet(saved.restore_ms)
+        )
+        whole, whole_bare = interleaved(
+            stage.runs(20),
+            when_quiet(lambda: floor.process_ms(argv)),
+            when_quiet(lambda: saved.restore_ms() + floor.process_ms(IMPORT_GRPC)),
+        )
+        host.wait_for_spare()
+        call(host, lambda api: api.require_start("spare"))  # they were, to the last one
+    note = "a spare was ready before each"
+    return [
+        summarize(
+            "start from a spare, API call to first byte",
+            "ms",
+            ours,
+            floor=bare,
+            aim=Aim(ratio=1.8, ratio_p95=2.5),
+            note=note,
+        ),
+        summarize(
+            "hyper run --rm IMAGE true, from a spare",
+            "ms",
+            whole,
+            floor=whole_bare,
+            aim=Aim(ratio=1.6),
+            note=note,
+        ),
+    ]
+
+
 def version(stage: Stage) -> list[Result]:
     argv = stage.host.argv("version")
     ours, bare = interleaved(

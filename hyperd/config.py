@@ -18,6 +18,7 @@ from typing import Any, Literal
 from hyperd.errors import InvalidError
 
 DEFAULT_PATH = Path("/etc/hyper/hyperd.toml")
+_MAY_BE_NONE = (("template", "spares"),)  # 0 turns off what is on by default
 
 
 def _assets_dir() -> Path:
@@ -92,6 +93,15 @@ class TemplateConfig:
         True  # what such VMs never write, they share: less memory, and a side channel (CVE-2015-2877)
     )
     budget_mib: int = 2048  # of disk; beyond it the least recently used go
+    spares: int = 1  # VMs kept ready for the next container; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class BuildConfig:
+    image: Path = field(default_factory=lambda: _assets_dir() / "builder.tar")  # whose VM builds run in
+    cpus: float = 2.0  # of that VM, unless the build says otherwise; no more than the host has
+    memory_mib: int = 1024
+    cache_size_mib: int = 20480  # of the volume between builds, when it is made; sparse
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +113,7 @@ class Config:
     storage: StorageConfig = field(default_factory=StorageConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     logs: LogsConfig = field(default_factory=LogsConfig)
+    build: BuildConfig = field(default_factory=BuildConfig)
 
     @property
     def socket(self) -> Path:
@@ -175,7 +186,10 @@ def _with_value(config: Config, section: str, key: str, value: object, source: s
     convert = _texts if hints[key] == tuple[str, ...] else _converted
     converted = convert(hints[key], value, f"[{section}] {key}", source)
     if (
-        converted == 0 and hints[key] is not bool and getattr(type(part)(), key) != 0
+        converted == 0
+        and hints[key] is not bool
+        and getattr(type(part)(), key) != 0
+        and (section, key) not in _MAY_BE_NONE
     ):  # 0 has a meaning only where it is the default
         raise InvalidError(f"[{section}] {key} cannot be 0", subject=source)
     return dataclasses.replace(config, **{section: dataclasses.replace(part, **{key: converted})})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 
 from hyperd.api import (
+    BuildServicer,
     ContainerServicer,
     EgressServicer,
     FloatingServicer,
@@ -26,6 +27,7 @@ from hyperd.api import (
     VolumeServicer,
     serving,
 )
+from hyperd.build import BuilderSizing, Builds, BuildSettings
 from hyperd.config import Config
 from hyperd.desk import Desk
 from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
@@ -58,11 +60,16 @@ from hyperd.sandbox import (
     Runner,
     RunSettings,
     Services,
+    SpareMaker,
+    Spares,
+    SpareSettings,
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    Turns,
     VolumeDesk,
     fingerprint,
+    parallel_starts,
 )
 from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalStorage, LocalVolumes, SpaceWatch
@@ -113,11 +120,9 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
         facts = _facts(config, settings.guest, hypervisor, floor.files)
-        template_settings = _template_settings(config)
-        builder = TemplateBuilder(rooms, settings, template_settings, floor.files)
-        templates = Templates(builder, snapshots, facts, ledger, settings.guest, template_settings, tasks)
-        stack.push_async_callback(templates.close)
-        runner = Runner(rooms, settings, templates, floor.files)
+        runner = _runner(config, rooms, settings, facts, ledger, floor.files, tasks)
+        stack.push_async_callback(runner.templates.close)
+        stack.push_async_callback(runner.spares.close)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
         records = Records(floor.database)
         await records.open()
@@ -143,15 +148,20 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             fleet,
             images,
             network,
-            templates,
+            runner.templates,
+            runner.spares,
             storage,
             snapshots,
             floor.files,
         )
-        await _run(config, fleet, images, desk, stop)
+        await _run(
+            config, fleet, images, Builds(_build_settings(config), fleet, images, floor.files), desk, stop
+        )
 
 
-async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, stop: asyncio.Event) -> None:
+async def _run(
+    config: Config, fleet: Fleet, images: OciImageStore, builds: Builds, desk: Desk, stop: asyncio.Event
+) -> None:
     ready = asyncio.Event()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(fleet.run(ready))
@@ -159,6 +169,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
         await asyncio.wait((running, opened), return_when=asyncio.FIRST_COMPLETED)
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
+        building = tasks.create_task(builds.run())
         policies = PolicyDesk(
             desk.network,
             lambda reference: fleet.get(reference).record,
@@ -178,6 +189,7 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
                 SnapshotServicer(fleet),
                 VolumeServicer(fleet),
                 NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+                BuildServicer(builds),
                 EgressServicer(policies),
                 SecurityGroupServicer(policies),
                 FloatingServicer(FloatingDesk(desk.network, fleet)),
@@ -187,9 +199,28 @@ async def _run(config: Config, fleet: Fleet, images: OciImageStore, desk: Desk, 
             systemd.notify("READY=1")
             await stop.wait()
             systemd.notify("STOPPING=1")
-        for task in (opened, running, warming_up):
+        for task in (opened, building, running, warming_up):
             task.cancel()
     log.info("ended; virtual machines run on")
+
+
+def _runner(
+    config: Config,
+    rooms: Rooms,
+    settings: RunSettings,
+    facts: Facts,
+    ledger: Ledger,
+    files: Workers,
+    tasks: asyncio.TaskGroup,
+) -> Runner:
+    """With all that a start can begin with: a spare, a template."""
+    template_settings = _template_settings(config)
+    builder = TemplateBuilder(rooms, settings, template_settings, files)
+    templates = Templates(builder, rooms.snapshots, facts, ledger, settings.guest, template_settings, tasks)
+    turns = Turns(parallel_starts(settings.parallel_starts))
+    maker = SpareMaker(rooms, settings, _disk_owner(config), files)
+    spares = Spares(maker, templates, ledger, turns, SpareSettings(config.template.spares), tasks)
+    return Runner(rooms, settings, templates, spares, turns, files)
 
 
 async def prepare_network(network: Network) -> None:
@@ -364,6 +395,15 @@ def _fleet_settings(config: Config) -> FleetSettings:
         log_dir=config.daemon.state_dir / "sandboxes",
         log_max_bytes=config.logs.max_mib << 20,
     )
+
+
+def _build_settings(config: Config) -> BuildSettings:
+    sizing = BuilderSizing(
+        cpus=min(config.build.cpus, float(os.cpu_count() or 1)),
+        memory_bytes=config.build.memory_mib << 20,
+        cache_bytes=config.build.cache_size_mib << 20,
+    )
+    return BuildSettings(config.build.image, sizing, host_platform())
 
 
 def _admission(config: Config) -> Admission:

@@ -13,6 +13,7 @@ from hyperd.config import Config
 from hyperd.doctor import check_host, network_check, template_check
 from hyperd.errors import HyperError, NotFoundError
 from hyperd.guest import PROTOCOL_VERSION
+from hyperd.host.files import free_bytes
 from hyperd.host.workers import Workers
 from hyperd.image.base import ImageStore
 from hyperd.model.container import ContainerState, Sizing
@@ -20,7 +21,7 @@ from hyperd.model.host import HostCheck
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.network import Network
-from hyperd.sandbox import AcceleratorChooser, Fleet, Shape, Templates, is_running
+from hyperd.sandbox import AcceleratorChooser, Fleet, Shape, Spares, Templates, is_running
 from hyperd.snapshot import SnapshotStore
 from hyperd.storage import Storage
 from hyperd.vm.libvirt import HypervisorCapabilities
@@ -42,6 +43,7 @@ class Desk:
     images: ImageStore
     network: Network
     templates: Templates
+    spares: Spares
     storage: Storage
     snapshots: SnapshotStore
     files: Workers
@@ -51,15 +53,17 @@ class Desk:
         return Sizing(self.config.vm.default_vcpus, self.config.vm.default_memory_mib)
 
     async def warm_up(self) -> None:
-        """Choose the accelerator and build the template that most will start from, before the first user needs them."""
+        """Choose the accelerator, build the template that most start from, keep spares: before the first user comes."""
         try:
             accelerator = await self.chooser.choose()
         except HyperError as error:
             log.error("no accelerator", extra={"error": str(error)})  # noqa: TRY400 - each start says it again
             return
-        offer = await self.templates.offer(Shape(self.default_sizing, has_nic=True, accelerator=accelerator))
+        shape = Shape(self.default_sizing, has_nic=True, accelerator=accelerator)
+        offer = await self.templates.offer(shape)
         if offer.snapshot is None:
             log.info("template", extra={"note": offer.note})
+        self.spares.begin(shape)
 
     async def build_templates(self, vcpus: int, memory_mib: int) -> list[Snapshot]:
         """With a network and without. 0: the default. Raises as ``Templates.build``."""
@@ -113,6 +117,8 @@ class Desk:
             bridge=config.network.bridge,
             subnet=config.network.subnet,
             network_trouble=str(self.network.trouble or ""),
+            spares=self.config.template.spares,
+            spares_ready=len(self.spares.ready),
         )
 
     async def disk_usage(self) -> system_pb2.GetDiskUsageResponse:
@@ -133,6 +139,7 @@ class Desk:
             ],
             layers_bytes=images.layers_bytes,
             unowned_bytes=images.unowned_bytes,
+            free_bytes=await self.files.call(free_bytes, self.config.daemon.state_dir),
             snapshots=[
                 system_pb2.SnapshotUsage(
                     id=saved.manifest.snapshot_id,
@@ -159,23 +166,31 @@ class Desk:
                 bytes=volume.allocated_bytes,
                 containers=len(volume.users),
                 attached=sum(user.attached for user in volume.users),
+                size_bytes=0 if volume.volume.export else volume.volume.size_bytes,
+            )
+        for copy in await self.fleet.volumes.snapshots.list():
+            answer.snapshots.add(
+                id=copy.snapshot_id, kind="volume", name=copy.name, bytes=copy.allocated_bytes
             )
         for view in views:
+            size_bytes, writable_bytes = await self._writable_disk(view.record.sandbox_id)
             answer.containers.add(
                 id=view.record.sandbox_id,
                 name=view.record.name,
-                writable_bytes=await self._writable_bytes(view.record.sandbox_id),
+                writable_bytes=writable_bytes,
+                writable_size_bytes=size_bytes,
                 log_bytes=await self._log_bytes(view.log_path),
                 running=is_running(view),
             )
         return answer
 
-    async def _writable_bytes(self, sandbox_id: SandboxId) -> int:
+    async def _writable_disk(self, sandbox_id: SandboxId) -> tuple[int, int]:
+        """How large it is, and what of that is there."""
         try:
             path = await self.storage.writable_path(sandbox_id)
         except NotFoundError:  # not started yet, or removed meanwhile
-            return 0
-        return await self.files.call(_allocated_bytes, path)
+            return 0, 0
+        return await self.files.call(_sizes, path)
 
     async def _log_bytes(self, log_path: str) -> int:
         return await self.files.call(_files_bytes, Path(log_path).parent) if log_path else 0
@@ -188,17 +203,18 @@ class Desk:
         ]
 
 
-def _allocated_bytes(path: Path) -> int:
-    """0 for what is not there."""
+def _sizes(path: Path) -> tuple[int, int]:
+    """How long, and how much of it is allocated; 0 for what is not there."""
     try:
-        return path.stat(follow_symlinks=False).st_blocks * BLOCK_BYTES
+        about = path.stat(follow_symlinks=False)
     except OSError:
-        return 0
+        return 0, 0
+    return about.st_size, about.st_blocks * BLOCK_BYTES
 
 
 def _files_bytes(directory: Path) -> int:
     try:
-        return sum(_allocated_bytes(path) for path in directory.iterdir())
+        return sum(_sizes(path)[1] for path in directory.iterdir())
     except OSError:
         return 0
 

@@ -8,15 +8,17 @@ import fcntl
 import os
 
 from setup.agent import Agent
+from setup.builder import Builder
 from setup.busybox import Busybox
 from setup.environment import Environment
 from setup.erofs import Erofs
 from setup.kernel import Kernel
 from setup.packages import Packages
+from setup.postgres import Postgres
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
 
-NAMES = ("packages", "kernel", "python", "erofs", "busybox", "agent", "prepare")
+NAMES = ("packages", "kernel", "builder", "python", "erofs", "busybox", "postgres", "agent", "prepare")
 
 
 def main() -> None:
@@ -28,8 +30,8 @@ def main() -> None:
     arguments = parser.parse_args()
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
-        *(Packages(), Kernel(renew="kernel" in force)),
-        *(Environment(), Erofs(), Busybox(), Agent(), Prepare()),
+        *(Packages(), Kernel(renew="kernel" in force), Builder(renew="builder" in force)),
+        *(Environment(), Erofs(), Busybox(), Postgres(), Agent(), Prepare()),
     )
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)
@@ -38,8 +40,8 @@ def main() -> None:
             lock, fcntl.LOCK_EX
         )  # a second set-up of this checkout waits, then finds everything current
         chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
-        # The kernel takes longest and needs no other step: it is built while the others download.
-        run_steps(chosen, force=force, alongside=frozenset({"kernel"}))
+        # These two take longest and need no other step: they are made while the others download.
+        run_steps(chosen, force=force, alongside=frozenset({"kernel", "builder"}))
 
 
 if __name__ == "__main__":

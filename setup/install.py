@@ -2,7 +2,7 @@
 """`make install` and `make uninstall`: hyper below a prefix, without the checkout that it came from.
 
 PREFIX/lib/hyper/N/venv      the runtime lock and the project
-PREFIX/lib/hyper/N/assets    kernel, initramfs, mkfs.erofs: copies, not links into the cache
+PREFIX/lib/hyper/N/assets    kernel, initramfs, mkfs.erofs, the builder's image: copies, not links into the cache
 PREFIX/lib/hyper/current     link to the N in use
 PREFIX/lib/hyper/installed   what was put elsewhere, for uninstall
 PREFIX/bin/{hyper,hyperd}    links into current's venv
@@ -26,7 +26,7 @@ from pathlib import Path
 from setup.environment import RUNTIME_LOCK, install_project, make_venv
 from setup.step import ASSETS, ROOT, Job, StepError, explain, logging_to
 
-ASSET_NAMES = ("vmlinux", "initramfs.cpio", "hyper-agent", "mkfs.erofs")
+ASSET_NAMES = ("vmlinux", "initramfs.cpio", "hyper-agent", "mkfs.erofs", "builder.tar")
 PROGRAMS = ("hyper", "hyperd")
 UNIT = "hyperd.service"
 STATE = (Path("/var/lib/hyper"), Path("/run/hyper"))

@@ -167,7 +167,7 @@ class Bench:
         make_image(self.directory / "root", self.image)
         with self.writable.open("wb") as disk:
             disk.truncate(64 << 20)
-        subprocess.run(["mkfs.ext4", "-q", str(self.writable)], check=True)
+        make_ext4(self.writable)
         return self
 
     def __exit__(
@@ -219,6 +219,10 @@ class Bench:
 def _ignore_shared(machine: Machine) -> None:
     capability = {"capability": "x-ignore-shared", "state": True}
     machine.qmp("migrate-set-capabilities", capabilities=[capability])
+
+
+def make_ext4(disk: Path) -> None:
+    subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
 
 
 def make_image(root: Path, image: Path) -> None:

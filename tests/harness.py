@@ -7,6 +7,7 @@ Shared by the integration and conformance suites and by the benchmarks.
 import contextlib
 import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -19,17 +20,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tests import behind
+
 ROOT = Path(__file__).resolve().parent.parent
 PREPARED_CACHE = Path(
     "/var/lib/hyper/libvirt/cache"
 )  # set-up filled it: no daemon of a test needs to probe QEMU again
 DEADLINE_S = 60.0
 BUILD_TIMEOUT_S = 200.0
-# What the daemon's log says of a template's build: before anything of it is there, and when nothing of it is left.
-BUILD_BEGAN = b" hyperd.sandbox.template template being built "
-BUILD_ENDED = tuple(
-    b" hyperd.sandbox.template %b " % word for word in (b"template built", b"template not built", b"bug")
-)
 _numbers = itertools.count()  # daemons that run side by side share neither bridge nor subnet
 
 
@@ -67,7 +65,7 @@ class Hyper:
         self.state_dir = self.home / "state"
         self.run_dir = self.home / "run"
         self.log = self.home / "hyperd.log"
-        self._told = 0  # where the log of this daemon begins, behind that of earlier ones
+        self._told_before = 0  # where the log of this daemon begins, behind that of earlier ones
         self.bin = Path(sys.executable).parent
         number = next(_numbers)
         self.bridge, self.gateway = f"hyper{number}", f"10.213.{number}.1"
@@ -78,6 +76,7 @@ class Hyper:
             "daemon.run_dir": str(self.run_dir),
             "daemon.log_level": "debug",
             "vm.accel": accel,
+            "template.spares": "0",  # most tests are about what is the same without
             **(settings or {}),
         }
         self.daemon: subprocess.Popen[bytes] | None = None
@@ -92,7 +91,7 @@ class Hyper:
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
         flags = [f"--set={key}={value}" for key, value in self.settings.items()]
-        self._forget_builds()
+        self._forget_the_log()
         with self.log.open("ab") as log:
             self.daemon = subprocess.Popen(
                 [self.bin / "hyperd", *flags], stdout=log, stderr=log, start_new_session=True, cwd=self.home
@@ -108,7 +107,7 @@ class Hyper:
             self.daemon.terminate()
             self.daemon.wait(DEADLINE_S)
             self.daemon = None
-            self._forget_builds()
+            self._forget_the_log()
 
     def kill_daemon(self) -> None:
         """As the OOM killer would."""
@@ -116,14 +115,22 @@ class Hyper:
         self.daemon.kill()
         self.daemon.wait(DEADLINE_S)
         self.daemon = None
-        self._forget_builds()
+        self._forget_the_log()
 
     def wait_for_template(self) -> None:
         """Until the default size has its template and no other is being built: what starts now starts from it."""
         templates = self.state_dir / "snapshots/template"
         wait_until(
-            lambda: any(templates.glob("*/manifest.json")) and not self._builds()[1],
+            lambda: any(templates.glob("*/manifest.json")) and not behind.under_way(self._told()),
             "the template of the default size",
+            timeout_s=BUILD_TIMEOUT_S,
+        )
+
+    def wait_for_spare(self, count: int = 1) -> None:
+        """Until so many are ready: what is run next takes one, if it can do with it."""
+        wait_until(
+            lambda: len(behind.spares(self._told())) >= count and not behind.under_way(self._told()),
+            "a spare is ready",
             timeout_s=BUILD_TIMEOUT_S,
         )
 
@@ -158,33 +165,41 @@ class Hyper:
     def leaks(self) -> list[str]:
         """What is left of sandboxes although no container exists: processes, taps, leases, disks, sockets, mounts.
 
-        Looked at once; but while a template is being built, behind the last start's back, it is waited for.
+        Looked at once; but what the daemon does behind its users' backs, templates that are built, spares that come or
+        go, is waited for. A spare that is ready may be there.
         """
         while True:
-            wait_until(lambda: not self._builds()[1], "templates are built", timeout_s=BUILD_TIMEOUT_S)
-            begun, _ = self._builds()
-            left = self._left()
-            if self._builds() == (begun, 0):
-                return left
+            wait_until(
+                lambda: not behind.under_way(self._told()),
+                "templates and spares are made",
+                timeout_s=BUILD_TIMEOUT_S,
+            )
+            told = self._told()
+            left, ready = self._left(), behind.spares(told)
+            later = self._told()
+            if behind.begun(later) == behind.begun(told) and behind.spares(later) == ready:
+                return [line for line in left if not any(spare_id[:12] in line for spare_id in ready)]
 
-    def _builds(self) -> tuple[int, int]:
-        """How many builds of templates this daemon has begun, and how many of them are under way."""
+    def _told(self) -> bytes:
+        """The log of this daemon."""
         if not self.log.exists():
-            return 0, 0
+            return b""
         with self.log.open("rb") as log:
-            log.seek(self._told)
-            told = log.read()
-        begun = told.count(BUILD_BEGAN)
-        return begun, begun - sum(told.count(word) for word in BUILD_ENDED)
+            log.seek(self._told_before)
+            return log.read()
 
-    def _forget_builds(self) -> None:
-        """A daemon that is gone builds nothing."""
-        self._told = self.log.stat().st_size if self.log.exists() else 0
+    def _forget_the_log(self) -> None:
+        """A daemon that is gone builds nothing, and has no spares."""
+        self._told_before = self.log.stat().st_size if self.log.exists() else 0
 
     def _left(self) -> list[str]:
         left = [f"process {pid}: {command}" for pid, command in self.qemu_processes().items()]
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
-        left += [line for line in links.splitlines() if " hyt" in line or " hyb" in line]
+        left += [
+            line
+            for line in links.splitlines()
+            if (" hyt" in line or " hyb" in line) and not self._is_foreign(line)
+        ]
         for place in ("storage/sandboxes", "sandboxes"):
             left += [str(path) for path in (self.state_dir / place).glob("*")]
         left += [str(path) for path in (self.run_dir / "vm").glob("*")]
@@ -197,6 +212,11 @@ class Hyper:
         mounts = Path("/proc/mounts").read_text().splitlines()
         left += [line for line in mounts if f" {self.home}/" in line]
         return left
+
+    def _is_foreign(self, link: str) -> bool:
+        """A tap on the bridge of another test's hyper, which may have spares."""
+        master = re.search(r" master (hyper\d+) ", link)
+        return master is not None and master[1] != self.bridge
 
     def qemu_processes(self) -> dict[int, str]:
         """QEMU processes whose command line names our state directory."""

@@ -25,8 +25,9 @@ use crate::growth;
 use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::{self, Kernel, Linux};
+use crate::nursery::Nursery;
 use crate::path::Root;
-use crate::process::{self, Birth, Newborn, Process};
+use crate::process::{self, Ahead, Birth, Newborn, Process};
 use crate::proto::{
     ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, OpenVolumeRequest, ProcessSpec,
     Resources, RootFilesystem,
@@ -53,6 +54,7 @@ pub struct Workshop {
     pub cgroups: Option<PathBuf>,
     pub devices: Filter,
     pub spare: Mutex<Option<Spare>>,
+    pub nursery: Mutex<Option<Arc<Nursery>>>,
 }
 
 pub struct Container {
@@ -117,7 +119,21 @@ impl Workshop {
             let cgroup = self.cgroups.as_ref().map(|mount| self.make_spare_cgroup(mount)).transpose()?;
             *spare = Some(Spare::bear(&self.reaper, cgroup)?);
         }
+        self.open_nursery()
+    }
+
+    /// Unless there is one that works. Blocking.
+    fn open_nursery(&self) -> Result<()> {
+        let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        if !nursery.as_ref().is_some_and(|it| it.works()) {
+            *nursery = Some(Arc::new(Nursery::open(&self.reaper)?));
+        }
         Ok(())
+    }
+
+    fn working_nursery(&self) -> Option<Arc<Nursery>> {
+        let nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        nursery.clone().filter(|it| it.works())
     }
 
     /// Of a container that is not privileged, without limits yet.
@@ -229,7 +245,8 @@ impl Workshop {
             cgroup: cgroup.as_ref().map(|c| c.fd()),
             handle: (root.mount.as_fd(), init::ROOT),
         };
-        let newborn = process::bear(&self.reaper, &config, &birth, spare.take())?;
+        let ahead = spare.take().map_or(Ahead::Nobody, Ahead::Spare);
+        let newborn = process::bear(&self.reaper, &config, &birth, ahead)?;
         let archived = Files::new(root.mount, root.layers);
         Ok(Made { newborn, cgroup, files, archived, leases })
     }
@@ -425,13 +442,16 @@ impl Container {
             }
             execs.insert(id.to_owned(), None);
         }
-        let (container, workshop) = (self.clone(), workshop.clone());
-        let born = blocking(move || container.bear_exec(&workshop, spec)).await;
+        let (container, workplace) = (self.clone(), workshop.clone());
+        let born = blocking(move || container.bear_exec(&workplace, spec)).await;
         let adopted = born.and_then(|newborn| Process::adopt(id.to_owned(), newborn, self.cgroup.clone()));
         match adopted {
             Ok(process) => {
                 self.execs().insert(id.to_owned(), Some(process.clone()));
                 process.start().await?;
+                if workshop.working_nursery().is_none() {
+                    open_nursery_soon(workshop.clone());
+                }
                 Ok(process)
             }
             Err(error) => {
@@ -450,7 +470,9 @@ impl Container {
             cgroup,
             handle: (target, init::TARGET),
         };
-        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), None)
+        let nursery = workshop.working_nursery();
+        let ahead = nursery.as_deref().map_or(Ahead::Nobody, Ahead::Nursery);
+        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), ahead)
     }
 
     pub fn forget(&self, id: &str) -> Result<()> {
@@ -494,6 +516,12 @@ impl Container {
             cgroup.map_or(Ok(()), |cgroup| cgroup.remove(Instant::now() + KILL_DEADLINE))
         })
         .await
+    }
+
+    /// Removes what it wrote to its disk. Called when it is destroyed. Blocking.
+    pub fn forget_changes(&self) -> Result<()> {
+        let directory = self.archived.layers.upper.as_ref().and_then(|upper| upper.parent());
+        directory.map_or(Ok(()), |directory| std::fs::remove_dir_all(directory).what("remove what a container wrote"))
     }
 
     fn processes(&self) -> Vec<Arc<Process>> {
@@ -559,6 +587,15 @@ fn remove_files(files: &std::path::Path) {
     if let Err(cause) = std::fs::remove_dir_all(files) {
         crate::warn!("remove {}: {cause}", files.display());
     }
+}
+
+/// For the next that is exec'd: nobody waits for it.
+fn open_nursery_soon(workshop: Arc<Workshop>) {
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = workshop.open_nursery() {
+            crate::warn!("{error}");
+        }
+    });
 }
 
 /// Mounting and giving birth block; the runtime's one thread must not.

@@ -13,7 +13,7 @@ use rustix::mount::UnmountFlags;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::files::Layers;
-use crate::kept::Kept;
+use crate::kept::{self, Kept};
 use crate::mount::{Attributes, Filesystem, Kernel};
 use crate::proto::{CreateContainerRequest, Layer, WritableLayer};
 use crate::rootfs::{MACHINE_ID, NAME_FILES, standard_directories};
@@ -98,6 +98,25 @@ impl<K: Kernel> Disks<K> {
             }
         }
         kept.iter().map(|disk| disk.device().to_owned()).collect()
+    }
+
+    /// Until no disk but the kept ones is mounted: a namespace lets go of its mounts a moment after its last process. The page cache
+    /// of each is empty then.
+    pub fn wait_free(&self, drivers: &Path) -> Result<()> {
+        let deadline = Instant::now() + DISK_DEADLINE;
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for device in virtio::bound(drivers, virtio::DISKS) {
+            if kept.iter().any(|disk| disk.device() == device && disk.is_mounted()) {
+                continue;
+            }
+            while kept::is_mounted(drivers, &device)? {
+                if Instant::now() >= deadline {
+                    return Err(Error::new(Kind::TimedOut, format!("somebody still has {device} mounted")));
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        Ok(())
     }
 
     /// The file system of a disk that is mounted since the template, if it is that disk's still.

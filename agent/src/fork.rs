@@ -25,6 +25,9 @@ use crate::proto::ForkIdentity;
 pub const PROGRAM: &str = "forkpoint";
 /// Where containers find it.
 pub const DIRECTORY: &str = "/run/hyper";
+const HELP: &str = "--help";
+const USAGE: &[u8] =
+    b"usage: forkpoint [PROGRAM ARGUMENT...]    (sleeps until the next fork, then tells it or becomes PROGRAM)\n";
 const RELEASE: &str = "release";
 const STAGED: &str = "release.new";
 
@@ -127,6 +130,9 @@ fn render_exports(release: &Release) -> Vec<u8> {
 
 /// The program. Returns the status to exit with, when it does not become another one.
 pub fn main() -> i32 {
+    if std::env::args_os().nth(1).is_some_and(|word| word == HELP) {
+        return i32::from(std::io::stdout().write_all(USAGE).is_err());
+    }
     let directory = Path::new(DIRECTORY);
     let seen = Release::read(directory).map_or(0, |release| release.generation);
     let release = match wait_release(directory, seen) {

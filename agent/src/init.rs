@@ -96,11 +96,37 @@ pub fn read_message<M: Message + Default>(mut socket: &UnixStream, begun: Option
 
 /// Never returns but with the status to exit with.
 pub fn main(is_spare: bool) -> i32 {
+    seclude();
+    let Ok(socket) = sys::inherited(SOCKET).map(UnixStream::from) else { return 125 };
+    carry_out(socket, |socket| run(socket, is_spare))
+}
+
+/// What the nursery bore.
+pub fn be_born(report: UnixStream, target: &OwnedFd, usual: Vec<libc::sock_filter>) -> i32 {
+    carry_out(report, |report| {
+        let Some(socket) = report.as_ref() else { return Ok(125) };
+        let config: Config = read_message(socket, None).what("read the configuration")?;
+        enter_old(target)?;
+        become_process(report, &config, Some(usual))
+    })
+}
+
+/// What is so for all that runs before a container's processes.
+pub fn seclude() {
     // Nothing of the container may look into us, nor find the agent's binary through /proc/PID/exe.
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    let Ok(socket) = sys::inherited(SOCKET).map(UnixStream::from) else { return 125 };
+    // A container is killed before the agent is.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    sys::reset_signals();
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+}
+
+fn carry_out(
+    socket: UnixStream,
+    work: impl FnOnce(&mut Option<UnixStream>) -> std::result::Result<i32, Failure>,
+) -> i32 {
     let mut socket = Some(socket);
-    let (code, message, invalid) = match run(&mut socket, is_spare) {
+    let (code, message, invalid) = match work(&mut socket) {
         Ok(code) => return code,
         Err(Failure::Start(error)) => (error.code, error.message, false),
         Err(Failure::Setup(error)) => (125, error.message, error.kind == Kind::Invalid),
@@ -130,15 +156,10 @@ impl From<exec::Refusal> for Failure {
 
 fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i32, Failure> {
     let Some(socket) = report.as_ref() else { return Ok(125) };
-    // A container is killed before the agent is.
-    let _ = std::fs::write("/proc/self/oom_score_adj", "0");
-    sys::reset_signals();
-    rustix::process::umask(Mode::from_raw_mode(0o022));
     let usual = is_spare.then(|| seccomp::program(capability::Set::docker_default()));
     let ahead = if is_spare { Some(prepare()?) } else { None };
     let spare_root = if is_spare { Some(spare::receive(socket)?) } else { None };
     let config: Config = read_message(socket, None).what("read the configuration")?;
-    let process = config.process.clone().unwrap_or_default();
 
     match &config.create {
         Some(request) => {
@@ -146,12 +167,19 @@ fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i
             let ahead = ahead.map_or_else(enter_namespaces, Ok)?;
             enter_new(&config, request, &root, &ahead)?;
         }
-        None => {
-            let target = sys::inherited(TARGET).what("take the container's handle")?;
-            let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
-            sys::setns(target.as_fd(), namespaces).what("enter the container's namespaces")?;
-        }
+        None => enter_old(&sys::inherited(TARGET).what("take the container's handle")?)?,
     }
+    become_process(report, &config, usual)
+}
+
+/// `usual`: the filter that nearly all have, where it is made already.
+fn become_process(
+    report: &mut Option<UnixStream>,
+    config: &Config,
+    usual: Option<Vec<libc::sock_filter>>,
+) -> std::result::Result<i32, Failure> {
+    let Some(socket) = report.as_ref() else { return Ok(125) };
+    let process = config.process.clone().unwrap_or_default();
     let root = Root::new(
         rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .what("open the root")?,
@@ -195,6 +223,12 @@ fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i
         return stay_as_init(report, &program, slave);
     }
     Err(program.run(slave).into())
+}
+
+/// Those of a container that is there; it was born in its pid namespace.
+fn enter_old(target: &OwnedFd) -> Result<()> {
+    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
+    sys::setns(target.as_fd(), namespaces).what("enter the container's namespaces")
 }
 
 /// Its cgroup is the root of what it sees of cgroups: it is in that one from here on.

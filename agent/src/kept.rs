@@ -57,10 +57,8 @@ impl Kept {
         device: &str,
         place: impl FnOnce(&str) -> PathBuf,
     ) -> Result<Option<Self>> {
-        let block = drivers.join(virtio::DISKS).join(device).join("block");
-        let mut names = std::fs::read_dir(&block).into_iter().flatten().flatten();
-        let Some(name) = names.next().and_then(|entry| entry.file_name().into_string().ok()) else { return Ok(None) };
-        let sysfs = block.join(&name);
+        let Some(sysfs) = find_disk(drivers, device) else { return Ok(None) };
+        let Some(name) = sysfs.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return Ok(None) };
         let Some(serial) = disk::read_serial(&sysfs).filter(|serial| !serial.is_empty()) else { return Ok(None) };
         let read = |file: &str| std::fs::read_to_string(sysfs.join(file)).unwrap_or_default();
         let size = read("size").trim().parse::<u64>().unwrap_or(0).saturating_mul(SECTOR);
@@ -135,6 +133,23 @@ impl Kept {
         rustix::mount::unmount(&path, UnmountFlags::NOFOLLOW).what("let go of another disk's file system")?;
         virtio::rebind(&self.drivers, &self.device)?;
         Ok(None)
+    }
+}
+
+/// The directory in sysfs of the disk behind a virtio device, which has the disk's name.
+fn find_disk(drivers: &Path, device: &str) -> Option<PathBuf> {
+    let block = drivers.join(virtio::DISKS).join(device).join("block");
+    std::fs::read_dir(block).into_iter().flatten().flatten().next().map(|entry| entry.path())
+}
+
+/// The disk, or a partition of it: a file system has it for its own, so nobody else can.
+pub fn is_mounted(drivers: &Path, device: &str) -> Result<bool> {
+    let Some(sysfs) = find_disk(drivers, device) else { return Ok(false) };
+    let Some(name) = sysfs.file_name().and_then(|name| name.to_str()) else { return Ok(false) };
+    match rustix::fs::open(format!("/dev/{name}"), OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) => Ok(false),
+        Err(rustix::io::Errno::BUSY) => Ok(true),
+        Err(cause) => Err(cause).what(format_args!("open disk {name}")),
     }
 }
 

@@ -33,6 +33,7 @@ mod mount;
 mod names;
 mod net;
 mod node;
+mod nursery;
 mod path;
 mod pax;
 mod power;
@@ -40,6 +41,7 @@ mod process;
 mod reaper;
 mod rootfs;
 mod rtnetlink;
+mod run;
 mod seccomp;
 mod serve;
 mod service;
@@ -74,6 +76,9 @@ fn main() {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     if words == [init::ARGUMENT] || words == [init::SPARE_ARGUMENT] {
         std::process::exit(init::main(words == [init::SPARE_ARGUMENT]));
+    }
+    if words == [nursery::ARGUMENT] {
+        std::process::exit(nursery::main());
     }
     sys::use_one_heap();
     let served = match words[..] {

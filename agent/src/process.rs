@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use crate::cgroup::Cgroup;
 use crate::error::{Context, Error, Kind, Result};
 use crate::init::{self, Config, Report};
+use crate::nursery::{Gifts, Nursery};
 use crate::proto::{ExitStatus, ProcessStatus, Stream, TerminalSize};
 use crate::reaper::{Child, Reaper};
 use crate::spare::Spare;
@@ -46,8 +47,17 @@ pub struct Newborn {
     master: Option<OwnedFd>,
 }
 
-/// Blocking; everything it opened is gone again when it fails, the child included. With a spare nobody need be born.
-pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>, spare: Option<Spare>) -> Result<Newborn> {
+/// Who need not be executed anew.
+pub enum Ahead<'a> {
+    Nobody,
+    /// Born already.
+    Spare(Spare),
+    /// Bears further processes of containers that run.
+    Nursery(&'a Nursery),
+}
+
+/// Blocking; everything it opened is gone again when it fails, the child included.
+pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>, ahead: Ahead<'_>) -> Result<Newborn> {
     let spec = config.process.clone().unwrap_or_default();
     let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
     let mut ends = [null.as_raw_fd(); 3];
@@ -66,12 +76,14 @@ pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>, spare: Option<S
             outputs.push((stream, read));
         }
     }
-    let dressed = spare.and_then(|spare| {
-        let end =
-            |number: usize| child_ends.iter().find(|end| end.as_raw_fd() == ends[number]).unwrap_or(&null).as_fd();
-        spare.dress([end(0), end(1), end(2)], birth.handle.0)
-    });
-    let (child, ours) = dressed.map_or_else(|| spawn_new(reaper, birth, ends), Ok)?;
+    let end = |number: usize| child_ends.iter().find(|end| end.as_raw_fd() == ends[number]).unwrap_or(&null).as_fd();
+    let streams = [end(0), end(1), end(2)];
+    let quick = match ahead {
+        Ahead::Nobody => None,
+        Ahead::Spare(spare) => spare.dress(streams, birth.handle.0),
+        Ahead::Nursery(nursery) => nurse(reaper, nursery, birth, streams),
+    };
+    let (child, ours) = quick.map_or_else(|| spawn_new(reaper, birth, ends), Ok)?;
     drop(child_ends);
 
     let ready = init::write_message(&ours, config)
@@ -82,6 +94,24 @@ pub fn bear(reaper: &Reaper, config: &Config, birth: &Birth<'_>, spare: Option<S
         Err(error) => {
             let _ = sys::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
             Err(error)
+        }
+    }
+}
+
+/// None when it cannot: then there is another way.
+fn nurse(
+    reaper: &Reaper,
+    nursery: &Nursery,
+    birth: &Birth<'_>,
+    streams: [BorrowedFd<'_>; 3],
+) -> Option<(Child, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair().ok()?;
+    let gifts = Gifts { streams, report: theirs.as_fd(), target: birth.handle.0, cgroup: birth.cgroup };
+    match nursery.bear(reaper, &gifts) {
+        Ok(child) => Some((child, ours)),
+        Err(error) => {
+            crate::warn!("{error}");
+            None
         }
     }
 }

@@ -25,8 +25,16 @@ pub struct Child {
 
 impl Reaper {
     pub fn spawn(&self, spec: &sys::Spawn<'_>) -> std::io::Result<Child> {
+        self.register(|| sys::spawn(spec))
+    }
+
+    /// Of a child that `birth` makes, in whatever way.
+    pub fn register<E>(
+        &self,
+        birth: impl FnOnce() -> std::result::Result<(u32, OwnedFd), E>,
+    ) -> std::result::Result<Child, E> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (pid, pidfd) = sys::spawn(spec)?;
+        let (pid, pidfd) = birth()?;
         let (sender, exited) = oneshot::channel();
         waiting.insert(pid, sender);
         Ok(Child { pid, pidfd, exited })

@@ -108,6 +108,7 @@ fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool)
         cgroups,
         devices: Filter::default(),
         spare: Mutex::default(),
+        nursery: Mutex::default(),
     };
     // On a host the disks are its own: there is nothing to release.
     let drivers = if in_guest { PathBuf::from(virtio::DRIVERS) } else { state.join("drivers") };

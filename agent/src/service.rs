@@ -117,6 +117,26 @@ impl Agent {
         Ok(())
     }
 
+    /// Runs to its end when the caller hangs up.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<Arc<Process>> {
+        check_id("process", &request.process_id)?;
+        let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
+        let (agent, container) = (self.clone(), self.container(&request.container_id)?);
+        to_the_end(async move {
+            let _moving = agent.moving()?;
+            container.exec(&agent.inner.workshop, &request.process_id, spec).await
+        })
+        .await
+    }
+
+    /// Of a process that has exited; of one that nobody knows, too.
+    pub fn forget(&self, container: &str, process: &str) -> Result<()> {
+        match self.container(container) {
+            Err(error) if error.kind == Kind::NotFound => Ok(()),
+            container => container?.forget(process),
+        }
+    }
+
     pub fn process(&self, container: &str, process: &str) -> Result<Arc<Process>> {
         self.container(container)?.process(process)
     }
@@ -167,6 +187,34 @@ impl Agent {
         })
         .await?;
         Ok(ReleaseDevicesResponse {})
+    }
+
+    fn check_alone(&self, expected: usize) -> Result<()> {
+        let count = self.containers().len();
+        if count == expected { Ok(()) } else { Err(Error::wrong_state(format!("there are {count} containers"))) }
+    }
+
+    async fn end_rehearsal(self, id: String) -> Result<EndRehearsalResponse> {
+        let container = self.container(&id)?;
+        self.check_alone(1)?;
+        self.clone().delete(id).await?;
+        // Nothing is made meanwhile.
+        let frozen = self.inner.frozen.write().await;
+        self.check_alone(0)?;
+        if frozen.is_some() {
+            return Err(Error::wrong_state("the guest is frozen"));
+        }
+        let (identity, workshop) = (self.inner.identity.clone(), self.inner.workshop.clone());
+        blocking(move || {
+            container.forget_changes()?;
+            drop(container); // it had the disks mounted
+            let drivers = identity.devices.drivers();
+            workshop.disks.wait_free(drivers)?;
+            workshop.prepare()?;
+            workshop.disks.keep(drivers);
+            Ok(EndRehearsalResponse {})
+        })
+        .await
     }
 
     async fn create(self, request: CreateContainerRequest) -> Result<CreateContainerResponse> {
@@ -326,8 +374,11 @@ impl Agent {
 
 /// Runs on when the caller hangs up.
 async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
-    let done = tokio::spawn(work).await.unwrap_or_else(|_| Err(Error::internal("a call's task panicked")));
-    Ok(Response::new(done?))
+    Ok(Response::new(to_the_end(work).await?))
+}
+
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Error::internal("a call's task panicked")))
 }
 
 #[tonic::async_trait]
@@ -427,6 +478,10 @@ impl AgentService for Agent {
         detached(self.clone().delete(request.into_inner().container_id)).await
     }
 
+    async fn end_rehearsal(&self, request: Request<EndRehearsalRequest>) -> Answer<EndRehearsalResponse> {
+        detached(Agent::end_rehearsal(self.clone(), request.into_inner().container_id)).await
+    }
+
     async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
         let status = |slot: &Slot| match slot {
             Slot::Busy => None,
@@ -438,16 +493,8 @@ impl AgentService for Agent {
     }
 
     async fn exec_process(&self, request: Request<ExecProcessRequest>) -> Answer<ExecProcessResponse> {
-        let request = request.into_inner();
-        check_id("process", &request.process_id)?;
-        let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
-        let (agent, container) = (self.clone(), self.container(&request.container_id)?);
-        detached(async move {
-            let _moving = agent.moving()?;
-            let process = container.exec(&agent.inner.workshop, &request.process_id, spec).await?;
-            Ok(ExecProcessResponse { pid: process.pid })
-        })
-        .await
+        let process = self.exec(request.into_inner()).await?;
+        Ok(Response::new(ExecProcessResponse { pid: process.pid }))
     }
 
     async fn signal_process(&self, request: Request<SignalProcessRequest>) -> Answer<SignalProcessResponse> {
@@ -483,10 +530,7 @@ impl AgentService for Agent {
 
     async fn forget_process(&self, request: Request<ForgetProcessRequest>) -> Answer<ForgetProcessResponse> {
         let request = request.into_inner();
-        match self.container(&request.container_id) {
-            Err(error) if error.kind == Kind::NotFound => {}
-            container => container?.forget(&request.process_id)?,
-        }
+        self.forget(&request.container_id, &request.process_id)?;
         Ok(Response::new(ForgetProcessResponse {}))
     }
 

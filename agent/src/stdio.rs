@@ -13,7 +13,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
-use crate::proto::Stream;
+use crate::proto::{ReadOutputResponse, Stream};
 
 pub const RING: usize = 256 * 1024;
 pub const CHUNK: usize = 64 * 1024;
@@ -50,6 +50,12 @@ pub struct Chunk {
     pub stream: Stream,
     pub data: Bytes,
     pub eof: bool,
+}
+
+impl From<Chunk> for ReadOutputResponse {
+    fn from(chunk: Chunk) -> Self {
+        Self { offset: chunk.offset, stream: chunk.stream.into(), data: chunk.data, eof: chunk.eof }
+    }
 }
 
 impl Ring {

@@ -9,7 +9,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::error::Error;
 use crate::proto::stream_service_server::StreamService;
-use crate::proto::{ReadOutputRequest, ReadOutputResponse, WriteInputRequest, WriteInputResponse};
+use crate::proto::{ReadOutputRequest, ReadOutputResponse, RunProcessRequest, WriteInputRequest, WriteInputResponse};
+use crate::run;
 use crate::service::Agent;
 use crate::stdio::{CHUNK, OutputReader};
 
@@ -30,6 +31,14 @@ impl futures_core::Stream for Receiver {
 #[tonic::async_trait]
 impl StreamService for Agent {
     type ReadOutputStream = Receiver;
+    type RunProcessStream = run::Responses;
+
+    async fn run_process(
+        &self,
+        request: Request<Streaming<RunProcessRequest>>,
+    ) -> Result<Response<run::Responses>, Status> {
+        run::begin(self.clone(), request.into_inner()).await.map(Response::new)
+    }
 
     async fn read_output(&self, request: Request<Streaming<ReadOutputRequest>>) -> Result<Response<Receiver>, Status> {
         let mut requests = request.into_inner();
@@ -97,8 +106,9 @@ async fn send_output(mut reader: OutputReader, mut requests: Streaming<ReadOutpu
                             return;
                         }
                         Some(chunk) => {
-                            permit.send(Ok(ReadOutputResponse { offset: chunk.offset, stream: chunk.stream.into(), data: chunk.data, eof: chunk.eof }));
-                            if chunk.eof {
+                            let eof = chunk.eof;
+                            permit.send(Ok(chunk.into()));
+                            if eof {
                                 return;
                             }
                         }

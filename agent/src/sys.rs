@@ -79,6 +79,28 @@ pub fn spawn(spec: &Spawn<'_>) -> Result<(u32, OwnedFd)> {
     Ok((pid as u32, unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
+/// Only for the single-threaded nursery: a child of its parent's, in that cgroup. `None` in the child.
+pub fn fork_sibling(cgroup: Option<BorrowedFd<'_>>) -> Result<Option<(u32, OwnedFd)>> {
+    const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain data for which all-zero is valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    // A sibling's signal at its exit is its parent's: none may be given here.
+    args.flags = (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64;
+    args.pidfd = &raw mut pidfd as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    // SAFETY: without CLONE_VM the child has its own copy of memory, like fork; the caller has one thread, so that the
+    // copy of every lock is free. What glibc remembers of its thread's id is the parent's, and is used by nothing here.
+    match check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })? {
+        0 => Ok(None),
+        // SAFETY: the kernel stored a fresh descriptor that nobody else owns.
+        pid => Ok(Some((pid as u32, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
+    }
+}
+
 /// Only for the single-threaded container-init. `None` in the child.
 pub fn fork() -> Result<Option<u32>> {
     // SAFETY: the caller has one thread, so that the child's copy of every lock is free.
@@ -271,10 +293,12 @@ pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: BorrowedFd<'_>) ->
 pub fn keep_bounding(keep: u64) -> Result<()> {
     for capability in 0..64_u64 {
         if keep & (1 << capability) == 0 {
-            // SAFETY: no pointer is passed. EINVAL marks the end of what this kernel knows.
-            let dropped = check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into());
-            if dropped.is_err_and(|cause| cause.raw_os_error() != Some(libc::EINVAL)) {
-                return Err(Error::last_os_error());
+            // SAFETY: no pointer is passed.
+            match check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) }.into()) {
+                // The end of what this kernel knows.
+                Err(cause) if cause.raw_os_error() == Some(libc::EINVAL) => break,
+                Err(cause) => return Err(cause),
+                Ok(_) => {}
             }
         }
     }

@@ -32,7 +32,7 @@ def pack(source: str, name: str, *, follow: bool = False) -> Iterator[bytes]:
         path, entry, through = waiting.pop()
         try:
             about = Path(path).stat(follow_symlinks=through)
-            yield from _entry(path, entry, about, seen)
+            yield from pack_entry(path, entry, about, seen)
             if stat.S_ISDIR(about.st_mode):
                 below = sorted((each.name for each in os.scandir(path)), reverse=True)
                 waiting += [(f"{path}/{each}", f"{entry}/{each}", False) for each in below]
@@ -44,7 +44,10 @@ def pack(source: str, name: str, *, follow: bool = False) -> Iterator[bytes]:
     yield bytes(2 * BLOCK)
 
 
-def _entry(path: str, name: str, about: os.stat_result, seen: dict[tuple[int, int], str]) -> Iterator[bytes]:
+def pack_entry(
+    path: str, name: str, about: os.stat_result, seen: dict[tuple[int, int], str]
+) -> Iterator[bytes]:
+    """Of one path alone. ``seen``: files that have another name, which become hard links. Raises OSError."""
     kind = _KINDS.get(stat.S_IFMT(about.st_mode))
     if kind is None:  # a socket
         return

@@ -30,6 +30,7 @@ CONTAINER_TABLE = {
     "inspect": ("inspect", "inspect", "Show everything about containers and images"),
 }
 ROOT_TABLE = CONTAINER_TABLE | {
+    "build": ("build", "build", "Build an image from a Dockerfile"),
     "pull": ("registry", "pull", "Download an image from a registry"),
     "push": ("registry", "push", "Upload an image to a registry"),
     "login": ("login", "login", "Log in to a registry"),
@@ -49,6 +50,7 @@ ROOT_TABLE = CONTAINER_TABLE | {
     "egress": ("groups", "egress", "What containers may reach, and what they tried to"),
     "sg": ("groups", "sg", "Security groups: whom containers hear, and speak to"),
     "fip": ("groups", "fip", "Addresses of this host that are lent to containers"),
+    "df": ("usage", "growth", "Show how large disks and volumes may become, and whether there is room"),
     "info": ("system", "info", "Show what the daemon runs with"),
     "version": ("system", "version", "Show the versions of hyper and of what it stands on"),
     "doctor": ("doctor", "doctor", "Check this host and say what is missing"),
@@ -70,7 +72,10 @@ CONTAINER_GROUP = {
 CONTAINER_ALIASES = {"list": "ls", "remove": "rm"}
 IMAGE_GROUP = {
     "ls": ROOT_TABLE["images"],
-    **{name: ROOT_TABLE[name] for name in ("pull", "push", "tag", "history", "save", "load", "import")},
+    **{
+        name: ROOT_TABLE[name]
+        for name in ("build", "pull", "push", "tag", "history", "save", "load", "import")
+    },
     "rm": ROOT_TABLE["rmi"],
     "prune": ("prune", "image-prune", "Remove images that nobody uses"),
     "inspect": ("inspect", "image-inspect", "Show everything about images"),

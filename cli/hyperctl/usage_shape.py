@@ -19,6 +19,14 @@ HEADERS = {
     "Reclaimable": "RECLAIMABLE",
 }
 COLUMNS = ("Type", "TotalCount", "Active", "Size", "Reclaimable")
+GROWTH_HEADERS = {
+    "Type": "TYPE",
+    "TotalCount": "TOTAL",
+    "Size": "SIZE",
+    "Allocated": "ALLOCATED",
+    "Growth": "CAN GROW",
+}
+GROWTH_COLUMNS = ("Type", "TotalCount", "Size", "Allocated", "Growth")
 VOLUME_HEADERS = {"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}
 SAVED_HEADERS = {"ID": "ID", "Name": "NAME", "Size": "SIZE"}
 # Kinds of saved machines: a hibernated container's lies with the container, the others are things of their own.
@@ -108,6 +116,44 @@ def _row(title: str, count: int, active: int, size_bytes: int, reclaimable_bytes
         "Size": render_size(size_bytes, digits=4),
         "Reclaimable": reclaimable,
     }
+
+
+def growth_rows(usage: system_pb2.GetDiskUsageResponse) -> list[dict[str, str]]:
+    """What is sparse: how much of it is there, and how much its guests may still write."""
+    disks = [
+        (each.writable_size_bytes, each.writable_bytes)
+        for each in usage.containers
+        if each.writable_size_bytes
+    ]
+    volumes = [(each.size_bytes, each.bytes) for each in usage.volumes if each.size_bytes]
+    return [_growth_row("Writable disks", disks), _growth_row("Local Volumes", volumes)]
+
+
+def _growth_row(title: str, disks: Sequence[tuple[int, int]]) -> dict[str, str]:
+    return {
+        "Type": title,
+        "TotalCount": str(len(disks)),
+        "Size": render_size(sum(size for size, _ in disks), digits=4),
+        "Allocated": render_size(sum(allocated for _, allocated in disks), digits=4),
+        "Growth": render_size(sum(_growth(disk) for disk in disks), digits=4),
+    }
+
+
+def _growth(disk: tuple[int, int]) -> int:
+    size_bytes, allocated_bytes = disk
+    return max(0, size_bytes - allocated_bytes)
+
+
+def describe_commitment(usage: system_pb2.GetDiskUsageResponse) -> str:
+    """Whether the host has what it has promised."""
+    disks = [(each.writable_size_bytes, each.writable_bytes) for each in usage.containers]
+    growth = sum(
+        _growth(disk) for disk in (*disks, *((each.size_bytes, each.bytes) for each in usage.volumes))
+    )
+    free = f"{render_size(usage.free_bytes, digits=4)} free"
+    if growth <= usage.free_bytes:
+        return f"{free}: enough for all that they may still write"
+    return f"{free}: over-committed by {render_size(growth - usage.free_bytes, digits=4)}"
 
 
 def detailed_rows(everything: Everything, *, now_s: float) -> list[Part]:

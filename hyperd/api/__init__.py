@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The edge: gRPC in, the service's words out."""
 
+from hyperd.api.build import BuildServicer
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.floating import FloatingServicer
 from hyperd.api.images import ImageServicer
@@ -14,6 +15,7 @@ from hyperd.api.templates import TemplateServicer
 from hyperd.api.volumes import VolumeServicer
 
 __all__ = [
+    "BuildServicer",
     "ContainerServicer",
     "EgressServicer",
     "FloatingServicer",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images between the wire and the model."""
 
+from hyper.v1 import build_pb2 as build_wire
 from hyper.v1 import image_pb2 as wire
 from hyperd.api.convert import encode_time
 from hyperd.errors import InvalidError
@@ -39,7 +40,8 @@ def decode_credentials(
     request: wire.PullImageRequest
     | wire.PushImageRequest
     | wire.InspectManifestRequest
-    | wire.SearchImagesRequest,
+    | wire.SearchImagesRequest
+    | build_wire.BuildCredentials,
 ) -> Credentials | None:
     """None: those in the daemon's own files. Raises InvalidError; no message has any of it."""
     if not request.HasField("credentials"):

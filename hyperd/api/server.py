@@ -12,6 +12,7 @@ from pathlib import Path
 import grpc.aio
 
 from hyper.v1 import (
+    build_pb2_grpc,
     container_pb2_grpc,
     image_pb2_grpc,
     network_pb2_grpc,
@@ -20,6 +21,7 @@ from hyper.v1 import (
     system_pb2_grpc,
     volume_pb2_grpc,
 )
+from hyperd.api.build import BuildServicer
 from hyperd.api.containers import ContainerServicer
 from hyperd.api.floating import FloatingServicer
 from hyperd.api.images import ImageServicer
@@ -49,6 +51,7 @@ class Servicers:
     snapshots: SnapshotServicer
     volumes: VolumeServicer
     networks: NetworkServicer
+    builds: BuildServicer
     egress: EgressServicer
     groups: SecurityGroupServicer
     floating: FloatingServicer
@@ -61,6 +64,7 @@ class Servicers:
         snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(self.snapshots, server)
         volume_pb2_grpc.add_VolumeServiceServicer_to_server(self.volumes, server)
         network_pb2_grpc.add_NetworkServiceServicer_to_server(self.networks, server)
+        build_pb2_grpc.add_BuildServiceServicer_to_server(self.builds, server)
         policy_pb2_grpc.add_EgressServiceServicer_to_server(self.egress, server)
         policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(self.groups, server)
         policy_pb2_grpc.add_FloatingServiceServicer_to_server(self.floating, server)

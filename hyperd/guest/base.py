@@ -42,6 +42,26 @@ class InputWriter(Protocol):
         """End the call; with ``eof`` close the process's standard input too."""
 
 
+class ProcessRun(Protocol):
+    """One exec'd process. Only ``start`` makes it; else it is one that was started before, over another connection."""
+
+    async def start(self, plan: ProcessPlan) -> int:
+        """Return its pid in the guest when it was executed, or could not be: that is its exit."""
+
+    async def carry(self) -> None:
+        """To be run beside ``output`` and ``wait``, which get nothing without it. Returns when all is there."""
+
+    def output(self, from_offset: int) -> OutputReader: ...
+
+    async def wait(self) -> ProcessExit: ...
+
+    async def end(self) -> None:
+        """Once it has exited: the agent forgets it and its output."""
+
+    def close(self) -> None:
+        """Nobody waits any more. Idempotent; what has not exited goes on."""
+
+
 class Guest(Protocol):
     """Every call has a deadline of its own but wait_process and the streams, which end with the connection.
 
@@ -92,9 +112,19 @@ class Guest(Protocol):
 
     async def list_containers(self) -> list[ContainerStatus]: ...
 
+    async def end_rehearsal(self, container_id: ContainerId) -> None:
+        """Delete a container that was only a trial, with all that it wrote, and be ready for the first one again.
+
+        What a template had made ahead for its clones is there once more. Raises NotFoundError, WrongStateError while
+        another container exists, TimeoutExpiredError when a disk stays mounted.
+        """
+
     async def exec_process(
         self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan
     ) -> int: ...
+
+    def run_process(self, container_id: ContainerId, process_id: ProcessId) -> ProcessRun:
+        """As exec_process, read_output, wait_process and forget_process, with as little ado as the agent allows."""
 
     async def signal(
         self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False

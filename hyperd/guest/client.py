@@ -13,6 +13,7 @@ from hyperd.guest import convert
 from hyperd.guest.archives import Archives
 from hyperd.guest.clock import is_right, set_and_prove
 from hyperd.guest.failures import agent_errors
+from hyperd.guest.runs import AgentRun, SeparateRun
 from hyperd.guest.streams import AgentInputWriter, AgentOutputReader
 from hyperd.guest.transport import Port
 from hyperd.model.guest import (
@@ -115,12 +116,21 @@ class AgentGuest(Archives):
         with agent_errors(self._subject):
             return convert.decode_containers(response)
 
+    async def end_rehearsal(self, container_id: ContainerId) -> None:
+        request = pb.EndRehearsalRequest(container_id=container_id)
+        await self._call(self._agent.EndRehearsal, request, DELETE_S)
+
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         request = pb.ExecProcessRequest(
             container_id=container_id, process_id=process_id, process=convert.encode_process(plan)
         )
         response = await self._call(self._agent.ExecProcess, request, CREATE_S)
         return self._decoded_pid(response.pid)
+
+    def run_process(self, container_id: ContainerId, process_id: ProcessId) -> AgentRun:
+        request = pb.ExecProcessRequest(container_id=container_id, process_id=process_id)
+        separate = SeparateRun(self, container_id, process_id)
+        return AgentRun(self._streams, self._stream, request, self._subject, CREATE_S, separate)
 
     async def signal(
         self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False

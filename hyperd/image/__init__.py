@@ -4,7 +4,8 @@
 from hyperd.image.base import ImageStore, PullEvent
 from hyperd.image.budget import LOW_SHARE, Marks
 from hyperd.image.platform import host_platform, parse_platform
-from hyperd.image.store import ImageSettings, OciImageStore
+from hyperd.image.settings import ImageSettings
+from hyperd.image.store import OciImageStore
 
 __all__ = [
     "LOW_SHARE",

@@ -6,7 +6,7 @@ family, the base's: Docker's schema 2 stays that, unless a layer (zstd) has no n
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -80,8 +80,12 @@ def assemble(base: Base, diff_id: Digest, blob: Blob, new: NewImage, now: dateti
 
     Raises InvalidError (``changes``, too large), UnsupportedError (too many layers).
     """
-    config = _config(base, diff_id, new, now)
-    manifest = _manifest(base, Blob(digest_of(config), len(config)), blob)
+    return join(base, _config(base, diff_id, new, now), [blob])
+
+
+def join(base: Base, config: bytes, blobs: Sequence[Blob]) -> Assembled:
+    """An image whose config is ready: ``base``'s layers, and gzip layers on top. Raises InvalidError."""
+    manifest = _manifest(base, Blob(digest_of(config), len(config)), blobs)
     parsed_manifest = parse_manifest(manifest, "the new image")
     if not isinstance(parsed_manifest, Manifest):
         raise InvalidError("the base's manifest is an index")
@@ -127,7 +131,7 @@ def _config(base: Base, diff_id: Digest, new: NewImage, now: datetime) -> bytes:
     return _bounded(_encoded(body), MAX_CONFIG_BYTES, "config")
 
 
-def _manifest(base: Base, config: Blob, blob: Blob) -> bytes:
+def _manifest(base: Base, config: Blob, blobs: Sequence[Blob]) -> bytes:
     layers: list[dict[str, Any]] = []
     kind = OCI_MANIFEST_TYPE
     if base.manifest is not None:
@@ -135,9 +139,11 @@ def _manifest(base: Base, config: Blob, blob: Blob) -> bytes:
         layers = [dict(layer) for layer in body.get("layers") or []]
         if body.get("mediaType") == DOCKER_MANIFEST_TYPE and all(map(_has_docker_type, layers)):
             kind = DOCKER_MANIFEST_TYPE
-    top = {"mediaType": f"{_OCI_LAYER}+gzip", "digest": blob.digest, "size": blob.size_bytes}
+    top = [
+        {"mediaType": f"{_OCI_LAYER}+gzip", "digest": blob.digest, "size": blob.size_bytes} for blob in blobs
+    ]
     described = {"digest": config.digest, "size": config.size_bytes}
-    return _bounded(_rendered(kind, described, [*layers, top]), MAX_MANIFEST_BYTES, "manifest")
+    return _bounded(_rendered(kind, described, [*layers, *top]), MAX_MANIFEST_BYTES, "manifest")
 
 
 def _rendered(kind: str, config: Mapping[str, Any], layers: list[dict[str, Any]]) -> bytes:

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The image store's door."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Protocol
 
 from hyperd.model.image import (
     Credentials,
+    Digest,
     FoundImage,
     Image,
     ImageId,
@@ -106,6 +107,15 @@ class ImageStore(Protocol):
 
         Raises ImageNotFoundError, InvalidError (no tar, bad ``changes``), ExhaustedError. What ``layer`` raises goes
         through. A commit that fails leaves nothing.
+        """
+
+    async def take_built(
+        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+    ) -> Image:
+        """An image whose config is ready. Of its layers only those that are not here are read: plain tars, by diff_id.
+
+        Raises InvalidError (config, tag, a layer that is another one), ExhaustedError, and what ``read_layer``'s
+        streams raise. One that fails leaves nothing.
         """
 
     async def prune(

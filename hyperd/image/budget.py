@@ -4,8 +4,9 @@
     something came in --> taken > high mark --> unused images go until taken <= low mark
     a pull needs more than is free          --> unused images go until it fits
 
-One in use, or used within the last ten minutes (pulled, made, started from), stays, whatever the marks say. When an
-image was used is kept in memory and written down when something has to go, and at the end: a kill costs the order.
+One in use, or used within the last ten minutes (pulled, made, asked for, started from), stays, whatever the marks say.
+When an image was used is kept in memory and written down when something has to go, and at the end: a kill costs the
+order.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 from hyperd.host.database import Database
 from hyperd.image import records, removal
@@ -96,7 +98,7 @@ class Budget:
     async def write_down(self) -> None:
         """When images were used, for the next daemon."""
         used, self._used = self._used, {}
-        await self._database.transaction(lambda connection: records.save_uses(connection, used))
+        await self._database.transaction(lambda connection: save_uses(connection, used))
 
     async def _remove_until(self, is_enough: Callable[[int], bool]) -> None:
         freed = 0
@@ -118,10 +120,12 @@ class Budget:
 
     def _oldest(self) -> Callable[[sqlite3.Connection], tuple[Image, removal.Removed] | None]:
         """In one transaction: which one it is, and its end."""
-        in_use, before = self.in_use(), time.time() - self._fresh_s
+        # With those that somebody has asked for since the order was written down: a container may be about to have one.
+        in_use = {**self.in_use(), **dict.fromkeys(self._used, "somebody")}
+        before = time.time() - self._fresh_s
 
         def remove(connection: sqlite3.Connection) -> tuple[Image, removal.Removed] | None:
-            image_id = choose(records.last_uses(connection), in_use, before)
+            image_id = choose(last_uses(connection), in_use, before)
             if image_id is None:
                 return None
             image = records.get_image(connection, image_id)
@@ -137,3 +141,22 @@ def choose(
     """The one that has been unused longest, and longer than ``before``."""
     candidates = ((when, image_id) for image_id, when in uses if image_id not in in_use and when < before)
     return min(candidates, default=(0.0, None))[1]
+
+
+def save_uses(connection: sqlite3.Connection, uses: Mapping[ImageId, float]) -> None:
+    """Times of images that are gone are left out."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO image_use SELECT image_id, ? FROM image WHERE image_id = ?",
+        [(used_at, image_id) for image_id, used_at in uses.items()],
+    )
+
+
+def last_uses(connection: sqlite3.Connection) -> list[tuple[ImageId, float]]:
+    """Of one that was never used since it came: when it came."""
+    rows = connection.execute(
+        "SELECT image_id, pulled_at, used_at FROM image LEFT JOIN image_use USING (image_id)"
+    )
+    return [
+        (ImageId(row["image_id"]), row["used_at"] or datetime.fromisoformat(row["pulled_at"]).timestamp())
+        for row in rows
+    ]

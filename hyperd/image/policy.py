@@ -134,5 +134,5 @@ def _fingerprint(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return "sha256:" + hashlib.sha256(file.read(MAX_KEY_BYTES)).hexdigest()
-    except OSError:
+    except (OSError, ValueError):  # a zero byte is in no path
         return ""

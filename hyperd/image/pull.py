@@ -18,9 +18,9 @@ from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, Unavaila
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
+from hyperd.image import admitted, records
 from hyperd.image import manifest as manifests
 from hyperd.image import platform as platforms
-from hyperd.image import records
 from hyperd.image.admission import Admissions
 from hyperd.image.base import PullEvent
 from hyperd.image.config import ParsedConfig, parse_config
@@ -220,7 +220,7 @@ class Pull:
         def save(connection: sqlite3.Connection) -> Known:
             before = records.get_image(connection, image_id)
             records.save_names(connection, image_id, names)
-            records.save_admission(connection, image_id, admission)
+            admitted.save(connection, image_id, admission)
             image = records.get_image(connection, image_id)
             return Known(image, is_news=(image.tags, image.digests) != (before.tags, before.digests))
 

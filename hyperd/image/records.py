@@ -4,9 +4,8 @@
 Functions for ``Database.transaction``; the config blob is kept beside its image so that a start reads no file.
 """
 
-import json
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -14,13 +13,14 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from hyperd.errors import ImageNotFoundError, InvalidError
+from hyperd.image import admitted
 from hyperd.image import reference as references
 from hyperd.image.config import parse_config
 from hyperd.image.content import IndexEntry
 from hyperd.image.layers import LayerFile
 from hyperd.image.manifest import Manifest
 from hyperd.image.reference import Named
-from hyperd.model.image import Admission, Digest, Image, ImageId, Requirement
+from hyperd.model.image import Admission, Digest, Image, ImageId
 
 ROOM = "image"
 MIGRATIONS = (
@@ -115,7 +115,7 @@ def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
     mark_garbage(connection, {item.digest for item in before - items_of(connection, new.image_id)})
     save_names(connection, new.image_id, new.names)
     if new.admission is not None:
-        save_admission(connection, new.image_id, new.admission)
+        admitted.save(connection, new.image_id, new.admission)
     return get_image(connection, new.image_id)
 
 
@@ -127,41 +127,6 @@ def save_names(connection: sqlite3.Connection, image_id: ImageId, names: Iterabl
             f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",  # noqa: S608  # one of two literals
             (str(references.canonical(name)), name.repository, image_id),
         )
-
-
-def save_admission(connection: sqlite3.Connection, image_id: ImageId, admission: Admission) -> None:
-    """The last of each reference counts."""
-    requirements = [[each.kind, list(each.keys), each.identity] for each in admission.requirements]
-    connection.execute(
-        "INSERT OR REPLACE INTO image_admission VALUES (?, ?, ?, ?, ?, ?)",
-        (
-            image_id,
-            admission.reference,
-            admission.manifest_digest,
-            admission.scope,
-            json.dumps(requirements),
-            admission.admitted_at.isoformat(),
-        ),
-    )
-
-
-def save_uses(connection: sqlite3.Connection, uses: Mapping[ImageId, float]) -> None:
-    """Times of images that are gone are left out."""
-    connection.executemany(
-        "INSERT OR REPLACE INTO image_use SELECT image_id, ? FROM image WHERE image_id = ?",
-        [(used_at, image_id) for image_id, used_at in uses.items()],
-    )
-
-
-def last_uses(connection: sqlite3.Connection) -> list[tuple[ImageId, float]]:
-    """Of one that was never used since it came: when it came."""
-    rows = connection.execute(
-        "SELECT image_id, pulled_at, used_at FROM image LEFT JOIN image_use USING (image_id)"
-    )
-    return [
-        (ImageId(row["image_id"]), row["used_at"] or datetime.fromisoformat(row["pulled_at"]).timestamp())
-        for row in rows
-    ]
 
 
 def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
@@ -188,7 +153,7 @@ def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:
         author=parsed.author,
         history=parsed.history,
         layer_bytes=tuple(layer["size_bytes"] for layer in layers),
-        admissions=_admissions(connection, image_id),
+        admissions=admitted.of_image(connection, image_id),
     )
 
 
@@ -326,25 +291,6 @@ def _items(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) 
         for kind, table, column in columns
         for row in connection.execute(f"SELECT {column} FROM {table} {where}", values)  # noqa: S608  # literals
     }
-
-
-def _admissions(connection: sqlite3.Connection, image_id: ImageId) -> tuple[Admission, ...]:
-    rows = connection.execute(
-        "SELECT * FROM image_admission WHERE image_id = ? ORDER BY reference", (image_id,)
-    )
-    return tuple(
-        Admission(
-            row["reference"],
-            Digest(row["manifest_digest"]),
-            row["scope"],
-            tuple(
-                Requirement(kind, tuple(keys), identity)
-                for kind, keys, identity in json.loads(row["requirements"])
-            ),
-            datetime.fromisoformat(row["admitted_at"]),
-        )
-        for row in rows
-    )
 
 
 def _names(connection: sqlite3.Connection, table: str, image_id: ImageId) -> tuple[str, ...]:

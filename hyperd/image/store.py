@@ -4,13 +4,11 @@
 import asyncio
 import contextlib
 import logging
-import os
 import shutil
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from hyperd.errors import HyperError, NotFoundError
 from hyperd.host import files
@@ -27,10 +25,11 @@ from hyperd.image import usage as usages
 from hyperd.image.admission import Admissions
 from hyperd.image.archive_write import Saving
 from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
-from hyperd.image.budget import NO_BUDGET, Budget, Marks
+from hyperd.image.budget import Budget
+from hyperd.image.building import Building, ReadLayer
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
-from hyperd.image.download import STALL_TIMEOUT_S, Downloads
+from hyperd.image.download import Downloads
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.gc import Garbage
 from hyperd.image.layer_intake import Intake
@@ -42,6 +41,7 @@ from hyperd.image.pull import Parts, Pull
 from hyperd.image.push import Push
 from hyperd.image.records import Kind
 from hyperd.image.reference import Source, Transport
+from hyperd.image.settings import ImageSettings
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote, Skopeo
 from hyperd.image.upload import Uploads
@@ -63,25 +63,8 @@ from hyperd.model.image import (
 
 log = logging.getLogger(__name__)
 
-NOBODY = (65534, 65534)
 KEEP_RESTS_S = 7 * 86400.0
 _EPOCH = datetime.fromtimestamp(0, UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSettings:
-    """``mkfs_user``: (uid, gid) of mkfs.erofs; None is the daemon's own, for a daemon that is not root."""
-
-    root: Path
-    mkfs_erofs: str = "mkfs.erofs"  # 1.8 or later
-    skopeo: str = "skopeo"
-    authfile: Path | None = None
-    mkfs_user: tuple[int, int] | None = NOBODY if os.geteuid() == 0 else None
-    parallel_layers: int = 2
-    max_layer_bytes: int = 64 << 30
-    reserve_bytes: int = 256 << 20
-    stall_timeout_s: float = STALL_TIMEOUT_S
-    budget: Marks = NO_BUDGET
 
 
 class OciImageStore:
@@ -143,6 +126,7 @@ class OciImageStore:
             self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
         )
         self._making = Making(self._parts, self._intake)
+        self._building = Building(self._parts, self._intake)
         self._saving = Saving(self._parts)
         self._loading = Loading(
             self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
@@ -170,7 +154,8 @@ class OciImageStore:
         await self._pulls.cancel()
         await self._pushes.cancel()
         await self._conversions.cancel()
-        await self._budget.write_down()
+        with contextlib.suppress(HyperError):  # it costs the order in which images go
+            await self._budget.write_down()
         self._workers.close()
         self._layers.close()
         self._intake.close()
@@ -247,9 +232,11 @@ class OciImageStore:
             yield replace(remote, authfile=authfile)
 
     async def get(self, reference: str) -> Image:
-        return await self._database.transaction(
+        image = await self._database.transaction(
             lambda connection: records.get_image(connection, records.find_id(connection, reference))
         )
+        self._budget.touch(image.image_id)
+        return image
 
     async def list_images(self) -> list[Image]:
         images = await self._database.transaction(
@@ -388,6 +375,11 @@ class OciImageStore:
 
     async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         image = await self._making.commit(base, layer, new)
+        await self._came_in(image)
+        return image
+
+    async def take_built(self, config: bytes, read_layer: ReadLayer, tags: Sequence[str]) -> Image:
+        image = await self._building.take(config, read_layer, tags)
         await self._came_in(image)
         return image
 

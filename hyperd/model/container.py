@@ -134,6 +134,7 @@ class ContainerState(enum.StrEnum):
 class StartPath(enum.StrEnum):
     """How a VM came to run."""
 
+    SPARE = "spare"  # from a template, before anybody asked for it
     TEMPLATE = "template"
     COLD = "cold"
     SNAPSHOT = "snapshot"

@@ -34,6 +34,18 @@ class DiskFormat(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class NbdExport:
+    """A disk that a server on the network has."""
+
+    host: str
+    port: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"nbd://{self.host}:{self.port}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
 class Disk:
     """A virtio-blk disk; the guest finds it by ``serial`` (at most 20 ASCII characters)."""
 
@@ -41,6 +53,7 @@ class Disk:
     path: Path
     format: DiskFormat
     readonly: bool
+    export: NbdExport | None = None  # instead of what is at ``path``
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import NewType
 
-from hyperd.model.vm import SandboxId
+from hyperd.model.vm import NbdExport, SandboxId
 
 VolumeName = NewType("VolumeName", str)
 
 LOCAL = "local"
+NBD = "nbd"  # a disk that a server on the network has
 
 
 class MountType(enum.StrEnum):
@@ -61,6 +62,7 @@ class Volume:
     created_at: datetime
     path: Path  # of its file
     driver: str = LOCAL
+    export: NbdExport | None = None  # instead of what is at ``path``
 
 
 @dataclass(frozen=True, slots=True)

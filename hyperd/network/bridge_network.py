@@ -299,6 +299,7 @@ class BridgeNetwork:
                 self._plugs.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
+            self._plugs.ruled(speaker.tap for speaker in known)
             self._switch_loopback()
         if was_guarded and not self._plugs.is_guarded:
             _log.warning(

@@ -8,14 +8,17 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from hyperd.errors import HyperError
+from hyperd.host.batch import Batch
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
+from hyperd.network import links
 from hyperd.network.bridge import Bridge
 from hyperd.network.leases import Lease
 from hyperd.network.netlink import network_errors
@@ -25,6 +28,12 @@ from hyperd.network.speakers import Speaker, allow, forget
 from hyperd.network.tap import create_tap, existing_taps, remove_unused_tap
 
 MISSING = (errno.ENODEV, errno.ENOENT)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gone:
+    tap: str
+    speaker: Speaker | None
 
 
 class Plugs:
@@ -39,6 +48,12 @@ class Plugs:
         self._policies = policies
         self._place = Place(settings.table, settings.internal)
         self.is_guarded = True  # each tap has rules of its own
+        self._gone: Batch[_Gone] = Batch(self._remove, links.MOST)
+        self._with_rules: set[str] | None = None  # None: an earlier hyperd's may be there
+
+    def ruled(self, taps: Iterable[str]) -> None:
+        """All rules were made anew, for these. Called under the lock."""
+        self._with_rules = set(taps)
 
     async def plug(self, lease: Lease, bridge: Bridge, owner: str) -> None:
         """Made, or found made. ``owner``: of the records."""
@@ -48,20 +63,15 @@ class Plugs:
         with network_errors(lease.tap):
             if self.is_guarded:  # before there is anything that it could be too late for
                 async with self._lock:
+                    if self._with_rules is not None:
+                        self._with_rules.add(lease.tap)
                     await self._taps.call(allow, self._settings.table, speaker_of(lease))
             index = await self._taps.call(create_tap, lease.tap, self._settings.tap_owner_uid)
             if is_limited:
                 await self._route(index, lease, bridge, owner)
                 return
-            async with AsyncIPRoute() as netlink:
-                await netlink.link(
-                    "set",
-                    index=index,
-                    master=bridge.index,
-                    mtu=bridge.mtu,
-                    ifalias=alias_of(owner, lease.sandbox_id),
-                    state="up",
-                )
+            alias = alias_of(owner, lease.sandbox_id)
+            await self._taps.call(links.plug, index, bridge=bridge.index, mtu=bridge.mtu, alias=alias)
 
     async def enforce(self, lease: Lease, bridge: Bridge, owner: str) -> None:
         """Its policy as it is now, where it has a tap: also for what it has begun. Idempotent."""
@@ -94,9 +104,12 @@ class Plugs:
                 await self._route(socket.if_nametoindex(lease.tap), lease, bridge, owner)
 
     async def pull(self, tap: str, lease: Lease | None) -> None:
-        """Idempotent. ``lease``: None when its addresses are not known."""
-        await remove_links([tap])
-        await self._forget(tap, lease)
+        """Idempotent, and free of cost where there is nothing. ``lease``: None when its addresses are not known."""
+        if _is_there(tap) or self._has_rules(tap):
+            with network_errors(tap):
+                await self._gone.do(_Gone(tap, speaker_of(lease) if lease else None))
+        if lease is not None:
+            await self._policies.disarm(self._place, lease.sandbox_id, self._wire(lease))
 
     async def park(self, lease: Lease) -> None:
         """Idempotent, also where there is no tap. Down before it leaves the bridge: the host would route for it."""
@@ -124,9 +137,22 @@ class Plugs:
             await self._policies.disarm(self._place, lease.sandbox_id, self._wire(lease))
         if self.is_guarded:
             with network_errors(tap):
-                async with self._lock:
-                    speaker = speaker_of(lease) if lease else None
-                    await self._taps.call(forget, self._settings.table, tap, speaker)
+                await self._forget_rules([_Gone(tap, speaker_of(lease) if lease else None)])
+
+    def _has_rules(self, tap: str) -> bool:
+        return self.is_guarded and (self._with_rules is None or tap in self._with_rules)
+
+    async def _remove(self, gone: Sequence[_Gone]) -> None:
+        await self._taps.call(links.remove, [one.tap for one in gone])
+        if ruled := [one for one in gone if self._has_rules(one.tap)]:
+            await self._forget_rules(ruled)
+
+    async def _forget_rules(self, gone: Sequence[_Gone]) -> None:
+        taps, speakers = [one.tap for one in gone], [one.speaker for one in gone if one.speaker is not None]
+        async with self._lock:
+            await self._taps.call(forget, self._settings.table, taps, speakers)
+            if self._with_rules is not None:
+                self._with_rules.difference_update(taps)
 
     async def _route(self, index: int, lease: Lease, bridge: Bridge, owner: str) -> None:
         with network_errors(lease.tap):
@@ -140,6 +166,14 @@ class Plugs:
         return Wire(
             lease.tap, lease.address, settings.name, settings.bridge, settings.subnet, settings.gateway
         )
+
+
+def _is_there(tap: str) -> bool:
+    try:
+        socket.if_nametoindex(tap)
+    except OSError as error:
+        return error.errno not in MISSING
+    return True
 
 
 async def remove_links(names: Iterable[str]) -> None:

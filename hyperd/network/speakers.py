@@ -5,7 +5,7 @@ Blocking.
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -57,15 +57,24 @@ def allow(table: str, speaker: Speaker) -> None:
     elements.add(BRIDGE_FAMILY, table, [Element(SPEAKERS, _key(speaker)), Element(TAPS, _name(speaker.tap))])
 
 
-def forget(table: str, tap: str, speaker: Speaker | None) -> None:
-    """After the tap is gone. Idempotent, also without the table. ``speaker``: None when its addresses are not known."""
-    known = [Element(SPEAKERS, _key(speaker))] if speaker else []
-    for element in (Element(TAPS, _name(tap)), *known):
-        try:
-            elements.remove(BRIDGE_FAMILY, table, [element])
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
+def forget(table: str, taps: Sequence[str], speakers: Sequence[Speaker]) -> None:
+    """After the taps are gone. Idempotent, also without the table. ``speakers``: those whose addresses are known."""
+    known = [Element(TAPS, _name(tap)) for tap in taps] + [Element(SPEAKERS, _key(one)) for one in speakers]
+    try:
+        elements.remove(BRIDGE_FAMILY, table, known)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        for element in known:  # one that is missing, and nothing was removed
+            _forget(table, element)
+
+
+def _forget(table: str, element: Element) -> None:
+    try:
+        elements.remove(BRIDGE_FAMILY, table, [element])
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
 
 
 def _name(tap: str) -> bytes:

@@ -14,6 +14,7 @@ from hyperd.sandbox.handle import SandboxHandle
 from hyperd.sandbox.journal import Cursor, Journal, LogEntry
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.network_desk import NetworkDesk
+from hyperd.sandbox.patience import Turns, parallel_starts
 from hyperd.sandbox.policy_desk import PolicyDesk
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.resetting import Resetting
@@ -22,6 +23,8 @@ from hyperd.sandbox.rooms import Rooms, RunSettings
 from hyperd.sandbox.roster import FleetSettings
 from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
+from hyperd.sandbox.spare import SpareMaker
+from hyperd.sandbox.spares import Spares, SpareSettings
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
 from hyperd.sandbox.volumes import VolumeDesk
@@ -54,11 +57,16 @@ __all__ = [
     "Services",
     "Session",
     "Shape",
+    "SpareMaker",
+    "SpareSettings",
+    "Spares",
     "TemplateBuilder",
     "TemplateSettings",
     "Templates",
+    "Turns",
     "VolumeDesk",
     "fingerprint",
     "is_running",
+    "parallel_starts",
     "parse_signal",
 ]

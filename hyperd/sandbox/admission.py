@@ -52,6 +52,14 @@ class Admission:
             )
         return others.hold(sandbox_id, sizing)
 
+    def has_room_for(self, further: Sequence[Sizing]) -> bool:
+        """Whether so many more would fit beside those who hold something."""
+        needed_mib = sum(sizing.memory_mib + self.overhead_mib for sizing in further)
+        return (
+            len(self.held) + len(further) <= self.max_sandboxes
+            and self.held_memory_mib + needed_mib <= self.memory_mib
+        )
+
     def admit_all(self, sandbox_ids: Sequence[SandboxId], sizing: Sizing) -> "Admission":
         """All or none, each of that size. Raises InvalidError, ExhaustedError with the arithmetic."""
         require_sane(sizing, max_vcpus=self.max_vcpus_each, largest_mib=self.largest_mib)

@@ -7,6 +7,7 @@ from pathlib import Path
 from hyperd.model.container import ContainerRecord, Sizing
 from hyperd.model.image import RootDisk
 from hyperd.model.network import Attachment
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import (
     Accelerator,
     Channel,
@@ -20,6 +21,8 @@ from hyperd.model.vm import (
 
 CONTROL_PORT = "hyper.control"
 STREAM_PORT = "hyper.stream"
+RAM = "ram"  # of a template's files
+STATE = "state"
 ROOT_SERIAL = "image"
 WRITABLE_SERIAL = "writable"
 
@@ -141,6 +144,12 @@ def restored(definition: VmDefinition, state: Path, ram: Path | None) -> VmDefin
         memory_file=MemoryFile(ram, shared=False) if ram else None,
         free_page_reporting=ram is None,
     )
+
+
+def from_template(definition: VmDefinition, snapshot: Snapshot) -> VmDefinition:
+    """As ``restored``, with what that template has."""
+    has_ram = any(file.name == RAM for file in snapshot.manifest.files)
+    return restored(definition, snapshot.path(STATE), snapshot.path(RAM) if has_ram else None)
 
 
 def placeholder(paths: SandboxPaths) -> Path:

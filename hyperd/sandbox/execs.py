@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Coroutine
 from signal import SIGKILL
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, WrongStateError
-from hyperd.guest.base import Guest
+from hyperd.guest.base import Guest, ProcessRun
 from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import ProcessExit, ProcessId, ProcessPlan
@@ -94,34 +94,52 @@ class Execs:
         started: "asyncio.Future[None] | None",
     ) -> None:
         """Carry an exec'd process from its start to its end, whether anybody listens or not."""
-        if plan is not None and started is not None:
-            try:
-                await self._vm.live.guest.exec_process(self._container_id, process_id, plan)
-            except HyperError as error:
-                if not started.done():
-                    started.set_exception(error)
-                    started.exception()  # heard, if nobody waits any more
-                if not isinstance(error, TimeoutExpiredError | UnavailableError):
+        guest = self._vm.live.guest
+        run = guest.run_process(self._container_id, process_id)
+        try:
+            if plan is not None and started is not None:
+                if not await self._start(run, process_id, plan, started):
                     return
-                if not await self._kill_late(process_id):
+                if (
+                    guest is not self._vm.live.guest
+                ):  # the start was not answered, and that connection is another
+                    guest = self._vm.live.guest
+                    run = guest.run_process(self._container_id, process_id)
+            while True:
+                try:
+                    exit_ = self._exit_of(await self._carry(guest, run, pump))
+                    if not end.done():
+                        end.set_result(exit_)
+                    await run.end()
+                except UnavailableError:
+                    run.close()
+                    other = None if end.done() else await self._vm.other_guest(guest)
+                    if other is None:
+                        return
+                    guest, run = other, other.run_process(self._container_id, process_id)
+                else:
                     return
-            else:
-                if not started.done():
-                    started.set_result(None)
-        guest: Guest | None = self._vm.live.guest
-        while guest is not None:
-            try:
-                exit_ = self._exit_of(await self._carry(guest, process_id, pump))
-                if not end.done():
-                    end.set_result(exit_)
-                await guest.forget_process(self._container_id, process_id)
-            except UnavailableError:
-                guest = None if end.done() else await self._vm.other_guest(guest)
-            except HyperError as error:
-                log.warning("exec lost", extra={"sandbox": self._record.name, "error": str(error)})
-                return
-            else:
-                return
+        except HyperError as error:
+            log.warning("exec lost", extra={"sandbox": self._record.name, "error": str(error)})
+        finally:
+            run.close()
+
+    async def _start(
+        self, run: ProcessRun, process_id: ProcessId, plan: ProcessPlan, started: "asyncio.Future[None]"
+    ) -> bool:
+        """Tell ``started``. Whether there is a process to carry now."""
+        try:
+            await run.start(plan)
+        except HyperError as error:
+            if not started.done():
+                started.set_exception(error)
+                started.exception()  # heard, if nobody waits any more
+            return isinstance(error, TimeoutExpiredError | UnavailableError) and await self._kill_late(
+                process_id
+            )
+        if not started.done():
+            started.set_result(None)
+        return True
 
     async def _kill_late(self, process_id: ProcessId) -> bool:
         """Of a process whose start was not answered in time: a guest that stood still may yet start it. Whether it is
@@ -142,14 +160,16 @@ class Execs:
                 return True
         return False
 
-    async def _carry(self, guest: Guest, process_id: ProcessId, pump: Pump) -> ProcessExit:
+    async def _carry(self, guest: Guest, run: ProcessRun, pump: Pump) -> ProcessExit:
         """Its output until the end; not until the end of a child that it left behind with its pipes in hand."""
         async with first_error(), asyncio.TaskGroup() as both:
-            carrying = both.create_task(pump.run(guest))
-            status = await guest.wait_process(self._container_id, process_id)
+            reading = both.create_task(run.carry())
+            carrying = both.create_task(pump.run(guest, run.output))
+            status = await run.wait()
             pump.drain()
             await pump.wait_quiet(carrying, idle_s=EXEC_DRAIN_TIMEOUT_S, total_s=DRAIN_TIMEOUT_S)
             carrying.cancel()
+            reading.cancel()
         pump.finish()
         return status
 

@@ -110,8 +110,9 @@ class Fleet(RestoringFleet):
             self._require_free(name)
         else:
             name = names.invent(self._taken())
+        promised = self._services.runner.spares.promise(spec, sizing)
         record = ContainerRecord(
-            sandbox_id=SandboxId(secrets.token_hex(32)),
+            sandbox_id=promised or SandboxId(secrets.token_hex(32)),
             name=name,
             spec=spec,
             image_id=image.image_id,
@@ -119,7 +120,12 @@ class Fleet(RestoringFleet):
             sizing=sizing,
             created_at=datetime.now(UTC),
         )
-        driver = await self._record(record)
+        try:
+            driver = await self._record(record)
+        except BaseException:
+            if promised is not None:
+                self._tasks.create_task(self._services.runner.spares.give_up(promised))
+            raise
         log.info("created", extra={"sandbox": name, "id": record.sandbox_id[:12], "image": spec.image})
         return driver.view(), warnings
 
@@ -265,7 +271,7 @@ class Fleet(RestoringFleet):
         return left
 
     async def _discard_unknown(self, running: set[SandboxId]) -> None:
-        """What no record knows is of a removal, a probe or a template's build that was cut short."""
+        """What no record knows is of a removal, a probe, a template's build or a spare of a hyperd that was killed."""
         rooms = self._services.runner.rooms
         owned = running | await rooms.storage.list_sandboxes() | await rooms.network.list_attached()
         owned |= await self._services.runner.list_directories()
@@ -279,6 +285,7 @@ class Fleet(RestoringFleet):
 
     async def _listen(self) -> None:
         async for gone in self._services.runner.rooms.hypervisor.events():
+            self._services.runner.spares.vm_gone(gone.sandbox_id)
             driver = self._drivers.get(gone.sandbox_id)
             if driver is not None:
                 driver.vm_gone(gone)

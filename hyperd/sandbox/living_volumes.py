@@ -123,6 +123,12 @@ class LivingVolumes:
 
     async def _copied(self, name: VolumeName, take: Take[R]) -> R:
         async with self._rooms.volumes.copying(name) as view:
+            if view.volume.export is not None:
+                raise UnsupportedError(
+                    f"is a disk of {view.volume.export}'s",
+                    subject=f"volume {name}",
+                    hint="copies of it are its server's to make",
+                )
             writer = self._writer_of(view)
             if writer is None:
                 return await take(view.volume, _detached)

@@ -20,7 +20,7 @@ from typing import assert_never
 
 from hyperd.errors import WrongStateError
 from hyperd.model.container import ContainerState, Exit, ExitReason, StartReport
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, SnapshotId
 
 
@@ -55,6 +55,9 @@ class Hibernated:
     snapshot_id: SnapshotId
     facts: RunFacts
     since: datetime
+    ports: tuple[PortRequest, ...] | None = (
+        None  # published when it wakes; None: those that it was created with
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +152,7 @@ class Slept:
 
     snapshot_id: SnapshotId
     at: datetime
+    ports: tuple[PortRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +241,8 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
             return Running(facts)
         case Running(facts), Rewired(attachments):
             return Running(_rewired(facts, attachments))
-        case ((Running(facts) | Paused(facts)), Slept(snapshot_id, at)):
-            return Hibernated(snapshot_id, facts, at)
+        case ((Running(facts) | Paused(facts)), Slept(snapshot_id, at, ports)):
+            return Hibernated(snapshot_id, facts, at, ports)
         case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at)):
             return Starting(at, back_to=snapshot_id)
         case ((Running(facts) | Paused(facts) | Stopping(facts, None)), Stop(exit_)):

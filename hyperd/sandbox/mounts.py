@@ -103,7 +103,9 @@ def serials_of(mounts: Sequence[Mount]) -> dict[VolumeName, str]:
 def disks_of(record: ContainerRecord, volumes: dict[VolumeName, Volume]) -> tuple[Disk, ...]:
     serials, uses = serials_of(record.spec.mounts), uses_of(record.spec.mounts)
     return tuple(
-        Disk(serials[name], volumes[name].path, DiskFormat.RAW, readonly=readonly)
+        Disk(
+            serials[name], volumes[name].path, DiskFormat.RAW, readonly=readonly, export=volumes[name].export
+        )
         for name, readonly in uses.items()
     )
 

@@ -16,7 +16,7 @@ from hyperd.model.container import ContainerSpec
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine, mounts, wiring
+from hyperd.sandbox import instance, machine, mounts, ports, wiring
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     AskConnect,
@@ -177,8 +177,10 @@ class SandboxOperations(OpenedSandbox):
         saver = Saver(self.record, self.services, self.journal)
         async with self._stood_still(facts) as tenure:
             snapshot = await saver.save(tenure, facts.made_of, SnapshotKind.HIBERNATION)
+            published = self.services.runner.rooms.network.published(self.record.sandbox_id)
+            kept = ports.kept(self.record.spec, published)
             try:
-                await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now()))
+                await self._settle(machine.Slept(snapshot.manifest.snapshot_id, now(), kept))
                 self._require_settled(machine.Hibernated)
             except BaseException:
                 if not await to_the_end(self._sleeps_after_all(saver, tenure)):

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 from collections.abc import AsyncIterator
 
@@ -12,6 +13,7 @@ from hyperd.guest.base import Guest, GuestDialer
 from hyperd.host.starvation import waited_s
 from hyperd.host.workers import Workers
 from hyperd.sandbox.definition import SandboxPaths
+from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.rooms import Phases
 
 log = logging.getLogger(__name__)
@@ -31,15 +33,36 @@ class Turns:
 
     def __init__(self, at_a_time: int) -> None:
         self._free = asyncio.Semaphore(at_a_time)
+        self._under_way = 0
+        self._left_at = -math.inf
+        self._pulse = Pulse()
+
+    async def wait_quiet(self, for_s: float) -> bool:
+        """Until nobody has come up, nor waited to, for so long. Whether that had to be waited for."""
+        now, waited = asyncio.get_running_loop().time, False
+        while True:
+            if self._under_way:
+                await self._pulse.wait()
+            elif (left_s := self._left_at + for_s - now()) > 0:
+                await asyncio.sleep(left_s)
+            else:
+                return waited
+            waited = True
 
     @contextlib.asynccontextmanager
     async def take(self, phases: Phases) -> AsyncIterator[None]:
         """In the order of asking. Waiting is the phase ``queue``."""
         waited = self._free.locked()
-        async with self._free:
-            if waited:
-                phases.mark("queue")
-            yield
+        self._under_way += 1
+        try:
+            async with self._free:
+                if waited:
+                    phases.mark("queue")
+                yield
+        finally:
+            self._under_way -= 1
+            self._left_at = asyncio.get_running_loop().time()
+            self._pulse.beat()
 
 
 class PatientDialer:

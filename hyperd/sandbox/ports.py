@@ -61,6 +61,26 @@ def wanted(spec: ContainerSpec) -> tuple[PortRequest, ...]:
     return (*spec.ports, *further)
 
 
+def kept(spec: ContainerSpec, published: Iterable[PublishedPort]) -> tuple[PortRequest, ...]:
+    """What one that sleeps is to have when it wakes: what it has now, as it was asked for where that was so."""
+    asked = list(wanted(spec))
+    requests = []
+    for port in published:
+        request = next((one for one in asked if _meets(one, port)), None)
+        if request is not None:
+            asked.remove(request)
+        requests.append(
+            request or PortRequest(port.container_port, port.protocol, port.host_ip, port.host_port)
+        )
+    return tuple(requests)
+
+
+def _meets(request: PortRequest, port: PublishedPort) -> bool:
+    same = (request.container_port, request.protocol) == (port.container_port, port.protocol)
+    last = max(request.host_port, request.host_port_end)
+    return same and (not request.host_port or request.host_port <= port.host_port <= last)
+
+
 def of_clone(requests: Iterable[PortRequest]) -> tuple[PortRequest, ...]:
     """Only those at a port that is free: the others are the source's, and there may be many clones."""
     return tuple(request for request in requests if not request.host_port)

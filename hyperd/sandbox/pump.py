@@ -4,11 +4,11 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import cast
 
 from hyperd.errors import ExhaustedError, InvalidError, UnavailableError
-from hyperd.guest.base import Guest
+from hyperd.guest.base import Guest, OutputReader
 from hyperd.model.guest import ContainerId, OutputChunk, ProcessId
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.session import Subscription
@@ -51,19 +51,23 @@ class Pump:
         self._subscribers.discard(subscription)
         subscription.close()
 
-    async def run(self, guest: Guest) -> None:
-        """Raises UnavailableError when the connection is lost."""
+    async def run(self, guest: Guest, output: Callable[[int], OutputReader] | None = None) -> None:
+        """``output``: from an offset on, where it is not the guest that is asked for it.
+
+        Raises UnavailableError when the connection is lost.
+        """
         if self.ended.is_set():
             return
+        read = output or (lambda offset: guest.read_output(self._container_id, self._process_id, offset))
         if self._journal is not None:
             self._offset = max(self._offset, self._journal.end_offset)
         try:
-            await self._carry(guest)
+            await self._carry(read)
         except InvalidError:
             # Older output is not kept any more: it was acknowledged and could not be written to the log.
             self._offset = await self._end_offset(guest)
             log.warning("output lost", extra={"container": self._container_id, "offset": self._offset})
-            await self._carry(guest)
+            await self._carry(read)
         self.finish()
 
     def rebase(self, offset: int) -> None:
@@ -93,8 +97,8 @@ class Pump:
             for subscriber in self._subscribers:
                 subscriber.end()
 
-    async def _carry(self, guest: Guest) -> None:
-        reader = guest.read_output(self._container_id, self._process_id, self._offset)
+    async def _carry(self, read: Callable[[int], OutputReader]) -> None:
+        reader = read(self._offset)
         chunks = cast("AsyncGenerator[OutputChunk, None]", aiter(reader))
         async with contextlib.aclosing(chunks):
             async for chunk in chunks:

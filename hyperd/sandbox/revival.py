@@ -25,17 +25,22 @@ from hyperd.model.guest import (
     ForkIdentity,
     ProcessStatus,
 )
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, wiring
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
-from hyperd.sandbox.definition import GuestSettings, Shape
-from hyperd.sandbox.rooms import Phases, console_as_evidence, make_directories
-from hyperd.sandbox.run import CLONE_HELLO_TIMEOUT_S, ENTROPY_BYTES, Live, Runner, execs_of
+from hyperd.sandbox.definition import STATE, GuestSettings, Shape
+from hyperd.sandbox.rooms import (
+    CLONE_HELLO_TIMEOUT_S,
+    ENTROPY_BYTES,
+    Phases,
+    console_as_evidence,
+    make_directories,
+)
+from hyperd.sandbox.run import Live, Runner, execs_of
 from hyperd.sandbox.source import DISK
 from hyperd.sandbox.standstill import to_the_end
-from hyperd.sandbox.template_build import STATE
 
 _REPORTING = "free-page-reporting"
 
@@ -50,6 +55,7 @@ class Origin:
     back: bool = False  # of a sandbox that has a disk: that stays until all is where it was
     staged: Path | None = None  # the copy of the snapshot's disk that it goes ``back`` to, once there is one
     output_offset: int = 0  # up to here its log has the output already
+    ports: tuple[PortRequest, ...] | None = None  # to be published; None: what the sandbox was created with
 
 
 def require_restorable(
@@ -106,7 +112,7 @@ class Reviver:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
                 disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
                 tasks.create_task(make_directories(paths, self._files))
-                attachments = await self._attach(record, stack)
+                attachments = await self._attach(record, origin, stack)
             described = _like_saved(
                 definition.vm_definition(
                     record,
@@ -173,10 +179,10 @@ class Reviver:
         await guest.configure(replace(identity, containers=(own,), fork=fork))
 
     async def _attach(
-        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
+        self, record: ContainerRecord, origin: Origin, stack: contextlib.AsyncExitStack
     ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        return await wiring.attach(self._rooms.network, record)
+        return await wiring.attach(self._rooms.network, record, origin.ports)
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

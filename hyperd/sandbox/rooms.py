@@ -20,6 +20,9 @@ from hyperd.snapshot.base import SnapshotStore
 from hyperd.storage.base import Storage, Volumes
 from hyperd.vm import Hypervisor, console_tail
 
+ENTROPY_BYTES = 64
+CLONE_HELLO_TIMEOUT_S = 20.0  # a restored agent answers in milliseconds, on a busy host in a few seconds
+
 
 @dataclass(frozen=True, slots=True)
 class Rooms:

@@ -2,36 +2,32 @@
 """One run of a sandbox's VM: everything acquired on the way up is on one exit stack, and goes in reverse.
 
 image | image's disk | writable disk | network | template   at once
-VM, restored from the template or else booted -> agent's hello -> identity -> container, just before its execve
-
-A clone of a template that fails before it has its identity is ended, and the same start boots a VM instead.
+VM whose guest has its identity (start.py: from a spare, the template, or booted) -> container, just before its execve
 """
 
 import asyncio
 import contextlib
 import logging
-import os
 import re
-import uuid
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ClockError, HyperError
+from hyperd.errors import HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
-from hyperd.model.container import ContainerRecord, StartPath, StartReport
+from hyperd.model.container import ContainerRecord, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment
-from hyperd.model.snapshot import Compatibility, Snapshot
-from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Disk, Nic, SandboxId, VmDefinition, VmStatus
+from hyperd.model.snapshot import Compatibility
+from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
 from hyperd.model.volume import Volume, VolumeName
 from hyperd.sandbox import assembly, definition, mounts, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
-from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
+from hyperd.sandbox.patience import PatientDialer, Turns
 from hyperd.sandbox.rooms import (
     Phases,
     Rooms,
@@ -41,8 +37,10 @@ from hyperd.sandbox.rooms import (
     now_ms,
     remove_directories,
 )
-from hyperd.sandbox.template import Offer, Templates
-from hyperd.sandbox.template_build import RAM, STATE, make_placeholder
+from hyperd.sandbox.spares import Spares
+from hyperd.sandbox.start import Start, Starter
+from hyperd.sandbox.template import Templates
+from hyperd.sandbox.template_build import make_placeholder
 from hyperd.vm import console_tail
 
 __all__ = ["Live", "Rooms", "RunSettings", "Runner", "now_ms"]
@@ -50,9 +48,7 @@ __all__ = ["Live", "Rooms", "RunSettings", "Runner", "now_ms"]
 log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{64}")
-ENTROPY_BYTES = 64
 SYNC_TIMEOUT_S = 5.0
-CLONE_HELLO_TIMEOUT_S = 20.0  # a restored agent answers in milliseconds, on a busy host in a few seconds
 
 
 @dataclass(slots=True)
@@ -77,13 +73,23 @@ class Live:
 class Runner:
     """Brings VMs up and takes them down; holds no state of its own."""
 
-    def __init__(self, rooms: Rooms, settings: RunSettings, templates: Templates, files: Workers) -> None:
+    def __init__(
+        self,
+        rooms: Rooms,
+        settings: RunSettings,
+        templates: Templates,
+        spares: Spares,
+        turns: Turns,
+        files: Workers,
+    ) -> None:
         self.rooms = rooms
         self.settings = settings
         self.templates = templates
         self._files = files
-        self.turns = Turns(parallel_starts(settings.parallel_starts))
+        self.spares = spares
+        self.turns = turns
         self.dialer = PatientDialer(rooms.dialer, files)
+        self._starter = Starter(rooms, settings, templates, spares, files)
 
     async def bring_up(
         self,
@@ -101,6 +107,9 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
+            spare = await self.spares.claim(record)
+            if spare is not None:
+                stack.push_async_callback(self.spares.end, spare)
             async with first_error(), asyncio.TaskGroup() as tasks:
                 image_task = tasks.create_task(self.rooms.images.get(record.image_id))
                 root_task = tasks.create_task(self.rooms.images.root_disk(record.image_id))
@@ -109,10 +118,11 @@ class Runner:
                 )
                 volumes_task = tasks.create_task(self._attach_volumes(record, stack))
                 offer_task = tasks.create_task(self.templates.offer(definition.shape_of(record, accelerator)))
-                tasks.create_task(make_directories(paths, self._files))
+                if spare is None:  # else they are in use
+                    tasks.create_task(make_directories(paths, self._files))
                 attachments = await self._attach(record, stack)
             root = root_task.result()
-            start = _Start(
+            start = Start(
                 record,
                 attachments,
                 paths,
@@ -121,11 +131,11 @@ class Runner:
                     record, root, writable_task.result(), attachments, paths, self.settings.guest, accelerator
                 ),
             )
-            start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()))
+            start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()), spare=spare)
             phases.mark("prepare")
             async with contextlib.AsyncExitStack() as turn:
                 await turn.enter_async_context(self.turns.take(phases))
-                up = await self._restore_or_boot(start, offer_task.result(), stack)
+                up = await self._starter.bring_up(start, offer_task.result(), stack)
                 plan = assembly.container_plan(record, image_task.result().config, root)
                 if plan.may_copy:  # for minutes, and others are to start meanwhile
                     await turn.aclose()
@@ -163,95 +173,10 @@ class Runner:
             await self._files.call(make_placeholder, definition.placeholder(paths), owner)
         writable = await self.rooms.storage.create_writable(record.sandbox_id)
         described = definition.bare_definition(record, writable, paths, self.settings.guest, accelerator)
-        start = _Start(record, (), paths, Phases(), described, (volume,))
+        start = Start(record, (), paths, Phases(), described, (volume,))
         offer = await self.templates.offer(definition.shape_of(record, accelerator))
         async with self.turns.take(start.phases):
-            return (await self._restore_or_boot(start, offer, stack)).guest
-
-    async def _restore_or_boot(
-        self, start: "_Start", offer: Offer, stack: contextlib.AsyncExitStack
-    ) -> "_Up":
-        snapshot, note = offer.snapshot, offer.note
-        if snapshot is not None and len(start.volumes) + len(start.hot_nics) > HOT_PLUG_DEVICES:
-            snapshot = None
-            what = f"{len(start.volumes)} volumes" + (
-                f" and {len(start.hot_nics)} further networks" if start.hot_nics else ""
-            )
-            note = f"{what} are more than a template has room for ({HOT_PLUG_DEVICES})"
-        if snapshot is not None:
-            try:
-                with self.templates.in_use(snapshot):
-                    vm, guest = await self._bring_to_life(
-                        start, _from_template(start.vm, snapshot), stack, CLONE_HELLO_TIMEOUT_S
-                    )
-            except HyperError as error:
-                if error in start.faults:
-                    log.warning("devices not plugged in: booting instead", extra={"error": str(error)})
-                    note = f"a device could not be plugged in: {error.brief}"
-                else:
-                    shape = definition.shape_of(start.record, start.vm.accelerator)
-                    note = await self.templates.failed(shape, snapshot, error)
-                start.phases.fold("template", after="prepare")
-                await make_directories(start.paths, self._files)
-            else:
-                self.templates.worked(snapshot)
-                return _Up(vm, guest, StartPath.TEMPLATE, note, _from_template(start.vm, snapshot))
-        booted = replace(start.vm, disks=(*start.vm.disks, *start.volumes))
-        vm, guest = await self._bring_to_life(start, booted, stack, self.settings.boot_timeout_s)
-        return _Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), booted)
-
-    async def _bring_to_life(
-        self,
-        start: "_Start",
-        described: VmDefinition,
-        stack: contextlib.AsyncExitStack,
-        hello_timeout_s: float,
-    ) -> tuple[VmStatus, Guest]:
-        """From a definition to a guest with its identity. On any failure nothing of the VM stays."""
-        record, phases = start.record, start.phases
-        async with contextlib.AsyncExitStack() as own:
-            own.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
-            vm = await self.rooms.hypervisor.start(described)
-            phases.mark("vm")
-            if described.restore_from is not None:  # a template has no place for them
-                try:
-                    for disk in start.volumes:
-                        await self.rooms.hypervisor.attach_disk(record.sandbox_id, disk)
-                except HyperError as error:
-                    start.faults.append(error)
-                    raise
-                if start.volumes:
-                    phases.mark("volumes")
-            async with console_as_evidence(start.subject, start.paths, self._files):
-                guest = await self.dialer.connect(
-                    start.paths, vm_pid=vm.pid, timeout_s=hello_timeout_s, subject=start.subject
-                )
-                own.push_async_callback(guest.close)
-                phases.mark("hello")
-                await self._plug_nics(start)
-                entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
-                try:
-                    await guest.configure(assembly.identity(record, start.attachments, entropy, boot_id))
-                except ClockError as error:
-                    if described.restore_from is not None:
-                        raise
-                    # A guest that booted read the time from its own hardware; what is missing is the proof.
-                    start.doubts.append(error.brief)
-                    log.warning("clock not proven", extra={"sandbox": record.name, "error": str(error)})
-                phases.mark("configure")
-            stack.push_async_callback(own.pop_all().aclose)
-        return vm, guest
-
-    async def _plug_nics(self, start: "_Start") -> None:
-        """All but the first: a guest that says hello sees them come."""
-        try:
-            for nic in start.hot_nics:
-                await self.rooms.hypervisor.attach_nic(start.record.sandbox_id, nic)
-        except HyperError as error:
-            start.faults.append(error)
-            raise
-        if start.hot_nics:
-            start.phases.mark("networks")
+            return (await self._starter.bring_up(start, offer, stack)).guest
 
     async def adopt(
         self,
@@ -316,6 +241,7 @@ class Runner:
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
+        await self.spares.give_up(sandbox_id)
         await self.rooms.hypervisor.destroy(sandbox_id)
         # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
@@ -361,44 +287,6 @@ class Runner:
         return await self.rooms.dialer.connect(
             paths.control_socket, paths.stream_socket, timeout_s=timeout_s, subject=f"container {record.name}"
         )
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """What one start has prepared."""
-
-    record: ContainerRecord
-    attachments: tuple[Attachment, ...]
-    paths: SandboxPaths
-    phases: Phases
-    vm: VmDefinition  # that boots, without its volumes
-    volumes: tuple[Disk, ...] = ()
-    doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
-    faults: list[HyperError] = field(default_factory=list)  # of devices plugged in: no template is to blame
-
-    @property
-    def hot_nics(self) -> list[Nic]:
-        return [Nic(attachment.tap, attachment.mac) for attachment in self.attachments[1:]]
-
-    @property
-    def subject(self) -> str:
-        return f"container {self.record.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class _Up:
-    """A VM whose guest has its identity."""
-
-    vm: VmStatus
-    guest: Guest
-    path: StartPath
-    note: str
-    described: VmDefinition
-
-
-def _from_template(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:
-    has_ram = any(file.name == RAM for file in snapshot.manifest.files)
-    return definition.restored(described, snapshot.path(STATE), snapshot.path(RAM) if has_ram else None)
 
 
 def execs_of(containers: list[ContainerStatus]) -> dict[ProcessId, int]:

@@ -17,13 +17,13 @@ from hyperd.model.container import ContainerRecord
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
 from hyperd.sandbox.assembly import container_id_of
+from hyperd.sandbox.definition import STATE
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.policy_desk import as_limited
 from hyperd.sandbox.rooms import now_ms
 from hyperd.sandbox.source import DISK, Source, source_of
 from hyperd.sandbox.standstill import to_the_end
-from hyperd.sandbox.template_build import STATE
 from hyperd.sandbox.tenure import Tenure
 from hyperd.snapshot.base import Draft
 

@@ -10,6 +10,7 @@ import logging
 
 from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ExitReason
+from hyperd.model.network import PortRequest
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
 from hyperd.sandbox import machine, operations
 from hyperd.sandbox.instance import now
@@ -40,7 +41,7 @@ class SleepingSandbox(SandboxOperations):
                 return
         try:
             machine.require_hibernated(self.state, self.record.name)
-            snapshot = self._own_snapshot()
+            snapshot, published = self._own_snapshot()
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
             fail([done], error)
@@ -48,7 +49,7 @@ class SleepingSandbox(SandboxOperations):
         self.waiting.starts.append(done)
         self._begin_run()
         await self._advance(machine.Start(now()))
-        origin = Origin(snapshot, own_disk=True)
+        origin = Origin(snapshot, own_disk=True, ports=published)
         self._come_up(lambda: self._errands.revive(origin, log_goes_on=True))
 
     async def _wait_still(self) -> None:
@@ -182,10 +183,11 @@ class SleepingSandbox(SandboxOperations):
         fail(self.waiting.starts, error)
         resolve(self.waiting.stops)
 
-    def _own_snapshot(self) -> Snapshot:
+    def _own_snapshot(self) -> tuple[Snapshot, tuple[PortRequest, ...] | None]:
+        """And the ports that were published when it fell asleep."""
         if isinstance(self.state, machine.Hibernated):
             store = self.services.runner.rooms.snapshots
-            return store.get(SnapshotKind.HIBERNATION, self.state.snapshot_id)
+            return store.get(SnapshotKind.HIBERNATION, self.state.snapshot_id), self.state.ports
         raise NotFoundError("has no memory that it could wake with", subject=self.subject)
 
     def _facts_of(self, was: machine.Starting, live: Live) -> machine.RunFacts:

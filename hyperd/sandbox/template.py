@@ -14,7 +14,7 @@ import logging
 import math
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hyperd.errors import ClockError, HyperError, RestoreError, WrongStateError
@@ -75,6 +75,11 @@ class Templates:
         self._strikes: Counter[SnapshotId] = Counter()
         self._in_use: Counter[SnapshotId] = Counter()
         self._one_at_a_time = asyncio.Lock()
+        self._on_change: Callable[[], None] = lambda: None
+
+    def tell_changes(self, on_change: Callable[[], None]) -> None:
+        """Called when one has come or gone: for who keeps VMs that are made of it."""
+        self._on_change = on_change
 
     @property
     def trouble(self) -> HyperError | None:
@@ -100,6 +105,15 @@ class Templates:
         if snapshot is not None:
             return Offer(snapshot)
         return Offer(None, self._begin(shape, key))
+
+    async def find(self, shape: Shape) -> Snapshot | None:
+        """As ``offer``, for who has no use for a reason and wants none built."""
+        if not self._settings.enabled:
+            return None
+        try:
+            return await self._find_intact(await self._key(shape))
+        except HyperError:  # told where it was found
+            return None
 
     async def build(self, shape: Shape) -> Snapshot:
         """Return when there is one; at once when there was. Raises what building it raises, WrongStateError."""
@@ -159,6 +173,7 @@ class Templates:
         """VMs that started from it go on. Raises NotFoundError, InvalidError."""
         snapshot_id = self._store.get(SnapshotKind.TEMPLATE, reference).manifest.snapshot_id
         await self._store.remove(snapshot_id)
+        self._on_change()
         return snapshot_id
 
     async def close(self) -> None:
@@ -193,6 +208,7 @@ class Templates:
             await self._store.remove(snapshot.manifest.snapshot_id)
         except HyperError as further:
             log.error("template not removed", extra={"error": str(further)})  # noqa: TRY400
+        self._on_change()
 
     async def _touch(self, snapshot: Snapshot) -> None:
         try:
@@ -259,6 +275,7 @@ class Templates:
             fields = {"shape": str(shape), "template": snapshot.manifest.snapshot_id[:12]}
             log.info("template built", extra=fields)
             flight.set_result(snapshot)
+            self._on_change()
             await self._trim(snapshot)
 
     async def _trim(self, fresh: Snapshot) -> None:

@@ -17,7 +17,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
 from hyperd.model.vm import Nic, SandboxId
 from hyperd.sandbox import definition
-from hyperd.sandbox.definition import SandboxPaths, Shape
+from hyperd.sandbox.definition import RAM, STATE, SandboxPaths, Shape
 from hyperd.sandbox.patience import PatientDialer
 from hyperd.sandbox.rooms import (
     Rooms,
@@ -27,8 +27,6 @@ from hyperd.sandbox.rooms import (
     remove_directories,
 )
 
-RAM = "ram"
-STATE = "state"
 # All one hole. The guest remembers the size: larger than any image's disk, and than PLACEHOLDER in agent/src/kept.rs.
 PLACEHOLDER_BYTES = 1 << 40
 # A guest that only booted has written to some 40 MiB of its memory, and to the kernel's table of all its pages.

@@ -38,7 +38,7 @@ def view_of(
                 attachments=facts.attachments,
                 trouble=str(trouble) if trouble is not None and not isinstance(state, machine.Paused) else "",
             )
-        case machine.Hibernated(_, facts, since):
+        case machine.Hibernated(_, facts, since, _):
             return replace(
                 shown,
                 started_at=facts.started_at,

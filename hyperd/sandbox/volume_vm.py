@@ -69,7 +69,7 @@ class VolumeVms:
             stack.callback(services.ledger.release, sandbox_id)
             stack.push_async_callback(volumes.release, sandbox_id)
             volume = await volumes.lend(sandbox_id, HOLDER, name)
-            disk = Disk(SERIAL, volume.path, DiskFormat.RAW, readonly=False)
+            disk = Disk(SERIAL, volume.path, DiskFormat.RAW, readonly=False, export=volume.export)
             accelerator = await services.accelerator()
             stack.push_async_callback(runner.discard, sandbox_id)
             owner = services.owner_of(sandbox_id)

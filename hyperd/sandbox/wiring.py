@@ -13,7 +13,7 @@ from hyperd.errors import HyperError, UnsupportedError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.guest import GuestWiring
-from hyperd.model.network import Attachment, Endpoint, way_out
+from hyperd.model.network import Attachment, Endpoint, PortRequest, way_out
 from hyperd.model.vm import Nic
 from hyperd.network.base import Network
 from hyperd.sandbox import assembly, policy_desk, ports
@@ -28,15 +28,22 @@ FIRST = 0  # the slot of the NIC that a VM starts with
 Record = Callable[[ContainerSpec, tuple[Attachment, ...]], Awaitable[None]]
 
 
-async def attach(network: Network, record: ContainerRecord) -> tuple[Attachment, ...]:
-    """In the order of its NICs; its ports lead to the one with the default route. Raises as ``Network.attach``."""
+async def attach(
+    network: Network, record: ContainerRecord, published: tuple[PortRequest, ...] | None = None
+) -> tuple[Attachment, ...]:
+    """In the order of its NICs; its ports lead to the one with the default route. Raises as ``Network.attach``.
+
+    ``published``: those, and not what it was created with.
+    """
+    if published is None:
+        published = ports.wanted(record.spec)
     endpoints = endpoints_of(record.spec)
     if endpoints:
         await impose(network, record)
     out = min(endpoints, key=lambda at: _rank(network, at), default=None) if len(endpoints) > 1 else None
     attachments = []
     for slot, endpoint in enumerate(endpoints):
-        wanted = ports.wanted(record.spec) if endpoint is (out or endpoint) else ()
+        wanted = published if endpoint is (out or endpoint) else ()
         attachments.append(await network.attach(record.sandbox_id, wanted, record.name, endpoint, slot))
     return tuple(attachments)
 

@@ -7,13 +7,13 @@ A user is a container that has a volume, running or not; it is ``attached`` whil
 import json
 import sqlite3
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
 from hyperd.errors import ExistsError, NotFoundError, WrongStateError
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import Consistency, VolumeName, VolumeSnapshot, VolumeSnapshotId, VolumeUser
+from hyperd.model.volume import LOCAL, Consistency, VolumeName, VolumeSnapshot, VolumeSnapshotId, VolumeUser
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -30,6 +30,8 @@ MIGRATIONS = (
         snapshot_id TEXT PRIMARY KEY, name TEXT NOT NULL, volume TEXT NOT NULL, size_bytes INTEGER NOT NULL,
         filesystem TEXT NOT NULL, consistency TEXT NOT NULL, created_at TEXT NOT NULL) STRICT""",
     "CREATE UNIQUE INDEX volume_snapshot_name ON volume_snapshot (name) WHERE name <> ''",
+    "ALTER TABLE volume ADD COLUMN driver TEXT NOT NULL DEFAULT 'local'",
+    "ALTER TABLE volume ADD COLUMN options TEXT NOT NULL DEFAULT '{}'",
 )
 
 
@@ -42,12 +44,14 @@ class Row:
     labels: dict[str, str]
     anonymous: bool
     created_at: datetime
+    driver: str = LOCAL
+    options: dict[str, str] = field(default_factory=dict)
 
 
 def insert(connection: sqlite3.Connection, row: Row) -> None:
     """One of that name that is there stays: whoever came second uses it."""
     connection.execute(
-        "INSERT OR IGNORE INTO volume VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT OR IGNORE INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             row.name,
             row.volume_id,
@@ -56,6 +60,8 @@ def insert(connection: sqlite3.Connection, row: Row) -> None:
             json.dumps(row.labels),
             int(row.anonymous),
             row.created_at.isoformat(),
+            row.driver,
+            json.dumps(row.options),
         ),
     )
 
@@ -229,6 +235,8 @@ def _row(row: sqlite3.Row) -> Row:
         json.loads(row["labels"]),
         bool(row["anonymous"]),
         datetime.fromisoformat(row["created_at"]),
+        row["driver"],
+        json.loads(row["options"]),
     )
 
 

@@ -2,9 +2,11 @@
 """What a volume may be. Pure."""
 
 import re
+from collections.abc import Mapping
 
 from hyperd.errors import ExistsError, InvalidError, UnsupportedError
-from hyperd.model.volume import LOCAL, VolumeRequest
+from hyperd.model.vm import NbdExport
+from hyperd.model.volume import LOCAL, NBD, VolumeRequest
 from hyperd.storage.volume_records import Row
 
 DEFAULT_VOLUME_BYTES = 10 << 30
@@ -12,6 +14,10 @@ MINIMUM_VOLUME_BYTES = 16 << 20
 MAXIMUM_VOLUME_BYTES = 16 << 40  # what ext4 does with blocks of 4 KiB and 32-bit numbers
 BLOCK_BYTES = 4096
 FILESYSTEMS = ("ext4",)
+NBD_PORT = 10809
+PORTS = 1 << 16
+_SERVER = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9a-fA-F:]{2,39}\])(?::(\d{1,5}))?")
+_EXPORT = re.compile(r"[A-Za-z0-9_./-]{0,255}")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}")
 
 
@@ -19,9 +25,12 @@ def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME
     """Raises InvalidError, UnsupportedError."""
     subject = f"volume {request.name!r}"
     require_name(request.name, "volume")
+    if request.driver == NBD:
+        _require_remote(request, subject)
+        return
     if request.driver not in ("", LOCAL):
         raise UnsupportedError(
-            f"there is no driver {request.driver!r}", subject=subject, hint=f"known: {LOCAL}"
+            f"there is no driver {request.driver!r}", subject=subject, hint=f"known: {LOCAL}, {NBD}"
         )
     if request.filesystem and request.filesystem not in FILESYSTEMS:
         raise UnsupportedError(
@@ -36,6 +45,52 @@ def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME
             hint="it has none",
         )
     require_size(request.size_bytes or default_bytes, subject)
+
+
+def _require_remote(request: VolumeRequest, subject: str) -> None:
+    parse_export(request.options, subject)
+    if request.size_bytes:
+        raise InvalidError("is as large as its server says", subject=subject, hint="leave --size out")
+    if request.snapshot:
+        raise UnsupportedError(
+            "a disk of a server's does not begin as a snapshot",
+            subject=subject,
+            hint="its server may make copies",
+        )
+    if request.filesystem and request.filesystem not in FILESYSTEMS:
+        raise UnsupportedError(
+            f"there is no file system {request.filesystem!r}",
+            subject=subject,
+            hint=f"known: {FILESYSTEMS[0]}",
+        )
+
+
+def parse_export(options: Mapping[str, str], subject: str) -> tuple[NbdExport, bool]:
+    """And whether it is to be formatted. Raises InvalidError."""
+    unknown = sorted(set(options) - {"server", "export", "format"})
+    if unknown:
+        raise InvalidError(
+            f"the driver {NBD} has no option {unknown[0]!r}",
+            subject=subject,
+            hint="known: server, export, format",
+        )
+    server = _SERVER.fullmatch(options.get("server", ""))
+    if server is None or not 0 < int(server[2] or NBD_PORT) < PORTS:
+        raise InvalidError(
+            f"{options.get('server', '')!r} is no server", subject=subject, hint="-o server=HOST[:PORT]"
+        )
+    export = options.get("export", "")
+    if not _EXPORT.fullmatch(export):
+        raise InvalidError(
+            f"{export[:100]!r} is no export's name",
+            subject=subject,
+            hint="letters, digits, `_`, `.`, `/` and `-`",
+        )
+    if options.get("format", "false") not in ("true", "false"):
+        raise InvalidError("format is neither true nor false", subject=subject)
+    return NbdExport(server[1].strip("[]"), int(server[2] or NBD_PORT), export), options.get(
+        "format"
+    ) == "true"
 
 
 def require_name(name: str, kind: str) -> None:
@@ -76,6 +131,13 @@ def require_same(request: VolumeRequest, there: Row) -> None:
     """As Docker: creating what is there is no error, creating something else of that name is."""
     size_bytes = whole_blocks(request.size_bytes)
     other_size = size_bytes and size_bytes != there.size_bytes
+    driver = request.driver or LOCAL
+    if driver != there.driver or (driver == NBD and _export_of(request.options) != _export_of(there.options)):
+        raise ExistsError(
+            "there is one of that name that lies elsewhere",
+            subject=f"volume {there.name}",
+            hint=f"`hyper volume inspect {there.name}` shows it",
+        )
     if other_size or (request.labels and request.labels != there.labels):
         raise ExistsError(
             "there is one of that name with another size or other labels",
@@ -88,6 +150,10 @@ def require_same(request: VolumeRequest, there: Row) -> None:
             subject=f"volume {there.name}",
             hint="another name, or remove it first",
         )
+
+
+def _export_of(options: Mapping[str, str]) -> NbdExport:
+    return parse_export(options, "")[0]
 
 
 def whole_blocks(size_bytes: int) -> int:

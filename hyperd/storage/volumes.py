@@ -11,25 +11,23 @@ The host formats a file that no guest has seen yet, and never mounts, checks or 
 import asyncio
 import contextlib
 import logging
-import secrets
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExistsError, WrongStateError
+from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.model.volume import LOCAL, NBD, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.storage import remote
 from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
 from hyperd.storage.base import DATA_DIRECTORY, Recording
-from hyperd.storage.formatting import format_ext4
-from hyperd.storage.volume_archive import Unpacker
 from hyperd.storage.volume_files import DiskFiles, hand_over
+from hyperd.storage.volume_making import VolumeMaker
 from hyperd.storage.volume_records import Row
 from hyperd.storage.volume_snapshots import LocalVolumeSnapshots
 
@@ -61,6 +59,14 @@ class LocalVolumes:
         self._copied = asyncio.Lock()
         self._moved = asyncio.Event()
         self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._copies)
+        self._maker = VolumeMaker(
+            self._files,
+            root / SEED,
+            size_bytes,
+            self.snapshots,
+            workers=self._workers,
+            copies=self._copies,
+        )
 
     async def open(self) -> None:
         """Raises UnavailableError. What a killed hyperd had half made or half removed goes."""
@@ -79,7 +85,7 @@ class LocalVolumes:
         rules.require_possible(request, self._size_bytes)
         there = await self._find(request.name)
         if there is None:
-            made = await self._make(request)
+            made = await self._maker.make(request)
             try:
                 await self._database.transaction(
                     lambda connection: self._record(connection, made), lasting=True
@@ -122,6 +128,12 @@ class LocalVolumes:
 
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
         row = await self._get(name)
+        if row.driver != LOCAL:
+            raise UnsupportedError(
+                "is as large as its server says",
+                subject=f"volume {name}",
+                hint="let it grow there, and make it anew",
+            )
         size_bytes = rules.require_growth(name, row.size_bytes, size_bytes)
         # The file first: a kill leaves one that is larger than its record says, and the next call finds it so.
         await self._workers.call(self._files.grow, row.volume_id, size_bytes)
@@ -138,28 +150,13 @@ class LocalVolumes:
         rules.require_name(name, "volume")
         if await self._find(name) is not None:
             raise _taken(name)
-        volume_id = secrets.token_hex(16)
+        row = await self._maker.unpack(name, labels, stream)
         try:
-            await self._workers.call(self._files.make_empty, volume_id, 0)
-            unpacker = Unpacker(self._files.new(volume_id))
-            async for data in stream:
-                await self._copies.call(unpacker.feed, data)
-            manifest = unpacker.finish()
-            await self._copies.call(self._files.sync, volume_id)
-            row = Row(
-                name,
-                volume_id,
-                manifest.size_bytes,
-                manifest.filesystem,
-                labels,
-                anonymous=False,
-                created_at=datetime.now(UTC),
-            )
             await self._database.transaction(lambda connection: self._record(connection, row), lasting=True)
         finally:
-            await asyncio.shield(self._remove_unrecorded([volume_id]))
+            await asyncio.shield(self._remove_unrecorded([row.volume_id]))
         there = await self._get(name)
-        if there.volume_id != volume_id:  # somebody else was faster
+        if there.volume_id != row.volume_id:  # somebody else was faster
             raise _taken(name)
         log.info("volume imported", extra={"volume": name, "mib": there.size_bytes >> 20})
         return self._volume(there)
@@ -172,6 +169,7 @@ class LocalVolumes:
             return rows
 
         await self._workers.call(self._files.require_space, "what is written to volumes")
+        await self._require_servers([name])
         async with self._not_copied([name]):
             (row,) = await self._database.transaction(work)
         return self._volume(row)
@@ -224,7 +222,7 @@ class LocalVolumes:
         try:
             for request in requests:
                 if await self._find(request.name) is None:
-                    made += [await self._make(request)]
+                    made += [await self._maker.make(request)]
             yield record
         except BaseException:
             # Shielded: a second cancellation must not leave half of it. What a kill leaves goes at the next start.
@@ -244,6 +242,7 @@ class LocalVolumes:
 
         await self._workers.call(self._files.require_space, "what is written to volumes")
         names = await self._database.transaction(lambda connection: records.names_of(connection, sandbox_id))
+        await self._require_servers(names)
         async with self._not_copied(names):
             rows = await self._database.transaction(work)
         return {row.name: self._volume(row) for row in rows}
@@ -260,40 +259,18 @@ class LocalVolumes:
 
         await self._database.transaction(work)
 
+    async def _require_servers(self, names: Sequence[VolumeName]) -> None:
+        """A QEMU would wait for one that does not answer, and its VM with it."""
+        for name in names:
+            export = self._volume(await self._get(name)).export
+            if export is not None:
+                await remote.size_of(export, readonly=True)
+
     async def _find(self, name: VolumeName) -> Row | None:
         return await self._database.transaction(lambda connection: records.find(connection, name))
 
     async def _get(self, name: VolumeName) -> Row:
         return await self._database.transaction(lambda connection: records.require(connection, name))
-
-    async def _make(self, request: VolumeRequest) -> Row:
-        """Its file, whole and on the disk; neither its name nor its record. On failure nothing stays."""
-        source = await self.snapshots.get(request.snapshot) if request.snapshot else None
-        size_bytes = request.size_bytes or (source.size_bytes if source else self._size_bytes)
-        if source is not None:
-            size_bytes = rules.require_growth(request.name, source.size_bytes, size_bytes)
-        row = Row(
-            request.name,
-            secrets.token_hex(16),
-            rules.whole_blocks(size_bytes),
-            source.filesystem if source else request.filesystem or rules.FILESYSTEMS[0],
-            dict(request.labels),
-            request.anonymous,
-            datetime.now(UTC),
-        )
-        try:
-            if source is None:
-                await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
-                disk = self._files.new(row.volume_id)
-                await format_ext4(disk, self._files.root / SEED, subject=f"volume {row.name}")
-            else:
-                await self._copies.call(self._files.make_copy, row.volume_id, source.path, row.size_bytes)
-            await self._workers.call(self._files.sync, row.volume_id)
-        except BaseException:
-            await asyncio.shield(self._workers.call(self._files.remove, row.volume_id))
-            raise
-        log.info("volume made", extra={"volume": row.name, "mib": row.size_bytes >> 20})
-        return row
 
     async def _undo(self, sandbox_id: SandboxId, made: Sequence[Row]) -> None:
         """A transaction whose caller has gone may have happened all the same."""
@@ -321,13 +298,16 @@ class LocalVolumes:
     def _record(self, connection: sqlite3.Connection, row: Row) -> None:
         """The name last of all: what a kill leaves without a record is a ``.new``, but for an instant."""
         records.insert(connection, row)
-        self._files.publish(row.volume_id)
+        if row.driver == LOCAL:
+            self._files.publish(row.volume_id)
 
     def _hand_over(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Within the transaction that says whose they are: one thread, so the last one to be asked is right."""
         if self._owner_of is None:
             return
         for row in rows:
+            if row.driver != LOCAL:
+                continue
             attached = [user for user in records.users_of(connection, row.name) if user.attached]
             hand_over(self._files.disk(row.volume_id), attached, self._owner_of)
 
@@ -340,6 +320,8 @@ class LocalVolumes:
             row.anonymous,
             row.created_at,
             self._files.disk(row.volume_id),
+            row.driver,
+            rules.parse_export(row.options, f"volume {row.name}")[0] if row.driver == NBD else None,
         )
 
 

@@ -59,6 +59,14 @@ class Hypervisor(Protocol):
         Raises NotFoundError, UnavailableError.
         """
 
+    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        """Put another file behind the disk of the same serial, read-only as that was. The guest is not told.
+
+        For a VM that is paused, and whose guest has nothing in memory of what was there: it goes on believing in the
+        size that it saw. Raises InvalidError, NotFoundError (no such VM, no such disk), UnavailableError (QEMU cannot
+        open it: the disk is as it was).
+        """
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         """End the VM at once. Idempotent; returns when its process is gone."""
 

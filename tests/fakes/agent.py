@@ -293,6 +293,12 @@ class AgentServicer(rpc.AgentServiceServicer):
             self.agent.release_devices()
         return pb.ReleaseDevicesResponse()
 
+    async def EndRehearsal(self, request, context):
+        async with answering(context):
+            await self.agent.enter("end_rehearsal")
+            self.agent.end_rehearsal(ContainerId(request.container_id))
+        return pb.EndRehearsalResponse()
+
     async def FreezeGuest(self, request, context):
         async with answering(context):
             await self.agent.enter("freeze")
@@ -476,6 +482,40 @@ class StreamServicer(rpc.StreamServiceServicer):
     async def _acknowledge(self, requests, process):
         async for request in requests:
             process.acknowledge(request.acknowledged_offset)
+
+    async def RunProcess(self, requests, context):
+        async with answering(context):
+            await self.agent.enter("exec_process")
+            first = (await anext(requests)).exec
+            container_id, process_id = ContainerId(first.container_id), ProcessId(first.process_id)
+            pid = self.agent.exec(container_id, process_id, decode_process(first.process))
+        process = self.agent.process(container_id, process_id)
+        yield pb.RunProcessResponse(started=pb.ExecProcessResponse(pid=pid))
+        process.reader = context
+        listening = asyncio.create_task(self._acknowledge(requests, process))
+        listening.add_done_callback(lambda _: self.agent.pulse.beat())
+        offset, exited, ended = 0, False, False
+        try:
+            while not (exited and listening.done()):
+                chunk = process.read_from(offset) if process.reader is context else None
+                if chunk is not None:
+                    data = pb.ReadOutputResponse(
+                        offset=chunk.offset, stream=STREAMS[chunk.stream], data=chunk.data
+                    )
+                    yield pb.RunProcessResponse(output=data)
+                    offset = chunk.end_offset
+                elif process.output_ended and not ended:
+                    ended = True
+                    yield pb.RunProcessResponse(output=pb.ReadOutputResponse(offset=offset, eof=True))
+                elif process.exit is not None and not exited:
+                    exited = True
+                    yield pb.RunProcessResponse(exit=encode_exit(process.exit))
+                else:
+                    await self.agent.pulse.wait()
+            self.agent.forget(container_id, process_id)
+        finally:
+            listening.cancel()
+            await asyncio.wait([listening])
 
     async def WriteInput(self, requests, context):
         accepted = 0

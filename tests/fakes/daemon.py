@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 import grpc
 import grpc.aio
 
-from hyper.v1 import container_pb2 as pb
 from hyper.v1 import (
+    build_pb2_grpc,
     container_pb2_grpc,
     image_pb2_grpc,
     policy_pb2_grpc,
@@ -24,6 +24,8 @@ from hyper.v1 import (
     system_pb2_grpc,
     volume_pb2_grpc,
 )
+from hyper.v1 import container_pb2 as pb
+from tests.fakes.daemon_build import FakeBuilds
 from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
 from tests.fakes.daemon_policies import FakeEgress, FakeFloatingService, FakeSecurityGroups
@@ -246,6 +248,7 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(FakeSnapshots(daemon), server)
     snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(FakeTemplates(daemon), server)
     volume_pb2_grpc.add_VolumeServiceServicer_to_server(FakeVolumes(daemon), server)
+    build_pb2_grpc.add_BuildServiceServicer_to_server(FakeBuilds(daemon), server)
     policy_pb2_grpc.add_EgressServiceServicer_to_server(FakeEgress(daemon), server)
     policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(FakeSecurityGroups(daemon), server)
     policy_pb2_grpc.add_FloatingServiceServicer_to_server(FakeFloatingService(daemon), server)

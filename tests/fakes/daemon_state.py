@@ -50,14 +50,17 @@ class FakeDaemon:
     ids: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1))
     hangups: int = 0
     files: Any = None  # of containers: FakeFiles
+    engine: Any = None  # of builds: FakeEngine
     usage: system_pb2.GetDiskUsageResponse = field(default_factory=system_pb2.GetDiskUsageResponse)
     archive: bytes = b"an archive of images" * 100_000  # what a save gives, and a load takes
     manifests: dict[str, tuple[bytes, str]] = field(default_factory=dict)  # of registries
 
     def __post_init__(self) -> None:
+        from tests.fakes.daemon_build import FakeEngine  # noqa: PLC0415 - so does that
         from tests.fakes.daemon_files import FakeFiles  # noqa: PLC0415 - it builds on this module
 
         self.stdin_gate.set()
+        self.engine = FakeEngine()
         self.files = FakeFiles()
 
     def fail_next(self, method: str, code: grpc.StatusCode, brief: str, **detail: str) -> None:

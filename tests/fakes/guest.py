@@ -22,6 +22,7 @@ from hyperd.errors import (
     UnavailableError,
     WrongStateError,
 )
+from hyperd.guest.runs import SeparateRun
 from hyperd.model.guest import (
     FIRST_PROCESS,
     AgentHello,
@@ -396,6 +397,12 @@ class FakeAgent:
         for process in container.processes.values() if container else ():
             process.finish(KILLED)
 
+    def end_rehearsal(self, container_id: ContainerId) -> None:
+        self.container(container_id)
+        if len(self.containers) > 1:
+            raise WrongStateError(f"there are {len(self.containers)} containers")
+        self.delete(container_id)
+
     def exec(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         container = self.container(container_id)
         self.require_moving()
@@ -525,9 +532,16 @@ class FakeGuest(FakeArchives):
         await self._enter("list_containers")
         return self.agent.status()
 
+    async def end_rehearsal(self, container_id: ContainerId) -> None:
+        await self._enter("end_rehearsal")
+        self.agent.end_rehearsal(container_id)
+
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         await self._enter("exec_process")
         return self.agent.exec(container_id, process_id, plan)
+
+    def run_process(self, container_id: ContainerId, process_id: ProcessId) -> SeparateRun:
+        return SeparateRun(self, container_id, process_id)
 
     async def signal(
         self, container_id: ContainerId, process_id: ProcessId, signal: int, *, everyone: bool = False

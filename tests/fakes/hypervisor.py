@@ -35,6 +35,7 @@ class FakeHypervisor:
         self.fail_next_attach: HyperError | None = None
         self.fail_next_resize_disk: HyperError | None = None
         self.disk_sizes: dict[Path, int] = {}  # of those that were made larger under a VM
+        self.fail_next_replace: HyperError | None = None
         self.undying: set[SandboxId] = set()  # a destroy of these fails
         self.fail_next_detach: HyperError | None = None
         self.clinging: set[SandboxId] = set()  # guests that let go of no NIC
@@ -66,7 +67,7 @@ class FakeHypervisor:
         return status
 
     def hold(self, verb: str) -> asyncio.Event:
-        """Calls of ``verb`` (pause, resume) wait until the returned gate is set; `calls` shows that one has come."""
+        """Calls of ``verb`` (pause, resume, destroy) wait until the returned gate is set; `calls` shows it came."""
         return self._gates.setdefault(verb, asyncio.Event())
 
     async def pause(self, sandbox_id: SandboxId) -> None:
@@ -130,8 +131,25 @@ class FakeHypervisor:
             raise NotFoundError("has no such disk", subject=sandbox_id)
         self.disk_sizes[path] = size_bytes
 
+    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        self.calls.append("replace_disk")
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        defined = self._defined[sandbox_id]
+        if disk.serial not in [one.serial for one in defined.disks]:
+            raise NotFoundError(f"has no disk {disk.serial}", subject=sandbox_id)
+        self._raise_once("fail_next_replace")
+        disks = tuple(disk if one.serial == disk.serial else one for one in defined.disks)
+        self._defined[sandbox_id] = dataclasses.replace(defined, disks=disks)
+
+    def disks(self, sandbox_id: SandboxId) -> list[Path]:
+        """The files behind them now."""
+        return [disk.path for disk in self._defined[sandbox_id].disks]
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         self.destroyed.append(sandbox_id)
+        if (gate := self._gates.get("destroy")) is not None:
+            await gate.wait()
         self._raise_once("fail_next_destroy")
         if sandbox_id in self.undying:
             raise UnavailableError("QEMU does not end", subject=sandbox_id)

@@ -3,7 +3,8 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,6 +69,10 @@ def image_named(reference: str, config: ImageConfig | None = None, *, layers: in
     )
 
 
+def _begins(diff_ids: tuple[Digest, ...], lower: tuple[Digest, ...]) -> bool:
+    return diff_ids[: len(lower)] == lower
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     base: ImageId
@@ -93,6 +98,7 @@ class FakeImageStore:
         self.fail_next_root_disk: HyperError | None = None
         self.gate = asyncio.Event()  # holds every pull after its first event
         self.gate.set()
+        self.built_layers: dict[Digest, bytes] = {}  # that ``take_built`` has read
         self.commits: list[Commit] = []
         self.committing = 0
         self.commit_gate = asyncio.Event()
@@ -107,6 +113,25 @@ class FakeImageStore:
         image = image_named(reference, config, layers=layers)
         self.remote[full_name(reference)] = image
         return image
+
+    async def take_built(
+        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+    ) -> Image:
+        diff_ids = tuple(Digest(each) for each in json.loads(config)["rootfs"]["diff_ids"])
+        have = max(
+            (image.diff_ids for image in self.images.values() if _begins(diff_ids, image.diff_ids)),
+            key=len,
+            default=(),
+        )
+        for diff_id in dict.fromkeys(diff_ids[len(have) :]):
+            self.built_layers[diff_id] = b"".join([piece async for piece in read_layer(diff_id)])
+        image_id = ImageId("sha256:" + hashlib.sha256(config).hexdigest())
+        self.images.setdefault(
+            image_id, replace(image_named("built"), image_id=image_id, diff_ids=diff_ids, tags=())
+        )
+        for tag in tags:
+            await self.tag(image_id, tag)
+        return self.images[image_id]
 
     async def pull(
         self,

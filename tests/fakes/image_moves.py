@@ -37,6 +37,7 @@ class MovingImages(FakeImageStore):
         self.received = 0
         self.left = 0  # streams that were closed, at their end or before
         self.saved_bytes = 0
+        self.tells_without_end = False  # what a load does
 
     async def pull(self, reference: str, **options: object) -> AsyncGenerator[PullEvent, None]:
         self.asked.append(("pull", options))
@@ -82,6 +83,8 @@ class MovingImages(FakeImageStore):
         try:
             await self._read(data)
             image = self.add("loaded:1")
+            while self.tells_without_end:
+                yield PullNotice("x" * 65536)
             yield LayerProgress(image.diff_ids[0], LayerPhase.DONE)
             yield LoadedImage(image, image.tags)
         finally:

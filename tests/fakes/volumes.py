@@ -12,6 +12,8 @@ from pathlib import Path
 from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
+    LOCAL,
+    NBD,
     Consistency,
     Volume,
     VolumeName,
@@ -23,7 +25,13 @@ from hyperd.model.volume import (
 )
 from hyperd.storage.base import Recording
 from hyperd.storage.volume_records import Row, in_use
-from hyperd.storage.volume_rules import DEFAULT_VOLUME_BYTES, require_growth, require_name, require_possible
+from hyperd.storage.volume_rules import (
+    DEFAULT_VOLUME_BYTES,
+    parse_export,
+    require_growth,
+    require_name,
+    require_possible,
+)
 
 STREAM = b"a volume of "
 
@@ -245,7 +253,17 @@ class FakeVolumes:
         )
         path = Path("/fake/volumes") / row.name / "disk.img"
         return _Kept(
-            Volume(row.name, row.size_bytes, row.filesystem, row.labels, row.anonymous, row.created_at, path)
+            Volume(
+                row.name,
+                row.size_bytes,
+                row.filesystem,
+                row.labels,
+                row.anonymous,
+                row.created_at,
+                path,
+                request.driver or LOCAL,
+                parse_export(request.options, "")[0] if request.driver == NBD else None,
+            )
         )
 
     async def _sized(self, request: VolumeRequest) -> VolumeRequest:

@@ -33,9 +33,13 @@ from hyperd.sandbox import (
     SandboxHandle,
     Services,
     Shape,
+    SpareMaker,
+    Spares,
+    SpareSettings,
     TemplateBuilder,
     Templates,
     TemplateSettings,
+    Turns,
     VolumeDesk,
 )
 from hyperd.snapshot import Draft
@@ -222,6 +226,7 @@ class World:
     log_max_bytes: int = 1 << 24
     templates_enabled: bool = False  # most tests are about what is the same without
     share_memory: bool = True
+    spares_wanted: int = 0  # most tests are about what is the same without
     template_budget_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
@@ -272,7 +277,11 @@ class World:
         self.templates = Templates(
             builder, self.snapshots, facts, self.ledger, guest, template_settings, background
         )
-        self.runner = Runner(rooms, settings, self.templates, files)
+        turns = Turns(8)
+        maker = SpareMaker(rooms, settings, lambda _: owner, files)
+        spare_settings = SpareSettings(self.spares_wanted, quiet_s=0)
+        self.spares = Spares(maker, self.templates, self.ledger, turns, spare_settings, background)
+        self.runner = Runner(rooms, settings, self.templates, self.spares, turns, files)
         fleet = Fleet(
             Services(
                 self.runner,
@@ -298,6 +307,7 @@ class World:
                 finally:
                     opened.cancel()
                     running.cancel()
+                    await self.spares.close()
                     await self.templates.close()
         finally:
             await database.close()

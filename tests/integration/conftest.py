@@ -25,7 +25,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shared(layouts: Path) -> Iterator[Hyper]:
-    with hyper(accel="auto") as host:
+    with hyper(accel="auto", settings={"template.spares": "1"}) as host:  # as users have it
         for name in ("busybox", "app"):
             host.ok("pull", "-q", f"oci:{layouts}/{name}:test.local/{name}:latest")
         host.ok("template", "build", timeout_s=BUILD_TIMEOUT_S)  # what the tests start does not boot

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clones of one template share nothing that should be one's own, and what cannot be given is not run without.
+"""Clones of one template, and spares, share nothing that should be one's own, and what cannot be given is not run
+without.
 
 HYPER_CLONES=200 asks for more of them than a suite has time for: 8 are what every run does, in waves of 8.
 """
@@ -58,6 +59,18 @@ def born(layouts: Path) -> Iterator[Hyper]:
         assert not leaks, f"left behind: {leaks}"
 
 
+@pytest.fixture(scope="module")
+def sparing(layouts: Path) -> Iterator[Hyper]:
+    """A daemon with as many spares as are started at once."""
+    with hyper(accel="auto", settings={"template.spares": str(WAVE), "vm.memory_overcommit": "4"}) as host:
+        host.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
+        host.ok("template", "build", "-m", MEMORY, timeout_s=200)
+        host.ok("rm", host.ok("create", "-m", MEMORY, BUSYBOX))  # from now on they are of this size
+        yield host
+        leaks = host.leaks()
+        assert not leaks, f"left behind: {leaks}"
+
+
 @dataclass(frozen=True)
 class Clone:
     facts: dict[str, str]
@@ -85,17 +98,18 @@ def make(host: Hyper) -> Clone:
     return Clone(facts, shown["Start"], settings["IPAddress"], settings["MacAddress"])
 
 
-@pytest.fixture(scope="module")
-def clones(born: Hyper) -> list[Clone]:
+@pytest.fixture(scope="module", params=["template", "spare"])
+def clones(request: pytest.FixtureRequest) -> list[Clone]:
+    host: Hyper = request.getfixturevalue("born" if request.param == "template" else "sparing")
     made: list[Clone] = []
     with ThreadPoolExecutor(WAVE) as pool:
         while len(made) < CLONES:
-            made += pool.map(lambda _: make(born), range(min(WAVE, CLONES - len(made))))
+            wave = min(WAVE, CLONES - len(made))
+            if request.param == "spare":
+                host.wait_for_spare(wave)
+            made += pool.map(lambda _: make(host), range(wave))
+    assert [(clone.start["Path"], clone.start["Note"]) for clone in made] == [(request.param, "")] * CLONES
     return made
-
-
-def test_all_of_them_came_from_the_template(clones: list[Clone]):
-    assert [(clone.start["Path"], clone.start["Note"]) for clone in clones] == [("template", "")] * CLONES
 
 
 @pytest.mark.parametrize("what", ["random", "uuid", "boot_id", "machine_id", "hostname"])
@@ -133,11 +147,15 @@ def test_monotonic_time_goes_on_and_forwards(clones: list[Clone]):
         assert 0 < float(clone.facts["uptime"]) <= float(clone.facts["later"]) < 600
 
 
-def test_the_wall_clock_is_the_host_s(born: Hyper):
+@pytest.mark.parametrize("path", ["template", "spare"])
+def test_the_wall_clock_is_the_host_s(request: pytest.FixtureRequest, path: str):
+    born: Hyper = request.getfixturevalue("born" if path == "template" else "sparing")
     name = f"clock-{secrets.token_hex(4)}"
+    if path == "spare":
+        born.wait_for_spare()
     born.ok("run", "-d", "--name", name, "-m", MEMORY, BUSYBOX, "sleep", "1000", timeout_s=200)
     try:
-        assert start_of(born, name)["Path"] == "template"
+        assert start_of(born, name)["Path"] == path
         before = time.time()
         told = born.ok("exec", "-e", "TZ=UTC0", name, "sh", "-c", CLOCK)
         after = time.time()

@@ -56,7 +56,8 @@ def test_what_is_written_outlives_the_container_and_starts_stay_fast(host: Hyper
     assert host.ok("exec", name, "cat", "/data/file") == "kept"
     assert host.ok("exec", name, "ls", "-A", "/data") == "file"  # no lost+found
     path, note = host.ok("inspect", "-f", "{{.Start.Path}}|{{.Start.Note}}", name).split("|")
-    assert (path, note) == ("template", "")
+    assert path in ("spare", "template")
+    assert note == ""
     mount = host.ok(
         "inspect", "-f", "{{range .Mounts}}{{.Type}} {{.Name}} {{.Destination}} {{.RW}}{{end}}", name
     )

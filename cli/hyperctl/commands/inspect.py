@@ -8,15 +8,12 @@ import typer
 
 from hyper.v1 import container_pb2, image_pb2
 from hyperctl import client as hyperd
-from hyperctl import completion, errors, tree
+from hyperctl import completion, errors, several, tree
 from hyperctl.client import Client
 from hyperctl.completion import Completer
 from hyperctl.errors import CliError, InvalidError
 from hyperctl.image_shape import image_document
-from hyperctl.output import render_document
-from hyperctl.render import print_error, render_json
 from hyperctl.shape import container_document
-from hyperctl.template import Template
 
 KINDS = ("container", "image")
 
@@ -71,31 +68,7 @@ def image_inspect(
 
 
 def show(names: list[str], *, form: str, kinds: tuple[str, ...]) -> int:
-    if form and form != "json":
-        Template(form)  # what is wrong with it is said before anything is asked
-    status = 0
-    documents: list[Mapping[str, Any]] = []
-
-    async def look() -> int:
-        status = 0
-        async with hyperd.connect() as client:
-            for name in names:
-                try:
-                    documents.append(await find_document(client, name, kinds))
-                except CliError as error:
-                    print_error(error)
-                    status = status or error.exit_status
-                    if error.exit_status == errors.UNAVAILABLE:
-                        break
-        return status
-
-    status = hyperd.run(look())
-    if form and form != "json":
-        for document in documents:
-            print(render_document(document, form))
-    else:
-        print(render_json(documents, indent=None if form else 4))
-    return status
+    return several.inspect(names, form, lambda client, name: find_document(client, name, kinds))
 
 
 async def find_document(client: Client, name: str, kinds: tuple[str, ...]) -> Mapping[str, Any]:

@@ -9,7 +9,8 @@ import typer
 from hyper.v1 import container_pb2
 from hyper.v1 import network_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, pruning, tree
+from hyperctl import completion, options, pruning, several, tree
+from hyperctl.client import Client
 from hyperctl.endpoints import parse_priority
 from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
 from hyperctl.network_shape import (
@@ -18,8 +19,8 @@ from hyperctl.network_shape import (
     network_document,
     network_row,
 )
-from hyperctl.output import print_rows, render_document, render_rows
-from hyperctl.render import render_json
+from hyperctl.output import print_rows, render_rows
+from hyperctl.several import Document
 
 EPILOG = """\b
 Examples:
@@ -120,38 +121,21 @@ def inspect(
 ) -> int:
     """Show everything about networks."""
 
-    async def work() -> list[pb.Network]:
-        async with hyperd.connect() as client:
-            return [
-                (
-                    await client.networks.InspectNetwork(
-                        pb.InspectNetworkRequest(network=name), timeout=hyperd.QUERY_TIMEOUT_S
-                    )
-                ).network
-                for name in names
-            ]
+    async def find(client: Client, name: str) -> Document:
+        request = pb.InspectNetworkRequest(network=name)
+        return network_document(
+            (await client.networks.InspectNetwork(request, timeout=hyperd.QUERY_TIMEOUT_S)).network
+        )
 
-    documents = [network_document(network) for network in hyperd.run(work())]
-    if form:
-        print_rows("\n".join(render_document(document, form) for document in documents))
-    else:
-        print(render_json(documents, indent=4))
-    return 0
+    return several.inspect(names, form, find)
 
 
 @tree.command(app, "rm")
 def rm(names: Names) -> int:
     """Remove networks. One that containers are on stays, and they are named."""
-
-    async def work() -> int:
-        async with hyperd.connect() as client:
-            return await hyperd.for_each(
-                client,
-                names,
-                lambda name: client.networks.RemoveNetwork(pb.RemoveNetworkRequest(network=name)),
-            )
-
-    return hyperd.run(work())
+    return several.remove(
+        names, lambda client, name: client.networks.RemoveNetwork(pb.RemoveNetworkRequest(network=name))
+    )
 
 
 @tree.command(app, "prune")

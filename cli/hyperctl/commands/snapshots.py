@@ -3,20 +3,18 @@
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hyper.v1 import snapshot_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, tree
+from hyperctl import completion, several, tree
 from hyperctl.client import Client
 from hyperctl.errors import InvalidError
-from hyperctl.output import print_rows, render_document, render_rows
-from hyperctl.render import render_json
+from hyperctl.output import print_rows, render_rows
+from hyperctl.several import Document
 from hyperctl.snapshot_shape import SNAPSHOT_COLUMNS, SNAPSHOT_HEADERS, snapshot_document, snapshot_row
-from hyperctl.template import Template
 
 CREATE_EPILOG = """\b
 Examples:
@@ -114,38 +112,19 @@ def inspect(
     ] = "",
 ) -> int:
     """Show everything about snapshots."""
-    if form and form != "json":
-        Template(form)  # what is wrong with it is said before anything is asked
-    documents: list[Mapping[str, Any]] = []
 
-    async def look(client: Client, name: str) -> None:
+    async def find(client: Client, name: str) -> Document:
         request = pb.InspectSnapshotRequest(snapshot=name)
-        response = await client.snapshots.InspectSnapshot(request, timeout=hyperd.QUERY_TIMEOUT_S)
-        documents.append(snapshot_document(response.snapshot))
+        return snapshot_document(
+            (await client.snapshots.InspectSnapshot(request, timeout=hyperd.QUERY_TIMEOUT_S)).snapshot
+        )
 
-    async def work() -> int:
-        async with hyperd.connect() as client:
-            return await hyperd.for_each(client, names, lambda name: look(client, name), echo=False)
-
-    status = hyperd.run(work())
-    if form and form != "json":
-        for document in documents:
-            print(render_document(document, form))
-    else:
-        print(render_json(documents, indent=None if form else 4))
-    return status
+    return several.inspect(names, form, find)
 
 
 @tree.command(app, "rm")
 def rm(names: Names) -> int:
     """Remove snapshots. Containers that were made from them go on."""
-
-    async def work() -> int:
-        async with hyperd.connect() as client:
-            return await hyperd.for_each(
-                client,
-                names,
-                lambda name: client.snapshots.RemoveSnapshot(pb.RemoveSnapshotRequest(snapshot=name)),
-            )
-
-    return hyperd.run(work())
+    return several.remove(
+        names, lambda client, name: client.snapshots.RemoveSnapshot(pb.RemoveSnapshotRequest(snapshot=name))
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`hyper system df`."""
+"""`hyper system df`, and `hyper df`."""
 
 import time
 from typing import Annotated
@@ -33,6 +33,23 @@ def df(
     print_rows(render_rows(rows, columns=usage_shape.COLUMNS, headers=usage_shape.HEADERS, form=form))
     if not form or form == "table":
         print_rows(usage_shape.budget_line(usage))
+    return 0
+
+
+@tree.command(app, "growth")
+def growth(
+    *,
+    form: Annotated[
+        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
+    ] = "",
+) -> int:
+    """Show how large writable disks and volumes may become, and whether the host has room for that."""
+    usage = hyperd.ask(_usage)
+    rows = usage_shape.growth_rows(usage)
+    columns, headers = usage_shape.GROWTH_COLUMNS, usage_shape.GROWTH_HEADERS
+    print_rows(render_rows(rows, columns=columns, headers=headers, form=form))
+    if not form or form == "table":
+        print(f"\n{usage_shape.describe_commitment(usage)}")
     return 0
 
 

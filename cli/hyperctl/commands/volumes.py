@@ -2,19 +2,18 @@
 """`hyper volume create`, `resize`, `ls`, `inspect`, `rm` and `prune`."""
 
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from hyper.v1 import volume_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, pruning, tree
+from hyperctl import completion, options, pruning, several, tree
 from hyperctl.client import Client
 from hyperctl.errors import NOT_FOUND, InvalidError
-from hyperctl.output import print_rows, render_document, render_rows
-from hyperctl.render import render_json, render_size
-from hyperctl.template import Template
+from hyperctl.output import print_rows, render_rows
+from hyperctl.render import render_size
+from hyperctl.several import Document
 from hyperctl.volume_shape import VOLUME_COLUMNS, VOLUME_HEADERS, volume_document, volume_row
 
 FILTERS = ("name", "label", "driver", "dangling")
@@ -56,10 +55,12 @@ def create(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Set a label")
     ] = None,
     filesystem: Annotated[str, typer.Option("--fs", metavar="TYPE", help="File system [ext4]")] = "",
-    driver: Annotated[str, typer.Option("--driver", "-d", metavar="DRIVER", help="Driver [local]")] = "",
+    driver: Annotated[
+        str, typer.Option("--driver", "-d", metavar="DRIVER", help="local or nbd [local]")
+    ] = "",
     opt: Annotated[
         list[str] | None,
-        typer.Option("--opt", "-o", metavar="KEY=VALUE", help="Option of the driver; local knows size"),
+        typer.Option("--opt", "-o", metavar="KEY=VALUE", help="local: size; nbd: server, export, format"),
     ] = None,
     snapshot: Annotated[
         str, typer.Option("--snapshot", metavar="SNAPSHOT", help="Begin as this snapshot of a volume")
@@ -130,26 +131,14 @@ def inspect(
     ] = "",
 ) -> int:
     """Show everything about volumes."""
-    if form and form != "json":
-        Template(form)  # what is wrong with it is said before anything is asked
-    documents: list[Mapping[str, Any]] = []
 
-    async def look(client: Client, name: str) -> None:
+    async def find(client: Client, name: str) -> Document:
         request = pb.InspectVolumeRequest(volume=name)
-        response = await client.volumes.InspectVolume(request, timeout=hyperd.QUERY_TIMEOUT_S)
-        documents.append(volume_document(response.volume))
+        return volume_document(
+            (await client.volumes.InspectVolume(request, timeout=hyperd.QUERY_TIMEOUT_S)).volume
+        )
 
-    async def work() -> int:
-        async with hyperd.connect() as client:
-            return await hyperd.for_each(client, names, lambda name: look(client, name), echo=False)
-
-    status = hyperd.run(work())
-    if form and form != "json":
-        for document in documents:
-            print(render_document(document, form))
-    else:
-        print(render_json(documents, indent=None if form else 4))
-    return status
+    return several.inspect(names, form, find)
 
 
 @tree.command(app, "rm")
@@ -159,17 +148,11 @@ def rm(
     force: Annotated[bool, typer.Option("--force", "-f", help="One that is not there is no failure")] = False,
 ) -> int:
     """Remove volumes that no container has. What is in them is gone."""
-
-    async def work() -> int:
-        async with hyperd.connect() as client:
-            return await hyperd.for_each(
-                client,
-                names,
-                lambda name: client.volumes.RemoveVolume(pb.RemoveVolumeRequest(volume=name)),
-                forgiven=frozenset({NOT_FOUND}) if force else frozenset(),
-            )
-
-    return hyperd.run(work())
+    return several.remove(
+        names,
+        lambda client, name: client.volumes.RemoveVolume(pb.RemoveVolumeRequest(volume=name)),
+        forgiven=frozenset({NOT_FOUND}) if force else frozenset(),
+    )
 
 
 @tree.command(app, "prune")

@@ -150,6 +150,9 @@ class LibvirtHypervisor:
     async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
         return await self._states.detach_nic(sandbox_id, tap)
 
+    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        await self._states.replace_disk(sandbox_id, disk)
+
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
         try:
@@ -287,6 +290,8 @@ class LibvirtHypervisor:
         """Wait in the background until libvirt has tidied up and said so; the name is free again then."""
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
+                # While it still dies libvirt would look again after 200 ms, in a thread that others' removals need.
+                await ending.process.wait_gone()
                 await self._forget(sandbox_id)
         except (HyperError, TimeoutError) as error:
             _log.warning("libvirt cannot forget a VM", extra={"sandbox": sandbox_id, "error": str(error)})

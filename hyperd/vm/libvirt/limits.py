@@ -66,7 +66,10 @@ def _require_channel(channel: Channel) -> None:
 
 def require_disk(disk: Disk) -> None:
     """Raises InvalidError."""
-    _require_path(disk.path)
+    if disk.export is None:
+        _require_path(disk.path)
+    elif _UNPRINTABLE.search(str(disk.export)):
+        raise InvalidError("has control characters in it", subject=repr(str(disk.export)))
     if not _SERIAL.fullmatch(disk.serial):
         raise InvalidError(
             "a disk's serial is 1 to 20 letters, digits, dots and dashes", subject=repr(disk.serial)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU's own monitor (QMP) where libvirt has no word for what we want: a VM's state to a file and back.
+"""QEMU's own monitor (QMP) where libvirt has no word for what we want: a VM's state to a file and back,
+and another file behind a disk.
 
 Made on a bridge's thread, each call short; libvirtError passes. https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 import libvirt
 import libvirt_qemu
 
+from hyperd.model.vm import Disk
 from hyperd.vm.libvirt.errors import MonitorError
 
 _Json = dict[str, object]
@@ -90,6 +92,25 @@ def has_shared_ram(domain: libvirt.virDomain, backend: str) -> bool:
     answer = _ask(domain, "query-memdev", {})
     devices = answer if isinstance(answer, list) else []
     return any(device.get("id") == backend and device.get("share") for device in devices)
+
+
+def replace_disk(domain: libvirt.virDomain, alias: str, disk: Disk) -> None:
+    """Another block node behind the device: no reset, no word to the guest. The one that was there stays open."""
+    node = f"hyper-{disk.serial}"
+    options: _Json = {
+        "driver": disk.format.value,
+        "node-name": node,
+        "read-only": disk.readonly,
+        "discard": "ignore" if disk.readonly else "unmap",
+        "file": {"driver": "file", "filename": str(disk.path), "read-only": disk.readonly},
+    }
+    _command(domain, "blockdev-add", options)
+    try:
+        device: _Json = {"path": f"/machine/peripheral/{alias}", "property": "drive", "value": node}
+        _command(domain, "qom-set", device)
+    except MonitorError:
+        _command(domain, "blockdev-del", {"node-name": node})
+        raise
 
 
 def _command(domain: libvirt.virDomain, name: str, arguments: _Json) -> _Json:

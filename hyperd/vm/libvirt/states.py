@@ -22,6 +22,7 @@ from hyperd.model.vm import Disk, Nic, SandboxId
 from hyperd.vm.libvirt import domain, saving
 from hyperd.vm.libvirt.bridge import Call, Lane, LibvirtBridge
 from hyperd.vm.libvirt.errors import errors_of_existing
+from hyperd.vm.libvirt.limits import require_disk
 from hyperd.vm.libvirt.settings import LibvirtSettings
 from hyperd.vm.libvirt.xml import domain_name
 
@@ -96,6 +97,15 @@ class VmStates:
                     await self._bridge.until(is_gone)
                 return True
             return False
+
+    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        require_disk(disk)
+        name = domain_name(sandbox_id)
+        with errors_of_existing(name), _deadline_errors(name, "takes no other disk"):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                await self._in_turn(
+                    sandbox_id, lambda connection: domain.replace_disk(connection, sandbox_id, disk)
+                )
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""

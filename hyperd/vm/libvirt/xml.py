@@ -10,10 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from hyperd.model.vm import Accelerator, Channel, Disk, MemoryFile, Nic, SandboxId, VmDefinition, own_uid
+from hyperd.model.vm import (
+    Accelerator,
+    Channel,
+    Disk,
+    MemoryFile,
+    NbdExport,
+    Nic,
+    SandboxId,
+    VmDefinition,
+    own_uid,
+)
 from hyperd.vm.libvirt.limits import require_disk, require_nic, require_possible
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
+RECONNECT_S = 10
 METADATA_URI = "urn:hyper:vm:1"
 RAM_BACKEND = "hyper.ram"  # its name is in every saved state: it must not change
 _QEMU_URI = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -111,7 +122,8 @@ def _render_controllers(devices: ET.Element, settings: LibvirtSettings) -> None:
 
 
 def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int | None = None) -> None:
-    element = ET.SubElement(devices, "disk", type="file", device="disk", model="virtio-non-transitional")
+    kind = "file" if disk.export is None else "network"
+    element = ET.SubElement(devices, "disk", type=kind, device="disk", model="virtio-non-transitional")
     # writeback: reads share the host's page cache between VMs of one image; a guest's flush reaches the host's disk.
     driver = ET.SubElement(element, "driver", name="qemu", type=str(disk.format), cache="writeback")
     # The guest is told of an error. QEMU's default pauses the whole VM when the host's disk is full, and for good.
@@ -119,7 +131,10 @@ def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int | None 
     driver.set("rerror_policy", "report")
     if not disk.readonly:
         driver.set("discard", "unmap")
-    ET.SubElement(element, "source", file=str(disk.path))
+    if disk.export is None:
+        ET.SubElement(element, "source", file=str(disk.path))
+    else:
+        _render_export(element, disk.export)
     ET.SubElement(element, "backingStore")  # nothing below it to look for
     ET.SubElement(element, "target", dev=target, bus="virtio")
     if disk.readonly:
@@ -127,6 +142,13 @@ def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int | None 
     _add(element, "serial", text=disk.serial)
     if slot is not None:
         _address(element, slot=slot)
+
+
+def _render_export(element: ET.Element, export: NbdExport) -> None:
+    source = ET.SubElement(element, "source", protocol="nbd", name=export.name)
+    ET.SubElement(source, "host", name=export.host, port=str(export.port))
+    # A server that comes back within that time was never away; then the guest is told of errors.
+    ET.SubElement(source, "reconnect", delay=str(RECONNECT_S))
 
 
 def render_hot_disk(disk: Disk, target: str) -> str:

@@ -808,7 +808,7 @@ class StartReport(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """template | cold | snapshot"""
+    """spare | template | cold | snapshot"""
     note: _builtins.str
     """why a faster path was not taken"""
     @_builtins.property

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hyper/v1/system.proto\x12\x08hyper.v1\"\x13\n\x11GetVersionRequest\"\xe2\x01\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\t\x12\x1e\n\x16\x61gent_protocol_version\x18\x03 \x01(\r\x12\x16\n\x0epython_version\x18\x04 \x01(\t\x12\x14\n\x0cqemu_version\x18\x05 \x01(\t\x12\x17\n\x0flibvirt_version\x18\x06 \x01(\t\x12\x14\n\x0cguest_kernel\x18\x07 \x01(\t\x12\x13\n\x0bhost_kernel\x18\x08 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\t \x01(\t\"\x10\n\x0eGetInfoRequest\"\xac\x04\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x03 \x01(\t\x12\x12\n\ncontainers\x18\x04 \x01(\r\x12\x1a\n\x12\x63ontainers_running\x18\x05 \x01(\r\x12\x1a\n\x12\x63ontainers_stopped\x18\x06 \x01(\r\x12\x0e\n\x06images\x18\x07 \x01(\r\x12\x11\n\tstate_dir\x18\x08 \x01(\t\x12\x0f\n\x07run_dir\x18\t \x01(\t\x12\x16\n\x0ehypervisor_uri\x18\n \x01(\t\x12\x13\n\x0bkernel_path\x18\x0b \x01(\t\x12\x16\n\x0einitramfs_path\x18\x0c \x01(\t\x12\x11\n\tqemu_user\x18\r \x01(\t\x12\x0c\n\x04\x63pus\x18\x0e \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x0f \x01(\x04\x12\x13\n\x0bhost_kernel\x18\x10 \x01(\t\x12\x18\n\x10operating_system\x18\x11 \x01(\t\x12\x18\n\x10state_free_bytes\x18\x12 \x01(\x04\x12\x0b\n\x03pid\x18\x13 \x01(\r\x12\x1a\n\x12\x64\x65\x66\x61ult_memory_mib\x18\x14 \x01(\r\x12\x15\n\rdefault_vcpus\x18\x15 \x01(\r\x12\x0e\n\x06\x62ridge\x18\x16 \x01(\t\x12\x0e\n\x06subnet\x18\x17 \x01(\t\x12\x17\n\x0fnetwork_trouble\x18\x18 \x01(\t\x12\x19\n\x11\x63ontainers_paused\x18\x19 \x01(\r\"\x12\n\x10\x43heckHostRequest\"8\n\x11\x43heckHostResponse\x12#\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x13.hyper.v1.HostCheck\"_\n\tHostCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05level\x18\x02 \x01(\x0e\x32\x14.hyper.v1.CheckLevel\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x04 \x01(\t\"\x15\n\x13GetDiskUsageRequest\"\x98\x02\n\x14GetDiskUsageResponse\x12$\n\x06images\x18\x01 \x03(\x0b\x32\x14.hyper.v1.ImageUsage\x12,\n\ncontainers\x18\x02 \x03(\x0b\x32\x18.hyper.v1.ContainerUsage\x12\x14\n\x0clayers_bytes\x18\x03 \x01(\x04\x12\x15\n\runowned_bytes\x18\x04 \x01(\x04\x12*\n\tsnapshots\x18\x05 \x03(\x0b\x32\x17.hyper.v1.SnapshotUsage\x12&\n\x07volumes\x18\x06 \x03(\x0b\x32\x15.hyper.v1.VolumeUsage\x12+\n\x0cimage_budget\x18< \x01(\x0b\x32\x15.hyper.v1.ImageBudget\"P\n\x0bVolumeUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x12\n\ncontainers\x18\x03 \x01(\r\x12\x10\n\x08\x61ttached\x18\x04 \x01(\r\"f\n\nImageUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x14\n\x0cshared_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cunique_bytes\x18\x04 \x01(\x04\x12\x12\n\ncontainers\x18\x05 \x01(\r\"f\n\x0e\x43ontainerUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0ewritable_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07running\x18\x05 \x01(\x08\"F\n\rSnapshotUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"m\n\x0b\x45rrorDetail\x12\r\n\x05\x62rief\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x62ug_id\x18\x06 \x01(\t\"#\n\x12ResetSystemRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"f\n\x13ResetSystemResponse\x12\x12\n\ncontainers\x18\x01 \x03(\t\x12\x10\n\x08networks\x18\x02 \x03(\t\x12\x17\n\x0fsecurity_groups\x18\x03 \x03(\t\x12\x10\n\x08\x66loating\x18\x04 \x03(\t\"\\\n\x0bImageBudget\x12\x12\n\nhigh_bytes\x18\x01 \x01(\x04\x12\x11\n\tlow_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07removed\x18\x03 \x01(\r\x12\x15\n\rremoved_bytes\x18\x04 \x01(\x04*n\n\nCheckLevel\x12\x1b\n\x17\x43HECK_LEVEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HECK_LEVEL_OK\x10\x01\x12\x17\n\x13\x43HECK_LEVEL_WARNING\x10\x02\x12\x16\n\x12\x43HECK_LEVEL_FAILED\x10\x03\x32\xf9\x02\n\rSystemService\x12G\n\nGetVersion\x12\x1b.hyper.v1.GetVersionRequest\x1a\x1c.hyper.v1.GetVersionResponse\x12>\n\x07GetInfo\x12\x18.hyper.v1.GetInfoRequest\x1a\x19.hyper.v1.GetInfoResponse\x12\x44\n\tCheckHost\x12\x1a.hyper.v1.CheckHostRequest\x1a\x1b.hyper.v1.CheckHostResponse\x12M\n\x0cGetDiskUsage\x12\x1d.hyper.v1.GetDiskUsageRequest\x1a\x1e.hyper.v1.GetDiskUsageResponse\x12J\n\x0bResetSystem\x12\x1c.hyper.v1.ResetSystemRequest\x1a\x1d.hyper.v1.ResetSystemResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15hyper/v1/system.proto\x12\x08hyper.v1\"\x13\n\x11GetVersionRequest\"\xe2\x01\n\x12GetVersionResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61pi_version\x18\x02 \x01(\t\x12\x1e\n\x16\x61gent_protocol_version\x18\x03 \x01(\r\x12\x16\n\x0epython_version\x18\x04 \x01(\t\x12\x14\n\x0cqemu_version\x18\x05 \x01(\t\x12\x17\n\x0flibvirt_version\x18\x06 \x01(\t\x12\x14\n\x0cguest_kernel\x18\x07 \x01(\t\x12\x13\n\x0bhost_kernel\x18\x08 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\t \x01(\t\"\x10\n\x0eGetInfoRequest\"\xd2\x04\n\x0fGetInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x13\n\x0b\x61\x63\x63\x65lerator\x18\x02 \x01(\t\x12\x1a\n\x12\x61\x63\x63\x65lerator_reason\x18\x03 \x01(\t\x12\x12\n\ncontainers\x18\x04 \x01(\r\x12\x1a\n\x12\x63ontainers_running\x18\x05 \x01(\r\x12\x1a\n\x12\x63ontainers_stopped\x18\x06 \x01(\r\x12\x0e\n\x06images\x18\x07 \x01(\r\x12\x11\n\tstate_dir\x18\x08 \x01(\t\x12\x0f\n\x07run_dir\x18\t \x01(\t\x12\x16\n\x0ehypervisor_uri\x18\n \x01(\t\x12\x13\n\x0bkernel_path\x18\x0b \x01(\t\x12\x16\n\x0einitramfs_path\x18\x0c \x01(\t\x12\x11\n\tqemu_user\x18\r \x01(\t\x12\x0c\n\x04\x63pus\x18\x0e \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x0f \x01(\x04\x12\x13\n\x0bhost_kernel\x18\x10 \x01(\t\x12\x18\n\x10operating_system\x18\x11 \x01(\t\x12\x18\n\x10state_free_bytes\x18\x12 \x01(\x04\x12\x0b\n\x03pid\x18\x13 \x01(\r\x12\x1a\n\x12\x64\x65\x66\x61ult_memory_mib\x18\x14 \x01(\r\x12\x15\n\rdefault_vcpus\x18\x15 \x01(\r\x12\x0e\n\x06\x62ridge\x18\x16 \x01(\t\x12\x0e\n\x06subnet\x18\x17 \x01(\t\x12\x17\n\x0fnetwork_trouble\x18\x18 \x01(\t\x12\x19\n\x11\x63ontainers_paused\x18\x19 \x01(\r\x12\x0e\n\x06spares\x18( \x01(\r\x12\x14\n\x0cspares_ready\x18) \x01(\r\"\x12\n\x10\x43heckHostRequest\"8\n\x11\x43heckHostResponse\x12#\n\x06\x63hecks\x18\x01 \x03(\x0b\x32\x13.hyper.v1.HostCheck\"_\n\tHostCheck\x12\x0c\n\x04name\x18\x01 \x01(\t\x12#\n\x05level\x18\x02 \x01(\x0e\x32\x14.hyper.v1.CheckLevel\x12\x0f\n\x07\x66inding\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x64vice\x18\x04 \x01(\t\"\x15\n\x13GetDiskUsageRequest\"\xac\x02\n\x14GetDiskUsageResponse\x12$\n\x06images\x18\x01 \x03(\x0b\x32\x14.hyper.v1.ImageUsage\x12,\n\ncontainers\x18\x02 \x03(\x0b\x32\x18.hyper.v1.ContainerUsage\x12\x14\n\x0clayers_bytes\x18\x03 \x01(\x04\x12\x15\n\runowned_bytes\x18\x04 \x01(\x04\x12*\n\tsnapshots\x18\x05 \x03(\x0b\x32\x17.hyper.v1.SnapshotUsage\x12&\n\x07volumes\x18\x06 \x03(\x0b\x32\x15.hyper.v1.VolumeUsage\x12\x12\n\nfree_bytes\x18\x46 \x01(\x04\x12+\n\x0cimage_budget\x18< \x01(\x0b\x32\x15.hyper.v1.ImageBudget\"d\n\x0bVolumeUsage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12\x12\n\ncontainers\x18\x03 \x01(\r\x12\x10\n\x08\x61ttached\x18\x04 \x01(\r\x12\x12\n\nsize_bytes\x18\x46 \x01(\x04\"f\n\nImageUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\x12\x14\n\x0cshared_bytes\x18\x03 \x01(\x04\x12\x14\n\x0cunique_bytes\x18\x04 \x01(\x04\x12\x12\n\ncontainers\x18\x05 \x01(\r\"\x83\x01\n\x0e\x43ontainerUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0ewritable_bytes\x18\x03 \x01(\x04\x12\x11\n\tlog_bytes\x18\x04 \x01(\x04\x12\x0f\n\x07running\x18\x05 \x01(\x08\x12\x1b\n\x13writable_size_bytes\x18\x46 \x01(\x04\"F\n\rSnapshotUsage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"m\n\x0b\x45rrorDetail\x12\r\n\x05\x62rief\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x10\n\x08\x65vidence\x18\x03 \x01(\t\x12\x0c\n\x04hint\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0e\n\x06\x62ug_id\x18\x06 \x01(\t\"#\n\x12ResetSystemRequest\x12\r\n\x05\x66orce\x18\x01 \x01(\x08\"f\n\x13ResetSystemResponse\x12\x12\n\ncontainers\x18\x01 \x03(\t\x12\x10\n\x08networks\x18\x02 \x03(\t\x12\x17\n\x0fsecurity_groups\x18\x03 \x03(\t\x12\x10\n\x08\x66loating\x18\x04 \x03(\t\"\\\n\x0bImageBudget\x12\x12\n\nhigh_bytes\x18\x01 \x01(\x04\x12\x11\n\tlow_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07removed\x18\x03 \x01(\r\x12\x15\n\rremoved_bytes\x18\x04 \x01(\x04*n\n\nCheckLevel\x12\x1b\n\x17\x43HECK_LEVEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HECK_LEVEL_OK\x10\x01\x12\x17\n\x13\x43HECK_LEVEL_WARNING\x10\x02\x12\x16\n\x12\x43HECK_LEVEL_FAILED\x10\x03\x32\xf9\x02\n\rSystemService\x12G\n\nGetVersion\x12\x1b.hyper.v1.GetVersionRequest\x1a\x1c.hyper.v1.GetVersionResponse\x12>\n\x07GetInfo\x12\x18.hyper.v1.GetInfoRequest\x1a\x19.hyper.v1.GetInfoResponse\x12\x44\n\tCheckHost\x12\x1a.hyper.v1.CheckHostRequest\x1a\x1b.hyper.v1.CheckHostResponse\x12M\n\x0cGetDiskUsage\x12\x1d.hyper.v1.GetDiskUsageRequest\x1a\x1e.hyper.v1.GetDiskUsageResponse\x12J\n\x0bResetSystem\x12\x1c.hyper.v1.ResetSystemRequest\x1a\x1d.hyper.v1.ResetSystemResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyper.v1.system_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHECKLEVEL']._serialized_start=2051
-  _globals['_CHECKLEVEL']._serialized_end=2161
+  _globals['_CHECKLEVEL']._serialized_start=2159
+  _globals['_CHECKLEVEL']._serialized_end=2269
   _globals['_GETVERSIONREQUEST']._serialized_start=35
   _globals['_GETVERSIONREQUEST']._serialized_end=54
   _globals['_GETVERSIONRESPONSE']._serialized_start=57
@@ -40,33 +40,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETINFOREQUEST']._serialized_start=285
   _globals['_GETINFOREQUEST']._serialized_end=301
   _globals['_GETINFORESPONSE']._serialized_start=304
-  _globals['_GETINFORESPONSE']._serialized_end=860
-  _globals['_CHECKHOSTREQUEST']._serialized_start=862
-  _globals['_CHECKHOSTREQUEST']._serialized_end=880
-  _globals['_CHECKHOSTRESPONSE']._serialized_start=882
-  _globals['_CHECKHOSTRESPONSE']._serialized_end=938
-  _globals['_HOSTCHECK']._serialized_start=940
-  _globals['_HOSTCHECK']._serialized_end=1035
-  _globals['_GETDISKUSAGEREQUEST']._serialized_start=1037
-  _globals['_GETDISKUSAGEREQUEST']._serialized_end=1058
-  _globals['_GETDISKUSAGERESPONSE']._serialized_start=1061
-  _globals['_GETDISKUSAGERESPONSE']._serialized_end=1341
-  _globals['_VOLUMEUSAGE']._serialized_start=1343
-  _globals['_VOLUMEUSAGE']._serialized_end=1423
-  _globals['_IMAGEUSAGE']._serialized_start=1425
-  _globals['_IMAGEUSAGE']._serialized_end=1527
-  _globals['_CONTAINERUSAGE']._serialized_start=1529
-  _globals['_CONTAINERUSAGE']._serialized_end=1631
-  _globals['_SNAPSHOTUSAGE']._serialized_start=1633
-  _globals['_SNAPSHOTUSAGE']._serialized_end=1703
-  _globals['_ERRORDETAIL']._serialized_start=1705
-  _globals['_ERRORDETAIL']._serialized_end=1814
-  _globals['_RESETSYSTEMREQUEST']._serialized_start=1816
-  _globals['_RESETSYSTEMREQUEST']._serialized_end=1851
-  _globals['_RESETSYSTEMRESPONSE']._serialized_start=1853
-  _globals['_RESETSYSTEMRESPONSE']._serialized_end=1955
-  _globals['_IMAGEBUDGET']._serialized_start=1957
-  _globals['_IMAGEBUDGET']._serialized_end=2049
-  _globals['_SYSTEMSERVICE']._serialized_start=2164
-  _globals['_SYSTEMSERVICE']._serialized_end=2541
+  _globals['_GETINFORESPONSE']._serialized_end=898
+  _globals['_CHECKHOSTREQUEST']._serialized_start=900
+  _globals['_CHECKHOSTREQUEST']._serialized_end=918
+  _globals['_CHECKHOSTRESPONSE']._serialized_start=920
+  _globals['_CHECKHOSTRESPONSE']._serialized_end=976
+  _globals['_HOSTCHECK']._serialized_start=978
+  _globals['_HOSTCHECK']._serialized_end=1073
+  _globals['_GETDISKUSAGEREQUEST']._serialized_start=1075
+  _globals['_GETDISKUSAGEREQUEST']._serialized_end=1096
+  _globals['_GETDISKUSAGERESPONSE']._serialized_start=1099
+  _globals['_GETDISKUSAGERESPONSE']._serialized_end=1399
+  _globals['_VOLUMEUSAGE']._serialized_start=1401
+  _globals['_VOLUMEUSAGE']._serialized_end=1501
+  _globals['_IMAGEUSAGE']._serialized_start=1503
+  _globals['_IMAGEUSAGE']._serialized_end=1605
+  _globals['_CONTAINERUSAGE']._serialized_start=1608
+  _globals['_CONTAINERUSAGE']._serialized_end=1739
+  _globals['_SNAPSHOTUSAGE']._serialized_start=1741
+  _globals['_SNAPSHOTUSAGE']._serialized_end=1811
+  _globals['_ERRORDETAIL']._serialized_start=1813
+  _globals['_ERRORDETAIL']._serialized_end=1922
+  _globals['_RESETSYSTEMREQUEST']._serialized_start=1924
+  _globals['_RESETSYSTEMREQUEST']._serialized_end=1959
+  _globals['_RESETSYSTEMRESPONSE']._serialized_start=1961
+  _globals['_RESETSYSTEMRESPONSE']._serialized_end=2063
+  _globals['_IMAGEBUDGET']._serialized_start=2065
+  _globals['_IMAGEBUDGET']._serialized_end=2157
+  _globals['_SYSTEMSERVICE']._serialized_start=2272
+  _globals['_SYSTEMSERVICE']._serialized_end=2649
 # @@protoc_insertion_point(module_scope)

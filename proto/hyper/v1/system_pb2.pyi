@@ -141,6 +141,8 @@ class GetInfoResponse(_message.Message):
     SUBNET_FIELD_NUMBER: _builtins.int
     NETWORK_TROUBLE_FIELD_NUMBER: _builtins.int
     CONTAINERS_PAUSED_FIELD_NUMBER: _builtins.int
+    SPARES_FIELD_NUMBER: _builtins.int
+    SPARES_READY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     accelerator: _builtins.str
     """kvm | tcg | "" while the probe has not run"""
@@ -169,6 +171,9 @@ class GetInfoResponse(_message.Message):
     """why the network is not prepared; "" when it is"""
     containers_paused: _builtins.int
     """neither among those that run nor those that are stopped"""
+    spares: _builtins.int
+    """VMs that are kept ready for containers to come: so many are wanted"""
+    spares_ready: _builtins.int
     def __init__(
         self,
         *,
@@ -197,10 +202,12 @@ class GetInfoResponse(_message.Message):
         subnet: _builtins.str = ...,
         network_trouble: _builtins.str = ...,
         containers_paused: _builtins.int = ...,
+        spares: _builtins.int = ...,
+        spares_ready: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "bridge", b"bridge", "containers", b"containers", "containers_paused", b"containers_paused", "containers_running", b"containers_running", "containers_stopped", b"containers_stopped", "cpus", b"cpus", "default_memory_mib", b"default_memory_mib", "default_vcpus", b"default_vcpus", "host_kernel", b"host_kernel", "hypervisor_uri", b"hypervisor_uri", "images", b"images", "initramfs_path", b"initramfs_path", "kernel_path", b"kernel_path", "memory_bytes", b"memory_bytes", "network_trouble", b"network_trouble", "operating_system", b"operating_system", "pid", b"pid", "qemu_user", b"qemu_user", "run_dir", b"run_dir", "state_dir", b"state_dir", "state_free_bytes", b"state_free_bytes", "subnet", b"subnet", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator", b"accelerator", "accelerator_reason", b"accelerator_reason", "bridge", b"bridge", "containers", b"containers", "containers_paused", b"containers_paused", "containers_running", b"containers_running", "containers_stopped", b"containers_stopped", "cpus", b"cpus", "default_memory_mib", b"default_memory_mib", "default_vcpus", b"default_vcpus", "host_kernel", b"host_kernel", "hypervisor_uri", b"hypervisor_uri", "images", b"images", "initramfs_path", b"initramfs_path", "kernel_path", b"kernel_path", "memory_bytes", b"memory_bytes", "network_trouble", b"network_trouble", "operating_system", b"operating_system", "pid", b"pid", "qemu_user", b"qemu_user", "run_dir", b"run_dir", "spares", b"spares", "spares_ready", b"spares_ready", "state_dir", b"state_dir", "state_free_bytes", b"state_free_bytes", "subnet", b"subnet", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,11 +305,14 @@ class GetDiskUsageResponse(_message.Message):
     UNOWNED_BYTES_FIELD_NUMBER: _builtins.int
     SNAPSHOTS_FIELD_NUMBER: _builtins.int
     VOLUMES_FIELD_NUMBER: _builtins.int
+    FREE_BYTES_FIELD_NUMBER: _builtins.int
     IMAGE_BUDGET_FIELD_NUMBER: _builtins.int
     layers_bytes: _builtins.int
     """blobs, EROFS files and disks of all images, each once"""
     unowned_bytes: _builtins.int
     """left by broken pulls, to be continued"""
+    free_bytes: _builtins.int
+    """where disks and volumes are"""
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___ImageUsage]: ...
     @_builtins.property
@@ -324,11 +334,12 @@ class GetDiskUsageResponse(_message.Message):
         unowned_bytes: _builtins.int = ...,
         snapshots: _abc.Iterable[Global___SnapshotUsage] | None = ...,
         volumes: _abc.Iterable[Global___VolumeUsage] | None = ...,
+        free_bytes: _builtins.int = ...,
         image_budget: Global___ImageBudget | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["image_budget", b"image_budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "image_budget", b"image_budget", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["containers", b"containers", "free_bytes", b"free_bytes", "image_budget", b"image_budget", "images", b"images", "layers_bytes", b"layers_bytes", "snapshots", b"snapshots", "unowned_bytes", b"unowned_bytes", "volumes", b"volumes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -342,12 +353,15 @@ class VolumeUsage(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     CONTAINERS_FIELD_NUMBER: _builtins.int
     ATTACHED_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     bytes: _builtins.int
     containers: _builtins.int
     """that have it, running or not"""
     attached: _builtins.int
     """to a VM, of those"""
+    size_bytes: _builtins.int
+    """as the guest sees it; 0: its disk is not here"""
     def __init__(
         self,
         *,
@@ -355,10 +369,11 @@ class VolumeUsage(_message.Message):
         bytes: _builtins.int = ...,
         containers: _builtins.int = ...,
         attached: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "bytes", b"bytes", "containers", b"containers", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "bytes", b"bytes", "containers", b"containers", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,11 +421,14 @@ class ContainerUsage(_message.Message):
     WRITABLE_BYTES_FIELD_NUMBER: _builtins.int
     LOG_BYTES_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    WRITABLE_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     name: _builtins.str
     writable_bytes: _builtins.int
     log_bytes: _builtins.int
     running: _builtins.bool
+    writable_size_bytes: _builtins.int
+    """as the guest sees it; 0: there is none yet"""
     def __init__(
         self,
         *,
@@ -419,10 +437,11 @@ class ContainerUsage(_message.Message):
         writable_bytes: _builtins.int = ...,
         log_bytes: _builtins.int = ...,
         running: _builtins.bool = ...,
+        writable_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "log_bytes", b"log_bytes", "name", b"name", "running", b"running", "writable_bytes", b"writable_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "log_bytes", b"log_bytes", "name", b"name", "running", b"running", "writable_bytes", b"writable_bytes", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -438,7 +457,7 @@ class SnapshotUsage(_message.Message):
     BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     kind: _builtins.str
-    """template | snapshot | ..."""
+    """template | sandbox | hibernation | volume"""
     name: _builtins.str
     bytes: _builtins.int
     def __init__(

@@ -55,7 +55,7 @@ class Volume(_message.Message):
     USERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     driver: _builtins.str
-    """local"""
+    """local | nbd"""
     size_bytes: _builtins.int
     """as the guest sees it"""
     allocated_bytes: _builtins.int
@@ -64,7 +64,7 @@ class Volume(_message.Message):
     """ext4"""
     anonymous: _builtins.bool
     path: _builtins.str
-    """of its file on the host"""
+    """of its file on the host; or where its server is"""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -178,7 +178,7 @@ class CreateVolumeRequest(_message.Message):
     name: _builtins.str
     """"" = one is made up, and the volume is anonymous"""
     driver: _builtins.str
-    """"" or local"""
+    """"", local or nbd"""
     size_bytes: _builtins.int
     """0: the daemon's default"""
     filesystem: _builtins.str
@@ -189,7 +189,7 @@ class CreateVolumeRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
     def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """none is known to the driver local"""
+        """local: none; nbd: server, export, format"""
 
     def __init__(
         self,

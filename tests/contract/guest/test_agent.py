@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import contextlib
 import dataclasses
 import os
 import signal
@@ -218,14 +219,66 @@ async def test_devices_are_released_before_there_is_a_container_and_the_next_one
             await guest.release_devices()
 
 
+def children(site, kind: str) -> list[int]:
+    """Of the real agent, by a word of their command lines."""
+    found = []
+    for thread in Path(f"/proc/{site.pid}/task").glob("*/children"):
+        for pid in thread.read_text().split():
+            with contextlib.suppress(OSError):  # it has ended
+                if kind in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.append(int(pid))
+    return found
+
+
+@pytest.mark.parametrize("site", ["agent"], indirect=True)
+async def test_exec_d_processes_are_born_in_a_nursery_and_without_it_and_in_the_next(site):
+    async def execute() -> None:
+        await guest.exec_process(BOX, EXEC, ProcessPlan(TWO_STREAMS.args, ENV))
+        assert await collect(guest, EXEC) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+        assert await guest.wait_process(BOX, EXEC) == ProcessExit(3)
+        await guest.forget_process(BOX, EXEC)
+
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        assert not children(site, "nursery")
+        await execute()
+        await eventually(lambda: len(children(site, "nursery")) == 1)
+        await execute()
+        (nursery,) = children(site, "nursery")
+        os.kill(nursery, signal.SIGSTOP)
+        os.kill(nursery, signal.SIGKILL)
+        await eventually(lambda: not children(site, "nursery"))
+        await execute()
+        await eventually(lambda: len(children(site, "nursery")) == 1)
+        await execute()
+        assert len(children(site, "nursery")) == 1
+
+
+@pytest.mark.parametrize("site", ["agent"], indirect=True)
+async def test_what_the_nursery_bears_is_confined_as_what_is_executed_anew(site):
+    same = ("PPid", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "Cap", "NoNewPrivs", "Seccomp")
+
+    async def confinement(process_id: ProcessId) -> list[str]:
+        await guest.exec_process(BOX, process_id, ProcessPlan(("cat", "/proc/self/status"), ENV))
+        status = (await collect(guest, process_id))[Stream.STDOUT].decode()
+        return [line for line in status.splitlines() if line.startswith(same)]
+
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        executed = await confinement(EXEC)
+        await eventually(lambda: bool(children(site, "nursery")))
+        nursed = await confinement(ProcessId("exec-2"))
+        assert nursed == executed
+        assert "Seccomp:\t2" in nursed
+        assert "PPid:\t0" in nursed
+
+
 @pytest.mark.parametrize("site", ["agent"], indirect=True)
 async def test_a_container_is_born_afresh_when_the_one_kept_in_reserve_has_died(site):
     async with site.guest() as guest:
         await guest.release_devices()
-        threads = Path(f"/proc/{site.pid}/task").glob("*/children")
-        (spare,) = " ".join(thread.read_text() for thread in threads).split()
-        assert b"spare" in Path(f"/proc/{spare}/cmdline").read_bytes()
-        os.kill(int(spare), signal.SIGKILL)
+        (spare,) = children(site, "spare")
+        os.kill(spare, signal.SIGKILL)
         await eventually(lambda: not Path(f"/proc/{spare}").exists())
         await site.run(guest, TWO_STREAMS)
         assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
@@ -271,3 +324,32 @@ async def test_a_list_says_what_output_is_still_kept(site):
         (status,) = await guest.list_containers()
         (process,) = status.processes
         assert (process.output_start_offset, process.output_end_offset) == (2, 6)
+
+
+async def test_a_rehearsal_leaves_nothing_and_the_next_container_runs(site):
+    async with site.guest() as guest:
+        await guest.release_devices()
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+        await guest.end_rehearsal(BOX)
+        assert await guest.list_containers() == []
+        if site.is_real:
+            assert not Path(site.writable.disk_serial, site.writable.directory).exists()
+            threads = Path(f"/proc/{site.pid}/task").glob("*/children")
+            (waiting,) = " ".join(thread.read_text() for thread in threads).split()
+            assert b"spare" in Path(f"/proc/{waiting}/cmdline").read_bytes()
+        await site.run(guest, TWO_STREAMS)
+        assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
+
+
+async def test_a_rehearsal_ends_only_where_nothing_else_is(site):
+    async with site.guest() as guest:
+        with pytest.raises(NotFoundError):
+            await guest.end_rehearsal(BOX)
+        other = ContainerId("c" * 64)
+        for container_id in (BOX, other):
+            await guest.create_container(site.container(SLEEP, container_id))
+        with pytest.raises(WrongStateError):
+            await guest.end_rehearsal(BOX)
+        assert len(await guest.list_containers()) == 2
+        await guest.delete_container(other)

@@ -66,6 +66,21 @@ async def test_one_in_use_or_just_used_stays_and_that_is_said(tmp_path, names, c
     assert "images in use take more than their budget" in caplog.messages
 
 
+async def test_one_that_is_asked_for_meanwhile_stays(tmp_path, names):
+    """Between the look at who uses what and the removal somebody creates a container of it."""
+    async with opened(tmp_path / "images", budget=Marks(1, 0)) as store:
+        asked, _ = await pulled(store, names[0])
+        store._budget._fresh_s = -1.0
+
+        def in_use():
+            store._budget.touch(asked.image_id)
+            return {}
+
+        store.used_by(in_use)
+        await pulled(store, names[1])
+        assert await tags(store) == ["app0:1"]
+
+
 async def test_without_a_budget_everything_stays(tmp_path, names):
     async with opened(tmp_path / "images") as store:
         store._budget._fresh_s = -1.0

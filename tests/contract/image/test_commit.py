@@ -244,8 +244,9 @@ async def test_an_unknown_base_is_refused(store):
 
 
 async def test_a_sender_that_sends_nothing_is_given_up(hub, tmp_path):
-    async with opened(tmp_path / "impatient", stall_timeout_s=0.05) as store:
+    async with opened(tmp_path / "images") as store:
         base = await pulled(store, hub)
+    async with opened(tmp_path / "images", stall_timeout_s=0.05) as store:
         before = all_files(store)
 
         async def silent() -> AsyncIterator[bytes]:

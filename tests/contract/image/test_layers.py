@@ -11,7 +11,7 @@ import pytest
 
 from hyperd.errors import ExhaustedError, InvalidError, UnavailableError, UnsupportedError
 from hyperd.image.layers import Layers
-from hyperd.image.store import NOBODY
+from hyperd.image.settings import NOBODY
 from hyperd.image.stream import Limits
 from hyperd.model.image import Digest
 from tests import images

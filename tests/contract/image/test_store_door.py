@@ -2,6 +2,7 @@
 """One body, two subjects: the fake that the rooms above are tested with promises what the real store does."""
 
 import contextlib
+import json
 
 import pytest
 
@@ -139,3 +140,24 @@ async def test_a_push_ends_with_its_tags(subject):
     assert (await store.manifest(image.tags[0])).digest == image.manifest_digest
     with pytest.raises(ImageNotFoundError):
         _ = [event async for event in store.push("nothing:1")]
+
+
+async def test_of_what_was_built_only_the_layers_on_top_are_read(subject):
+    store = subject.store
+    base = await pull(store, await subject.publish("app:1"))
+    layer = images.layer_tar([images.file("made", "here")])
+    top = images.digest_of(layer)
+    asked = []
+
+    async def read(diff_id):
+        asked.append(diff_id)
+        yield layer
+
+    body = {"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": [*base.diff_ids, top, top]}}
+    config = json.dumps(body).encode()
+    image = await store.take_built(config, read, ["docker.io/library/mine:1"])
+    assert (image.image_id, image.tags) == (images.digest_of(config), ("docker.io/library/mine:1",))
+    again = await store.take_built(config, read, ["docker.io/library/mine:2"])
+    assert again.tags == ("docker.io/library/mine:1", "docker.io/library/mine:2")
+    assert asked == [top]
+    assert await store.get("mine:2") == again

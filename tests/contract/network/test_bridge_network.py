@@ -15,6 +15,7 @@ from hyperd.host import process
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetwork, BridgeSettings
+from hyperd.network.links import remove
 from hyperd.network.nat import enable_forwarding
 from hyperd.network.tap import tap_name
 from tests.contract.network.conftest import SETTINGS, clean
@@ -326,3 +327,28 @@ async def test_the_bridge_is_free_when_its_daemon_has_ended(bridge_network, othe
         await second.prepare()
     finally:
         second.close()
+
+
+async def test_those_that_go_together_go_in_one_group_and_nothing_else_with_them(bridge_network):
+    before, others = await rules(), set(await links())
+    boxes = [box(number) for number in range(20)]
+    await bridge_network.attach(BOX)
+    with_one = await rules()
+    for sandbox_id in boxes:
+        await bridge_network.attach(sandbox_id)
+    missing = tap_name(boxes[7])
+    await process.run_checked(["ip", "link", "del", missing], timeout_s=20)
+    async with asyncio.TaskGroup() as tasks:
+        for sandbox_id in boxes:
+            tasks.create_task(bridge_network.detach(sandbox_id))
+    assert set(await links()) == others | {tap_name(BOX)}
+    assert await rules() == with_one
+    await bridge_network.detach(BOX)
+    assert await rules() == before
+
+
+async def test_of_those_that_go_together_one_that_is_not_there_holds_up_nobody(bridge_network):
+    for number in (1, 2):
+        await bridge_network.attach(box(number))
+    remove([tap_name(box(1)), "hyt-never-was", tap_name(box(2))])
+    assert not [name for name in await links() if name.startswith("hyt")]

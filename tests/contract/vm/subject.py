@@ -5,11 +5,11 @@ import contextlib
 import ctypes
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError
-from hyperd.model.vm import SandboxId, VmDefinition
+from hyperd.errors import ExhaustedError, UnavailableError
+from hyperd.model.vm import Disk, SandboxId, VmDefinition, VmStatus
 from hyperd.vm import Hypervisor
 from tests.contract.vm.lab import Lab, counted, eventually
 from tests.fakes.hypervisor import FakeHypervisor, qemu_died
@@ -34,6 +34,18 @@ class Subject:
         if isinstance(self.hypervisor, FakeHypervisor):
             end = self.hypervisor.crash if guest == "panic" else self.hypervisor.shut_down
             end(sandbox_id)
+
+    def absent(self, disk: Disk) -> Disk:
+        """As that disk, with a file that cannot be opened."""
+        if isinstance(self.hypervisor, FakeHypervisor):
+            self.hypervisor.fail_next_replace = UnavailableError("QEMU refuses", evidence="No such file")
+        return replace(disk, path=self.lab.path / "absent")
+
+    def has_open(self, status: VmStatus, path: Path) -> bool:
+        """Whether the VM has that file, be it not the only one."""
+        if isinstance(self.hypervisor, FakeHypervisor):
+            return path in self.hypervisor.disks(status.sandbox_id)
+        return any(fd.readlink() == path for fd in Path(f"/proc/{status.pid}/fd").iterdir())
 
     async def wait_counting(self, definition: VmDefinition) -> None:
         """Until the guest has filled its memory and written its first line."""

@@ -86,6 +86,44 @@ async def test_a_disk_grows_under_its_vm(subject: Subject) -> None:
         await subject.hypervisor.resize_disk(definition.sandbox_id, path, 8 << 20)
 
 
+async def test_another_file_is_put_behind_a_disk_of_a_vm_that_stands_still(subject: Subject) -> None:
+    before, after = (disk_of(subject, name) for name in ("before", "after"))
+    definition = subject.lab.define(disks=(before,))
+    status = await subject.hypervisor.start(definition)
+    await subject.hypervisor.pause(definition.sandbox_id)
+    await subject.hypervisor.replace_disk(definition.sandbox_id, after)
+    assert subject.has_open(status, after.path)
+    await subject.hypervisor.resume(definition.sandbox_id)
+    assert await subject.hypervisor.list_running() == [status]
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    with pytest.raises(NotFoundError):
+        await subject.hypervisor.replace_disk(definition.sandbox_id, after)
+
+
+async def test_a_file_that_is_not_there_leaves_the_disk_as_it_was(subject: Subject) -> None:
+    before, after = (disk_of(subject, name) for name in ("before", "after"))
+    definition = subject.lab.define(disks=(before,))
+    status = await subject.hypervisor.start(definition)
+    await subject.hypervisor.pause(definition.sandbox_id)
+    with pytest.raises(UnavailableError):
+        await subject.hypervisor.replace_disk(definition.sandbox_id, subject.absent(after))
+    with pytest.raises(NotFoundError, match="other"):
+        await subject.hypervisor.replace_disk(
+            definition.sandbox_id, dataclasses.replace(after, serial="other")
+        )
+    assert subject.has_open(status, before.path)
+    await subject.hypervisor.replace_disk(definition.sandbox_id, after)  # the name is free
+    assert subject.has_open(status, after.path)
+    await subject.hypervisor.destroy(definition.sandbox_id)
+
+
+def disk_of(subject: Subject, name: str) -> Disk:
+    path = subject.lab.path / f"{name}.img"
+    path.write_bytes(bytes(1 << 20))
+    path.chmod(0o644)
+    return Disk("image", path, DiskFormat.RAW, readonly=True)
+
+
 async def test_a_destroyed_vm_can_be_started_again_at_once(subject: Subject) -> None:
     definition = subject.lab.define()
     first = await subject.hypervisor.start(definition)

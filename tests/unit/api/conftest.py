@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2_grpc, system_pb2, system_pb2_grpc
 from hyperd.api import (
+    BuildServicer,
     ContainerServicer,
     EgressServicer,
     FloatingServicer,
@@ -24,6 +25,8 @@ from hyperd.api import (
     VolumeServicer,
     serving,
 )
+from hyperd.build import BuilderSizing, Builds, BuildSettings
+from hyperd.host.workers import Workers
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.sandbox import Fleet, FloatingDesk, NetworkDesk, PolicyDesk, Resetting
 from tests.fakes.image_moves import MovingImages
@@ -58,6 +61,9 @@ async def _usage() -> system_pb2.GetDiskUsageResponse:
 
 def servicers(world: World, fleet: Fleet) -> Servicers:
     version = system_pb2.GetVersionResponse(version="0.1.0", api_version="1")
+    no_builder = BuildSettings(
+        world.root / "builder.tar", BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform
+    )
     system = SystemServicer(lambda: version, _info, _checks, _usage, Resetting(world.network, fleet))
     policies = PolicyDesk(
         world.network,
@@ -72,6 +78,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         SnapshotServicer(fleet),
         VolumeServicer(fleet),
         NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
+        BuildServicer(Builds(no_builder, fleet, world.images, Workers("builds", 1))),
         EgressServicer(policies),
         SecurityGroupServicer(policies),
         FloatingServicer(FloatingDesk(world.network, fleet)),

@@ -12,9 +12,12 @@ import pytest
 from hyper.v1 import container_pb2, system_pb2
 from hyper.v1 import image_pb2 as pb
 from hyperd import desk as desk_module
+from hyperd.api import images
+from hyperd.config import Config, DaemonConfig
 from hyperd.desk import Desk
 from hyperd.host.workers import Workers
 from hyperd.model.image import Credentials, NewImage, Platform
+from hyperd.model.volume import VolumeName, VolumeRequest
 from tests.fakes.world import eventually
 from tests.unit.api.conftest import Api
 
@@ -105,6 +108,22 @@ async def test_a_save_that_nobody_reads_waits_and_ends_with_its_caller(api: Api)
     await eventually(lambda: api.store.left)
 
 
+async def test_a_load_that_nobody_listens_to_gives_its_place_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "LISTENS_TIMEOUT_S", 0.05)
+    api.store.tells_without_end = True
+
+    async def requests():
+        yield pb.LoadImagesRequest(data=b"a")
+
+    call = api.images.LoadImages(requests())
+    await eventually(lambda: api.store.left)
+    with pytest.raises(grpc.aio.AioRpcError, match="nobody has read") as caught:
+        await collect(call)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_a_load(api: Api) -> None:
     async def requests():
         yield pb.LoadImagesRequest(platform="linux/arm64", data=b"a")
@@ -183,8 +202,10 @@ async def test_a_prune_knows_what_is_in_use(api: Api) -> None:
     assert api.store.asked == [("prune", {"everything": True, "filters": [("label", "a=b")]})]
 
 
-def _noting_thread(names: set[str], look: Callable[[Path], int]) -> Callable[[Path], int]:
-    def noting(path: Path) -> int:
+def _noting_thread(
+    names: set[str], look: Callable[[Path], tuple[int, int]]
+) -> Callable[[Path], tuple[int, int]]:
+    def noting(path: Path) -> tuple[int, int]:
         names.add(threading.current_thread().name)
         return look(path)
 
@@ -199,11 +220,17 @@ async def test_disk_usage_counts_blocks_and_users(
     nothing: Any = None
     files = Workers("test", 1)
     request.addfinalizer(files.close)
-    stores: list[Any] = [api.store, nothing, nothing, api.world.storage, api.world.snapshots, files]
-    desk = Desk(nothing, nothing, "", nothing, api.fleet, *stores)
+    stores: list[Any] = [api.store, nothing, nothing, nothing, api.world.storage, api.world.snapshots, files]
+    config: Any = Config(DaemonConfig(state_dir=api.world.root))
+    desk = Desk(config, nothing, "", nothing, api.fleet, *stores)
+    await api.world.volumes.create(VolumeRequest(VolumeName("db"), 1 << 30))
+    await api.fleet.living_volumes.snapshot(VolumeName("db"), "before")
     usage = await desk.disk_usage()
     assert [(image.containers, image.unique_bytes) for image in usage.images] == [(1, 20)]
     assert (usage.layers_bytes, usage.unowned_bytes) == (30, 5)
+    assert [(volume.name, volume.size_bytes) for volume in usage.volumes] == [("db", 1 << 30)]
+    assert [(saved.kind, saved.name) for saved in usage.snapshots] == [("volume", "before")]
+    assert usage.free_bytes > 0
     [container] = usage.containers
     assert (container.name, container.running, container.writable_bytes) == ("c", False, 0)
     await api.containers.StartContainer(container_pb2.StartContainerRequest(container="c"))
@@ -213,10 +240,11 @@ async def test_disk_usage_counts_blocks_and_users(
         file.truncate(1 << 30)
         file.write(b"x" * 5000)
     looking: set[str] = set()
-    monkeypatch.setattr("hyperd.desk._allocated_bytes", _noting_thread(looking, desk_module._allocated_bytes))
+    monkeypatch.setattr("hyperd.desk._sizes", _noting_thread(looking, desk_module._sizes))
     [container] = (await desk.disk_usage()).containers
     assert looking
     assert threading.current_thread().name not in looking
     assert container.running
     assert 5000 <= container.writable_bytes < 1 << 20
+    assert container.writable_size_bytes == 1 << 30
     assert (await api.system.GetDiskUsage(system_pb2.GetDiskUsageRequest())).layers_bytes == 4096

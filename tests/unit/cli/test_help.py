@@ -29,6 +29,7 @@ from tests.unit.cli.goldens import GOLDEN, golden
         ("template",),
         ("fork",),
         ("volume",),
+        ("build",),
     ],
 )
 def test_help(args, monkeypatch):

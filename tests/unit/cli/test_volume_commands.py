@@ -128,3 +128,19 @@ def test_what_a_container_mounts_is_shown_in_dockers_words(daemon, hyper):
     row = hyper("ps", "-a", "--format", "{{.Mounts}} {{.LocalVolumes}}").out
     assert row == f"data,{'a' * 12} 2\n"
     assert hyper("ps", "-a", "-f", "volume=data").status == 0
+
+
+def test_df_says_what_may_still_be_written_and_whether_there_is_room(daemon, hyper):
+    usage = daemon.usage
+    usage.free_bytes = 30 << 30
+    usage.volumes.add(name="db", bytes=1 << 30, size_bytes=20 << 30)
+    usage.volumes.add(name="far")  # of a server: nothing of it is here
+    usage.containers.add(id="1" * 64, writable_bytes=1 << 20, writable_size_bytes=1 << 30)
+    usage.containers.add(id="2" * 64)  # never started
+    golden("df.txt", hyper("df").out)
+    usage.free_bytes = 10 << 30
+    assert hyper("df").out.endswith("\n10.74GB free: over-committed by 10.74GB\n")
+    assert hyper("df", "--format", "{{.Type}}: {{.Growth}}").out.splitlines() == [
+        "Writable disks: 1.073GB",
+        "Local Volumes: 20.4GB",
+    ]

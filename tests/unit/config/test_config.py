@@ -148,3 +148,8 @@ def test_a_wrong_command_line_is_one_line_and_status_1(
 ) -> None:
     assert main([*arguments, "--print-config"]) == 1
     assert capsys.readouterr().err.startswith("hyperd: ")
+
+
+def test_no_spares_may_be_wanted() -> None:
+    assert load(None, {}, {}).template.spares == 1
+    assert load(None, {"HYPERD_TEMPLATE_SPARES": "0"}, {}).template.spares == 0

@@ -92,3 +92,17 @@ def test_several_are_admitted_as_one_after_the_other_or_not_at_all(
             held.admit_all(wanted, sizing)
     else:
         assert held.admit_all(wanted, sizing) == one_by_one
+
+
+@given(requests, st.lists(sizings, max_size=4))
+def test_there_is_room_for_more_when_as_many_would_be_admitted(
+    history: list[tuple[str, SandboxId, Sizing]], further: list[Sizing]
+) -> None:
+    held = Admission(2048, 6, 4)
+    for _, sandbox_id, sizing in history:
+        held = held.hold(sandbox_id, sizing)
+    both = held
+    for number, sizing in enumerate(further):
+        both = both.hold(SandboxId(f"further {number}"), sizing)
+    fits = both.held_memory_mib <= 2048 and len(both.held) <= 6
+    assert held.has_room_for(further) == fits

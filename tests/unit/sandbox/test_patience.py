@@ -140,3 +140,17 @@ async def test_one_whose_volumes_are_being_filled_has_given_its_turn_back(world:
     assert not start.done()
     world.agent(filling).hold("create_container").set()
     await start
+
+
+async def test_it_is_quiet_when_nobody_comes_up_nor_waits_to() -> None:
+    turns = Turns(1)
+    assert not await turns.wait_quiet(1000)
+    first, second = turns.take(Phases()), turns.take(Phases())
+    await first.__aenter__()
+    waiting = asyncio.ensure_future(second.__aenter__())
+    quiet = asyncio.ensure_future(turns.wait_quiet(0))
+    await first.__aexit__(None, None, None)
+    await waiting
+    assert not quiet.done()
+    await second.__aexit__(None, None, None)
+    assert await quiet

@@ -2,6 +2,8 @@
 """Forks, hibernation and rollback: what goes on from what was saved of it, and what is left when that fails."""
 
 import asyncio
+import re
+from dataclasses import replace
 
 import pytest
 
@@ -15,8 +17,11 @@ from hyperd.errors import (
 )
 from hyperd.model.container import ContainerState, ExecSpec, StartPath
 from hyperd.model.guest import ProcessExit, Stream
+from hyperd.model.network import PortRequest, UnpublishRequest
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import CloneOptions, Fleet, SandboxHandle
+from hyperd.sandbox.machine import Hibernated
+from hyperd.sandbox.records import dumps, loads
 from tests.fakes.guest import Script
 from tests.fakes.hypervisor import restore_failed
 from tests.fakes.world import World, created, eventually, started
@@ -373,3 +378,34 @@ async def _error_of(work) -> BaseException | None:
     except HyperError as error:
         return error
     return None
+
+
+async def test_a_port_that_was_taken_back_stays_so_and_one_that_came_later_comes_back(
+    world: World, fleet: Fleet
+) -> None:
+    asked = (PortRequest(80, host_port=8080), PortRequest(81), PortRequest(82, host_port=8082))
+    handle = await started(fleet, ports=asked)
+    await handle.unpublish([UnpublishRequest(80)])
+    await handle.publish([PortRequest(83, host_port=8083)])
+    await handle.hibernate()
+    assert not handle.view().ports
+    await handle.wake()
+    published = {(port.container_port, port.host_port) for port in handle.view().ports}
+    assert published >= {(82, 8082), (83, 8083)}
+    assert {container_port for container_port, _ in published} == {81, 82, 83}
+
+
+async def test_what_an_older_hyperd_put_to_sleep_wakes_with_the_ports_it_was_created_with(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await asleep(fleet, ports=(PortRequest(80, host_port=8080),))
+    (stored,) = await world.records.load()
+    slept = stored.state
+    assert isinstance(slept, Hibernated)
+    written = dumps(slept)
+    older = re.sub(r',"ports":\[.*?\]', "", written)
+    assert older != written
+    assert loads(Hibernated, older) == replace(slept, ports=None)
+    handle._driver.state = replace(slept, ports=None)
+    await handle.wake()
+    assert [port.host_port for port in handle.view().ports] == [8080]

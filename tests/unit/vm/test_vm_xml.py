@@ -18,6 +18,7 @@ from hyperd.model.vm import (
     Disk,
     DiskFormat,
     MemoryFile,
+    NbdExport,
     Nic,
     SandboxId,
     VmDefinition,
@@ -103,6 +104,24 @@ def test_a_disk_for_a_vm_that_runs_is_as_one_that_it_starts_with_and_libvirt_fin
     )
     with pytest.raises(InvalidError):
         render_hot_disk(dataclasses.replace(disk, serial="x" * 21), "vdc")
+
+
+def test_a_disk_of_a_servers_is_reached_by_the_network_and_waited_for_a_moment() -> None:
+    export = NbdExport("127.0.0.1", 10809, "a&b/c")
+    disk = Disk("volume0", Path("/none"), DiskFormat.RAW, readonly=False, export=export)
+    root = ET.fromstring(render_hot_disk(disk, "vdc"))
+    source = root.find("source")
+    assert source is not None
+    assert root.get("type") == "network"
+    assert (source.attrib, source.find("host").attrib, source.find("reconnect").attrib) == (  # type: ignore[union-attr]
+        {"protocol": "nbd", "name": "a&b/c"},
+        {"name": "127.0.0.1", "port": "10809"},
+        {"delay": "10"},
+    )
+    assert "/none" not in ET.tostring(root, encoding="unicode")
+    bad = dataclasses.replace(disk, export=dataclasses.replace(export, name="a\0b"))
+    with pytest.raises(InvalidError):
+        render_hot_disk(bad, "vdc")
 
 
 def arguments(definition: VmDefinition) -> list[str]:

@@ -162,6 +162,11 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.FromString,
                 _registered_method=True)
+        self.EndRehearsal = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/EndRehearsal',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -346,6 +351,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EndRehearsal(self, request, context):
+        """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+        template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+        guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -463,6 +477,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.RewireGuest,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RewireGuestResponse.SerializeToString,
+            ),
+            'EndRehearsal': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndRehearsal,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1109,6 +1128,33 @@ class AgentService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def EndRehearsal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/EndRehearsal',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class StreamServiceStub:
     """Missing associated documentation comment in .proto file."""
@@ -1128,6 +1174,11 @@ class StreamServiceStub:
                 '/hyper.agent.v1.StreamService/WriteInput',
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.FromString,
+                _registered_method=True)
+        self.RunProcess = channel.stream_stream(
+                '/hyper.agent.v1.StreamService/RunProcess',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessResponse.FromString,
                 _registered_method=True)
 
 
@@ -1153,6 +1204,16 @@ class StreamServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunProcess(self, request_iterator, context):
+        """ExecProcess, ReadOutput from 0, WaitProcess and ForgetProcess as one call. The first request has `exec`, each further one
+        only acknowledged_offset. The first response is `started`; then output and `exit`, once, in either order. When the
+        request stream closes after `exit` was sent, the process is forgotten and the call ends. A call that is cut leaves the process
+        as ExecProcess would have: the host goes on with the other calls, and so it does where the agent answers UNIMPLEMENTED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_StreamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -1165,6 +1226,11 @@ def add_StreamServiceServicer_to_server(servicer, server):
                     servicer.WriteInput,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.SerializeToString,
+            ),
+            'RunProcess': grpc.stream_stream_rpc_method_handler(
+                    servicer.RunProcess,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1221,6 +1287,33 @@ class StreamService:
             '/hyper.agent.v1.StreamService/WriteInput',
             hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.WriteInputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunProcess(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hyper.agent.v1.StreamService/RunProcess',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.RunProcessResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -103,6 +103,11 @@ class AgentServiceStub:
     their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
     that differ. Idempotent.
     """
+    EndRehearsal: _grpc.UnaryUnaryMultiCallable[_agent_pb2.EndRehearsalRequest, _agent_pb2.EndRehearsalResponse]
+    """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+    template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+    guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -178,6 +183,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """All links that it has from now on, and who is asked for names, while containers run. Links that are no longer named lose
     their addresses and are taken down; what stays keeps its connections. Files of containers change only by the lines
     that differ. Idempotent.
+    """
+    EndRehearsal: _aio.UnaryUnaryMultiCallable[_agent_pb2.EndRehearsalRequest, _agent_pb2.EndRehearsalResponse]  # type: ignore[assignment]
+    """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+    template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+    guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -391,6 +401,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         that differ. Idempotent.
         """
 
+    @_abc_1.abstractmethod
+    def EndRehearsal(
+        self,
+        request: _agent_pb2.EndRehearsalRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.EndRehearsalResponse, _abc.Awaitable[_agent_pb2.EndRehearsalResponse]]:
+        """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
+        template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
+        guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+        """
+
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class StreamServiceStub:
@@ -409,6 +430,12 @@ class StreamServiceStub:
     """Bytes for standard input. The first request names the process. Closing the request stream without
     a request that has eof=true leaves standard input open: a later WriteInput goes on.
     """
+    RunProcess: _grpc.StreamStreamMultiCallable[_agent_pb2.RunProcessRequest, _agent_pb2.RunProcessResponse]
+    """ExecProcess, ReadOutput from 0, WaitProcess and ForgetProcess as one call. The first request has `exec`, each further one
+    only acknowledged_offset. The first response is `started`; then output and `exit`, once, in either order. When the
+    request stream closes after `exit` was sent, the process is forgotten and the call ends. A call that is cut leaves the process
+    as ExecProcess would have: the host goes on with the other calls, and so it does where the agent answers UNIMPLEMENTED.
+    """
 
 @_typing.type_check_only
 class StreamServiceAsyncStub(StreamServiceStub):
@@ -423,6 +450,12 @@ class StreamServiceAsyncStub(StreamServiceStub):
     WriteInput: _aio.StreamUnaryMultiCallable[_agent_pb2.WriteInputRequest, _agent_pb2.WriteInputResponse]  # type: ignore[assignment]
     """Bytes for standard input. The first request names the process. Closing the request stream without
     a request that has eof=true leaves standard input open: a later WriteInput goes on.
+    """
+    RunProcess: _aio.StreamStreamMultiCallable[_agent_pb2.RunProcessRequest, _agent_pb2.RunProcessResponse]  # type: ignore[assignment]
+    """ExecProcess, ReadOutput from 0, WaitProcess and ForgetProcess as one call. The first request has `exec`, each further one
+    only acknowledged_offset. The first response is `started`; then output and `exit`, once, in either order. When the
+    request stream closes after `exit` was sent, the process is forgotten and the call ends. A call that is cut leaves the process
+    as ExecProcess would have: the host goes on with the other calls, and so it does where the agent answers UNIMPLEMENTED.
     """
 
 class StreamServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -447,6 +480,18 @@ class StreamServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_agent_pb2.WriteInputResponse, _abc.Awaitable[_agent_pb2.WriteInputResponse]]:
         """Bytes for standard input. The first request names the process. Closing the request stream without
         a request that has eof=true leaves standard input open: a later WriteInput goes on.
+        """
+
+    @_abc_1.abstractmethod
+    def RunProcess(
+        self,
+        request_iterator: _MaybeAsyncIterator[_agent_pb2.RunProcessRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.RunProcessResponse], _abc.AsyncIterator[_agent_pb2.RunProcessResponse]]:
+        """ExecProcess, ReadOutput from 0, WaitProcess and ForgetProcess as one call. The first request has `exec`, each further one
+        only acknowledged_offset. The first response is `started`; then output and `exit`, once, in either order. When the
+        request stream closes after `exit` was sent, the process is forgotten and the call ends. A call that is cut leaves the process
+        as ExecProcess would have: the host goes on with the other calls, and so it does where the agent answers UNIMPLEMENTED.
         """
 
 def add_StreamServiceServicer_to_server(servicer: StreamServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

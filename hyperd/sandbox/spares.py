@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The spares of this host: made when nobody starts, taken by who does, gone when anything else needs their place.
+
+    (nothing) --make--> ready --a container is created with its id--> promised --its start--> the container's
+                          |                                              |
+                          |  memory is needed, its template or VM is gone, hyperd ends
+                          +--------------------+-------------------------+-- not started in time --> (nothing)
+
+One shape is kept: the default one, then that of the last container that could have had a spare. Nobody waits for a
+spare, no start is refused or fails for one: where none is ready, or it fails, a start goes from the template as ever.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from dataclasses import dataclass
+
+from hyperd.errors import HyperError
+from hyperd.model.container import ContainerRecord, ContainerSpec, Sizing
+from hyperd.model.network import DEFAULT_NETWORK
+from hyperd.model.policy import Limits
+from hyperd.model.snapshot import Snapshot
+from hyperd.model.vm import Disk, SandboxId, VmStatus
+from hyperd.sandbox.definition import Shape
+from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.patience import Turns
+from hyperd.sandbox.policy_desk import limits_of
+from hyperd.sandbox.spare import Spare, SpareMaker
+from hyperd.sandbox.template import Templates
+
+log = logging.getLogger(__name__)
+
+PROMISE_S = 10.0  # from a container's creation to its start; `run` takes milliseconds
+LOOK_S = 15.0  # for room that has become free, and for a template that is another by now
+RETRY_S = 30.0  # after a first failure; doubled with each further one, up to
+MAX_RETRY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpareSettings:
+    count: int = 1  # 0: none
+    quiet_s: float = 0.5  # without a start, before one is made
+
+
+class Spares:
+    def __init__(
+        self,
+        maker: SpareMaker,
+        templates: Templates,
+        ledger: Ledger,
+        turns: Turns,
+        settings: SpareSettings,
+        tasks: asyncio.TaskGroup,
+    ) -> None:
+        self._maker = maker
+        self._templates = templates
+        self._ledger = ledger
+        self._turns = turns
+        self._settings = settings
+        self._tasks = tasks
+        self._ready: dict[SandboxId, Spare] = {}
+        self._promised: dict[SandboxId, Spare] = {}
+        self._going: dict[SandboxId, asyncio.Task[None]] = {}
+        self._wanted: Shape | None = None
+        self._news = asyncio.Event()
+        self._looking = asyncio.Lock()
+        self._keeping: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._retry_at = 0.0  # by the loop's clock
+        ledger.tell_growth(self._make_room)
+        templates.tell_changes(self._news.set)
+
+    @property
+    def ready(self) -> list[Spare]:
+        return list(self._ready.values())
+
+    @property
+    def wanted(self) -> int:
+        return self._settings.count
+
+    def begin(self, first: Shape) -> None:
+        """From now on see that there are as many as there should be; of that shape, until another is asked for."""
+        self._wanted = first
+        if self._settings.count:
+            self._keeping = self._tasks.create_task(self._keep(), name="spares")
+
+    def promise(self, spec: ContainerSpec, sizing: Sizing) -> SandboxId | None:
+        """The id that such a container is to be created with, for its start to find a spare; None: there is none.
+
+        To be called when nothing but the record is missing; ``give_up`` when that fails.
+        """
+        if self._wanted is None or not serves(spec):
+            return None
+        shape = Shape(sizing, spec.network != "none", self._wanted.accelerator)
+        self._wanted = shape
+        self._news.set()
+        spare = next((spare for spare in self._ready.values() if spare.shape == shape), None)
+        if spare is None:
+            return None
+        self._promised[spare.sandbox_id] = self._ready.pop(spare.sandbox_id)
+        log.info("spare promised", extra={"id": spare.sandbox_id})
+        asyncio.get_running_loop().call_later(PROMISE_S, self._expire, spare)
+        return spare.sandbox_id
+
+    async def claim(self, record: ContainerRecord) -> Spare | None:
+        """That which was promised to the container: the caller's from here on, to ``end`` when its VM is to go."""
+        spare = self._promised.get(record.sandbox_id)
+        # It may have been put on another network, or been limited, since it was created.
+        if spare is None or not serves(record.spec) or self._maker.is_limited(spare):
+            await self.give_up(record.sandbox_id)
+        return self._promised.pop(record.sandbox_id, None)
+
+    async def wake(self, spare: Spare, image: Disk) -> VmStatus:
+        """As ``SpareMaker.wake``."""
+        return await self._maker.wake(spare, image)
+
+    async def end(self, spare: Spare) -> None:
+        """Of one that was claimed: its VM. Idempotent."""
+        await self._maker.end(spare)
+
+    async def give_up(self, sandbox_id: SandboxId) -> None:
+        """Its container is none, or goes. Returns when nothing of the spare is left. Idempotent."""
+        if (spare := self._promised.get(sandbox_id)) is not None:
+            self._let_go(spare, "its container is gone")
+        if (going := self._going.get(sandbox_id)) is not None:
+            await asyncio.wait((going,))
+
+    def vm_gone(self, sandbox_id: SandboxId) -> None:
+        spare = self._ready.get(sandbox_id) or self._promised.get(sandbox_id)
+        if spare is not None:
+            self._let_go(spare, "its VM ended")
+
+    async def close(self) -> None:
+        """End all that nobody has taken; nothing of them stays."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait((self._keeping,))
+        for spare in (*self._ready.values(), *self._promised.values()):
+            self._let_go(spare, "hyperd ends")
+        if self._going:
+            await asyncio.wait(tuple(self._going.values()))
+
+    async def _keep(self) -> None:
+        while True:
+            self._news.clear()
+            await self.look()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._news.wait()
+
+    async def look(self) -> None:
+        """Once: make what is missing, as far as there is room."""
+        async with self._looking:
+            await self._fill()
+
+    async def _fill(self) -> None:
+        while (shape := self._wanted) is not None and await self._is_missing(shape):
+            if await self._turns.wait_quiet(self._settings.quiet_s):
+                continue  # what was true may be no more
+            template = await self._templates.find(shape)
+            if template is None or not await self._make(shape, template):
+                return
+
+    async def _is_missing(self, shape: Shape) -> bool:
+        """Whether one is to be made; those go that are of no use any more."""
+        template = await self._templates.find(shape)
+        for spare in self.ready:
+            if template is None or unfit(spare, shape, template):
+                self._let_go(spare, "another is wanted")
+        return (
+            template is not None
+            and len(self._ready) < self._settings.count
+            and asyncio.get_running_loop().time() >= self._retry_at
+            and self._ledger.admission.has_room_for([*self._sizings(), shape.sizing])
+        )
+
+    async def _make(self, shape: Shape, template: Snapshot) -> bool:
+        log.info("spare being made", extra={"shape": str(shape)})
+        try:
+            with self._templates.in_use(template):
+                spare = await self._maker.make(shape, template)
+        except HyperError as error:
+            log.warning("spare not made", extra={"shape": str(shape), "error": str(error)})
+        except Exception:
+            log.exception("bug", extra={"shape": str(shape), "bug_id": secrets.token_hex(4)})
+        else:
+            log.info("spare ready", extra={"shape": str(shape), "id": spare.sandbox_id})
+            self._failures = 0
+            self._ready[spare.sandbox_id] = spare
+            self._make_room()
+            return True
+        self._failures += 1
+        wait_s = min(RETRY_S * 2 ** (self._failures - 1), MAX_RETRY_S)
+        self._retry_at = asyncio.get_running_loop().time() + wait_s
+        return False
+
+    def _make_room(self) -> None:
+        """Somebody may hold now what was free: spares go until the rest fits, those first that nobody was promised."""
+        while sizings := self._sizings():
+            if self._ledger.admission.has_room_for(sizings):
+                return
+            held = dict(self._ledger.admission.held)
+            waiting = [spare for spare in self._promised.values() if spare.sandbox_id not in held]
+            self._let_go([*waiting, *self._ready.values()][-1], "its memory is needed")
+
+    def _sizings(self) -> list[Sizing]:
+        """Of those that the ledger does not know."""
+        held = dict(self._ledger.admission.held)
+        spares = (*self._promised.values(), *self._ready.values())
+        return [spare.shape.sizing for spare in spares if spare.sandbox_id not in held]
+
+    def _expire(self, spare: Spare) -> None:
+        if self._promised.get(spare.sandbox_id) is spare:
+            self._let_go(spare, "its container does not start")
+
+    def _let_go(self, spare: Spare, why: str) -> None:
+        self._ready.pop(spare.sandbox_id, None)
+        self._promised.pop(spare.sandbox_id, None)
+        log.info("spare let go", extra={"id": spare.sandbox_id, "why": why})
+        task = self._going[spare.sandbox_id] = self._tasks.create_task(self._discard(spare))
+        task.add_done_callback(lambda _: self._going.pop(spare.sandbox_id))
+        self._news.set()
+
+    async def _discard(self, spare: Spare) -> None:
+        try:
+            await self._maker.discard(spare)
+        except HyperError as error:  # the next hyperd finds what is left
+            log.error("spare not removed", extra={"id": spare.sandbox_id, "error": str(error)})  # noqa: TRY400
+        else:
+            log.info("spare gone", extra={"id": spare.sandbox_id})
+
+
+def serves(spec: ContainerSpec) -> bool:
+    """Whether such a container can do with the address and the disk that a spare has."""
+    return (
+        spec.network in ("", DEFAULT_NETWORK, "none")
+        and not (spec.networks or spec.address or spec.mac_address)
+        and not spec.writable_size_bytes
+        and limits_of(spec) == Limits()  # else its tap is another
+    )
+
+
+def unfit(spare: Spare, shape: Shape, template: Snapshot) -> str:
+    """Why it is not what a start from that template would make; "" when it is."""
+    if spare.shape != shape:
+        return f"the spare is of {spare.shape}"
+    if spare.template_id != template.manifest.snapshot_id:
+        return "the spare is of an earlier template"
+    return ""

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes that a server has: a disk of our own that loses power, and qemu-nbd, both on loopback."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+
+import pytest
+import pytest_asyncio
+
+from hyperd.errors import (
+    DeniedError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+)
+from hyperd.host.database import Database
+from hyperd.model.vm import NbdExport, SandboxId
+from hyperd.model.volume import NBD, VolumeName, VolumeRequest
+from hyperd.storage import LocalVolumes, nbd
+from tests.harness import wait_until
+from tests.losing import losing_disk
+
+BOX = SandboxId("a" * 64)
+DB = VolumeName("db")
+SIZE = 64 << 20
+
+
+@pytest_asyncio.fixture
+async def volumes(tmp_path):
+    database = Database(tmp_path / "records.sqlite")
+    await database.open()
+    subject = LocalVolumes(tmp_path / "volumes", database, owner_of=lambda _: (70001, 70000))
+    await subject.open()
+    yield subject
+    subject.close()
+    await database.close()
+
+
+@pytest.fixture
+def disk(tmp_path):
+    with losing_disk(tmp_path / "served.img", SIZE) as served:
+        yield served
+
+
+def request(port, name=DB, **options):
+    wanted = {"server": f"127.0.0.1:{port}", "export": "disk"} | options
+    return VolumeRequest(name, driver=NBD, options=wanted)
+
+
+@contextlib.contextmanager
+def qemu_nbd(path, *flags):
+    """A real server, until the block ends."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv = ["qemu-nbd", "-f", "raw", "-x", "disk", "-b", "127.0.0.1", "-p", str(port), "-t", *flags, path]
+    with subprocess.Popen(argv) as server:
+
+        def answers():
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+
+        try:
+            wait_until(answers, "qemu-nbd answers")
+            yield port
+        finally:
+            server.terminate()
+
+
+def require_ext4(path):
+    subprocess.run(["e2fsck", "-f", "-n", path], check=True, capture_output=True)
+
+
+async def test_a_servers_disk_is_formatted_on_request_and_used_as_it_is(volumes, disk, tmp_path):
+    made = await volumes.create(request(disk.port, format="true"))
+    assert (made.driver, made.size_bytes) == (NBD, SIZE)
+    assert made.export == NbdExport("127.0.0.1", disk.port, "disk")
+    assert disk.pending_pages == 0  # all of it is on the server's disk, and not with its memory alone
+    require_ext4(disk.path)
+    assert [path.name for path in (tmp_path / "volumes").iterdir() if path.name[0] != "."] == []
+    before = disk.path.read_bytes()
+    assert await volumes.create(request(disk.port, format="true")) == made
+    assert disk.path.read_bytes() == before
+    (view,) = await volumes.list()
+    assert (view.volume, view.allocated_bytes) == (made, 0)
+    lent = await volumes.lend(BOX, "volume-init", DB)
+    assert lent.export == made.export
+    await volumes.release(BOX)
+    with pytest.raises(UnsupportedError, match="as large as its server says"):
+        await volumes.grow(DB, 2 * SIZE)
+    with pytest.raises(ExistsError, match="lies elsewhere"):
+        await volumes.create(VolumeRequest(DB))
+    assert await volumes.remove(DB)
+    assert disk.path.read_bytes() == before  # what the server has is the server's
+
+
+async def test_a_real_server_is_understood(volumes, tmp_path):
+    path = tmp_path / "served.img"
+    path.touch()
+    with path.open("r+b") as file:
+        file.truncate(SIZE + 512)
+    with qemu_nbd(path) as port:
+        made = await volumes.create(request(port, format="true"))
+        assert made.size_bytes == SIZE
+        with pytest.raises(NotFoundError, match="no such export"):
+            await volumes.create(
+                VolumeRequest(VolumeName("other"), driver=NBD, options=request(port, export="x").options)
+            )
+    require_ext4(path)
+    with qemu_nbd(path, "--read-only") as port:
+        assert (await nbd.describe("127.0.0.1", port, "disk")).readonly
+        with pytest.raises(DeniedError, match="lets nobody write"):
+            await volumes.create(request(port, VolumeName("other")))
+
+
+async def test_a_server_that_is_not_there_or_does_not_answer_is_told_in_time(volumes, disk, monkeypatch):
+    await volumes.create(request(disk.port))
+    disk.close()
+    with pytest.raises(UnavailableError, match="cannot be reached"):
+        await volumes.lend(BOX, "volume-init", DB)
+    assert (await volumes.get(DB)).users == ()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(TimeoutExpiredError, match="did not answer"),
+    ):
+        await nbd.describe("127.0.0.1", silent.getsockname()[1], "disk", deadline_s=0.2)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2p1 and so on\r\n",
+        b"NBDMAGICIHAVEOPT\0\0",
+        b"NBDMAGICIHAVEOPT\0\3" + b"\0" * 20,
+        b"NBDMAGICIHAVEOPT\0\3" + bytes.fromhex("0003e889045565a9 00000006 00000003 ffffffff"),
+        b"NBDMAGICIHAVEOPT\0\3" + bytes.fromhex("0003e889045565a9 00000006 00000001 00000000") * 20,
+        b"NBDMAGIC",
+    ],
+)
+async def test_a_server_that_talks_nonsense_is_refused(answer):
+    async def talk(_, writer):
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises((UnavailableError, UnsupportedError)):
+            await nbd.describe("127.0.0.1", port, "disk", deadline_s=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"options": {}}, InvalidError),
+        ({"options": {"server": "host:99999"}}, InvalidError),
+        ({"options": {"server": "host name"}}, InvalidError),
+        ({"options": {"server": "host", "export": "a b"}}, InvalidError),
+        ({"options": {"server": "host", "format": "yes"}}, InvalidError),
+        ({"options": {"server": "host", "password": "x"}}, InvalidError),
+        ({"options": {"server": "host"}, "size_bytes": SIZE}, InvalidError),
+        ({"options": {"server": "host"}, "snapshot": "s"}, UnsupportedError),
+        ({"options": {"server": "host"}, "filesystem": "zfs"}, UnsupportedError),
+    ],
+)
+async def test_what_no_server_can_be_asked_for_is_refused(volumes, fields, kind):
+    with pytest.raises(kind):
+        await volumes.create(VolumeRequest(DB, driver=NBD, **fields))
+    assert await volumes.list() == []
+
+
+async def test_a_disk_that_loses_power_has_what_was_flushed_and_nothing_else(disk):
+    """The server that other tests believe in."""
+    url = f"nbd://127.0.0.1:{disk.port}/disk"
+    subprocess.run(
+        ["qemu-io", "-f", "raw", "-c", "write -P 1 0 64k", "-c", "flush", url],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    writer = subprocess.Popen(
+        ["qemu-io", "-t", "writeback", "-f", "raw", url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    with writer:
+        assert writer.stdin is not None
+        writer.stdin.write("write -P 2 64k 64k\n")
+        writer.stdin.flush()
+        wait_until(lambda: disk.pending_pages == 16, "it was written")
+        disk.lose_power()
+        writer.kill()
+    assert disk.lost_pages == 16
+    assert disk.path.read_bytes()[: 128 << 10] == b"\1" * (64 << 10) + bytes(64 << 10)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which images a Dockerfile needs."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hyperd.build import plan
+from hyperd.build.dockerfile import base_images
+from hyperd.build.words import expand
+from hyperd.model.image import Platform
+
+PLATFORM = plan.platform_args(Platform("linux", "amd64"))
+
+
+def images(text: str, target: str = "", **build_args: str) -> list[str]:
+    return base_images(text.encode(), build_args=build_args, target=target, platform_args=PLATFORM)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("FROM alpine", ["alpine"]),
+        ("from Alpine:3 as x\n", ["Alpine:3"]),
+        ("# FROM no\n\n  FROM \\\n# a comment\n\n  alpine \\\n AS x", ["alpine"]),
+        ("\ufeffFROM alpine", ["alpine"]),
+        ("# escape=`\nFROM `\nalpine", ["alpine"]),
+        ("FROM --platform=$BUILDPLATFORM alpine", ["alpine"]),
+        ("FROM scratch\nCOPY x /", []),
+        ("FROM alpine@sha256:" + "0" * 64, ["alpine@sha256:" + "0" * 64]),
+        ("FROM alpine\nRUN <<EOF\nFROM no\nEOF\nFROM busybox", ["busybox"]),
+        ("FROM alpine\nRUN <<-'EOF' cat\n\tFROM no\n\tEOF\nCOPY --from=busybox /a /b", ["alpine", "busybox"]),
+        ("FROM alpine\nRUN --mount=type=bind,from=tools:1,target=/t true", ["alpine", "tools:1"]),
+        ('FROM alpine\nCOPY --chown=1 --from="busybox" /a /b', ["alpine", "busybox"]),
+        ("", []),
+        ("RUN echo $(cat <<EOF", []),
+    ],
+)
+def test_the_images_of_a_dockerfile(text: str, found: list[str]):
+    assert images(text) == found
+
+
+def test_only_what_the_target_stands_on_is_wanted():
+    text = """
+FROM a AS one
+FROM b AS two
+FROM one AS three
+COPY --from=0 /x /
+FROM c
+COPY --from=TWO /x /
+FROM d AS never
+"""
+    assert images(text, target="three") == ["a"]
+    assert images(text, target="3") == ["b", "c"]
+    assert images(text) == ["d"]
+    assert images(text, target="no-such-stage") == []
+
+
+def test_a_stage_may_be_called_as_the_image_that_it_is_from():
+    assert images("FROM busybox AS busybox\nFROM busybox") == ["busybox"]
+
+
+def test_arguments_from_before_the_first_stage_and_from_the_caller():
+    text = (
+        "ARG TAG=3\nARG NAME=alpine:${TAG}\nFROM ${NAME}\nARG TAG\nARG OWN=tools:$TAG\nCOPY --from=$OWN /a /b"
+    )
+    assert images(text) == ["alpine:3", "tools:3"]
+    assert images(text, TAG="4") == ["alpine:4", "tools:4"]
+    assert images(text, NAME="debian") == ["debian", "tools:3"]
+    assert images("FROM base:$TARGETARCH-${TARGETPLATFORM}") == ["base:amd64-linux/amd64"]
+
+
+def test_an_argument_of_a_stage_is_unknown_to_the_next_ones_from():
+    assert images("FROM a\nARG X=b\nFROM a${X}c") == ["ac"]
+
+
+@pytest.mark.parametrize(
+    ("word", "expanded"),
+    [
+        ("$A-${A}", "1-1"),
+        ("${B:-x}${B-y}", "x"),
+        ("${A:+x}${NO:+y}${B+z}", "xz"),
+        ("${NO:-${A}}", "1"),
+        ("'$A'\"$A\"\\$A", "$A1$A"),
+        ("a$", "a$"),
+        ("${A", None),
+        ("${A?x}", None),
+        ("'a", None),
+        ("${}", None),
+    ],
+)
+def test_variables_in_a_word(word: str, expanded: str | None):
+    assert expand(word, {"A": "1", "B": ""}) == expanded
+
+
+LINES = st.sampled_from([
+    "FROM ", "AS x", "a:$", "${A:-", "}", "COPY --from=", "RUN --mount=from=", "<<E", "E", "\\\n", "\n", "# escape=`\n",
+    "ARG A", "=", "'", '"', "$A", " ",
+])  # fmt: skip
+
+
+@given(st.lists(LINES, max_size=40).map("".join) | st.text(max_size=200))
+def test_no_text_is_too_strange(text: str):
+    for image in images(text, A="b"):
+        assert image
+        assert image != "scratch"
