@@ -74,7 +74,7 @@ def describe_status(container: pb.Container, now_s: float) -> str:
                 return f"{up} (Paused)"
             if container.state == pb.CONTAINER_STATE_STOPPING:
                 return f"{up} (stopping)"
-            return f"{up} (agent not reached)" if container.trouble else up
+            return f"{up} (in trouble)" if container.trouble else up
         case pb.CONTAINER_STATE_HIBERNATED:
             return f"Hibernated {render_ago(container.finished_at, now_s)}".rstrip()
         case pb.CONTAINER_STATE_EXITED:

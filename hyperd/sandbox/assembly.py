@@ -7,7 +7,7 @@ import math
 import re
 import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -29,8 +29,9 @@ from hyperd.model.guest import (
 )
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment, way_out
+from hyperd.model.share import Share
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import capabilities, endpoints, mounts, ports
+from hyperd.sandbox import capabilities, endpoints, mount_sources, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
 # moby oci/defaults.go
@@ -206,7 +207,14 @@ def _servers(attachments: tuple[Attachment, ...], out: Attachment | None) -> tup
     return tuple(dict.fromkeys(server for at in chosen for server in at.dns_servers))[:MAX_SERVERS]
 
 
-def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) -> ContainerPlan:
+def container_plan(
+    record: ContainerRecord,
+    image: ImageConfig,
+    root: RootDisk,
+    shares: Collection[Share] = (),
+    *,
+    emulated: bool = False,
+) -> ContainerPlan:
     spec = record.spec
     fraction = spec.cpus and spec.cpus != math.ceil(spec.cpus)
     return ContainerPlan(
@@ -218,7 +226,7 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
         hostname=hostname_of(record),
         mounts=(
             *(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
-            *mounts.guest_mounts(spec.mounts),
+            *mount_sources.guest_mounts(spec.mounts, shares, emulated=emulated),
         ),
         init=spec.init,
         masked_paths=() if spec.privileged else MASKED_PATHS,

@@ -493,6 +493,8 @@ class Mount(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     DRIVER_FIELD_NUMBER: _builtins.int
     ANONYMOUS_FIELD_NUMBER: _builtins.int
+    UID_MAP_FIELD_NUMBER: _builtins.int
+    GID_MAP_FIELD_NUMBER: _builtins.int
     type: Global___MountType.ValueType
     source: _builtins.str
     """volume: its name, "" = a new anonymous one; bind: absolute path on the host"""
@@ -515,6 +517,12 @@ class Mount(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """of a volume that is made by this"""
 
+    @_builtins.property
+    def uid_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdRange]:
+        """bind: ids of the host that are others in the container; the rest are the same"""
+
+    @_builtins.property
+    def gid_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdRange]: ...
     def __init__(
         self,
         *,
@@ -529,14 +537,43 @@ class Mount(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         driver: _builtins.str = ...,
         anonymous: _builtins.bool = ...,
+        uid_map: _abc.Iterable[Global___IdRange] | None = ...,
+        gid_map: _abc.Iterable[Global___IdRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "gid_map", b"gid_map", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type", "uid_map", b"uid_map"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class IdRange(_message.Message):
+    """count ids from host on are those from guest on in the container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    host: _builtins.int
+    guest: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        host: _builtins.int = ...,
+        guest: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "guest", b"guest", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdRange: _TypeAlias = IdRange  # noqa: Y015
 
 @_typing.final
 class PortRequest(_message.Message):
