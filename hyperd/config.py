@@ -27,6 +27,12 @@ def _assets_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).resolve().parent.parent / "build" / "assets"
 
 
+def _virtiofsd() -> Path:
+    """Debian's, where it has one."""
+    system = Path("/usr/libexec/virtiofsd")
+    return system if system.exists() else _assets_dir() / "virtiofsd" / "virtiofsd"
+
+
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     state_dir: Path = Path("/var/lib/hyper")  # records, images, disks, logs of containers
@@ -70,6 +76,10 @@ class ImageConfig:
 class StorageConfig:
     writable_size_mib: int = 10240  # of a container's writable disk; sparse
     volume_size_mib: int = 10240  # of a volume that is made without a size; sparse
+    bind_allow: tuple[
+        Path, ...
+    ] = ()  # what of the host may be shared with guests, and all below it; none: anything
+    virtiofsd: Path = field(default_factory=_virtiofsd)  # serves what is shared
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +216,9 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
     if isinstance(value, str) and "\0" in value:
         raise wrong
     if kind in (Path, Path | None):
-        if not isinstance(value, str) or not Path(value).is_absolute():
-            raise wrong
-        return Path(value)
+        return _path(value, wrong)
+    if kind == tuple[Path, ...]:
+        return _paths(value, wrong)
     if kind is str and isinstance(value, str):
         return value
     if kind is bool:
@@ -229,6 +239,20 @@ def _converted(kind: Any, value: object, key: str, source: str) -> object:
     return converted
 
 
+def _path(value: object, wrong: InvalidError) -> Path:
+    if not isinstance(value, str) or not Path(value).is_absolute():
+        raise wrong
+    return Path(value)
+
+
+def _paths(value: object, wrong: InvalidError) -> tuple[Path, ...]:
+    """A text, with colons, when it comes from the environment or a flag."""
+    parts = [part for part in value.split(":") if part] if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        raise wrong
+    return tuple(_path(part, wrong) for part in parts)
+
+
 def _texts(_kind: Any, value: object, key: str, source: str) -> tuple[str, ...]:
     """A list; from the environment or a flag, with commas between."""
     given = [part.strip() for part in value.split(",") if part] if isinstance(value, str) else value
@@ -242,6 +266,8 @@ def _kind_name(kind: Any) -> str:
         return "one of " + ", ".join(typing.get_args(kind))
     if kind in (Path, Path | None):
         return "an absolute path"
+    if kind == tuple[Path, ...]:
+        return "a list of absolute paths; in the environment and in flags with `:` between them"
     return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}[kind]
 
 

@@ -72,7 +72,7 @@ from hyperd.sandbox import (
     parallel_starts,
 )
 from hyperd.snapshot import LocalSnapshots
-from hyperd.storage import LocalStorage, LocalVolumes, SpaceWatch
+from hyperd.storage import LocalShares, LocalStorage, LocalVolumes, Places, SpaceWatch
 from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         images = OciImageStore(_image_settings(config), floor.database, tasks)
         await images.open()
         stack.push_async_callback(images.close)
-        storage, volumes = await _open_storage(config, floor, stack, tasks)
+        storage, volumes, shares = await _open_storage(config, floor, stack, tasks)
         network = _networks(config, floor)
         stack.callback(network.close)
         await prepare_network(network)
@@ -117,7 +117,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         snapshots = LocalSnapshots(config.daemon.state_dir / "snapshots", qemu_gid=_qemu_owner(config)[1])
         stack.callback(snapshots.close)
         await snapshots.open()
-        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes)
+        rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes, shares)
         settings, ledger = _run_settings(config), Ledger(_admission(config))
         facts = _facts(config, settings.guest, hypervisor, floor.files)
         runner = _runner(config, rooms, settings, facts, ledger, floor.files, tasks)
@@ -267,7 +267,7 @@ async def _open_floor(config: Config, stack: contextlib.AsyncExitStack) -> _Floo
 
 async def _open_storage(
     config: Config, floor: _Floor, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup
-) -> tuple[LocalStorage, LocalVolumes]:
+) -> tuple[LocalStorage, LocalVolumes, LocalShares]:
     storage = LocalStorage(
         config.daemon.state_dir / "storage",
         size_bytes=config.storage.writable_size_mib << 20,
@@ -285,7 +285,16 @@ async def _open_storage(
     await volumes.open()
     watching = tasks.create_task(SpaceWatch(config.daemon.state_dir, floor.files).run())
     stack.callback(watching.cancel)
-    return storage, volumes
+    shares = _shares(config)
+    stack.callback(shares.close)
+    return storage, volumes, shares
+
+
+def _shares(config: Config) -> LocalShares:
+    own = (config.daemon.state_dir, config.daemon.run_dir, config.socket)
+    places = Places(config.storage.bind_allow, own)
+    root, program = config.daemon.run_dir / "shares", config.storage.virtiofsd
+    return LocalShares(root, program, places, owner_of=_disk_owner(config))
 
 
 def _libvirt_settings(config: Config) -> LibvirtSettings:

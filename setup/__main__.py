@@ -17,8 +17,20 @@ from setup.packages import Packages
 from setup.postgres import Postgres
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
+from setup.virtiofsd import Virtiofsd
 
-NAMES = ("packages", "kernel", "builder", "python", "erofs", "busybox", "postgres", "agent", "prepare")
+NAMES = (
+    "packages",
+    "kernel",
+    "builder",
+    "python",
+    "erofs",
+    "virtiofsd",
+    "busybox",
+    "postgres",
+    "agent",
+    "prepare",
+)
 
 
 def main() -> None:
@@ -31,7 +43,7 @@ def main() -> None:
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
         *(Packages(), Kernel(renew="kernel" in force), Builder(renew="builder" in force)),
-        *(Environment(), Erofs(), Busybox(), Postgres(), Agent(), Prepare()),
+        *(Environment(), Erofs(), Virtiofsd(), Busybox(), Postgres(), Agent(), Prepare()),
     )
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)

@@ -81,6 +81,34 @@ def update(job: Job) -> None:
     job.run("apt-get", "-q", "-o", "DPkg::Lock::Timeout=300", "update")
 
 
+def private_sources(job: Job, work: Path, kind: str, release: str) -> list[str]:
+    """apt's options for ``release`` ("deb" or "deb-src"), from this machine's mirror, with its lists below ``work``.
+
+    The host's own sources stay as they are, and so do the packages that it has.
+    """
+    mirror = mirror_of(codename())
+    if not mirror:
+        raise StepError("no Debian mirror is configured", hint="configure one in /etc/apt/sources.list.d")
+    for directory in ("lists/partial", "cache/archives/partial"):
+        (work / "apt" / directory).mkdir(parents=True)
+    (work / "apt" / "status").touch()
+    (work / "apt" / "sources.list").write_text(f"{kind} [signed-by={KEYRING}] {mirror} {release} main\n")
+    options = {
+        "Dir::Etc::sourcelist": work / "apt" / "sources.list",
+        "Dir::Etc::sourceparts": "-",
+        "Dir::Etc::preferences": "-",
+        "Dir::Etc::preferencesparts": "-",
+        "Dir::State::lists": work / "apt" / "lists",
+        "Dir::State::status": work / "apt" / "status",
+        "Dir::Cache": work / "apt" / "cache",
+        "APT::Sandbox::User": "root",
+    }
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    job.hint = f"the mirror of this machine must carry {release}"
+    job.run("apt-get", "-q", *words, "update")
+    return words
+
+
 def install(job: Job, packages: Sequence[str], *, preferences: str = "") -> None:
     """Install packages without their recommendations, without starting a service, and without removing anything."""
     existing = Path("/etc/apt/preferences")

@@ -74,25 +74,7 @@ def build(job: Job, out: Path) -> None:
 
 
 def fetch(job: Job, work: Path) -> None:
-    """Download and unpack the source package with a private apt configuration; apt and dpkg-source check it."""
-    mirror = debian.mirror_of(debian.codename())
-    if not mirror:
-        raise StepError("no Debian mirror is configured", hint="configure one in /etc/apt/sources.list.d")
-    sources = work / "apt" / "sources.list"
-    for directory in ("lists/partial", "cache/archives/partial"):
-        (work / "apt" / directory).mkdir(parents=True)
-    sources.write_text(f"deb-src [signed-by={debian.KEYRING}] {mirror} {RELEASE} main\n")
-    options = {
-        "Dir::Etc::sourcelist": sources,
-        "Dir::Etc::sourceparts": "-",
-        "Dir::Etc::preferences": "-",
-        "Dir::Etc::preferencesparts": "-",
-        "Dir::State::lists": work / "apt" / "lists",
-        "Dir::Cache": work / "apt" / "cache",
-        "APT::Sandbox::User": "root",
-    }
-    private = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
-    job.hint = f"the mirror of this machine must carry {RELEASE}'s source packages"
+    """Download and unpack the source package; apt and dpkg-source check it."""
     job.say(f"downloading erofs-utils from {RELEASE}")
-    job.run("apt-get", "-q", *private, "update")
-    job.run("apt-get", "-q", *private, "source", "erofs-utils", cwd=work)
+    options = debian.private_sources(job, work, "deb-src", RELEASE)
+    job.run("apt-get", "-q", *options, "source", "erofs-utils", cwd=work)

@@ -2,7 +2,7 @@
 """`make install` and `make uninstall`: hyper below a prefix, without the checkout that it came from.
 
 PREFIX/lib/hyper/N/venv      the runtime lock and the project
-PREFIX/lib/hyper/N/assets    kernel, initramfs, mkfs.erofs, the builder's image: copies, not links into the cache
+PREFIX/lib/hyper/N/assets    kernel, initramfs, mkfs.erofs, virtiofsd, the builder's image: copies, not links
 PREFIX/lib/hyper/current     link to the N in use
 PREFIX/lib/hyper/installed   what was put elsewhere, for uninstall
 PREFIX/bin/{hyper,hyperd}    links into current's venv
@@ -27,6 +27,7 @@ from setup.environment import RUNTIME_LOCK, install_project, make_venv
 from setup.step import ASSETS, ROOT, Job, StepError, explain, logging_to
 
 ASSET_NAMES = ("vmlinux", "initramfs.cpio", "hyper-agent", "mkfs.erofs", "builder.tar")
+OPTIONAL_ASSETS = ("virtiofsd",)  # where Debian has none of its own
 PROGRAMS = ("hyper", "hyperd")
 UNIT = "hyperd.service"
 STATE = (Path("/var/lib/hyper"), Path("/run/hyper"))
@@ -131,11 +132,12 @@ def move_link(link: Path, target: Path) -> None:
 
 def copy_assets(assets: Path) -> None:
     assets.mkdir()
-    for name in ASSET_NAMES:
+    for name in (*ASSET_NAMES, *(name for name in OPTIONAL_ASSETS if (ASSETS / name).exists())):
         source = ASSETS / name
         if not source.exists():
             raise StepError(f"{source} is not there", hint="`make setup` builds it")
-        shutil.copy(source, assets / name)  # follows the link; keeps the mode
+        # Follows the link; keeps the mode.
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, assets / name)
 
 
 def write_unit(prefix: Path) -> Path:

@@ -28,13 +28,13 @@ BUILD = (
 )
 # What makes, signs and reads the images of demo and tests, and the terminal that tests look at.
 TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "gpg", "gpg-agent", "gpgconf")
-# What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old.
+# What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old, and virtiofsd put together.
 RELEASE = {
     "bookworm": (
         *("dpkg-dev", "autoconf", "automake", "libtool"),
         *("uuid-dev", "liblz4-dev", "zlib1g-dev", "libzstd-dev"),
     ),
-    "trixie": ("erofs-utils",),
+    "trixie": ("erofs-utils", "virtiofsd"),
 }
 RUST = {
     "bookworm": ("cargo-web", "rustc-web", "rustfmt-web", "rust-web-clippy"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from guestkernel import build
-from setup import agent, cache, debian, erofs, initramfs, install, kernel, packages, step
+from setup import agent, cache, debian, erofs, initramfs, install, kernel, packages, step, virtiofsd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -243,3 +243,25 @@ def test_systemd_is_told_when_the_daemon_answers() -> None:
     """`systemctl start hyperd && hyper run` must not race; hyperd/host/systemd.py sends what the unit waits for."""
     lines = (step.ROOT / "packaging/hyperd.service").read_text().splitlines()
     assert {"Type=notify", "NotifyAccess=main", "KillMode=process"} <= set(lines)
+
+
+def test_virtiofsd_is_started_with_what_lies_beside_it_wherever_that_is(tmp_path: Path) -> None:
+    for name in ("cache", "installed"):
+        place = tmp_path / name
+        place.mkdir()
+        (place / "virtiofsd").write_text(virtiofsd.WRAPPER)
+        (place / virtiofsd.LOADER).write_text(f"#!/bin/sh\necho virtiofsd 1.13.2 {name} $3\n")
+        for program in ("virtiofsd", virtiofsd.LOADER):
+            (place / program).chmod(0o755)
+        told = step.capture(str(place / "virtiofsd"), "--version")
+        assert told == f"virtiofsd 1.13.2 {name} {place}/virtiofsd.bin\n"
+        assert virtiofsd.require_version(place / "virtiofsd") == (1, 13, 2)
+
+
+def test_a_virtiofsd_that_is_too_old_or_none_is_refused(tmp_path: Path) -> None:
+    program = tmp_path / "virtiofsd"
+    program.write_text("#!/bin/sh\necho virtiofsd 1.10.0\n")
+    program.chmod(0o755)
+    for wrong in (program, tmp_path / "none"):
+        with pytest.raises(step.StepError, match="is needed"):
+            virtiofsd.require_version(wrong)

@@ -193,7 +193,8 @@ class Hyper:
         self._told_before = self.log.stat().st_size if self.log.exists() else 0
 
     def _left(self) -> list[str]:
-        left = [f"process {pid}: {command}" for pid, command in self.qemu_processes().items()]
+        processes = {**self.qemu_processes(), **self.share_processes()}
+        left = [f"process {pid}: {command}" for pid, command in processes.items()]
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         left += [
             line
@@ -202,7 +203,7 @@ class Hyper:
         ]
         for place in ("storage/sandboxes", "sandboxes"):
             left += [str(path) for path in (self.state_dir / place).glob("*")]
-        left += [str(path) for path in (self.run_dir / "vm").glob("*")]
+        left += [str(path) for place in ("vm", "shares") for path in (self.run_dir / place).glob("*")]
         with contextlib.closing(sqlite3.connect(self.state_dir / "records.sqlite")) as records:
             left += [f"lease {row}" for row in records.execute("SELECT * FROM network_lease")]
             left += [f"port {row}" for row in records.execute("SELECT * FROM network_port")]
@@ -220,12 +221,19 @@ class Hyper:
 
     def qemu_processes(self) -> dict[int, str]:
         """QEMU processes whose command line names our state directory."""
+        return self._processes("qemu-system")
+
+    def share_processes(self) -> dict[int, str]:
+        """Those that serve directories of the host: two for each share."""
+        return self._processes("virtiofsd")
+
+    def _processes(self, program: str) -> dict[int, str]:
         found = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if "qemu-system" in command and str(self.home) in command:
+                    if program in command and str(self.home) in command and "hyperd --set" not in command:
                         found[int(entry.name)] = command[:120]
         return found
 
@@ -238,7 +246,7 @@ class Hyper:
             except subprocess.TimeoutExpired:
                 self.daemon.kill()
                 self.daemon.wait(20)
-        for pid in self.qemu_processes():
+        for pid in (*self.qemu_processes(), *self.share_processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self._tmpfs:

@@ -301,6 +301,7 @@ impl Workshop {
         let written: Vec<String> =
             request.mounts.iter().filter(|mount| !is_readonly(mount)).map(|mount| mount.source.clone()).collect();
         for mount in &mut request.mounts {
+            let is_share = mount.r#type == "virtiofs";
             let lease = if let Some(filesystem) = mount.r#type.strip_prefix("block:") {
                 let attributes = if written.contains(&mount.source) {
                     mount::Attributes::empty()
@@ -315,13 +316,16 @@ impl Workshop {
                     growth::fill_disk(&lease.path);
                 }
                 lease
-            } else if mount.r#type == "virtiofs" {
-                self.disks.lease_share(&mount.source)?
+            } else if is_share {
+                self.disks
+                    .lease_share(&mount.source)
+                    .map_err(|error| error.of(format_args!("share at {}", mount.destination)))?
             } else {
                 continue;
             };
             "bind".clone_into(&mut mount.r#type);
-            let source = volume::directory(&lease.path, &mount.subdirectory)
+            let found = if is_share { volume::entry } else { volume::directory };
+            let source = found(&lease.path, &mount.subdirectory)
                 .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?;
             mount.source = source.to_string_lossy().into_owned();
             leases.push(lease);

@@ -21,6 +21,7 @@ use crate::virtio;
 
 const DISK_DEADLINE: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
+const SHARES: &str = "/sys/fs/virtiofs";
 const MAX_LAYERS: usize = 256;
 
 /// What is mounted, by "SERIAL.PARTITION".
@@ -271,8 +272,10 @@ impl<K: Kernel> Disks<K> {
             entry.users += 1;
             return Ok(Lease { key, path: entry.path.clone(), mounted: self.mounted.clone() });
         }
+        wait_share(Path::new(SHARES), tag)?;
         let path = make_directory(self.state.join("disks").join(&key))?;
-        let made = self.kernel.make(&Filesystem::new("virtiofs", &[("source", tag)], Attributes::empty()))?;
+        // The host's device nodes mean other devices here.
+        let made = self.kernel.make(&Filesystem::new("virtiofs", &[("source", tag)], Attributes::MOUNT_ATTR_NODEV))?;
         let place =
             rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;
         self.kernel.attach(made.as_fd(), place.as_fd())?;
@@ -399,6 +402,24 @@ fn wait_device(serial: &str, partition: u32) -> Result<String> {
     }
 }
 
+/// It may be plugged in just now: until its driver has it, mounting would say that nobody knows the tag.
+fn wait_share(shares: &Path, tag: &str) -> Result<()> {
+    let deadline = Instant::now() + DISK_DEADLINE;
+    while !has_share(shares, tag) {
+        if Instant::now() >= deadline {
+            let waited = DISK_DEADLINE.as_secs();
+            return Err(Error::new(Kind::NotFound, format!("nothing is shared as {tag:?} within {waited} s")));
+        }
+        std::thread::sleep(POLL);
+    }
+    Ok(())
+}
+
+fn has_share(shares: &Path, tag: &str) -> bool {
+    let mut found = std::fs::read_dir(shares).into_iter().flatten().flatten();
+    found.any(|entry| std::fs::read_to_string(entry.path().join("tag")).is_ok_and(|told| told.trim_end() == tag))
+}
+
 fn find_disk(serial: &str) -> Option<String> {
     let mut disks = std::fs::read_dir("/sys/block").ok()?.flatten();
     let found = disks.find(|entry| read_serial(&entry.path()).is_some_and(|found| found == serial))?;
@@ -428,4 +449,22 @@ pub fn unmount_all(state: &Path) -> bool {
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::path::tests::Scratch;
+
+    #[test]
+    fn a_share_is_found_by_its_tag_alone() {
+        let scratch = Scratch::new();
+        assert!(!has_share(&scratch.0.join("none"), "bind0"));
+        for (number, tag) in ["bind10\n", "bind1\n"].iter().enumerate() {
+            let place = make_directory(scratch.0.join(number.to_string())).unwrap();
+            std::fs::write(place.join("tag"), tag).unwrap();
+        }
+        assert!(has_share(&scratch.0, "bind1"));
+        assert!(!has_share(&scratch.0, "bind"));
+    }
 }

@@ -154,12 +154,13 @@ fn configure_link(socket: &OwnedFd, link: &Link, is_new: bool) -> Result<()> {
     let mac = parse_mac(&link.mac)?;
     let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name)?;
     if is_foreign {
+        // First: what the link makes of its MAC for IPv6 it makes anew when it is flushed.
+        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
+            .what(format_args!("set the MAC address of {name}"))?;
         // A clone's: it still has its parent's addresses, of whatever origin.
         if !is_new {
             flush(socket, index, &name).map_err(|error| error.of(format_args!("flush {name}")))?;
         }
-        ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
-            .what(format_args!("set the MAC address of {name}"))?;
     }
     if !link.name.is_empty() && link.name != name {
         // A link that is up may not be renamed.

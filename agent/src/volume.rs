@@ -20,6 +20,15 @@ const MAX_XATTR_BYTES: usize = 65536;
 
 /// The directory `name` of the file system mounted at `mount`: what the container is to see.
 pub fn directory(mount: &Path, name: &str) -> Result<PathBuf> {
+    let path = entry(mount, name)?;
+    if !std::fs::symlink_metadata(&path).is_ok_and(|found| found.is_dir()) {
+        return Err(Error::invalid(format!("{name} of the volume is not a directory")));
+    }
+    Ok(path)
+}
+
+/// The same, which may be a file: of a file that is shared the guest has a directory with it alone.
+pub fn entry(mount: &Path, name: &str) -> Result<PathBuf> {
     if name.is_empty() {
         return Ok(mount.to_owned());
     }
@@ -29,8 +38,8 @@ pub fn directory(mount: &Path, name: &str) -> Result<PathBuf> {
     let path = mount.join(name);
     // Who could write to the raw disk may have made it a link to anywhere in the guest.
     match std::fs::symlink_metadata(&path) {
-        Ok(found) if found.is_dir() => Ok(path),
-        Ok(_) => Err(Error::invalid(format!("{name} of the volume is not a directory"))),
+        Ok(found) if found.is_dir() || found.is_file() => Ok(path),
+        Ok(_) => Err(Error::invalid(format!("{name} of the volume is neither a directory nor a file"))),
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => {
             Err(Error::invalid(format!("the volume has no directory {name}: it was not made by hyper")))
         }

@@ -7,17 +7,18 @@ from hyper.v1 import container_pb2 as pb
 from hyperctl import options
 from hyperctl.errors import InvalidError
 
-_FIELDS = ("name", "ip", "alias", "mac-address", "gw-priority")
+_FIELDS = ("name", "ip", "ip6", "alias", "mac-address", "gw-priority")
 
 
 def parse_networks(
-    texts: Sequence[str], *, ip: str = "", aliases: Sequence[str] = (), mac_address: str = ""
+    texts: Sequence[str], *, ip: str = "", ip6: str = "", aliases: Sequence[str] = (), mac_address: str = ""
 ) -> list[pb.NetworkEndpoint]:
     """The flags beside it are of the first. Raises InvalidError."""
     endpoints = [parse_network(text) for text in texts] or [pb.NetworkEndpoint()]
     first = endpoints[0]
     for flag, field, given, own in (
         ("--ip", "ip", ip, first.address),
+        ("--ip6", "ip6", ip6, first.address6),
         ("--network-alias", "alias", aliases, first.aliases),
         ("--mac-address", "mac-address", mac_address, first.mac_address),
     ):
@@ -27,6 +28,7 @@ def parse_networks(
                 subject="--network",
             )
     first.address = first.address or ip
+    first.address6 = first.address6 or ip6
     first.mac_address = first.mac_address or mac_address
     first.aliases.extend(aliases)
     return endpoints
@@ -47,6 +49,8 @@ def parse_network(text: str) -> pb.NetworkEndpoint:
                 endpoint.network = value
             case "ip":
                 endpoint.address = value
+            case "ip6":
+                endpoint.address6 = value
             case "alias":
                 endpoint.aliases.append(value)
             case "mac-address":

@@ -15,10 +15,16 @@ _TYPES = {
     "bind": pb.MOUNT_TYPE_BIND,
     "tmpfs": pb.MOUNT_TYPE_TMPFS,
 }
+_IDS = re.compile(r"[0-9]{1,10}-[0-9]{1,10}-[0-9]{1,10}")
+_MAX_ID = 0xFFFF_FFFF
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _HAS_NO_EFFECT = frozenset(
     {"z", "Z", "cached", "delegated", "consistent", "rprivate", "private"}
 )  # of SELinux, of Docker Desktop, and what is so in any case
+_IS_SO_IN_ANY_CASE = {
+    *(("bind-propagation", value) for value in ("private", "rprivate")),
+    *(("bind-recursive", value) for value in ("enabled", "readonly")),  # what is mounted below is there, too
+}
 _PROPAGATIONS = frozenset({"shared", "slave", "rshared", "rslave"})
 
 
@@ -43,6 +49,8 @@ def parse_volume(text: str) -> pb.Mount:
     for option in parts[2].split(",") if len(parts) == 3 else ():
         if option == "ro":
             mount.readonly = True
+        elif option.startswith("idmap=") and mount.type == pb.MOUNT_TYPE_BIND:
+            _take_idmap(mount, "--volume", text, option.removeprefix("idmap="))
         elif option == "nocopy" and mount.type == pb.MOUNT_TYPE_VOLUME:
             mount.no_copy = True
         elif option in _PROPAGATIONS:
@@ -86,11 +94,11 @@ def parse_mount(text: str) -> pb.Mount:  # noqa: PLR0912 - a key a branch
                 mount.size_bytes = parse_size("--mount", value)
             case "tmpfs-mode":
                 mount.mode = _mode(text, value)
-            case "bind-propagation" if value in {"rprivate", "private"}:
-                pass
-            case "consistency":
-                pass
-            case _:
+            case "idmap":
+                _take_idmap(mount, "--mount", text, value)
+            case "bind-create-src":
+                mount.create_source = _flag(text, key, value, given=bool(equals))
+            case _ if (key, value) not in _IS_SO_IN_ANY_CASE and key != "consistency":
                 raise _invalid("--mount", text, f"unknown option {field!r}")
     _require_whole(mount, text)
     return mount
@@ -124,10 +132,25 @@ def _require_whole(mount: pb.Mount, text: str) -> None:
         raise _invalid("--mount", text, f"{mount.source!r} is not a volume's name")
     if is_tmpfs and mount.source:
         raise _invalid("--mount", text, "a tmpfs has no source")
+    if mount.type != pb.MOUNT_TYPE_BIND and (mount.create_source or mount.uid_map or mount.gid_map):
+        raise _invalid("--mount", text, "bind-... and idmap only go with type=bind")
     if not is_volume and (mount.no_copy or mount.labels or mount.driver):
         raise _invalid("--mount", text, "volume-... only goes with type=volume")
     if not is_tmpfs and (mount.mode or (mount.size_bytes and not is_volume)):
         raise _invalid("--mount", text, "tmpfs-... only goes with type=tmpfs")
+
+
+def _take_idmap(mount: pb.Mount, flag: str, text: str, value: str) -> None:
+    """`uids=HOST-CONTAINER-COUNT[#...];gids=...`, as podman writes it."""
+    for part in value.split(";"):
+        kind, _, ranges = part.partition("=")
+        if kind not in {"uids", "gids"} or not all(_IDS.fullmatch(ids) for ids in ranges.split("#")):
+            raise _invalid(flag, text, "write idmap=uids=HOST-CONTAINER-COUNT[#...];gids=...")
+        for ids in ranges.split("#"):
+            host, guest, count = map(int, ids.split("-"))
+            if max(host, guest, count) > _MAX_ID:
+                raise _invalid(flag, text, f"{ids} is more than 32 bits")
+            (mount.uid_map if kind == "uids" else mount.gid_map).add(host=host, guest=guest, count=count)
 
 
 def _take_option(mount: pb.Mount, text: str, value: str) -> None:

@@ -45,10 +45,13 @@ def network_document(network: pb.Network) -> dict[str, Any]:
         "Created": _created(network),
         "Scope": "local",
         "Driver": "bridge",
-        "EnableIPv6": False,
+        "EnableIPv6": spec.ipv6,
         "IPAM": {
             "Driver": "default",
-            "Config": [{"Subnet": spec.subnet, "IPRange": spec.ip_range, "Gateway": spec.gateway}],
+            "Config": [
+                {"Subnet": spec.subnet, "IPRange": spec.ip_range, "Gateway": spec.gateway},
+                *([{"Subnet": spec.subnet6, "Gateway": spec.gateway6}] if spec.ipv6 else []),
+            ],
         },
         "Internal": spec.internal,
         "Containers": OpenMap(
@@ -59,6 +62,9 @@ def network_document(network: pb.Network) -> dict[str, Any]:
                     "MacAddress": member.attachment.mac,
                     "IPv4Address": f"{member.attachment.address}/{member.attachment.prefix_length}"
                     if member.attachment.address
+                    else "",
+                    "IPv6Address": f"{member.attachment.address6}/{member.attachment.prefix_length6}"
+                    if member.attachment.address6
                     else "",
                 },
             )

@@ -74,7 +74,7 @@ def describe_status(container: pb.Container, now_s: float) -> str:
                 return f"{up} (Paused)"
             if container.state == pb.CONTAINER_STATE_STOPPING:
                 return f"{up} (stopping)"
-            return f"{up} (agent not reached)" if container.trouble else up
+            return f"{up} (in trouble)" if container.trouble else up
         case pb.CONTAINER_STATE_HIBERNATED:
             return f"Hibernated {render_ago(container.finished_at, now_s)}".rstrip()
         case pb.CONTAINER_STATE_EXITED:
@@ -268,12 +268,15 @@ def _network_settings(container: pb.Container) -> dict[str, Any]:
                 "Gateway": attachment.gateway,
                 "IPAddress": attachment.address,
                 "IPPrefixLen": attachment.prefix_length,
+                "IPv6Gateway": attachment.gateway6,
+                "GlobalIPv6Address": attachment.address6,
+                "GlobalIPv6PrefixLen": attachment.prefix_length6,
             },
         )
         for attachment in container.networks
     )
-    first = next(
-        iter(networks.values()), {"MacAddress": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0}
-    )
+    nothing = {"MacAddress": "", "Gateway": "", "IPAddress": "", "IPPrefixLen": 0}
+    nothing6 = {"IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0}
+    first = next(iter(networks.values()), nothing | nothing6)
     ports = OpenMap(sorted(port_settings(container, is_up=container.state in UP).items()))
     return {**first, "Ports": ports, "Networks": networks}

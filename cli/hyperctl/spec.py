@@ -121,11 +121,14 @@ class ContainerFlags:
             "--network",
             "--net",
             metavar="NETWORK[:FIELD=VALUE,...]",
-            help_text="bridge (default), none, or the name of one: ip, alias, mac-address, gw-priority",
+            help_text="bridge (default), none, or the name of one: ip, ip6, alias, mac-address, gw-priority",
         ),
     ] = field(default_factory=list)
     ip: Annotated[
         str, Option("--ip", metavar="ADDRESS", help="Its IPv4 address in the network", show_default=False)
+    ] = ""
+    ip6: Annotated[
+        str, Option("--ip6", metavar="ADDRESS", help="Its IPv6 address in the network", show_default=False)
     ] = ""
     network_alias: Annotated[
         list[str], _many("--network-alias", metavar="NAME", help_text="A further name on its network")
@@ -245,7 +248,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
     security = options.parse_security_options(flags.security_opt)
     size = terminal.find_size(1, 0) if flags.tty else None
     first, *further = endpoints.parse_networks(
-        flags.network, ip=flags.ip, aliases=flags.network_alias, mac_address=flags.mac_address
+        flags.network, ip=flags.ip, ip6=flags.ip6, aliases=flags.network_alias, mac_address=flags.mac_address
     )
     try:
         return pb.ContainerSpec(
@@ -302,6 +305,7 @@ def build_spec(flags: ContainerFlags, image: str, args: list[str]) -> pb.Contain
             ports=ports.parse_published(flags.publish),
             publish_all=flags.publish_all,
             address=first.address,
+            address6=first.address6,
             network_aliases=first.aliases,
             mac_address=first.mac_address,
             gateway_priority=first.gateway_priority,

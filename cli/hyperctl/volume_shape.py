@@ -30,7 +30,7 @@ def volume_row(volume: volume_pb2.Volume, *, now_s: float) -> dict[str, Any]:
         "Scope": "local",
         "Mountpoint": volume.path,
         "Labels": render_pairs(volume.labels),
-        "Size": render_binary_size(volume.size_bytes),
+        "Size": render_binary_size(volume.size_bytes) if volume.size_bytes else "-",
         "Allocated": render_size(volume.allocated_bytes),
         "Links": len(volume.users),
         "UsedBy": ",".join(user.container_name for user in volume.users),
@@ -40,7 +40,8 @@ def volume_row(volume: volume_pb2.Volume, *, now_s: float) -> dict[str, Any]:
 
 
 def volume_document(volume: volume_pb2.Volume) -> dict[str, Any]:
-    """What `docker volume inspect` prints, plus who has it. Mountpoint is a disk image: no directory on the host."""
+    """What `docker volume inspect` prints, plus who has it. Mountpoint is a disk image, or the
+    directory of one that is shared."""
     return {
         "CreatedAt": render_rfc3339(volume.created_at.seconds, volume.created_at.nanos),
         "Driver": volume.driver,

@@ -87,6 +87,7 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         gateway_priority=message.gateway_priority,
         networks=tuple(decode_endpoint(item) for item in message.networks),
         links=tuple(_decode_link(item) for item in message.links),
+        address6=message.address6,
         egress=message.egress,
         security_groups=tuple(dict.fromkeys(message.security_groups)),
         network_rate_in=message.network_rate_in,
@@ -143,6 +144,7 @@ def encode_spec(spec: ContainerSpec) -> wire.ContainerSpec:
         gateway_priority=spec.gateway_priority,
         networks=[_encode_endpoint(endpoint) for endpoint in spec.networks],
         links=[f"{link.target}:{link.alias}" for link in spec.links],
+        address6=spec.address6,
         egress=spec.egress,
         security_groups=spec.security_groups,
         network_rate_in=spec.network_rate_in,
@@ -222,6 +224,7 @@ def decode_endpoint(message: wire.NetworkEndpoint) -> Endpoint:
         aliases=tuple(message.aliases),
         mac_address=message.mac_address,
         gateway_priority=message.gateway_priority,
+        address6=message.address6,
     )
 
 
@@ -232,6 +235,7 @@ def _encode_endpoint(endpoint: Endpoint) -> wire.NetworkEndpoint:
         aliases=endpoint.aliases,
         mac_address=endpoint.mac_address,
         gateway_priority=endpoint.gateway_priority,
+        address6=endpoint.address6,
     )
 
 
@@ -242,6 +246,9 @@ def encode_attachment(attachment: Attachment) -> wire.NetworkAttachment:
         address=attachment.address,
         prefix_length=attachment.prefix_length,
         gateway=attachment.gateway,
+        address6=attachment.address6,
+        prefix_length6=attachment.prefix_length6,
+        gateway6=attachment.gateway6,
     )
 
 

@@ -3,6 +3,7 @@
 
 from hyper.v1 import container_pb2 as wire
 from hyperd.errors import InvalidError
+from hyperd.model.share import IdRange
 from hyperd.model.volume import Mount, MountType
 
 _TYPES = {kind: wire.MountType.Value(f"MOUNT_TYPE_{kind.name}") for kind in MountType}
@@ -27,6 +28,8 @@ def decode_mount(message: wire.Mount) -> Mount:
         message.mode,
         dict(message.labels),
         message.driver,
+        uids=tuple(_decode_ids(ids) for ids in message.uid_map),
+        gids=tuple(_decode_ids(ids) for ids in message.gid_map),
     )
 
 
@@ -43,4 +46,14 @@ def encode_mount(mount: Mount) -> wire.Mount:
         labels=mount.labels,
         driver=mount.driver,
         anonymous=mount.anonymous,
+        uid_map=[_encode_ids(ids) for ids in mount.uids],
+        gid_map=[_encode_ids(ids) for ids in mount.gids],
     )
+
+
+def _decode_ids(message: wire.IdRange) -> IdRange:
+    return IdRange(message.host, message.guest, message.count)
+
+
+def _encode_ids(ids: IdRange) -> wire.IdRange:
+    return wire.IdRange(host=ids.host, guest=ids.guest, count=ids.count)

@@ -107,6 +107,9 @@ def _encode(view: NetworkView, on_it: Sequence[ContainerView]) -> wire.Network:
             internal=spec.internal,
             mtu=spec.mtu,
             labels=spec.labels,
+            ipv6=spec.ipv6,
+            subnet6=spec.subnet6,
+            gateway6=spec.gateway6,
         ),
         bridge=view.bridge,
         created_at=encode_time(view.created_at),
@@ -123,4 +126,7 @@ def _decode(spec: wire.NetworkSpec) -> NetworkSpec:
         internal=spec.internal,
         mtu=spec.mtu,
         labels=dict(spec.labels),
+        ipv6=spec.ipv6,
+        subnet6=spec.subnet6,
+        gateway6=spec.gateway6,
     )

@@ -157,9 +157,15 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
+def copy_into(source: int, target: int) -> None:
+    """The data of one open file into another of its size; what is a hole there stays as it is here."""
+    _copy_data(source, target, Wanted())
+
+
 def _copy_data(source: int, target: int, wanted: Wanted) -> None:
     size = os.fstat(source).st_size
-    os.ftruncate(target, size)
+    if os.fstat(target).st_size != size:
+        os.ftruncate(target, size)
     for start, end in data_extents(source, size):
         for offset in range(start, end, _RANGE_BYTES):
             wanted.require()

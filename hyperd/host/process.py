@@ -4,11 +4,13 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 
@@ -111,6 +113,43 @@ async def spawn(
                 os.killpg(child.pid, signal.SIGKILL)
             # Shielded: a second cancellation must not leave a zombie behind.
             await asyncio.shield(child.wait())
+
+
+def start_detached(argv: Sequence[str], *, log: Path, pass_fds: Sequence[int]) -> int:
+    """A child that outlives this process, in a session of its own; returns its pid. Blocks until it is executed.
+
+    Its output is appended to ``log``. ``pass_fds`` become 3, 4, ... there.
+    Whoever calls this reaps it. Raises UnavailableError.
+    """
+    program = shutil.which(argv[0])
+    try:
+        if program is None:
+            raise FileNotFoundError(errno.ENOENT, "no such program")
+        with contextlib.ExitStack() as stack:
+            # Copies above all targets, so that none is overwritten before it is in its place.
+            sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in pass_fds]
+            for fd in sources:
+                stack.callback(os.close, fd)
+            actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(sources, start=3)),
+            ]
+            return os.posix_spawn(
+                program,
+                list(argv),
+                dict(os.environ),
+                file_actions=actions,
+                setsid=True,
+                setsigdef=[signal.SIGPIPE],
+            )
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot be executed: {error.strerror}",
+            subject=argv[0],
+            hint="`hyper doctor` says what is missing",
+        ) from error
 
 
 async def _read_bounded(stream: asyncio.StreamReader | None) -> bytes:

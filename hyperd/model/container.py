@@ -81,6 +81,7 @@ class ContainerSpec:
     gateway_priority: int = 0
     networks: tuple[Endpoint, ...] = ()  # beside the one that ``network`` names
     links: tuple[ContainerLink, ...] = ()
+    address6: str = ""
     egress: str = ""  # none, allow-all, or a document; as it was when this was made
     security_groups: tuple[str, ...] = ()  # so, too
     network_rate_in: int = 0  # bytes a second; 0: as many as there are

@@ -21,6 +21,7 @@ class Endpoint:
     aliases: tuple[str, ...] = ()
     mac_address: str = ""  # "" = made from the address
     gateway_priority: int = 0  # the highest has the default route
+    address6: str = ""  # IPv6; "" = follows from the IPv4 address, where the network has IPv6
 
 
 DEFAULT_ENDPOINT = Endpoint()
@@ -44,6 +45,9 @@ class Attachment:
     slot: int = 0  # among the sandbox's NICs: ethSLOT in the guest
     internal: bool = False
     gateway_priority: int = 0
+    address6: str = ""  # "" where the network has no IPv6
+    prefix_length6: int = 0
+    gateway6: str = ""
 
 
 def way_out(attachments: Iterable[Attachment]) -> Attachment | None:
@@ -111,6 +115,9 @@ class NetworkSpec:
     internal: bool = False  # no way out
     mtu: int = 0
     labels: dict[str, str] = field(default_factory=dict)
+    ipv6: bool = False
+    subnet6: str = ""  # "" = a unique local one is chosen (RFC 4193)
+    gateway6: str = ""  # the first address of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,3 +139,4 @@ class Named:
     names: tuple[str, ...]  # its own first
     sandbox_id: SandboxId  # the same on each network that it is on
     links: tuple[tuple[str, SandboxId], ...] = ()  # what it alone calls others
+    address6: str = ""

@@ -57,6 +57,14 @@ class Disk:
 
 
 @dataclass(frozen=True, slots=True)
+class SharePort:
+    """A virtio-fs device: the guest finds it by ``tag``; at ``socket`` somebody serves it (vhost-user)."""
+
+    tag: str
+    socket: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Nic:
     """A virtio-net device on a tap that exists already."""
 
@@ -78,7 +86,7 @@ class MemoryFile:
 
     ``shared``: the guest writes into it (a template in the making). Otherwise it is mapped private and opened
     read-only: the guest's writes are its own (copy-on-write), untouched pages are shared by all who map it. It must not
-    change while anyone does; unlinking it is harmless.
+    change while anyone does; unlinking it is harmless. Of a VM with ``shared_memory`` it is copied instead.
     """
 
     path: Path
@@ -98,7 +106,10 @@ class VmDefinition:
     channels: tuple[Channel, ...] = ()
     disks: tuple[Disk, ...] = ()
     nics: tuple[Nic, ...] = ()
+    shares: tuple[SharePort, ...] = ()
     memory_file: MemoryFile | None = None
+    # Its RAM is memory that who serves a share maps too, of its own and without a name (memfd).
+    shared_memory: bool = False
     # A state that ``Hypervisor.save`` wrote of a VM with the same layout: devices in the same order, sizes, CPU,
     # machine, free_page_reporting. File names, taps, sockets, MACs may differ.
     restore_from: Path | None = None

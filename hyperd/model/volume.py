@@ -7,11 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import NewType
 
+from hyperd.model.share import IdRange
 from hyperd.model.vm import NbdExport, SandboxId
 
 VolumeName = NewType("VolumeName", str)
 
 LOCAL = "local"
+SHARED = "virtiofs"  # the file system of a volume that is a directory of the host's, for many to write to
 NBD = "nbd"  # a disk that a server on the network has
 
 
@@ -36,6 +38,8 @@ class Mount:
     labels: dict[str, str] = field(default_factory=dict)  # of a volume that is made for it
     driver: str = ""
     anonymous: bool = False  # the volume was made for this container and has no name of its user's
+    uids: tuple[IdRange, ...] = ()  # bind: ids that are others in the container
+    gids: tuple[IdRange, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,13 @@ class Volume:
     labels: dict[str, str]
     anonymous: bool
     created_at: datetime
-    path: Path  # of its file
+    path: Path  # of its file; of its directory when it is shared
     driver: str = LOCAL
     export: NbdExport | None = None  # instead of what is at ``path``
+
+    @property
+    def is_shared(self) -> bool:
+        return self.filesystem == SHARED
 
 
 @dataclass(frozen=True, slots=True)

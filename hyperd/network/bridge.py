@@ -5,7 +5,8 @@ import errno
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -18,6 +19,7 @@ from hyperd.network.tap import PREFIX
 
 _ETHERNET_MTU = 1500
 _MAIN_TABLE = 254
+_NODAD = 2  # IFA_F_NODAD
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,9 @@ async def ensure_bridge(settings: BridgeSettings) -> Bridge:
             index = await _ensure_link(netlink, settings)
             await netlink.link("set", index=index, address=mac_of(settings.gateway), mtu=mtu, state="up")
             await _ensure_address(netlink, index, settings)
+            if settings.subnet6 is not None:
+                _speak_ipv6(settings.bridge)
+                await _ensure_address6(netlink, index, settings)
     return Bridge(index, mtu)
 
 
@@ -82,6 +87,47 @@ async def read_routes() -> list[HostRoute]:
     with network_errors("the host's routes"):
         async with AsyncIPRoute() as netlink:
             return await list_routes(netlink)
+
+
+async def read_routes6() -> list[IPv6Network]:
+    """Of IPv6, but the default one and those of links and multicast. Raises UnavailableError, DeniedError."""
+    found = []
+    with network_errors("the host's routes"):
+        async with AsyncIPRoute() as netlink:
+            async for route in await netlink.route("dump", family=socket.AF_INET6, table=_MAIN_TABLE):
+                destination = IPv6Network(f"{route.get_attr('RTA_DST') or '::'}/{route['dst_len']}")
+                if destination.prefixlen and not destination.is_link_local and not destination.is_multicast:
+                    found.append(destination)
+    return found
+
+
+def _speak_ipv6(bridge: str) -> None:
+    """On this bridge, where it is the host who says what there is: no router's word counts."""
+    directory = Path("/proc/sys/net/ipv6/conf", bridge)
+    if not directory.is_dir():
+        raise UnavailableError(
+            "the host has no IPv6", subject=f"bridge {bridge}", hint="make the network without --ipv6"
+        )
+    for name, value in (("disable_ipv6", "0"), ("accept_ra", "0"), ("autoconf", "0"), ("accept_dad", "0")):
+        (directory / name).write_text(value)
+
+
+async def _ensure_address6(netlink: AsyncIPRoute, index: int, settings: BridgeSettings) -> None:
+    assert settings.subnet6 is not None  # noqa: S101 - asked before
+    wanted = (settings.gateway6, settings.subnet6.prefixlen)
+    present = set()
+    async for address in await netlink.addr("dump", index=index, family=socket.AF_INET6):
+        if address["index"] == index:
+            present.add((IPv6Address(address.get_attr("IFA_ADDRESS")), address["prefixlen"]))
+    if wanted not in present:
+        await netlink.addr(
+            "add",
+            index=index,
+            address=str(wanted[0]),
+            prefixlen=wanted[1],
+            family=socket.AF_INET6,
+            flags=_NODAD,
+        )
 
 
 async def list_routes(netlink: AsyncIPRoute) -> list[HostRoute]:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
@@ -26,12 +26,13 @@ from hyperd.network.leases import Lease, Leases, Wish
 from hyperd.network.nat import (
     apply_rules,
     enable_forwarding,
+    enable_forwarding6,
     has_rules,
     let_loopback_in,
     remove_rules,
 )
 from hyperd.network.netlink import network_errors
-from hyperd.network.plugs import Plugs, alias_of, remove_links, speaker_of
+from hyperd.network.plugs import Plugs, address6_in, alias_of, remove_links, speaker_of
 from hyperd.network.policy import Policies
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
@@ -276,6 +277,8 @@ class BridgeNetwork:
             await self._plugs.stand_by_policies(await self._leases.list_all(), bridge, self._owner)
             await self._apply_rules(resolver.servers)
             changed = enable_forwarding()
+            if self._settings.subnet6 is not None and not self._settings.internal and enable_forwarding6():
+                _log.info("net.ipv6.conf.all.forwarding was 0 and is now 1")
         except HyperError as error:
             self._bridge, self.trouble = None, error
             raise
@@ -294,7 +297,7 @@ class BridgeNetwork:
     async def _apply_rules(self, dns_servers: tuple[str, ...]) -> None:
         """With those of every lease: their taps may be in use."""
         async with self._changing_rules:
-            known = [speaker_of(lease) for lease in await self._leases.list_all()]
+            known = [speaker_of(lease, self._settings) for lease in await self._leases.list_all()]
             was_guarded, self._plugs.is_guarded = (
                 self._plugs.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
@@ -351,8 +354,10 @@ class BridgeNetwork:
                 await self._leases.release(lease.sandbox_id)
 
     def _attachment(self, lease: Lease, bridge: Bridge, gateway_priority: int) -> Attachment:
-        resolver = read_resolver()
-        asks_here = self._settings.has_names or self._policies.covers(lease.sandbox_id)
+        resolver, settings = read_resolver(), self._settings
+        asks_here = settings.has_names or self._policies.covers(lease.sandbox_id)
+        # Policies know of none: there is none where they hold.
+        address6 = None if self._policies.covers(lease.sandbox_id) else address6_in(lease, settings)
         return Attachment(
             sandbox_id=lease.sandbox_id,
             network=self._settings.name,
@@ -368,12 +373,16 @@ class BridgeNetwork:
             slot=lease.slot,
             internal=self._settings.internal,
             gateway_priority=gateway_priority,
+            address6=str(address6 or ""),
+            prefix_length6=settings.subnet6.prefixlen if settings.subnet6 else 0,
+            gateway6=str(settings.gateway6 or ""),
         )
 
 
 def _wish(endpoint: Endpoint, slot: int) -> Wish:
     address = IPv4Address(endpoint.address) if endpoint.address else None
-    return Wish(address, endpoint.mac_address.lower(), slot)
+    address6 = IPv6Address(endpoint.address6) if endpoint.address6 else None
+    return Wish(address, endpoint.mac_address.lower(), slot, address6)
 
 
 def _namespace() -> int:

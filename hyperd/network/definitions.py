@@ -15,6 +15,11 @@ MIGRATION = """CREATE TABLE network (
     created_at TEXT NOT NULL
 ) STRICT"""
 
+FURTHER_MIGRATIONS = (
+    "ALTER TABLE network ADD COLUMN subnet6 TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE network ADD COLUMN gateway6 TEXT NOT NULL DEFAULT ''",
+)
+
 
 class Definitions:
     def __init__(self, database: Database) -> None:
@@ -33,12 +38,14 @@ class Definitions:
             spec.mtu,
             json.dumps(spec.labels),
             (view.created_at or datetime.now(UTC)).isoformat(),
+            spec.subnet6,
+            spec.gateway6,
         )
 
         def work(connection: sqlite3.Connection) -> None:
             if connection.execute("SELECT 1 FROM network WHERE name = ?", (spec.name,)).fetchone():
                 raise ExistsError("there is one of this name", subject=f"network {spec.name}")
-            connection.execute("INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+            connection.execute("INSERT INTO network VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
 
         await self._database.transaction(work)
 
@@ -67,5 +74,8 @@ def _view(row: sqlite3.Row) -> NetworkView:
         internal=bool(row["internal"]),
         mtu=row["mtu"],
         labels=dict(json.loads(row["labels"])),
+        ipv6=bool(row["subnet6"]),
+        subnet6=row["subnet6"],
+        gateway6=row["gateway6"],
     )
     return NetworkView(spec, row["id"], f"hyb{row['id'][:12]}", datetime.fromisoformat(row["created_at"]))

@@ -5,12 +5,11 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from ipaddress import IPv4Address
 
 from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.zone import Zone, zone_of
+from hyperd.network.zone import Address, Zone, addresses_of, zone_of
 
 _LOOK_S = 0.2
 
@@ -35,18 +34,21 @@ class Directory:
         """Of a network that has names, for who asks from that address of it."""
         self._look()
         network = settings.name
-        zone = self._zones.get(network) or zone_of(network, settings.subnet, settings.gateway, ())
+        zone = self._zones.get(network) or _zone_of(settings, ())
         who = self._who.get((network, asker))
         on = self._on[who] if who else [network]
         others = tuple(self._zones[name] for name in on if name != network and name in self._zones)
         linked = self._links_of(who, {network, *(other.name for other in others)}) if who else {}
         return replace(zone, others=others, links=linked, is_outward=not self._outward.isdisjoint(on))
 
-    def _links_of(self, who: SandboxId, networks: set[str]) -> dict[str, tuple[IPv4Address, ...]]:
-        found: dict[str, tuple[IPv4Address, ...]] = {}
+    def _links_of(self, who: SandboxId, networks: set[str]) -> dict[str, tuple[Address, ...]]:
+        found: dict[str, tuple[Address, ...]] = {}
         for alias, target in self._links.get(who, ()):
             known = [
-                IPv4Address(entry.address) for entry in self._at.get(target, ()) if entry.network in networks
+                address
+                for entry in self._at.get(target, ())
+                if entry.network in networks
+                for address in addresses_of(entry)
             ]
             if known:
                 found[alias.lower()] = tuple(known)
@@ -58,11 +60,7 @@ class Directory:
             return
         self._since = now
         settings, named = list(self._networks()), list(self._named())
-        self._zones = {
-            each.name: zone_of(each.name, each.subnet, each.gateway, named)
-            for each in settings
-            if each.has_names
-        }
+        self._zones = {each.name: _zone_of(each, named) for each in settings if each.has_names}
         self._outward = {each.name for each in settings if not each.internal}
         self._who = {(entry.network, entry.address): entry.sandbox_id for entry in named}
         self._links = {entry.sandbox_id: entry.links for entry in named}
@@ -70,3 +68,9 @@ class Directory:
         for entry in named:
             self._on[entry.sandbox_id].append(entry.network)
             self._at[entry.sandbox_id].append(entry)
+
+
+def _zone_of(settings: BridgeSettings, named: Iterable[Named]) -> Zone:
+    return zone_of(
+        settings.name, settings.subnet, settings.gateway, named, settings.subnet6, settings.gateway6
+    )

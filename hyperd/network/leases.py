@@ -5,13 +5,13 @@ import asyncio
 import secrets
 import sqlite3
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
-from hyperd.errors import ExistsError, WrongStateError
+from hyperd.errors import ExistsError, InvalidError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.network import definitions, publishing
-from hyperd.network.pool import Pool, address_of, mac_of
+from hyperd.network.pool import Pool, address4_of, address_of, mac_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import tap_name
 
@@ -26,6 +26,8 @@ _MIGRATIONS = (
     definitions.MIGRATION,
     "ALTER TABLE network_lease ADD COLUMN mac TEXT NOT NULL DEFAULT ''",  # asked for; else it follows from the address
     "ALTER TABLE network_lease ADD COLUMN slot INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE network_lease ADD COLUMN address6 TEXT NOT NULL DEFAULT ''",  # asked for; else it follows
+    *definitions.FURTHER_MIGRATIONS,
 )
 
 
@@ -36,6 +38,7 @@ class Lease:
     is_new: bool = False
     own_mac: str = ""  # "" = follows from the address
     slot: int = 0
+    own_address6: IPv6Address | None = None  # None: follows from the address, where there is IPv6
 
     @property
     def mac(self) -> str:
@@ -53,6 +56,7 @@ class Wish:
     address: IPv4Address | None = None
     mac: str = ""
     slot: int = 0  # of its NICs
+    address6: IPv6Address | None = None
 
 
 NO_WISH = Wish()
@@ -160,20 +164,28 @@ class Leases:
     def _lease(self, connection: sqlite3.Connection, sandbox_id: SandboxId, wish: Wish) -> Lease:
         held = self._find(connection, sandbox_id)
         if held is not None and held.address in self._settings.subnet:
-            lease = replace(held, own_mac=wish.mac, slot=wish.slot)
+            lease = replace(held, own_mac=wish.mac, slot=wish.slot, own_address6=wish.address6)
             if wish.address not in (None, held.address):
                 lease = replace(lease, address=self._choose(connection, wish.address), is_new=True)
             elif lease == held:
                 return held
         else:  # none, or one from before the configuration changed
             lease = Lease(sandbox_id, self._choose(connection, wish.address), is_new=True)
-            lease = replace(lease, own_mac=wish.mac, slot=wish.slot)
+            lease = replace(lease, own_mac=wish.mac, slot=wish.slot, own_address6=wish.address6)
         self._require_own_mac(connection, lease)
+        self._require_own_address6(connection, lease)
         connection.execute(
-            "INSERT INTO network_lease (network, sandbox_id, address, mac, slot) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT (network, sandbox_id) DO UPDATE"
-            " SET address = excluded.address, mac = excluded.mac, slot = excluded.slot",
-            (self._settings.name, sandbox_id, int(lease.address), lease.own_mac, lease.slot),
+            "INSERT INTO network_lease (network, sandbox_id, address, mac, slot, address6)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (network, sandbox_id) DO UPDATE SET address = excluded.address,"
+            " mac = excluded.mac, slot = excluded.slot, address6 = excluded.address6",
+            (
+                self._settings.name,
+                sandbox_id,
+                int(lease.address),
+                lease.own_mac,
+                lease.slot,
+                str(lease.own_address6 or ""),
+            ),
         )
         return lease
 
@@ -188,17 +200,48 @@ class Leases:
             who = owner[0][:12] if owner else "the gateway"
             raise ExistsError(f"is in use by {who}", subject=f"MAC address {lease.mac}")
 
+    def _require_own_address6(self, connection: sqlite3.Connection, lease: Lease) -> None:
+        """Raises InvalidError, ExistsError."""
+        wanted, settings = lease.own_address6, self._settings
+        if wanted is None:
+            return
+        subnet6 = settings.subnet6
+        if subnet6 is None or wanted not in subnet6 or wanted in (subnet6.network_address, settings.gateway6):
+            raise InvalidError(
+                f"is none that a sandbox can have in {subnet6 or 'IPv4'}", subject=f"address {wanted}"
+            )
+        implied = address4_of(wanted, settings.subnet, subnet6)
+        owner = connection.execute(
+            "SELECT sandbox_id FROM network_lease WHERE network = ? AND sandbox_id != ?"
+            " AND (address6 = ? OR address = ?)",
+            (settings.name, lease.sandbox_id, str(wanted), int(implied) if implied else -1),
+        ).fetchone()
+        if owner is not None:
+            raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
+
+    def _taken(self, connection: sqlite3.Connection) -> list[IPv4Address]:
+        """Those of which the IPv6 address that would follow is somebody's, too."""
+        settings = self._settings
+        rows = connection.execute(
+            "SELECT address, address6 FROM network_lease WHERE network = ?", (settings.name,)
+        ).fetchall()
+        taken = [IPv4Address(row[0]) for row in rows]
+        if settings.subnet6 is not None:
+            asked_for = (IPv6Address(row[1]) for row in rows if row[1])
+            implied = (address4_of(address, settings.subnet, settings.subnet6) for address in asked_for)
+            taken += [address for address in implied if address is not None]
+        return taken
+
     def _choose(self, connection: sqlite3.Connection, wanted: IPv4Address | None) -> IPv4Address:
         """``wanted``, or the next one, of which it is remembered that it was the last."""
         network, settings = self._settings.name, self._settings
-        taken = connection.execute("SELECT address FROM network_lease WHERE network = ?", (network,))
         cursor = connection.execute(
             "SELECT last_address FROM network_cursor WHERE network = ?", (network,)
         ).fetchone()
         pool = Pool.of(
             settings.subnet,
             settings.gateway,
-            (IPv4Address(row[0]) for row in taken),
+            self._taken(connection),
             IPv4Address(cursor[0]) if cursor else None,
             settings.ip_range,
         )
@@ -210,6 +253,8 @@ class Leases:
             if owner is not None:
                 raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
             pool.require(wanted)
+            if wanted in pool.taken:
+                raise ExistsError("stands where an IPv6 address is in use", subject=f"address {wanted}")
             return wanted
         address, _ = pool.give()
         connection.execute(
@@ -222,5 +267,9 @@ class Leases:
 
 def _decode(row: sqlite3.Row) -> Lease:
     return Lease(
-        SandboxId(row["sandbox_id"]), IPv4Address(row["address"]), own_mac=row["mac"], slot=row["slot"]
+        SandboxId(row["sandbox_id"]),
+        IPv4Address(row["address"]),
+        own_mac=row["mac"],
+        slot=row["slot"],
+        own_address6=IPv6Address(row["address6"]) if row["address6"] else None,
     )

@@ -28,6 +28,7 @@ _NLMSG_ERROR = 2
 _NFT_MSG_GETTABLE = 10 << 8 | 1
 _NFTA_TABLE_NAME = 1
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+_INTERFACES6 = Path("/proc/sys/net/ipv6/conf")
 _INTERFACES = Path("/proc/sys/net/ipv4/conf")
 _NO_WAYS = """\
         iifname "{bridge}" counter reject with icmpx admin-prohibited comment "an internal network"
@@ -35,6 +36,7 @@ _NO_WAYS = """\
 _WAYS = """\
         iifname "{bridge}" ip daddr 169.254.0.0/16 th dport 53 accept comment "some clouds resolve names there"
         iifname "{bridge}" ip daddr 169.254.0.0/16 counter reject comment "cloud metadata: credentials"
+        iifname "{bridge}" ip6 daddr fd00:ec2::/32 counter reject comment "as above"
         iifname "{bridge}" accept
         oifname "{bridge}" ct state established,related accept
         oifname "{bridge}" ct status dnat accept comment "published ports"
@@ -64,6 +66,7 @@ def render_routed(
         if settings.has_names
         else ""
     )
+    own6, within6, nat6 = _render_ipv6(settings)
     routed = f'iifname "{PREFIX}*"'  # a tap with a policy, which has judged this already
     ways = _NO_WAYS if settings.internal else _WAYS
     beyond = ways.format(bridge=bridge)
@@ -75,7 +78,7 @@ table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip saddr != {subnet} counter drop comment "a guest has no other address"
-        iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
+{own6}        iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
@@ -83,7 +86,7 @@ table inet {table} {{
         iifname != "{bridge}" accept
         ct state established,related accept
         icmp type echo-request accept
-        {dns}
+{within6}        {dns}
         counter reject with icmpx admin-prohibited comment "the host's own services"
     }}
     chain forward {{
@@ -91,12 +94,34 @@ table inet {table} {{
         iifname "{bridge}" oifname "{bridge}" accept
         {routed} ip saddr {subnet} oifname "{bridge}" accept
         iifname "{bridge}" oifname "{PREFIX}*" ip daddr {subnet} accept
-        iifname "{bridge}" meta nfproto ipv6 counter drop
 {beyond}\
         oifname "{bridge}" counter drop comment "nobody outside begins"
     }}
-{forwards.render(bridge, str(subnet), str(settings.gateway), published)}}}
+{forwards.render(bridge, str(subnet), str(settings.gateway), published)}{nat6}}}
 """
+
+
+def _render_ipv6(settings: BridgeSettings) -> tuple[str, str, str]:
+    """What a guest may send at all, what the host itself hears of it, and under whose address the rest leaves."""
+    bridge, subnet = settings.bridge, settings.subnet6
+    if subnet is None:
+        return (
+            f'        iifname "{bridge}" meta nfproto ipv6 counter drop comment "guests have IPv4 only"\n',
+            "",
+            "",
+        )
+    own = (
+        f'        iifname "{bridge}" ip6 saddr != {{ {subnet}, fe80::/10 }} counter drop\n'
+        f'        iifname != {{ "{bridge}", "lo" }} ip6 saddr {subnet} counter drop comment "nobody else has these"\n'
+    )
+    within = "        icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert } accept\n"
+    nat = f"""\
+    chain postrouting6 {{
+        type nat hook postrouting priority srcnat; policy accept;
+        ip6 saddr {subnet} oifname != "{bridge}" masquerade
+    }}
+"""
+    return own, within, "" if settings.internal else nat
 
 
 def render_bridged(settings: BridgeSettings, speakers: Iterable[Speaker]) -> str:
@@ -105,7 +130,7 @@ table bridge {settings.table}
 delete table bridge {settings.table}
 table bridge {settings.table} {{
     comment "made by hyperd; replaced as a whole, so do not edit"
-{render(speakers)}}}
+{render(speakers, has_ipv6=settings.subnet6 is not None)}}}
 """
 
 
@@ -194,6 +219,30 @@ def enable_forwarding() -> bool:
             subject="net.ipv4.ip_forward",
             evidence=str(error),
             hint="set net.ipv4.ip_forward=1, or run sandboxes with --network none",
+        ) from error
+    return True
+
+
+def enable_forwarding6() -> bool:
+    """Let the host forward IPv6; return whether this changed it. Raises DeniedError.
+
+    A host that forwards hears no router any more unless it is told to: those that do now, do so on.
+    """
+    switch = _INTERFACES6 / "all" / "forwarding"
+    try:
+        if switch.read_text().strip() != "0":
+            return False
+        for interface in _INTERFACES6.iterdir():
+            heeds = interface / "accept_ra"
+            if heeds.read_text().strip() == "1":
+                heeds.write_text("2")
+        switch.write_text("1")
+    except OSError as error:
+        raise DeniedError(
+            "the host does not forward IPv6, and it may not be changed",
+            subject="net.ipv6.conf.all.forwarding",
+            evidence=str(error),
+            hint="set it to 1, or make the network without --ipv6",
         ) from error
     return True
 

@@ -37,14 +37,21 @@ from hyperd.model.network import (
     PublishedPort,
 )
 from hyperd.model.vm import SandboxId
-from hyperd.network.bridge import read_routes
+from hyperd.network.bridge import read_routes, read_routes6
 from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
 from hyperd.network.definitions import Definitions
 from hyperd.network.directory import Directory
 from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
-from hyperd.network.planning import choose_subnet, filled, parse_subnet, spec_of
+from hyperd.network.planning import (
+    choose_subnet,
+    choose_subnet6,
+    filled,
+    parse_subnet,
+    parse_subnet6,
+    spec_of,
+)
 from hyperd.network.plugs import remove_left_taps, remove_links
 from hyperd.network.policy import Policies, Screen
 from hyperd.network.publishing import AtPort
@@ -253,7 +260,8 @@ class BridgeNetworks:
             if len(self._views) >= _MAX_NETWORKS:
                 raise ExhaustedError(f"there are {_MAX_NETWORKS} networks", hint="`hyper network prune`")
             subnet = choose_subnet(spec, self._all_settings(), await read_routes())
-            settings = filled(spec, subnet, self._settings)
+            subnet6 = choose_subnet6(spec, self._all_settings(), await read_routes6())
+            settings = filled(spec, subnet, subnet6, self._settings)
             view = NetworkView(spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
             network = BridgeNetwork(self._settings_of(view), self._database, self._at_port, self._policies)
@@ -381,7 +389,9 @@ class BridgeNetworks:
         return found or [self._default]
 
     def _settings_of(self, view: NetworkView) -> BridgeSettings:
-        made = filled(view.spec, parse_subnet(view.spec.subnet), self._settings)
+        spec = view.spec
+        subnet6 = parse_subnet6(spec.subnet6) if spec.subnet6 else None
+        made = filled(spec, parse_subnet(spec.subnet), subnet6, self._settings)
         return dataclasses.replace(made, bridge=view.bridge)
 
     def _default_view(self) -> NetworkView:

@@ -3,14 +3,16 @@
 
 import contextlib
 import dataclasses
+import secrets
 from collections.abc import Collection, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hyperd.errors import ExhaustedError, HyperError, InvalidError
 from hyperd.model.network import NetworkSpec
 from hyperd.network.bridge import HostRoute, require_free
 from hyperd.network.settings import BridgeSettings
 
+_AMAZON = IPv6Network("fd00:ec2::/32")  # its machines ask there for credentials
 POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
 
 
@@ -35,13 +37,41 @@ def choose_subnet(
     raise ExhaustedError(f"no part of {POOL} is free", hint="give a --subnet")
 
 
-def filled(spec: NetworkSpec, subnet: IPv4Network, base: BridgeSettings) -> BridgeSettings:
+def choose_subnet6(
+    spec: NetworkSpec, others: Collection[BridgeSettings], routes: Sequence[IPv6Network]
+) -> IPv6Network | None:
+    """None: without IPv6. Else as asked for, or a /64 of a prefix of our own (RFC 4193, 3.2). Raises InvalidError."""
+    if not spec.ipv6 and not spec.subnet6:
+        return None
+    taken = [other.subnet6 for other in others if other.subnet6 is not None]
+    if not spec.subnet6:
+        while True:  # one in 2^40 is taken
+            chosen = IPv6Network((b"\xfd" + secrets.token_bytes(5) + bytes(10), 64))
+            if not any(chosen.overlaps(other) for other in (*taken, *routes)) and not chosen.overlaps(
+                _AMAZON
+            ):
+                return chosen
+    subnet6 = parse_subnet6(spec.subnet6)
+    for network in taken:
+        if subnet6.overlaps(network):
+            raise InvalidError(f"overlaps {network} of another network", subject=f"subnet {subnet6}")
+    for route in routes:
+        if subnet6.overlaps(route):
+            raise InvalidError(f"the host has a route to {route}", subject=f"subnet {subnet6}")
+    return subnet6
+
+
+def filled(
+    spec: NetworkSpec, subnet: IPv4Network, subnet6: IPv6Network | None, base: BridgeSettings
+) -> BridgeSettings:
     """With all but the bridge's name. Raises InvalidError for what does not fit together."""
     gateway, ip_range = None, None
     with _as_invalid("gateway", spec.gateway):
         gateway = IPv4Address(spec.gateway) if spec.gateway else None
     with _as_invalid("range", spec.ip_range):
         ip_range = IPv4Network(spec.ip_range) if spec.ip_range else None
+    with _as_invalid("gateway", spec.gateway6, version=6):
+        gateway6 = IPv6Address(spec.gateway6) if spec.gateway6 else None
     return dataclasses.replace(
         base,
         name=spec.name,
@@ -52,12 +82,21 @@ def filled(spec: NetworkSpec, subnet: IPv4Network, base: BridgeSettings) -> Brid
         ip_range=ip_range,
         internal=spec.internal,
         has_names=True,
+        subnet6=subnet6,
+        gateway_address6=gateway6,
     )
 
 
 def spec_of(asked: NetworkSpec, settings: BridgeSettings) -> NetworkSpec:
     """With what was chosen."""
-    return dataclasses.replace(asked, subnet=str(settings.subnet), gateway=str(settings.gateway))
+    return dataclasses.replace(
+        asked,
+        subnet=str(settings.subnet),
+        gateway=str(settings.gateway),
+        ipv6=settings.subnet6 is not None,
+        subnet6=str(settings.subnet6 or ""),
+        gateway6=str(settings.gateway6 or ""),
+    )
 
 
 def parse_subnet(text: str) -> IPv4Network:
@@ -66,10 +105,15 @@ def parse_subnet(text: str) -> IPv4Network:
         return IPv4Network(text)
 
 
+def parse_subnet6(text: str) -> IPv6Network:
+    """Raises InvalidError."""
+    with _as_invalid("subnet", text, version=6):
+        return IPv6Network(text)
+
+
 @contextlib.contextmanager
-def _as_invalid(what: str, text: str) -> Iterator[None]:
+def _as_invalid(what: str, text: str, *, version: int = 4) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        hint = "IPv6 is not there yet" if ":" in text else ""
-        raise InvalidError(f"is no IPv4 {what}: {error}", subject=repr(text), hint=hint) from error
+        raise InvalidError(f"is no IPv{version} {what}: {error}", subject=repr(text)) from error

@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -23,6 +24,7 @@ from hyperd.network.bridge import Bridge
 from hyperd.network.leases import Lease
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import Place, Policies, Wire, route
+from hyperd.network.pool import address6_of, link_local_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
 from hyperd.network.tap import create_tap, existing_taps, remove_unused_tap
@@ -65,7 +67,7 @@ class Plugs:
                 async with self._lock:
                     if self._with_rules is not None:
                         self._with_rules.add(lease.tap)
-                    await self._taps.call(allow, self._settings.table, speaker_of(lease))
+                    await self._taps.call(allow, self._settings.table, speaker_of(lease, self._settings))
             index = await self._taps.call(create_tap, lease.tap, self._settings.tap_owner_uid)
             if is_limited:
                 await self._route(index, lease, bridge, owner)
@@ -107,7 +109,7 @@ class Plugs:
         """Idempotent, and free of cost where there is nothing. ``lease``: None when its addresses are not known."""
         if _is_there(tap) or self._has_rules(tap):
             with network_errors(tap):
-                await self._gone.do(_Gone(tap, speaker_of(lease) if lease else None))
+                await self._gone.do(_Gone(tap, speaker_of(lease, self._settings) if lease else None))
         if lease is not None:
             await self._policies.disarm(self._place, lease.sandbox_id, self._wire(lease))
 
@@ -137,7 +139,7 @@ class Plugs:
             await self._policies.disarm(self._place, lease.sandbox_id, self._wire(lease))
         if self.is_guarded:
             with network_errors(tap):
-                await self._forget_rules([_Gone(tap, speaker_of(lease) if lease else None)])
+                await self._forget_rules([_Gone(tap, speaker_of(lease, self._settings) if lease else None)])
 
     def _has_rules(self, tap: str) -> bool:
         return self.is_guarded and (self._with_rules is None or tap in self._with_rules)
@@ -195,8 +197,17 @@ async def remove_left_taps(sandbox_id: SandboxId) -> None:
         await remove_links(left.values())
 
 
-def speaker_of(lease: Lease) -> Speaker:
-    return Speaker(lease.tap, lease.mac, lease.address)
+def speaker_of(lease: Lease, settings: BridgeSettings) -> Speaker:
+    address6 = address6_in(lease, settings)
+    addresses6 = (address6, link_local_of(lease.mac)) if address6 else ()
+    return Speaker(lease.tap, lease.mac, lease.address, addresses6)
+
+
+def address6_in(lease: Lease, settings: BridgeSettings) -> IPv6Address | None:
+    """None: the network has no IPv6."""
+    if settings.subnet6 is None:
+        return None
+    return lease.own_address6 or address6_of(lease.address, settings.subnet, settings.subnet6)
 
 
 def alias_of(owner: str, sandbox_id: str) -> str:

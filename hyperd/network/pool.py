@@ -7,7 +7,7 @@ half-open connection of its former owner meets the new one.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Self
 
 from hyperd.errors import ExhaustedError, InvalidError
@@ -75,6 +75,24 @@ class Pool:
 def mac_of(address: IPv4Address) -> str:
     """A locally administered unicast MAC, as unique as the address it is made from."""
     return ":".join(f"{byte:02x}" for byte in (*_MAC_START, *address.packed))
+
+
+def address6_of(address: IPv4Address, subnet: IPv4Network, subnet6: IPv6Network) -> IPv6Address:
+    """At the same place in the IPv6 subnet, which is larger: given once, as the IPv4 address is."""
+    return subnet6[int(address) - int(subnet.network_address)]
+
+
+def address4_of(address: IPv6Address, subnet: IPv4Network, subnet6: IPv6Network) -> IPv4Address | None:
+    """The inverse of ``address6_of``; None for one that follows from no address of the subnet."""
+    place = int(address) - int(subnet6.network_address)
+    return subnet[place] if 0 <= place < subnet.num_addresses else None
+
+
+def link_local_of(mac: str) -> IPv6Address:
+    """That an interface makes of its MAC (RFC 4291, appendix A)."""
+    octets = bytes.fromhex(mac.replace(":", ""))
+    identifier = bytes([octets[0] ^ 2]) + octets[1:3] + b"\xff\xfe" + octets[3:]
+    return IPv6Address(b"\xfe\x80" + bytes(6) + identifier)
 
 
 def address_of(mac: str) -> IPv4Address | None:

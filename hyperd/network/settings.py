@@ -3,7 +3,7 @@
 
 import re
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 from hyperd.errors import InvalidError
@@ -15,6 +15,9 @@ ANY = IPv4Address("0.0.0.0")
 # This host, its loopback, its neighbours (and a cloud's metadata), multicast, and what is not assigned.
 _NOBODYS = tuple(
     map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"))
+)
+_NOBODYS6 = tuple(
+    map(IPv6Network, ("::/8", "64:ff9b::/32", "fd00:ec2::/32", "fe80::/10", "fec0::/10", "ff00::/8"))
 )
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 
@@ -33,6 +36,8 @@ class BridgeSettings:
     ip_range: IPv4Network | None = None  # addresses are given out of this part of it alone
     internal: bool = False  # no way out, and none in
     has_names: bool = False  # a name server answers on the gateway's address
+    subnet6: IPv6Network | None = None
+    gateway_address6: IPv6Address | None = None  # None: the first of the subnet
     lock_dir: Path = Path("/run/hyper-net")  # of all hyperds of this host, whatever their configuration
 
     def __post_init__(self) -> None:
@@ -56,6 +61,12 @@ class BridgeSettings:
             raise InvalidError("is no address of the subnet", subject=f"gateway {self.gateway_address}")
         if self.ip_range is not None and not self.ip_range.subnet_of(self.subnet):
             raise InvalidError("is no part of the subnet", subject=f"range {self.ip_range}")
+        if self.subnet6 is not None:
+            _require_subnet6(self.subnet, self.subnet6)
+            if self.gateway6 not in self.subnet6 or self.gateway6 == self.subnet6.network_address:
+                raise InvalidError("is no address of the subnet", subject=f"gateway {self.gateway6}")
+        elif self.gateway_address6 is not None:
+            raise InvalidError("is of no IPv6 subnet", subject=f"gateway {self.gateway_address6}")
 
     @property
     def table(self) -> str:
@@ -65,6 +76,24 @@ class BridgeSettings:
     @property
     def gateway(self) -> IPv4Address:
         return self.gateway_address or self.subnet[1]
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        return self.gateway_address6 or (self.subnet6[1] if self.subnet6 else None)
+
+
+def _require_subnet6(subnet: IPv4Network, subnet6: IPv6Network) -> None:
+    if subnet6.num_addresses <= subnet.num_addresses:
+        raise InvalidError(
+            f"has no room for the {subnet.num_addresses} addresses of {subnet}", subject=f"subnet {subnet6}"
+        )
+    for special in _NOBODYS6:
+        if subnet6.overlaps(special):
+            raise InvalidError(
+                f"is part of {special} or holds it, which means something else to every host",
+                subject=f"subnet {subnet6}",
+                hint="leave it out for a unique local one (fd00::/8)",
+            )
 
 
 def _is_host(address: IPv4Address, subnet: IPv4Network) -> bool:

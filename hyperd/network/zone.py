@@ -6,9 +6,9 @@ single label, of hyper.internal or of its own subnet, nobody else does either: t
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from ipaddress import AddressValueError, IPv4Address, IPv4Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 import dns.flags
 import dns.message
@@ -21,6 +21,7 @@ import dns.rrset
 
 from hyperd.model.network import Named
 
+Address = IPv4Address | IPv6Address
 TTL_S = 1  # a container that starts again may have another address
 HOST = "host.hyper.internal"
 _OWN = "hyper.internal"
@@ -34,26 +35,39 @@ class Zone:
     name: str
     subnet: IPv4Network
     gateway: IPv4Address
-    addresses: dict[str, tuple[IPv4Address, ...]] = field(default_factory=dict)  # by lower-case label
-    names: dict[IPv4Address, str] = field(default_factory=dict)
+    addresses: dict[str, tuple[Address, ...]] = field(default_factory=dict)  # by lower-case label
+    names: dict[Address, str] = field(default_factory=dict)
     others: "tuple[Zone, ...]" = ()  # of further networks that whoever asks is on
-    links: dict[str, tuple[IPv4Address, ...]] = field(
+    subnet6: IPv6Network | None = None
+    gateway6: IPv6Address | None = None
+    links: dict[str, tuple[Address, ...]] = field(
         default_factory=dict
     )  # of whoever asks, by lower-case alias
     is_outward: bool = True  # what is not known here is asked of others
 
 
-def zone_of(name: str, subnet: IPv4Network, gateway: IPv4Address, named: Iterable[Named]) -> Zone:
-    addresses: dict[str, tuple[IPv4Address, ...]] = {}
-    names = {}
+def zone_of(
+    name: str,
+    subnet: IPv4Network,
+    gateway: IPv4Address,
+    named: Iterable[Named],
+    subnet6: IPv6Network | None = None,
+    gateway6: IPv6Address | None = None,
+) -> Zone:
+    addresses: dict[str, tuple[Address, ...]] = {}
+    names: dict[Address, str] = {}
     for entry in named:
         if entry.network != name:
             continue
-        address = IPv4Address(entry.address)
-        names[address] = entry.names[0]
+        own = addresses_of(entry)
+        names.update((address, entry.names[0]) for address in own)
         for label in dict.fromkeys(text.lower() for text in entry.names):
-            addresses[label] = (*addresses.get(label, ()), address)
-    return Zone(name, subnet, gateway, addresses, names)
+            addresses[label] = (*addresses.get(label, ()), *own)
+    return Zone(name, subnet, gateway, addresses, names, subnet6=subnet6, gateway6=gateway6)
+
+
+def addresses_of(entry: Named) -> tuple[Address, ...]:
+    return (IPv4Address(entry.address), *([IPv6Address(entry.address6)] if entry.address6 else []))
 
 
 def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None:
@@ -65,12 +79,12 @@ def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None
     zones = (zone, *zone.others)
     reverse = _address_of(question.name)
     for each in zones:
-        if reverse is not None and reverse in each.subnet:
-            found = HOST if reverse == each.gateway else each.names.get(reverse)
+        if reverse is not None and _is_within(reverse, each):
+            found = HOST if reverse in (each.gateway, each.gateway6) else each.names.get(reverse)
             target = found if found == HOST or found is None else f"{found}.{each.name}"
             return _reply(query, dns.rdatatype.PTR, [f"{target}."] if target else None)
     if text == HOST:
-        return _reply(query, dns.rdatatype.A, [str(zone.gateway)])
+        return _addresses(query, [zone.gateway, *([zone.gateway6] if zone.gateway6 else [])])
     meant = [(each, label) for each in zones if (label := _label(text, each))]
     if not meant:
         within = text == _OWN or text.endswith(f".{_OWN}")
@@ -79,7 +93,21 @@ def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None
         address for each, label in meant for address in each.addresses.get(label, ())
     ]
     random.shuffle(known)
-    return _reply(query, dns.rdatatype.A, [str(address) for address in known[:_MAX_ANSWERS]] or None)
+    return _addresses(query, known)
+
+
+def _addresses(query: dns.message.Message, known: Sequence[Address]) -> dns.message.Message:
+    """Of the kind that is asked for; a name that has only another is there all the same."""
+    version = 6 if query.question[0].rdtype == dns.rdatatype.AAAA else 4
+    kind = dns.rdatatype.AAAA if version == 6 else dns.rdatatype.A
+    chosen = [str(address) for address in known if address.version == version]
+    return _reply(query, kind, chosen[:_MAX_ANSWERS] if known else None)
+
+
+def _is_within(address: Address, zone: Zone) -> bool:
+    if isinstance(address, IPv4Address):
+        return address in zone.subnet
+    return zone.subnet6 is not None and address in zone.subnet6
 
 
 def _label(text: str, zone: Zone) -> str:
@@ -103,15 +131,16 @@ def _reply(
     made = dns.message.make_response(query, recursion_available=True)
     made.flags |= dns.flags.AA
     question = query.question[0]
-    if question.rdtype in (kind, dns.rdatatype.ANY):
+    if question.rdtype in (kind, dns.rdatatype.ANY) and values:
         made.answer.append(dns.rrset.from_text(question.name, TTL_S, dns.rdataclass.IN, kind, *values))
     return made
 
 
-def _address_of(name: dns.name.Name) -> IPv4Address | None:
-    if not name.is_subdomain(dns.reversename.ipv4_reverse_domain):
+def _address_of(name: dns.name.Name) -> Address | None:
+    domains = (dns.reversename.ipv4_reverse_domain, dns.reversename.ipv6_reverse_domain)
+    if not any(name.is_subdomain(domain) for domain in domains):
         return None
     try:
-        return IPv4Address(dns.reversename.to_address(name))
+        return ip_address(dns.reversename.to_address(name))
     except (AddressValueError, ValueError, dns.exception.DNSException):
         return None

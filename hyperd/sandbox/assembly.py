@@ -7,6 +7,7 @@ import math
 import re
 import signal
 import uuid
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
 
@@ -28,8 +29,9 @@ from hyperd.model.guest import (
 )
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment, way_out
+from hyperd.model.share import Share
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import capabilities, endpoints, mounts, ports
+from hyperd.sandbox import capabilities, endpoints, mount_sources, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
 # moby oci/defaults.go
@@ -181,10 +183,20 @@ def _link(attachment: Attachment, *, has_default_route: bool) -> Link:
     return Link(
         mac=attachment.mac,
         name=f"eth{attachment.slot}",
-        addresses=(f"{attachment.address}/{attachment.prefix_length}",),
-        routes=(Route("0.0.0.0/0", attachment.gateway),) if has_default_route else (),
+        addresses=(f"{attachment.address}/{attachment.prefix_length}", *_addresses6(attachment)),
+        routes=tuple(_routes(attachment)) if has_default_route else (),
         mtu=attachment.mtu,
     )
+
+
+def _addresses6(attachment: Attachment) -> tuple[str, ...]:
+    return (f"{attachment.address6}/{attachment.prefix_length6}",) if attachment.address6 else ()
+
+
+def _routes(attachment: Attachment) -> Iterator[Route]:
+    yield Route("0.0.0.0/0", attachment.gateway)
+    if attachment.address6:
+        yield Route("::/0", attachment.gateway6)
 
 
 def _servers(attachments: tuple[Attachment, ...], out: Attachment | None) -> tuple[str, ...]:
@@ -195,7 +207,14 @@ def _servers(attachments: tuple[Attachment, ...], out: Attachment | None) -> tup
     return tuple(dict.fromkeys(server for at in chosen for server in at.dns_servers))[:MAX_SERVERS]
 
 
-def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) -> ContainerPlan:
+def container_plan(
+    record: ContainerRecord,
+    image: ImageConfig,
+    root: RootDisk,
+    shares: Collection[Share] = (),
+    *,
+    emulated: bool = False,
+) -> ContainerPlan:
     spec = record.spec
     fraction = spec.cpus and spec.cpus != math.ceil(spec.cpus)
     return ContainerPlan(
@@ -207,7 +226,7 @@ def container_plan(record: ContainerRecord, image: ImageConfig, root: RootDisk) 
         hostname=hostname_of(record),
         mounts=(
             *(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
-            *mounts.guest_mounts(spec.mounts),
+            *mount_sources.guest_mounts(spec.mounts, shares, emulated=emulated),
         ),
         init=spec.init,
         masked_paths=() if spec.privileged else MASKED_PATHS,

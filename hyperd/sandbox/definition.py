@@ -137,7 +137,7 @@ def template_shape_definition(shape: Shape, guest: GuestSettings, *, share_memor
 
 
 def restored(definition: VmDefinition, state: Path, ram: Path | None) -> VmDefinition:
-    """The same VM, going on where a template was saved."""
+    """The same VM, going on where a template was saved: what it did not have there is plugged in afterwards."""
     return replace(
         definition,
         restore_from=state,

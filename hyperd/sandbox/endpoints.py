@@ -3,7 +3,7 @@
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hyperd.errors import InvalidError, NotFoundError, UnsupportedError, WrongStateError
@@ -26,6 +26,7 @@ def endpoints_of(spec: ContainerSpec) -> tuple[Endpoint, ...]:
         spec.network_aliases,
         spec.mac_address,
         spec.gateway_priority,
+        spec.address6,
     )
     return (first, *spec.networks)
 
@@ -41,6 +42,7 @@ def with_endpoints(spec: ContainerSpec, endpoints: Sequence[Endpoint]) -> Contai
         network_aliases=first.aliases,
         mac_address=first.mac_address,
         gateway_priority=first.gateway_priority,
+        address6=first.address6,
         networks=tuple(further),
     )
 
@@ -51,7 +53,7 @@ def aliases_on(spec: ContainerSpec, network: str) -> tuple[str, ...]:
 
 def of_clone(spec: ContainerSpec, network: str) -> ContainerSpec:
     """On ``network``, with neither address nor MAC of its source's."""
-    return replace(spec, network=network, networks=(), address="", mac_address="")
+    return replace(spec, network=network, networks=(), address="", address6="", mac_address="")
 
 
 def require_valid(spec: ContainerSpec) -> None:
@@ -62,7 +64,8 @@ def require_valid(spec: ContainerSpec) -> None:
     if NO_NETWORK in names and len(names) > 1:
         raise InvalidError("is of no network, and there are others", subject="--network none")
     if NO_NETWORK in names:
-        for flag, value in (("--ip", spec.address), ("--mac-address", spec.mac_address)):
+        asked = (("--ip", spec.address), ("--ip6", spec.address6), ("--mac-address", spec.mac_address))
+        for flag, value in asked:
             if value:
                 raise InvalidError("there is no address with --network none", subject=f"{flag} {value}")
         _require_named_network(spec.network_aliases)
@@ -81,10 +84,9 @@ def require_valid_endpoint(endpoint: Endpoint) -> None:
     if endpoint.network == DEFAULT_NETWORK:
         _require_named_network(endpoint.aliases)
     if endpoint.address:
-        try:
-            ipaddress.IPv4Address(endpoint.address)
-        except ValueError as error:
-            raise InvalidError("is not an IPv4 address", subject=f"--ip {endpoint.address!r}") from error
+        _require_address(endpoint.address, ipaddress.IPv4Address, "IPv4", "--ip")
+    if endpoint.address6:
+        _require_address(endpoint.address6, ipaddress.IPv6Address, "IPv6", "--ip6")
     if endpoint.mac_address:
         _require_mac(endpoint.mac_address)
 
@@ -134,6 +136,13 @@ def _require_named_network(aliases: Sequence[str]) -> None:
             subject="--network-alias",
             hint="`hyper network create NAME`, then --network NAME",
         )
+
+
+def _require_address(text: str, kind: Callable[[str], object], what: str, flag: str) -> None:
+    try:
+        kind(text)
+    except ValueError as error:
+        raise InvalidError(f"is not an {what} address", subject=f"{flag} {text!r}") from error
 
 
 def _require_mac(text: str) -> None:

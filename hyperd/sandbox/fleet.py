@@ -17,7 +17,18 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import admission, assembly, endpoints, filters, links, machine, mounts, names, policy_desk
+from hyperd.sandbox import (
+    admission,
+    assembly,
+    endpoints,
+    filters,
+    links,
+    machine,
+    mount_sources,
+    mounts,
+    names,
+    policy_desk,
+)
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.handle import SandboxHandle
@@ -53,6 +64,7 @@ class Fleet(RestoringFleet):
         await self._services.runner.rooms.volumes.keep_only(
             {item.record.sandbox_id for item in stored} | set(running), set(running)
         )
+        await self._services.runner.rooms.shares.keep_only(set(running))
         # Before any VM goes on: memory that is older than its sandbox's disk must not be there any more.
         await self.snapshots.tidy(
             [key for item in stored if (key := machine.asleep_in(item.state))],
@@ -101,6 +113,8 @@ class Fleet(RestoringFleet):
         shared = [self._shared(text) for text in spec.volumes_from]
         spec, further = mounts.resolve(spec, image.config.volumes, shared)
         warnings += further
+        if binds := mount_sources.bind_requests(spec.mounts):
+            await self._services.runner.rooms.shares.require_possible(binds)
         sizing = assembly.sizing_of(spec, self._settings.default_sizing)
         held = self._services.ledger.admission
         admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, largest_mib=held.largest_mib)
@@ -132,12 +146,12 @@ class Fleet(RestoringFleet):
     async def _record(self, record: ContainerRecord) -> SandboxDriver:
         """With its volumes, those that were not there yet made for it: all of it or nothing."""
         asked = record.spec.mounts
-        uses = mounts.uses_of(asked)
+        uses = mount_sources.uses_of(asked)
         if not uses:
             await self._insert(record)
             return self._admit(record, machine.Created(), 0)
         volumes = self._services.runner.rooms.volumes
-        requests = mounts.requests_of(asked)
+        requests = mount_sources.requests_of(asked)
         async with volumes.providing(record.sandbox_id, record.name, requests, uses) as recording:
             await self._insert(record, along=recording)
             return self._admit(record, machine.Created(), 0)
@@ -173,6 +187,7 @@ class Fleet(RestoringFleet):
                 assembly.names_of(view.record, at.network),
                 view.record.sandbox_id,
                 tuple((link.alias, SandboxId(link.target)) for link in view.record.spec.links),
+                at.address6,
             )
             for view in self.views()
             if is_running(view)
@@ -210,6 +225,7 @@ class Fleet(RestoringFleet):
                 log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
         self._missing, self._surplus = missing, surplus
         await self._detach_idle(running)
+        await self._services.runner.rooms.shares.tidy()
 
     async def _detach_idle(self, running: Collection[SandboxId]) -> None:
         """Volumes of a VM that could not be ended, and has gone since."""

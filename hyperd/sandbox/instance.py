@@ -98,7 +98,8 @@ class SandboxInstance(Actor[Message]):
         return f"container {self.record.name}"
 
     def view(self) -> ContainerView:
-        shown = view_of(self.record, self.state, self.generation, self.journal.directory, self._trouble)
+        trouble = self._trouble or (self.tenure.broken if self.tenure is not None else None)
+        shown = view_of(self.record, self.state, self.generation, self.journal.directory, trouble)
         return replace(shown, ports=self.services.runner.rooms.network.published(self.record.sandbox_id))
 
     def vm_gone(self, gone: VmGone) -> None:

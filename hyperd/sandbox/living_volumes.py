@@ -27,7 +27,7 @@ from hyperd.model.volume import (
     VolumeSnapshot,
     VolumeView,
 )
-from hyperd.sandbox import machine, mounts
+from hyperd.sandbox import machine, mount_sources
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.rooms import Rooms
 from hyperd.sandbox.standstill import to_the_end
@@ -66,7 +66,9 @@ class LivingVolumes:
 
         Raises NotFoundError, InvalidError (smaller), WrongStateError (paused), ExhaustedError.
         """
-        writer = self._writer_of(await self._rooms.volumes.get(name))
+        view = await self._rooms.volumes.get(name)
+        require_disk(view.volume, "to grow")
+        writer = self._writer_of(view)
         if writer is not None and isinstance(writer.driver.state, machine.Paused):
             raise WrongStateError(
                 f"is in the hands of {writer.driver.subject}, which is paused",
@@ -123,6 +125,7 @@ class LivingVolumes:
 
     async def _copied(self, name: VolumeName, take: Take[R]) -> R:
         async with self._rooms.volumes.copying(name) as view:
+            require_disk(view.volume, "to take a snapshot of")
             if view.volume.export is not None:
                 raise UnsupportedError(
                     f"is a disk of {view.volume.export}'s",
@@ -207,7 +210,16 @@ class LivingVolumes:
             raise WrongStateError(
                 f"is in use by {user.name}", subject=f"volume {name}", hint="try again soon"
             )
-        return _Writer(driver, mounts.serials_of(driver.record.spec.mounts)[name])
+        return _Writer(driver, mount_sources.serials_of(driver.record.spec.mounts)[name])
+
+
+def require_disk(volume: Volume, what: str) -> None:
+    """Raises UnsupportedError for one that is shared."""
+    if volume.is_shared:
+        hint = f"it is a directory of the host's, {volume.path}: fill, copy or bound that"
+        raise UnsupportedError(
+            f"is shared, and has no disk {what}", subject=f"volume {volume.name}", hint=hint
+        )
 
 
 async def _detached() -> Consistency:

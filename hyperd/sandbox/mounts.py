@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from hyperd.errors import InvalidError, UnsupportedError
 from hyperd.model.container import ContainerRecord, ContainerSpec
-from hyperd.model.guest import GuestMount
-from hyperd.model.vm import Disk, DiskFormat
-from hyperd.model.volume import Mount, MountType, Volume, VolumeName, VolumeRequest
-from hyperd.storage.base import DATA_DIRECTORY
+from hyperd.model.share import IdRange
+from hyperd.model.volume import Mount, MountType, VolumeName
+from hyperd.sandbox.mount_sources import bind_requests, uses_of
 
-MAX_VOLUMES = 16  # each is a disk on the VM's one PCI bus
+MAX_DEVICES = 16  # volumes and shares: each has a place on the VM's one PCI bus
+MAX_ID = 0xFFFF_FFFE  # -1 is nobody's
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,65 +65,10 @@ def resolve(
         elif destination not in taken and destination not in chosen:
             chosen[destination] = Mount(MountType.VOLUME, destination)
     mounts = tuple(_named(mount) for mount in chosen.values())
-    if len(uses_of(mounts)) > MAX_VOLUMES:
-        raise InvalidError(f"{len(uses_of(mounts))} volumes are more than {MAX_VOLUMES}")
+    devices = len(uses_of(mounts)) + len(bind_requests(mounts))
+    if devices > MAX_DEVICES:
+        raise InvalidError(f"{devices} volumes and directories of the host are more than {MAX_DEVICES}")
     return replace(spec, mounts=mounts, tmpfs=tmpfs), warnings
-
-
-def requests_of(mounts: Sequence[Mount]) -> list[VolumeRequest]:
-    """What to make of them where there is no volume of that name yet."""
-    requests: dict[str, VolumeRequest] = {}
-    for mount in mounts:
-        if mount.type is MountType.VOLUME and mount.source not in requests:
-            requests[mount.source] = VolumeRequest(
-                VolumeName(mount.source),
-                mount.size_bytes,
-                driver=mount.driver,
-                labels=mount.labels,
-                anonymous=mount.anonymous,
-            )
-    return list(requests.values())
-
-
-def uses_of(mounts: Sequence[Mount]) -> dict[VolumeName, bool]:
-    """Volume -> whether it is only read, in the order of their disks."""
-    uses: dict[VolumeName, bool] = {}
-    for mount in mounts:
-        if mount.type is MountType.VOLUME:
-            name = VolumeName(mount.source)
-            uses[name] = uses.get(name, True) and mount.readonly
-    return uses
-
-
-def serials_of(mounts: Sequence[Mount]) -> dict[VolumeName, str]:
-    """The same for the same container, always."""
-    return {name: f"volume{number}" for number, name in enumerate(uses_of(mounts))}
-
-
-def disks_of(record: ContainerRecord, volumes: dict[VolumeName, Volume]) -> tuple[Disk, ...]:
-    serials, uses = serials_of(record.spec.mounts), uses_of(record.spec.mounts)
-    return tuple(
-        Disk(
-            serials[name], volumes[name].path, DiskFormat.RAW, readonly=readonly, export=volumes[name].export
-        )
-        for name, readonly in uses.items()
-    )
-
-
-def guest_mounts(mounts: Sequence[Mount]) -> tuple[GuestMount, ...]:
-    serials = serials_of(mounts)
-    return tuple(
-        GuestMount(
-            mount.destination,
-            "block:ext4",
-            source=serials[VolumeName(mount.source)],
-            options=("ro",) if mount.readonly else (),
-            subdirectory=DATA_DIRECTORY,
-            copy_image=not (mount.no_copy or mount.readonly),
-        )
-        for mount in mounts
-        if mount.type is MountType.VOLUME
-    )
 
 
 def anonymous_of(record: ContainerRecord) -> list[VolumeName]:
@@ -132,14 +77,17 @@ def anonymous_of(record: ContainerRecord) -> list[VolumeName]:
 
 def require_none(record: ContainerRecord, what: str) -> None:
     """Of what would have to hold or copy them. Raises UnsupportedError."""
-    names = [mount.source for mount in record.spec.mounts]
-    if names:
-        raise UnsupportedError(
-            f"has volumes, and {what} does not hold them",
-            subject=f"container {record.name}",
-            evidence=", ".join(f"{mount.source[:12]} at {mount.destination}" for mount in record.spec.mounts),
-            hint="a clone must not share a volume that is written to: use a container without volumes",
-        )
+    found = record.spec.mounts
+    if not found:
+        return
+    binds = [mount for mount in found if mount.type is MountType.BIND]
+    kind = "volumes" if not binds else "directories of the host" if len(binds) == len(found) else "mounts"
+    raise UnsupportedError(
+        f"has {kind}, and {what} does not hold them",
+        subject=f"container {record.name}",
+        evidence=", ".join(f"{_short(mount)} at {mount.destination}" for mount in found),
+        hint=f"a clone must not share what is written to: use a container without {kind}",
+    )
 
 
 def require_outside(record: ContainerRecord, path: bytes) -> None:
@@ -153,10 +101,18 @@ def require_outside(record: ContainerRecord, path: bytes) -> None:
         destination = mount.destination.encode()
         if normal == destination or normal.startswith(destination + b"/"):
             raise UnsupportedError(
-                f"lies in the volume at {mount.destination}",
+                f"lies in the {_word(mount)} at {mount.destination}",
                 subject=path.decode(errors="replace")[:200],
                 hint=f"`hyper exec -i {record.name} tar ...` while it runs, in either direction",
             )
+
+
+def _short(mount: Mount) -> str:
+    return mount.source if mount.type is MountType.BIND else mount.source[:12]
+
+
+def _word(mount: Mount) -> str:
+    return "directory of the host" if mount.type is MountType.BIND else "volume"
 
 
 def _named(mount: Mount) -> Mount:
@@ -167,15 +123,30 @@ def _named(mount: Mount) -> Mount:
 
 def _require_sound(mount: Mount) -> None:
     if mount.type is MountType.BIND:
-        raise UnsupportedError(
-            "directories of the host cannot be mounted yet",
-            subject=mount.source,
-            hint="use a volume, and fill it by `hyper exec -i NAME tar x`; `hyper cp` for files that need none",
-        )
+        if not mount.source.startswith("/") or "\0" in mount.source:
+            raise InvalidError("is not an absolute path", subject=f"bind source {mount.source!r}"[:200])
+        if mount.no_copy or mount.size_bytes or mount.mode or mount.labels or mount.driver:
+            raise InvalidError("a bind has neither size, mode, labels nor driver", subject=mount.destination)
+        _require_ids(mount.uids)
+        _require_ids(mount.gids)
+    elif mount.uids or mount.gids:
+        raise InvalidError("only the ids of a bind are mapped", subject=mount.destination)
     if mount.type is MountType.TMPFS and (mount.source or mount.no_copy):
         raise InvalidError("a tmpfs has no source and nothing to copy", subject=mount.destination)
     if mount.type is MountType.VOLUME and mount.mode:
         raise InvalidError("a volume has no mode", subject=mount.destination)
+
+
+def _require_ids(ranges: Sequence[IdRange]) -> None:
+    """Raises InvalidError for what does not fit into 32 bits, or has an id twice on either side."""
+    for side in ("host", "guest"):
+        end = 0
+        for start, count in sorted((getattr(ids, side), ids.count) for ids in ranges):
+            if not count or start + count - 1 > MAX_ID:
+                raise InvalidError(f"{count} ids from {start} on cannot be mapped", subject="idmap")
+            if start < end:
+                raise InvalidError(f"{start} is mapped twice", subject="idmap")
+            end = start + count
 
 
 def _require_destination(text: str) -> str:

@@ -4,6 +4,7 @@
 import asyncio
 import contextlib
 
+from hyperd.errors import HyperError
 from hyperd.guest.base import Guest
 from hyperd.model.container import Exit
 from hyperd.sandbox.pulse import Pulse
@@ -16,6 +17,7 @@ class Presence:
         self.paused = False
         self.exit: Exit | None = None  # why the run ends, once it does
         self.vm_ended = False
+        self.broken: HyperError | None = None  # a share that is not served any more
         self.changed = Pulse()  # process ended, run ended, paused or not, connection renewed
 
     @property

@@ -17,7 +17,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths
 from hyperd.snapshot.base import SnapshotStore
-from hyperd.storage.base import Storage, Volumes
+from hyperd.storage.base import Shares, Storage, Volumes
 from hyperd.vm import Hypervisor, console_tail
 
 ENTROPY_BYTES = 64
@@ -35,6 +35,7 @@ class Rooms:
     network: Network
     snapshots: SnapshotStore
     volumes: Volumes
+    shares: Shares
 
 
 @dataclass(frozen=True, slots=True)

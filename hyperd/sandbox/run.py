@@ -23,10 +23,10 @@ from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
-from hyperd.model.volume import Volume, VolumeName
-from hyperd.sandbox import assembly, definition, mounts, wiring
+from hyperd.sandbox import assembly, definition, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
+from hyperd.sandbox.mount_sources import EMULATED_NOTE, bind_requests
 from hyperd.sandbox.patience import PatientDialer, Turns
 from hyperd.sandbox.rooms import (
     Phases,
@@ -107,7 +107,8 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            spare = await self.spares.claim(record)
+            # A spare's memory is its template's, which nobody else may map.
+            spare = None if bind_requests(record.spec.mounts) else await self.spares.claim(record)
             if spare is not None:
                 stack.push_async_callback(self.spares.end, spare)
             async with first_error(), asyncio.TaskGroup() as tasks:
@@ -116,7 +117,7 @@ class Runner:
                 writable_task = tasks.create_task(
                     self.rooms.storage.create_writable(record.sandbox_id, record.spec.writable_size_bytes)
                 )
-                volumes_task = tasks.create_task(self._attach_volumes(record, stack))
+                mounts_task = tasks.create_task(plugging.find(self.rooms, record, stack, self.end_vm))
                 offer_task = tasks.create_task(self.templates.offer(definition.shape_of(record, accelerator)))
                 if spare is None:  # else they are in use
                     tasks.create_task(make_directories(paths, self._files))
@@ -131,12 +132,16 @@ class Runner:
                     record, root, writable_task.result(), attachments, paths, self.settings.guest, accelerator
                 ),
             )
-            start = replace(start, volumes=mounts.disks_of(record, volumes_task.result()), spare=spare)
+            disks, shares = mounts_task.result()
+            start = replace(start, volumes=disks, shares=shares, spare=spare)
             phases.mark("prepare")
             async with contextlib.AsyncExitStack() as turn:
                 await turn.enter_async_context(self.turns.take(phases))
                 up = await self._starter.bring_up(start, offer_task.result(), stack)
-                plan = assembly.container_plan(record, image_task.result().config, root)
+                emulated = accelerator is Accelerator.TCG
+                plan = assembly.container_plan(
+                    record, image_task.result().config, root, shares, emulated=emulated
+                )
                 if plan.may_copy:  # for minutes, and others are to start meanwhile
                     await turn.aclose()
                 async with console_as_evidence(start.subject, paths, self._files):
@@ -146,7 +151,8 @@ class Runner:
                     else:
                         guest_pid = await up.guest.create_container(plan)
                 phases.mark("create")
-            report = StartReport(up.path, up.note, phases.in_ms())
+            note = "; ".join(filter(None, (up.note, EMULATED_NOTE if emulated and shares else "")))
+            report = StartReport(up.path, note, phases.in_ms())
             return Live(
                 up.guest,
                 up.vm.pid,
@@ -191,6 +197,7 @@ class Runner:
             stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
             if record.spec.mounts:
                 stack.push_async_callback(self.end_vm, record.sandbox_id)
+                stack.push_async_callback(self.rooms.shares.end, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
@@ -237,12 +244,14 @@ class Runner:
         tap, address and ports are the sandbox's own.
         """
         await self.rooms.hypervisor.destroy(sandbox_id)
+        await self.rooms.shares.end(sandbox_id)
         await self.rooms.volumes.detach(sandbox_id)
 
     async def discard(self, sandbox_id: SandboxId) -> None:
         """Remove everything that a sandbox owns on this host. Idempotent."""
         await self.spares.give_up(sandbox_id)
         await self.rooms.hypervisor.destroy(sandbox_id)
+        await self.rooms.shares.end(sandbox_id)
         # Its files first: where the host's disk is full there is room then to write down that the rest is free.
         await self.rooms.storage.remove(sandbox_id)
         await remove_directories(self.settings.paths(sandbox_id), self._files)
@@ -274,14 +283,6 @@ class Runner:
     ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
         return await wiring.attach(self.rooms.network, record)
-
-    async def _attach_volumes(
-        self, record: ContainerRecord, stack: contextlib.AsyncExitStack
-    ) -> dict[VolumeName, Volume]:
-        if not mounts.uses_of(record.spec.mounts):
-            return {}
-        stack.push_async_callback(self.end_vm, record.sandbox_id)
-        return await self.rooms.volumes.attach(record.sandbox_id)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(

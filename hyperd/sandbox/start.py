@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from hyperd.errors import ClockError, HyperError
@@ -18,9 +19,10 @@ from hyperd.guest.base import Guest
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartPath
 from hyperd.model.network import Attachment
+from hyperd.model.share import Share
 from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import HOT_PLUG_DEVICES, Disk, Nic, VmDefinition, VmStatus
-from hyperd.sandbox import assembly, definition
+from hyperd.sandbox import assembly, definition, plugging
 from hyperd.sandbox.definition import SandboxPaths, Shape, from_template
 from hyperd.sandbox.patience import PatientDialer
 from hyperd.sandbox.rooms import (
@@ -38,6 +40,8 @@ from hyperd.sandbox.template import Offer, Templates
 
 log = logging.getLogger(__name__)
 
+SHARES_NEED_MEMORY = "a share needs memory of the VM's own, and a spare's is its template's"
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -49,6 +53,7 @@ class Start:
     phases: Phases
     vm: VmDefinition  # that boots, without its volumes
     volumes: tuple[Disk, ...] = ()
+    shares: tuple[Share, ...] = ()
     spare: Spare | None = None
     doubts: list[str] = field(default_factory=list)  # about a guest that goes on all the same
     faults: list[HyperError] = field(default_factory=list)  # of devices plugged in: no template is to blame
@@ -60,6 +65,25 @@ class Start:
     @property
     def subject(self) -> str:
         return f"container {self.record.name}"
+
+    @property
+    def hot(self) -> dict[str, int]:
+        """What is plugged into a template's clone, and how many of each."""
+        counts = {
+            "volumes": len(self.volumes),
+            "shares": len(self.shares),
+            "further networks": len(self.hot_nics),
+        }
+        return {what: count for what, count in counts.items() if count}
+
+    @contextlib.contextmanager
+    def blaming_no_template(self) -> Iterator[None]:
+        """What fails within is of what is beside the VM."""
+        try:
+            yield
+        except HyperError as error:
+            self.faults.append(error)
+            raise
 
     @property
     def shape(self) -> Shape:
@@ -91,11 +115,9 @@ class Starter:
     async def bring_up(self, start: Start, offer: Offer, stack: contextlib.AsyncExitStack) -> Up:
         """``stack`` undoes it. Raises what booting raises: what failed before that is in the note."""
         snapshot, note = offer.snapshot, offer.note
-        if snapshot is not None and len(start.volumes) + len(start.hot_nics) > HOT_PLUG_DEVICES:
+        if snapshot is not None and sum(start.hot.values()) > HOT_PLUG_DEVICES:
             snapshot = None
-            what = f"{len(start.volumes)} volumes" + (
-                f" and {len(start.hot_nics)} further networks" if start.hot_nics else ""
-            )
+            what = " and ".join(f"{count} {kind}" for kind, count in start.hot.items())
             note = f"{what} are more than a template has room for ({HOT_PLUG_DEVICES})"
         if start.spare is not None:
             up, why = await self._from_spare(start, start.spare, snapshot, stack)
@@ -128,6 +150,7 @@ class Starter:
     ) -> tuple[Up | None, str]:
         """Or why not: then nothing of its VM is left."""
         why = unfit(spare, start.shape, template) if template is not None else ""
+        why = SHARES_NEED_MEMORY if start.shares else why
         if template is not None and not why:
             described = from_template(start.vm, template)
             try:
@@ -154,20 +177,18 @@ class Starter:
         """From a definition to a guest with its identity. On any failure nothing of the VM stays."""
         record, phases = start.record, start.phases
         async with contextlib.AsyncExitStack() as own:
+            with start.blaming_no_template():
+                ports = await plugging.serve(self._rooms, record.sandbox_id, start.shares, own)
             own.push_async_callback(self._rooms.hypervisor.destroy, record.sandbox_id)
             if spare is None:
-                vm = await self._rooms.hypervisor.start(described)
+                vm = await plugging.start(self._rooms, described, ports)
             else:
                 vm = await self._spares.wake(spare, described.disks[0])
             phases.mark("vm")
             if described.restore_from is not None:  # a template has no place for them
-                try:
-                    for disk in start.volumes:
-                        await self._rooms.hypervisor.attach_disk(record.sandbox_id, disk)
-                except HyperError as error:
-                    start.faults.append(error)
-                    raise
-                if start.volumes:
+                with start.blaming_no_template():
+                    await plugging.plug_in(self._rooms, record.sandbox_id, start.volumes, ports)
+                if start.volumes or ports:
                     phases.mark("volumes")
             async with console_as_evidence(start.subject, start.paths, self._files):
                 if spare is None:
@@ -194,11 +215,8 @@ class Starter:
 
     async def _plug_nics(self, start: Start) -> None:
         """All but the first: a guest that says hello sees them come."""
-        try:
+        with start.blaming_no_template():
             for nic in start.hot_nics:
                 await self._rooms.hypervisor.attach_nic(start.record.sandbox_id, nic)
-        except HyperError as error:
-            start.faults.append(error)
-            raise
         if start.hot_nics:
             start.phases.mark("networks")

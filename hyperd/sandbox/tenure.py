@@ -20,6 +20,7 @@ from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
+from hyperd.sandbox.mount_sources import broken_error
 from hyperd.sandbox.presence import Presence
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, Runner
@@ -68,6 +69,7 @@ class Tenure(Presence):
         self._process_ended = False
         self._stands_still = False  # and could not be made to go on
         self._watching: asyncio.Task[None] | None = None
+        self._watching_shares: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self.execs = Execs(record, self, spawn, self.exit_of)
 
@@ -75,6 +77,8 @@ class Tenure(Presence):
         """``process_ended``: an earlier hyperd has seen that."""
         self._process_ended = process_ended
         self._watching = self._spawn(self._watch())
+        if self._record.spec.mounts:
+            self._watching_shares = self._spawn(self._watch_shares())
 
     def exit_of(self, status: ProcessExit) -> Exit:
         if status.start_error:
@@ -143,7 +147,7 @@ class Tenure(Presence):
             pump.drain()
         if self._process_ended and watching:
             await asyncio.wait(watching, timeout=DRAIN_TIMEOUT_S)
-        left = {task for task in watching | self._stopping if not task.done()}
+        left = {task for task in watching | self._besides() if not task.done()}
         for task in left:
             task.cancel()
         if left:
@@ -159,7 +163,7 @@ class Tenure(Presence):
     async def end_unnoticed(self) -> None:
         """The VM goes and the run does not end with it: it is saved, or counts no more. Exec'd processes go with it."""
         self.begin_end(STOPPED_BY_FORCE)
-        tasks = {task for task in (self._watching, *self.execs.tasks, *self._stopping) if task is not None}
+        tasks = {task for task in (self._watching, *self.execs.tasks) if task is not None} | self._besides()
         for task in tasks:
             task.cancel()
         if tasks:
@@ -199,6 +203,18 @@ class Tenure(Presence):
             log.info("agent reached again", extra={"sandbox": self._record.name, "cause": cause.brief})
             self._tell_trouble(None)
             self.changed.beat()
+
+    async def _watch_shares(self) -> None:
+        """One that is not served any more hangs its guest, which is to be known. It ends with its VM, too."""
+        broken = await self._runner.rooms.shares.wait_broken(self._record.sandbox_id)
+        await self.ended_within(LOST_GRACE_S)
+        if not self.is_ending:
+            self.broken = broken_error(self._record, broken)
+            log.error("share lost", extra={"sandbox": self._record.name, "error": str(self.broken)})
+
+    def _besides(self) -> "set[asyncio.Task[None]]":
+        """What nobody waits for at the end."""
+        return self._stopping | ({self._watching_shares} if self._watching_shares is not None else set())
 
     async def _redial(self, failures: int) -> bool:
         """Until it is reached: True; or until the run is over: False."""

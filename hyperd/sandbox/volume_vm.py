@@ -22,6 +22,7 @@ from hyperd.model.vm import Disk, DiskFormat, SandboxId
 from hyperd.model.volume import VolumeName
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.files_vm import SIZING
+from hyperd.sandbox.living_volumes import require_disk
 from hyperd.sandbox.run import SYNC_TIMEOUT_S
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.storage.base import DATA_DIRECTORY
@@ -69,6 +70,7 @@ class VolumeVms:
             stack.callback(services.ledger.release, sandbox_id)
             stack.push_async_callback(volumes.release, sandbox_id)
             volume = await volumes.lend(sandbox_id, HOLDER, name)
+            require_disk(volume, "to be filled")
             disk = Disk(SERIAL, volume.path, DiskFormat.RAW, readonly=False, export=volume.export)
             accelerator = await services.accelerator()
             stack.push_async_callback(runner.discard, sandbox_id)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The storage room: bytes for guests."""
 
-from hyperd.storage.base import DATA_DIRECTORY, Storage, Volumes, VolumeSnapshots
+from hyperd.storage.base import DATA_DIRECTORY, Shares, Storage, Volumes, VolumeSnapshots
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MINIMUM_SIZE_BYTES, LocalStorage
+from hyperd.storage.places import Places
+from hyperd.storage.shares import LocalShares
 from hyperd.storage.space import SpaceWatch
 from hyperd.storage.volume_rules import DEFAULT_VOLUME_BYTES
 from hyperd.storage.volumes import LocalVolumes
@@ -12,8 +14,11 @@ __all__ = [
     "DEFAULT_SIZE_BYTES",
     "DEFAULT_VOLUME_BYTES",
     "MINIMUM_SIZE_BYTES",
+    "LocalShares",
     "LocalStorage",
     "LocalVolumes",
+    "Places",
+    "Shares",
     "SpaceWatch",
     "Storage",
     "VolumeSnapshots",

@@ -7,7 +7,8 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from hyperd.model.vm import SandboxId
+from hyperd.model.share import BrokenShare, Share, ShareRequest
+from hyperd.model.vm import SandboxId, SharePort
 from hyperd.model.volume import (
     Consistency,
     Volume,
@@ -60,6 +61,40 @@ class Storage(Protocol):
 
     async def list_sandboxes(self) -> set[SandboxId]:
         """Who owns a writable disk, for cleaning up after a kill."""
+
+
+class Shares(Protocol):
+    async def require_possible(self, requests: Sequence[ShareRequest]) -> None:
+        """Of a container in the making: nothing is made for it yet. Raises as ``find``."""
+
+    async def find(self, requests: Sequence[ShareRequest]) -> tuple[Share, ...]:
+        """What is there; a missing directory is made where that is asked for.
+
+        Raises InvalidError (nothing is there), UnsupportedError (neither file nor directory), DeniedError (not to be
+        shared), UnavailableError (nobody can serve it).
+        """
+
+    async def serve(self, sandbox_id: SandboxId, shares: Sequence[Share]) -> tuple[SharePort, ...]:
+        """From now on, for one QEMU to connect to; what the sandbox had before is ended.
+
+        Returns before it is certain that they can be served: a QEMU that finds they are not fails. Outlives this
+        process. Raises UnavailableError, ExhaustedError; nothing stays behind.
+        """
+
+    async def require_served(self, sandbox_id: SandboxId) -> None:
+        """Raises UnavailableError, with its words, when one of them complained and ended: why its QEMU failed."""
+
+    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
+        """Return when one of them is not served any more, and which: for the guest it hangs from then on."""
+
+    async def end(self, sandbox_id: SandboxId) -> None:
+        """Its VM is no more. Idempotent."""
+
+    async def keep_only(self, running: Collection[SandboxId]) -> None:
+        """What a killed hyperd left of VMs that are not ``running`` ends."""
+
+    async def tidy(self) -> None:
+        """For now and then: a guest may have whoever serves it complain without end."""
 
 
 class VolumeSnapshots(Protocol):

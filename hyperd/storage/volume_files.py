@@ -2,9 +2,12 @@
 """The directories of volumes, and of their snapshots: a disk in each, under its name when it is whole. Blocks.
 
 ID.new/disk.img   in the making      ID/disk.img   whole      ID.gone/...   on its way out
+
+A volume that is shared has a directory in its stead, ID/data.
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import re
@@ -19,6 +22,8 @@ from hyperd.storage import acl
 log = logging.getLogger(__name__)
 
 DISK_NAME = "disk.img"
+SHARED_NAME = "data"
+MOST_COUNTED = 20_000  # files of a shared volume: its size is shown, and nobody is to wait for that
 RESERVE_BYTES = 64 << 20
 NEW, GONE = ".new", ".gone"
 _ID = re.compile(r"[0-9a-f]{32,64}")
@@ -38,6 +43,9 @@ class DiskFiles:
         """Its disk while it is in the making."""
         return self.root / (disk_id + NEW) / DISK_NAME
 
+    def shared(self, disk_id: str) -> Path:
+        return self.root / disk_id / SHARED_NAME
+
     def sweep(self, known: Collection[str]) -> None:
         """What a killed hyperd had half made or half removed goes."""
         with files.file_errors(self.root):
@@ -54,6 +62,14 @@ class DiskFiles:
         with files.file_errors(disk):
             disk.touch(0o600)
             os.truncate(disk, size_bytes)
+
+    def make_shared(self, disk_id: str) -> None:
+        """Nobody else of the host passes to what guests put there: set-user-id programs, perhaps."""
+        directory = self.new(disk_id).parent
+        self._begin(disk_id, "a volume")
+        with files.file_errors(directory):
+            files.make_directory(directory / SHARED_NAME, 0o755)
+            directory.chmod(0o700)
 
     def make_copy(self, disk_id: str, source: Path, size_bytes: int, *, only_shared: bool = False) -> None:
         """Of ``source``, and so large. ``only_shared``: at one moment, by sharing its blocks, or not at all.
@@ -78,7 +94,8 @@ class DiskFiles:
         return disk
 
     def sync(self, disk_id: str) -> None:
-        files.sync(self.new(disk_id))
+        disk = self.new(disk_id)
+        files.sync(disk if disk.exists() else disk.with_name(SHARED_NAME))
 
     def publish(self, disk_id: str) -> None:
         directory = self.root / disk_id
@@ -109,13 +126,29 @@ class DiskFiles:
         for disk_id in disk_ids:
             try:
                 sizes += (self.disk(disk_id).stat().st_blocks * 512,)
-            except FileNotFoundError:  # removed meanwhile
-                sizes += (0,)
+            except FileNotFoundError:
+                sizes += (_allocated_below(self.shared(disk_id)),)
         return sizes
 
     def require_space(self, what: str) -> None:
         with files.file_errors(self.root):
             files.require_free(self.root, 0, keep_bytes=RESERVE_BYTES, what=what)
+
+
+def _allocated_below(directory: Path) -> int:
+    """0 when it was removed meanwhile. Guests write there: no link is followed."""
+    blocks, left, waiting = 0, MOST_COUNTED, [directory]
+    while waiting and left:
+        try:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in itertools.islice(entries, left):
+                    left -= 1
+                    blocks += entry.stat(follow_symlinks=False).st_blocks
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry.path))
+        except FileNotFoundError:
+            continue
+    return blocks * 512
 
 
 def hand_over(disk: Path, attached: Sequence[VolumeUser], owner_of: OwnerOf) -> None:

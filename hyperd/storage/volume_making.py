@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.host.workers import Workers
-from hyperd.model.volume import NBD, VolumeName, VolumeRequest
+from hyperd.model.volume import NBD, SHARED, VolumeName, VolumeRequest
 from hyperd.storage import remote
 from hyperd.storage import volume_rules as rules
 from hyperd.storage.formatting import format_ext4
@@ -80,14 +80,16 @@ class VolumeMaker:
         row = Row(
             request.name,
             secrets.token_hex(16),
-            rules.whole_blocks(size_bytes),
+            rules.whole_blocks(size_bytes) if request.filesystem != SHARED else 0,
             source.filesystem if source else request.filesystem or rules.FILESYSTEMS[0],
             dict(request.labels),
             request.anonymous,
             datetime.now(UTC),
         )
         try:
-            if source is None:
+            if row.filesystem == SHARED:
+                await self._workers.call(self._files.make_shared, row.volume_id)
+            elif source is None:
                 await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
                 disk = self._files.new(row.volume_id)
                 await format_ext4(disk, self._seed, subject=f"volume {row.name}")

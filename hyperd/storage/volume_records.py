@@ -13,7 +13,15 @@ from pathlib import Path
 
 from hyperd.errors import ExistsError, NotFoundError, WrongStateError
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import LOCAL, Consistency, VolumeName, VolumeSnapshot, VolumeSnapshotId, VolumeUser
+from hyperd.model.volume import (
+    LOCAL,
+    SHARED,
+    Consistency,
+    VolumeName,
+    VolumeSnapshot,
+    VolumeSnapshotId,
+    VolumeUser,
+)
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -113,6 +121,9 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
     own = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
     for mine in own:
         name = VolumeName(mine["volume"])
+        rows.append(require(connection, name))
+        if rows[-1].filesystem == SHARED:
+            continue
         others = [
             user for user in users_of(connection, name) if user.attached and user.sandbox_id != sandbox_id
         ]
@@ -123,7 +134,6 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
         if writer is not None:
             brief = f"cannot be read: container {writer.name} writes to it"
             raise WrongStateError(brief, subject=f"volume {name}", hint=_share_hint(writer.name))
-        rows.append(require(connection, name))
     connection.execute("UPDATE volume_user SET attached = 1 WHERE sandbox_id = ?", (sandbox_id,))
     return rows
 
@@ -241,4 +251,7 @@ def _row(row: sqlite3.Row) -> Row:
 
 
 def _share_hint(holder: str) -> str:
-    return f"a volume is written to by one running container, or read by many: `hyper stop {holder}`, or :ro in all"
+    return (
+        f"a volume is written to by one running container, or read by many: `hyper stop {holder}`, or :ro in all; "
+        "one that is made with --shared is written to by many"
+    )

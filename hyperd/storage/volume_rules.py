@@ -6,14 +6,14 @@ from collections.abc import Mapping
 
 from hyperd.errors import ExistsError, InvalidError, UnsupportedError
 from hyperd.model.vm import NbdExport
-from hyperd.model.volume import LOCAL, NBD, VolumeRequest
+from hyperd.model.volume import LOCAL, NBD, SHARED, VolumeRequest
 from hyperd.storage.volume_records import Row
 
 DEFAULT_VOLUME_BYTES = 10 << 30
 MINIMUM_VOLUME_BYTES = 16 << 20
 MAXIMUM_VOLUME_BYTES = 16 << 40  # what ext4 does with blocks of 4 KiB and 32-bit numbers
 BLOCK_BYTES = 4096
-FILESYSTEMS = ("ext4",)
+FILESYSTEMS = ("ext4", SHARED)
 NBD_PORT = 10809
 PORTS = 1 << 16
 _SERVER = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9a-fA-F:]{2,39}\])(?::(\d{1,5}))?")
@@ -44,7 +44,14 @@ def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME
             subject=subject,
             hint="it has none",
         )
-    require_size(request.size_bytes or default_bytes, subject)
+    if request.filesystem != SHARED:
+        require_size(request.size_bytes or default_bytes, subject)
+    elif request.size_bytes or request.snapshot:
+        raise InvalidError(
+            "is a directory of the host's: it has no size of its own, and is made from no snapshot",
+            subject=subject,
+            hint="a file system of the host's with a quota bounds it",
+        )
 
 
 def _require_remote(request: VolumeRequest, subject: str) -> None:
@@ -57,7 +64,7 @@ def _require_remote(request: VolumeRequest, subject: str) -> None:
             subject=subject,
             hint="its server may make copies",
         )
-    if request.filesystem and request.filesystem not in FILESYSTEMS:
+    if request.filesystem and request.filesystem != FILESYSTEMS[0]:
         raise UnsupportedError(
             f"there is no file system {request.filesystem!r}",
             subject=subject,
@@ -116,6 +123,8 @@ def require_size(size_bytes: int, subject: str) -> None:
 def require_growth(name: str, size_bytes: int, wanted_bytes: int) -> int:
     """Of what there is; the size it gets. Raises InvalidError: what lies beyond a smaller one would be lost."""
     subject = f"volume {name}"
+    if not size_bytes:
+        raise InvalidError("is a directory of the host's and has no size", subject=subject)
     require_size(wanted_bytes, subject)
     wanted_bytes = whole_blocks(wanted_bytes)
     if wanted_bytes < whole_blocks(size_bytes):
@@ -131,6 +140,7 @@ def require_same(request: VolumeRequest, there: Row) -> None:
     """As Docker: creating what is there is no error, creating something else of that name is."""
     size_bytes = whole_blocks(request.size_bytes)
     other_size = size_bytes and size_bytes != there.size_bytes
+    other_kind = request.filesystem and request.filesystem != there.filesystem
     driver = request.driver or LOCAL
     if driver != there.driver or (driver == NBD and _export_of(request.options) != _export_of(there.options)):
         raise ExistsError(
@@ -138,9 +148,9 @@ def require_same(request: VolumeRequest, there: Row) -> None:
             subject=f"volume {there.name}",
             hint=f"`hyper volume inspect {there.name}` shows it",
         )
-    if other_size or (request.labels and request.labels != there.labels):
+    if other_size or other_kind or (request.labels and request.labels != there.labels):
         raise ExistsError(
-            "there is one of that name with another size or other labels",
+            "there is one of that name with another size, file system or other labels",
             subject=f"volume {there.name}",
             hint=f"`hyper volume inspect {there.name}` shows it",
         )

@@ -21,7 +21,7 @@ from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import LOCAL, NBD, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.model.volume import LOCAL, NBD, SHARED, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
 from hyperd.storage import remote
 from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
@@ -306,7 +306,7 @@ class LocalVolumes:
         if self._owner_of is None:
             return
         for row in rows:
-            if row.driver != LOCAL:
+            if row.driver != LOCAL or row.filesystem == SHARED:  # a server's; root's own, whoever sees it
                 continue
             attached = [user for user in records.users_of(connection, row.name) if user.attached]
             hand_over(self._files.disk(row.volume_id), attached, self._owner_of)
@@ -319,7 +319,7 @@ class LocalVolumes:
             row.labels,
             row.anonymous,
             row.created_at,
-            self._files.disk(row.volume_id),
+            (self._files.shared if row.filesystem == SHARED else self._files.disk)(row.volume_id),
             row.driver,
             rules.parse_export(row.options, f"volume {row.name}")[0] if row.driver == NBD else None,
         )

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
-from hyperd.model.vm import Disk, Nic, SandboxId, VmDefinition, VmGone, VmStatus
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmStatus
 
 
 class Hypervisor(Protocol):
@@ -42,6 +42,9 @@ class Hypervisor(Protocol):
 
         Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
         """
+
+    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
+        """As ``attach_disk``, for a VM with ``shared_memory``. UnavailableError, too, when nobody serves it."""
 
     async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
         """The disk behind which ``path`` is has so many bytes, and the guest is told. Only larger.

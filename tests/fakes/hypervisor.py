@@ -7,12 +7,13 @@ import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from hyperd.errors import ExistsError, HyperError, NotFoundError, RestoreError, UnavailableError
+from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, RestoreError, UnavailableError
 from hyperd.model.vm import (
     HOT_PLUG_DEVICES,
     Disk,
     Nic,
     SandboxId,
+    SharePort,
     VmDefinition,
     VmGone,
     VmGoneCause,
@@ -39,7 +40,7 @@ class FakeHypervisor:
         self.undying: set[SandboxId] = set()  # a destroy of these fails
         self.fail_next_detach: HyperError | None = None
         self.clinging: set[SandboxId] = set()  # guests that let go of no NIC
-        self.plugged: dict[SandboxId, list[Disk | Nic]] = {}
+        self.plugged: dict[SandboxId, list[Disk | Nic | SharePort]] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
         self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
@@ -57,6 +58,8 @@ class FakeHypervisor:
         if definition.sandbox_id in self.running:
             raise ExistsError("the VM exists", subject=definition.sandbox_id)
         self._raise_once("fail_next_start")
+        if definition.shares and not definition.shared_memory:
+            raise InvalidError("shares need memory that is shared", subject=definition.sandbox_id)
         if definition.restore_from is not None:
             self._raise_once("fail_next_restore")
             _require_restorable(definition, definition.restore_from)
@@ -90,10 +93,18 @@ class FakeHypervisor:
         state.write_text(json.dumps(_shape(self._defined[sandbox_id])))
 
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
+        self._plug_in(sandbox_id, disk)
+
+    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
+        self._plug_in(sandbox_id, share)
+        if not self._defined[sandbox_id].shared_memory:
+            raise InvalidError("shares need memory that is shared", subject=sandbox_id)
+
+    def _plug_in(self, sandbox_id: SandboxId, device: Disk | SharePort) -> None:
         if sandbox_id not in self.running:
             raise NotFoundError("no such VM", subject=sandbox_id)
         self._raise_once("fail_next_attach")
-        self._plug(sandbox_id, disk)
+        self._plug(sandbox_id, device)
 
     async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
         if sandbox_id not in self.running:
@@ -116,7 +127,7 @@ class FakeHypervisor:
         plugged = [device for device in self.plugged.get(sandbox_id, []) if isinstance(device, Nic)]
         return [nic.tap for nic in (*self._defined[sandbox_id].nics, *plugged)]
 
-    def _plug(self, sandbox_id: SandboxId, device: Disk | Nic) -> None:
+    def _plug(self, sandbox_id: SandboxId, device: Disk | Nic | SharePort) -> None:
         plugged = self.plugged.setdefault(sandbox_id, [])
         if len(plugged) >= HOT_PLUG_DEVICES:
             raise UnavailableError("no room for another device", subject=sandbox_id)

@@ -106,6 +106,9 @@ class FakeNetwork:
             slot=slot,
             internal=view.spec.internal,
             gateway_priority=endpoint.gateway_priority,
+            address6=_address6(view, lease.address, endpoint),
+            prefix_length6=64 if view.spec.ipv6 else 0,
+            gateway6="fd00::1" if view.spec.ipv6 else "",
         )
 
     def _lease(self, sandbox_id: SandboxId, endpoint: Endpoint, slot: int) -> FakeLease:
@@ -287,6 +290,12 @@ class FakeNetwork:
                 self._last = number
                 return address
         raise ExhaustedError("all addresses are leased", subject=str(self.subnet))
+
+
+def _address6(view: NetworkView, address: str, endpoint: Endpoint) -> str:
+    if not view.spec.ipv6:
+        return ""
+    return endpoint.address6 or f"fd00::{int(address.rpartition('.')[2]):x}"
 
 
 def fake_tap(sandbox_id: SandboxId, slot: int) -> str:

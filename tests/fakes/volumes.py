@@ -14,6 +14,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
     LOCAL,
     NBD,
+    SHARED,
     Consistency,
     Volume,
     VolumeName,
@@ -128,7 +129,8 @@ class FakeVolumes:
         there = self.kept.get(request.name) or self._make(await self._sized(request))
         volume = there.volume
         other_size = request.size_bytes and request.size_bytes != volume.size_bytes
-        if other_size or (request.labels and request.labels != volume.labels):
+        other_kind = request.filesystem and request.filesystem != volume.filesystem
+        if other_size or other_kind or (request.labels and request.labels != volume.labels):
             raise ExistsError("there is one of that name with another size or other labels")
         self.kept[request.name] = there
         return volume
@@ -212,7 +214,7 @@ class FakeVolumes:
         if error is not None:
             raise error
         own = [kept for kept in self.kept.values() if sandbox_id in kept.users]
-        for kept in own:
+        for kept in [kept for kept in own if not kept.volume.is_shared]:
             mine = kept.users[sandbox_id]
             for user in kept.users.values():
                 if user.attached and user is not mine and not (user.readonly and mine.readonly):
@@ -245,7 +247,7 @@ class FakeVolumes:
         row = Row(
             request.name,
             "0" * 32,
-            request.size_bytes or DEFAULT_VOLUME_BYTES,
+            request.size_bytes or (DEFAULT_VOLUME_BYTES if request.filesystem != SHARED else 0),
             request.filesystem or "ext4",
             dict(request.labels),
             request.anonymous,

@@ -48,6 +48,7 @@ from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork
+from tests.fakes.shares import FakeShares
 from tests.fakes.snapshot import FakeDraft, FakeSnapshots
 from tests.fakes.storage import FakeStorage
 from tests.fakes.volumes import FakeVolumes
@@ -222,6 +223,8 @@ class World:
     storage: FakeStorage = field(default_factory=FakeStorage)
     network: FakeNetwork = field(default_factory=FakeNetwork)
     volumes: FakeVolumes = field(default_factory=FakeVolumes)
+    shares: FakeShares = field(default_factory=FakeShares)
+    found: Accelerator = Accelerator.TCG  # by the probe
     memory_mib: int = 4096 + 136  # one of 4000 MiB leaves no room
     log_max_bytes: int = 1 << 24
     templates_enabled: bool = False  # most tests are about what is the same without
@@ -241,7 +244,7 @@ class World:
 
     async def accelerator(self) -> Accelerator:
         await self.accelerator_gate.wait()
-        return Accelerator.TCG
+        return self.found
 
     @contextlib.asynccontextmanager
     async def daemon(self) -> AsyncIterator[Fleet]:
@@ -264,6 +267,7 @@ class World:
             self.network,
             self.snapshots,
             self.volumes,
+            self.shares,
         )
         self.ledger = Ledger(Admission(self.memory_mib, 20, 4))
         self.records = records

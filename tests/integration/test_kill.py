@@ -71,11 +71,11 @@ def test_a_guest_that_is_stalled_when_a_daemon_starts_is_kept_and_reached_later(
     os.kill(qemu, signal.SIGSTOP)
     try:
         own.start()  # libvirt waits 30 s for the monitor of the stalled QEMU
-        wait_until(lambda: "(agent not reached)" in own.ok("ps"), "it says so")
+        wait_until(lambda: "(in trouble)" in own.ok("ps"), "it says so")
         assert "no agent answered" in own.ok("inspect", "-f", "{{.State.Error}}", "slow")
     finally:
         os.kill(qemu, signal.SIGCONT)
-    wait_until(lambda: "(agent not reached)" not in own.ok("ps"), "it is reached")
+    wait_until(lambda: "(in trouble)" not in own.ok("ps"), "it is reached")
     assert own.ok("exec", "slow", "echo", "still here") == "still here"
     assert qemu in own.qemu_processes()
 

@@ -71,3 +71,31 @@ def test_a_guest_joins_and_leaves_while_it_runs_and_through_a_kill_of_hyperd(hos
         assert "scope global" not in addresses(host, name)
         host.ok("network", "connect", back, name)
         assert reaches(host, name, "db")
+
+
+def test_guests_have_ipv6_where_their_network_has(host: Hyper, name: str):
+    with networks(host):
+        host.ok("network", "create", "--ipv6", "--subnet", "fd12:3456:789a::/64", name)
+        host.ok(
+            "run",
+            "-d",
+            "--network",
+            name,
+            "--ip6",
+            "fd12:3456:789a::77",
+            "--name",
+            "db",
+            BUSYBOX,
+            "sleep",
+            "600",
+        )
+        host.ok("run", "-d", "--name", name, BUSYBOX, "sleep", "600")
+        assert "inet6" not in host.ok("exec", name, "ip", "addr", "show", "eth0")
+        host.ok("network", "connect", name, name)
+        assert reaches(host, name, "fd12:3456:789a::77")
+        assert "fd12:3456:789a::77" in host.ok("exec", name, "nslookup", "-type=aaaa", "db")
+        assert "default via fd12:3456:789a::1" in host.ok("exec", "db", "ip", "-6", "route")
+        shown = f'{{{{(index .NetworkSettings.Networks "{name}").GlobalIPv6Address}}}}'
+        assert host.ok("inspect", "-f", shown, "db") == "fd12:3456:789a::77"
+        host.ok("network", "disconnect", name, name)
+        assert not reaches(host, name, "fd12:3456:789a::77")

@@ -12,7 +12,7 @@ from hyperctl import client as hyperd
 from hyperctl import completion, options, pruning, several, tree
 from hyperctl.client import Client
 from hyperctl.endpoints import parse_priority
-from hyperctl.errors import UNSUPPORTED, CliError, InvalidError
+from hyperctl.errors import InvalidError
 from hyperctl.network_shape import (
     NETWORK_COLUMNS,
     NETWORK_HEADERS,
@@ -43,12 +43,15 @@ def create(
     name: Annotated[str, typer.Argument(metavar="NETWORK", help="Its name", show_default=False)],
     *,
     subnet: Annotated[
-        str, typer.Option("--subnet", metavar="CIDR", help="Its addresses", show_default=False)
-    ] = "",
+        list[str] | None,
+        typer.Option(
+            "--subnet", metavar="CIDR", help="Its addresses, IPv4 and IPv6 one each", show_default=False
+        ),
+    ] = None,
     gateway: Annotated[
-        str,
-        typer.Option("--gateway", metavar="ADDRESS", help="Of the host, in the subnet", show_default=False),
-    ] = "",
+        list[str] | None,
+        typer.Option("--gateway", metavar="ADDRESS", help="Of the host, in a subnet", show_default=False),
+    ] = None,
     ip_range: Annotated[
         str,
         typer.Option("--ip-range", metavar="CIDR", help="Give addresses out of it alone", show_default=False),
@@ -65,11 +68,10 @@ def create(
         typer.Option("--opt", "-o", metavar="NAME=VALUE", help="mtu=BYTES", show_default=False),
     ] = None,
     driver: Annotated[str, typer.Option("--driver", "-d", metavar="bridge", help="bridge")] = "bridge",
-    ipv6: Annotated[bool, typer.Option("--ipv6", help="Not there yet")] = False,
+    ipv6: Annotated[bool, typer.Option("--ipv6", help="IPv6, too")] = False,
 ) -> int:
     """Make a network, and print its id."""
-    if ipv6:
-        raise CliError("guests have IPv4 only, so far", subject="--ipv6", exit_status=UNSUPPORTED)
+    subnets, gateways = _by_version("--subnet", subnet or []), _by_version("--gateway", gateway or [])
     if driver != "bridge":
         raise InvalidError(f"invalid argument {driver!r}: only bridge is known", subject="--driver")
     chosen = dict(options.parse_pairs("--opt", opt or []))
@@ -78,8 +80,11 @@ def create(
         raise InvalidError(f"invalid argument {next(iter(chosen))!r}: only mtu is known", subject="--opt")
     spec = pb.NetworkSpec(
         name=name,
-        subnet=subnet,
-        gateway=gateway,
+        subnet=subnets[4],
+        gateway=gateways[4],
+        ipv6=ipv6 or bool(subnets[6]),
+        subnet6=subnets[6],
+        gateway6=gateways[6],
         ip_range=ip_range,
         internal=internal,
         mtu=options.parse_integer("--mtu", mtu, minimum=1, maximum=65535) if mtu else 0,
@@ -88,6 +93,17 @@ def create(
     response = hyperd.ask(lambda client: client.networks.CreateNetwork(pb.CreateNetworkRequest(spec=spec)))
     print(response.network.id)
     return 0
+
+
+def _by_version(flag: str, texts: list[str]) -> dict[int, str]:
+    """Raises InvalidError for two of one kind."""
+    found = {4: "", 6: ""}
+    for text in texts:
+        version = 6 if ":" in text else 4
+        if found[version]:
+            raise InvalidError(f"is given twice for IPv{version}", subject=f"{flag} {text}")
+        found[version] = text
+    return found
 
 
 @tree.command(app, "ls")
@@ -168,6 +184,9 @@ def connect(
     ip: Annotated[
         str, typer.Option("--ip", metavar="ADDRESS", help="Its IPv4 address there", show_default=False)
     ] = "",
+    ip6: Annotated[
+        str, typer.Option("--ip6", metavar="ADDRESS", help="Its IPv6 address there", show_default=False)
+    ] = "",
     alias: Annotated[
         list[str] | None,
         typer.Option("--alias", metavar="NAME", help="A further name there", show_default=False),
@@ -186,6 +205,7 @@ def connect(
     endpoint = container_pb2.NetworkEndpoint(
         network=network,
         address=ip,
+        address6=ip6,
         aliases=alias or [],
         mac_address=mac_address,
         gateway_priority=parse_priority(gw_priority) if gw_priority else 0,

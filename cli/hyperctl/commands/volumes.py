@@ -16,6 +16,7 @@ from hyperctl.render import render_size
 from hyperctl.several import Document
 from hyperctl.volume_shape import VOLUME_COLUMNS, VOLUME_HEADERS, volume_document, volume_row
 
+SHARED = "virtiofs"
 FILTERS = ("name", "label", "driver", "dangling")
 
 CREATE_EPILOG = """\b
@@ -55,6 +56,9 @@ def create(
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Set a label")
     ] = None,
     filesystem: Annotated[str, typer.Option("--fs", metavar="TYPE", help="File system [ext4]")] = "",
+    shared: Annotated[
+        bool, typer.Option("--shared", help="A directory of the host, written to by many at a time")
+    ] = False,
     driver: Annotated[
         str, typer.Option("--driver", "-d", metavar="DRIVER", help="local or nbd [local]")
     ] = "",
@@ -71,11 +75,13 @@ def create(
         raise InvalidError("two names were given", subject=f"{volume}, {name}")
     driver_options = options.parse_pairs("--opt", opt or [])
     size = size or driver_options.pop("size", "")
+    if shared and filesystem not in {"", SHARED}:
+        raise InvalidError("a shared volume has no file system of its own", subject=f"--fs {filesystem}")
     request = pb.CreateVolumeRequest(
         name=volume or name,
         driver=driver,
         size_bytes=options.parse_size("--size", size) if size else 0,
-        filesystem=filesystem,
+        filesystem=SHARED if shared else filesystem,
         labels=options.parse_pairs("--label", label or []),
         options=driver_options,
         snapshot=snapshot,

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from hyperd.errors import ExistsError, NotFoundError
-from hyperd.model.vm import Disk, Nic, SandboxId, VmGoneCause
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmGoneCause
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.errors import is_gone
 from hyperd.vm.libvirt.xml import (
@@ -19,6 +19,7 @@ from hyperd.vm.libvirt.xml import (
     find_sandbox_id,
     render_hot_disk,
     render_hot_nic,
+    render_hot_share,
 )
 
 _CAUSES = {
@@ -73,6 +74,11 @@ def attach_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, disk: Dis
     taken = {device.get("dev") for device in devices}
     target = next(name for name in disk_names() if name not in taken)
     domain.attachDeviceFlags(render_hot_disk(disk, target), libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+
+def attach_share(connection: libvirt.virConnect, sandbox_id: SandboxId, share: SharePort) -> None:
+    domain = look_up(connection, sandbox_id)
+    domain.attachDeviceFlags(render_hot_share(share), libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
 
 def resize_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:

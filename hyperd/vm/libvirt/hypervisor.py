@@ -20,7 +20,16 @@ import libvirt
 
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
-from hyperd.model.vm import Disk, Nic, SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import (
+    Disk,
+    Nic,
+    SandboxId,
+    SharePort,
+    VmDefinition,
+    VmGone,
+    VmGoneCause,
+    VmStatus,
+)
 from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
@@ -141,6 +150,9 @@ class LibvirtHypervisor:
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
         await self._states.attach_disk(sandbox_id, disk)
 
+    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
+        await self._states.attach_share(sandbox_id, share)
+
     async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
         await self._states.resize_disk(sandbox_id, path, size_bytes)
 
@@ -257,7 +269,13 @@ class LibvirtHypervisor:
 
     async def _restore_domain(self, definition: VmDefinition, state: Path, described: str) -> None:
         name = domain_name(definition.sandbox_id)
-        restore = Restore(definition, state, described, lambda: qemu_log_tail(self.settings.log_dir, name))
+        restore = Restore(
+            definition,
+            state,
+            described,
+            self.settings.pid_dir,
+            lambda: qemu_log_tail(self.settings.log_dir, name),
+        )
         with unfinished(self.settings, name):
             try:
                 await self._bridge.until(restore.runs, lane=Lane.RESTORE)

@@ -5,14 +5,15 @@ import re
 from pathlib import Path
 
 from hyperd.errors import InvalidError
-from hyperd.model.vm import Channel, Disk, MemoryFile, Nic, VmDefinition
+from hyperd.model.vm import Channel, Disk, MemoryFile, Nic, SharePort, VmDefinition
 
-MAX_DEVICES = 20  # disks and NICs: each has a slot of the one PCI bus
+MAX_DEVICES = 20  # disks, NICs and shares: each has a slot of the one PCI bus
 
 _MAX_SOCKET_PATH_BYTES = 107
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff\ufffe\uffff]")  # XML 1.0 cannot carry most of these
 _CHANNEL_NAME = re.compile(r"[A-Za-z0-9.-]{1,64}")
 _SERIAL = re.compile(r"[A-Za-z0-9._-]{1,20}")  # VIRTIO_BLK_ID_BYTES
+_TAG = re.compile(r"[A-Za-z0-9._-]{1,36}")  # virtio_fs_config
 _TAP_NAME = re.compile(r"[A-Za-z0-9._-]{1,15}")  # IFNAMSIZ
 _MAC = re.compile(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}")
 
@@ -23,8 +24,8 @@ def require_possible(definition: VmDefinition) -> None:
         raise InvalidError(
             "a VM needs a CPU and memory", subject=f"{definition.vcpus} CPUs, {definition.memory_mib} MiB"
         )
-    if len(definition.disks) + len(definition.nics) > MAX_DEVICES:
-        raise InvalidError(f"more than {MAX_DEVICES} disks and NICs", subject=definition.sandbox_id)
+    if len(definition.disks) + len(definition.nics) + len(definition.shares) > MAX_DEVICES:
+        raise InvalidError(f"more than {MAX_DEVICES} disks, NICs and shares", subject=definition.sandbox_id)
     for text in (definition.sandbox_id, definition.cmdline):
         if _UNPRINTABLE.search(text):
             raise InvalidError("has control characters in it", subject=repr(text))
@@ -40,6 +41,10 @@ def require_possible(definition: VmDefinition) -> None:
         require_disk(disk)
     for nic in definition.nics:
         require_nic(nic)
+    for share in definition.shares:
+        require_share(share)
+    if definition.shares and not definition.shared_memory:
+        raise InvalidError("shares need memory that is shared", subject=definition.sandbox_id)
 
 
 def _require_path(path: Path) -> None:
@@ -55,12 +60,23 @@ def _require_memory_file(definition: VmDefinition, file: MemoryFile) -> None:
 
 
 def _require_channel(channel: Channel) -> None:
-    _require_path(channel.path)
     if not _CHANNEL_NAME.fullmatch(channel.name):
         raise InvalidError("a channel's name is letters, digits, dots and dashes", subject=repr(channel.name))
-    if len(str(channel.path).encode()) > _MAX_SOCKET_PATH_BYTES:
+    _require_socket(channel.path)
+
+
+def _require_socket(path: Path) -> None:
+    _require_path(path)
+    if len(str(path).encode()) > _MAX_SOCKET_PATH_BYTES:
+        raise InvalidError(f"a socket's path has at most {_MAX_SOCKET_PATH_BYTES} bytes", subject=str(path))
+
+
+def require_share(share: SharePort) -> None:
+    """Raises InvalidError."""
+    _require_socket(share.socket)
+    if not _TAG.fullmatch(share.tag):
         raise InvalidError(
-            f"a socket's path has at most {_MAX_SOCKET_PATH_BYTES} bytes", subject=str(channel.path)
+            "a share's tag is 1 to 36 letters, digits, dots and dashes", subject=repr(share.tag)
         )
 
 

@@ -21,7 +21,9 @@ from hyperd.model.vm import SandboxId, VmDefinition
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.domain import create, is_paused, look_up
 from hyperd.vm.libvirt.errors import MonitorError, kind_of
+from hyperd.vm.libvirt.memory import fill_ram
 from hyperd.vm.libvirt.monitor import Phase
+from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.xml import RAM_BACKEND, domain_name
 
 Log = Callable[[], str]
@@ -35,12 +37,17 @@ _NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded", "File too l
 class Restore:
     """A start from a saved state, as a question to be asked until the answer is True: does the VM run?"""
 
-    def __init__(self, definition: VmDefinition, state: Path, described: str, log: Log) -> None:
+    def __init__(
+        self, definition: VmDefinition, state: Path, described: str, pid_dir: Path, log: Log
+    ) -> None:
         """``log()`` is what QEMU itself said, the evidence when it fails."""
         self._sandbox_id = definition.sandbox_id
         self._state = state
         memory = definition.memory_file
         self._ram_elsewhere = memory is not None and not memory.shared
+        self._copied = memory.path if memory is not None and definition.shared_memory else None
+        self._memory_mib = definition.memory_mib
+        self._pid_dir = pid_dir
         self._described = described
         self._log = log
         self._created = False
@@ -66,9 +73,22 @@ class Restore:
             raise
 
     def _begin(self, domain: libvirt.virDomain) -> None:
+        if self._copied is not None:
+            self._fill(self._copied)
         monitor.set_capabilities(domain, ram_elsewhere=self._ram_elsewhere)
         monitor.silence_announcements(domain)
         monitor.migrate_incoming(domain, self._state)
+
+    def _fill(self, source: Path) -> None:
+        process = QemuProcess.find(self._pid_dir, domain_name(self._sandbox_id))
+        if process is None:
+            raise self._error("QEMU ended as soon as it ran")
+        try:
+            fill_ram(process.pid, self._memory_mib << 20, source)
+        except OSError as error:
+            raise self._error(f"its memory cannot be filled: {error}") from error
+        finally:
+            process.close()
 
     def _finish(self, domain: libvirt.virDomain) -> bool:
         # While QEMU reads it answers nothing: the first answer comes, as a rule, when it is done.

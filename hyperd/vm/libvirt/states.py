@@ -18,7 +18,7 @@ import libvirt
 
 from hyperd.errors import UnavailableError
 from hyperd.host.workers import Wanted
-from hyperd.model.vm import Disk, Nic, SandboxId
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort
 from hyperd.vm.libvirt import domain, saving
 from hyperd.vm.libvirt.bridge import Call, Lane, LibvirtBridge
 from hyperd.vm.libvirt.errors import errors_of_existing
@@ -60,6 +60,14 @@ class VmStates:
             async with asyncio.timeout(self._settings.steer_timeout_s):
                 await self._in_turn(
                     sandbox_id, lambda connection: domain.attach_disk(connection, sandbox_id, disk)
+                )
+
+    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
+        name = domain_name(sandbox_id)
+        with errors_of_existing(name), _deadline_errors(name, "takes no share"):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                await self._in_turn(
+                    sandbox_id, lambda connection: domain.attach_share(connection, sandbox_id, share)
                 )
 
     async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:

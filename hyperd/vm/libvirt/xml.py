@@ -14,14 +14,14 @@ from hyperd.model.vm import (
     Accelerator,
     Channel,
     Disk,
-    MemoryFile,
     NbdExport,
     Nic,
     SandboxId,
+    SharePort,
     VmDefinition,
     own_uid,
 )
-from hyperd.vm.libvirt.limits import require_disk, require_nic, require_possible
+from hyperd.vm.libvirt.limits import require_disk, require_nic, require_possible, require_share
 from hyperd.vm.libvirt.settings import LibvirtSettings
 
 RECONNECT_S = 10
@@ -66,6 +66,8 @@ def render_domain(definition: VmDefinition, settings: LibvirtSettings) -> str:
     _render_serial(devices, definition.channels, next(slots))
     _render_console(devices, definition.console_log, settings)
     _render_small_devices(devices, definition, slots, settings)
+    for share in definition.shares:
+        _render_share(devices, share, next(slots))
     _render_arguments(domain, definition)
     # Saves 200 ms of every start: without it libvirt asks QEMU for each of some 480 CPU properties, one by one.
     capabilities = ET.SubElement(domain, f"{{{_QEMU_URI}}}capabilities")
@@ -84,6 +86,11 @@ def _render_identity(domain: ET.Element, definition: VmDefinition) -> None:
 def _render_machine(domain: ET.Element, definition: VmDefinition, settings: LibvirtSettings) -> None:
     platform = settings.platform
     _add(domain, "memory", text=str(definition.memory_mib), unit="MiB")
+    if definition.shared_memory:
+        # libvirt's own RAM backend stays empty, as ever, but it has no shares without this.
+        backing = ET.SubElement(domain, "memoryBacking")
+        ET.SubElement(backing, "source", type="memfd")
+        ET.SubElement(backing, "access", mode="shared")
     _add(domain, "vcpu", text=str(definition.vcpus), placement="static")
     os = ET.SubElement(domain, "os")
     _add(os, "type", text="hvm", arch=platform.arch, machine=platform.machine)
@@ -160,6 +167,24 @@ def render_hot_disk(disk: Disk, target: str) -> str:
     return ET.tostring(element, encoding="unicode")
 
 
+def _render_share(devices: ET.Element, share: SharePort, slot: int | None = None) -> None:
+    element = ET.SubElement(devices, "filesystem", type="mount", accessmode="passthrough")
+    ET.SubElement(element, "driver", type="virtiofs")
+    ET.SubElement(element, "source", socket=str(share.socket))
+    ET.SubElement(element, "target", dir=share.tag)
+    if slot is not None:
+        _address(element, slot=slot)
+
+
+def render_hot_share(share: SharePort) -> str:
+    """As ``render_hot_disk``."""
+    require_share(share)
+    devices = ET.Element("devices")
+    _render_share(devices, share)
+    (element,) = devices
+    return ET.tostring(element, encoding="unicode")
+
+
 def _render_nic(devices: ET.Element, nic: Nic, slot: int | None = None) -> None:
     element = ET.SubElement(devices, "interface", type="ethernet")
     ET.SubElement(element, "mac", address=nic.mac)
@@ -218,7 +243,7 @@ def _render_arguments(domain: ET.Element, definition: VmDefinition) -> None:
     """
     arguments = [
         "-object",
-        _ram_backend(definition.memory_mib, definition.memory_file),
+        _ram_backend(definition),
         "-machine",
         f"memory-backend={RAM_BACKEND}",
     ]
@@ -229,8 +254,11 @@ def _render_arguments(domain: ET.Element, definition: VmDefinition) -> None:
         ET.SubElement(commandline, f"{{{_QEMU_URI}}}arg", value=argument)
 
 
-def _ram_backend(memory_mib: int, file: MemoryFile | None) -> str:
-    size = f"id={RAM_BACKEND},size={memory_mib}M"
+def _ram_backend(definition: VmDefinition) -> str:
+    size, file = f"id={RAM_BACKEND},size={definition.memory_mib}M", definition.memory_file
+    if definition.shared_memory:
+        # By its seals it is told from libvirt's own, which has the same name (``memory.fill_ram``).
+        return f"memory-backend-memfd,{size},share=on,seal=off"
     if file is None:
         return f"memory-backend-ram,{size}"
     # In QEMU's options a comma within a value is written twice.

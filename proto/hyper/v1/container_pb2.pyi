@@ -259,6 +259,7 @@ class ContainerSpec(_message.Message):
     MAC_ADDRESS_FIELD_NUMBER: _builtins.int
     GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
     NETWORKS_FIELD_NUMBER: _builtins.int
+    ADDRESS6_FIELD_NUMBER: _builtins.int
     LINKS_FIELD_NUMBER: _builtins.int
     EGRESS_FIELD_NUMBER: _builtins.int
     SECURITY_GROUPS_FIELD_NUMBER: _builtins.int
@@ -305,6 +306,8 @@ class ContainerSpec(_message.Message):
     """on `network`; "" = made from the address"""
     gateway_priority: _builtins.int
     """of `network`: the highest has the default route"""
+    address6: _builtins.str
+    """IPv6, of the network's; "" = follows from the IPv4 address"""
     egress: _builtins.str
     """What it may begin on the network: none, allow-all, or a document; "" = what is not forbidden to all. See policy.proto:
     what changes while it exists is there.
@@ -438,6 +441,7 @@ class ContainerSpec(_message.Message):
         mac_address: _builtins.str = ...,
         gateway_priority: _builtins.int = ...,
         networks: _abc.Iterable[Global___NetworkEndpoint] | None = ...,
+        address6: _builtins.str = ...,
         links: _abc.Iterable[_builtins.str] | None = ...,
         egress: _builtins.str = ...,
         security_groups: _abc.Iterable[_builtins.str] | None = ...,
@@ -446,7 +450,7 @@ class ContainerSpec(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "stop_timeout_s", b"stop_timeout_s", "terminal_size", b"terminal_size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "egress", b"egress", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "gateway_priority", b"gateway_priority", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "links", b"links", "mac_address", b"mac_address", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "network_rate_in", b"network_rate_in", "network_rate_out", b"network_rate_out", "networks", b"networks", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "security_groups", b"security_groups", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s", "additional_groups", b"additional_groups", "address", b"address", "address6", b"address6", "args", b"args", "auto_remove", b"auto_remove", "cap_add", b"cap_add", "cap_drop", b"cap_drop", "cpus", b"cpus", "dns_options", b"dns_options", "dns_searches", b"dns_searches", "dns_servers", b"dns_servers", "egress", b"egress", "entrypoint", b"entrypoint", "env", b"env", "expose", b"expose", "extra_hosts", b"extra_hosts", "gateway_priority", b"gateway_priority", "hostname", b"hostname", "image", b"image", "init", b"init", "labels", b"labels", "links", b"links", "mac_address", b"mac_address", "memory_bytes", b"memory_bytes", "mounts", b"mounts", "name", b"name", "network", b"network", "network_aliases", b"network_aliases", "network_rate_in", b"network_rate_in", "network_rate_out", b"network_rate_out", "networks", b"networks", "no_new_privileges", b"no_new_privileges", "override_entrypoint", b"override_entrypoint", "pids_limit", b"pids_limit", "platform", b"platform", "ports", b"ports", "privileged", b"privileged", "publish_all", b"publish_all", "readonly_root", b"readonly_root", "seccomp_unconfined", b"seccomp_unconfined", "security_groups", b"security_groups", "shm_size_bytes", b"shm_size_bytes", "stdin", b"stdin", "stop_signal", b"stop_signal", "stop_timeout_s", b"stop_timeout_s", "sysctls", b"sysctls", "terminal_size", b"terminal_size", "tmpfs", b"tmpfs", "tty", b"tty", "ulimits", b"ulimits", "user", b"user", "volumes_from", b"volumes_from", "working_directory", b"working_directory", "writable_size_bytes", b"writable_size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__stop_timeout_s: _TypeAlias = _typing.Literal["stop_timeout_s"]  # noqa: Y015
     _WhichOneofArgType__stop_timeout_s: _TypeAlias = _typing.Literal["_stop_timeout_s", b"_stop_timeout_s"]  # noqa: Y015
@@ -489,6 +493,8 @@ class Mount(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     DRIVER_FIELD_NUMBER: _builtins.int
     ANONYMOUS_FIELD_NUMBER: _builtins.int
+    UID_MAP_FIELD_NUMBER: _builtins.int
+    GID_MAP_FIELD_NUMBER: _builtins.int
     type: Global___MountType.ValueType
     source: _builtins.str
     """volume: its name, "" = a new anonymous one; bind: absolute path on the host"""
@@ -511,6 +517,12 @@ class Mount(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """of a volume that is made by this"""
 
+    @_builtins.property
+    def uid_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdRange]:
+        """bind: ids of the host that are others in the container; the rest are the same"""
+
+    @_builtins.property
+    def gid_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdRange]: ...
     def __init__(
         self,
         *,
@@ -525,14 +537,43 @@ class Mount(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         driver: _builtins.str = ...,
         anonymous: _builtins.bool = ...,
+        uid_map: _abc.Iterable[Global___IdRange] | None = ...,
+        gid_map: _abc.Iterable[Global___IdRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "gid_map", b"gid_map", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type", "uid_map", b"uid_map"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class IdRange(_message.Message):
+    """count ids from host on are those from guest on in the container."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    GUEST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    host: _builtins.int
+    guest: _builtins.int
+    count: _builtins.int
+    def __init__(
+        self,
+        *,
+        host: _builtins.int = ...,
+        guest: _builtins.int = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "guest", b"guest", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdRange: _TypeAlias = IdRange  # noqa: Y015
 
 @_typing.final
 class PortRequest(_message.Message):
@@ -861,12 +902,19 @@ class NetworkAttachment(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
     GATEWAY_FIELD_NUMBER: _builtins.int
+    ADDRESS6_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH6_FIELD_NUMBER: _builtins.int
+    GATEWAY6_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     mac: _builtins.str
     address: _builtins.str
     """without prefix"""
     prefix_length: _builtins.int
     gateway: _builtins.str
+    address6: _builtins.str
+    """"" where the network has no IPv6"""
+    prefix_length6: _builtins.int
+    gateway6: _builtins.str
     def __init__(
         self,
         *,
@@ -875,10 +923,13 @@ class NetworkAttachment(_message.Message):
         address: _builtins.str = ...,
         prefix_length: _builtins.int = ...,
         gateway: _builtins.str = ...,
+        address6: _builtins.str = ...,
+        prefix_length6: _builtins.int = ...,
+        gateway6: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "gateway", b"gateway", "mac", b"mac", "network", b"network", "prefix_length", b"prefix_length"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address6", b"address6", "gateway", b"gateway", "gateway6", b"gateway6", "mac", b"mac", "network", b"network", "prefix_length", b"prefix_length", "prefix_length6", b"prefix_length6"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2186,6 +2237,7 @@ class NetworkEndpoint(_message.Message):
     ALIASES_FIELD_NUMBER: _builtins.int
     MAC_ADDRESS_FIELD_NUMBER: _builtins.int
     GATEWAY_PRIORITY_FIELD_NUMBER: _builtins.int
+    ADDRESS6_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     address: _builtins.str
     """IPv4, of its subnet; "" = one is leased"""
@@ -2193,6 +2245,8 @@ class NetworkEndpoint(_message.Message):
     """"" = made from the address"""
     gateway_priority: _builtins.int
     """the highest has the default route"""
+    address6: _builtins.str
+    """IPv6; "" = follows from the IPv4 address, where there is IPv6"""
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """further names there"""
@@ -2205,10 +2259,11 @@ class NetworkEndpoint(_message.Message):
         aliases: _abc.Iterable[_builtins.str] | None = ...,
         mac_address: _builtins.str = ...,
         gateway_priority: _builtins.int = ...,
+        address6: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "aliases", b"aliases", "gateway_priority", b"gateway_priority", "mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "address6", b"address6", "aliases", b"aliases", "gateway_priority", b"gateway_priority", "mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from hyper.v1 import container_pb2 as hyper_dot_v1_dot_container__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hyper/v1/network.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18hyper/v1/container.proto\"N\n\x13PublishPortsRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12$\n\x05ports\x18\x02 \x03(\x0b\x32\x15.hyper.v1.PortRequest\">\n\x14PublishPortsResponse\x12&\n\x05ports\x18\x01 \x03(\x0b\x32\x17.hyper.v1.PublishedPort\"T\n\x15UnpublishPortsRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12(\n\x05ports\x18\x02 \x03(\x0b\x32\x19.hyper.v1.UnpublishedPort\"N\n\x0fUnpublishedPort\x12\x16\n\x0e\x63ontainer_port\x18\x01 \x01(\r\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x11\n\thost_port\x18\x03 \x01(\r\"@\n\x16UnpublishPortsResponse\x12&\n\x05ports\x18\x01 \x03(\x0b\x32\x17.hyper.v1.PublishedPort\"\xcf\x01\n\x0bNetworkSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0f\n\x07gateway\x18\x03 \x01(\t\x12\x10\n\x08ip_range\x18\x04 \x01(\t\x12\x10\n\x08internal\x18\x05 \x01(\x08\x12\x0b\n\x03mtu\x18\x06 \x01(\r\x12\x31\n\x06labels\x18\x07 \x03(\x0b\x32!.hyper.v1.NetworkSpec.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x01\n\x07Network\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.hyper.v1.NetworkSpec\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07members\x18\x05 \x03(\x0b\x32\x17.hyper.v1.NetworkMember\"d\n\rNetworkMember\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\nattachment\x18\x03 \x01(\x0b\x32\x1b.hyper.v1.NetworkAttachment\";\n\x14\x43reateNetworkRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.hyper.v1.NetworkSpec\";\n\x15\x43reateNetworkResponse\x12\"\n\x07network\x18\x01 \x01(\x0b\x32\x11.hyper.v1.Network\"\x15\n\x13ListNetworksRequest\";\n\x14ListNetworksResponse\x12#\n\x08networks\x18\x01 \x03(\x0b\x32\x11.hyper.v1.Network\"(\n\x15InspectNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"<\n\x16InspectNetworkResponse\x12\"\n\x07network\x18\x01 \x01(\x0b\x32\x11.hyper.v1.Network\"\'\n\x14RemoveNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"%\n\x15RemoveNetworkResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14PruneNetworksRequest\"&\n\x15PruneNetworksResponse\x12\r\n\x05names\x18\x01 \x03(\t\"W\n\x15\x43onnectNetworkRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12+\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x19.hyper.v1.NetworkEndpoint\"\x18\n\x16\x43onnectNetworkResponse\"M\n\x18\x44isconnectNetworkRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"-\n\x19\x44isconnectNetworkResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t2\x81\x06\n\x0eNetworkService\x12M\n\x0cPublishPorts\x12\x1d.hyper.v1.PublishPortsRequest\x1a\x1e.hyper.v1.PublishPortsResponse\x12S\n\x0eUnpublishPorts\x12\x1f.hyper.v1.UnpublishPortsRequest\x1a .hyper.v1.UnpublishPortsResponse\x12P\n\rCreateNetwork\x12\x1e.hyper.v1.CreateNetworkRequest\x1a\x1f.hyper.v1.CreateNetworkResponse\x12M\n\x0cListNetworks\x12\x1d.hyper.v1.ListNetworksRequest\x1a\x1e.hyper.v1.ListNetworksResponse\x12S\n\x0eInspectNetwork\x12\x1f.hyper.v1.InspectNetworkRequest\x1a .hyper.v1.InspectNetworkResponse\x12P\n\rRemoveNetwork\x12\x1e.hyper.v1.RemoveNetworkRequest\x1a\x1f.hyper.v1.RemoveNetworkResponse\x12P\n\rPruneNetworks\x12\x1e.hyper.v1.PruneNetworksRequest\x1a\x1f.hyper.v1.PruneNetworksResponse\x12S\n\x0e\x43onnectNetwork\x12\x1f.hyper.v1.ConnectNetworkRequest\x1a .hyper.v1.ConnectNetworkResponse\x12\\\n\x11\x44isconnectNetwork\x12\".hyper.v1.DisconnectNetworkRequest\x1a#.hyper.v1.DisconnectNetworkResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16hyper/v1/network.proto\x12\x08hyper.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18hyper/v1/container.proto\"N\n\x13PublishPortsRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12$\n\x05ports\x18\x02 \x03(\x0b\x32\x15.hyper.v1.PortRequest\">\n\x14PublishPortsResponse\x12&\n\x05ports\x18\x01 \x03(\x0b\x32\x17.hyper.v1.PublishedPort\"T\n\x15UnpublishPortsRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12(\n\x05ports\x18\x02 \x03(\x0b\x32\x19.hyper.v1.UnpublishedPort\"N\n\x0fUnpublishedPort\x12\x16\n\x0e\x63ontainer_port\x18\x01 \x01(\r\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12\x11\n\thost_port\x18\x03 \x01(\r\"@\n\x16UnpublishPortsResponse\x12&\n\x05ports\x18\x01 \x03(\x0b\x32\x17.hyper.v1.PublishedPort\"\x80\x02\n\x0bNetworkSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06subnet\x18\x02 \x01(\t\x12\x0f\n\x07gateway\x18\x03 \x01(\t\x12\x10\n\x08ip_range\x18\x04 \x01(\t\x12\x10\n\x08internal\x18\x05 \x01(\x08\x12\x0b\n\x03mtu\x18\x06 \x01(\r\x12\x31\n\x06labels\x18\x07 \x03(\x0b\x32!.hyper.v1.NetworkSpec.LabelsEntry\x12\x0c\n\x04ipv6\x18\x1e \x01(\x08\x12\x0f\n\x07subnet6\x18\x1f \x01(\t\x12\x10\n\x08gateway6\x18  \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xa4\x01\n\x07Network\x12\n\n\x02id\x18\x01 \x01(\t\x12#\n\x04spec\x18\x02 \x01(\x0b\x32\x15.hyper.v1.NetworkSpec\x12\x0e\n\x06\x62ridge\x18\x03 \x01(\t\x12.\n\ncreated_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12(\n\x07members\x18\x05 \x03(\x0b\x32\x17.hyper.v1.NetworkMember\"d\n\rNetworkMember\x12\x14\n\x0c\x63ontainer_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\nattachment\x18\x03 \x01(\x0b\x32\x1b.hyper.v1.NetworkAttachment\";\n\x14\x43reateNetworkRequest\x12#\n\x04spec\x18\x01 \x01(\x0b\x32\x15.hyper.v1.NetworkSpec\";\n\x15\x43reateNetworkResponse\x12\"\n\x07network\x18\x01 \x01(\x0b\x32\x11.hyper.v1.Network\"\x15\n\x13ListNetworksRequest\";\n\x14ListNetworksResponse\x12#\n\x08networks\x18\x01 \x03(\x0b\x32\x11.hyper.v1.Network\"(\n\x15InspectNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"<\n\x16InspectNetworkResponse\x12\"\n\x07network\x18\x01 \x01(\x0b\x32\x11.hyper.v1.Network\"\'\n\x14RemoveNetworkRequest\x12\x0f\n\x07network\x18\x01 \x01(\t\"%\n\x15RemoveNetworkResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x16\n\x14PruneNetworksRequest\"&\n\x15PruneNetworksResponse\x12\r\n\x05names\x18\x01 \x03(\t\"W\n\x15\x43onnectNetworkRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12+\n\x08\x65ndpoint\x18\x02 \x01(\x0b\x32\x19.hyper.v1.NetworkEndpoint\"\x18\n\x16\x43onnectNetworkResponse\"M\n\x18\x44isconnectNetworkRequest\x12\x11\n\tcontainer\x18\x01 \x01(\t\x12\x0f\n\x07network\x18\x02 \x01(\t\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"-\n\x19\x44isconnectNetworkResponse\x12\x10\n\x08warnings\x18\x01 \x03(\t2\x81\x06\n\x0eNetworkService\x12M\n\x0cPublishPorts\x12\x1d.hyper.v1.PublishPortsRequest\x1a\x1e.hyper.v1.PublishPortsResponse\x12S\n\x0eUnpublishPorts\x12\x1f.hyper.v1.UnpublishPortsRequest\x1a .hyper.v1.UnpublishPortsResponse\x12P\n\rCreateNetwork\x12\x1e.hyper.v1.CreateNetworkRequest\x1a\x1f.hyper.v1.CreateNetworkResponse\x12M\n\x0cListNetworks\x12\x1d.hyper.v1.ListNetworksRequest\x1a\x1e.hyper.v1.ListNetworksResponse\x12S\n\x0eInspectNetwork\x12\x1f.hyper.v1.InspectNetworkRequest\x1a .hyper.v1.InspectNetworkResponse\x12P\n\rRemoveNetwork\x12\x1e.hyper.v1.RemoveNetworkRequest\x1a\x1f.hyper.v1.RemoveNetworkResponse\x12P\n\rPruneNetworks\x12\x1e.hyper.v1.PruneNetworksRequest\x1a\x1f.hyper.v1.PruneNetworksResponse\x12S\n\x0e\x43onnectNetwork\x12\x1f.hyper.v1.ConnectNetworkRequest\x1a .hyper.v1.ConnectNetworkResponse\x12\\\n\x11\x44isconnectNetwork\x12\".hyper.v1.DisconnectNetworkRequest\x1a#.hyper.v1.DisconnectNetworkResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,41 +46,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UNPUBLISHPORTSRESPONSE']._serialized_start=405
   _globals['_UNPUBLISHPORTSRESPONSE']._serialized_end=469
   _globals['_NETWORKSPEC']._serialized_start=472
-  _globals['_NETWORKSPEC']._serialized_end=679
-  _globals['_NETWORKSPEC_LABELSENTRY']._serialized_start=634
-  _globals['_NETWORKSPEC_LABELSENTRY']._serialized_end=679
-  _globals['_NETWORK']._serialized_start=682
-  _globals['_NETWORK']._serialized_end=846
-  _globals['_NETWORKMEMBER']._serialized_start=848
-  _globals['_NETWORKMEMBER']._serialized_end=948
-  _globals['_CREATENETWORKREQUEST']._serialized_start=950
-  _globals['_CREATENETWORKREQUEST']._serialized_end=1009
-  _globals['_CREATENETWORKRESPONSE']._serialized_start=1011
-  _globals['_CREATENETWORKRESPONSE']._serialized_end=1070
-  _globals['_LISTNETWORKSREQUEST']._serialized_start=1072
-  _globals['_LISTNETWORKSREQUEST']._serialized_end=1093
-  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1095
-  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1154
-  _globals['_INSPECTNETWORKREQUEST']._serialized_start=1156
-  _globals['_INSPECTNETWORKREQUEST']._serialized_end=1196
-  _globals['_INSPECTNETWORKRESPONSE']._serialized_start=1198
-  _globals['_INSPECTNETWORKRESPONSE']._serialized_end=1258
-  _globals['_REMOVENETWORKREQUEST']._serialized_start=1260
-  _globals['_REMOVENETWORKREQUEST']._serialized_end=1299
-  _globals['_REMOVENETWORKRESPONSE']._serialized_start=1301
-  _globals['_REMOVENETWORKRESPONSE']._serialized_end=1338
-  _globals['_PRUNENETWORKSREQUEST']._serialized_start=1340
-  _globals['_PRUNENETWORKSREQUEST']._serialized_end=1362
-  _globals['_PRUNENETWORKSRESPONSE']._serialized_start=1364
-  _globals['_PRUNENETWORKSRESPONSE']._serialized_end=1402
-  _globals['_CONNECTNETWORKREQUEST']._serialized_start=1404
-  _globals['_CONNECTNETWORKREQUEST']._serialized_end=1491
-  _globals['_CONNECTNETWORKRESPONSE']._serialized_start=1493
-  _globals['_CONNECTNETWORKRESPONSE']._serialized_end=1517
-  _globals['_DISCONNECTNETWORKREQUEST']._serialized_start=1519
-  _globals['_DISCONNECTNETWORKREQUEST']._serialized_end=1596
-  _globals['_DISCONNECTNETWORKRESPONSE']._serialized_start=1598
-  _globals['_DISCONNECTNETWORKRESPONSE']._serialized_end=1643
-  _globals['_NETWORKSERVICE']._serialized_start=1646
-  _globals['_NETWORKSERVICE']._serialized_end=2415
+  _globals['_NETWORKSPEC']._serialized_end=728
+  _globals['_NETWORKSPEC_LABELSENTRY']._serialized_start=683
+  _globals['_NETWORKSPEC_LABELSENTRY']._serialized_end=728
+  _globals['_NETWORK']._serialized_start=731
+  _globals['_NETWORK']._serialized_end=895
+  _globals['_NETWORKMEMBER']._serialized_start=897
+  _globals['_NETWORKMEMBER']._serialized_end=997
+  _globals['_CREATENETWORKREQUEST']._serialized_start=999
+  _globals['_CREATENETWORKREQUEST']._serialized_end=1058
+  _globals['_CREATENETWORKRESPONSE']._serialized_start=1060
+  _globals['_CREATENETWORKRESPONSE']._serialized_end=1119
+  _globals['_LISTNETWORKSREQUEST']._serialized_start=1121
+  _globals['_LISTNETWORKSREQUEST']._serialized_end=1142
+  _globals['_LISTNETWORKSRESPONSE']._serialized_start=1144
+  _globals['_LISTNETWORKSRESPONSE']._serialized_end=1203
+  _globals['_INSPECTNETWORKREQUEST']._serialized_start=1205
+  _globals['_INSPECTNETWORKREQUEST']._serialized_end=1245
+  _globals['_INSPECTNETWORKRESPONSE']._serialized_start=1247
+  _globals['_INSPECTNETWORKRESPONSE']._serialized_end=1307
+  _globals['_REMOVENETWORKREQUEST']._serialized_start=1309
+  _globals['_REMOVENETWORKREQUEST']._serialized_end=1348
+  _globals['_REMOVENETWORKRESPONSE']._serialized_start=1350
+  _globals['_REMOVENETWORKRESPONSE']._serialized_end=1387
+  _globals['_PRUNENETWORKSREQUEST']._serialized_start=1389
+  _globals['_PRUNENETWORKSREQUEST']._serialized_end=1411
+  _globals['_PRUNENETWORKSRESPONSE']._serialized_start=1413
+  _globals['_PRUNENETWORKSRESPONSE']._serialized_end=1451
+  _globals['_CONNECTNETWORKREQUEST']._serialized_start=1453
+  _globals['_CONNECTNETWORKREQUEST']._serialized_end=1540
+  _globals['_CONNECTNETWORKRESPONSE']._serialized_start=1542
+  _globals['_CONNECTNETWORKRESPONSE']._serialized_end=1566
+  _globals['_DISCONNECTNETWORKREQUEST']._serialized_start=1568
+  _globals['_DISCONNECTNETWORKREQUEST']._serialized_end=1645
+  _globals['_DISCONNECTNETWORKRESPONSE']._serialized_start=1647
+  _globals['_DISCONNECTNETWORKRESPONSE']._serialized_end=1692
+  _globals['_NETWORKSERVICE']._serialized_start=1695
+  _globals['_NETWORKSERVICE']._serialized_end=2464
 # @@protoc_insertion_point(module_scope)

@@ -170,6 +170,9 @@ class NetworkSpec(_message.Message):
     INTERNAL_FIELD_NUMBER: _builtins.int
     MTU_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    IPV6_FIELD_NUMBER: _builtins.int
+    SUBNET6_FIELD_NUMBER: _builtins.int
+    GATEWAY6_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     subnet: _builtins.str
     """"" = one is chosen"""
@@ -181,6 +184,11 @@ class NetworkSpec(_message.Message):
     """no way out"""
     mtu: _builtins.int
     """0 = that of the host's default route"""
+    ipv6: _builtins.bool
+    subnet6: _builtins.str
+    """"" = a unique local /64 is chosen"""
+    gateway6: _builtins.str
+    """"" = the first address of it"""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     def __init__(
@@ -193,10 +201,13 @@ class NetworkSpec(_message.Message):
         internal: _builtins.bool = ...,
         mtu: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ipv6: _builtins.bool = ...,
+        subnet6: _builtins.str = ...,
+        gateway6: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "internal", b"internal", "ip_range", b"ip_range", "labels", b"labels", "mtu", b"mtu", "name", b"name", "subnet", b"subnet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gateway", b"gateway", "gateway6", b"gateway6", "internal", b"internal", "ip_range", b"ip_range", "ipv6", b"ipv6", "labels", b"labels", "mtu", b"mtu", "name", b"name", "subnet", b"subnet", "subnet6", b"subnet6"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -182,7 +182,7 @@ class CreateVolumeRequest(_message.Message):
     size_bytes: _builtins.int
     """0: the daemon's default"""
     filesystem: _builtins.str
-    """"" or ext4"""
+    """"" or ext4; virtiofs: a directory of the host's, shared by many"""
     snapshot: _builtins.str
     """name or id of the volume's snapshot that it begins as; ALREADY_EXISTS if it is there"""
     @_builtins.property

@@ -273,3 +273,13 @@ async def test_ports_are_led_to_another_of_its_networks(network: Network):
     assert network.published(box(1)) == ()
     await network.lead_ports(box(1), "back", "one", [PortRequest(80, host_port=8080)])
     assert network.published(box(1)) == was
+
+
+async def test_where_a_network_has_ipv6_each_has_an_address_of_it(network: Network):
+    await network.create_network(NetworkSpec("six", ipv6=True))
+    one, two = [await network.attach(box(number), (), "x", Endpoint("six")) for number in (1, 2)]
+    assert len({one.address6, two.address6, one.gateway6}) == 3
+    assert one.gateway6 == two.gateway6
+    assert one.prefix_length6 == 64
+    plain = await network.attach(box(1))
+    assert (plain.address6, plain.gateway6, plain.prefix_length6) == ("", "", 0)

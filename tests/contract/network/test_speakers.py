@@ -129,6 +129,8 @@ def say(mouth: Nic, liar: Attachment, listener: Attachment) -> None:
     mouth.send(arp("arp for the gateway", liar.mac, liar.gateway))
     mouth.send(arp("arp with another mac inside", liar.mac, liar.address, said=OTHER_MAC))
     mouth.send(arp("arp probe", liar.mac, "0.0.0.0"))
+    mouth.send(EVERYBODY + raw(liar.mac) + b"\x86\xdd" + bytes(40) + b"word:ipv6 where there is none")
+    mouth.send(EVERYBODY + raw(liar.mac) + b"\x81\x00\x00\x01" + bytes(40) + b"word:a network within")
     mouth.send(offer("offer of an address", liar.mac, liar.address))
     mouth.send(arp("end", liar.mac, liar.address))
 

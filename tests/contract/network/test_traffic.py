@@ -153,33 +153,6 @@ async def test_a_guest_cannot_speak_under_another_address(world):
     await refused(client, world.outside.socket(), (OUTSIDE, 8080), NOT_AT_ALL_S)
 
 
-async def test_guests_have_no_ipv6_among_themselves(world):
-    """Or one of them advertised itself as router to all others."""
-    for number, guest in enumerate((world.one, world.two), start=1):
-        guest.configure(lambda netlink, number=number: ipv6_address(netlink, f"fd00::{number}"))
-    loop = asyncio.get_running_loop()
-    with ipv6_socket(world.one) as sender, ipv6_socket(world.two) as receiver:
-        receiver.bind(("fd00::2", 9000))
-        for address in ("fd00::2", "ff02::1"):
-            await loop.sock_sendto(
-                sender, b"anybody?", (address, 9000, 0, world.one.call(socket.if_nametoindex, "eth0"))
-            )
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(NOT_AT_ALL_S):
-                await loop.sock_recv(receiver, 100)
-
-
-async def ipv6_address(netlink: AsyncIPRoute, address: str) -> None:
-    (eth0,) = await netlink.link_lookup(ifname="eth0")
-    await netlink.addr("add", index=eth0, address=address, prefixlen=64, flags=0x02)  # no duplicate detection
-
-
-def ipv6_socket(namespace: Namespace) -> socket.socket:
-    made: socket.socket = namespace.call(socket.socket, socket.AF_INET6, socket.SOCK_DGRAM)
-    made.setblocking(False)
-    return made
-
-
 def echo_request() -> bytes:
     head = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, 1)
     total = sum(struct.unpack("!4H", head))

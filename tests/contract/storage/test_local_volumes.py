@@ -21,7 +21,7 @@ from hyperd.errors import (
 from hyperd.host import files, process
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import Consistency, VolumeName, VolumeRequest
+from hyperd.model.volume import SHARED, Consistency, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, acl
 from tests.fakes.volumes import FakeVolumes
 from tests.mounts import allocated_bytes, small_filesystem
@@ -91,6 +91,7 @@ async def test_a_volume_is_made_once_and_removed_once(volumes):
         (VolumeRequest(DB, 1 << 20), InvalidError),
         (VolumeRequest(DB, 1 << 60), InvalidError),
         (VolumeRequest(DB, filesystem="zfs"), UnsupportedError),
+        (VolumeRequest(DB, 64 << 20, filesystem=SHARED), InvalidError),
         (VolumeRequest(DB, driver="nfs"), UnsupportedError),
         (VolumeRequest(DB, options={"type": "nfs"}), InvalidError),
     ],
@@ -167,6 +168,37 @@ async def test_what_a_killed_hyperd_left_goes(volumes, database):
     await volumes.keep_only({BOX, OTHER}, {BOX})
     users = (await volumes.get(DB)).users
     assert [(user.sandbox_id, user.attached) for user in users] == [(BOX, True), (OTHER, False)]
+
+
+async def test_one_that_is_shared_has_many_who_write(volumes, database):
+    made = await volumes.create(VolumeRequest(DB, filesystem=SHARED))
+    assert (made.filesystem, made.size_bytes, made.is_shared) == (SHARED, 0, True)
+    assert (await volumes.create(VolumeRequest(DB))).path == made.path
+    with pytest.raises(ExistsError):
+        await volumes.create(VolumeRequest(DB, filesystem="ext4"))
+    for sandbox_id in (BOX, OTHER):
+        await used(volumes, database, sandbox_id, VolumeRequest(DB))
+        assert (await volumes.attach(sandbox_id))[DB].path == made.path
+    assert [user.attached for user in (await volumes.get(DB)).users] == [True, True]
+    with pytest.raises(WrongStateError):
+        await volumes.remove(DB)
+    with pytest.raises(InvalidError):
+        await volumes.grow(DB, SMALL)
+    for sandbox_id in (BOX, OTHER):
+        await volumes.release(sandbox_id)
+    assert await volumes.remove(DB)
+
+
+async def test_a_shared_one_is_an_empty_directory_that_root_alone_passes_to(local):
+    made = await local.create(VolumeRequest(DB, filesystem=SHARED))
+    assert (made.path.name, list(made.path.iterdir())) == ("data", [])
+    assert (made.path.stat().st_mode & 0o7777, made.path.parent.stat().st_mode & 0o7777) == (0o755, 0o700)
+    (made.path / "below").mkdir()
+    (made.path / "below/file").write_bytes(bytes(1 << 20))
+    (made.path / "out").symlink_to("/")
+    assert (1 << 20) <= (await local.get(DB)).allocated_bytes < (2 << 20)
+    assert await local.remove(DB)
+    assert not made.path.parent.exists()
 
 
 async def test_a_volume_grows_and_never_becomes_smaller(volumes):

@@ -115,7 +115,14 @@ async def test_a_volume_goes_out_comes_in_and_is_filled(api: Api) -> None:
             grpc.StatusCode.INVALID_ARGUMENT,
         ),
         (pb.Mount(type=pb.MOUNT_TYPE_VOLUME, driver="nfs", destination="/x"), grpc.StatusCode.UNIMPLEMENTED),
-        (pb.Mount(type=pb.MOUNT_TYPE_BIND, source="/s", destination="/x"), grpc.StatusCode.UNIMPLEMENTED),
+        (
+            pb.Mount(type=pb.MOUNT_TYPE_BIND, source="s", destination="/x"),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
+        (
+            pb.Mount(type=pb.MOUNT_TYPE_BIND, source="/s", destination="/x", uid_map=[pb.IdRange(host=1)]),
+            grpc.StatusCode.INVALID_ARGUMENT,
+        ),
     ],
 )
 async def test_a_mount_that_cannot_be_is_refused(api: Api, mount: pb.Mount, code: grpc.StatusCode) -> None:

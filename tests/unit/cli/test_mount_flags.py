@@ -69,6 +69,20 @@ def test_what_is_no_volume_is_refused(text):
                 size_bytes=1 << 30,
             ),
         ),
+        (
+            "type=bind,src=/s,dst=/d,bind-create-src,idmap=uids=0-1000-1#5-0-2;gids=7-8-9,bind-recursive=enabled",
+            pb.Mount(
+                type=BIND,
+                source="/s",
+                destination="/d",
+                create_source=True,
+                uid_map=[
+                    pb.IdRange(host=0, guest=1000, count=1),
+                    pb.IdRange(host=5, guest=0, count=2),
+                ],
+                gid_map=[pb.IdRange(host=7, guest=8, count=9)],
+            ),
+        ),
         ("type=bind,src=/s,dst=/d,ro", pb.Mount(type=BIND, source="/s", destination="/d", readonly=True)),
         (
             "type=tmpfs,destination=/d,tmpfs-size=1m,tmpfs-mode=0700",
@@ -93,6 +107,12 @@ def test_a_mount(text, mount):
         "type=bind,dst=/d",
         "type=bind,src=s,dst=/d",
         "type=tmpfs,src=x,dst=/d",
+        "type=bind,src=/s,dst=/d,idmap",
+        "type=bind,src=/s,dst=/d,idmap=uids=1-2",
+        "type=bind,src=/s,dst=/d,idmap=uids=1-2-9999999999",
+        "type=bind,src=/s,dst=/d,idmap=pids=1-2-3",
+        "src=db,dst=/d,idmap=uids=1-2-3",
+        "src=db,dst=/d,bind-create-src",
         "type=tmpfs,dst=/d,tmpfs-mode=999",
         "type=bind,src=/s,dst=/d,volume-nocopy",
         "src=db,dst=/d,tmpfs-mode=700",

@@ -13,6 +13,8 @@ MAC = "02:00:00:00:00:01"
     [
         ("back", pb.NetworkEndpoint(network="back")),
         ("container:web", pb.NetworkEndpoint(network="container:web")),
+        ("back:ip6=fd00::9", pb.NetworkEndpoint(network="back", address6="fd00::9")),
+        ("name=back,ip6=fd00::9", pb.NetworkEndpoint(network="back", address6="fd00::9")),
         ("name=back", pb.NetworkEndpoint(network="back")),
         ("back:ip=10.1.0.9", pb.NetworkEndpoint(network="back", address="10.1.0.9")),
         (

@@ -25,6 +25,12 @@ def test_a_volume_is_made_with_what_the_flags_say(daemon, hyper):
     assert hyper("volume", "create", "a", "--name", "b").status == 2
 
 
+def test_a_volume_that_many_write_to(daemon, hyper):
+    assert hyper("volume", "create", "pool", "--shared").status == 0
+    assert asked(daemon, volume_pb2.CreateVolumeRequest)[0].filesystem == "virtiofs"
+    assert hyper("volume", "create", "pool", "--shared", "--fs", "ext4").status == 2
+
+
 def test_a_volume_grows_to_a_size_and_begins_as_a_snapshot(daemon, hyper):
     hyper("volume", "create", "db", "--snapshot", "before")
     assert asked(daemon, volume_pb2.CreateVolumeRequest)[0].snapshot == "before"

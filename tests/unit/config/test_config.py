@@ -83,6 +83,23 @@ def test_a_switch_is_true_or_false_wherever_it_is_given(file: Path) -> None:
     assert load(file, {}, {"template.share_memory": "false"}).template.share_memory is False
 
 
+def test_a_list_of_paths_is_a_list_in_the_file_and_has_colons_elsewhere(file: Path) -> None:
+    file.write_text('[storage]\nbind_allow = ["/srv", "/home"]\n')
+    config = load(file, {}, {})
+    assert config.storage.bind_allow == (Path("/srv"), Path("/home"))
+    file.write_text(render(config))
+    assert load(file, {}, {}) == config
+    assert load(file, {"HYPERD_STORAGE_BIND_ALLOW": "/a:/b"}, {}).storage.bind_allow == (
+        Path("/a"),
+        Path("/b"),
+    )
+    assert load(file, {}, {"storage.bind_allow": ""}).storage.bind_allow == ()
+    for wrong in ('["srv"]', "[1]", "1", '"srv"', "true"):
+        file.write_text(f"[storage]\nbind_allow = {wrong}\n")
+        with pytest.raises(InvalidError, match="bind_allow"):
+            load(file, {}, {})
+
+
 def test_a_file_that_was_named_has_to_be_there(file: Path) -> None:
     with pytest.raises(InvalidError, match="cannot be read"):
         load(file, {}, {})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hyperd import doctor
-from hyperd.config import Config, DaemonConfig, ImageConfig, VmConfig
+from hyperd.config import Config, DaemonConfig, ImageConfig, StorageConfig, VmConfig
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.vm import Accelerator
 from hyperd.sandbox import Choice
@@ -118,6 +118,7 @@ async def test_a_host_without_anything_has_findings_with_advice(
         ),
         vm=VmConfig(qemu_user="no-such-user", kernel=nowhere / "vmlinux", initramfs=nowhere / "initramfs"),
         image=ImageConfig(skopeo="no-such-skopeo", mkfs_erofs=nowhere / "mkfs.erofs"),
+        storage=StorageConfig(virtiofsd=nowhere / "virtiofsd"),
     )
     checks = {check.name: check for check in await doctor.check_host(bare, None)}
     failed = {name for name, check in checks.items() if check.level is CheckLevel.FAILED}
@@ -132,6 +133,8 @@ async def test_a_host_without_anything_has_findings_with_advice(
         "mkfs.ext4",
         "nftables",
     }
+    assert checks["virtiofsd"].level is CheckLevel.WARNING
+    assert "make setup" in checks["virtiofsd"].advice
     assert "no-such-group" in checks["socket"].finding
     assert "groupadd --system no-such-group" in checks["socket"].advice
     assert checks["firewall"].level is CheckLevel.WARNING

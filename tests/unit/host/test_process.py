@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
+import os
 import socket
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from hyperd.errors import TimeoutExpiredError, UnavailableError
 from hyperd.host import process, systemd
+from hyperd.host.held import HeldProcess
 from hyperd.host.workers import Workers
 from tests.fakes.world import eventually
 
@@ -83,6 +85,28 @@ async def test_a_cancelled_caller_leaves_no_child() -> None:
         await ready.wait()
         task.cancel()
     await eventually(lambda: not alive(pids[0]))
+
+
+async def test_one_that_is_detached_outlives_us_and_has_what_it_was_given(
+    tmp_path: Path,
+) -> None:
+    script = "echo $$; cat <&3; echo >&4; exec sleep 600"
+    (tmp_path / "given").write_text("given\n")
+    with (tmp_path / "given").open("rb") as first, (tmp_path / "written").open("wb") as second:
+        given = (first.fileno(), second.fileno())
+        pid = process.start_detached(["sh", "-c", script], log=tmp_path / "log", pass_fds=given)
+    held = HeldProcess.of(pid)
+    assert held is not None
+    await eventually(lambda: (tmp_path / "log").read_text().split() == [str(pid), "given"])
+    await eventually(lambda: (tmp_path / "written").read_text() == "\n")
+    assert os.getsid(pid) == pid
+    held.kill()
+    await held.wait_gone()
+    held.close()
+    held.close()
+    assert HeldProcess.of(pid) is None  # reaped
+    with pytest.raises(UnavailableError, match="cannot be executed"):
+        process.start_detached(["no-such-program"], log=tmp_path / "log", pass_fds=())
 
 
 def alive(pid: int) -> bool:

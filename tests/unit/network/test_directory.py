@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What one who asks may know: the names of all networks that it is on, and what it alone calls others."""
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import dns.message
 import dns.rcode
@@ -64,3 +64,28 @@ def test_an_alias_of_a_link_is_known_to_who_has_the_link():
 def test_a_network_that_was_just_made_has_no_names_yet():
     new = settings("new", 3)
     assert asked(new, "10.3.0.2", "web") == "NXDOMAIN"
+
+
+def test_names_have_addresses_of_both_kinds_and_lead_back():
+    six = settings("six", 4, subnet6=IPv6Network("fd12:3456::/64"))
+    named = [
+        Named("six", "10.4.0.2", ("web",), WEB, address6="fd12:3456::2"),
+        Named("front", "10.1.0.3", ("db",), DB),
+    ]
+    directory = Directory(lambda: [six, FRONT], lambda: named)
+
+    def ask(name, kind, network=six):
+        made = answer(directory.zone(network, ""), dns.message.make_query(name, kind))
+        return made and (
+            [str(record) for rrset in made.answer for record in rrset],
+            dns.rcode.to_text(made.rcode()),
+        )
+
+    assert ask("web", "AAAA") == (["fd12:3456::2"], "NOERROR")
+    assert ask("web", "A") == (["10.4.0.2"], "NOERROR")
+    assert ask("host.hyper.internal", "AAAA") == (["fd12:3456::1"], "NOERROR")
+    assert ask(dns.reversename.from_address("fd12:3456::2"), "PTR") == (["web.six."], "NOERROR")
+    assert ask(dns.reversename.from_address("fd12:3456::9"), "PTR") == ([], "NXDOMAIN")
+    assert ask(dns.reversename.from_address("2001:db8::1"), "PTR") is None
+    assert ask("db", "AAAA", FRONT) == ([], "NOERROR"), "it is there, and has none"
+    assert ask("nobody", "AAAA") == ([], "NXDOMAIN")

@@ -1,13 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 import asyncio
-from ipaddress import IPv4Network
+import contextlib
+import dataclasses
+import tempfile
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hyperd.errors import ExhaustedError
+from hyperd.errors import ExhaustedError, ExistsError, InvalidError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.network.leases import Leases
+from hyperd.network.leases import Leases, Wish
+from hyperd.network.plugs import address6_in
 from hyperd.network.settings import BridgeSettings
 
 SETTINGS = BridgeSettings(tap_owner_uid=0, subnet=IPv4Network("10.9.8.0/28"))
@@ -73,3 +81,50 @@ async def test_networks_have_leases_of_their_own(database, leases):
     assert (await leases.lease(box(1))).address == (await other.lease(box(1))).address
     await other.release(box(1))
     assert await leases.list_owners() == {box(1)}
+
+
+class LeasingBoth(RuleBasedStateMachine):
+    """Leases with IPv6, some of an address that was asked for: no address of either kind is ever two's."""
+
+    SUBNET6 = IPv6Network("fd12:3456::/64")
+    SETTINGS = dataclasses.replace(SETTINGS, subnet6=SUBNET6)
+
+    def __init__(self):
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.directory = tempfile.TemporaryDirectory(dir="/dev/shm")
+        self.database = Database(Path(self.directory.name, "leases.db"))
+        self.loop.run_until_complete(self.database.open())
+        self.leases = Leases(self.database, self.SETTINGS)
+        self.loop.run_until_complete(self.leases.prepare())
+
+    def teardown(self):
+        self.loop.run_until_complete(self.database.close())
+        self.loop.close()
+        self.directory.cleanup()
+
+    @rule(
+        number=st.integers(0, 15), place=st.none() | st.integers(0, 15), place6=st.none() | st.integers(0, 20)
+    )
+    def lease(self, number, place, place6):
+        wish = Wish(
+            None if place is None else SETTINGS.subnet[place],
+            address6=None if place6 is None else self.SUBNET6[place6],
+        )
+        with contextlib.suppress(ExistsError, ExhaustedError, InvalidError):
+            self.loop.run_until_complete(self.leases.lease(box(number), wish))
+
+    @rule(number=st.integers(0, 15))
+    def release(self, number):
+        self.loop.run_until_complete(self.leases.release(box(number)))
+
+    @invariant()
+    def nobody_has_anothers(self):
+        known = self.loop.run_until_complete(self.leases.list_all())
+        both = [(lease.address, address6_in(lease, self.SETTINGS)) for lease in known]
+        assert len({address for address, _ in both}) == len({address6 for _, address6 in both}) == len(known)
+        assert self.SETTINGS.gateway6 not in [address6 for _, address6 in both]
+
+
+TestLeasingBoth = LeasingBoth.TestCase
+TestLeasingBoth.settings = hypothesis.settings(max_examples=30, stateful_step_count=25, deadline=None)

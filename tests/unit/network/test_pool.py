@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hyperd.errors import ExhaustedError
-from hyperd.network.pool import Pool, mac_of
+from hyperd.network.pool import Pool, address4_of, address6_of, link_local_of, mac_of
 
 SUBNET = IPv4Network("10.9.8.0/28")
 GATEWAY = SUBNET[1]
@@ -103,3 +103,21 @@ class Leasing(RuleBasedStateMachine):
 
 
 TestLeasing = Leasing.TestCase
+
+
+def test_an_ipv6_address_stands_where_its_ipv4_address_does_and_back():
+    subnet6 = IPv6Network("fd12:3456::/64")
+    found = {address6_of(address, SUBNET, subnet6): address for address in SUBNET}
+    assert len(found) == SUBNET.num_addresses
+    for address6, address in found.items():
+        assert address6 in subnet6
+        assert address4_of(address6, SUBNET, subnet6) == address
+    assert address4_of(subnet6[SUBNET.num_addresses], SUBNET, subnet6) is None
+    assert address4_of(IPv6Address("::1"), SUBNET, subnet6) is None
+
+
+@given(st.binary(min_size=6, max_size=6))
+def test_a_link_local_address_says_its_mac(mac):
+    made = link_local_of(":".join(f"{byte:02x}" for byte in mac))
+    assert made.is_link_local
+    assert made.packed[8:11] + made.packed[13:] == bytes([mac[0] ^ 2]) + mac[1:]

@@ -4,6 +4,7 @@
 import contextlib
 import signal
 import uuid
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -207,6 +208,13 @@ def test_the_network_of_the_host_or_of_another_container_is_not_supported(networ
 def test_addresses_and_names_that_nobody_can_have_are_refused(spec) -> None:
     with pytest.raises(InvalidError):
         assembly.require_valid(spec)
+
+
+def test_a_guest_gets_both_kinds_of_addresses_and_ways_out() -> None:
+    six = replace(WIRE, address6="fd00::2", prefix_length6=64, gateway6="fd00::1")
+    (link,) = assembly.wiring_of(record(), (six,)).links
+    assert link.addresses[1] == "fd00::2/64"
+    assert [(route.destination, route.gateway) for route in link.routes][1] == ("::/0", "fd00::1")
 
 
 def test_a_container_is_called_by_its_name_its_short_id_and_its_aliases() -> None:

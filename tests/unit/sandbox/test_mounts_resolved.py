@@ -9,7 +9,7 @@ from hyperd.model.guest import GuestMount
 from hyperd.model.image import ImageId
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import mounts
+from hyperd.sandbox import mount_sources, mounts
 from hyperd.sandbox.mounts import Sharing
 
 
@@ -93,8 +93,8 @@ def test_volumes_from_has_a_form(text):
 
 def test_a_volume_in_two_places_is_one_disk_that_is_written_to_when_one_place_is():
     spec = resolved(volume("/a", "db", readonly=True), volume("/b", "db"), volume("/c", "ro", readonly=True))
-    assert mounts.uses_of(spec.mounts) == {"db": False, "ro": True}
-    first, second, third = mounts.guest_mounts(spec.mounts)
+    assert mount_sources.uses_of(spec.mounts) == {"db": False, "ro": True}
+    first, second, third = mount_sources.guest_mounts(spec.mounts)
     assert first == GuestMount("/a", "block:ext4", "volume0", ("ro",), "data", copy_image=False)
     assert (second.source, second.options, second.copy_image) == ("volume0", (), True)
     assert third.source == "volume1"

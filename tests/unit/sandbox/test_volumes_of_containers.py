@@ -62,6 +62,34 @@ async def test_the_second_who_would_write_is_told_who_does(fleet, world):
     assert second.view().state is ContainerState.FAILED
 
 
+async def test_a_shared_one_is_a_share_in_each_and_written_to_by_all(fleet, world):
+    await fleet.volumes.create(VolumeRequest(VolumeName("pool"), filesystem="virtiofs"))
+    mounts = (volume("/pool", "pool"), DATA)
+    first = await started(fleet, name="first", mounts=mounts)
+    second = await started(fleet, mounts=(volume("/pool", "pool"), volume("/p", "pool", readonly=True)))
+    for handle in (first, second):
+        (share,) = world.shares.served[handle.record.sandbox_id]
+        assert (share.request.ours, share.request.readonly, share.request.tag) == (True, False, "volume0")
+        plan = next(iter(world.agent(handle).containers.values())).plan
+        assert (plan.mounts[0].type, plan.mounts[0].subdirectory, plan.mounts[0].copy_image) == (
+            "virtiofs",
+            "",
+            False,
+        )
+    assert [disk.serial for disk in world.hypervisor.definitions[-2].disks] == [
+        "image",
+        "writable",
+        "volume1",
+    ]
+    assert world.volumes.attached_to("pool") == {first.record.sandbox_id, second.record.sandbox_id}
+    for refused in (
+        fleet.living_volumes.snapshot(VolumeName("pool"), ""),
+        fleet.living_volumes.resize(VolumeName("pool"), 1 << 30),
+    ):
+        with pytest.raises(UnsupportedError, match="is shared"):
+            await refused
+
+
 async def test_a_start_that_fails_lets_go_of_its_volumes(fleet, world):
     handle = await created(fleet, mounts=(DATA,))
     world.hypervisor.fail_next_start = qemu_died()

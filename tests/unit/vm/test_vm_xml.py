@@ -21,6 +21,7 @@ from hyperd.model.vm import (
     NbdExport,
     Nic,
     SandboxId,
+    SharePort,
     VmDefinition,
     own_uid,
 )
@@ -74,9 +75,20 @@ CLONE = dataclasses.replace(
 )
 
 
+SHARING = dataclasses.replace(
+    FULL, shared_memory=True, shares=(SharePort("bind0", Path("/run/hyper/shares/0123/bind0.sock")),)
+)
+
+
 @pytest.mark.parametrize(
     ("name", "definition"),
-    [("small-tcg", SMALL), ("full-kvm", FULL), ("template", TEMPLATE), ("clone", CLONE)],
+    [
+        ("small-tcg", SMALL),
+        ("full-kvm", FULL),
+        ("template", TEMPLATE),
+        ("clone", CLONE),
+        ("sharing", SHARING),
+    ],
 )
 def test_the_domain_is_as_the_golden_file_says(name: str, definition: VmDefinition) -> None:
     golden = GOLDEN / f"{name}.xml"
