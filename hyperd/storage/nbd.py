@@ -5,7 +5,9 @@ https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md: fixed newsty
 """
 
 import asyncio
+import contextlib
 import struct
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from hyperd.errors import (
@@ -20,14 +22,17 @@ from hyperd.errors import (
 DEADLINE_S = 5.0  # for all of it
 MAX_REPLY_BYTES = 4096
 MAX_REPLIES = 16
+START_BYTES = 4096
 _GREETING = b"NBDMAGIC" + b"IHAVEOPT"
 _FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
-_OPT_ABORT, _OPT_INFO = 2, 6
+_OPT_ABORT, _OPT_INFO, _OPT_GO = 2, 6, 7
 _INFO_EXPORT = 0
 _REPLY_MAGIC = 0x3E889045565A9
 _REP_ACK, _REP_INFO = 1, 3
 _ERR = 1 << 31
 _ERR_POLICY, _ERR_TLS, _ERR_UNKNOWN = _ERR | 2, _ERR | 5, _ERR | 6
+_REQUEST_MAGIC, _ANSWER_MAGIC = 0x25609513, 0x67446698
+_READ, _DISCONNECT = 0, 2
 _FLAG_READ_ONLY, _FLAG_SEND_FLUSH = 1 << 1, 1 << 2
 
 
@@ -40,12 +45,35 @@ class Export:
 
 async def describe(host: str, port: int, name: str, *, deadline_s: float = DEADLINE_S) -> Export:
     """Raises TimeoutExpiredError (no answer), UnavailableError, NotFoundError (no such export), DeniedError."""
+    async with _connected(host, port, name, deadline_s) as (reader, writer, subject):
+        found = await _ask(reader, writer, name, subject, _OPT_INFO)
+        writer.write(b"IHAVEOPT" + struct.pack(">II", _OPT_ABORT, 0))
+        return found
+
+
+async def read_start(host: str, port: int, name: str, *, deadline_s: float = DEADLINE_S) -> bytes:
+    """The first ``START_BYTES`` of an export that has as many. Raises as ``describe``."""
+    async with _connected(host, port, name, deadline_s) as (reader, writer, subject):
+        await _ask(reader, writer, name, subject, _OPT_GO)
+        writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, _READ, 0, 0, START_BYTES))
+        magic, failure, _handle = struct.unpack(">IIQ", await reader.readexactly(16))
+        if magic != _ANSWER_MAGIC or failure:
+            raise UnavailableError("the server does not let it be read", subject=subject)
+        start = await reader.readexactly(START_BYTES)
+        writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, _DISCONNECT, 0, 0, 0))
+        return start
+
+
+@contextlib.asynccontextmanager
+async def _connected(
+    host: str, port: int, name: str, deadline_s: float
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, str]]:
     subject = f"nbd://{host}:{port}/{name}"
     try:
         async with asyncio.timeout(deadline_s):
             reader, writer = await asyncio.open_connection(host, port, limit=MAX_REPLY_BYTES)
             try:
-                return await _ask(reader, writer, name, subject)
+                yield reader, writer, subject
             finally:
                 writer.close()
     except TimeoutError as error:
@@ -59,7 +87,9 @@ async def describe(host: str, port: int, name: str, *, deadline_s: float = DEADL
         raise UnavailableError(f"the server cannot be reached: {what}", subject=subject) from error
 
 
-async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, subject: str) -> Export:
+async def _ask(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, subject: str, option: int
+) -> Export:
     greeting = await reader.readexactly(len(_GREETING) + 2)
     (flags,) = struct.unpack(">H", greeting[-2:])
     if not greeting.startswith(_GREETING) or not flags & _FIXED_NEWSTYLE:
@@ -67,7 +97,7 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name:
     writer.write(struct.pack(">I", flags & (_FIXED_NEWSTYLE | _NO_ZEROES)))
     encoded = name.encode()
     request = struct.pack(">I", len(encoded)) + encoded + struct.pack(">H", 0)
-    writer.write(b"IHAVEOPT" + struct.pack(">II", _OPT_INFO, len(request)) + request)
+    writer.write(b"IHAVEOPT" + struct.pack(">II", option, len(request)) + request)
     found: Export | None = None
     for _ in range(MAX_REPLIES):
         magic, _option, kind, length = struct.unpack(">QIII", await reader.readexactly(20))
@@ -80,7 +110,6 @@ async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name:
                 size_bytes, bool(transmission & _FLAG_READ_ONLY), bool(transmission & _FLAG_SEND_FLUSH)
             )
         elif kind == _REP_ACK and found is not None:
-            writer.write(b"IHAVEOPT" + struct.pack(">II", _OPT_ABORT, 0))
             return found
         elif kind & _ERR:
             raise _refusal(kind, subject)

@@ -3,13 +3,14 @@
 
 from pathlib import Path
 
-from hyperd.errors import DeniedError, UnavailableError
+from hyperd.errors import DeniedError, InvalidError, UnavailableError
 from hyperd.host import process
 from hyperd.model.vm import NbdExport
 from hyperd.storage import nbd
 from hyperd.storage.volume_rules import require_size, whole_blocks
 
 SEND_TIMEOUT_S = 300.0
+_MAGIC_AT, _EXT4_MAGIC = 1024 + 0x38, b"\x53\xef"  # s_magic of the superblock
 
 
 async def size_of(export: NbdExport, *, readonly: bool = False) -> int:
@@ -19,6 +20,13 @@ async def size_of(export: NbdExport, *, readonly: bool = False) -> int:
         raise DeniedError("the server lets nobody write to it", subject=str(export))
     require_size(found.size_bytes, str(export))
     return whole_blocks(found.size_bytes)
+
+
+async def require_ext4(export: NbdExport) -> None:
+    """Raises InvalidError where there is none, and as ``nbd.read_start``."""
+    start = await nbd.read_start(export.host, export.port, export.name)
+    if start[_MAGIC_AT : _MAGIC_AT + 2] != _EXT4_MAGIC:
+        raise InvalidError("holds no ext4", subject=str(export), hint="`-o format=true` formats it")
 
 
 async def send(disk: Path, export: NbdExport) -> None:

@@ -58,7 +58,9 @@ class VolumeMaker:
             NBD,
             dict(request.options),
         )
-        if is_to_format:
+        if not is_to_format:
+            await remote.require_ext4(export)
+        else:
             try:
                 await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
                 disk = self._files.new(row.volume_id)

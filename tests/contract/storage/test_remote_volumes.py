@@ -98,6 +98,16 @@ async def test_a_servers_disk_is_formatted_on_request_and_used_as_it_is(volumes,
     assert disk.path.read_bytes() == before  # what the server has is the server's
 
 
+async def test_a_blank_export_is_refused_before_a_guest_meets_it(volumes, disk):
+    with pytest.raises(InvalidError, match="holds no ext4") as raised:
+        await volumes.create(request(disk.port))
+    assert "format=true" in raised.value.hint
+    assert await volumes.list() == []
+    await volumes.create(request(disk.port, format="true"))
+    assert await volumes.remove(DB)
+    assert (await volumes.create(request(disk.port))).size_bytes == SIZE, "it is formatted now"
+
+
 async def test_a_real_server_is_understood(volumes, tmp_path):
     path = tmp_path / "served.img"
     path.touch()
@@ -110,6 +120,8 @@ async def test_a_real_server_is_understood(volumes, tmp_path):
             await volumes.create(
                 VolumeRequest(VolumeName("other"), driver=NBD, options=request(port, export="x").options)
             )
+        assert await volumes.remove(DB)
+        assert await volumes.create(request(port)) is not None, "as it is"
     require_ext4(path)
     with qemu_nbd(path, "--read-only") as port:
         assert (await nbd.describe("127.0.0.1", port, "disk")).readonly
@@ -118,7 +130,7 @@ async def test_a_real_server_is_understood(volumes, tmp_path):
 
 
 async def test_a_server_that_is_not_there_or_does_not_answer_is_told_in_time(volumes, disk, monkeypatch):
-    await volumes.create(request(disk.port))
+    await volumes.create(request(disk.port, format="true"))
     disk.close()
     with pytest.raises(UnavailableError, match="cannot be reached"):
         await volumes.lend(BOX, "volume-init", DB)
