@@ -25,6 +25,7 @@ from hyperd.model.container import (
 from hyperd.model.guest import Stream, TerminalSize
 from hyperd.model.host import CheckLevel, HostCheck
 from hyperd.model.network import DEFAULT_NETWORK, Attachment, Endpoint
+from hyperd.model.policy import require_rate
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import CloneOptions, LogEntry
 
@@ -90,8 +91,8 @@ def decode_spec(message: wire.ContainerSpec) -> ContainerSpec:
         address6=message.address6,
         egress=message.egress,
         security_groups=tuple(dict.fromkeys(message.security_groups)),
-        network_rate_in=message.network_rate_in,
-        network_rate_out=message.network_rate_out,
+        network_rate_in=require_rate(message.network_rate_in, "--network-rate-in"),
+        network_rate_out=require_rate(message.network_rate_out, "--network-rate-out"),
     )
 
 

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network
 
+from hyperd.errors import InvalidError
 from hyperd.model.vm import SandboxId
+
+# Bytes a second that both tc and nft can count, with the bursts that they are given.
+LEAST_RATE = 1 << 10
+GREATEST_RATE = 2 << 30
 
 
 class EgressMode(enum.StrEnum):
@@ -84,6 +89,17 @@ class Limits:
 
     def __bool__(self) -> bool:
         return bool(self.egress or self.groups or self.rate_in or self.rate_out)
+
+
+def require_rate(rate: int, what: str) -> int:
+    """Raises InvalidError."""
+    if rate and not LEAST_RATE <= rate <= GREATEST_RATE:
+        raise InvalidError(
+            f"a rate of {rate} bytes a second cannot be kept",
+            subject=what,
+            hint=f"take one from {LEAST_RATE >> 10}k to {GREATEST_RATE >> 30}g; 0: no limit",
+        )
+    return rate
 
 
 @dataclass(frozen=True, slots=True)
