@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hyper.v1 import build_pb2 as pb
-from hyperctl.errors import CliError, InvalidError
+from hyperctl.errors import InvalidError
 
 MAX_BYTES = 500 << 10  # BuildKit's
 
@@ -46,7 +46,7 @@ def _from_file(path: str) -> bytes:
         with Path(path).expanduser().open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise CliError(f"cannot be read: {error.strerror}", subject=f"--secret {path}") from error
+        raise InvalidError(f"cannot be read: {error.strerror}", subject=f"--secret {path}") from error
     if len(content) > MAX_BYTES:
         raise InvalidError(f"is larger than {MAX_BYTES >> 10} KiB", subject=f"--secret {path}")
     return content

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperctl import terminal
-from hyperctl.errors import CliError, InvalidError
+from hyperctl.errors import INVALID, CliError, InvalidError
 from hyperctl.progress import ByteProgress
 from hyperctl.streams import OutputStream
 
@@ -101,6 +101,10 @@ class Input:
             if self._lost is not None:
                 brief = f"cannot be read: {self._lost.strerror or self._lost}"
                 raise CliError(brief, subject=self._place) from error
+            if (
+                error.exit_status == INVALID and self._place != STANDARD
+            ):  # hyperd does not know the file's name
+                error.subject = f"{self._place}: {error.subject}" if error.subject else self._place
             raise
 
 

@@ -12,13 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from hyperctl import pipes
-from hyperctl.errors import NOT_FOUND, CliError, InvalidError
+from hyperctl.errors import DENIED, NOT_FOUND, UNAVAILABLE, CliError, InvalidError
 from hyperctl.pack import pack
 from hyperctl.pipes import CHUNK_BYTES, STANDARD
 
 MAGIC_BYTES = 6
 OPEN_TIMEOUT_S = 30.0  # of a server, for each answer
 _GIT = re.compile(r"git\+\w+://|(git|ssh)://|https?://[^#?]+\.git(#|$)|[\w.-]+@[\w.-]+:")
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_STATUS_OF_ANSWER = {401: DENIED, 403: DENIED, 404: NOT_FOUND, 410: NOT_FOUND}
 
 
 @contextlib.contextmanager
@@ -29,6 +32,12 @@ def open_source(source: str, *, quiet: bool = False) -> Iterator[Iterator[bytes]
             yield pack(str(directory), ".")
     elif source.startswith(("http://", "https://")):
         yield _unpressed(_fetched(source), source)
+    elif _URL.match(source):
+        raise InvalidError(
+            "nothing is known to fetch this with",
+            subject=source,
+            hint="a URL begins with http://, https://, git://, ssh:// or git+SCHEME://",
+        )
     elif source == STANDARD:
         pipes.refuse_terminal_input("init", "a tar", hint="name a file, or redirect")
         yield _unpressed(_pieces(lambda: os.read(0, CHUNK_BYTES), "standard input"), "standard input")
@@ -51,14 +60,14 @@ def _fetched(url: str) -> Iterator[bytes]:
             if answer.length:
                 raise CliError(f"ended {answer.length} bytes too early", subject=url)
     except urllib.error.HTTPError as error:
-        status = NOT_FOUND if error.code == http.client.NOT_FOUND else 1
+        status = _STATUS_OF_ANSWER.get(error.code, UNAVAILABLE)
         raise CliError(
             f"the server answered {error.code} {error.reason}", subject=url, exit_status=status
         ) from error
     except urllib.error.URLError as error:
-        raise CliError(f"cannot be fetched: {error.reason}", subject=url) from error
-    except http.client.HTTPException as error:
-        raise CliError(f"cannot be fetched: {error!r}", subject=url) from error
+        raise CliError(f"cannot be fetched: {error.reason}", subject=url, exit_status=UNAVAILABLE) from error
+    except (OSError, http.client.HTTPException) as error:  # it began to answer
+        raise CliError(f"cannot be fetched: {error!r}", subject=url, exit_status=UNAVAILABLE) from error
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
-from hyperd.errors import HyperError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, UnavailableError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.guest import ContainerId, WriteOptions
@@ -48,7 +48,15 @@ class VolumeVms:
         async with self._up(sandbox_id, name) as guest:
             await guest.open_volume(key, SERIAL, DATA_DIRECTORY)
             log.info("volume opened", extra={"volume": name})
-            await guest.write_tree(key, WriteOptions(b"/", keep_owner=keep_owner), data)
+            try:
+                await guest.write_tree(key, WriteOptions(b"/", keep_owner=keep_owner), data)
+            except InvalidError as error:  # of the tar: there is no container that it could be about
+                raise InvalidError(
+                    error.brief,
+                    subject=f"what volume {name} is to be filled with",
+                    evidence=error.evidence,
+                    hint="a directory, a tar, a URL of a tar or a git repository can be put into it",
+                ) from error
             try:
                 await guest.delete_container(key)
                 await guest.shutdown(SYNC_TIMEOUT_S)

@@ -41,7 +41,8 @@ def test_a_volume_goes_to_a_file_and_comes_back(daemon, hyper, tmp_path):
     assert (tmp_path / "db.tar").read_bytes() == b"a volume: db"
     assert hyper("volume", "import", "back", "-i", str(tmp_path / "db.tar")).out == "back\n"
     (tmp_path / "wrong.tar").write_bytes(b"nonsense")
-    assert hyper("volume", "import", "wrong", "-i", str(tmp_path / "wrong.tar")).status == 2
+    wrong = hyper("volume", "import", "wrong", "-i", str(tmp_path / "wrong.tar"))
+    assert (wrong.status, f"hyper: {tmp_path}/wrong.tar: " in wrong.err) == (2, True)
     assert hyper("volume", "export", "none", "-o", str(tmp_path / "none.tar")).status == 3
     assert not (tmp_path / "none.tar").exists()
 
@@ -75,7 +76,9 @@ def test_what_is_not_there_or_not_known_is_told(daemon, hyper, volume, tmp_path)
     assert hyper("volume", "init", "db", str(tmp_path / "none.tar")).status == 2
     assert hyper("volume", "init", "none", str(tmp_path)).status == 3
     result = hyper("volume", "init", "db", "http://127.0.0.1:9/data.tar")
-    assert (result.status, "cannot be fetched" in result.err) == (1, True)
+    assert (result.status, "cannot be fetched" in result.err) == (7, True)
+    result = hyper("volume", "init", "db", "ftp://127.0.0.1/data.tar")
+    assert (result.status, "git+SCHEME://" in result.err) == (2, True)
 
 
 def test_a_server_is_asked_for_a_tar(hyper, volume, tmp_path):
