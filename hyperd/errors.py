@@ -28,6 +28,7 @@ class HyperError(Exception):
 
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = ""
+    bug_id: str = ""  # under which the log has it already
 
     def __init__(self, brief: str, *, subject: str = "", evidence: str = "", hint: str = "") -> None:
         super().__init__(brief)

@@ -38,7 +38,7 @@ async def errors_as_status(context: Context) -> AsyncIterator[None]:
             reason=error.reason,
         )
         if error.code == HyperError.code:
-            detail.bug_id = _log_bug()
+            detail.bug_id = error.bug_id or _log_bug()
         await _abort(context, grpc.StatusCode[error.code], detail)
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise

@@ -404,6 +404,7 @@ class SandboxDriver(SleepingSandbox):
             self._last_exit = exit_
             self.waiting.tell_end(exit_)
         failure = HyperError(brief, subject=self.subject)
+        failure.bug_id = bug_id
         discard = self._discarding and not isinstance(
             self.state, machine.Removing
         )  # a bug in that would be met again

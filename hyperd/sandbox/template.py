@@ -268,7 +268,7 @@ class Templates:
             bug_id = secrets.token_hex(4)
             log.exception("bug", extra={"shape": str(shape), "bug_id": bug_id})
             failure = HyperError(f"hyperd met a bug of its own (bug_id={bug_id} in its log)")
-            failure.__cause__ = bug
+            failure.__cause__, failure.bug_id = bug, bug_id
             self._note_failure(key, failure)
             flight.set_exception(failure)
         else:

@@ -146,6 +146,16 @@ async def test_a_bug_is_internal_and_its_id_stands_in_the_log(
     assert "secret detail" not in str(caught.value)
 
 
+async def test_a_bug_in_a_start_has_one_id(api: Api, caplog: pytest.LogCaptureFixture) -> None:
+    container = await create(api)
+    api.world.hypervisor.fail_next_start = ZeroDivisionError("a bug")  # type: ignore[assignment]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.containers.StartContainer(pb.StartContainerRequest(container=container))
+    detail = detail_of(caught.value)
+    assert f"bug_id={detail.bug_id} " in detail.brief
+    assert {vars(record)["bug_id"] for record in caplog.records if record.message == "bug"} == {detail.bug_id}
+
+
 async def test_hanging_up_in_a_start_does_not_stop_it(api: Api) -> None:
     container = await create(api)
     api.world.hypervisor.gate.clear()
