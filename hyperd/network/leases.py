@@ -206,10 +206,10 @@ class Leases:
         if wanted is None:
             return
         subnet6 = settings.subnet6
-        if subnet6 is None or wanted not in subnet6 or wanted in (subnet6.network_address, settings.gateway6):
-            raise InvalidError(
-                f"is none that a sandbox can have in {subnet6 or 'IPv4'}", subject=f"address {wanted}"
-            )
+        if subnet6 is None:
+            raise InvalidError("has no IPv6", subject=f"network {settings.name}", hint="make it with --ipv6")
+        if wanted not in subnet6 or wanted in (subnet6.network_address, settings.gateway6):
+            raise InvalidError(f"is none that a sandbox can have in {subnet6}", subject=f"address {wanted}")
         implied = address4_of(wanted, settings.subnet, subnet6)
         owner = connection.execute(
             "SELECT sandbox_id FROM network_lease WHERE network = ? AND sandbox_id != ?"

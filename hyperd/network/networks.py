@@ -252,7 +252,12 @@ class BridgeNetworks:
 
     async def create_network(self, spec: NetworkSpec) -> NetworkView:
         if not _NAME.fullmatch(spec.name) or spec.name in _RESERVED:
-            raise InvalidError("is not a name for a network", subject=repr(spec.name))
+            raise InvalidError(
+                "is not a name for a network",
+                subject=repr(spec.name),
+                hint="a name is a letter or digit, then letters, digits, `_`, `.` and `-`, 63 at the most; "
+                f"{', '.join(sorted(_RESERVED))} are taken",
+            )
         async with self._changing:
             await self._load()
             if spec.name in self._views:

@@ -274,7 +274,7 @@ class Publishing:
             return self._default_address
         if ":" in request.host_ip:
             raise UnsupportedError(
-                "guests have IPv4 only",
+                "ports are published at IPv4 addresses only",
                 subject=f"host address {request.host_ip}",
                 hint="leave it out, or give an IPv4 address of this host",
             )

@@ -55,7 +55,7 @@ class BridgeSettings:
                     hint="take one of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
                 )
         if self.mtu and not 576 <= self.mtu <= 65535:
-            raise InvalidError(f"an MTU of {self.mtu} is out of range", subject=self.bridge)
+            raise InvalidError(f"an MTU is from 576 to 65535, not {self.mtu}", subject=f"network {self.name}")
 
         if self.gateway_address is not None and not _is_host(self.gateway_address, self.subnet):
             raise InvalidError("is no address of the subnet", subject=f"gateway {self.gateway_address}")

@@ -3,7 +3,7 @@ import asyncio
 import contextlib
 import dataclasses
 import tempfile
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import hypothesis
@@ -128,3 +128,16 @@ class LeasingBoth(RuleBasedStateMachine):
 
 TestLeasingBoth = LeasingBoth.TestCase
 TestLeasingBoth.settings = hypothesis.settings(max_examples=30, stateful_step_count=25, deadline=None)
+
+
+def test_an_mtu_that_is_none_is_told_with_the_network_and_the_range():
+    with pytest.raises(InvalidError, match="576 to 65535, not 20") as raised:
+        BridgeSettings(tap_owner_uid=0, name="n1", bridge="hyb", subnet=SETTINGS.subnet, mtu=20)
+    assert raised.value.subject == "network n1"
+
+
+async def test_an_ipv6_address_of_a_network_without_ipv6_is_told_of_the_network(leases):
+    with pytest.raises(InvalidError, match="has no IPv6") as raised:
+        await leases.lease(box(1), Wish(address6=IPv6Address("fd00::5")))
+    assert (raised.value.subject, raised.value.hint) == (f"network {SETTINGS.name}", "make it with --ipv6")
+    assert await leases.list_owners() == set()
