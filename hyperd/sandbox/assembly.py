@@ -106,6 +106,10 @@ def with_image_defaults(spec: ContainerSpec, image: ImageConfig) -> tuple[Contai
         warnings.append("--dns has no effect with --network none")
     if spec.network == "none" and (spec.ports or spec.publish_all):
         warnings.append("published ports have no effect with --network none")
+    if spec.network == "none" and (spec.network_rate_in or spec.network_rate_out):
+        warnings.append("rates have no effect with --network none")
+    if spec.network == "none" and (spec.egress or spec.security_groups):
+        warnings.append("--egress and --security-group have no effect with --network none")
     spec = ports.with_exposed(spec, image)
     if image.stop_signal and not spec.stop_signal:
         try:

@@ -259,3 +259,19 @@ def test_what_is_no_signal_is_refused(text: str) -> None:
 def test_a_spec_shows_no_environment_in_a_log() -> None:
     assert "hunter2" not in repr(record(env=("PASSWORD=hunter2",)))
     assert "hunter2" not in repr(process(env=("PASSWORD=hunter2",)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"network_rate_in": 1024}, "rates have no effect"),
+        ({"network_rate_out": 1024}, "rates have no effect"),
+        ({"egress": "none"}, "--egress and --security-group have no effect"),
+        ({"security_groups": ("web",)}, "--egress and --security-group have no effect"),
+    ],
+)
+def test_what_limits_a_network_that_there_is_not_is_warned_of(fields: dict[str, object], said: str) -> None:
+    spec = ContainerSpec("img", network="none", **fields)  # type: ignore[arg-type]
+    (warning,) = assembly.with_image_defaults(spec, IMAGE)[1]
+    assert warning.startswith(said)
+    assert assembly.with_image_defaults(replace(spec, network=""), IMAGE)[1] == []
