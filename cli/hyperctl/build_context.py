@@ -62,6 +62,13 @@ def _from_directory(place: str, dockerfile: str) -> Context:
     if not top.is_dir():
         raise CliError("path not found, or not a directory", subject=place, exit_status=NOT_FOUND)
     named = _place_of(top, dockerfile)
+    if not dockerfile and not named.exists():
+        raise CliError(
+            "failed to read dockerfile: there is no Dockerfile in it",
+            subject=place,
+            hint="`-f FILE` names another",
+            exit_status=NOT_FOUND,
+        )
     text = _read(dockerfile if dockerfile == STANDARD else str(named))
     if not text.strip():
         raise InvalidError("the Dockerfile cannot be empty", subject=dockerfile or str(named))

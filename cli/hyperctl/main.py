@@ -96,6 +96,10 @@ def run(args: Sequence[str]) -> int:
         return 130
     except CliError as error:
         status = _report(error)
+    except ImportError as error:  # of another version than what was set up
+        status = _report(
+            CliError(f"is not whole: {error}", subject="the installation", hint="run `make setup`")
+        )
     try:
         sys.stderr.flush()
     except BrokenPipeError:

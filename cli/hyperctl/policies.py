@@ -13,10 +13,10 @@ WORDS = ("none", "allow-all")
 
 def read_egress(text: str, flag: str = "--egress") -> str:
     """`none`, `allow-all`, or what is in a file (`-`: standard input). Raises InvalidError."""
-    return text if text in WORDS else read_document(text, flag)
+    return text if text in WORDS else read_document(text, flag, hint=f"a file, or {' or '.join(WORDS)}")
 
 
-def read_document(path: str, flag: str) -> str:
+def read_document(path: str, flag: str, *, hint: str = "") -> str:
     """Raises InvalidError."""
     subject = f"{flag} {path}"
     try:
@@ -26,9 +26,7 @@ def read_document(path: str, flag: str) -> str:
             with Path(path).open("rb") as file:
                 content = file.read(MAX_DOCUMENT_BYTES + 1)
     except OSError as error:
-        raise InvalidError(
-            f"cannot be read: {error.strerror}", subject=subject, hint=f"a file, or {' or '.join(WORDS)}"
-        ) from error
+        raise InvalidError(f"cannot be read: {error.strerror}", subject=subject, hint=hint) from error
     if len(content) > MAX_DOCUMENT_BYTES:
         raise InvalidError(f"is larger than {MAX_DOCUMENT_BYTES >> 10} KiB", subject=subject)
     try:
@@ -36,7 +34,7 @@ def read_document(path: str, flag: str) -> str:
     except UnicodeDecodeError as error:
         raise InvalidError("is not UTF-8 text", subject=subject) from error
     if not document.strip():
-        raise InvalidError("is empty", subject=subject, hint="`none` lets nothing out")
+        raise InvalidError("is empty", subject=subject, hint=hint)
     return document
 
 

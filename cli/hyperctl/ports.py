@@ -126,10 +126,14 @@ def _parse_published(text: str) -> list[pb.PortRequest]:
 
 def _split_parts(text: str, rest: str) -> tuple[str, str, str]:
     if rest.startswith("["):
-        raise _invalid("--publish", text, "guests have IPv4 only")
+        raise _invalid("--publish", text, "ports are published at IPv4 addresses only")
     parts = rest.split(":")
     if len(parts) > 3:
-        raise _invalid("--publish", text, "guests have IPv4 only; write [IP:][HOST:]CONTAINER[/PROTOCOL]")
+        raise _invalid(
+            "--publish",
+            text,
+            "ports are published at IPv4 addresses only; write [IP:][HOST:]CONTAINER[/PROTOCOL]",
+        )
     host_ip = parts[0] if len(parts) == 3 else ""
     if host_ip:
         try:

@@ -10,7 +10,7 @@ from hyper.v1 import container_pb2 as pb
 from hyper.v1 import network_pb2
 from hyperctl import client as hyperd
 from hyperctl import completion, ports, tree
-from hyperctl.errors import NOT_FOUND, CliError
+from hyperctl.errors import NOT_FOUND, CliError, InvalidError
 from hyperctl.output import print_rows, render_rows
 
 HEADERS = {"Names": "NAMES", "Port": "PORT", "Published": "PUBLISHED AT"}
@@ -98,12 +98,25 @@ def rm(
 
 @tree.command(app, "ls")
 def ls(
+    container: Annotated[
+        str,
+        typer.Argument(
+            metavar="[CONTAINER]",
+            help="Only its, as `hyper port CONTAINER`",
+            autocompletion=completion.containers,
+            show_default=False,
+        ),
+    ] = "",
     *,
     form: Annotated[
         str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
     ] = "",
 ) -> int:
-    """List the published ports of all containers."""
+    """List the published ports of all containers, or of one."""
+    if container:
+        if form:
+            raise InvalidError("is for all containers' ports", subject="--format")
+        return show(container)
     request = pb.ListContainersRequest(all=True)
     response = hyperd.ask(
         lambda client: client.containers.ListContainers(request, timeout=hyperd.QUERY_TIMEOUT_S)

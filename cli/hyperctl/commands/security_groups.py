@@ -25,6 +25,8 @@ Examples:
   hyper run -d --security-group web nginx
   hyper sg update -f web.yaml web"""
 
+EMPTY = "rules: []\n"
+
 app = tree.group()
 
 Document = Annotated[
@@ -44,9 +46,11 @@ Container = Annotated[
 
 
 @tree.command(app, "create", epilog=EPILOG)
-def create(name: OneName = "", *, file: Document) -> int:
-    """Make a security group of a file, and print its name."""
-    document = policies.read_document(file, "--file")
+def create(name: OneName = "", *, file: Document = "") -> int:
+    """Make a security group of a file, or one without rules, and print its name."""
+    if not file and not name:
+        raise InvalidError("neither a name nor a file", subject="sg create")
+    document = policies.read_document(file, "--file") if file else EMPTY
     request = pb.CreateSecurityGroupRequest(name=name, document=document)
     print(hyperd.ask(lambda client: client.groups.CreateSecurityGroup(request)).group.name)
     return 0

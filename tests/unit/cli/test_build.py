@@ -160,14 +160,16 @@ def test_a_repository_is_left_to_the_builder(daemon, hyper, place, url, ref, dir
         (("https://example.org/a.tar",), 2, "hyper fetches no URLs"),
         (("-f", "-", "-"), 2, "cannot both come from standard input"),
         (("-f", "no-such-file", "."), 3, "no such file"),
+        (("empty",), 3, "hyper: empty: failed to read dockerfile: there is no Dockerfile in it"),
         (("--progress", "tty", "."), 2, "--progress tty"),
-        (("--secret", "id=a,src=/no/such", "."), 1, "--secret /no/such"),
+        (("--secret", "id=a,src=/no/such", "."), 2, "--secret /no/such"),
         (("--squash", "."), 2, "no such option"),
         (("--add-host", "x", "."), 2, "--add-host"),
     ],
 )
 def test_what_cannot_be_built_is_said(hyper, daemon, project, monkeypatch, arguments, status, said):
     monkeypatch.chdir(project)
+    (project / "empty").mkdir()
     result = hyper("build", *arguments)
     assert result.status == status
     assert said in result.err

@@ -252,3 +252,12 @@ def test_start_attached_gives_the_status(daemon, hyper):
     assert (result.status, result.out) == (5, "to stdout\n")
     [request] = asked(daemon, pb.AttachOptions)
     assert (request.start, request.no_stdin) == (True, True)
+
+
+def test_the_ports_of_one_container_are_listed_as_port_shows_them(daemon, hyper):
+    assert hyper("run", "-d", "--name", "site", "alpine", "sleep", "9").status == 0
+    shown, listed = hyper("port", "site"), hyper("port", "ls", "site")
+    assert (listed.status, listed.out) == (shown.status, shown.out) == (0, shown.out)
+    assert [request.container for request in asked(daemon, pb.InspectContainerRequest)] == ["site", "site"]
+    assert hyper("port", "ls", "nobody").status == 3
+    assert hyper("port", "ls", "--format", "json", "site").status == 2

@@ -3,6 +3,7 @@
 
 import os
 import stat
+import sys
 from pathlib import Path
 
 import grpc
@@ -39,6 +40,13 @@ def test_a_bug_names_its_id(daemon, hyper):
     daemon.fail_next("ListContainers", grpc.StatusCode.INTERNAL, "internal error", bug_id="b7f3")
     result = hyper("ps")
     assert (result.status, "b7f3" in result.err) == (1, True)
+
+
+def test_an_installation_that_is_not_whole_is_said_in_a_line(daemon, hyper, monkeypatch):
+    monkeypatch.setitem(sys.modules, "hyperctl.commands.listing", None)
+    result = hyper("ps")
+    assert (result.status, result.err.count("\n")) == (1, 2)
+    assert "hint: run `make setup`" in result.err
 
 
 def test_no_daemon_is_said_with_how_to_start_one(hyper, socket_path):

@@ -9,6 +9,7 @@ import yaml
 
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import policy_pb2
+from hyperd.network.policy.group_document import parse_security_group
 from tests.unit.cli.goldens import asked
 
 DOCUMENT = "rules: [{direction: ingress, protocol: tcp}]\n"
@@ -25,8 +26,17 @@ def test_a_group_is_made_and_changed_by_a_file(daemon, hyper, tmp_path, verb, ki
     assert hyper("sg", verb, "--file", str(file)).out == "web\n"
     first, second = asked(daemon, kind)
     assert (first.name, first.document, second.name) == ("db", DOCUMENT, "")
-    assert hyper("sg", verb, "db").status == 2
-    assert hyper("sg", verb, "-f", str(tmp_path / "nothing"), "db").status == 2
+    absent = hyper("sg", verb, "-f", str(tmp_path / "nothing"), "db")
+    assert (absent.status, "allow-all" in absent.err) == (2, False), "that is what --egress takes"
+
+
+def test_a_group_may_begin_without_rules_but_not_without_a_name(daemon, hyper):
+    assert hyper("sg", "create", "db").out == "db\n"
+    (request,) = asked(daemon, policy_pb2.CreateSecurityGroupRequest)
+    made = parse_security_group(request.document, request.name)
+    assert (made.name, made.rules) == ("db", ())
+    assert hyper("sg", "create").status == 2
+    assert hyper("sg", "update", "db").status == 2
 
 
 def test_groups_are_listed_and_shown(daemon, hyper):
