@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
 use crate::error::{Context, Error, Kind, Result};
@@ -385,7 +386,7 @@ fn wait_device(serial: &str, partition: u32) -> Result<String> {
             let separator = if partition > 0 && disk.ends_with(|c: char| c.is_ascii_digit()) { "p" } else { "" };
             let node =
                 if partition == 0 { format!("/dev/{disk}") } else { format!("/dev/{disk}{separator}{partition}") };
-            if Path::new(&node).exists() {
+            if is_live(Path::new(&node))? {
                 return Ok(node);
             }
         }
@@ -399,6 +400,15 @@ fn wait_device(serial: &str, partition: u32) -> Result<String> {
             ));
         }
         std::thread::sleep(POLL);
+    }
+}
+
+/// The kernel shows a disk before it lets anybody open it: until then that is ENXIO, to a mount, too.
+fn is_live(node: &Path) -> Result<bool> {
+    match rustix::fs::open(node, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(_) => Ok(true),
+        Err(Errno::NOENT | Errno::NXIO) => Ok(false),
+        Err(cause) => Err(cause).what(format_args!("open {}", node.display())),
     }
 }
 
@@ -444,7 +454,7 @@ pub fn unmount_all(state: &Path) -> bool {
     let mut all = true;
     for entry in std::fs::read_dir(state.join("disks")).into_iter().flatten().flatten() {
         match rustix::mount::unmount(entry.path(), UnmountFlags::NOFOLLOW) {
-            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Ok(()) | Err(Errno::INVAL) => {}
             Err(_) => all = false,
         }
     }
@@ -455,6 +465,20 @@ pub fn unmount_all(state: &Path) -> bool {
 mod tests {
     use super::*;
     use crate::path::tests::Scratch;
+
+    #[test]
+    fn a_disk_that_cannot_be_opened_yet_is_waited_for() {
+        let scratch = Scratch::new();
+        let node = scratch.0.join("vdc");
+        assert!(!is_live(&node).unwrap());
+        // A socket's name says ENXIO to open, as a disk does that is shown before it is there.
+        let socket = std::os::unix::net::UnixListener::bind(&node).unwrap();
+        assert!(!is_live(&node).unwrap());
+        drop(socket);
+        std::fs::remove_file(&node).unwrap();
+        std::fs::write(&node, "").unwrap();
+        assert!(is_live(&node).unwrap());
+    }
 
     #[test]
     fn a_share_is_found_by_its_tag_alone() {
