@@ -77,7 +77,14 @@ impl Kernel for Linux {
             let option = if value.is_empty() { key.clone() } else { format!("{key}={value}") };
             set.map_err(|cause| refuse(&option, cause))?;
         }
-        rustix::mount::fsconfig_create(&context).map_err(|cause| explain("create", cause))?;
+        rustix::mount::fsconfig_create(&context).map_err(|cause| {
+            let error = explain("create", cause);
+            if is_foreign(filesystem, cause) {
+                Error::wrong_state(format!("the disk holds no {kind} that can be mounted: {error}"))
+            } else {
+                error
+            }
+        })?;
         rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, filesystem.attributes)
             .map_err(|cause| explain("mount", cause))
     }
@@ -119,6 +126,12 @@ impl Kernel for Linux {
         rustix::io::write(&file, value.as_bytes()).what(format_args!("write {value:?} to {name}"))?;
         Ok(())
     }
+}
+
+/// Options were refused before: what a disk holds is not this filesystem.
+fn is_foreign(filesystem: &Filesystem, cause: rustix::io::Errno) -> bool {
+    let on_disk = filesystem.parameters.iter().any(|(key, value)| key == "source" && value.starts_with("/dev/"));
+    on_disk && cause == rustix::io::Errno::INVAL
 }
 
 fn unknown_filesystem(kind: &str, cause: rustix::io::Errno) -> Error {
@@ -241,6 +254,17 @@ pub mod recording {
         fn write(&self, directory: BorrowedFd<'_>, name: &str, value: &str) -> Result<()> {
             self.note(format!("{}/{name} = {value}", self.place(directory)))
         }
+    }
+
+    #[test]
+    fn only_a_disk_can_hold_something_else() {
+        use rustix::io::Errno;
+        let on_disk = Filesystem::new("ext4", &[("source", "/dev/vdc")], Attributes::empty());
+        assert!(is_foreign(&on_disk, Errno::INVAL));
+        assert!(!is_foreign(&on_disk, Errno::IO));
+        let shared = Filesystem::new("virtiofs", &[("source", "bind1")], Attributes::empty());
+        assert!(!is_foreign(&shared, Errno::INVAL));
+        assert!(!is_foreign(&Filesystem::new("tmpfs", &[], Attributes::empty()), Errno::INVAL));
     }
 
     #[test]
