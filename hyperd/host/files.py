@@ -46,7 +46,7 @@ def file_errors(subject: object) -> Iterator[None]:
             kind, brief, hint = (
                 ExhaustedError,
                 "no space left",
-                "remove images or sandboxes that are not needed",
+                "remove images, volumes or sandboxes that are not needed",
             )
         elif isinstance(error, FileNotFoundError):
             kind = NotFoundError
@@ -231,7 +231,7 @@ def require_free(directory: Path, need_bytes: int, *, keep_bytes: int, what: str
             f"no space for {what}",
             subject=str(directory),
             evidence=f"{needed}{free >> 20} MiB are free, {keep_bytes >> 20} MiB are kept in reserve",
-            hint="remove images, snapshots or sandboxes that are not needed",
+            hint="remove images, volumes, snapshots or sandboxes that are not needed",
         )
 
 

@@ -153,7 +153,7 @@ class Downloads:
                 subject=str(self._content.root),
                 evidence=f"its layers need {need >> 20} MiB compressed, {free >> 20} MiB are free, "
                 f"{self._reserve_bytes >> 20} MiB are kept in reserve",
-                hint="remove images or sandboxes that are not needed",
+                hint="remove images, volumes or sandboxes that are not needed",
             )
 
 

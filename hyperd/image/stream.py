@@ -127,7 +127,7 @@ class LayerStream:
                 "no space left for the layer",
                 subject=str(self._target),
                 evidence=f"{free >> 20} MiB are free, {self._limits.reserve_bytes >> 20} MiB are kept in reserve",
-                hint="remove images or sandboxes that are not needed",
+                hint="remove images, volumes or sandboxes that are not needed",
             )
 
 
