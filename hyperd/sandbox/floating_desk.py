@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floating addresses as users ask for them: which container has which."""
 
-from hyperd.errors import InvalidError, NotFoundError
+import contextlib
+from collections.abc import Iterator
+
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
 from hyperd.model.container import ContainerRecord
 from hyperd.model.network import FloatingAddress
 from hyperd.network.base import Network
@@ -28,7 +31,8 @@ class FloatingDesk:
         record = self._find(container)
         if record.spec.network == "none":
             raise InvalidError("has no network", subject=f"container {record.name}")
-        return self._lent(await self._network.floating.attach(reference, record.sandbox_id, force=force))
+        with self._names():
+            return self._lent(await self._network.floating.attach(reference, record.sandbox_id, force=force))
 
     async def detach(self, container: str) -> Lent:
         """Raises NotFoundError."""
@@ -44,7 +48,20 @@ class FloatingDesk:
 
     async def release(self, reference: str) -> None:
         """Raises NotFoundError, WrongStateError while it is attached."""
-        await self._network.floating.release(reference)
+        with self._names():
+            await self._network.floating.release(reference)
+
+    @contextlib.contextmanager
+    def _names(self) -> Iterator[None]:
+        """The network knows containers by their ids alone."""
+        try:
+            yield
+        except (WrongStateError, ExistsError) as error:
+            for view in self._fleet.views():
+                short, name = view.record.sandbox_id[:12], view.record.name
+                error.brief = error.brief.replace(short, name)
+                error.subject = error.subject.replace(short, name)
+            raise
 
     def _find(self, reference: str) -> ContainerRecord:
         return self._fleet.get(reference).record

@@ -55,7 +55,7 @@ class FakeFloating:
     async def release(self, reference: str) -> None:
         known = self._require(reference)
         if known.sandbox_id is not None:
-            raise WrongStateError("is attached", subject=reference)
+            raise WrongStateError(f"is attached to {known.sandbox_id[:12]}", subject=reference)
         del self.known[known.address]
 
     def _require(self, reference: str) -> FloatingAddress:

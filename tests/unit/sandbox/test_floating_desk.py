@@ -3,7 +3,7 @@
 
 import pytest
 
-from hyperd.errors import InvalidError, NotFoundError
+from hyperd.errors import InvalidError, NotFoundError, WrongStateError
 from hyperd.sandbox import FloatingDesk
 from tests.fakes.world import created, started
 
@@ -20,6 +20,9 @@ async def test_an_address_is_lent_by_name_and_shown_with_its_container(fleet, de
     await desk.name(first.address, "front")
     assert (await desk.attach("front", "web", force=False))[1] == "web"
     assert [(lent.address, name) for lent, name in await desk.list_all()] == [(first.address, "web")]
+    with pytest.raises(WrongStateError) as refused:
+        await desk.release("front")
+    assert refused.value.brief == "is attached to web", "the network knows its id alone"
     had, name = await desk.detach("web")
     assert (had.address, name) == (first.address, "web")
     with pytest.raises(NotFoundError, match="has no floating address"):
