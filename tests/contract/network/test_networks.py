@@ -152,6 +152,13 @@ async def test_what_cannot_be_a_network_is_refused_and_leaves_nothing(networks, 
     assert len(networks.list_networks()) == 1
 
 
+@pytest.mark.parametrize("name", ["bridge", "bad/name"])
+async def test_a_name_that_no_network_can_have_is_told_with_what_can_be_one(networks, name):
+    with pytest.raises(InvalidError) as raised:
+        await networks.create_network(NetworkSpec(name))
+    assert "63 at the most; bridge, container, default, host, none are taken" in raised.value.hint
+
+
 async def test_a_removed_network_leaves_nothing(networks):
     before = await ruleset(), await bridges()
     await networks.create_network(NetworkSpec("back"))
