@@ -37,7 +37,10 @@ def show(
     `hyper port add`, `hyper port rm` and `hyper port ls` change and list them; a container of such a name is meant
     by `hyper port show NAME`.
     """
-    wanted = ports.parse_port(port) if port else None
+    return _show(container, ports.parse_port(port) if port else None)
+
+
+def _show(container: str, wanted: tuple[int, str] | None) -> int:
     request = pb.InspectContainerRequest(container=container)
     response = hyperd.ask(
         lambda client: client.containers.InspectContainer(request, timeout=hyperd.QUERY_TIMEOUT_S)
@@ -116,7 +119,7 @@ def ls(
     if container:
         if form:
             raise InvalidError("is for all containers' ports", subject="--format")
-        return show(container)
+        return _show(container, None)
     request = pb.ListContainersRequest(all=True)
     response = hyperd.ask(
         lambda client: client.containers.ListContainers(request, timeout=hyperd.QUERY_TIMEOUT_S)
