@@ -82,9 +82,9 @@ class Plugs:
             index = socket.if_nametoindex(lease.tap)
         except OSError:
             return  # it will be with its tap
-        await self._policies.arm(self._place, lease.sandbox_id, wire)
-        await self._route(index, lease, bridge, owner)
-        await self._policies.cut(wire)
+        if await self._policies.arm_again(self._place, lease.sandbox_id, wire):
+            await self._route(index, lease, bridge, owner)
+            await self._policies.cut(wire)
 
     async def stand_by_policies(self, leases: Iterable[Lease], bridge: Bridge, owner: str) -> None:
         """Of all that run. Where their rules cannot be made, they are off the network."""

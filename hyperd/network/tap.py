@@ -36,10 +36,11 @@ def tap_name(sandbox_id: SandboxId, slot: int = 0) -> str:
 def existing_taps(sandbox_id: SandboxId) -> dict[int, str]:
     """By slot, on a network or not."""
     found = {slot: tap_name(sandbox_id, slot) for slot in range(SLOTS)}
-    return {slot: name for slot, name in found.items() if _exists(name)}
+    return {slot: name for slot, name in found.items() if has_tap(name)}
 
 
-def _exists(name: str) -> bool:
+def has_tap(name: str) -> bool:
+    """Or an interface of this name."""
     try:
         socket.if_nametoindex(name)
     except OSError:

@@ -7,11 +7,11 @@ that is killed in between leaves the older one in force, and the next begins wit
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from hyperd.errors import HyperError, InvalidError, NotFoundError
+from hyperd.errors import HyperError, InvalidError, NotFoundError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.policy import (
@@ -35,6 +35,7 @@ from hyperd.network.policy.screening import services_for
 from hyperd.network.policy.tally import Tally
 from hyperd.network.policy.wire import Wire
 from hyperd.network.policy.wires import Armed, Place, Wires
+from hyperd.network.tap import has_tap
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 10.0
@@ -149,9 +150,32 @@ class Policies:
             return False
 
     async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
-        """Its rules, before its tap is there; or anew, with what its names stand for under them."""
-        await self._wires.arm(self._armed(place, sandbox_id, wire, anew=True))
+        """Its rules, before its tap is there; or anew, with what its names stand for under them.
+
+        Raises WrongStateError when it has no policy any more: nothing is to be plugged in then.
+        """
+        if not await self._arm(place, sandbox_id, wire, lambda: True):
+            raise WrongStateError("is being removed", subject=f"container {sandbox_id[:12]}")
+
+    async def arm_again(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> bool:
+        """As ``arm``, where its tap is there, or was armed for; False when it has gone meanwhile."""
+
+        def is_there() -> bool:
+            return self._wires.are_armed(place, sandbox_id, wire) or has_tap(wire.name)
+
+        return await self._arm(place, sandbox_id, wire, is_there)
+
+    async def _arm(
+        self, place: Place, sandbox_id: SandboxId, wire: Wire, is_wanted: Callable[[], bool]
+    ) -> bool:
+        def made() -> Armed | None:
+            if sandbox_id not in self._policed or not is_wanted():
+                return None
+            return self._armed(place, sandbox_id, wire, anew=True)
+
+        is_armed = await self._wires.arm(made)
         await self._settle(sandbox_id)
+        return is_armed
 
     async def cut(self, wire: Wire) -> None:
         """What it has begun, or others with it, is asked anew whether it may."""
@@ -210,31 +234,34 @@ class Policies:
 
     async def learn(self, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
-        wires = self._wires.of(sandbox_id)  # it may ask on one and go out by another
-        policed = self._policed.get(sandbox_id)
-        if policed is None or not wires:
+        policed, revision = self._policed.get(sandbox_id), self.revision(sandbox_id)
+        if policed is None:
             return False
         told = list(told)
         now = asyncio.get_running_loop().time()
         for address, lasts_s in told:
             policed.account.tally.tell(name, address, now + lasts_s)
+
+        def services() -> Iterable[Service]:  # of a policy that has changed: none, its guest asks again
+            return services_for(policed.egress, name) if self.revision(sandbox_id) == revision else ()
+
         try:
-            for service in services_for(policed.egress, name):
-                for armed in wires:
-                    wire = armed.judged.wire
-                    await self._kernel.call(sets.learn, armed.place.base, wire.name, service, told)
+            return await self._wires.learn(sandbox_id, services, told)
         except OSError as error:
             _log.warning("not let through", extra={"sandbox_id": sandbox_id, "error": str(error)})
             return False
-        return True
 
     async def _regroup(self, name: str) -> None:
         """A group says something else: at once for all that have it."""
         for sandbox_id, policed in list(self._policed.items()):
             if name in policed.held.limits.groups:
                 for armed in self._wires.of(sandbox_id):
-                    await self.arm(armed.place, sandbox_id, armed.judged.wire)
-                    await self.cut(armed.judged.wire)
+                    if await self._rearm(armed):
+                        await self.cut(armed.judged.wire)
+
+    async def _rearm(self, armed: Armed) -> bool:
+        place, owner, wire = armed.place, armed.owner, armed.judged.wire
+        return await self._arm(place, owner, wire, lambda: self._wires.are_armed(place, owner, wire))
 
     async def _save(self, sandbox_id: SandboxId, held: Held, name: str) -> None:
         egress = _egress(held.limits)
@@ -246,8 +273,8 @@ class Policies:
 
     async def _settle(self, sandbox_id: SandboxId) -> None:
         """Nothing of an earlier policy is in force."""
-        policed = self._policed[sandbox_id]
-        if policed.held.earlier:
+        policed = self._policed.get(sandbox_id)
+        if policed is not None and policed.held.earlier:
             policed.held = replace(policed.held, earlier=())
             await self._records.save(sandbox_id, policed.held)
 
