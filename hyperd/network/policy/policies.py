@@ -55,6 +55,7 @@ class Policies:
         self.groups = Groups(database, self._regroup)
         self._kernel = Workers("policies", 1)
         self._loading = asyncio.Lock()
+        self._saving = asyncio.Lock()  # a record, and what is known of it
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
         self._wires = Wires(self._kernel)
@@ -106,10 +107,11 @@ class Policies:
     async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         """Before it is attached, unless it has some already: those were changed since."""
         await self.load()
-        if limits and sandbox_id not in self._policed:
-            await self._save(sandbox_id, Held(limits), name)
-        elif sandbox_id in self._policed:
-            self._policed[sandbox_id].account.name = name
+        async with self._saving:
+            if limits and sandbox_id not in self._policed:
+                await self._save(sandbox_id, Held(limits), name)
+            elif sandbox_id in self._policed:
+                self._policed[sandbox_id].account.name = name
 
     async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         """In the records; in force it is with the next ``arm``. Raises InvalidError, NotFoundError."""
@@ -117,8 +119,9 @@ class Policies:
             raise InvalidError("is empty", subject="policy", hint="`allow-all` lets everything out")
         await self.load()
         self.require_valid(limits)
-        before = self._policed.get(sandbox_id)
-        await self._save(sandbox_id, moved(before.held, limits) if before else Held(limits), name)
+        async with self._saving:
+            before = self._policed.get(sandbox_id)
+            await self._save(sandbox_id, moved(before.held, limits) if before else Held(limits), name)
 
     async def stand(self, place: Place, wires: Iterable[tuple[SandboxId, Wire]]) -> None:
         """Of a network: the rules of all whose taps are there, as the records have them. Idempotent."""
@@ -131,14 +134,18 @@ class Policies:
         if not is_there:
             for owner, _ in found:
                 await self._reports.end_run(owner, self._policed[owner].account)
+        found = [(owner, wire) for owner, wire in found if owner in self._policed]  # some may have gone
+        revisions = {owner: self.revision(owner) for owner, _ in found}
+        if not found:
+            return
         await self._wires.stand(
             [
                 self._armed(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
                 for owner, wire in found
             ]
         )
-        for owner, _ in found:
-            await self._settle(owner)
+        for owner, revision in revisions.items():
+            await self._settle(owner, revision)
 
     def stands(self, base: str) -> bool:
         """Whether nobody has taken away what should be in force."""
@@ -168,13 +175,18 @@ class Policies:
     async def _arm(
         self, place: Place, sandbox_id: SandboxId, wire: Wire, is_wanted: Callable[[], bool]
     ) -> bool:
+        revision = 0
+
         def made() -> Armed | None:
+            nonlocal revision
+            revision = self.revision(sandbox_id)
             if sandbox_id not in self._policed or not is_wanted():
                 return None
             return self._armed(place, sandbox_id, wire, anew=True)
 
         is_armed = await self._wires.arm(made)
-        await self._settle(sandbox_id)
+        if is_armed:
+            await self._settle(sandbox_id, revision)
         return is_armed
 
     async def cut(self, wire: Wire) -> None:
@@ -199,8 +211,9 @@ class Policies:
     async def forget(self, sandbox_id: SandboxId) -> None:
         """The sandbox is gone; the report of it stays."""
         await self.load()
-        if self._policed.pop(sandbox_id, None) is not None:
-            await self._records.delete(sandbox_id)
+        async with self._saving:
+            if self._policed.pop(sandbox_id, None) is not None:
+                await self._records.delete(sandbox_id)
 
     async def remove_group(self, name: str) -> None:
         """That no sandbox has. Raises NotFoundError, WrongStateError while another group speaks of it."""
@@ -271,12 +284,13 @@ class Policies:
         policed.revision += 1
         await self._records.note(sandbox_id, name, ())
 
-    async def _settle(self, sandbox_id: SandboxId) -> None:
-        """Nothing of an earlier policy is in force."""
-        policed = self._policed.get(sandbox_id)
-        if policed is not None and policed.held.earlier:
-            policed.held = replace(policed.held, earlier=())
-            await self._records.save(sandbox_id, policed.held)
+    async def _settle(self, sandbox_id: SandboxId, revision: int) -> None:
+        """Nothing of a policy earlier than this is in force. One that was changed since will settle itself."""
+        async with self._saving:
+            policed = self._policed.get(sandbox_id)
+            if policed is not None and policed.held.earlier and self.revision(sandbox_id) == revision:
+                policed.held = replace(policed.held, earlier=())
+                await self._records.save(sandbox_id, policed.held)
 
     def _armed(self, place: Place, sandbox_id: SandboxId, wire: Wire, *, anew: bool) -> Armed:
         policed = self._policed[sandbox_id]

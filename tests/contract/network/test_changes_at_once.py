@@ -77,3 +77,15 @@ async def test_a_name_that_was_just_forbidden_is_not_let_through(database):
         await asyncio.gather(busy, change)
         assert not await learning
         assert str(FORBIDDEN) not in await rules()
+
+
+async def test_a_policy_that_is_put_in_force_does_not_undo_the_record_of_the_next(database):
+    async with world(database, "none") as it:
+        await it.policies.change(POLICED, Limits("allow-all"), "job")
+        lock = it.policies._wires._changing
+        async with lock:
+            enforcing = asyncio.create_task(it.networks.enforce(POLICED))
+            await waiting(lock, 1)
+        await asyncio.gather(enforcing, it.policies.change(POLICED, Limits("none"), "job"))
+        await it.restart(database)
+        assert it.policies.limits_of(POLICED) == Limits("none")
