@@ -21,6 +21,7 @@ _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 PREFIX = "hyt"
+JUDGED = 0x00200000  # the bit in the mark of packets from a tap with a policy, of which that has been asked
 _NAME_LENGTH = 15
 _SLOT_LETTERS = "ghijklmnopqrstuv"  # no hexadecimal digits
 SLOTS = 1 + len(_SLOT_LETTERS)  # NICs of one sandbox

@@ -30,7 +30,7 @@ from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.records import Held, PolicyRecords, moved
 from hyperd.network.policy.reports import Account, Reports
-from hyperd.network.policy.rules import Judged, Learned, table_of
+from hyperd.network.policy.rules import SENT, Judged, Learned, table_of
 from hyperd.network.policy.screening import services_for
 from hyperd.network.policy.tally import Tally
 from hyperd.network.policy.wire import Wire
@@ -130,7 +130,7 @@ class Policies:
         if not found:
             return
         with network_errors(place.base):
-            is_there = sets.has_table(table_of(place.base))
+            is_there = await self._kernel.call(sets.has_table, table_of(place.base))
         if not is_there:
             for owner, _ in found:
                 await self._reports.end_run(owner, self._policed[owner].account)
@@ -147,14 +147,17 @@ class Policies:
         for owner, revision in revisions.items():
             await self._settle(owner, revision)
 
-    def stands(self, base: str) -> bool:
-        """Whether nobody has taken away what should be in force."""
+    async def stands(self, base: str) -> bool:
+        """Whether nobody has taken away what should be in force, nor emptied it."""
         if not self._wires.are_on(base):
             return True
         try:
-            return sets.has_table(table_of(base))
+            return await self._kernel.call(sets.has_rules, table_of(base), SENT)
         except OSError:
             return False
+
+    def wires_on(self, base: str) -> list[Wire]:
+        return self._wires.on(base)
 
     async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """Its rules, before its tap is there; or anew, with what its names stand for under them.

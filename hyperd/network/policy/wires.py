@@ -69,6 +69,9 @@ class Wires:
     def of(self, owner: SandboxId) -> list[Armed]:
         return [armed for armed in self._armed.values() if armed.owner == owner]
 
+    def on(self, base: str) -> list[Wire]:
+        return [armed.judged.wire for (known, _), armed in self._armed.items() if known == base]
+
     def are_on(self, base: str) -> bool:
         return any(known == base for known, _ in self._armed)
 
@@ -128,7 +131,7 @@ class Wires:
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
         with network_errors(base):
-            is_there = sets.has_table(table_of(base))
+            is_there = await self._kernel.call(sets.has_table, table_of(base))
         if is_there:
             await load_rules(render_none(base), table_of(base))
 
