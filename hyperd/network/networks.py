@@ -174,7 +174,10 @@ class BridgeNetworks:
         await remove_left_taps(sandbox_id)
 
     async def disconnect(self, sandbox_id: SandboxId, network: str) -> None:
-        await self._require(network).disconnect(sandbox_id)
+        try:
+            await self._require(network).disconnect(sandbox_id)
+        finally:  # its address may be somebody else's next
+            await self._floating.follow(sandbox_id)
 
     async def list_parked(self, sandbox_id: SandboxId) -> dict[int, str]:
         leased = {await network.tap_of(sandbox_id) for network in await self._of(sandbox_id)}
@@ -185,10 +188,10 @@ class BridgeNetworks:
             await remove_links([tap])
 
     async def release(self, sandbox_id: SandboxId) -> None:
+        await self._floating.detach(sandbox_id)  # before somebody else may have the address that it leads to
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
         await remove_left_taps(sandbox_id)
-        await self._floating.detach(sandbox_id)
         await self._policies.forget(sandbox_id)
 
     async def keep_only(self, wanted: Mapping[SandboxId, Collection[str]]) -> set[SandboxId]:
@@ -197,7 +200,7 @@ class BridgeNetworks:
             for sandbox_id in await network.list_leased():
                 if sandbox_id in wanted and name not in wanted[sandbox_id]:
                     _log.warning("leaving a network", extra={"id": sandbox_id[:12], "network": name})
-                    await network.disconnect(sandbox_id)
+                    await self.disconnect(sandbox_id, name)
                     gone.add(sandbox_id)
         return gone
 
@@ -309,6 +312,7 @@ class BridgeNetworks:
         for network in self._networks.values():
             network.close()
         self._policies.close()
+        self._floating.close()
 
     async def _serve_policed(self, network: BridgeNetwork) -> None:
         """They ask here, whatever their network."""
