@@ -83,7 +83,7 @@ class Builds:
         """
         plan.require_valid(spec, self._settings.platform)
         async with self._in_turn(respond), self._builder(spec) as builder:
-            work = Work(spec, builder, self._images, self._settings.platform, respond)
+            work = Work(spec, builder, self._images, self._files, self._settings.platform, respond)
             return await work.run(context, ask_credentials)
 
     @contextlib.asynccontextmanager
