@@ -2,6 +2,7 @@
 """The image store's door."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Protocol
 
@@ -110,7 +111,10 @@ class ImageStore(Protocol):
         """
 
     async def take_built(
-        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+        self,
+        config: bytes,
+        read_layer: Callable[[Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+        tags: Sequence[str],
     ) -> Image:
         """An image whose config is ready. Of its layers only those that are not here are read: plain tars, by diff_id.
 

@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -115,7 +116,10 @@ class FakeImageStore:
         return image
 
     async def take_built(
-        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+        self,
+        config: bytes,
+        read_layer: Callable[[Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+        tags: Sequence[str],
     ) -> Image:
         diff_ids = tuple(Digest(each) for each in json.loads(config)["rootfs"]["diff_ids"])
         have = max(
@@ -124,7 +128,8 @@ class FakeImageStore:
             default=(),
         )
         for diff_id in dict.fromkeys(diff_ids[len(have) :]):
-            self.built_layers[diff_id] = b"".join([piece async for piece in read_layer(diff_id)])
+            async with read_layer(diff_id) as pieces:
+                self.built_layers[diff_id] = b"".join([piece async for piece in pieces])
         image_id = ImageId("sha256:" + hashlib.sha256(config).hexdigest())
         self.images.setdefault(
             image_id, replace(image_named("built"), image_id=image_id, diff_ids=diff_ids, tags=())

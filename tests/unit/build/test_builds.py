@@ -202,6 +202,15 @@ async def test_what_an_earlier_daemon_was_building_is_ended_and_other_containers
         assert [each.record.sandbox_id for each in fleet.views()] == [mine.record.sandbox_id]
 
 
+@pytest.mark.parametrize("path", ["/build/id", "/build/out/manifest.json"])
+async def test_a_file_that_is_larger_than_it_can_be_is_an_error_that_the_caller_hears(shop: Shop, path: str):
+    """Also in the middle of it, when the reader has more in hand than is taken."""
+    shop.answer(path, bytes(20 << 20))
+    with pytest.raises(InvalidError, match="are taken"):
+        await shop.build(dockerfile=b"FROM scratch")
+    shop.require_nothing_left()
+
+
 async def _outcome(work: Awaitable[Built | BuildFailed]) -> Built | BuildFailed | HyperError:
     try:
         return await work
