@@ -10,7 +10,9 @@ import re
 from collections.abc import Mapping
 
 MAX_DEPTH = 10
-MAX_LETTERS = 64 << 10  # of one word, expanded: Docker names an image by fewer, and each word may double the last
+MAX_LETTERS = (
+    64 << 10
+)  # of one word, expanded: Docker names an image by fewer, and each word may double the last
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 

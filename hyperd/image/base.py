@@ -93,11 +93,12 @@ class ImageStore(Protocol):
         """
 
     def load(
-        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
         """Images out of a tar as ``save``, `docker save` or `skopeo copy` write it; a LoadedImage for each.
 
-        Raises InvalidError (no such archive), ExhaustedError, and what ``pull`` raises. Nothing but whole images stays.
+        ``ours``: it may bring the builder's name. Raises InvalidError (no such archive, a name that is not free),
+        ExhaustedError, and what ``pull`` raises. Nothing but whole images stays.
         """
 
     async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:

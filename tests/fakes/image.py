@@ -3,7 +3,9 @@
 
 import asyncio
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
 from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.reference import parse_named, require_free
 from hyperd.model.image import (
     Credentials,
     Digest,
@@ -72,6 +75,14 @@ def image_named(reference: str, config: ImageConfig | None = None, *, layers: in
 
 def _begins(diff_ids: tuple[Digest, ...], lower: tuple[Digest, ...]) -> bool:
     return diff_ids[: len(lower)] == lower
+
+
+def _names_in(archive: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        index = tar.extractfile("index.json")
+        assert index is not None
+        described = json.load(index)["manifests"]
+    return [each["annotations"]["io.containerd.image.name"] for each in described]
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +257,7 @@ class FakeImageStore:
         named = await self.get(image)
         if "@" in reference or not reference:
             raise InvalidError("a digest cannot be given as a name", subject=reference)
+        require_free(parse_named(reference))
         name = full_name(reference)
         for other in list(self.images.values()):
             self.images[other.image_id] = replace(other, tags=tuple(tag for tag in other.tags if tag != name))
@@ -318,13 +330,18 @@ class FakeImageStore:
         yield "\n".join(tag for image in found for tag in image.tags).encode()
 
     async def load(
-        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
-        """What ``save`` wrote."""
+        """What ``save`` wrote, or the names in a tar's index."""
         del platform
-        names = b"".join([piece async for piece in data]).decode().splitlines()
+        content = b"".join([piece async for piece in data])
+        names = _names_in(content) if content.startswith(b"index.json\0") else content.decode().splitlines()
         for name in names:
-            image = self.add(name)
+            if not ours:
+                require_free(parse_named(name))
+        for name in names:
+            image = self.remote.get(name) or image_named(name)  # as it was published, if it was
+            self.images[image.image_id] = image
             yield LoadedImage(image, image.tags)
 
     async def search(

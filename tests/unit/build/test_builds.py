@@ -3,6 +3,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from hyperd.model.container import ContainerSpec
 from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials, PullNotice
 from tests.fakes.builds import BUILDER, BUILT_ID, DONE, HOLD, NEW_LAYER, Shop, working
+from tests.fakes.image import image_named
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World, eventually
 
@@ -207,6 +209,43 @@ async def test_a_file_that_is_larger_than_it_can_be_is_an_error_that_the_caller_
     """Also in the middle of it, when the reader has more in hand than is taken."""
     shop.answer(path, bytes(20 << 20))
     with pytest.raises(InvalidError, match="are taken"):
+        await shop.build(dockerfile=b"FROM scratch")
+    shop.require_nothing_left()
+
+
+async def test_an_image_that_has_only_the_builders_name_is_not_run_as_the_builder(shop: Shop):
+    images = shop.world.images.images
+    builder, other = images[image_named(BUILDER).image_id], images[image_named("alpine").image_id]
+    images[other.image_id] = replace(other, tags=(*other.tags, BUILDER))
+    images[builder.image_id] = replace(builder, tags=())
+    images[other.image_id] = images.pop(other.image_id)
+    shop.script("buildah", None)
+    async with asyncio.TaskGroup() as tasks:
+        building = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await eventually(lambda: shop.running("buildah"))
+        assert [each.record.spec.image for each in shop.fleet.views()] == [builder.image_id]
+        building.cancel()
+    shop.require_nothing_left()
+
+
+async def test_another_builder_takes_the_place_of_the_older_ones(shop: Shop):
+    images = shop.world.images
+    del images.images[image_named(BUILDER).image_id]
+    images.publish(BUILDER, HOLD)
+    images.add("docker.io/hyper/builder:0")
+    images.add("docker.io/hyper/builders:0")
+    await shop.build(dockerfile=b"FROM scratch")
+    tags = {tag for image in await images.list_images() for tag in image.tags if "/hyper/" in tag}
+    assert tags == {BUILDER, "docker.io/hyper/builders:0"}
+
+
+async def test_an_archive_that_brings_another_image_is_no_builders(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    images = shop.world.images
+    del images.images[image_named(BUILDER).image_id]
+    monkeypatch.setattr("tests.fakes.image._names_in", lambda _: ["docker.io/hyper/builder:other"])
+    with pytest.raises(UnavailableError, match="is not the image"):
         await shop.build(dockerfile=b"FROM scratch")
     shop.require_nothing_left()
 

@@ -131,4 +131,7 @@ def test_a_number_that_no_stage_has_is_no_stage():
 
 
 def test_a_line_that_goes_on_many_times():
-    assert images("FROM a\nRUN x" + "\\\ny" * 300 + "\\\n\nCOPY --from=no / /\nCOPY --from=b / /") == ["a", "b"]
+    assert images("FROM a\nRUN x" + "\\\ny" * 300 + "\\\n\nCOPY --from=no / /\nCOPY --from=b / /") == [
+        "a",
+        "b",
+    ]
