@@ -54,9 +54,10 @@ class Builder:
         *,
         stdin: AsyncIterator[bytes] | None = None,
         timeout_s: float = STEP_TIMEOUT_S,
+        keep_bytes: int = EVIDENCE_BYTES,
     ) -> str:
-        """The end of what it said. Raises UnavailableError when it fails, too."""
-        code, said = await self.attempt(args, stdin=stdin, timeout_s=timeout_s)
+        """The end of what it said, ``keep_bytes`` of it. Raises UnavailableError when it fails, too."""
+        code, said = await self.attempt(args, stdin=stdin, timeout_s=timeout_s, keep_bytes=keep_bytes)
         if code:
             raise UnavailableError(
                 f"`{args[0]}` ended with status {code} in the builder",
@@ -71,12 +72,13 @@ class Builder:
         *,
         stdin: AsyncIterator[bytes] | None = None,
         timeout_s: float = STEP_TIMEOUT_S,
+        keep_bytes: int = EVIDENCE_BYTES,
     ) -> tuple[int, str]:
         tail = bytearray()
 
         async def hear(data: bytes) -> None:
             tail.extend(data)
-            del tail[:-EVIDENCE_BYTES]
+            del tail[:-keep_bytes]
 
         code = await self.run(args, hear=hear, stdin=stdin, timeout_s=timeout_s)
         return code, tail.decode(errors="replace").strip()

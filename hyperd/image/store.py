@@ -333,7 +333,7 @@ class OciImageStore:
         wanted = searches.Search(term, limit, tls_insecure, credentials)
         if credentials is not None:
             require_sensible(credentials)
-        return await searches.search(wanted, web.fetch)
+        return await searches.search(wanted, lambda asked: web.fetch(asked, self._workers))
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         self._budget.touch(image_id)

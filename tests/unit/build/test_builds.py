@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from hyperd.build import BuilderSizing, plan
+from hyperd.build import BuilderSizing, Event, plan
 from hyperd.errors import (
     DeniedError,
     ExhaustedError,
@@ -248,6 +248,63 @@ async def test_an_archive_that_brings_another_image_is_no_builders(
     with pytest.raises(UnavailableError, match="is not the image"):
         await shop.build(dockerfile=b"FROM scratch")
     shop.require_nothing_left()
+
+
+async def test_those_count_who_are_still_being_told_that_they_wait(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("hyperd.build.service.MAX_WAITING", 1)
+    shop.script("buildah", None)
+    told = asyncio.Event()
+
+    async def hear_nothing(event: Event) -> None:
+        if isinstance(event, PullNotice):
+            told.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(shop, "hear", hear_nothing)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await eventually(lambda: shop.running("buildah"))
+        second = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await told.wait()
+        third = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await eventually(third.done)
+        assert isinstance(third.result(), ExhaustedError)
+        second.cancel()
+        first.cancel()
+    shop.require_nothing_left()
+
+
+async def test_a_request_that_the_registry_finds_invalid_ends_the_build(shop: Shop):
+    shop.world.images.fail_next_pull = InvalidError("these credentials make no sense")
+    with pytest.raises(InvalidError, match="credentials"):
+        await shop.build(dockerfile=b"FROM far.example/base")
+    shop.require_nothing_left()
+
+
+@pytest.mark.parametrize("name", ["docker-archive:/root/x.tar", "oci:/root/x", "docker-daemon:alpine"])
+async def test_what_lies_on_the_host_is_no_base(shop: Shop, name: str):
+    shop.script("buildah", ProcessExit(125), b"no such image")
+    assert await shop.build(dockerfile=f"FROM {name}".encode()) == BuildFailed(125)
+    assert not shop.world.images.pulls
+
+
+@pytest.mark.parametrize("tag", ["NOT/A:NAME:", "", "hyper/builder:1", "a@sha256:" + "0" * 64])
+async def test_a_tag_that_cannot_be_given_starts_nothing(shop: Shop, tag: str):
+    with pytest.raises(InvalidError):
+        await shop.build(tags=(tag,))
+    assert not shop.world.hypervisor.definitions
+
+
+async def test_of_many_bases_none_is_handed_over_twice(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    bases = [shop.world.images.publish(f"far.example/base{number}") for number in range(60)]
+    shop.script("sh", DONE, "\n".join(image.image_id[7:] for image in bases).encode())
+    handed: list[str] = []
+    monkeypatch.setattr(shop.world.images, "save", handed.append)
+    text = "FROM far.example/base0\n" + "".join(f"COPY --from={each.tags[0]} / /\n" for each in bases)
+    await shop.build(dockerfile=text.encode())
+    assert not handed
 
 
 async def _outcome(work: Awaitable[Built | BuildFailed]) -> Built | BuildFailed | HyperError:
