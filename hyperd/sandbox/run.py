@@ -26,7 +26,7 @@ from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.journal import Journal, Kept
-from hyperd.sandbox.mount_sources import EMULATED_NOTE, bind_requests
+from hyperd.sandbox.mount_sources import EMULATED_NOTE
 from hyperd.sandbox.patience import PatientDialer, Turns
 from hyperd.sandbox.rooms import (
     Phases,
@@ -107,8 +107,7 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            # A spare's memory is its template's, which nobody else may map.
-            spare = None if bind_requests(record.spec.mounts) else await self.spares.claim(record)
+            spare = await self.spares.claim(record)
             if spare is not None:
                 stack.push_async_callback(self.spares.end, spare)
             async with first_error(), asyncio.TaskGroup() as tasks:

@@ -24,6 +24,7 @@ from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import Disk, SandboxId, VmStatus
 from hyperd.sandbox.definition import Shape
 from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.mount_sources import bind_requests
 from hyperd.sandbox.patience import Turns
 from hyperd.sandbox.policy_desk import limits_of
 from hyperd.sandbox.spare import Spare, SpareMaker
@@ -128,7 +129,7 @@ class Spares:
 
     def vm_gone(self, sandbox_id: SandboxId) -> None:
         spare = self._ready.get(sandbox_id) or self._promised.get(sandbox_id)
-        if spare is not None:
+        if spare is not None and not self._is_starting(sandbox_id):
             self._let_go(spare, "its VM ended")
 
     async def close(self) -> None:
@@ -211,8 +212,16 @@ class Spares:
         return [spare.shape.sizing for spare in spares if spare.sandbox_id not in held]
 
     def _expire(self, spare: Spare) -> None:
-        if self._promised.get(spare.sandbox_id) is spare:
+        if self._promised.get(spare.sandbox_id) is not spare:
+            return
+        if self._is_starting(spare.sandbox_id):  # it may fail before it claims
+            asyncio.get_running_loop().call_later(PROMISE_S, self._expire, spare)
+        else:
             self._let_go(spare, "its container does not start")
+
+    def _is_starting(self, sandbox_id: SandboxId) -> bool:
+        """Its driver has the say then, until it claims."""
+        return sandbox_id in dict(self._ledger.admission.held)
 
     def _let_go(self, spare: Spare, why: str) -> None:
         self._ready.pop(spare.sandbox_id, None)
@@ -232,11 +241,12 @@ class Spares:
 
 
 def serves(spec: ContainerSpec) -> bool:
-    """Whether such a container can do with the address and the disk that a spare has."""
+    """Whether such a container can do with the address, the disk and the memory that a spare has."""
     return (
         spec.network in ("", DEFAULT_NETWORK, "none")
         and not (spec.networks or spec.address or spec.mac_address)
         and not spec.writable_size_bytes
+        and not bind_requests(spec.mounts)  # a spare's memory is its template's, which nobody else may map
         and limits_of(spec) == Limits()  # else its tap is another
     )
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is a container's own stays with it, whatever becomes of the spare that it was promised."""
+
+import asyncio
+
+import pytest
+
+from hyperd.errors import UnavailableError
+from hyperd.model.container import ContainerState, StartPath
+from hyperd.model.policy import Limits
+from hyperd.model.vm import SandboxId
+from hyperd.model.volume import Mount, MountType, VolumeName, VolumeRequest
+from hyperd.sandbox import Fleet, PolicyDesk, spares
+from tests.fakes.world import World, created, eventually, started
+from tests.unit.sandbox.spared import _spares as _spares
+from tests.unit.sandbox.spared import ready as ready
+from tests.unit.sandbox.spared import SHAPE, report, require_nothing_of, spare_of
+
+
+def require_whole(world: World, sandbox_id: SandboxId) -> None:
+    assert sandbox_id in world.hypervisor.running
+    assert sandbox_id in world.storage.disks
+    assert sandbox_id in world.network.taps
+    assert sandbox_id in world.network.leases
+
+
+async def expired(world: World, sandbox_id: SandboxId) -> None:
+    """As if its time were over; when that has had its effects."""
+    world.spares.vm_gone(sandbox_id)
+    await world.spares.give_up(sandbox_id)
+
+
+
+async def test_who_binds_a_directory_is_promised_none_and_keeps_what_it_has(
+    world: World, ready: Fleet
+) -> None:
+    spare = await spare_of(world)
+    handle = await started(ready, mounts=(Mount(MountType.BIND, "/x", "/srv"),))
+    sandbox_id = handle.record.sandbox_id
+    await expired(world, sandbox_id)
+    require_whole(world, sandbox_id)
+    assert world.spares.ready == [spare]
+
+
+async def test_a_shared_volume_ends_the_spare_and_nothing_else(world: World, ready: Fleet) -> None:
+    """It is known to be shared only at the start."""
+    await ready.volumes.create(VolumeRequest(VolumeName("pool"), filesystem="virtiofs"))
+    spare = await spare_of(world)
+    handle = await started(ready, mounts=(Mount(MountType.VOLUME, "/x", "pool"),))
+    assert handle.record.sandbox_id == spare.sandbox_id
+    assert report(handle).path is StartPath.TEMPLATE
+    await expired(world, spare.sandbox_id)
+    require_whole(world, spare.sandbox_id)
+
+
+async def test_a_promise_does_not_expire_while_its_container_starts(
+    world: World, ready: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = await spare_of(world)
+    handle = await created(ready)
+    world.accelerator_gate.clear()
+    starting = asyncio.ensure_future(handle.start())
+    await eventually(lambda: spare.sandbox_id in dict(world.ledger.admission.held))
+    world.spares._expire(spare)
+    assert not world.spares._going
+    world.accelerator_gate.set()
+    await starting
+    assert report(handle).path is StartPath.SPARE
