@@ -101,16 +101,23 @@ class SpareMaker:
         await spare.guest.close()
         await self._rooms.hypervisor.destroy(spare.sandbox_id)
 
-    async def discard(self, spare: Spare) -> None:
-        """With all that it has. Idempotent."""
+    async def discard(self, spare: Spare, *, owned: bool) -> None:
+        """``owned``: by a container, that keeps lease, limits and floating address; else all that it has. Idempotent."""
         await spare.guest.close()
-        await self._remove(spare.sandbox_id)
+        await self._remove(spare.sandbox_id, owned=owned)
 
-    async def _remove(self, spare_id: SandboxId) -> None:
+    async def forget(self, spare_id: SandboxId) -> None:
+        """What a container would own of one that was discarded. Idempotent."""
+        await self._rooms.network.release(spare_id)
+
+    async def _remove(self, spare_id: SandboxId, *, owned: bool = False) -> None:
         await self._rooms.hypervisor.destroy(spare_id)
         await self._rooms.storage.remove(spare_id)
         await remove_directories(self._run.paths(spare_id), self._files)
-        await self._rooms.network.release(spare_id)
+        if owned:
+            await self._rooms.network.detach(spare_id)
+        else:
+            await self._rooms.network.release(spare_id)
 
 
 def _forget(path: Path) -> None:

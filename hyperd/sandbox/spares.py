@@ -89,7 +89,7 @@ class Spares:
     def promise(self, spec: ContainerSpec, sizing: Sizing) -> SandboxId | None:
         """The id that such a container is to be created with, for its start to find a spare; None: there is none.
 
-        To be called when nothing but the record is missing; ``give_up`` when that fails.
+        To be called when nothing but the record is missing; ``take_back`` when that fails.
         """
         if self._wanted is None or not serves(spec):
             return None
@@ -120,10 +120,21 @@ class Spares:
         """Of one that was claimed: its VM. Idempotent."""
         await self._maker.end(spare)
 
+    async def take_back(self, sandbox_id: SandboxId) -> None:
+        """The container that it was promised to has not come to be: nothing of it has an owner. Idempotent."""
+        await self.give_up(sandbox_id)
+        try:
+            await self._maker.forget(sandbox_id)
+        except HyperError as error:  # the next hyperd finds it
+            log.error("spare not forgotten", extra={"id": sandbox_id, "error": str(error)})  # noqa: TRY400
+
     async def give_up(self, sandbox_id: SandboxId) -> None:
-        """Its container is none, or goes. Returns when nothing of the spare is left. Idempotent."""
+        """Its container does without, or goes. Returns when its VM, disk and tap are gone; the rest is the container's.
+
+        Idempotent.
+        """
         if (spare := self._promised.get(sandbox_id)) is not None:
-            self._let_go(spare, "its container is gone")
+            self._let_go(spare, "its container does without")
         if (going := self._going.get(sandbox_id)) is not None:
             await asyncio.wait((going,))
 
@@ -225,15 +236,15 @@ class Spares:
 
     def _let_go(self, spare: Spare, why: str) -> None:
         self._ready.pop(spare.sandbox_id, None)
-        self._promised.pop(spare.sandbox_id, None)
+        owned = self._promised.pop(spare.sandbox_id, None) is not None
         log.info("spare let go", extra={"id": spare.sandbox_id, "why": why})
-        task = self._going[spare.sandbox_id] = self._tasks.create_task(self._discard(spare))
+        task = self._going[spare.sandbox_id] = self._tasks.create_task(self._discard(spare, owned=owned))
         task.add_done_callback(lambda _: self._going.pop(spare.sandbox_id))
         self._news.set()
 
-    async def _discard(self, spare: Spare) -> None:
+    async def _discard(self, spare: Spare, *, owned: bool) -> None:
         try:
-            await self._maker.discard(spare)
+            await self._maker.discard(spare, owned=owned)
         except HyperError as error:  # the next hyperd finds what is left
             log.error("spare not removed", extra={"id": spare.sandbox_id, "error": str(error)})  # noqa: TRY400
         else:
@@ -244,7 +255,7 @@ def serves(spec: ContainerSpec) -> bool:
     """Whether such a container can do with the address, the disk and the memory that a spare has."""
     return (
         spec.network in ("", DEFAULT_NETWORK, "none")
-        and not (spec.networks or spec.address or spec.mac_address)
+        and not (spec.networks or spec.address or spec.address6 or spec.mac_address)
         and not spec.writable_size_bytes
         and not bind_requests(spec.mounts)  # a spare's memory is its template's, which nobody else may map
         and limits_of(spec) == Limits()  # else its tap is another

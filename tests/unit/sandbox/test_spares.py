@@ -8,7 +8,6 @@ import pytest
 from hyperd.errors import ExistsError, HyperError, UnavailableError
 from hyperd.model.container import ContainerSpec, ContainerState, StartPath, StartReport
 from hyperd.model.guest import ProcessExit
-from hyperd.model.policy import Limits
 from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import Fleet, spares
 from hyperd.sandbox.rehearsal import PROGRAM
@@ -174,8 +173,9 @@ async def test_a_container_that_is_not_started_gives_the_memory_back(
     spare = await spare_of(world)
     handle = await created(ready)
     assert handle.record.sandbox_id == spare.sandbox_id
-    await eventually(lambda: spare.sandbox_id not in world.network.leases)
-    require_nothing_of(world, spare.sandbox_id)
+    await eventually(lambda: spare.sandbox_id not in world.network.taps)
+    assert spare.sandbox_id not in world.hypervisor.running
+    assert spare.sandbox_id not in world.storage.disks
     await handle.start()
     assert report(handle).path is StartPath.TEMPLATE
 
@@ -329,14 +329,3 @@ async def test_a_start_that_fails_behind_its_identity_is_the_container_s_own_fai
     with pytest.raises(HyperError, match="no such user"):
         await handle.start()
     world.require_nothing_left_of(handle)
-
-
-async def test_a_container_that_was_limited_since_its_creation_gets_another_tap(
-    world: World, ready: Fleet
-) -> None:
-    spare = await spare_of(world)
-    handle = await created(ready)
-    await world.network.policies.impose(spare.sandbox_id, Limits(egress="none"), "c")
-    await handle.start()
-    assert report(handle).path is StartPath.TEMPLATE
-    assert [one.sandbox_id for one in world.hypervisor.definitions].count(spare.sandbox_id) == 2

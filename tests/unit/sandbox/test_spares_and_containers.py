@@ -30,6 +30,11 @@ async def expired(world: World, sandbox_id: SandboxId) -> None:
     await world.spares.give_up(sandbox_id)
 
 
+async def limit(world: World, fleet: Fleet, reference: str) -> None:
+    """As `hyper egress set` does."""
+    desk = PolicyDesk(world.network, lambda name: fleet.get(name).record, list)
+    await desk.set_egress(reference, "none")
+
 
 async def test_who_binds_a_directory_is_promised_none_and_keeps_what_it_has(
     world: World, ready: Fleet
@@ -66,3 +71,34 @@ async def test_a_promise_does_not_expire_while_its_container_starts(
     world.accelerator_gate.set()
     await starting
     assert report(handle).path is StartPath.SPARE
+
+
+@pytest.mark.parametrize("how", ["claimed", "expired"])
+async def test_limits_set_before_the_start_hold_in_it(world: World, ready: Fleet, how: str) -> None:
+    spare = await spare_of(world)
+    handle = await created(ready, name="c")
+    assert handle.record.sandbox_id == spare.sandbox_id
+    await limit(world, ready, "c")
+    if how == "expired":
+        await expired(world, spare.sandbox_id)
+    await handle.start()
+    assert world.network.policies.limits_of(spare.sandbox_id) == Limits(egress="none")
+    assert report(handle).path is StartPath.TEMPLATE
+    assert [one.sandbox_id for one in world.hypervisor.definitions].count(spare.sandbox_id) == 2
+    require_whole(world, spare.sandbox_id)
+
+
+async def test_a_floating_address_and_the_lease_outlive_the_promise(world: World, ready: Fleet) -> None:
+    spare = await spare_of(world)
+    handle = await created(ready)
+    ((floating),) = await world.network.floating.allocate(1)
+    await world.network.floating.attach(floating.address, spare.sandbox_id)
+    lease = dict(world.network.leases[spare.sandbox_id])
+    await expired(world, spare.sandbox_id)
+    assert spare.sandbox_id not in world.network.taps
+    assert spare.sandbox_id not in world.storage.disks
+    assert world.network.floating.known[floating.address].sandbox_id == spare.sandbox_id
+    await handle.start()
+    assert world.network.leases[spare.sandbox_id] == lease
+    await handle.remove(force=True)
+    require_nothing_of(world, spare.sandbox_id)
