@@ -10,7 +10,6 @@ it the next one removes.
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,14 +57,13 @@ class SpareMaker:
         self._files = files
         self._dialer = PatientDialer(rooms.dialer, files)
 
-    async def make(self, shape: Shape, snapshot: Snapshot) -> Spare:
-        """On any failure nothing stays. Raises what the rooms raise."""
+    async def make(self, spare_id: SandboxId, shape: Shape, snapshot: Snapshot) -> Spare:
+        """On any failure nothing stays that could be removed. Raises what the rooms raise."""
         rooms = self._rooms
-        spare_id = SandboxId(secrets.token_hex(32))
         paths = self._run.paths(spare_id)
         subject = f"spare for {shape}"
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._remove, spare_id)
+            stack.push_async_callback(self.remove, spare_id)
             await make_directories(paths, self._files)
             await self._files.call(make_placeholder, definition.placeholder(paths), self._owner_of(spare_id))
             writable = await rooms.storage.create_writable(spare_id)
@@ -101,16 +99,8 @@ class SpareMaker:
         await spare.guest.close()
         await self._rooms.hypervisor.destroy(spare.sandbox_id)
 
-    async def discard(self, spare: Spare, *, owned: bool) -> None:
+    async def remove(self, spare_id: SandboxId, *, owned: bool = False) -> None:
         """``owned``: by a container, that keeps lease, limits and floating address; else all that it has. Idempotent."""
-        await spare.guest.close()
-        await self._remove(spare.sandbox_id, owned=owned)
-
-    async def forget(self, spare_id: SandboxId) -> None:
-        """What a container would own of one that was discarded. Idempotent."""
-        await self._rooms.network.release(spare_id)
-
-    async def _remove(self, spare_id: SandboxId, *, owned: bool = False) -> None:
         await self._rooms.hypervisor.destroy(spare_id)
         await self._rooms.storage.remove(spare_id)
         await remove_directories(self._run.paths(spare_id), self._files)

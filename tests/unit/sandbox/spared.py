@@ -20,7 +20,7 @@ LARGE = Shape(Sizing(1, 512), has_nic=True, accelerator=Accelerator.TCG)
 
 
 @pytest.fixture(autouse=True)
-def _spares(world: World) -> None:
+def keeping_one(world: World) -> None:
     world.templates_enabled = True
     world.spares_wanted = 1
     world.script(PROGRAM[0], Script(exit=ProcessExit(0)))

@@ -15,8 +15,8 @@ from tests.fakes.guest import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import World, created, eventually, started
 from tests.unit.sandbox.spared import LARGE, SHAPE, report, require_nothing_of, spare_of
-from tests.unit.sandbox.spared import _spares as _spares
-from tests.unit.sandbox.spared import ready as ready
+from tests.unit.sandbox.spared import keeping_one as keeping_one  # noqa: PLC0414 - a fixture
+from tests.unit.sandbox.spared import ready as ready  # noqa: PLC0414 - a fixture
 
 
 async def test_a_spare_has_gone_through_a_start_and_stands_still(world: World, ready: Fleet) -> None:

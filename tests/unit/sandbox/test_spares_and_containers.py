@@ -10,11 +10,11 @@ from hyperd.model.container import ContainerState, StartPath
 from hyperd.model.policy import Limits
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import Mount, MountType, VolumeName, VolumeRequest
-from hyperd.sandbox import Fleet, PolicyDesk, spares
+from hyperd.sandbox import Fleet, PolicyDesk
 from tests.fakes.world import World, created, eventually, started
-from tests.unit.sandbox.spared import _spares as _spares
-from tests.unit.sandbox.spared import ready as ready
 from tests.unit.sandbox.spared import SHAPE, report, require_nothing_of, spare_of
+from tests.unit.sandbox.spared import keeping_one as keeping_one  # noqa: PLC0414 - a fixture
+from tests.unit.sandbox.spared import ready as ready  # noqa: PLC0414 - a fixture
 
 
 def require_whole(world: World, sandbox_id: SandboxId) -> None:
@@ -27,7 +27,7 @@ def require_whole(world: World, sandbox_id: SandboxId) -> None:
 async def expired(world: World, sandbox_id: SandboxId) -> None:
     """As if its time were over; when that has had its effects."""
     world.spares.vm_gone(sandbox_id)
-    await world.spares.give_up(sandbox_id)
+    await eventually(lambda: sandbox_id not in world.spares._going)
 
 
 async def limit(world: World, fleet: Fleet, reference: str) -> None:
@@ -102,3 +102,64 @@ async def test_a_floating_address_and_the_lease_outlive_the_promise(world: World
     assert world.network.leases[spare.sandbox_id] == lease
     await handle.remove(force=True)
     require_nothing_of(world, spare.sandbox_id)
+
+
+async def test_a_spare_that_cannot_be_removed_is_counted_and_tried_again(world: World) -> None:
+    world.memory_mib = 256 + 136
+    async with world.daemon():
+        await world.templates.build(SHAPE)
+        world.spares.begin(SHAPE)
+        spare = await spare_of(world)
+        world.hypervisor.undying.add(spare.sandbox_id)
+        await expired(world, spare.sandbox_id)
+        await world.spares.look()
+        assert world.spares.ready == []  # no room: its VM is there
+        world.hypervisor.undying.clear()
+        await world.spares.look()
+        require_nothing_of(world, spare.sandbox_id)
+        assert (await spare_of(world)).sandbox_id != spare.sandbox_id
+
+
+async def test_a_bug_in_removing_one_does_not_end_hyperd(
+    world: World, ready: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare = await spare_of(world)
+
+    async def refuse(_: SandboxId) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world.storage, "remove", refuse)
+        await expired(world, spare.sandbox_id)
+    handle = await started(ready)
+    assert handle.view().state is ContainerState.RUNNING
+    await world.spares.look()
+    require_nothing_of(world, spare.sandbox_id)
+
+
+async def test_a_making_that_leaves_something_is_tidied_up(world: World) -> None:
+    async with world.daemon():
+        await world.templates.build(SHAPE)
+        world.hypervisor.fail_next_pause = UnavailableError("bad luck")
+        world.hypervisor.fail_next_destroy = UnavailableError("QEMU does not end")
+        world.spares.begin(SHAPE)
+        await world.spares.look()
+        await world.spares.look()
+        assert not world.hypervisor.running
+        assert not world.network.leases
+
+
+async def test_a_start_says_what_it_cannot_get_rid_of_and_touches_nothing_of_a_run(
+    world: World, ready: Fleet
+) -> None:
+    spare = await spare_of(world)
+    handle = await created(ready)
+    world.hypervisor.undying.add(spare.sandbox_id)
+    world.spares.vm_gone(spare.sandbox_id)
+    with pytest.raises(UnavailableError, match="does not end"):
+        await handle.start()
+    world.hypervisor.undying.clear()
+    await handle.start()
+    await world.spares.look()
+    require_whole(world, spare.sandbox_id)
+    assert report(handle).path is StartPath.TEMPLATE
