@@ -100,7 +100,7 @@ class SpareMaker:
         await self._rooms.hypervisor.destroy(spare.sandbox_id)
 
     async def remove(self, spare_id: SandboxId, *, owned: bool = False) -> None:
-        """``owned``: by a container, that keeps lease, limits and floating address; else all that it has. Idempotent."""
+        """All that it has. ``owned``: by a container, which keeps lease, limits and floating address. Idempotent."""
         await self._rooms.hypervisor.destroy(spare_id)
         await self._rooms.storage.remove(spare_id)
         await remove_directories(self._run.paths(spare_id), self._files)

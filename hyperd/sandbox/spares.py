@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError
@@ -75,6 +76,7 @@ class Spares:
         self._wanted: Shape | None = None
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
+        self._making = asyncio.Lock()
         self._keeping: asyncio.Task[None] | None = None
         self._failures = 0
         self._retry_at = 0.0  # by the loop's clock
@@ -175,6 +177,20 @@ class Spares:
         if self._going:
             await asyncio.wait(tuple(self._going.values()))
 
+    @contextlib.asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Within, nobody waits for a start: none is ready, none is made. For who needs what they have."""
+        async with self._making:
+            for spare in self.ready:
+                self._let_go(spare, "what it has is needed")
+            if self._going:
+                await asyncio.wait(tuple(self._going.values()))
+            await self._remove_left()
+            try:
+                yield
+            finally:
+                self._news.set()
+
     async def _keep(self) -> None:
         while True:
             self._news.clear()
@@ -186,18 +202,24 @@ class Spares:
     async def look(self) -> None:
         """Once: remove what could not be removed, make what is missing, as far as there is room."""
         async with self._looking:
-            for sandbox_id, left in list(self._left.items()):
-                if sandbox_id not in self._going and self._left.pop(sandbox_id, None) is not None:
-                    await asyncio.wait((self._begin_removal(sandbox_id, left),))
+            await self._remove_left()
             await self._fill()
+
+    async def _remove_left(self) -> None:
+        for sandbox_id, left in list(self._left.items()):
+            if sandbox_id not in self._going and self._left.pop(sandbox_id, None) is not None:
+                await asyncio.wait((self._begin_removal(sandbox_id, left),))
 
     async def _fill(self) -> None:
         while (shape := self._wanted) is not None and await self._is_missing(shape):
             if await self._turns.wait_quiet(self._settings.quiet_s):
                 continue  # what was true may be no more
             template = await self._templates.find(shape)
-            if template is None or not await self._make(shape, template):
+            if template is None:
                 return
+            async with self._making:
+                if not await self._make(shape, template):
+                    return
 
     async def _is_missing(self, shape: Shape) -> bool:
         """Whether one is to be made; those go that are of no use any more."""

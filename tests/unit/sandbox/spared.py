@@ -19,11 +19,15 @@ SHAPE = Shape(Sizing(1, 256), has_nic=True, accelerator=Accelerator.TCG)
 LARGE = Shape(Sizing(1, 512), has_nic=True, accelerator=Accelerator.TCG)
 
 
-@pytest.fixture(autouse=True)
-def keeping_one(world: World) -> None:
+def keep_one(world: World) -> None:
     world.templates_enabled = True
     world.spares_wanted = 1
     world.script(PROGRAM[0], Script(exit=ProcessExit(0)))
+
+
+@pytest.fixture(autouse=True)
+def keeping_one(world: World) -> None:
+    keep_one(world)
 
 
 @pytest_asyncio.fixture
