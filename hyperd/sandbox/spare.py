@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hyperd.guest.base import Guest
 from hyperd.host.workers import Workers
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotId
 from hyperd.model.vm import Disk, Nic, SandboxId, VmStatus
 from hyperd.sandbox import definition
@@ -41,6 +42,7 @@ class Spare:
     template_id: SnapshotId
     vm: VmStatus
     guest: Guest
+    attachments: tuple[Attachment, ...]
 
 
 class SpareMaker:
@@ -81,7 +83,7 @@ class SpareMaker:
                 await rehearse(guest, spare_id, shape.sizing, attachments, os.urandom(ENTROPY_BYTES))
             await rooms.hypervisor.pause(spare_id)
             stack.pop_all()
-        return Spare(spare_id, shape, snapshot.manifest.snapshot_id, vm, guest)
+        return Spare(spare_id, shape, snapshot.manifest.snapshot_id, vm, guest, attachments)
 
     def is_limited(self, spare: Spare) -> bool:
         """Its container was given limits on the network since it was created: its tap is not as those want it."""

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError
@@ -176,6 +176,13 @@ class Spares:
             self._let_go(spare, "hyperd ends")
         if self._going:
             await asyncio.wait(tuple(self._going.values()))
+
+    def may_have(self, wanted: Collection[str]) -> bool:
+        """Any of these addresses and MACs; of none given: any address at all."""
+        if self._making.locked() or self._going or self._left:
+            return True
+        held = {text for spare in self.ready for at in spare.attachments for text in (at.address, at.mac)}
+        return bool(held.intersection(wanted) if wanted else held)
 
     @contextlib.asynccontextmanager
     async def away(self) -> AsyncIterator[None]:
