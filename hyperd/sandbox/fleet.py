@@ -138,7 +138,7 @@ class Fleet(RestoringFleet):
             driver = await self._record(record)
         except BaseException:
             if promised is not None:
-                self._tasks.create_task(self._services.runner.spares.give_up(promised))
+                self._tasks.create_task(self._services.runner.spares.take_back(promised))
             raise
         log.info("created", extra={"sandbox": name, "id": record.sandbox_id[:12], "image": spec.image})
         return driver.view(), warnings
