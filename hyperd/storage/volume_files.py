@@ -7,7 +7,6 @@ A volume that is shared has a directory in its stead, ID/data.
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -18,12 +17,12 @@ from hyperd.host import files
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import VolumeUser
 from hyperd.storage import acl
+from hyperd.storage.counting import allocated_below
 
 log = logging.getLogger(__name__)
 
 DISK_NAME = "disk.img"
 SHARED_NAME = "data"
-MOST_COUNTED = 20_000  # files of a shared volume: its size is shown, and nobody is to wait for that
 RESERVE_BYTES = 64 << 20
 NEW, GONE = ".new", ".gone"
 _ID = re.compile(r"[0-9a-f]{32,64}")
@@ -47,13 +46,17 @@ class DiskFiles:
         return self.root / disk_id / SHARED_NAME
 
     def sweep(self, known: Collection[str]) -> None:
-        """What a killed hyperd had half made or half removed goes."""
+        """What a killed hyperd had half made or half removed goes. What cannot go keeps nobody from starting."""
         with files.file_errors(self.root):
             files.make_directory(self.root, 0o711)
             for directory in self.root.iterdir():
                 if _LEFT.fullmatch(directory.name):
                     log.warning("removing what was left of a disk", extra={"path": str(directory)})
-                    files.remove_tree(directory)
+                    try:
+                        files.remove_tree(directory)
+                    except OSError as error:
+                        told = {"path": str(directory), "error": str(error)}
+                        log.error("what was left of a disk stays", extra=told)  # noqa: TRY400
                 elif _ID.fullmatch(directory.name) and directory.name not in known:
                     log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
 
@@ -127,28 +130,12 @@ class DiskFiles:
             try:
                 sizes += (self.disk(disk_id).stat().st_blocks * 512,)
             except FileNotFoundError:
-                sizes += (_allocated_below(self.shared(disk_id)),)
+                sizes += (allocated_below(self.shared(disk_id)),)
         return sizes
 
     def require_space(self, what: str) -> None:
         with files.file_errors(self.root):
             files.require_free(self.root, 0, keep_bytes=RESERVE_BYTES, what=what)
-
-
-def _allocated_below(directory: Path) -> int:
-    """0 when it was removed meanwhile. Guests write there: no link is followed."""
-    blocks, left, waiting = 0, MOST_COUNTED, [directory]
-    while waiting and left:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in itertools.islice(entries, left):
-                    left -= 1
-                    blocks += entry.stat(follow_symlinks=False).st_blocks
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-        except FileNotFoundError:
-            continue
-    return blocks * 512
 
 
 def hand_over(disk: Path, attached: Sequence[VolumeUser], owner_of: OwnerOf) -> None:

@@ -162,6 +162,12 @@ def keep_only(
     return list(changed.values())
 
 
+def attached(connection: sqlite3.Connection) -> set[SandboxId]:
+    """Who has volumes attached."""
+    rows = connection.execute("SELECT DISTINCT sandbox_id FROM volume_user WHERE attached = 1")
+    return {SandboxId(row["sandbox_id"]) for row in rows}
+
+
 def users_of(connection: sqlite3.Connection, name: VolumeName) -> list[VolumeUser]:
     rows = connection.execute("SELECT * FROM volume_user WHERE volume = ? ORDER BY holder", (name,))
     return [

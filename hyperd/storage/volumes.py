@@ -115,6 +115,9 @@ class LocalVolumes:
         (size,) = await self._workers.call(self._files.allocated, [row.volume_id])
         return VolumeView(self._volume(row), size, tuple(users))
 
+    async def attached(self) -> set[SandboxId]:
+        return await self._database.transaction(records.attached)
+
     async def remove(self, name: VolumeName) -> bool:
         async with self._not_copied([name]):
             row = await self._database.transaction(

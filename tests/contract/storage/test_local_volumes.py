@@ -24,7 +24,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.model.volume import SHARED, Consistency, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, acl
 from tests.fakes.volumes import FakeVolumes
-from tests.mounts import allocated_bytes, small_filesystem
+from tests.mounts import allocated_bytes, dig, small_filesystem
 
 BOX, OTHER, THIRD = (SandboxId(letter * 64) for letter in "abc")
 DB = VolumeName("db")
@@ -455,6 +455,37 @@ async def test_what_is_half_made_or_half_removed_goes_at_the_start_and_no_other(
     again.close()
     assert directories(root) == sorted([kept, unknown, "somebody-elses"])
     assert (await local.get(DB)).volume.path.is_file()
+
+
+async def test_whatever_a_guest_made_in_a_shared_volume_it_is_listed_and_removed(local):
+    made = await local.create(VolumeRequest(DB, filesystem=SHARED))
+    dig(made.path / "deep", 2500)
+    assert [view.volume.name for view in await local.list()] == [DB]
+    assert (await local.get(DB)).volume.name == DB
+    assert await local.remove(DB)
+    assert not made.path.parent.exists()
+
+
+async def test_what_cannot_be_swept_away_keeps_nobody_from_starting(local, database, tmp_path, monkeypatch):
+    root = tmp_path / "volumes"
+    (root / f"{'f' * 32}.gone").mkdir()
+    removing = files.remove_tree
+
+    def failing(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(files, "remove_tree", failing)
+    (await opened(database, root)).close()
+    monkeypatch.setattr(files, "remove_tree", removing)
+    (await opened(database, root)).close()
+    assert directories(root) == []
+
+
+async def test_who_has_volumes_attached_is_known_without_any_size(volumes, database):
+    await used(volumes, database, BOX, VolumeRequest(DB))
+    assert await volumes.attached() == set()
+    await volumes.attach(BOX)
+    assert await volumes.attached() == {BOX}
 
 
 async def test_records_that_are_lost_cost_no_volume(local, tmp_path):

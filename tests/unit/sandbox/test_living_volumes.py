@@ -196,6 +196,27 @@ async def test_what_somebody_writes_to_is_not_filled(fleet, world):
     assert len(world.hypervisor.running) == 1
 
 
+async def test_a_volume_is_not_for_others_while_the_vm_that_fills_it_does_not_end(fleet, world):
+    await created(fleet, mounts=(DATA,))
+
+    async def undying():
+        world.hypervisor.undying.add(agent_of_vm(world)[0])
+        yield b"half a tar"
+        raise InvalidError("and no more")
+
+    with pytest.raises(UnavailableError, match="does not end"):
+        await fleet.volume_vms.fill(DB, undying(), keep_owner=False)
+    sandbox_id = world.hypervisor.destroyed[-1]
+    assert sandbox_id in world.hypervisor.running
+    assert world.volumes.attached_to("db") == {sandbox_id}
+    await fleet.reconcile()
+    assert world.volumes.attached_to("db") == {sandbox_id}
+    world.hypervisor.undying.clear()
+    await fleet.reconcile()
+    assert sandbox_id not in world.hypervisor.running
+    assert world.volumes.attached_to("db") == set()
+
+
 async def test_an_export_holds_the_guest_still_as_a_snapshot_does(fleet, world):
     handle = await started(fleet, mounts=(DATA,))
     agent = agent_of(world, handle)
