@@ -2,7 +2,7 @@
 """``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
 
 ``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
-transaction, four ioctls, four netlink messages. A second hyperd in the same network namespace needs another bridge
+transaction, four ioctls, four netlink messages; with a policy it runs nft besides. A second hyperd in the same network namespace needs another bridge
 and subnet; neither touches what is the other's.
 """
 
@@ -58,9 +58,7 @@ class BridgeNetwork:
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
-        self._plugs = Plugs(
-            settings, self._taps, self._changing_rules, self._policies, self._is_published
-        )
+        self._plugs = Plugs(settings, self._taps, self._changing_rules, self._policies, self._is_published)
         self._publishing = Publishing(
             database,
             settings.name,

@@ -263,4 +263,6 @@ def let_loopback_in(interface: str, *, wanted: bool = True) -> None:
     except FileNotFoundError:
         return  # so is the interface
     except OSError as error:
-        _log.warning("route_localnet is not as it should be", extra={"interface": interface, "error": str(error)})
+        _log.warning(
+            "route_localnet is not as it should be", extra={"interface": interface, "error": str(error)}
+        )

@@ -85,6 +85,7 @@ class BridgeNetworks:
         self._views: dict[str, NetworkView] = {}
         self._floating = Floating(database, pools, settings.table, settings.bridge, self._address_of)
         self._changing = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._is_loaded = False
         self._named: Callable[[], Iterable[Named]] = tuple
         self._forwarder = Forwarder(upstream)
@@ -366,14 +367,15 @@ class BridgeNetworks:
             server.close()
 
     async def _load(self) -> None:
-        if self._is_loaded:
-            return
-        for view in await self._definitions.list_all():
-            self._views[view.spec.name] = view
-            self._networks[view.spec.name] = BridgeNetwork(
-                self._settings_of(view), self._database, self._at_port, self._policies
-            )
-        self._is_loaded = True
+        async with self._loading:  # else there might be two of one bridge
+            if self._is_loaded:
+                return
+            for view in await self._definitions.list_all():
+                self._views[view.spec.name] = view
+                self._networks[view.spec.name] = BridgeNetwork(
+                    self._settings_of(view), self._database, self._at_port, self._policies
+                )
+            self._is_loaded = True
 
     async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
         for network in await self._of(sandbox_id):

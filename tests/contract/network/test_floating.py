@@ -8,7 +8,14 @@ from ipaddress import IPv4Network
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, UnavailableError, WrongStateError
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    WrongStateError,
+)
 from hyperd.host import process
 from hyperd.model.network import Endpoint, NetworkSpec
 from hyperd.network import BridgeNetworks

@@ -15,7 +15,7 @@ from hyperd.model.network import PortRequest
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
 from hyperd.network.tap import tap_name
-from hyperd.network.watch import watching
+from hyperd.network.watch import TOGETHER_S, watching
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, SOON_S, world
 from tests.fakes.policies import FakePolicies
@@ -196,6 +196,18 @@ async def test_a_change_that_takes_no_table_away_wakes_nobody(database):
         assert not await watch.wait(0.2)
         await process.run_checked(["nft", "delete", "table", "ip", "another"], timeout_s=20)
         assert await watch.wait(SOON_S)
+
+
+async def test_those_that_take_tables_away_all_the_time_are_told_of_together(database):
+    loop = asyncio.get_running_loop()
+    async with watching() as watch:
+        told = []
+        for _ in range(3):
+            await process.run_checked(["nft", "add table ip another; delete table ip another"], timeout_s=20)
+            assert await watch.wait(SOON_S)
+            told.append(loop.time())
+        assert told[1] - told[0] >= TOGETHER_S
+        assert told[2] - told[1] >= TOGETHER_S
 
 
 async def test_where_the_rules_cannot_be_made_again_the_sandbox_is_off_the_network(database, monkeypatch):
