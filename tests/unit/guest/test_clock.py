@@ -65,7 +65,8 @@ async def test_a_clock_that_stays_wrong_fails_the_call(peer):
     peer.servicer.wrong_clocks_ns = [-SECOND_NS] * 200
     with pytest.raises(ClockError) as raised:
         await guest.configure(IDENTITY)
-    assert "-1.0" in raised.value.evidence
+    off_s = float(raised.value.evidence.split()[0])  # the test takes its time, too
+    assert -1.1 < off_s < -0.9
     assert peer.agent.calls.count("set_clock") >= clock.QUICK_TRIES
     await guest.close()
 
