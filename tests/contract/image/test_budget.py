@@ -9,6 +9,7 @@ import pytest
 
 from hyperd.errors import ExhaustedError, ImageNotFoundError
 from hyperd.image import Marks
+from hyperd.model.image import Image
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.contract.image.test_prune_and_usage import du
@@ -90,7 +91,7 @@ async def test_one_that_was_just_got_stays_though_its_answer_is_still_on_the_way
         for name in names[:2]:
             await pulled(store, name)
         store._budget._fresh_s = -1.0
-        sweep, getting = store._budget._sweep, []
+        sweep, getting = store._budget._sweep, list[asyncio.Task[Image]]()
 
         async def sweep_while_another_asks(removed):
             freed = await sweep(removed)

@@ -144,6 +144,8 @@ def test_a_dockerfile_on_standard_input_for_a_directory(daemon, spawn, project):
         ("git@example.org:a/b#:sub", "git@example.org:a/b", "", "sub"),
         ("git://example.org/a", "git://example.org/a", "", ""),
         ("github.com/a/b", "https://github.com/a/b", "", ""),
+        ("me@example.org:a/b", "me@example.org:a/b", "", ""),
+        ("git+https://example.org/a#v1", "https://example.org/a", "v1", ""),
     ],
 )
 def test_a_repository_is_left_to_the_builder(daemon, hyper, place, url, ref, directory):
