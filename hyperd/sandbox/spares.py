@@ -160,7 +160,8 @@ class Spares:
             self._let_go(spare, "there is no container")
             return
         left = await self.give_up(sandbox_id)  # what is on the network is there in any case
-        await self._remove(sandbox_id, _Left(left.sizing if left is not None else None, owned=False))
+        whole = _Left(left.sizing if left is not None else None, owned=False)
+        await asyncio.wait((self._begin_removal(sandbox_id, whole, "there is no container"),))
 
     async def give_up(self, sandbox_id: SandboxId) -> _Left | None:
         """Its container does without, or goes. Returns when VM, disk and tap are gone; the rest is the container's.
@@ -226,7 +227,7 @@ class Spares:
     async def _remove_left(self) -> None:
         for sandbox_id, left in list(self._left.items()):
             if sandbox_id not in self._going and self._left.pop(sandbox_id, None) is not None:
-                await asyncio.wait((self._begin_removal(sandbox_id, left),))
+                await asyncio.wait((self._begin_removal(sandbox_id, left, "still there"),))
 
     async def _fill(self) -> None:
         while (shape := self._wanted) is not None and await self._is_missing(shape):
@@ -268,7 +269,7 @@ class Spares:
             self._ready[spare.sandbox_id] = spare
             self._make_room()
             return True
-        await self._remove(spare_id, _Left(shape.sizing, owned=False))
+        await asyncio.wait((self._begin_removal(spare_id, _Left(shape.sizing, owned=False), "not made"),))
         self._failures += 1
         wait_s = min(RETRY_S * 2 ** (self._failures - 1), MAX_RETRY_S)
         self._retry_at = asyncio.get_running_loop().time() + wait_s
@@ -305,13 +306,13 @@ class Spares:
     def _let_go(self, spare: Spare, why: str) -> None:
         self._ready.pop(spare.sandbox_id, None)
         owned = self._promised.pop(spare.sandbox_id, None) is not None
-        log.info("spare let go", extra={"id": spare.sandbox_id, "why": why})
-        self._begin_removal(spare.sandbox_id, _Left(spare.shape.sizing, owned), spare)
+        self._begin_removal(spare.sandbox_id, _Left(spare.shape.sizing, owned), why, spare)
         self._news.set()
 
     def _begin_removal(
-        self, sandbox_id: SandboxId, left: _Left, spare: Spare | None = None
+        self, sandbox_id: SandboxId, left: _Left, why: str, spare: Spare | None = None
     ) -> asyncio.Task[None]:
+        log.info("spare let go", extra={"id": sandbox_id, "why": why})
         task = self._going[sandbox_id] = self._tasks.create_task(self._remove(sandbox_id, left, spare))
         task.add_done_callback(lambda _: self._forget(sandbox_id, task))
         return task
