@@ -6,7 +6,7 @@
                           |  memory is needed, its template or VM is gone, hyperd ends
                           +--------------------+-------------------------+-- not started in time --> (nothing)
 
-One shape is kept: the default one, then that of the last container that could have had a spare. Nobody waits for a
+One shape is kept: the default one, then that of two containers in a row that could have had a spare. Nobody waits for a
 spare, no start is refused or fails for one: where none is ready, or it fails, a start goes from the template as ever.
 """
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 PROMISE_S = 10.0  # from a container's creation to its start; `run` takes milliseconds
 LOOK_S = 15.0  # for room that has become free, and for a template that is another by now
+OUT_OF_USE_S = 60.0  # a shape that nobody has asked for in so long gives way to the first other
 RETRY_S = 30.0  # after a first failure; doubled with each further one, up to
 MAX_RETRY_S = 3600.0
 
@@ -74,6 +75,8 @@ class Spares:
         self._going: dict[SandboxId, asyncio.Task[None]] = {}
         self._left: dict[SandboxId, _Left] = {}
         self._wanted: Shape | None = None
+        self._asked: Shape | None = None  # last
+        self._asked_at = 0.0  # for the wanted one, by the loop's clock
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
         self._making = asyncio.Lock()
@@ -93,7 +96,8 @@ class Spares:
 
     def begin(self, first: Shape) -> None:
         """From now on see that there are as many as there should be; of that shape, until another is asked for."""
-        self._wanted = first
+        self._wanted = self._asked = first
+        self._asked_at = asyncio.get_running_loop().time()
         if self._settings.count:
             self._keeping = self._tasks.create_task(self._keep(), name="spares")
 
@@ -105,8 +109,7 @@ class Spares:
         if self._wanted is None or not serves(spec):
             return None
         shape = Shape(sizing, spec.network != "none", self._wanted.accelerator)
-        self._wanted = shape
-        self._news.set()
+        self._note_asked(shape)
         spare = next((spare for spare in self._ready.values() if spare.shape == shape), None)
         if spare is None:
             return None
@@ -114,6 +117,14 @@ class Spares:
         log.info("spare promised", extra={"id": spare.sandbox_id})
         asyncio.get_running_loop().call_later(PROMISE_S, self._expire, spare)
         return spare.sandbox_id
+
+    def _note_asked(self, shape: Shape) -> None:
+        """Another is wanted when asked for twice in a row: else two that alternate would always find the other's."""
+        now = asyncio.get_running_loop().time()
+        if shape in (self._wanted, self._asked) or now - self._asked_at >= OUT_OF_USE_S:
+            self._wanted, self._asked_at = shape, now
+        self._asked = shape
+        self._news.set()
 
     async def claim(self, record: ContainerRecord) -> Spare | None:
         """That which was promised to the container: the caller's from here on, to ``end`` when its VM is to go.
@@ -149,7 +160,8 @@ class Spares:
             self._let_go(spare, "there is no container")
             return
         left = await self.give_up(sandbox_id)  # what is on the network is there in any case
-        await self._remove(sandbox_id, _Left(left.sizing if left is not None else None, owned=False))
+        whole = _Left(left.sizing if left is not None else None, owned=False)
+        await asyncio.wait((self._begin_removal(sandbox_id, whole, "there is no container"),))
 
     async def give_up(self, sandbox_id: SandboxId) -> _Left | None:
         """Its container does without, or goes. Returns when VM, disk and tap are gone; the rest is the container's.
@@ -215,7 +227,7 @@ class Spares:
     async def _remove_left(self) -> None:
         for sandbox_id, left in list(self._left.items()):
             if sandbox_id not in self._going and self._left.pop(sandbox_id, None) is not None:
-                await asyncio.wait((self._begin_removal(sandbox_id, left),))
+                await asyncio.wait((self._begin_removal(sandbox_id, left, "still there"),))
 
     async def _fill(self) -> None:
         while (shape := self._wanted) is not None and await self._is_missing(shape):
@@ -257,7 +269,7 @@ class Spares:
             self._ready[spare.sandbox_id] = spare
             self._make_room()
             return True
-        await self._remove(spare_id, _Left(shape.sizing, owned=False))
+        await asyncio.wait((self._begin_removal(spare_id, _Left(shape.sizing, owned=False), "not made"),))
         self._failures += 1
         wait_s = min(RETRY_S * 2 ** (self._failures - 1), MAX_RETRY_S)
         self._retry_at = asyncio.get_running_loop().time() + wait_s
@@ -294,13 +306,13 @@ class Spares:
     def _let_go(self, spare: Spare, why: str) -> None:
         self._ready.pop(spare.sandbox_id, None)
         owned = self._promised.pop(spare.sandbox_id, None) is not None
-        log.info("spare let go", extra={"id": spare.sandbox_id, "why": why})
-        self._begin_removal(spare.sandbox_id, _Left(spare.shape.sizing, owned), spare)
+        self._begin_removal(spare.sandbox_id, _Left(spare.shape.sizing, owned), why, spare)
         self._news.set()
 
     def _begin_removal(
-        self, sandbox_id: SandboxId, left: _Left, spare: Spare | None = None
+        self, sandbox_id: SandboxId, left: _Left, why: str, spare: Spare | None = None
     ) -> asyncio.Task[None]:
+        log.info("spare let go", extra={"id": sandbox_id, "why": why})
         task = self._going[sandbox_id] = self._tasks.create_task(self._remove(sandbox_id, left, spare))
         task.add_done_callback(lambda _: self._forget(sandbox_id, task))
         return task

@@ -19,21 +19,20 @@ from tests.unit.sandbox.spared import LARGE, SHAPE, report, require_nothing_of, 
 from tests.unit.sandbox.spared import keeping_one as keeping_one  # noqa: PLC0414 - a fixture
 from tests.unit.sandbox.spared import ready as ready  # noqa: PLC0414 - a fixture
 
+REHEARSAL = [
+    "configure",
+    "create_container",
+    "start_container",
+    "read_output",
+    "wait_process",
+    "end_rehearsal",
+]
+
 
 async def test_a_spare_has_gone_through_a_start_and_stands_still(world: World, ready: Fleet) -> None:
     spare = await spare_of(world)
     agent = world.hypervisor.agents[spare.sandbox_id]
-    assert (
-        agent.calls[-7:]
-        == [
-            "configure",
-            "create_container",
-            "start_container",
-            "read_output",
-            "wait_process",
-            "end_rehearsal",
-        ][-7:]
-    )
+    assert agent.calls == REHEARSAL
     assert not agent.containers
     assert world.hypervisor.running[spare.sandbox_id].paused
     assert spare.sandbox_id not in dict(world.ledger.admission.held)
@@ -93,13 +92,34 @@ async def test_who_needs_something_else_does_not_get_it(
     assert report(handle).path is not StartPath.SPARE
 
 
-async def test_the_shape_that_was_asked_for_last_is_kept(world: World, ready: Fleet) -> None:
+async def test_the_shape_that_was_asked_for_twice_is_kept(world: World, ready: Fleet) -> None:
     first = await spare_of(world)
     await world.templates.build(LARGE)
-    await created(ready, memory_bytes=512 << 20)
+    for _ in range(2):
+        await created(ready, memory_bytes=512 << 20)
     await eventually(lambda: [one.shape for one in world.spares.ready] == [LARGE])
     await eventually(lambda: first.sandbox_id not in world.hypervisor.running)
     require_nothing_of(world, first.sandbox_id)
+
+
+async def test_shapes_that_alternate_leave_the_spare_alone(world: World, ready: Fleet) -> None:
+    await world.templates.build(LARGE)
+    for _ in range(3):
+        spare = await spare_of(world)
+        await created(ready, memory_bytes=512 << 20)
+        await world.spares.look()
+        assert world.spares.ready == [spare]
+        handle = await created(ready)
+        assert handle.record.sandbox_id == spare.sandbox_id
+
+
+async def test_a_shape_that_nobody_has_asked_for_in_long_gives_way_at_once(
+    world: World, ready: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.templates.build(LARGE)
+    monkeypatch.setattr(spares, "OUT_OF_USE_S", 0.0)
+    await created(ready, memory_bytes=512 << 20)
+    await eventually(lambda: [one.shape for one in world.spares.ready] == [LARGE])
 
 
 @pytest.mark.parametrize("broken", ["replace", "resume", "configure", "gone"])
@@ -120,6 +140,18 @@ async def test_a_spare_that_fails_costs_time_and_is_told(world: World, ready: Fl
     assert list(told.phases_ms) == ["prepare", "spare", "vm", "hello", "configure", "create", "start"]
     await handle.remove(force=True)
     require_nothing_of(world, spare.sandbox_id)
+
+
+async def test_what_spare_and_template_failed_of_is_told_together(world: World, ready: Fleet) -> None:
+    await spare_of(world)
+    handle = await created(ready)
+    await spare_of(world)  # the next, which restores nothing any more
+    world.hypervisor.fail_next_resume = UnavailableError("bad luck")
+    world.hypervisor.fail_next_restore = qemu_died()
+    await handle.start()
+    told = report(handle)
+    assert told.path is StartPath.COLD
+    assert told.note.startswith("the spare failed: bad luck; the start from a template failed: ")
 
 
 async def test_a_spare_that_is_lost_is_replaced(world: World, ready: Fleet) -> None:
@@ -236,13 +268,10 @@ async def test_a_spare_of_an_earlier_template_is_not_used(world: World, ready: F
     await handle.start()
     assert report(handle).path is StartPath.TEMPLATE
     assert report(handle).note == "the spare is of an earlier template"
-    assert world.hypervisor.definitions[-1].restore_from in (newer.path("state"), None)
+    assert world.hypervisor.definitions[-1].restore_from == newer.path("state")
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["configure", "create_container", "start_container", "read_output", "wait_process", "end_rehearsal"],
-)
+@pytest.mark.parametrize("verb", REHEARSAL)
 async def test_a_rehearsal_that_fails_leaves_nothing_and_is_tried_again_later(
     world: World, verb: str
 ) -> None:
