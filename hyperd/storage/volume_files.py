@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hyperd.host import files
+from hyperd.host.workers import Wanted
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import VolumeUser
 from hyperd.storage import acl
@@ -74,9 +75,12 @@ class DiskFiles:
             files.make_directory(directory / SHARED_NAME, 0o755)
             directory.chmod(0o700)
 
-    def make_copy(self, disk_id: str, source: Path, size_bytes: int, *, only_shared: bool = False) -> None:
-        """Of ``source``, and so large. ``only_shared``: at one moment, by sharing its blocks, or not at all.
+    def make_copy(
+        self, wanted: Wanted, disk_id: str, source: Path, size_bytes: int = 0, *, only_shared: bool = False
+    ) -> int:
+        """Of ``source``, and so large at least; return how large it is.
 
+        ``only_shared``: at one moment, by sharing its blocks, or not at all.
         Raises NotFoundError, ExhaustedError, UnsupportedError (blocks cannot be shared here).
         """
         disk = self._begin(disk_id, "a copy")
@@ -84,10 +88,11 @@ class DiskFiles:
             if only_shared:
                 files.clone(source, disk)
             else:
-                files.copy_sparse(source, disk, keep_free_bytes=RESERVE_BYTES)
+                files.copy_sparse(source, disk, keep_free_bytes=RESERVE_BYTES, wanted=wanted)
             disk.chmod(0o600)
             if size_bytes > disk.stat().st_size:
                 os.truncate(disk, size_bytes)
+            return disk.stat().st_size
 
     def _begin(self, disk_id: str, what: str) -> Path:
         disk = self.new(disk_id)

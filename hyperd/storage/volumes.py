@@ -130,6 +130,10 @@ class LocalVolumes:
         return True
 
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
+        async with self._not_copied([name]):
+            return await self._grow(name, size_bytes)
+
+    async def _grow(self, name: VolumeName, size_bytes: int) -> Volume:
         row = await self._get(name)
         if row.driver != LOCAL:
             raise UnsupportedError(
@@ -190,6 +194,7 @@ class LocalVolumes:
     @contextlib.asynccontextmanager
     async def _not_copied(self, names: Collection[VolumeName]) -> AsyncIterator[None]:
         """Within, no copy of them begins. Raises WrongStateError when one does not end."""
+        deadline = asyncio.get_running_loop().time() + COPY_PATIENCE_S
         while True:
             async with self._copied:
                 busy = next((name for name in names if self._copying[name]), None)
@@ -198,7 +203,7 @@ class LocalVolumes:
                     return
                 self._moved.clear()
             try:
-                async with asyncio.timeout(COPY_PATIENCE_S):
+                async with asyncio.timeout_at(deadline):
                     await self._moved.wait()
             except TimeoutError as error:
                 raise WrongStateError(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that grow and are copied while their containers run, over fakes of all rooms."""
 
+import asyncio
+
 import pytest
 
 from hyperd.errors import (
@@ -154,6 +156,20 @@ def agent_of_vm(world):
     """Of the VM that a volume was filled by."""
     sandbox_id = world.hypervisor.definitions[-1].sandbox_id
     return sandbox_id, world.dialer.agent(world.runner.settings.paths(sandbox_id).control_socket)
+
+
+async def test_a_copy_that_takes_longer_than_writers_wait_is_given_up(fleet, world, monkeypatch):
+    handle = await started(fleet, mounts=(DATA,))
+    monkeypatch.setattr("hyperd.sandbox.living_volumes.STILL_S", 0.05)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    world.volumes.snapshots.copied = never
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError, match="was not copied within"):
+            await fleet.living_volumes.snapshot(DB, "slow")
+    assert agent_of(world, handle).still_volumes == set()
 
 
 async def test_a_volume_is_filled_through_a_vm_that_leaves_nothing(fleet, world):
