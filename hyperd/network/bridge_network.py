@@ -2,8 +2,8 @@
 """``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
 
 ``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
-transaction, four ioctls, four netlink messages; with a policy it runs nft besides. A second hyperd in the same network namespace needs another bridge
-and subnet; neither touches what is the other's.
+transaction, four ioctls, four netlink messages; with a policy it runs nft besides. A second hyperd in the same
+network namespace needs another bridge and subnet; neither touches what is the other's.
 """
 
 import asyncio

@@ -54,6 +54,7 @@ class Policies:
         self._records = PolicyRecords(database)
         self.groups = Groups(database, self._regroup)
         self._kernel = Workers("policies", 1)
+        self._looking = Workers("policies-look", 1)  # each start looks: not behind what takes long
         self._loading = asyncio.Lock()
         self._saving = asyncio.Lock()  # a record, and what is known of it
         self._is_loaded = False
@@ -72,6 +73,7 @@ class Policies:
     def close(self) -> None:
         """What is in force stays."""
         self._kernel.close()
+        self._looking.close()
 
     @property
     def owners(self) -> set[SandboxId]:
@@ -132,8 +134,8 @@ class Policies:
         with network_errors(place.base):
             is_there = await self._kernel.call(sets.has_table, table_of(place.base))
         if not is_there:
-            for owner, _ in found:
-                await self._reports.end_run(owner, self._policed[owner].account)
+            for owner, policed in [(owner, self._policed[owner]) for owner, _ in found]:
+                await self._reports.end_run(owner, policed.account)
         found = [(owner, wire) for owner, wire in found if owner in self._policed]  # some may have gone
         revisions = {owner: self.revision(owner) for owner, _ in found}
         if not found:
@@ -152,7 +154,7 @@ class Policies:
         if not self._wires.are_on(base):
             return True
         try:
-            return await self._kernel.call(sets.has_rules, table_of(base), SENT)
+            return await self._looking.call(sets.has_rules, table_of(base), SENT)
         except OSError:
             return False
 

@@ -75,7 +75,7 @@ def has_table(table: str) -> bool:
 
 
 def has_rules(table: str, chain: str) -> bool:
-    """Whether there are any: `nft flush table` leaves a table, and chains that let everything through. Raises OSError."""
+    """Whether there are any: `nft flush table` leaves chains that let everything through. Raises OSError."""
     body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_RULE_TABLE, table) + _text(_RULE_CHAIN, chain)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)

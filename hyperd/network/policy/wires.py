@@ -130,10 +130,7 @@ class Wires:
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
-        with network_errors(base):
-            is_there = await self._kernel.call(sets.has_table, table_of(base))
-        if is_there:
-            await load_rules(render_none(base), table_of(base))
+        await load_rules(render_none(base), table_of(base))
 
     async def forget_group(self, name: str) -> None:
         """Nobody has it, and no rule speaks of it."""
