@@ -377,7 +377,7 @@ async def test_who_wants_a_volume_that_is_being_copied_waits(local, database, mo
 async def test_patience_with_a_copy_ends_whatever_else_is_copied(local, database, monkeypatch):
     await used(local, database, BOX, VolumeRequest(DB))
     await local.create(VolumeRequest(VolumeName("other")))
-    monkeypatch.setattr("hyperd.storage.volumes.COPY_PATIENCE_S", 0.05)
+    monkeypatch.setattr("hyperd.storage.volumes.COPY_PATIENCE_S", 0.5)
 
     async def copy_others():
         while True:
