@@ -14,6 +14,7 @@ from hyperd.model.image import Platform, PullNotice
 BUILD_TIMEOUT_S = 12 * 3600.0
 _CHUNK_BYTES = 1 << 20
 _SCRIPTS = "/usr/libexec/hyper"
+_NOT_THERE = 3  # of git-context
 _KEEP = 'umask 077; mkdir -p "${1%/*}" && cat >"$1"'
 
 
@@ -58,8 +59,10 @@ class Work:
         if git is None:
             await builder.write(plan.CONTEXT, context)
             return
-        fetch = [f"{_SCRIPTS}/git-context", git.url, git.ref, plan.CONTEXT]
+        fetch = [f"{_SCRIPTS}/git-context", git.url, git.ref, plan.CONTEXT, plan.inside(git.directory)]
         code, said = await builder.attempt(fetch, timeout_s=TRANSFER_TIMEOUT_S)
+        if code == _NOT_THERE:
+            raise NotFoundError("cannot be built", subject=git.url, evidence=said)
         if code:
             raise UnavailableError("cannot be fetched", subject=git.url, evidence=said)
 

@@ -14,6 +14,9 @@ import pytest
 
 from tests import images
 from tests.harness import Hyper, hyper, wait_until
+from tests.integration.test_network import outside as outside  # noqa: PLC0414 - a fixture
+from tests.integration.test_network import owner_of
+from tests.repositories import Repository, git_daemon
 
 BASE = "test.local/base"
 BUILD_TIMEOUT_S = 280.0
@@ -166,6 +169,37 @@ def test_a_tar_on_standard_input_is_a_context_and_a_stage_can_be_the_target(host
     )
     require_built(finished, host)
     assert host.ok("run", "--rm", "piped", "cat", "/l").split() == ["sub", "taken"]
+
+
+@pytest.fixture
+def repository(outside: str, tmp_path: Path) -> Iterator[str]:
+    """Where it is, on a server that the builder reaches through the network. `side` has more in it than `main`."""
+    inside = ("nsenter", "-t", owner_of("out1"), "-n")
+    with git_daemon(tmp_path, outside, inside=inside) as top:
+        part, app = Repository(tmp_path, "part"), Repository(tmp_path, "app")
+        app.commit({"Dockerfile": "FROM test.local/base\nRUN echo wrong; exit 7\n"})
+        app.git("checkout", "-q", "-b", "side")
+        steps = "COPY . /c\nRUN echo seen: $(ls -A /c /c/part) $(cat /c/part/of)\n"
+        app.commit(
+            {"server/Dockerfile": f"FROM test.local/base\n{steps}", "server/.dockerignore": "left-out\n"}
+        )
+        app.commit({"server/left-out": "", "server/taken": ""})
+        app.add_submodule("server/part", f"{top}/part", part.commit({"of": "fetched\n"}))
+        app.git("checkout", "-q", "main")
+        yield f"{top}/app"
+
+
+def test_a_repository_is_fetched_at_a_ref_with_its_submodules_and_a_directory_of_it_built(
+    host: Hyper, repository: str
+):
+    said = require_built(build(host, "-t", "fetched", f"{repository}#side:server"), host)
+    assert "seen: /c: .dockerignore Dockerfile part taken /c/part: of fetched\n" in said
+
+
+def test_a_ref_that_a_repository_does_not_have_is_said(host: Hyper, repository: str):
+    finished = build(host, f"{repository}#nowhere")
+    assert finished.returncode == 3
+    assert b"no branch, tag or commit nowhere" in finished.stderr
 
 
 def let_it_wait(client: "subprocess.Popen[bytes]") -> None:

@@ -14,7 +14,7 @@ import dns.rrset
 import pytest
 
 from tests.harness import Hyper
-from tests.integration.test_network import OUTSIDE
+from tests.integration.test_network import OUTSIDE, owner_of
 from tests.integration.test_network import outside as outside  # noqa: PLC0414 - a fixture
 
 BUSYBOX = "test.local/busybox"
@@ -27,7 +27,7 @@ ASK = "timeout 10 wget -O - http://{}:8000/ 2>&1 | tail -1"
 def names(outside: str, tmp_path: Path) -> Iterator[None]:
     """`good.example` and `other.example` lead to the one server outside, at another address of its."""
     subprocess.run(["ip", "route", "add", f"{GOOD}/32", "via", OUTSIDE], check=True)
-    pid = _owner_of("out1")
+    pid = owner_of("out1")
     subprocess.run(["nsenter", "-t", pid, "-n", "ip", "addr", "add", f"{GOOD}/32", "dev", "out1"], check=True)
     redirect = f"ip daddr {GOOD} tcp dport 8000 dnat to {OUTSIDE}:8000"
     rules = f"table ip n {{ chain c {{ type nat hook prerouting priority -100; {redirect}; }}; }}"
@@ -61,15 +61,6 @@ def _answer(server: socket.socket) -> None:
         elif query.question[0].rdtype == dns.rdatatype.A:
             made.answer.append(dns.rrset.from_text(name, 60, "IN", "A", GOOD))
         server.sendto(made.to_wire(), peer)
-
-
-def _owner_of(interface: str) -> str:
-    """A process in whose network it is."""
-    for status in Path("/proc").glob("[0-9]*/comm"):
-        pid = status.parent.name
-        if status.read_text() == "sleep\n" and interface in (status.parent / "net/dev").read_text():
-            return pid
-    raise AssertionError(f"nobody has {interface}")
 
 
 def test_what_is_allowed_by_name_is_reached_and_the_rest_is_told_after_the_end(

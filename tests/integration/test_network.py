@@ -49,6 +49,15 @@ def outside() -> Iterator[str]:
         subprocess.run(["ip", "link", "del", "out0"], stderr=subprocess.DEVNULL, check=False)
 
 
+def owner_of(interface: str) -> str:
+    """A process in whose network it is."""
+    for status in Path("/proc").glob("[0-9]*/comm"):
+        pid = status.parent.name
+        if status.read_text() == "sleep\n" and interface in (status.parent / "net/dev").read_text():
+            return pid
+    raise AssertionError(f"nobody has {interface}")
+
+
 def _listens(address: str) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((address, 8000)) == 0

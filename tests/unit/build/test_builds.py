@@ -17,7 +17,7 @@ from hyperd.errors import (
     NotFoundError,
     UnavailableError,
 )
-from hyperd.model.build import BuildFailed, BuildSpec, Built, Secret
+from hyperd.model.build import BuildFailed, BuildSpec, Built, GitContext, Secret
 from hyperd.model.container import ContainerSpec
 from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials, PullNotice
@@ -115,6 +115,21 @@ async def test_whatever_fails_in_the_builder_leaves_nothing(shop: Shop, verb: st
     shop.world.hypervisor.failing_verbs[verb] = UnavailableError("it broke")
     with pytest.raises(HyperError):
         await shop.build()
+    shop.require_nothing_left()
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(3, NotFoundError), (1, UnavailableError), (128, UnavailableError)]
+)
+async def test_a_repository_that_cannot_be_fetched_is_told_from_one_that_lacks_what_was_asked_for(
+    shop: Shop, status: int, error: type[HyperError]
+):
+    git = GitContext("git://far.example/app", "v1", "/server/")
+    command = f"/usr/libexec/hyper/git-context {git.url} v1 /build/context server"
+    shop.script(command, ProcessExit(status), b"the reason\n")
+    with pytest.raises(error) as caught:
+        await shop.build(git=git)
+    assert caught.value.evidence == "the reason"
     shop.require_nothing_left()
 
 
