@@ -419,7 +419,7 @@ async def test_what_was_killed_while_it_grew_is_copied_and_exported_whole(local)
 
 async def test_a_copy_that_nobody_wants_any_more_has_ended_when_its_caller_is_told(local, monkeypatch):
     made = await local.create(VolumeRequest(DB))
-    begun, copied = threading.Event(), []
+    begun, copied = threading.Event(), list[str]()
 
     def copying(source, target, *, wanted, **_):
         begun.set()
