@@ -377,7 +377,7 @@ async def test_who_wants_a_volume_that_is_being_copied_waits(local, database, mo
 async def test_patience_with_a_copy_ends_whatever_else_is_copied(local, database, monkeypatch):
     await used(local, database, BOX, VolumeRequest(DB))
     await local.create(VolumeRequest(VolumeName("other")))
-    monkeypatch.setattr("hyperd.storage.volumes.COPY_PATIENCE_S", 0.05)
+    monkeypatch.setattr("hyperd.storage.volumes.COPY_PATIENCE_S", 0.5)
 
     async def copy_others():
         while True:
@@ -419,7 +419,7 @@ async def test_what_was_killed_while_it_grew_is_copied_and_exported_whole(local)
 
 async def test_a_copy_that_nobody_wants_any_more_has_ended_when_its_caller_is_told(local, monkeypatch):
     made = await local.create(VolumeRequest(DB))
-    begun, copied = threading.Event(), []
+    begun, copied = threading.Event(), list[str]()
 
     def copying(source, target, *, wanted, **_):
         begun.set()

@@ -50,5 +50,5 @@ def test_a_directory_that_becomes_a_link_meanwhile_counts_for_nothing(tree, monk
             (tree / "inner").symlink_to(tree.parent / "beside")
         return opened(path, *args, **fields)
 
-    monkeypatch.setattr(counting.os, "open", swapping)
+    monkeypatch.setattr(os, "open", swapping)
     assert counting.allocated_below(tree) < 64 << 10

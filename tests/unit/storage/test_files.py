@@ -102,7 +102,7 @@ def test_a_directory_that_becomes_a_link_while_it_is_removed_is_not_followed(tmp
             (tmp_path / "tree/inner").symlink_to(tmp_path / "kept")
         return opened(path, *args, **fields)
 
-    monkeypatch.setattr(files.os, "open", swapping)
+    monkeypatch.setattr(os, "open", swapping)
     with pytest.raises(OSError):
         files.remove_tree(tmp_path / "tree")
     monkeypatch.undo()
