@@ -12,7 +12,7 @@ from hyperd.api.uploads import MAX_DATA_BYTES, first_request, tell
 from hyperd.build import Builds, Event
 from hyperd.errors import InvalidError, TimeoutExpiredError
 from hyperd.host.groups import first_error
-from hyperd.image.waiting import paced
+from hyperd.image import paced
 from hyperd.model.build import BuildFailed, BuildSpec, Built, GitContext, Output, Secret
 from hyperd.model.image import Credentials, LayerProgress
 
