@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperd.errors import InvalidError, UnavailableError
-from hyperd.image.reference import parse_digest
+from hyperd.image import parse_digest
 from hyperd.model.image import ImageId
 
 _NAME = "io.containerd.image.name"

@@ -10,8 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from hyperd.build.builder import TRANSFER_TIMEOUT_S, Builder
 from hyperd.errors import ImageNotFoundError, InvalidError, UnsupportedError
-from hyperd.image import ImageStore
-from hyperd.image.reference import Transport, parse_source
+from hyperd.image import ImageStore, Transport, parse_source
 from hyperd.model.build import Output
 from hyperd.model.image import Credentials, Image, LayerProgress, Platform, PullNotice
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hyperd.errors import InvalidError, UnsupportedError
-from hyperd.image.reference import parse_target
+from hyperd.image import parse_target
 from hyperd.model.build import BuildSpec
 from hyperd.model.container import ContainerSpec
 from hyperd.model.image import Platform

@@ -181,7 +181,7 @@ def test_a_context_that_breaks_off_is_told_rather_than_what_the_daemon_says(spaw
     child = spawn("build", "-", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     _, said = child.communicate(content[:-1000], timeout=60)
     assert child.returncode == 1
-    assert said.decode().startswith("hyper: Compressed file ended")
+    assert said.decode().startswith("hyper: the context: cannot be unpacked: Compressed file ended")
 
 
 @pytest.mark.parametrize(
