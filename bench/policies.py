@@ -2,6 +2,7 @@
 """Policies among many: what one more sandbox's rules take when 500 have theirs, in the bench's own network."""
 
 import asyncio
+import functools
 import subprocess
 import time
 from ipaddress import IPv4Network
@@ -47,7 +48,7 @@ async def _measure(count: int) -> tuple[list[float], list[float]]:
             floor.append(_nothing_ms())
             one = _armed(SANDBOXES + number)
             began = time.monotonic()
-            await wires.arm(one)
+            await wires.arm(functools.partial(_armed, SANDBOXES + number))
             ours.append((time.monotonic() - began) * 1000)
             await wires.disarm(one)
     finally:

@@ -176,7 +176,7 @@ async def _run(
             lambda: [view.record for view in fleet.views()],
         )
         system = SystemServicer(
-            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet)
+            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet, desk.spares)
         )
         async with serving(
             config.socket,

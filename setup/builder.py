@@ -29,8 +29,8 @@ ARCHIVE = "builder.tar"
 NAME = "docker.io/hyper/builder"
 RELEASE = "trixie"
 UPPER = ROOT / "guestbuilder" / "root"
-# netavark: buildah does not start without it, though no network of its own is made.
-PACKAGES = ("buildah", "netavark", "crun", "git", "openssh-client", "ca-certificates")
+# netavark: buildah does not start without it, though no network of its own is made. mount: for `prepare`.
+PACKAGES = ("buildah", "netavark", "crun", "mount", "git", "openssh-client", "ca-certificates")
 # Tests and plugins that come with the packages, what is only read by people, and the Perl of git's rarer commands.
 EXCLUDED = (
     *(

@@ -2,6 +2,7 @@
 """What tests ask of directories, and a filesystem that is soon full (needs root)."""
 
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,3 +26,15 @@ async def small_filesystem(target: Path, *, size_mib: int) -> AsyncIterator[Path
 
 def allocated_bytes(path: Path) -> int:
     return path.stat().st_blocks * 512
+
+
+def dig(directory: Path, levels: int) -> None:
+    """Deeper than any path may be long."""
+    directory.mkdir()
+    descriptor = os.open(directory, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("a", dir_fd=descriptor)
+        below = os.open("a", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(descriptor)

@@ -9,9 +9,10 @@ from typing import TextIO
 
 from hyper.v1 import build_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl.build_context import CHUNK_BYTES, Context
+from hyperctl.build_context import Context
 from hyperctl.credentials import find_credentials
 from hyperctl.errors import BUG, CliError
+from hyperctl.pipes import CHUNK_BYTES
 from hyperctl.progress import LayersProgress
 from hyperctl.render import printable
 

@@ -1,35 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `hyper build PATH|URL|-` builds from, and which Dockerfile: read here, sent as it is read."""
 
-import bz2
-import gzip
-import io
-import lzma
 import os
 import re
 import stat
 import sys
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hyper.v1 import build_pb2 as pb
 from hyperctl.dockerignore import Ignored
 from hyperctl.errors import NOT_FOUND, CliError, InvalidError
 from hyperctl.pack import BLOCK, pack_entry
+from hyperctl.packed import is_packed, split_repository, unpacked
+from hyperctl.pipes import CHUNK_BYTES, STANDARD
 
-STANDARD = "-"
 MAX_DOCKERFILE_BYTES = 1 << 20
-CHUNK_BYTES = 1 << 20
-_GIT = re.compile(r"(?:git://|git@|ssh://|github\.com/)|https?://.*\.git(?:#.*)?$")
-_OPENERS: dict[bytes, Callable[[Any], Any]] = {  # by what such a file begins with
-    b"\x1f\x8b": lambda source: gzip.GzipFile(fileobj=source),
-    b"BZh": bz2.BZ2File,
-    b"\xfd7zXZ": lzma.LZMAFile,
-}
-_ZSTD = b"\x28\xb5\x2f\xfd"
+_ZSTD_HINT = "zstd -d | hyper build -"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +37,10 @@ def open_context(place: str, dockerfile: str) -> Context:
         )
     if place == STANDARD:
         return _from_standard_input(dockerfile)
-    if _GIT.match(place):
+    if repository := split_repository(place):
         if dockerfile == STANDARD:
-            return Context(_git(place, _read(STANDARD), ""), iter(()))
-        return Context(_git(place, b"", dockerfile), iter(()))
+            return Context(_git(*repository, _read(STANDARD), ""), iter(()))
+        return Context(_git(*repository, b"", dockerfile), iter(()))
     if re.match(r"https?://", place):
         raise InvalidError("hyper fetches no URLs", subject=place, hint=f"curl -L {place} | hyper build -")
     return _from_directory(place, dockerfile)
@@ -156,15 +145,9 @@ def _from_standard_input(dockerfile: str) -> Context:
     if sys.stdin.isatty():
         raise InvalidError("refusing to read a context from a terminal", subject="build", hint="redirect")
     first = _fill(b"", tarfile.BLOCKSIZE)
-    if first.startswith(_ZSTD):
-        raise InvalidError("is compressed with zstd", subject="the context", hint="zstd -d | hyper build -")
-    start = next((kind for kind in _OPENERS if first.startswith(kind)), b"")
-    if start:
+    if is_packed(first, "the context", hint=_ZSTD_HINT) or _is_tar(first):
         options = pb.BuildOptions(dockerfile_path=dockerfile, apply_ignore_file=True)
-        return Context(options, _decompressed(first, start))
-    if _is_tar(first):
-        options = pb.BuildOptions(dockerfile_path=dockerfile, apply_ignore_file=True)
-        return Context(options, _rest(first))
+        return Context(options, unpacked(_rest(first), "the context", hint=_ZSTD_HINT))
     text = _fill(first, MAX_DOCKERFILE_BYTES + 1)
     if len(text) > MAX_DOCKERFILE_BYTES:
         raise InvalidError("is neither a tar nor a Dockerfile", subject="standard input")
@@ -185,29 +168,6 @@ def _rest(first: bytes) -> Iterator[bytes]:
         yield data
 
 
-def _decompressed(first: bytes, kind: bytes) -> Iterator[bytes]:
-    """Pieces of 1 MiB at the most, whatever they were compressed to."""
-    with _Joined(first) as source, _OPENERS[kind](source) as plain:
-        while data := plain.read(CHUNK_BYTES):
-            yield data
-
-
-class _Joined(io.RawIOBase):
-    """What was read of standard input already, then the rest of it."""
-
-    def __init__(self, first: bytes) -> None:
-        self._first = first
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._first[: len(buffer)] or os.read(0, len(buffer))
-        self._first = self._first[len(data) :]
-        buffer[: len(data)] = data
-        return len(data)
-
-
 def _is_tar(block: bytes) -> bool:
     try:
         tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
@@ -216,12 +176,9 @@ def _is_tar(block: bytes) -> bool:
     return True
 
 
-def _git(place: str, text: bytes, dockerfile: str) -> pb.BuildOptions:
+def _git(url: str, fragment: str, text: bytes, dockerfile: str) -> pb.BuildOptions:
     """URL[#REF[:DIRECTORY]], as Docker has it."""
-    url, _, fragment = place.partition("#")
     ref, _, directory = fragment.partition(":")
-    if url.startswith("github.com/"):
-        url = f"https://{url}"
     return pb.BuildOptions(
         dockerfile=text,
         dockerfile_path=dockerfile,

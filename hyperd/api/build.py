@@ -8,14 +8,16 @@ from hyper.v1 import build_pb2 as wire
 from hyper.v1 import build_pb2_grpc
 from hyperd.api import image_convert as convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.api.uploads import MAX_DATA_BYTES, first_request
+from hyperd.api.uploads import MAX_DATA_BYTES, first_request, tell
 from hyperd.build import Builds, Event
 from hyperd.errors import InvalidError, TimeoutExpiredError
 from hyperd.host.groups import first_error
+from hyperd.image import paced
 from hyperd.model.build import BuildFailed, BuildSpec, Built, GitContext, Output, Secret
 from hyperd.model.image import Credentials, LayerProgress
 
 QUEUED_PIECES = 4
+STALL_TIMEOUT_S = 180.0  # the caller reads what he packs
 ANSWER_TIMEOUT_S = 120.0  # a credential helper may ask its user
 MAX_DOCKERFILE_BYTES = 1 << 20
 
@@ -71,19 +73,24 @@ class _Caller:
                     raise InvalidError(f"{other!r} cannot come after the first request")
         await self._pieces.put(None)
 
-    async def context(self) -> AsyncIterator[bytes]:
+    def context(self) -> AsyncIterator[bytes]:
+        """One who stops sending, or drips, does not keep the turn."""
+        return paced(self._sent(), STALL_TIMEOUT_S)
+
+    async def _sent(self) -> AsyncIterator[bytes]:
         while (piece := await self._pieces.get()) is not None:
             if piece:
                 yield piece
 
     async def tell(self, event: Event) -> None:
-        await self._context.write(_encode_event(event))
+        await tell(self._context, _encode_event(event), "the build")
 
     async def credentials(self, reference: str) -> Credentials | None:
         """What the caller has for the registry of that reference."""
         answer: asyncio.Future[Credentials | None] = asyncio.get_running_loop().create_future()
         self._answers[reference] = answer
-        await self._context.write(wire.BuildImageResponse(credentials_wanted=reference))
+        asked = wire.BuildImageResponse(credentials_wanted=reference)
+        await tell(self._context, asked, "the build")
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await answer

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """ImageService: decode, delegate to the store, encode."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
@@ -9,14 +8,13 @@ from hyper.v1 import image_pb2 as wire
 from hyper.v1 import image_pb2_grpc
 from hyperd.api import image_convert as convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.api.uploads import first_request, pieces, received
-from hyperd.errors import InvalidError, TimeoutExpiredError
+from hyperd.api.uploads import first_request, pieces, received, tell
+from hyperd.errors import InvalidError
 from hyperd.image.base import DEFAULT_LIMIT, ImageStore
 from hyperd.model.image import Image
 from hyperd.sandbox import Fleet
 
 MAX_SAVED = 1000  # names in one request
-LISTENS_TIMEOUT_S = 180.0
 
 
 class ImageServicer(image_pb2_grpc.ImageServiceServicer):
@@ -101,7 +99,7 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             data = received(requests, lambda request: request.data, first.data)
             async with contextlib.aclosing(self._images.load(data, platform=platform)) as events:
                 async for event in events:
-                    await _tell(context, convert.encode_load(event))
+                    await tell(context, convert.encode_load(event), "archive")
 
     async def ImportImage(
         self, requests: AsyncIterator[wire.ImportImageRequest], context: Context
@@ -162,17 +160,6 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
                     for image in found
                 ]
             )
-
-
-async def _tell(context: Context, response: wire.LoadImagesResponse) -> None:
-    """A load has one of a few places while it tells; one whom nobody listens to gives it back."""
-    try:
-        async with asyncio.timeout(LISTENS_TIMEOUT_S):
-            await context.write(response)
-    except TimeoutError as error:
-        raise TimeoutExpiredError(
-            f"nobody has read what the load tells for {LISTENS_TIMEOUT_S:g} s", subject="archive"
-        ) from error
 
 
 def _import_data(request: wire.ImportImageRequest) -> bytes:

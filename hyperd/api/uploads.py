@@ -1,14 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 """Request streams of bytes, bounded, read no faster than they are used."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
-from hyperd.errors import InvalidError
+from google.protobuf.message import Message
+
+from hyperd.api.status import Context
+from hyperd.errors import InvalidError, TimeoutExpiredError
 
 T = TypeVar("T")
 
 MAX_DATA_BYTES = 1 << 20  # of one message, in both directions
+LISTENS_TIMEOUT_S = 180.0
+
+
+async def tell(context: Context, response: Message, what: str) -> None:
+    """For one who has a place while he is told of it: one who does not listen gives it back.
+
+    Raises TimeoutExpiredError.
+    """
+    try:
+        async with asyncio.timeout(LISTENS_TIMEOUT_S):
+            await context.write(response)
+    except TimeoutError as error:
+        raise TimeoutExpiredError(
+            f"nobody has read what it tells for {LISTENS_TIMEOUT_S:g} s", subject=what
+        ) from error
 
 
 async def first_request(requests: AsyncIterator[T], what: str) -> T:

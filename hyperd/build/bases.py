@@ -9,8 +9,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 
 from hyperd.build.builder import TRANSFER_TIMEOUT_S, Builder
-from hyperd.errors import ImageNotFoundError, InvalidError
-from hyperd.image import ImageStore
+from hyperd.errors import ImageNotFoundError, InvalidError, UnsupportedError
+from hyperd.image import ImageStore, Transport, parse_source
 from hyperd.model.build import Output
 from hyperd.model.image import Credentials, Image, LayerProgress, Platform, PullNotice
 
@@ -39,7 +39,7 @@ class Bases:
         """
         found: dict[str, Image] = {}
         for reference in references:
-            with contextlib.suppress(InvalidError):
+            if _is_name(reference):
                 found[reference] = await self._find(reference, pull=pull)
         return found
 
@@ -66,7 +66,7 @@ class Bases:
         if not found:
             return {}
         ids = {_hex(image): image for image in found.values()}
-        has = set((await builder.ask(["sh", "-c", _HAS, "sh", *ids])).split())
+        has = set((await builder.ask(["sh", "-c", _HAS, "sh", *ids], keep_bytes=66 * len(ids))).split())
         for digits, image in ids.items():
             if digits not in has:
                 await self._hand_over(image, builder)
@@ -84,6 +84,14 @@ class Bases:
 
 def _hex(image: Image) -> str:
     return image.image_id.removeprefix("sha256:")
+
+
+def _is_name(reference: str) -> bool:
+    """Of an image here or in a registry: an archive or a directory of this host is not for a Dockerfile to name."""
+    try:
+        return _is_id(reference) or parse_source(reference).transport is Transport.DOCKER
+    except (InvalidError, UnsupportedError):
+        return False
 
 
 def _is_id(reference: str) -> bool:

@@ -54,9 +54,10 @@ class Builder:
         *,
         stdin: AsyncIterator[bytes] | None = None,
         timeout_s: float = STEP_TIMEOUT_S,
+        keep_bytes: int = EVIDENCE_BYTES,
     ) -> str:
-        """The end of what it said. Raises UnavailableError when it fails, too."""
-        code, said = await self.attempt(args, stdin=stdin, timeout_s=timeout_s)
+        """The end of what it said, ``keep_bytes`` of it. Raises UnavailableError when it fails, too."""
+        code, said = await self.attempt(args, stdin=stdin, timeout_s=timeout_s, keep_bytes=keep_bytes)
         if code:
             raise UnavailableError(
                 f"`{args[0]}` ended with status {code} in the builder",
@@ -71,12 +72,13 @@ class Builder:
         *,
         stdin: AsyncIterator[bytes] | None = None,
         timeout_s: float = STEP_TIMEOUT_S,
+        keep_bytes: int = EVIDENCE_BYTES,
     ) -> tuple[int, str]:
         tail = bytearray()
 
         async def hear(data: bytes) -> None:
             tail.extend(data)
-            del tail[:-EVIDENCE_BYTES]
+            del tail[:-keep_bytes]
 
         code = await self.run(args, hear=hear, stdin=stdin, timeout_s=timeout_s)
         return code, tail.decode(errors="replace").strip()
@@ -89,45 +91,53 @@ class Builder:
     async def read(self, path: str, limit_bytes: int) -> bytes:
         """Raises NotFoundError, InvalidError (larger than that, or no file)."""
         content = bytearray()
-        async with contextlib.aclosing(self.stream(path, limit_bytes)) as pieces:
+        async with self.opened(path, limit_bytes) as pieces:
             async for piece in pieces:
                 content += piece
         return bytes(content)
 
-    async def stream(self, path: str, limit_bytes: int) -> AsyncGenerator[bytes, None]:
-        """A file's content, as it comes."""
-        async with (
-            contextlib.aclosing(self._tar(path)) as tar,
-            contextlib.aclosing(content_of(tar, limit_bytes)) as pieces,
-        ):
-            async for piece in pieces:
-                yield piece
+    @contextlib.asynccontextmanager
+    async def opened(self, path: str, limit_bytes: int) -> AsyncIterator[AsyncIterator[bytes]]:
+        """A file's content, as it comes. ``files.read`` answers to a callback: a queue of a few pieces turns it round.
 
-    async def _tar(self, path: str) -> AsyncGenerator[bytes, None]:
-        """``files.read`` answers to a callback; a queue of a few pieces turns it round."""
-        pieces: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED_PIECES)
-        failed: list[HyperError] = []
+        Not a generator: nobody could leave one early whose reader is a task of its own.
+        """
+        pieces: asyncio.Queue[bytes | HyperError | None] = asyncio.Queue(QUEUED_PIECES)
 
         async def respond(item: PathStat | bytes) -> None:
             if isinstance(item, bytes):
                 await pieces.put(item)
 
-        async def work() -> None:
+        async def read() -> None:
             try:
                 await self._handle.files.read(path.encode(), respond)
             except HyperError as error:
-                failed.append(error)
-            await pieces.put(None)
+                await pieces.put(error)
+            else:
+                await pieces.put(None)
 
+        failure: Exception | None = None
         async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(work())
+            reading = tasks.create_task(read())
             try:
-                while (piece := await pieces.get()) is not None:
-                    yield piece
+                async with (
+                    contextlib.aclosing(_taken(pieces)) as tar,
+                    contextlib.aclosing(content_of(tar, limit_bytes)) as content,
+                ):
+                    yield content
+            except Exception as error:  # noqa: BLE001 - whoever reads hears his own error, not a group of it
+                failure = error
             finally:
                 reading.cancel()
-        if failed:
-            raise failed[0]
+        if failure is not None:
+            raise failure
+
+
+async def _taken(pieces: "asyncio.Queue[bytes | HyperError | None]") -> AsyncGenerator[bytes, None]:
+    while (piece := await pieces.get()) is not None:
+        if isinstance(piece, HyperError):
+            raise piece
+        yield piece
 
 
 async def _feed(session: Session, data: AsyncIterator[bytes]) -> None:

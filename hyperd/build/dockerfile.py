@@ -5,15 +5,20 @@ What is not understood here is left to the engine, which then says what is wrong
 few is an image that the engine does not find. Grammar: github.com/moby/buildkit frontend/dockerfile/parser.
 """
 
+import bisect
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from hyperd.build.words import expand
 
 MAX_BYTES = 1 << 20
 MAX_IMAGES = 100
+MAX_STAGES = 1000
+MAX_NAME = 500  # letters of an image's name; its repository has at most 255, and its tag 128
+MAX_VALUES = 1 << 20  # letters of all variables that are known at once
 SCRATCH = "scratch"
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z]+)\s*=\s*(\S+)\s*$")
 _HEREDOC = re.compile(r"<<(-?)([\"']?)([A-Za-z_][A-Za-z0-9_.]*)\2(?=\s|$)")
@@ -26,11 +31,41 @@ class Instruction:
     rest: str
 
 
+class Values(dict[str, str]):
+    """Variables. A Dockerfile that makes more of them than anybody means is left with empty ones."""
+
+    def __init__(self, values: Mapping[str, str] = MappingProxyType({})) -> None:
+        super().__init__(values)
+        self._letters = 0
+
+    def put(self, name: str, value: str) -> None:
+        self._letters += len(value)
+        self[name] = value if self._letters <= MAX_VALUES else ""
+
+
 @dataclass(slots=True)
 class Stage:
     base: str | None  # None: not understood
     name: str = ""
     uses: set[str] = field(default_factory=set)  # of COPY --from and RUN --mount
+
+
+class Places:
+    """Where stages stand, by name."""
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self._of: dict[str, list[int]] = {}
+        for at, stage in enumerate(stages):
+            if stage.name:
+                self._of.setdefault(stage.name, []).append(at)
+
+    def before(self, end: int, name: str) -> int | None:
+        """The last of that name, or number, before ``end``."""
+        if name.isdecimal() and len(name) < len(str(MAX_STAGES)) + 1 and int(name) < end:
+            return int(name)
+        of_that_name = self._of.get(name.lower(), [])
+        found = bisect.bisect_left(of_that_name, end)
+        return of_that_name[found - 1] if found else None
 
 
 def base_images(
@@ -40,10 +75,11 @@ def base_images(
     escape, lines = _directives(text[:MAX_BYTES].decode(errors="replace").removeprefix("\ufeff").splitlines())
     stages = _stages(_instructions(lines, escape), escape, build_args, platform_args)
     found: dict[str, None] = {}
-    for at in _needed(stages, target):
+    places = Places(stages)
+    for at in _needed(stages, places, target):
         for image in (stages[at].base, *sorted(stages[at].uses)):
             is_image = image and image != SCRATCH and not image.isdecimal()
-            if image and is_image and _stage_of(image, stages[:at]) is None:
+            if image and is_image and places.before(at, image) is None:
                 found[image] = None
     return list(found)[:MAX_IMAGES]
 
@@ -65,9 +101,9 @@ def _instructions(lines: Sequence[str], escape: str) -> Iterator[Instruction]:
     for first in waiting:
         if not first.strip() or first.lstrip().startswith("#"):
             continue
-        logical = first.strip()
-        while _continues(logical, escape):
-            logical = logical.rstrip()[:-1]
+        parts = [first.strip()]
+        while _continues(parts[-1], escape):
+            parts[-1] = parts[-1].rstrip()[:-1]
             following = next(waiting, None)
             while following is not None and (
                 not following.strip() or following.lstrip().startswith("#")
@@ -75,7 +111,8 @@ def _instructions(lines: Sequence[str], escape: str) -> Iterator[Instruction]:
                 following = next(waiting, None)
             if following is None:
                 break
-            logical += following.rstrip()
+            parts.append(following.rstrip())
+        logical = "".join(parts)
         name, _, rest = logical.partition(" ") if " " in logical else logical.partition("\t")
         instruction = Instruction(name.upper(), rest.strip())
         if instruction.name in _WITH_HEREDOCS:
@@ -103,12 +140,14 @@ def _stages(
 ) -> list[Stage]:
     """ARGs before the first FROM are known to every FROM; those of a stage to that stage."""
     stages: list[Stage] = []
-    outer: dict[str, str] = dict(platform_args)
+    outer = Values(platform_args)
     values = outer
     for instruction in instructions:
         if instruction.name == "FROM":
+            if len(stages) == MAX_STAGES:
+                break
             stages.append(_from(instruction.rest, outer, escape))
-            values = {}
+            values = Values()
         elif instruction.name == "ARG":
             _declare(instruction.rest, values, outer if stages else {}, build_args, escape)
         elif instruction.name == "ENV" and stages:
@@ -121,27 +160,27 @@ def _stages(
 def _from(rest: str, outer: Mapping[str, str], escape: str) -> Stage:
     words = [word for word in rest.split() if not word.startswith("--")]
     name = words[2].lower() if len(words) == 3 and words[1].upper() == "AS" else ""
-    return Stage(expand(words[0], outer, escape) if words else None, name)
+    return Stage(_image(words[0], outer, escape) if words else None, name)
 
 
 def _declare(
-    rest: str, values: dict[str, str], outer: Mapping[str, str], build_args: Mapping[str, str], escape: str
+    rest: str, values: Values, outer: Mapping[str, str], build_args: Mapping[str, str], escape: str
 ) -> None:
     for word in rest.split():
         name, equals, default = word.partition("=")
         if name in build_args:
-            values[name] = build_args[name]
+            values.put(name, build_args[name])
         elif equals:
-            values[name] = expand(default, values, escape) or ""
+            values.put(name, expand(default, values, escape) or "")
         elif name in outer:
-            values[name] = outer[name]
+            values.put(name, outer[name])
 
 
-def _set(rest: str, values: dict[str, str], escape: str) -> None:
+def _set(rest: str, values: Values, escape: str) -> None:
     for word in rest.split():
         name, equals, value = word.partition("=")
         if equals:
-            values[name] = expand(value, values, escape) or ""
+            values.put(name, expand(value, values, escape) or "")
 
 
 def _uses(instruction: Instruction, values: Mapping[str, str], escape: str) -> Iterator[str]:
@@ -155,9 +194,14 @@ def _uses(instruction: Instruction, values: Mapping[str, str], escape: str) -> I
         else:
             continue
         for text in named:
-            image = expand(text, values, escape)
+            image = _image(text, values, escape)
             if image:
                 yield image
+
+
+def _image(word: str, values: Mapping[str, str], escape: str) -> str | None:
+    name = expand(word, values, escape)
+    return name if name is not None and len(name) <= MAX_NAME else None
 
 
 def _flags(rest: str) -> Iterator[str]:
@@ -170,11 +214,11 @@ def _flags(rest: str) -> Iterator[str]:
             yield word
 
 
-def _needed(stages: Sequence[Stage], target: str) -> list[int]:
+def _needed(stages: Sequence[Stage], places: Places, target: str) -> list[int]:
     """The target and what it stands on, in the order of the file."""
     if not stages:
         return []
-    last = len(stages) - 1 if not target else _stage_of(target, stages)
+    last = len(stages) - 1 if not target else places.before(len(stages), target)
     if last is None:
         return []
     wanted: set[int] = set()
@@ -185,16 +229,7 @@ def _needed(stages: Sequence[Stage], target: str) -> list[int]:
             continue
         wanted.add(at)
         for image in (stages[at].base, *stages[at].uses):
-            earlier = _stage_of(image, stages[:at]) if image else None
+            earlier = places.before(at, image) if image else None
             if earlier is not None:
                 waiting.append(earlier)
     return sorted(wanted)
-
-
-def _stage_of(name: str, stages: Sequence[Stage]) -> int | None:
-    if name.isdecimal() and int(name) < len(stages):
-        return int(name)
-    for at in range(len(stages) - 1, -1, -1):
-        if stages[at].name and stages[at].name == name.lower():
-            return at
-    return None

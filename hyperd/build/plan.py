@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hyperd.errors import InvalidError, UnsupportedError
+from hyperd.image import parse_target
 from hyperd.model.build import BuildSpec
 from hyperd.model.container import ContainerSpec
 from hyperd.model.image import Platform
@@ -52,6 +53,8 @@ def require_valid(spec: BuildSpec, ours: Platform) -> None:
         )
     if len(spec.tags) > MAX_TAGS:
         raise InvalidError(f"there are more than {MAX_TAGS} tags")
+    for tag in spec.tags:
+        parse_target(tag)
     arguments = [*spec.build_args, *spec.labels, *spec.extra_hosts, spec.target, spec.dockerfile_path]
     if len(arguments) > MAX_ARGUMENTS or sum(map(len, arguments)) > MAX_ARGUMENTS_BYTES:
         raise InvalidError(

@@ -50,7 +50,7 @@ async def _take_out(builder: Builder, images: ImageStore, image_id: str, tags: S
     await builder.ask(push, timeout_s=TRANSFER_TIMEOUT_S)
     config = await builder.read(f"{plan.OUT}/{await _config_name(builder)}", MAX_CONFIG_BYTES)
     return await images.take_built(
-        config, lambda diff_id: builder.stream(f"{plan.OUT}/{_hex(diff_id)}", MAX_LAYER_BYTES), tags
+        config, lambda diff_id: builder.opened(f"{plan.OUT}/{_hex(diff_id)}", MAX_LAYER_BYTES), tags
     )
 
 

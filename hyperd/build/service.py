@@ -17,16 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.build import plan
-from hyperd.build.archive import name_in
+from hyperd.build.archive import BuilderImage, image_in
 from hyperd.build.bases import AskCredentials, Respond
 from hyperd.build.builder import Builder
 from hyperd.build.plan import BuilderSizing
 from hyperd.build.work import Work
-from hyperd.errors import ExhaustedError, HyperError, ImageNotFoundError
+from hyperd.errors import ExhaustedError, HyperError, ImageNotFoundError, UnavailableError
 from hyperd.host.workers import Workers
 from hyperd.image import ImageStore
 from hyperd.model.build import BuildFailed, BuildSpec, Built
-from hyperd.model.image import Platform, PullNotice
+from hyperd.model.image import ImageId, Platform, PullNotice
 from hyperd.sandbox import Fleet, SandboxHandle
 
 log = logging.getLogger(__name__)
@@ -83,17 +83,17 @@ class Builds:
         """
         plan.require_valid(spec, self._settings.platform)
         async with self._in_turn(respond), self._builder(spec) as builder:
-            work = Work(spec, builder, self._images, self._settings.platform, respond)
+            work = Work(spec, builder, self._images, self._files, self._settings.platform, respond)
             return await work.run(context, ask_credentials)
 
     @contextlib.asynccontextmanager
     async def _in_turn(self, respond: Respond) -> AsyncIterator[None]:
         if self._waiting >= MAX_WAITING:
             raise ExhaustedError(f"{MAX_WAITING} builds are waiting already")
-        if self._turn.locked():
-            await respond(PullNotice("waiting for another build to end"))
         self._waiting += 1
         try:
+            if self._turn.locked():
+                await respond(PullNotice("waiting for another build to end"))
             await self._tidied.wait()
             await self._turn.acquire()
         finally:
@@ -129,21 +129,39 @@ class Builds:
         except HyperError as error:
             log.error("builder not removed", extra={"sandbox": handle.record.name, "error": str(error)})  # noqa: TRY400
 
-    async def _builder_image(self) -> str:
-        """Its name; loaded when this very one is not here."""
+    async def _builder_image(self) -> ImageId:
+        """The archive's own image, whatever carries its name; loaded when it is not here."""
         archive = self._settings.archive
-        name = await self._files.call(name_in, archive)
+        wanted = await self._files.call(image_in, archive)
+        with contextlib.suppress(ImageNotFoundError):
+            return (await self._images.get(wanted.image_id)).image_id
+        log.info("loading the builder's image", extra={"image": wanted.name})
+        async with contextlib.aclosing(self._images.load(self._pieces(archive), ours=True)) as events:
+            async for _ in events:
+                continue
+        await self._remove_others(wanted)
         try:
-            await self._images.get(name)
-        except ImageNotFoundError:
-            log.info("loading the builder's image", extra={"image": name})
-            async with contextlib.aclosing(self._images.load(self._pieces(archive))) as events:
-                async for _ in events:
-                    continue
-        return name
+            return (await self._images.get(wanted.image_id)).image_id
+        except ImageNotFoundError as error:
+            raise UnavailableError(
+                "is not the image that its manifest tells of", subject=str(archive), evidence=str(error)
+            ) from error
+
+    async def _remove_others(self, wanted: BuilderImage) -> None:
+        """Builders of an earlier set-up, which nothing asks for any more."""
+        repository = f"{wanted.name.rpartition(':')[0]}:"
+        for image in await self._images.list_images():
+            for tag in image.tags:
+                if tag.startswith(repository) and tag != wanted.name:
+                    try:
+                        await self._images.remove(tag, in_use=self._fleet.images_in_use())
+                    except (
+                        HyperError
+                    ) as error:  # somebody runs it; the next one that is loaded comes by again
+                        log.warning("older builder not removed", extra={"image": tag, "error": str(error)})
 
     async def _pieces(self, archive: Path) -> AsyncIterator[bytes]:
-        with archive.open("rb", buffering=0) as file:
+        with await self._files.call(archive.open, "rb", 0) as file:
             while data := await self._files.call(file.read, _CHUNK_BYTES):
                 yield data
 

@@ -2,13 +2,17 @@
 """Variables in a word of a Dockerfile, as FROM and COPY --from know them: $NAME ${NAME} ${NAME:-word} ${NAME:+word}.
 
 Quotes go, a backslash (or whatever the Dockerfile's escape is) keeps the next character as it is. Whatever else stands
-in the braces is not understood here: None, and the engine says what it thinks of it.
+in the braces is not understood here, nor is what comes to more than 64 KiB: None, and the engine says what it thinks of
+it.
 """
 
 import re
 from collections.abc import Mapping
 
 MAX_DEPTH = 10
+MAX_LETTERS = (
+    64 << 10
+)  # of one word, expanded: Docker names an image by fewer, and each word may double the last
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -17,7 +21,7 @@ def expand(word: str, values: Mapping[str, str], escape: str = "\\", depth: int 
     if depth > MAX_DEPTH:
         return None
     out: list[str] = []
-    at, quote = 0, ""
+    at, quote, size = 0, "", 0
     while at < len(word):
         letter = word[at]
         if quote != "'" and letter == escape and at + 1 < len(word):
@@ -31,6 +35,9 @@ def expand(word: str, values: Mapping[str, str], escape: str = "\\", depth: int 
             if found is None:
                 return None
             value, at = found
+            size += len(value)
+            if size > MAX_LETTERS:
+                return None
             out.append(value)
         else:
             out.append(letter)

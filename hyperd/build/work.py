@@ -7,6 +7,7 @@ from hyperd.build import dockerfile, plan, result
 from hyperd.build.bases import AskCredentials, Bases, Respond
 from hyperd.build.builder import TRANSFER_TIMEOUT_S, Builder
 from hyperd.errors import NotFoundError, UnavailableError
+from hyperd.host.workers import Workers
 from hyperd.image import ImageStore
 from hyperd.model.build import BuildFailed, BuildSpec, Built, Output
 from hyperd.model.image import Platform, PullNotice
@@ -20,11 +21,18 @@ _KEEP = 'umask 077; mkdir -p "${1%/*}" && cat >"$1"'
 
 class Work:
     def __init__(
-        self, spec: BuildSpec, builder: Builder, images: ImageStore, platform: Platform, respond: Respond
+        self,
+        spec: BuildSpec,
+        builder: Builder,
+        images: ImageStore,
+        workers: Workers,
+        platform: Platform,
+        respond: Respond,
     ) -> None:
         self._spec = spec
         self._builder = builder
         self._images = images
+        self._workers = workers
         self._platform = platform
         self._respond = respond
 
@@ -35,7 +43,8 @@ class Work:
         if said := await builder.ask([f"{_SCRIPTS}/prepare"]):
             await self._respond(PullNotice(said))
         await self._bring_context(context)
-        wanted = dockerfile.base_images(
+        wanted = await self._workers.call(  # a stranger's text, of up to 1 MiB
+            dockerfile.base_images,
             await self._bring_dockerfile(),
             build_args=plan.args_of(spec.build_args),
             target=spec.target,

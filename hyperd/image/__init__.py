@@ -4,8 +4,10 @@
 from hyperd.image.base import ImageStore, PullEvent
 from hyperd.image.budget import LOW_SHARE, Marks
 from hyperd.image.platform import host_platform, parse_platform
+from hyperd.image.reference import Transport, parse_digest, parse_source, parse_target
 from hyperd.image.settings import ImageSettings
 from hyperd.image.store import OciImageStore
+from hyperd.image.waiting import paced
 
 __all__ = [
     "LOW_SHARE",
@@ -14,6 +16,11 @@ __all__ = [
     "Marks",
     "OciImageStore",
     "PullEvent",
+    "Transport",
     "host_platform",
+    "paced",
+    "parse_digest",
     "parse_platform",
+    "parse_source",
+    "parse_target",
 ]

@@ -2,6 +2,7 @@
 """The image store's door."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import Protocol
 
@@ -92,11 +93,12 @@ class ImageStore(Protocol):
         """
 
     def load(
-        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
         """Images out of a tar as ``save``, `docker save` or `skopeo copy` write it; a LoadedImage for each.
 
-        Raises InvalidError (no such archive), ExhaustedError, and what ``pull`` raises. Nothing but whole images stays.
+        ``ours``: it may bring the builder's name. Raises InvalidError (no such archive, a name that is not free),
+        ExhaustedError, and what ``pull`` raises. Nothing but whole images stays.
         """
 
     async def import_root(self, data: AsyncIterator[bytes], new: NewImage) -> Image:
@@ -110,7 +112,10 @@ class ImageStore(Protocol):
         """
 
     async def take_built(
-        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+        self,
+        config: bytes,
+        read_layer: Callable[[Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+        tags: Sequence[str],
     ) -> Image:
         """An image whose config is ready. Of its layers only those that are not here are read: plain tars, by diff_id.
 

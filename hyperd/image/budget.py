@@ -74,6 +74,7 @@ class Budget:
         return BudgetUsage(marks.high_bytes, marks.low_bytes, self._removed, self._removed_bytes)
 
     def touch(self, image_id: ImageId) -> None:
+        """From any thread: in the transaction that finds the image, so that none comes between that removes it."""
         if self._marks.high_bytes:
             self._used[image_id] = time.time()
 
@@ -98,7 +99,12 @@ class Budget:
     async def write_down(self) -> None:
         """When images were used, for the next daemon."""
         used, self._used = self._used, {}
-        await self._database.transaction(lambda connection: save_uses(connection, used))
+        try:
+            await self._database.transaction(lambda connection: save_uses(connection, used))
+        except BaseException:
+            for image_id, when in used.items():
+                self._used.setdefault(image_id, when)
+            raise
 
     async def _remove_until(self, is_enough: Callable[[int], bool]) -> None:
         freed = 0
@@ -120,11 +126,13 @@ class Budget:
 
     def _oldest(self) -> Callable[[sqlite3.Connection], tuple[Image, removal.Removed] | None]:
         """In one transaction: which one it is, and its end."""
-        # With those that somebody has asked for since the order was written down: a container may be about to have one.
-        in_use = {**self.in_use(), **dict.fromkeys(self._used, "somebody")}
+        users = self.in_use()
         before = time.time() - self._fresh_s
 
         def remove(connection: sqlite3.Connection) -> tuple[Image, removal.Removed] | None:
+            # With those that somebody has asked for since the order was written down: a container may be about to have
+            # one. Looked at here and not before: whoever got an image has touched it in a transaction of his own.
+            in_use = {**users, **dict.fromkeys(list(self._used), "somebody")}
             image_id = choose(last_uses(connection), in_use, before)
             if image_id is None:
                 return None

@@ -29,7 +29,7 @@ from hyperd.image.pull import Parts
 from hyperd.image.reference import Named
 from hyperd.model.image import Digest, Image, ImageId
 
-ReadLayer = Callable[[Digest], AsyncIterator[bytes]]
+ReadLayer = Callable[[Digest], contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]]
 _SUBJECT = "the image that was built"
 _NOTHING = b"{}"
 
@@ -82,7 +82,7 @@ class Building:
     async def _take(
         self, diff_id: Digest, read_layer: ReadLayer, mine: set[Digest], pins: contextlib.AsyncExitStack
     ) -> tuple[Blob, LayerFile]:
-        async with self._intake.taken(read_layer(diff_id)) as draft:
+        async with read_layer(diff_id) as data, self._intake.taken(data) as draft:
             if draft.diff_id != diff_id:
                 raise InvalidError(
                     "a layer is not what the image's config says",

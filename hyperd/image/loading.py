@@ -28,7 +28,7 @@ from hyperd.image.content import hex_of
 from hyperd.image.flights import Flights, Hub
 from hyperd.image.layer_intake import in_time
 from hyperd.image.pull import Known, Parts, Pull
-from hyperd.image.reference import Named, Source, Transport
+from hyperd.image.reference import Named, Source, Transport, require_free
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote
 from hyperd.image.unpack import Unpacker
@@ -52,7 +52,7 @@ class Loading:
         self._threads.close()
 
     async def load(
-        self, data: AsyncIterator[bytes], platform: Platform | None
+        self, data: AsyncIterator[bytes], platform: Platform | None, *, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
         """As ``ImageStore.load``."""
         wanted = platform or platforms.host_platform()
@@ -62,6 +62,9 @@ class Loading:
             async with self._slots:
                 archive = await in_time(self._split(data, directory / "members"), INTAKE_TIMEOUT_S, "image")
                 images = await self._threads.call(find_images, archive, wanted)
+                if not ours:
+                    for name in (name for image in images for name in image.names):
+                        require_free(name)
                 for image in images:
                     candidates |= image.digests
                 for number, image in enumerate(images):

@@ -22,7 +22,7 @@ from hyperd.image.assemble import Assembled, Base, Blob
 from hyperd.image.layer_intake import Draft, Intake
 from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
-from hyperd.image.reference import Named, parse_named
+from hyperd.image.reference import Named, parse_named, require_free
 from hyperd.model.image import Digest, Image, ImageId, NewImage
 
 _NO_DIGEST = Digest("sha256:" + "0" * 64)
@@ -125,4 +125,4 @@ def names_for(reference: str) -> tuple[Named, ...]:
         raise InvalidError(
             "an image cannot be given a digest", subject=reference[:300], hint="give NAME[:TAG]"
         )
-    return (named,)
+    return (require_free(named),)

@@ -18,6 +18,7 @@ from hyperd.model.image import Digest
 
 DEFAULT_REGISTRY = "docker.io"
 DEFAULT_NAMESPACE = "library"
+BUILDER_REPOSITORY = "docker.io/hyper/builder"  # setup/builder.py
 DEFAULT_TAG = "latest"
 MAX_NAME_LENGTH = 255
 MAX_REFERENCE_LENGTH = 4096
@@ -162,12 +163,19 @@ def parse_repository(text: str) -> Named:
     return named
 
 
+def require_free(named: Named) -> Named:
+    """Raises InvalidError for a name that hyperd gives an image itself."""
+    if named.repository == BUILDER_REPOSITORY:
+        raise InvalidError("is a name that hyperd keeps for the image it builds in", subject=str(named))
+    return named
+
+
 def parse_target(text: str) -> Named:
     """A name with a tag, as images are given them. Raises InvalidError."""
     named = parse_named(text)
     if named.digest:
         raise InvalidError("a digest cannot be given as a name", subject=text[:300], hint=_HINT)
-    return named
+    return require_free(named)
 
 
 def id_prefix(text: str) -> str:

@@ -232,11 +232,12 @@ class OciImageStore:
             yield replace(remote, authfile=authfile)
 
     async def get(self, reference: str) -> Image:
-        image = await self._database.transaction(
-            lambda connection: records.get_image(connection, records.find_id(connection, reference))
-        )
-        self._budget.touch(image.image_id)
-        return image
+        def find(connection: sqlite3.Connection) -> Image:
+            image = records.get_image(connection, records.find_id(connection, reference))
+            self._budget.touch(image.image_id)
+            return image
+
+        return await self._database.transaction(find)
 
     async def list_images(self) -> list[Image]:
         images = await self._database.transaction(
@@ -332,7 +333,7 @@ class OciImageStore:
         wanted = searches.Search(term, limit, tls_insecure, credentials)
         if credentials is not None:
             require_sensible(credentials)
-        return await searches.search(wanted, web.fetch)
+        return await searches.search(wanted, lambda asked: web.fetch(asked, self._workers))
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         self._budget.touch(image_id)
@@ -393,10 +394,10 @@ class OciImageStore:
         return self._saving.save(images, platform)
 
     async def load(
-        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
         try:
-            async with contextlib.aclosing(self._loading.load(data, platform)) as events:
+            async with contextlib.aclosing(self._loading.load(data, platform, ours=ours)) as events:
                 async for event in events:
                     if isinstance(event, LoadedImage):
                         await self._came_in(event.image)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import unquote, urljoin, urlsplit
 
 from hyperd.errors import UnavailableError
+from hyperd.host.workers import Workers
 from hyperd.model.image import Credentials
 
 ANSWER_TIMEOUT_S = 60.0
@@ -44,16 +45,16 @@ class Answer:
     body: bytes
 
 
-async def fetch(asked: Asked) -> Answer:
-    """Whatever status the answer has, redirects followed. Raises UnavailableError."""
+async def fetch(asked: Asked, workers: Workers) -> Answer:
+    """Whatever status the answer has, redirects followed. ``workers`` read certificates. Raises UnavailableError."""
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            answer = await _fetch_either(asked)
+            answer = await _fetch_either(asked, workers)
             for _ in range(MAX_REDIRECTS):
                 if answer.status not in _REDIRECTS or "location" not in answer.headers:
                     break
                 asked = _redirected(asked, answer.headers["location"])
-                answer = await _fetch_either(asked)
+                answer = await _fetch_either(asked, workers)
             return answer
     except TimeoutError as error:
         raise _unreachable(asked, f"no whole answer after {ANSWER_TIMEOUT_S:g} s") from error
@@ -61,13 +62,13 @@ async def fetch(asked: Asked) -> Answer:
         raise _unreachable(asked, str(error)) from error
 
 
-async def _fetch_either(asked: Asked) -> Answer:
+async def _fetch_either(asked: Asked, workers: Workers) -> Answer:
     try:
-        return await _fetch(asked)
+        return await _fetch(asked, workers)
     except _NO_TLS:
         if not asked.insecure or asked.scheme == "http":
             raise
-    return await _fetch(replace(asked, scheme="http"))
+    return await _fetch(replace(asked, scheme="http"), workers)
 
 
 def _redirected(asked: Asked, location: str) -> Asked:
@@ -80,8 +81,8 @@ def _redirected(asked: Asked, location: str) -> Asked:
     return Asked(target.netloc, path, asked.credentials if same else None, asked.insecure, target.scheme)
 
 
-async def _fetch(asked: Asked) -> Answer:
-    reader, writer = await _connect(asked)
+async def _fetch(asked: Asked, workers: Workers) -> Answer:
+    reader, writer = await _connect(asked, workers)
     try:
         writer.write(_request(asked))
         await writer.drain()
@@ -91,12 +92,12 @@ async def _fetch(asked: Asked) -> Answer:
         writer.transport.abort()
 
 
-async def _connect(asked: Asked) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(asked: Asked, workers: Workers) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     target = urlsplit(f"{asked.scheme}://{asked.host}")
     host, port = target.hostname or "", target.port or {"https": 443, "http": 80}[asked.scheme]
     if asked.scheme == "http":
         return await asyncio.open_connection(host, port, limit=_MAX_LINE_BYTES)
-    context = ssl.create_default_context()
+    context = await workers.call(ssl.create_default_context)  # some hundred certificates
     if asked.insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     proxy = "" if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get("https", "")

@@ -2,8 +2,8 @@
 """``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
 
 ``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
-transaction, four ioctls, four netlink messages. A second hyperd in the same network namespace needs another bridge
-and subnet; neither touches what is the other's.
+transaction, four ioctls, four netlink messages; with a policy it runs nft besides. A second hyperd in the same
+network namespace needs another bridge and subnet; neither touches what is the other's.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ class BridgeNetwork:
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after
-        self._plugs = Plugs(settings, self._taps, self._changing_rules, self._policies)
+        self._plugs = Plugs(settings, self._taps, self._changing_rules, self._policies, self._is_published)
         self._publishing = Publishing(
             database,
             settings.name,
@@ -98,7 +98,7 @@ class BridgeNetwork:
     async def look(self) -> None:
         """Once."""
         try:
-            if self.trouble is None and self._is_prepared():
+            if self.trouble is None and await self._is_prepared():
                 return
             if self.trouble is None and self._bridge is None and not await self.list_leased():
                 return
@@ -254,16 +254,16 @@ class BridgeNetwork:
 
     async def _require_prepared(self) -> None:
         """Look first, so that many who find the rules gone make them once."""
-        if not self._is_prepared():
+        if not await self._is_prepared():
             async with self._preparing:
-                if not self._is_prepared():
+                if not await self._is_prepared():
                     await self._prepare()
 
-    def _is_prepared(self) -> bool:
+    async def _is_prepared(self) -> bool:
         return (
             self._bridge is not None
             and has_rules(self._settings, bridged=self._plugs.is_guarded)
-            and self._policies.stands(self._settings.table)
+            and await self._policies.stands(self._settings.table)
         )
 
     async def _prepare(self) -> None:
@@ -310,7 +310,14 @@ class BridgeNetwork:
             )
 
     def _switch_loopback(self) -> None:
-        let_loopback_in(self._settings.bridge, wanted=bool(self._publishing.forwards))
+        """Of the bridge, and of the taps that are not on it."""
+        published = {forward.address for forward in self._publishing.forwards}
+        let_loopback_in(self._settings.bridge, wanted=bool(published))
+        for wire in self._policies.wires_on(self._settings.table):
+            let_loopback_in(wire.name, wanted=wire.address in published)
+
+    def _is_published(self, address: IPv4Address) -> bool:
+        return any(forward.address == address for forward in self._publishing.forwards)
 
     async def _prepare_records(self) -> None:
         async with self._loading:

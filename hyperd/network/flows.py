@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -32,6 +32,7 @@ class Flow:
     begun_by: IPv4Address
     destination: tuple[IPv4Address, int]  # that it was sent to
     answered_by: tuple[IPv4Address, int]
+    answered_to: IPv4Address
     is_forwarded: bool
     name: bytes  # the kernel's, to forget it by
 
@@ -60,6 +61,19 @@ def forget(begun: Iterable[Forward], ended: Iterable[Forward]) -> None:
 def forget_of(address: IPv4Address) -> None:
     """All with it at one end, of whatever protocol: whether they may is asked anew. Raises OSError."""
     _forget_those(lambda flow: address in (flow.begun_by, flow.answered_by[0]))
+
+
+def forget_strays(floating: Iterable[IPv4Address], inside: Mapping[IPv4Address, IPv4Address]) -> None:
+    """All by one of ``floating`` but with whoever is ``inside`` of it now. Raises OSError."""
+    known = frozenset(floating)
+
+    def is_it(flow: Flow) -> bool:
+        sent_to = flow.destination[0]
+        if sent_to in known:
+            return flow.answered_by[0] != inside.get(sent_to)
+        return flow.answered_to in known and flow.begun_by != inside.get(flow.answered_to)
+
+    _forget_those(is_it)
 
 
 def _forget_those(is_it: Callable[[Flow], bool]) -> None:
@@ -91,11 +105,12 @@ def _dumped(kernel: socket.socket) -> Iterator[Flow]:
 def _parse(body: bytes) -> Flow:
     parts = _attributes(body)
     number, begun_by, destination = _tuple(parts[_ORIGINAL])
-    _, answered_by, _ = _tuple(parts[_REPLY])
+    _, answered_by, answered_to = _tuple(parts[_REPLY])
     (status,) = struct.unpack("!I", parts[_STATUS])
     name = struct.pack("=HH", 4 + len(parts[_ORIGINAL]), _ORIGINAL | 0x8000) + parts[_ORIGINAL]
     changed = bool(status & _DESTINATION_CHANGED)
-    return Flow(_PROTOCOLS.get(number), begun_by[0], destination, answered_by, changed, name)
+    protocol = _PROTOCOLS.get(number)
+    return Flow(protocol, begun_by[0], destination, answered_by, answered_to[0], changed, name)
 
 
 def _tuple(body: bytes) -> tuple[int, tuple[IPv4Address, int], tuple[IPv4Address, int]]:

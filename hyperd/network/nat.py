@@ -17,7 +17,7 @@ from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY, NETLINK_NETFILTE
 from hyperd.network.forwards import Forward
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, render
-from hyperd.network.tap import PREFIX
+from hyperd.network.tap import JUDGED, PREFIX
 
 _log = logging.getLogger(__name__)
 _NFT_TIMEOUT_S = 20.0
@@ -68,6 +68,7 @@ def render_routed(
     )
     own6, within6, nat6 = _render_ipv6(settings)
     routed = f'iifname "{PREFIX}*"'  # a tap with a policy, which has judged this already
+    unjudged = f'{routed} meta mark & {JUDGED:#x} == 0 counter drop comment "its policy is not there"'
     ways = _NO_WAYS if settings.internal else _WAYS
     beyond = ways.format(bridge=bridge)
     return f"""\
@@ -82,6 +83,7 @@ table inet {table} {{
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
+        {unjudged}
         {others}
         iifname != "{bridge}" accept
         ct state established,related accept
@@ -91,6 +93,7 @@ table inet {table} {{
     }}
     chain forward {{
         type filter hook forward priority filter; policy accept;
+        {unjudged}
         iifname "{bridge}" oifname "{bridge}" accept
         {routed} ip saddr {subnet} oifname "{bridge}" accept
         iifname "{bridge}" oifname "{PREFIX}*" ip daddr {subnet} accept
@@ -247,17 +250,19 @@ def enable_forwarding6() -> bool:
     return True
 
 
-def let_loopback_in(bridge: str, *, wanted: bool = True) -> None:
+def let_loopback_in(interface: str, *, wanted: bool = True) -> None:
     """Let the host's own connections to 127.0.0.1 be led to a guest, and their answers back; or no longer.
 
     Only with our rules in force: they keep everybody else from sending to 127.0.0.0/8. Where it may not be changed,
     published ports are not reached at 127.0.0.1, and at the host's other addresses all the same.
     """
-    switch, value = _INTERFACES / bridge / "route_localnet", "1" if wanted else "0"
+    switch, value = _INTERFACES / interface / "route_localnet", "1" if wanted else "0"
     try:
         if switch.read_text().strip() != value:
             switch.write_text(value)
     except FileNotFoundError:
-        return  # so is the bridge
+        return  # so is the interface
     except OSError as error:
-        _log.warning("route_localnet is not as it should be", extra={"bridge": bridge, "error": str(error)})
+        _log.warning(
+            "route_localnet is not as it should be", extra={"interface": interface, "error": str(error)}
+        )

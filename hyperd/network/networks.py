@@ -85,6 +85,7 @@ class BridgeNetworks:
         self._views: dict[str, NetworkView] = {}
         self._floating = Floating(database, pools, settings.table, settings.bridge, self._address_of)
         self._changing = asyncio.Lock()
+        self._loading = asyncio.Lock()
         self._is_loaded = False
         self._named: Callable[[], Iterable[Named]] = tuple
         self._forwarder = Forwarder(upstream)
@@ -174,7 +175,10 @@ class BridgeNetworks:
         await remove_left_taps(sandbox_id)
 
     async def disconnect(self, sandbox_id: SandboxId, network: str) -> None:
-        await self._require(network).disconnect(sandbox_id)
+        try:
+            await self._require(network).disconnect(sandbox_id)
+        finally:  # its address may be somebody else's next
+            await self._floating.follow(sandbox_id)
 
     async def list_parked(self, sandbox_id: SandboxId) -> dict[int, str]:
         leased = {await network.tap_of(sandbox_id) for network in await self._of(sandbox_id)}
@@ -185,10 +189,10 @@ class BridgeNetworks:
             await remove_links([tap])
 
     async def release(self, sandbox_id: SandboxId) -> None:
+        await self._floating.detach(sandbox_id)  # before somebody else may have the address that it leads to
         for network in await self._of(sandbox_id):
             await network.release(sandbox_id)
         await remove_left_taps(sandbox_id)
-        await self._floating.detach(sandbox_id)
         await self._policies.forget(sandbox_id)
 
     async def keep_only(self, wanted: Mapping[SandboxId, Collection[str]]) -> set[SandboxId]:
@@ -197,7 +201,7 @@ class BridgeNetworks:
             for sandbox_id in await network.list_leased():
                 if sandbox_id in wanted and name not in wanted[sandbox_id]:
                     _log.warning("leaving a network", extra={"id": sandbox_id[:12], "network": name})
-                    await network.disconnect(sandbox_id)
+                    await self.disconnect(sandbox_id, name)
                     gone.add(sandbox_id)
         return gone
 
@@ -314,6 +318,7 @@ class BridgeNetworks:
         for network in self._networks.values():
             network.close()
         self._policies.close()
+        self._floating.close()
 
     async def _serve_policed(self, network: BridgeNetwork) -> None:
         """They ask here, whatever their network."""
@@ -367,14 +372,15 @@ class BridgeNetworks:
             server.close()
 
     async def _load(self) -> None:
-        if self._is_loaded:
-            return
-        for view in await self._definitions.list_all():
-            self._views[view.spec.name] = view
-            self._networks[view.spec.name] = BridgeNetwork(
-                self._settings_of(view), self._database, self._at_port, self._policies
-            )
-        self._is_loaded = True
+        async with self._loading:  # else there might be two of one bridge
+            if self._is_loaded:
+                return
+            for view in await self._definitions.list_all():
+                self._views[view.spec.name] = view
+                self._networks[view.spec.name] = BridgeNetwork(
+                    self._settings_of(view), self._database, self._at_port, self._policies
+                )
+            self._is_loaded = True
 
     async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
         for network in await self._of(sandbox_id):

@@ -8,9 +8,9 @@ import asyncio
 import contextlib
 import errno
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv6Address
+from ipaddress import IPv4Address, IPv6Address
 
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -22,6 +22,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.network import links
 from hyperd.network.bridge import Bridge
 from hyperd.network.leases import Lease
+from hyperd.network.nat import let_loopback_in
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import Place, Policies, Wire, route
 from hyperd.network.pool import address6_of, link_local_of
@@ -42,12 +43,18 @@ class Plugs:
     """``lock``: nobody else changes the rules meanwhile."""
 
     def __init__(
-        self, settings: BridgeSettings, taps: Workers, lock: asyncio.Lock, policies: Policies
+        self,
+        settings: BridgeSettings,
+        taps: Workers,
+        lock: asyncio.Lock,
+        policies: Policies,
+        is_published: Callable[[IPv4Address], bool],
     ) -> None:
         self._settings = settings
         self._taps = taps
         self._lock = lock
         self._policies = policies
+        self._is_published = is_published
         self._place = Place(settings.table, settings.internal)
         self.is_guarded = True  # each tap has rules of its own
         self._gone: Batch[_Gone] = Batch(self._remove, links.MOST)
@@ -82,9 +89,9 @@ class Plugs:
             index = socket.if_nametoindex(lease.tap)
         except OSError:
             return  # it will be with its tap
-        await self._policies.arm(self._place, lease.sandbox_id, wire)
-        await self._route(index, lease, bridge, owner)
-        await self._policies.cut(wire)
+        if await self._policies.arm_again(self._place, lease.sandbox_id, wire):
+            await self._route(index, lease, bridge, owner)
+            await self._policies.cut(wire)
 
     async def stand_by_policies(self, leases: Iterable[Lease], bridge: Bridge, owner: str) -> None:
         """Of all that run. Where their rules cannot be made, they are off the network."""
@@ -162,6 +169,7 @@ class Plugs:
                 limited = self._policies.limited(lease.sandbox_id, self._wire(lease))
                 alias = alias_of(owner, lease.sandbox_id)
                 await route(netlink, index, limited, mtu=bridge.mtu, ifalias=alias)
+        let_loopback_in(lease.tap, wanted=self._is_published(lease.address))
 
     def _wire(self, lease: Lease) -> Wire:
         settings = self._settings

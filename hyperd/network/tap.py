@@ -21,6 +21,7 @@ _IFF_NO_PI = 0x1000
 _IFF_VNET_HDR = 0x4000
 _FLAGS = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
 PREFIX = "hyt"
+JUDGED = 0x00200000  # the bit in the mark of packets from a tap with a policy, of which that has been asked
 _NAME_LENGTH = 15
 _SLOT_LETTERS = "ghijklmnopqrstuv"  # no hexadecimal digits
 SLOTS = 1 + len(_SLOT_LETTERS)  # NICs of one sandbox
@@ -36,10 +37,11 @@ def tap_name(sandbox_id: SandboxId, slot: int = 0) -> str:
 def existing_taps(sandbox_id: SandboxId) -> dict[int, str]:
     """By slot, on a network or not."""
     found = {slot: tap_name(sandbox_id, slot) for slot in range(SLOTS)}
-    return {slot: name for slot, name in found.items() if _exists(name)}
+    return {slot: name for slot, name in found.items() if has_tap(name)}
 
 
-def _exists(name: str) -> bool:
+def has_tap(name: str) -> bool:
+    """Or an interface of this name."""
     try:
         socket.if_nametoindex(name)
     except OSError:

@@ -17,21 +17,29 @@ _GROUP = 1 << 6  # NFNLGRP_NFTABLES
 _DELTABLE = 10 << 8 | 2
 _MESSAGE_BYTES = 1 << 16
 _AT_ONCE = 64
+TOGETHER_S = 0.2
 
 
 class TableWatch:
     def __init__(self, kernel: socket.socket) -> None:
         self._kernel = kernel
+        self._next_at = 0.0
         self._gone = asyncio.Event()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Until some table was taken away, since the last call; False when none was for so long."""
+        """Until some table was taken away, since the last call; False when none was for so long.
+
+        The first is told at once, those that follow together: others may replace theirs all the time.
+        """
+        loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout_s):
                 await self._gone.wait()
         except TimeoutError:
             return False
+        await asyncio.sleep(self._next_at - loop.time())
         self._gone.clear()
+        self._next_at = loop.time() + TOGETHER_S
         return True
 
     def hear(self) -> None:

@@ -138,7 +138,7 @@ class Fleet(RestoringFleet):
             driver = await self._record(record)
         except BaseException:
             if promised is not None:
-                self._tasks.create_task(self._services.runner.spares.give_up(promised))
+                self._tasks.create_task(self._services.runner.spares.take_back(promised))
             raise
         log.info("created", extra={"sandbox": name, "id": record.sandbox_id[:12], "image": spec.image})
         return driver.view(), warnings
@@ -225,14 +225,14 @@ class Fleet(RestoringFleet):
                 log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
         self._missing, self._surplus = missing, surplus
         await self._detach_idle(running)
+        await self.volume_vms.end_left()
         await self._services.runner.rooms.shares.tidy()
 
     async def _detach_idle(self, running: Collection[SandboxId]) -> None:
         """Volumes of a VM that could not be ended, and has gone since."""
         volumes = self._services.runner.rooms.volumes
         try:
-            users = [user for volume in await volumes.list() for user in volume.users if user.attached]
-            idle = {user.sandbox_id for user in users if self._is_idle(user.sandbox_id)} - set(running)
+            idle = {holder for holder in await volumes.attached() if self._is_idle(holder)} - set(running)
             for sandbox_id in idle & self._holding:
                 if self._is_idle(sandbox_id):
                     log.warning("detaching the volumes of a VM that is gone", extra={"id": sandbox_id[:12]})

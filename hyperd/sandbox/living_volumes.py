@@ -6,6 +6,7 @@ a container that runs     its disk, then the guest is asked: to take the room, o
 one that is paused        copied as it stands; it does not grow
 """
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -169,17 +170,19 @@ class LivingVolumes:
             await _let_go(guest, writer.serial)
             return await self._copied_at_once(tenure, volume, take, error)
 
+        deadline = asyncio.timeout(STILL_S)  # a copy that takes longer is worth nothing
+
         async def settle() -> Consistency:
+            deadline.reschedule(None)
             if not await guest.thaw_volume(writer.serial):
-                raise UnavailableError(
-                    f"was not copied within the {STILL_S:g} s that a guest's writers wait",
-                    subject=f"volume {volume.name}",
-                    hint="stop or pause the container first, or keep hyperd's state on XFS or btrfs",
-                )
+                raise _too_slow(volume)
             return Consistency.FROZEN
 
         try:
-            return await take(volume, settle)
+            async with deadline:
+                return await take(volume, settle)
+        except TimeoutError as error:
+            raise _too_slow(volume) from error
         finally:
             await to_the_end(_let_go(guest, writer.serial))
 
@@ -235,3 +238,11 @@ async def _let_go(guest: Guest, serial: str) -> None:
         await guest.thaw_volume(serial)
     except HyperError as error:
         log.warning("volume goes on by itself", extra={"serial": serial, "error": str(error)})
+
+
+def _too_slow(volume: Volume) -> UnavailableError:
+    return UnavailableError(
+        f"was not copied within the {STILL_S:g} s that a guest's writers wait",
+        subject=f"volume {volume.name}",
+        hint="stop or pause the container first, or keep hyperd's state on XFS or btrfs",
+    )

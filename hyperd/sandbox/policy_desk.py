@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What containers may begin and hear on the network, as users ask for it: also of one that has gone."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -40,6 +41,7 @@ class PolicyDesk:
         self._network = network
         self._find = find
         self._records = records
+        self._changing = asyncio.Lock()
 
     @property
     def groups(self) -> SecurityGroups:
@@ -47,22 +49,20 @@ class PolicyDesk:
 
     async def set_egress(self, reference: str, policy: str) -> None:
         """Raises InvalidError, NotFoundError."""
-        record = self._find(reference)
-        limits = limits_of(as_limited(self._network, record).spec)
-        await self._change(record, replace(limits, egress=policy))
+        await self._change(reference, lambda limits: replace(limits, egress=policy))
 
     async def change_groups(
         self, reference: str, added: Sequence[str], removed: Sequence[str]
     ) -> tuple[str, ...]:
         """Those that it has then. Raises NotFoundError."""
-        record = self._find(reference)
-        limits = limits_of(as_limited(self._network, record).spec)
-        groups = tuple(name for name in dict.fromkeys((*limits.groups, *added)) if name not in removed)
-        for name in removed:
-            self.groups.get(name)
-        if groups != limits.groups:
-            await self._change(record, replace(limits, groups=groups))
-        return groups
+
+        def changed(limits: Limits) -> Limits:
+            groups = tuple(name for name in dict.fromkeys((*limits.groups, *added)) if name not in removed)
+            for name in removed:
+                self.groups.get(name)
+            return replace(limits, groups=groups)
+
+        return (await self._change(reference, changed, only_if_other=True)).groups
 
     def inspect(self, reference: str) -> tuple[ContainerRecord, Limits]:
         """As they are now."""
@@ -102,6 +102,15 @@ class PolicyDesk:
             )
         await self._network.policies.remove_group(name)
 
-    async def _change(self, record: ContainerRecord, limits: Limits) -> None:
-        await self._network.policies.change(record.sandbox_id, limits, record.name)
-        await self._network.enforce(record.sandbox_id)
+    async def _change(
+        self, reference: str, change: Callable[[Limits], Limits], *, only_if_other: bool = False
+    ) -> Limits:
+        """One after the other: of two changes none takes back what the other forbids."""
+        async with self._changing:
+            record = self._find(reference)
+            before = limits_of(as_limited(self._network, record).spec)
+            limits = change(before)
+            if limits != before or not only_if_other:
+                await self._network.policies.change(record.sandbox_id, limits, record.name)
+                await self._network.enforce(record.sandbox_id)
+            return limits

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Back to a host without sandboxes: all containers go, and with them all that the network has made for them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hyperd.errors import WrongStateError
+from hyperd.model.container import ContainerView
 from hyperd.network.base import Network
 from hyperd.sandbox.fleet import Fleet, is_running
+from hyperd.sandbox.spares import Spares
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +22,10 @@ class Gone:
 
 
 class Resetting:
-    def __init__(self, network: Network, fleet: Fleet) -> None:
+    def __init__(self, network: Network, fleet: Fleet, spares: Spares) -> None:
         self._network = network
         self._fleet = fleet
+        self._spares = spares
 
     async def reset(self, *, force: bool) -> Gone:
         """``force``: containers that run are ended. Images, volumes, snapshots, templates and reports stay.
@@ -36,6 +40,10 @@ class Resetting:
                 subject="reset",
                 hint="-f ends them, or stop them first",
             )
+        async with self._spares.away():  # they have addresses, too
+            return await self._reset(views)
+
+    async def _reset(self, views: Sequence[ContainerView]) -> Gone:
         for view in views:
             await self._fleet.get(view.record.sandbox_id).remove(force=True)
         floating = [known.address for known in await self._network.floating.list_addresses()]

@@ -28,7 +28,7 @@ from hyperd.model.guest import (
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition, wiring
+from hyperd.sandbox import assembly, definition
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import STATE, GuestSettings, Shape
 from hyperd.sandbox.rooms import (
@@ -182,7 +182,7 @@ class Reviver:
         self, record: ContainerRecord, origin: Origin, stack: contextlib.AsyncExitStack
     ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self._rooms.network.detach, record.sandbox_id)
-        return await wiring.attach(self._rooms.network, record, origin.ports)
+        return await self._runner.attach(record, origin.ports)
 
 
 def _like_saved(described: VmDefinition, snapshot: Snapshot) -> VmDefinition:

@@ -13,20 +13,21 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import HyperError
+from hyperd.errors import ExhaustedError, ExistsError, HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartReport
 from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
+from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.journal import Journal, Kept
-from hyperd.sandbox.mount_sources import EMULATED_NOTE, bind_requests
+from hyperd.sandbox.mount_sources import EMULATED_NOTE
 from hyperd.sandbox.patience import PatientDialer, Turns
 from hyperd.sandbox.rooms import (
     Phases,
@@ -107,8 +108,7 @@ class Runner:
         """
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            # A spare's memory is its template's, which nobody else may map.
-            spare = None if bind_requests(record.spec.mounts) else await self.spares.claim(record)
+            spare = await self.spares.claim(record)
             if spare is not None:
                 stack.push_async_callback(self.spares.end, spare)
             async with first_error(), asyncio.TaskGroup() as tasks:
@@ -230,6 +230,26 @@ class Runner:
         await live.guest.close()  # perhaps a later one than the stack knows
         await live.stack.aclose()
 
+    async def attach(
+        self, record: ContainerRecord, published: tuple[PortRequest, ...] | None = None
+    ) -> tuple[Attachment, ...]:
+        """As ``wiring.attach``. Where only a spare has the address, that gives way."""
+        network = self.rooms.network
+        try:
+            return await wiring.attach(network, record, published)
+        except ExistsError:  # of an address, a MAC or a port
+            wanted = [
+                text for at in endpoints_of(record.spec) for text in (at.address, at.mac_address) if text
+            ]
+            if not wanted or not self.spares.may_have(wanted):
+                raise
+        except ExhaustedError:
+            if not self.spares.may_have(()):
+                raise
+        await network.detach(record.sandbox_id)
+        async with self.spares.away():
+            return await wiring.attach(network, record, published)
+
     async def clean_up(self, sandbox_id: SandboxId) -> None:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""
         try:
@@ -282,7 +302,7 @@ class Runner:
         self, record: ContainerRecord, stack: contextlib.AsyncExitStack
     ) -> tuple[Attachment, ...]:
         stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
-        return await wiring.attach(self.rooms.network, record)
+        return await self.attach(record)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:
         return await self.rooms.dialer.connect(

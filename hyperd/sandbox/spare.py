@@ -10,13 +10,13 @@ it the next one removes.
 
 import contextlib
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.guest.base import Guest
 from hyperd.host.workers import Workers
+from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotId
 from hyperd.model.vm import Disk, Nic, SandboxId, VmStatus
 from hyperd.sandbox import definition
@@ -42,6 +42,7 @@ class Spare:
     template_id: SnapshotId
     vm: VmStatus
     guest: Guest
+    attachments: tuple[Attachment, ...]
 
 
 class SpareMaker:
@@ -58,14 +59,13 @@ class SpareMaker:
         self._files = files
         self._dialer = PatientDialer(rooms.dialer, files)
 
-    async def make(self, shape: Shape, snapshot: Snapshot) -> Spare:
-        """On any failure nothing stays. Raises what the rooms raise."""
+    async def make(self, spare_id: SandboxId, shape: Shape, snapshot: Snapshot) -> Spare:
+        """On any failure nothing stays that could be removed. Raises what the rooms raise."""
         rooms = self._rooms
-        spare_id = SandboxId(secrets.token_hex(32))
         paths = self._run.paths(spare_id)
         subject = f"spare for {shape}"
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._remove, spare_id)
+            stack.push_async_callback(self.remove, spare_id)
             await make_directories(paths, self._files)
             await self._files.call(make_placeholder, definition.placeholder(paths), self._owner_of(spare_id))
             writable = await rooms.storage.create_writable(spare_id)
@@ -83,7 +83,7 @@ class SpareMaker:
                 await rehearse(guest, spare_id, shape.sizing, attachments, os.urandom(ENTROPY_BYTES))
             await rooms.hypervisor.pause(spare_id)
             stack.pop_all()
-        return Spare(spare_id, shape, snapshot.manifest.snapshot_id, vm, guest)
+        return Spare(spare_id, shape, snapshot.manifest.snapshot_id, vm, guest, attachments)
 
     def is_limited(self, spare: Spare) -> bool:
         """Its container was given limits on the network since it was created: its tap is not as those want it."""
@@ -101,16 +101,15 @@ class SpareMaker:
         await spare.guest.close()
         await self._rooms.hypervisor.destroy(spare.sandbox_id)
 
-    async def discard(self, spare: Spare) -> None:
-        """With all that it has. Idempotent."""
-        await spare.guest.close()
-        await self._remove(spare.sandbox_id)
-
-    async def _remove(self, spare_id: SandboxId) -> None:
+    async def remove(self, spare_id: SandboxId, *, owned: bool = False) -> None:
+        """All that it has. ``owned``: by a container, which keeps lease, limits and floating address. Idempotent."""
         await self._rooms.hypervisor.destroy(spare_id)
         await self._rooms.storage.remove(spare_id)
         await remove_directories(self._run.paths(spare_id), self._files)
-        await self._rooms.network.release(spare_id)
+        if owned:
+            await self._rooms.network.detach(spare_id)
+        else:
+            await self._rooms.network.release(spare_id)
 
 
 def _forget(path: Path) -> None:

@@ -6,7 +6,7 @@
                           |  memory is needed, its template or VM is gone, hyperd ends
                           +--------------------+-------------------------+-- not started in time --> (nothing)
 
-One shape is kept: the default one, then that of the last container that could have had a spare. Nobody waits for a
+One shape is kept: the default one, then that of two containers in a row that could have had a spare. Nobody waits for a
 spare, no start is refused or fails for one: where none is ready, or it fails, a start goes from the template as ever.
 """
 
@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections.abc import AsyncIterator, Collection
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError
@@ -24,6 +25,7 @@ from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import Disk, SandboxId, VmStatus
 from hyperd.sandbox.definition import Shape
 from hyperd.sandbox.ledger import Ledger
+from hyperd.sandbox.mount_sources import bind_requests
 from hyperd.sandbox.patience import Turns
 from hyperd.sandbox.policy_desk import limits_of
 from hyperd.sandbox.spare import Spare, SpareMaker
@@ -33,8 +35,17 @@ log = logging.getLogger(__name__)
 
 PROMISE_S = 10.0  # from a container's creation to its start; `run` takes milliseconds
 LOOK_S = 15.0  # for room that has become free, and for a template that is another by now
+OUT_OF_USE_S = 60.0  # a shape that nobody has asked for in so long gives way to the first other
 RETRY_S = 30.0  # after a first failure; doubled with each further one, up to
 MAX_RETRY_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """Of a spare that could not be removed."""
+
+    sizing: Sizing | None  # None: its VM is gone
+    owned: bool  # by a container, that keeps what is on the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +73,13 @@ class Spares:
         self._ready: dict[SandboxId, Spare] = {}
         self._promised: dict[SandboxId, Spare] = {}
         self._going: dict[SandboxId, asyncio.Task[None]] = {}
+        self._left: dict[SandboxId, _Left] = {}
         self._wanted: Shape | None = None
+        self._asked: Shape | None = None  # last
+        self._asked_at = 0.0  # for the wanted one, by the loop's clock
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
+        self._making = asyncio.Lock()
         self._keeping: asyncio.Task[None] | None = None
         self._failures = 0
         self._retry_at = 0.0  # by the loop's clock
@@ -81,20 +96,20 @@ class Spares:
 
     def begin(self, first: Shape) -> None:
         """From now on see that there are as many as there should be; of that shape, until another is asked for."""
-        self._wanted = first
+        self._wanted = self._asked = first
+        self._asked_at = asyncio.get_running_loop().time()
         if self._settings.count:
             self._keeping = self._tasks.create_task(self._keep(), name="spares")
 
     def promise(self, spec: ContainerSpec, sizing: Sizing) -> SandboxId | None:
         """The id that such a container is to be created with, for its start to find a spare; None: there is none.
 
-        To be called when nothing but the record is missing; ``give_up`` when that fails.
+        To be called when nothing but the record is missing; ``take_back`` when that fails.
         """
         if self._wanted is None or not serves(spec):
             return None
         shape = Shape(sizing, spec.network != "none", self._wanted.accelerator)
-        self._wanted = shape
-        self._news.set()
+        self._note_asked(shape)
         spare = next((spare for spare in self._ready.values() if spare.shape == shape), None)
         if spare is None:
             return None
@@ -103,13 +118,33 @@ class Spares:
         asyncio.get_running_loop().call_later(PROMISE_S, self._expire, spare)
         return spare.sandbox_id
 
+    def _note_asked(self, shape: Shape) -> None:
+        """Another is wanted when asked for twice in a row: else two that alternate would always find the other's."""
+        now = asyncio.get_running_loop().time()
+        if shape in (self._wanted, self._asked) or now - self._asked_at >= OUT_OF_USE_S:
+            self._wanted, self._asked_at = shape, now
+        self._asked = shape
+        self._news.set()
+
     async def claim(self, record: ContainerRecord) -> Spare | None:
-        """That which was promised to the container: the caller's from here on, to ``end`` when its VM is to go."""
+        """That which was promised to the container: the caller's from here on, to ``end`` when its VM is to go.
+
+        Raises what removing one raises, where its VM or disk would be in the way: nothing of it is there else.
+        """
         spare = self._promised.get(record.sandbox_id)
         # It may have been put on another network, or been limited, since it was created.
         if spare is None or not serves(record.spec) or self._maker.is_limited(spare):
-            await self.give_up(record.sandbox_id)
+            left = await self.give_up(record.sandbox_id)
+            if left is not None:
+                await self._remove_owned(record.sandbox_id, left)
         return self._promised.pop(record.sandbox_id, None)
+
+    async def _remove_owned(self, sandbox_id: SandboxId, left: _Left) -> None:
+        try:
+            await self._maker.remove(sandbox_id, owned=True)
+        except BaseException:
+            self._left[sandbox_id] = left
+            raise
 
     async def wake(self, spare: Spare, image: Disk) -> VmStatus:
         """As ``SpareMaker.wake``."""
@@ -119,16 +154,29 @@ class Spares:
         """Of one that was claimed: its VM. Idempotent."""
         await self._maker.end(spare)
 
-    async def give_up(self, sandbox_id: SandboxId) -> None:
-        """Its container is none, or goes. Returns when nothing of the spare is left. Idempotent."""
+    async def take_back(self, sandbox_id: SandboxId) -> None:
+        """The container that it was promised to has not come to be: nothing of it has an owner. Idempotent."""
+        if (spare := self._promised.pop(sandbox_id, None)) is not None:
+            self._let_go(spare, "there is no container")
+            return
+        left = await self.give_up(sandbox_id)  # what is on the network is there in any case
+        whole = _Left(left.sizing if left is not None else None, owned=False)
+        await asyncio.wait((self._begin_removal(sandbox_id, whole, "there is no container"),))
+
+    async def give_up(self, sandbox_id: SandboxId) -> _Left | None:
+        """Its container does without, or goes. Returns when VM, disk and tap are gone; the rest is the container's.
+
+        Or what is left, which is the caller's from here on. Idempotent.
+        """
         if (spare := self._promised.get(sandbox_id)) is not None:
-            self._let_go(spare, "its container is gone")
+            self._let_go(spare, "its container does without")
         if (going := self._going.get(sandbox_id)) is not None:
             await asyncio.wait((going,))
+        return self._left.pop(sandbox_id, None)
 
     def vm_gone(self, sandbox_id: SandboxId) -> None:
         spare = self._ready.get(sandbox_id) or self._promised.get(sandbox_id)
-        if spare is not None:
+        if spare is not None and not self._is_starting(sandbox_id):
             self._let_go(spare, "its VM ended")
 
     async def close(self) -> None:
@@ -141,6 +189,27 @@ class Spares:
         if self._going:
             await asyncio.wait(tuple(self._going.values()))
 
+    def may_have(self, wanted: Collection[str]) -> bool:
+        """Any of these addresses and MACs; of none given: any address at all."""
+        if self._making.locked() or self._going or self._left:
+            return True
+        held = {text for spare in self.ready for at in spare.attachments for text in (at.address, at.mac)}
+        return bool(held.intersection(wanted) if wanted else held)
+
+    @contextlib.asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Within, nobody waits for a start: none is ready, none is made. For who needs what they have."""
+        async with self._making:
+            for spare in self.ready:
+                self._let_go(spare, "what it has is needed")
+            if self._going:
+                await asyncio.wait(tuple(self._going.values()))
+            await self._remove_left()
+            try:
+                yield
+            finally:
+                self._news.set()
+
     async def _keep(self) -> None:
         while True:
             self._news.clear()
@@ -150,17 +219,26 @@ class Spares:
                     await self._news.wait()
 
     async def look(self) -> None:
-        """Once: make what is missing, as far as there is room."""
+        """Once: remove what could not be removed, make what is missing, as far as there is room."""
         async with self._looking:
+            await self._remove_left()
             await self._fill()
+
+    async def _remove_left(self) -> None:
+        for sandbox_id, left in list(self._left.items()):
+            if sandbox_id not in self._going and self._left.pop(sandbox_id, None) is not None:
+                await asyncio.wait((self._begin_removal(sandbox_id, left, "still there"),))
 
     async def _fill(self) -> None:
         while (shape := self._wanted) is not None and await self._is_missing(shape):
             if await self._turns.wait_quiet(self._settings.quiet_s):
                 continue  # what was true may be no more
             template = await self._templates.find(shape)
-            if template is None or not await self._make(shape, template):
+            if template is None:
                 return
+            async with self._making:
+                if not await self._make(shape, template):
+                    return
 
     async def _is_missing(self, shape: Shape) -> bool:
         """Whether one is to be made; those go that are of no use any more."""
@@ -177,9 +255,10 @@ class Spares:
 
     async def _make(self, shape: Shape, template: Snapshot) -> bool:
         log.info("spare being made", extra={"shape": str(shape)})
+        spare_id = SandboxId(secrets.token_hex(32))
         try:
             with self._templates.in_use(template):
-                spare = await self._maker.make(shape, template)
+                spare = await self._maker.make(spare_id, shape, template)
         except HyperError as error:
             log.warning("spare not made", extra={"shape": str(shape), "error": str(error)})
         except Exception:
@@ -190,6 +269,7 @@ class Spares:
             self._ready[spare.sandbox_id] = spare
             self._make_room()
             return True
+        await asyncio.wait((self._begin_removal(spare_id, _Left(shape.sizing, owned=False), "not made"),))
         self._failures += 1
         wait_s = min(RETRY_S * 2 ** (self._failures - 1), MAX_RETRY_S)
         self._retry_at = asyncio.get_running_loop().time() + wait_s
@@ -197,46 +277,73 @@ class Spares:
 
     def _make_room(self) -> None:
         """Somebody may hold now what was free: spares go until the rest fits, those first that nobody was promised."""
-        while sizings := self._sizings():
-            if self._ledger.admission.has_room_for(sizings):
+        while not self._ledger.admission.has_room_for(self._sizings()):
+            waiting = [spare for spare in self._promised.values() if not self._is_starting(spare.sandbox_id)]
+            going = [*waiting, *self._ready.values()]
+            if not going:
                 return
-            held = dict(self._ledger.admission.held)
-            waiting = [spare for spare in self._promised.values() if spare.sandbox_id not in held]
-            self._let_go([*waiting, *self._ready.values()][-1], "its memory is needed")
+            self._let_go(going[-1], "its memory is needed")
 
     def _sizings(self) -> list[Sizing]:
         """Of those that the ledger does not know."""
-        held = dict(self._ledger.admission.held)
         spares = (*self._promised.values(), *self._ready.values())
-        return [spare.shape.sizing for spare in spares if spare.sandbox_id not in held]
+        sizings = {spare.sandbox_id: spare.shape.sizing for spare in spares}
+        sizings |= {sandbox_id: left.sizing for sandbox_id, left in self._left.items() if left.sizing}
+        return [sizing for sandbox_id, sizing in sizings.items() if not self._is_starting(sandbox_id)]
 
     def _expire(self, spare: Spare) -> None:
-        if self._promised.get(spare.sandbox_id) is spare:
+        if self._promised.get(spare.sandbox_id) is not spare:
+            return
+        if self._is_starting(spare.sandbox_id):  # it may fail before it claims
+            asyncio.get_running_loop().call_later(PROMISE_S, self._expire, spare)
+        else:
             self._let_go(spare, "its container does not start")
+
+    def _is_starting(self, sandbox_id: SandboxId) -> bool:
+        """Its driver has the say then, until it claims."""
+        return sandbox_id in dict(self._ledger.admission.held)
 
     def _let_go(self, spare: Spare, why: str) -> None:
         self._ready.pop(spare.sandbox_id, None)
-        self._promised.pop(spare.sandbox_id, None)
-        log.info("spare let go", extra={"id": spare.sandbox_id, "why": why})
-        task = self._going[spare.sandbox_id] = self._tasks.create_task(self._discard(spare))
-        task.add_done_callback(lambda _: self._going.pop(spare.sandbox_id))
+        owned = self._promised.pop(spare.sandbox_id, None) is not None
+        self._begin_removal(spare.sandbox_id, _Left(spare.shape.sizing, owned), why, spare)
         self._news.set()
 
-    async def _discard(self, spare: Spare) -> None:
+    def _begin_removal(
+        self, sandbox_id: SandboxId, left: _Left, why: str, spare: Spare | None = None
+    ) -> asyncio.Task[None]:
+        log.info("spare let go", extra={"id": sandbox_id, "why": why})
+        task = self._going[sandbox_id] = self._tasks.create_task(self._remove(sandbox_id, left, spare))
+        task.add_done_callback(lambda _: self._forget(sandbox_id, task))
+        return task
+
+    def _forget(self, sandbox_id: SandboxId, task: asyncio.Task[None]) -> None:
+        if self._going.get(sandbox_id) is task:
+            del self._going[sandbox_id]
+
+    async def _remove(self, sandbox_id: SandboxId, left: _Left, spare: Spare | None = None) -> None:
+        """What cannot be removed is tried again by each look, and found by the next hyperd."""
         try:
-            await self._maker.discard(spare)
-        except HyperError as error:  # the next hyperd finds what is left
-            log.error("spare not removed", extra={"id": spare.sandbox_id, "error": str(error)})  # noqa: TRY400
+            if spare is not None:
+                await spare.guest.close()
+            await self._maker.remove(sandbox_id, owned=left.owned)
+        except HyperError as error:
+            log.error("spare not removed", extra={"id": sandbox_id, "error": str(error)})  # noqa: TRY400
+            self._left[sandbox_id] = left
+        except Exception:
+            log.exception("bug", extra={"id": sandbox_id, "bug_id": secrets.token_hex(4)})
+            self._left[sandbox_id] = left
         else:
-            log.info("spare gone", extra={"id": spare.sandbox_id})
+            log.info("spare gone", extra={"id": sandbox_id})
 
 
 def serves(spec: ContainerSpec) -> bool:
-    """Whether such a container can do with the address and the disk that a spare has."""
+    """Whether such a container can do with the address, the disk and the memory that a spare has."""
     return (
         spec.network in ("", DEFAULT_NETWORK, "none")
-        and not (spec.networks or spec.address or spec.mac_address)
+        and not (spec.networks or spec.address or spec.address6 or spec.mac_address)
         and not spec.writable_size_bytes
+        and not bind_requests(spec.mounts)  # a spare's memory is its template's, which nobody else may map
         and limits_of(spec) == Limits()  # else its tap is another
     )
 

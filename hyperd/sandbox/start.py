@@ -133,9 +133,10 @@ class Starter:
             except HyperError as error:
                 if error in start.faults:
                     log.warning("devices not plugged in: booting instead", extra={"error": str(error)})
-                    note = f"a device could not be plugged in: {error.brief}"
+                    why = f"a device could not be plugged in: {error.brief}"
                 else:
-                    note = await self._templates.failed(start.shape, snapshot, error)
+                    why = await self._templates.failed(start.shape, snapshot, error)
+                note = "; ".join(filter(None, (note, why)))
                 start.phases.fold("template", after="prepare")
                 await make_directories(start.paths, self._files)
             else:

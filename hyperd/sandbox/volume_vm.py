@@ -36,6 +36,7 @@ SERIAL = "volume0"
 class VolumeVms:
     def __init__(self, services: Services) -> None:
         self._services = services
+        self._left: set[SandboxId] = set()  # whose VM could not be ended: its volume stays attached
 
     async def fill(self, name: VolumeName, data: AsyncIterator[bytes], *, keep_owner: bool) -> None:
         """A tar into it; on its disk when this returns. What is in it already stays, or is replaced.
@@ -76,16 +77,33 @@ class VolumeVms:
         try:
             services.ledger.admit(sandbox_id, SIZING)
             stack.callback(services.ledger.release, sandbox_id)
-            stack.push_async_callback(volumes.release, sandbox_id)
+            stack.push_async_callback(self._end, sandbox_id)
             volume = await volumes.lend(sandbox_id, HOLDER, name)
             require_disk(volume, "to be filled")
             disk = Disk(SERIAL, volume.path, DiskFormat.RAW, readonly=False, export=volume.export)
             accelerator = await services.accelerator()
-            stack.push_async_callback(runner.discard, sandbox_id)
             owner = services.owner_of(sandbox_id)
             yield await runner.bring_up_bare(_record(sandbox_id, name), disk, owner, accelerator, stack)
         finally:
             await to_the_end(stack.aclose())
+
+    async def end_left(self) -> None:
+        """What could not be ended when it should have, once more."""
+        for sandbox_id in list(self._left):
+            try:
+                await self._end(sandbox_id)
+            except HyperError as error:
+                log.error("not ended", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+
+    async def _end(self, sandbox_id: SandboxId) -> None:
+        """Its volume is for others when its QEMU has ended, and not before."""
+        try:
+            await self._services.runner.discard(sandbox_id)
+            await self._services.runner.rooms.volumes.release(sandbox_id)
+        except BaseException:
+            self._left.add(sandbox_id)
+            raise
+        self._left.discard(sandbox_id)
 
 
 def _record(sandbox_id: SandboxId, name: VolumeName) -> ContainerRecord:

@@ -150,6 +150,9 @@ class Volumes(Protocol):
     async def get(self, name: VolumeName) -> VolumeView:
         """Raises NotFoundError."""
 
+    async def attached(self) -> set[SandboxId]:
+        """Who has any attached."""
+
     async def remove(self, name: VolumeName) -> bool:
         """Whether there was one. Raises WrongStateError while a container has it, running or not."""
 

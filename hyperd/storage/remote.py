@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from hyperd.errors import DeniedError, InvalidError, UnavailableError
+from hyperd.errors import DeniedError, InvalidError, UnavailableError, UnsupportedError
 from hyperd.host import process
 from hyperd.model.vm import NbdExport
 from hyperd.storage import nbd
@@ -14,10 +14,19 @@ _MAGIC_AT, _EXT4_MAGIC = 1024 + 0x38, b"\x53\xef"  # s_magic of the superblock
 
 
 async def size_of(export: NbdExport, *, readonly: bool = False) -> int:
-    """Raises as ``nbd.describe``; DeniedError for one that cannot be written to; InvalidError (too small)."""
+    """Raises as ``nbd.describe``; InvalidError (too small).
+
+    To be written to: DeniedError where nobody may, UnsupportedError where the server never flushes.
+    """
     found = await nbd.describe(export.host, export.port, export.name)
     if found.readonly and not readonly:
         raise DeniedError("the server lets nobody write to it", subject=str(export))
+    if not found.flushes and not readonly:
+        raise UnsupportedError(
+            "the server does not flush: what a container has synced would not outlive a power cut",
+            subject=str(export),
+            hint="another server, or its option for that; read-only it can be used as it is",
+        )
     require_size(found.size_bytes, str(export))
     return whole_blocks(found.size_bytes)
 

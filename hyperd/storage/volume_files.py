@@ -7,7 +7,6 @@ A volume that is shared has a directory in its stead, ID/data.
 """
 
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -15,15 +14,16 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from hyperd.host import files
+from hyperd.host.workers import Wanted
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import VolumeUser
 from hyperd.storage import acl
+from hyperd.storage.counting import allocated_below
 
 log = logging.getLogger(__name__)
 
 DISK_NAME = "disk.img"
 SHARED_NAME = "data"
-MOST_COUNTED = 20_000  # files of a shared volume: its size is shown, and nobody is to wait for that
 RESERVE_BYTES = 64 << 20
 NEW, GONE = ".new", ".gone"
 _ID = re.compile(r"[0-9a-f]{32,64}")
@@ -47,13 +47,17 @@ class DiskFiles:
         return self.root / disk_id / SHARED_NAME
 
     def sweep(self, known: Collection[str]) -> None:
-        """What a killed hyperd had half made or half removed goes."""
+        """What a killed hyperd had half made or half removed goes. What cannot go keeps nobody from starting."""
         with files.file_errors(self.root):
             files.make_directory(self.root, 0o711)
             for directory in self.root.iterdir():
                 if _LEFT.fullmatch(directory.name):
                     log.warning("removing what was left of a disk", extra={"path": str(directory)})
-                    files.remove_tree(directory)
+                    try:
+                        files.remove_tree(directory)
+                    except OSError as error:
+                        told = {"path": str(directory), "error": str(error)}
+                        log.error("what was left of a disk stays", extra=told)  # noqa: TRY400
                 elif _ID.fullmatch(directory.name) and directory.name not in known:
                     log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
 
@@ -71,9 +75,12 @@ class DiskFiles:
             files.make_directory(directory / SHARED_NAME, 0o755)
             directory.chmod(0o700)
 
-    def make_copy(self, disk_id: str, source: Path, size_bytes: int, *, only_shared: bool = False) -> None:
-        """Of ``source``, and so large. ``only_shared``: at one moment, by sharing its blocks, or not at all.
+    def make_copy(
+        self, wanted: Wanted, disk_id: str, source: Path, size_bytes: int = 0, *, only_shared: bool = False
+    ) -> int:
+        """Of ``source``, and so large at least; return how large it is.
 
+        ``only_shared``: at one moment, by sharing its blocks, or not at all.
         Raises NotFoundError, ExhaustedError, UnsupportedError (blocks cannot be shared here).
         """
         disk = self._begin(disk_id, "a copy")
@@ -81,10 +88,11 @@ class DiskFiles:
             if only_shared:
                 files.clone(source, disk)
             else:
-                files.copy_sparse(source, disk, keep_free_bytes=RESERVE_BYTES)
+                files.copy_sparse(source, disk, keep_free_bytes=RESERVE_BYTES, wanted=wanted)
             disk.chmod(0o600)
             if size_bytes > disk.stat().st_size:
                 os.truncate(disk, size_bytes)
+            return disk.stat().st_size
 
     def _begin(self, disk_id: str, what: str) -> Path:
         disk = self.new(disk_id)
@@ -127,28 +135,12 @@ class DiskFiles:
             try:
                 sizes += (self.disk(disk_id).stat().st_blocks * 512,)
             except FileNotFoundError:
-                sizes += (_allocated_below(self.shared(disk_id)),)
+                sizes += (allocated_below(self.shared(disk_id)),)
         return sizes
 
     def require_space(self, what: str) -> None:
         with files.file_errors(self.root):
             files.require_free(self.root, 0, keep_bytes=RESERVE_BYTES, what=what)
-
-
-def _allocated_below(directory: Path) -> int:
-    """0 when it was removed meanwhile. Guests write there: no link is followed."""
-    blocks, left, waiting = 0, MOST_COUNTED, [directory]
-    while waiting and left:
-        try:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in itertools.islice(entries, left):
-                    left -= 1
-                    blocks += entry.stat(follow_symlinks=False).st_blocks
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(Path(entry.path))
-        except FileNotFoundError:
-            continue
-    return blocks * 512
 
 
 def hand_over(disk: Path, attached: Sequence[VolumeUser], owner_of: OwnerOf) -> None:

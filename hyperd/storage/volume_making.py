@@ -96,7 +96,9 @@ class VolumeMaker:
                 disk = self._files.new(row.volume_id)
                 await format_ext4(disk, self._seed, subject=f"volume {row.name}")
             else:
-                await self._copies.call(self._files.make_copy, row.volume_id, source.path, row.size_bytes)
+                await self._copies.call_while_wanted(
+                    self._files.make_copy, row.volume_id, source.path, row.size_bytes
+                )
             await self._workers.call(self._files.sync, row.volume_id)
         except BaseException:
             await asyncio.shield(self._workers.call(self._files.remove, row.volume_id))

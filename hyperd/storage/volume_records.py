@@ -12,9 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from hyperd.errors import ExistsError, NotFoundError, WrongStateError
-from hyperd.model.vm import SandboxId
+from hyperd.model.vm import NbdExport, SandboxId
 from hyperd.model.volume import (
     LOCAL,
+    NBD,
     SHARED,
     Consistency,
     VolumeName,
@@ -22,6 +23,7 @@ from hyperd.model.volume import (
     VolumeSnapshotId,
     VolumeUser,
 )
+from hyperd.storage.volume_rules import parse_export
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -57,7 +59,9 @@ class Row:
 
 
 def insert(connection: sqlite3.Connection, row: Row) -> None:
-    """One of that name that is there stays: whoever came second uses it."""
+    """One of that name that is there stays: whoever came second uses it. Raises as ``require_nobodys``."""
+    if row.driver == NBD:
+        require_nobodys(connection, row.name, export_of(row))
     connection.execute(
         "INSERT OR IGNORE INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -72,6 +76,25 @@ def insert(connection: sqlite3.Connection, row: Row) -> None:
             json.dumps(row.options),
         ),
     )
+
+
+def require_nobodys(connection: sqlite3.Connection, name: VolumeName, export: NbdExport) -> None:
+    """Raises ExistsError: two names of one disk would be written to by two VMs."""
+    other = next((found for found in _of_export(connection, export) if found != name), None)
+    if other is not None:
+        raise ExistsError(
+            f"{export} is volume {other} already", subject=f"volume {name}", hint=f"use {other}, or remove it"
+        )
+
+
+def _of_export(connection: sqlite3.Connection, export: NbdExport) -> list[VolumeName]:
+    """All names that it has: an older hyperd gave it any number."""
+    rows = connection.execute("SELECT * FROM volume WHERE driver = ?", (NBD,)).fetchall()
+    return [row.name for row in map(_row, rows) if export_of(row) == export]
+
+
+def export_of(row: Row) -> NbdExport:
+    return parse_export(row.options, f"volume {row.name}")[0]
 
 
 def use(
@@ -110,9 +133,10 @@ def grow(connection: sqlite3.Connection, row: Row, size_bytes: int) -> None:
     )
 
 
-def names_of(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[VolumeName]:
-    rows = connection.execute("SELECT volume FROM volume_user WHERE sandbox_id = ?", (sandbox_id,))
-    return [VolumeName(row["volume"]) for row in rows]
+def uses_of(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[tuple[Row, bool]]:
+    """And whether each is read only."""
+    rows = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
+    return [(require(connection, VolumeName(row["volume"])), bool(row["readonly"])) for row in rows]
 
 
 def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
@@ -124,8 +148,12 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
         rows.append(require(connection, name))
         if rows[-1].filesystem == SHARED:
             continue
+        names = _of_export(connection, export_of(rows[-1])) if rows[-1].driver == NBD else [name]
         others = [
-            user for user in users_of(connection, name) if user.attached and user.sandbox_id != sandbox_id
+            user
+            for each in names
+            for user in users_of(connection, each)
+            if user.attached and user.sandbox_id != sandbox_id
         ]
         if not mine["readonly"] and others:
             brief = f"cannot be written to: container {others[0].name} has it"
@@ -160,6 +188,12 @@ def keep_only(
         if sandbox_id not in known:
             release(connection, sandbox_id)
     return list(changed.values())
+
+
+def attached(connection: sqlite3.Connection) -> set[SandboxId]:
+    """Who has volumes attached."""
+    rows = connection.execute("SELECT DISTINCT sandbox_id FROM volume_user WHERE attached = 1")
+    return {SandboxId(row["sandbox_id"]) for row in rows}
 
 
 def users_of(connection: sqlite3.Connection, name: VolumeName) -> list[VolumeUser]:

@@ -3,11 +3,14 @@
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from hyperd.errors import ExistsError, InvalidError, UnsupportedError
 from hyperd.model.vm import NbdExport
 from hyperd.model.volume import LOCAL, NBD, SHARED, VolumeRequest
-from hyperd.storage.volume_records import Row
+
+if TYPE_CHECKING:  # the records ask for these rules, too
+    from hyperd.storage.volume_records import Row
 
 DEFAULT_VOLUME_BYTES = 10 << 30
 MINIMUM_VOLUME_BYTES = 16 << 20
@@ -136,7 +139,7 @@ def require_growth(name: str, size_bytes: int, wanted_bytes: int) -> int:
     return wanted_bytes
 
 
-def require_same(request: VolumeRequest, there: Row) -> None:
+def require_same(request: VolumeRequest, there: "Row") -> None:
     """As Docker: creating what is there is no error, creating something else of that name is."""
     size_bytes = whole_blocks(request.size_bytes)
     other_size = size_bytes and size_bytes != there.size_bytes

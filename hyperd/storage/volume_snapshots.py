@@ -19,7 +19,7 @@ from pathlib import Path
 
 from hyperd.errors import ExistsError, InvalidError, NotFoundError
 from hyperd.host.database import Database
-from hyperd.host.workers import Workers
+from hyperd.host.workers import Wanted, Workers
 from hyperd.model.volume import Consistency, Volume, VolumeSnapshot, VolumeSnapshotId
 from hyperd.storage import volume_archive as archive
 from hyperd.storage import volume_records as records
@@ -65,8 +65,9 @@ class LocalVolumeSnapshots:
         key = snapshot.snapshot_id
         try:
             await self.require_free(name)
-            await self._copy(key, volume, only_shared=only_shared)
-            snapshot = replace(snapshot, consistency=await settle())
+            # Of the file: a killed hyperd may have made that larger, and not its record.
+            size_bytes = await self._copy(key, volume, only_shared=only_shared)
+            snapshot = replace(snapshot, size_bytes=size_bytes, consistency=await settle())
             await self._workers.call(self._files.sync, key)
             await self._database.transaction(
                 lambda connection: self._record(connection, snapshot), lasting=True
@@ -85,20 +86,18 @@ class LocalVolumeSnapshots:
         only_shared: bool = False,
     ) -> AsyncIterator[AsyncIterator[bytes]]:
         key = secrets.token_hex(32)  # nobody's: a kill leaves what the next start sweeps away
-        manifest = archive.Manifest(volume.size_bytes, volume.filesystem)
-        descriptor = -1
+        opened: list[int] = []
         try:
             try:
-                await self._copy(key, volume, only_shared=only_shared)
+                size_bytes = await self._copy(key, volume, only_shared=only_shared)
                 await settle()
-                descriptor = await self._workers.call(
-                    os.open, self._files.new(key), os.O_RDONLY | os.O_CLOEXEC
-                )
+                await self._workers.call_while_wanted(_open, self._files.new(key), opened)
             finally:
                 await asyncio.shield(self._workers.call(self._files.remove, key))
-            yield self._pieces(archive.packed(descriptor, manifest))
+            manifest = archive.Manifest(size_bytes, volume.filesystem)
+            yield self._pieces(archive.packed(opened[0], manifest))
         finally:
-            if descriptor >= 0:
+            for descriptor in opened:
                 await asyncio.shield(self._reading.call(os.close, descriptor))
 
     async def _pieces(self, packed: Iterator[bytes]) -> AsyncIterator[bytes]:
@@ -106,9 +105,10 @@ class LocalVolumeSnapshots:
         while (piece := await self._reading.call(next, packed, b"")) != b"":
             yield piece
 
-    async def _copy(self, key: str, volume: Volume, *, only_shared: bool) -> None:
-        await self._workers.call(
-            self._files.make_copy, key, volume.path, volume.size_bytes, only_shared=only_shared
+    async def _copy(self, key: str, volume: Volume, *, only_shared: bool) -> int:
+        """How large it is. Ended when this returns, also for a caller who goes."""
+        return await self._workers.call_while_wanted(
+            self._files.make_copy, key, volume.path, only_shared=only_shared
         )
 
     async def list(self) -> list[VolumeSnapshot]:
@@ -157,3 +157,9 @@ class LocalVolumeSnapshots:
     def _record(self, connection: sqlite3.Connection, snapshot: VolumeSnapshot) -> None:
         records.insert_snapshot(connection, snapshot)
         self._files.publish(snapshot.snapshot_id)
+
+
+def _open(wanted: Wanted, disk: Path, opened: list[int]) -> None:
+    """Known to who closes it even when nobody waits for it any more."""
+    wanted.require()
+    opened.append(os.open(disk, os.O_RDONLY | os.O_CLOEXEC))

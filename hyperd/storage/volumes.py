@@ -20,7 +20,7 @@ from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.model.vm import SandboxId
+from hyperd.model.vm import NbdExport, SandboxId
 from hyperd.model.volume import LOCAL, NBD, SHARED, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
 from hyperd.storage import remote
 from hyperd.storage import volume_records as records
@@ -57,6 +57,7 @@ class LocalVolumes:
         self._files = DiskFiles(root)
         self._copying: Counter[VolumeName] = Counter()
         self._copied = asyncio.Lock()
+        self._reserved: set[NbdExport] = set()
         self._moved = asyncio.Event()
         self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._copies)
         self._maker = VolumeMaker(
@@ -85,13 +86,14 @@ class LocalVolumes:
         rules.require_possible(request, self._size_bytes)
         there = await self._find(request.name)
         if there is None:
-            made = await self._maker.make(request)
-            try:
-                await self._database.transaction(
-                    lambda connection: self._record(connection, made), lasting=True
-                )
-            finally:
-                await asyncio.shield(self._remove_unrecorded([made.volume_id]))
+            async with self._reserving([request]):
+                made = await self._maker.make(request)
+                try:
+                    await self._database.transaction(
+                        lambda connection: self._record(connection, made), lasting=True
+                    )
+                finally:
+                    await asyncio.shield(self._remove_unrecorded([made.volume_id]))
             there = await self._get(request.name)
             if there.volume_id == made.volume_id:
                 return self._volume(there)
@@ -115,6 +117,9 @@ class LocalVolumes:
         (size,) = await self._workers.call(self._files.allocated, [row.volume_id])
         return VolumeView(self._volume(row), size, tuple(users))
 
+    async def attached(self) -> set[SandboxId]:
+        return await self._database.transaction(records.attached)
+
     async def remove(self, name: VolumeName) -> bool:
         async with self._not_copied([name]):
             row = await self._database.transaction(
@@ -127,6 +132,10 @@ class LocalVolumes:
         return True
 
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
+        async with self._not_copied([name]):
+            return await self._grow(name, size_bytes)
+
+    async def _grow(self, name: VolumeName, size_bytes: int) -> Volume:
         row = await self._get(name)
         if row.driver != LOCAL:
             raise UnsupportedError(
@@ -169,7 +178,7 @@ class LocalVolumes:
             return rows
 
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        await self._require_servers([name])
+        await _require_servers([(await self._get(name), False)])
         async with self._not_copied([name]):
             (row,) = await self._database.transaction(work)
         return self._volume(row)
@@ -187,6 +196,7 @@ class LocalVolumes:
     @contextlib.asynccontextmanager
     async def _not_copied(self, names: Collection[VolumeName]) -> AsyncIterator[None]:
         """Within, no copy of them begins. Raises WrongStateError when one does not end."""
+        deadline = asyncio.get_running_loop().time() + COPY_PATIENCE_S
         while True:
             async with self._copied:
                 busy = next((name for name in names if self._copying[name]), None)
@@ -195,7 +205,7 @@ class LocalVolumes:
                     return
                 self._moved.clear()
             try:
-                async with asyncio.timeout(COPY_PATIENCE_S):
+                async with asyncio.timeout_at(deadline):
                     await self._moved.wait()
             except TimeoutError as error:
                 raise WrongStateError(
@@ -220,15 +230,44 @@ class LocalVolumes:
             records.use(connection, sandbox_id, holder, uses)
 
         try:
-            for request in requests:
-                if await self._find(request.name) is None:
+            missing = [request for request in requests if await self._find(request.name) is None]
+            async with self._reserving(missing):
+                for request in missing:
                     made += [await self._maker.make(request)]
-            yield record
+                yield record
         except BaseException:
             # Shielded: a second cancellation must not leave half of it. What a kill leaves goes at the next start.
             await asyncio.shield(self._undo(sandbox_id, made))
             raise
         await asyncio.shield(self._remove_unrecorded([row.volume_id for row in made]))
+
+    @contextlib.asynccontextmanager
+    async def _reserving(self, requests: Sequence[VolumeRequest]) -> AsyncIterator[None]:
+        """Within, nobody else makes volumes of these servers' disks, which may be formatted.
+
+        Raises ExistsError (a disk is a volume already), WrongStateError (it is about to become one).
+        """
+        wanted = [
+            (request.name, rules.parse_export(request.options, f"volume {request.name}")[0])
+            for request in requests
+            if request.driver == NBD
+        ]
+
+        def work(connection: sqlite3.Connection) -> None:
+            for name, export in wanted:
+                records.require_nobodys(connection, name, export)
+
+        with contextlib.ExitStack() as reserved:
+            for name, export in wanted:
+                if export in self._reserved:
+                    raise WrongStateError(
+                        f"{export} is being made a volume", subject=f"volume {name}", hint="try again"
+                    )
+                self._reserved.add(export)
+                reserved.callback(self._reserved.discard, export)
+            if wanted:
+                await self._database.transaction(work)
+            yield
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -240,10 +279,12 @@ class LocalVolumes:
             self._hand_over(connection, rows)
             return rows
 
+        uses = await self._database.transaction(lambda connection: records.uses_of(connection, sandbox_id))
+        if not uses:
+            return {}
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        names = await self._database.transaction(lambda connection: records.names_of(connection, sandbox_id))
-        await self._require_servers(names)
-        async with self._not_copied(names):
+        await _require_servers(uses)
+        async with self._not_copied([row.name for row, _ in uses]):
             rows = await self._database.transaction(work)
         return {row.name: self._volume(row) for row in rows}
 
@@ -258,13 +299,6 @@ class LocalVolumes:
             self._hand_over(connection, records.keep_only(connection, known, running))
 
         await self._database.transaction(work)
-
-    async def _require_servers(self, names: Sequence[VolumeName]) -> None:
-        """A QEMU would wait for one that does not answer, and its VM with it."""
-        for name in names:
-            export = self._volume(await self._get(name)).export
-            if export is not None:
-                await remote.size_of(export, readonly=True)
 
     async def _find(self, name: VolumeName) -> Row | None:
         return await self._database.transaction(lambda connection: records.find(connection, name))
@@ -321,8 +355,15 @@ class LocalVolumes:
             row.created_at,
             (self._files.shared if row.filesystem == SHARED else self._files.disk)(row.volume_id),
             row.driver,
-            rules.parse_export(row.options, f"volume {row.name}")[0] if row.driver == NBD else None,
+            records.export_of(row) if row.driver == NBD else None,
         )
+
+
+async def _require_servers(uses: Sequence[tuple[Row, bool]]) -> None:
+    """A QEMU would wait for one that does not answer, and its VM with it."""
+    for row, readonly in uses:
+        if row.driver == NBD:
+            await remote.size_of(records.export_of(row), readonly=readonly)
 
 
 def _taken(name: VolumeName) -> ExistsError:

@@ -89,14 +89,26 @@ class Shop:
         assert not self.world.network.taps
 
 
+def write_archive(archive: Path) -> None:
+    """The builder's, but for its layers."""
+    manifest = json.dumps({"config": {"digest": image_named(BUILDER).image_id}}).encode()
+    digest = hashlib.sha256(manifest).hexdigest()
+    described = {"digest": f"sha256:{digest}", "annotations": {"io.containerd.image.name": BUILDER}}
+    members = {
+        "index.json": json.dumps({"manifests": [described]}).encode(),
+        f"blobs/sha256/{digest}": manifest,
+    }
+    with tarfile.open(archive, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
 @contextlib.asynccontextmanager
 async def working(world: World, fleet: Fleet, place: Path) -> AsyncIterator[Shop]:
     archive = place / "builder.tar"
-    index = {"manifests": [{"annotations": {"io.containerd.image.name": BUILDER}}]}
-    with tarfile.open(archive, "w") as tar:
-        info = tarfile.TarInfo("index.json")
-        info.size = len(json.dumps(index))
-        tar.addfile(info, io.BytesIO(json.dumps(index).encode()))
+    write_archive(archive)
     files = Workers("files", 1)
     settings = BuildSettings(archive, BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform)
     builds = Builds(settings, fleet, world.images, files)

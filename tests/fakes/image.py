@@ -3,14 +3,18 @@
 
 import asyncio
 import hashlib
+import io
 import json
+import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, NotFoundError, WrongStateError
 from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.reference import parse_named, require_free
 from hyperd.model.image import (
     Credentials,
     Digest,
@@ -73,6 +77,14 @@ def _begins(diff_ids: tuple[Digest, ...], lower: tuple[Digest, ...]) -> bool:
     return diff_ids[: len(lower)] == lower
 
 
+def _names_in(archive: bytes) -> list[str]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        index = tar.extractfile("index.json")
+        assert index is not None
+        described = json.load(index)["manifests"]
+    return [each["annotations"]["io.containerd.image.name"] for each in described]
+
+
 @dataclass(frozen=True, slots=True)
 class Commit:
     base: ImageId
@@ -115,7 +127,10 @@ class FakeImageStore:
         return image
 
     async def take_built(
-        self, config: bytes, read_layer: Callable[[Digest], AsyncIterator[bytes]], tags: Sequence[str]
+        self,
+        config: bytes,
+        read_layer: Callable[[Digest], AbstractAsyncContextManager[AsyncIterator[bytes]]],
+        tags: Sequence[str],
     ) -> Image:
         diff_ids = tuple(Digest(each) for each in json.loads(config)["rootfs"]["diff_ids"])
         have = max(
@@ -124,7 +139,8 @@ class FakeImageStore:
             default=(),
         )
         for diff_id in dict.fromkeys(diff_ids[len(have) :]):
-            self.built_layers[diff_id] = b"".join([piece async for piece in read_layer(diff_id)])
+            async with read_layer(diff_id) as pieces:
+                self.built_layers[diff_id] = b"".join([piece async for piece in pieces])
         image_id = ImageId("sha256:" + hashlib.sha256(config).hexdigest())
         self.images.setdefault(
             image_id, replace(image_named("built"), image_id=image_id, diff_ids=diff_ids, tags=())
@@ -241,6 +257,7 @@ class FakeImageStore:
         named = await self.get(image)
         if "@" in reference or not reference:
             raise InvalidError("a digest cannot be given as a name", subject=reference)
+        require_free(parse_named(reference))
         name = full_name(reference)
         for other in list(self.images.values()):
             self.images[other.image_id] = replace(other, tags=tuple(tag for tag in other.tags if tag != name))
@@ -313,13 +330,18 @@ class FakeImageStore:
         yield "\n".join(tag for image in found for tag in image.tags).encode()
 
     async def load(
-        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
-        """What ``save`` wrote."""
+        """What ``save`` wrote, or the names in a tar's index."""
         del platform
-        names = b"".join([piece async for piece in data]).decode().splitlines()
+        content = b"".join([piece async for piece in data])
+        names = _names_in(content) if content.startswith(b"index.json\0") else content.decode().splitlines()
         for name in names:
-            image = self.add(name)
+            if not ours:
+                require_free(parse_named(name))
+        for name in names:
+            image = self.remote.get(name) or image_named(name)  # as it was published, if it was
+            self.images[image.image_id] = image
             yield LoadedImage(image, image.tags)
 
     async def search(

@@ -77,8 +77,9 @@ class MovingImages(FakeImageStore):
             self.left += 1
 
     async def load(
-        self, data: AsyncIterator[bytes], *, platform: Platform | None = None
+        self, data: AsyncIterator[bytes], *, platform: Platform | None = None, ours: bool = False
     ) -> AsyncGenerator[LoadEvent, None]:
+        del ours
         self.asked.append(("load", {"platform": platform}))
         try:
             await self._read(data)

@@ -283,7 +283,7 @@ class FakeNetwork:
     def _next_address(self) -> str:
         taken = {lease.address for leases in self.leases.values() for lease in leases.values()}
         size = self.subnet.num_addresses
-        for step in range(1, size):
+        for step in range(1, size + 1):
             number = (self._last + step) % size
             address = str(self.subnet[number])
             if number not in (0, 1, size - 1) and address not in taken:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policies that hold nobody to anything; satisfies hyperd.network.base.Policies."""
 
+import asyncio
 import json
 
 from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
@@ -43,6 +44,7 @@ class FakePolicies:
 
     async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         self.require_valid(limits)
+        await asyncio.sleep(0)  # as the records take their time
         self.limits[sandbox_id] = limits
         self.reports.setdefault(sandbox_id, EgressReport(sandbox_id, name, (), is_cut=False))
 

@@ -236,6 +236,9 @@ class FakeVolumes:
                 if sandbox_id not in known:
                     del kept.users[sandbox_id]
 
+    async def attached(self) -> set[SandboxId]:
+        return {found for name in self.kept for found in self.attached_to(name)}
+
     def attached_to(self, name: str) -> set[SandboxId]:
         return {user.sandbox_id for user in self.kept[VolumeName(name)].users.values() if user.attached}
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`hyper build` with its real engine in a real guest: from directories and pipes, cached, failed, cut short."""
 
+import errno
 import gzip
 import json
+import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
@@ -25,7 +27,8 @@ DOCKERFILE = """\
 FROM test.local/base AS made
 ARG WHO=nobody
 COPY greeting /greeting
-RUN --mount=type=secret,id=word cat /greeting > /made && echo "$WHO" >> /made && wc -c < /run/secrets/word >> /made
+RUN --mount=type=secret,id=word cat /greeting > /made && echo "$WHO" >> /made && \\
+    wc -c < /run/secrets/word >> /made && sync
 
 FROM test.local/base
 LABEL stage=last
@@ -107,10 +110,34 @@ def test_a_dockerfile_becomes_an_image_that_runs_and_the_second_build_is_cached(
     assert SECRET not in said + host.log.read_text()
     saved = host.run("save", "made:2").stdout
     assert SECRET.encode() not in b"".join(_layers(saved))
+    # Not in the cache either, where the step's `sync` would have put it, and whence nothing wipes it.
+    cache = b"".join(_written(host.state_dir / "volumes"))
+    assert b"overlay-layers" in cache
+    assert SECRET.encode() not in cache
 
     again = require_built(build(host, *arguments), host)
     assert again.count("Using cache") >= 5
     assert (project.place / "id").read_text() == image_id
+
+
+def _written(place: Path) -> Iterator[bytes]:
+    """What the files below it hold, without their holes."""
+    for path in place.rglob("*"):
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            end = path.stat().st_size
+            at = 0
+            while at < end:
+                try:
+                    at = os.lseek(file.fileno(), at, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:  # only a hole follows
+                        raise
+                    break
+                hole = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                yield os.pread(file.fileno(), hole - at, at)
+                at = hole
 
 
 def _layers(archive: bytes) -> Iterator[bytes]:

@@ -18,11 +18,7 @@ from hyperctl.errors import InvalidError
 app = tree.group()
 
 
-def _many(*names: str, metavar: str, help_text: str) -> Any:
-    return typer.Option(*names, metavar=metavar, help=help_text, show_default=False)
-
-
-def _one(*names: str, metavar: str, help_text: str) -> Any:
+def _option(*names: str, metavar: str, help_text: str) -> Any:
     return typer.Option(*names, metavar=metavar, help=help_text, show_default=False)
 
 
@@ -38,41 +34,46 @@ def build(
     ],
     *,
     tags: Annotated[
-        list[str] | None, _many("--tag", "-t", metavar="NAME[:TAG]", help_text="Of the image")
+        list[str] | None, _option("--tag", "-t", metavar="NAME[:TAG]", help_text="Of the image")
     ] = None,
     dockerfile: Annotated[
-        str, _one("--file", "-f", metavar="FILE", help_text="Instead of PATH/Dockerfile; - is standard input")
+        str,
+        _option("--file", "-f", metavar="FILE", help_text="Instead of PATH/Dockerfile; - is standard input"),
     ] = "",
     build_args: Annotated[
-        list[str] | None, _many("--build-arg", metavar="NAME[=VALUE]", help_text="For an ARG")
+        list[str] | None, _option("--build-arg", metavar="NAME[=VALUE]", help_text="For an ARG")
     ] = None,
     labels: Annotated[
-        list[str] | None, _many("--label", metavar="KEY=VALUE", help_text="Of the image")
+        list[str] | None, _option("--label", metavar="KEY=VALUE", help_text="Of the image")
     ] = None,
     target: Annotated[
-        str, _one("--target", metavar="STAGE", help_text="Build no further than this stage")
+        str, _option("--target", metavar="STAGE", help_text="Build no further than this stage")
     ] = "",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Run every step anew")] = False,
     pull: Annotated[bool, typer.Option("--pull", help="Ask the registries for newer base images")] = False,
-    platform: Annotated[str, _one("--platform", metavar="OS/ARCH", help_text="The host's alone")] = "",
+    platform: Annotated[str, _option("--platform", metavar="OS/ARCH", help_text="The host's alone")] = "",
     secrets: Annotated[
         list[str] | None,
-        _many("--secret", metavar="id=ID[,src=FILE|,env=NAME]", help_text="For RUN --mount=type=secret"),
+        _option("--secret", metavar="id=ID[,src=FILE|,env=NAME]", help_text="For RUN --mount=type=secret"),
     ] = None,
-    network: Annotated[str, _one("--network", metavar="NETWORK", help_text="Of RUN: default or none")] = "",
-    add_hosts: Annotated[
-        list[str] | None, _many("--add-host", metavar="NAME:ADDRESS", help_text="For RUN, in /etc/hosts")
-    ] = None,
-    shm_size: Annotated[str, _one("--shm-size", metavar="BYTES", help_text="Of /dev/shm for RUN")] = "",
-    memory: Annotated[
-        str, _one("--memory", "-m", metavar="BYTES", help_text="Of the builder's machine")
+    network: Annotated[
+        str, _option("--network", metavar="NETWORK", help_text="Of RUN: default or none")
     ] = "",
-    cpus: Annotated[str, _one("--cpus", metavar="NUMBER", help_text="Of the builder's machine")] = "",
+    add_hosts: Annotated[
+        list[str] | None, _option("--add-host", metavar="NAME:ADDRESS", help_text="For RUN, in /etc/hosts")
+    ] = None,
+    shm_size: Annotated[str, _option("--shm-size", metavar="BYTES", help_text="Of /dev/shm for RUN")] = "",
+    memory: Annotated[
+        str, _option("--memory", "-m", metavar="BYTES", help_text="Of the builder's machine")
+    ] = "",
+    cpus: Annotated[str, _option("--cpus", metavar="NUMBER", help_text="Of the builder's machine")] = "",
     progress: Annotated[
         str, typer.Option("--progress", metavar="KIND", help="auto and plain are the same; or quiet")
     ] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the id at the end")] = False,
-    id_file: Annotated[str, _one("--iidfile", metavar="FILE", help_text="Write the image's id there")] = "",
+    id_file: Annotated[
+        str, _option("--iidfile", metavar="FILE", help_text="Write the image's id there")
+    ] = "",
 ) -> int:
     """Build an image from a Dockerfile, in a virtual machine of its own."""
     if progress not in ("auto", "plain", "quiet"):

@@ -15,8 +15,10 @@ from pyroute2 import AsyncIPRoute
 
 from hyperd.errors import InvalidError
 from hyperd.host.database import Database
+from hyperd.host.workers import Workers
 from hyperd.model.network import FloatingAddress
 from hyperd.model.vm import SandboxId
+from hyperd.network import flows
 from hyperd.network.floating.records import FloatingRecords
 from hyperd.network.floating.rules import render, table_of
 from hyperd.network.netlink import network_errors
@@ -41,7 +43,8 @@ class Floating:
         self._changing = asyncio.Lock()
         self._is_prepared = False
         self._attached: set[SandboxId] = set()
-        self._in_force = False
+        self._in_force: dict[IPv4Address, IPv4Address] | None = None  # None: an earlier hyperd's may be
+        self._kernel = Workers("floating", 1)
         self._label = f"lo:{bridge}"[:15]  # what tells our addresses there from the host's own
 
     async def stand(self) -> None:
@@ -50,13 +53,17 @@ class Floating:
             await self._prepare()
             wanted = await self._wanted()
             ours = {address for address, label in await _addresses() if label == self._label}
-            if wanted or ours or has_table(table_of(self._base)):
+            if wanted or ours or await self._has_table():
                 await self._apply(wanted, ours)
 
     async def look(self) -> None:
         """Whether nobody has taken away what should be in force; else as ``stand``."""
-        if self._in_force and not has_table(table_of(self._base)):
+        if self._in_force and not await self._has_table():
             await self.stand()
+
+    def close(self) -> None:
+        """What is in force stays."""
+        self._kernel.close()
 
     async def list_addresses(self) -> list[FloatingAddress]:
         """In order."""
@@ -83,8 +90,8 @@ class Floating:
         if sandbox_id not in self._attached:
             return None
         had = await self._records.detach(sandbox_id)
-        self._attached.discard(sandbox_id)
         await self.stand()
+        self._attached.discard(sandbox_id)  # only now: who tries again finds it to do
         return had
 
     async def follow(self, sandbox_id: SandboxId) -> None:
@@ -131,7 +138,14 @@ class Floating:
                     await netlink.addr(
                         "add", index=_LOOPBACK, address=str(address), prefixlen=32, label=self._label
                     )
-        self._in_force = bool(wanted)
+                if wanted != self._in_force:
+                    known = ours | wanted.keys() | (self._in_force or {}).keys()
+                    await self._kernel.call(flows.forget_strays, known, wanted)
+        self._in_force = wanted
+
+    async def _has_table(self) -> bool:
+        with network_errors("floating addresses"):
+            return await self._kernel.call(has_table, table_of(self._base))
 
 
 async def _addresses() -> list[tuple[IPv4Address, str]]:

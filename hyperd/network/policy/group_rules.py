@@ -40,16 +40,20 @@ def referred(groups: Iterable[SecurityGroup], egress: EgressPolicy) -> set[str]:
 
 
 def heard(groups: Iterable[SecurityGroup], bridge: str, subnet: IPv4Network) -> Iterator[str]:
-    """Of what others begin. An address of the network's counts only where it comes from the network."""
-    groups, within = tuple(groups), (f'iifname "{bridge}"', f"iifname @{ROUTED}")
+    """Of what others begin. An address of the network's counts only where it comes from the network.
+
+    Whoever else begins comes by what is published, or not at all: nothing behind these rules would stop him.
+    """
+    published = "ct status dnat"
+    within = tuple(f"{where} ip saddr {subnet}" for where in (f'iifname "{bridge}"', f"iifname @{ROUTED}"))
+    groups = tuple(groups)
     if not groups:
-        yield "ct status dnat accept"
-        yield from (f"{where} ip saddr {subnet} accept" for where in within)
+        yield from (f"{where} accept" for where in (published, *within))
         yield "counter drop"
         return
     for rule in _of(groups, Direction.INGRESS):
-        for where in within if rule.group else ("",):
-            yield f"{where} {_whom('saddr', rule)}{render_service(rule.service)}accept".lstrip()
+        for where in within if rule.group else (published, *within):
+            yield f"{where} {_whom('saddr', rule)}{render_service(rule.service)}accept"
     yield "meta l4proto tcp counter reject with tcp reset"
     yield "counter reject with icmpx admin-prohibited"
 

@@ -7,11 +7,11 @@ that is killed in between leaves the older one in force, and the next begins wit
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from hyperd.errors import HyperError, InvalidError, NotFoundError
+from hyperd.errors import HyperError, InvalidError, NotFoundError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.policy import (
@@ -30,11 +30,12 @@ from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.records import Held, PolicyRecords, moved
 from hyperd.network.policy.reports import Account, Reports
-from hyperd.network.policy.rules import Judged, Learned, table_of
+from hyperd.network.policy.rules import SENT, Judged, Learned, table_of
 from hyperd.network.policy.screening import services_for
 from hyperd.network.policy.tally import Tally
 from hyperd.network.policy.wire import Wire
 from hyperd.network.policy.wires import Armed, Place, Wires
+from hyperd.network.tap import has_tap
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 10.0
@@ -53,7 +54,9 @@ class Policies:
         self._records = PolicyRecords(database)
         self.groups = Groups(database, self._regroup)
         self._kernel = Workers("policies", 1)
+        self._looking = Workers("policies-look", 1)  # each start looks: not behind what takes long
         self._loading = asyncio.Lock()
+        self._saving = asyncio.Lock()  # a record, and what is known of it
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
         self._wires = Wires(self._kernel)
@@ -70,6 +73,7 @@ class Policies:
     def close(self) -> None:
         """What is in force stays."""
         self._kernel.close()
+        self._looking.close()
 
     @property
     def owners(self) -> set[SandboxId]:
@@ -105,10 +109,11 @@ class Policies:
     async def impose(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         """Before it is attached, unless it has some already: those were changed since."""
         await self.load()
-        if limits and sandbox_id not in self._policed:
-            await self._save(sandbox_id, Held(limits), name)
-        elif sandbox_id in self._policed:
-            self._policed[sandbox_id].account.name = name
+        async with self._saving:
+            if limits and sandbox_id not in self._policed:
+                await self._save(sandbox_id, Held(limits), name)
+            elif sandbox_id in self._policed:
+                self._policed[sandbox_id].account.name = name
 
     async def change(self, sandbox_id: SandboxId, limits: Limits, name: str) -> None:
         """In the records; in force it is with the next ``arm``. Raises InvalidError, NotFoundError."""
@@ -116,8 +121,9 @@ class Policies:
             raise InvalidError("is empty", subject="policy", hint="`allow-all` lets everything out")
         await self.load()
         self.require_valid(limits)
-        before = self._policed.get(sandbox_id)
-        await self._save(sandbox_id, moved(before.held, limits) if before else Held(limits), name)
+        async with self._saving:
+            before = self._policed.get(sandbox_id)
+            await self._save(sandbox_id, moved(before.held, limits) if before else Held(limits), name)
 
     async def stand(self, place: Place, wires: Iterable[tuple[SandboxId, Wire]]) -> None:
         """Of a network: the rules of all whose taps are there, as the records have them. Idempotent."""
@@ -126,32 +132,67 @@ class Policies:
         if not found:
             return
         with network_errors(place.base):
-            is_there = sets.has_table(table_of(place.base))
+            is_there = await self._kernel.call(sets.has_table, table_of(place.base))
         if not is_there:
-            for owner, _ in found:
-                await self._reports.end_run(owner, self._policed[owner].account)
+            for owner, policed in [(owner, self._policed[owner]) for owner, _ in found]:
+                await self._reports.end_run(owner, policed.account)
+        found = [(owner, wire) for owner, wire in found if owner in self._policed]  # some may have gone
+        revisions = {owner: self.revision(owner) for owner, _ in found}
+        if not found:
+            return
         await self._wires.stand(
             [
                 self._armed(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
                 for owner, wire in found
             ]
         )
-        for owner, _ in found:
-            await self._settle(owner)
+        for owner, revision in revisions.items():
+            await self._settle(owner, revision)
 
-    def stands(self, base: str) -> bool:
-        """Whether nobody has taken away what should be in force."""
+    async def stands(self, base: str) -> bool:
+        """Whether nobody has taken away what should be in force, nor emptied it."""
         if not self._wires.are_on(base):
             return True
         try:
-            return sets.has_table(table_of(base))
+            return await self._looking.call(sets.has_rules, table_of(base), SENT)
         except OSError:
             return False
 
+    def wires_on(self, base: str) -> list[Wire]:
+        return self._wires.on(base)
+
     async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
-        """Its rules, before its tap is there; or anew, with what its names stand for under them."""
-        await self._wires.arm(self._armed(place, sandbox_id, wire, anew=True))
-        await self._settle(sandbox_id)
+        """Its rules, before its tap is there; or anew, with what its names stand for under them.
+
+        Raises WrongStateError when it has no policy any more: nothing is to be plugged in then.
+        """
+        if not await self._arm(place, sandbox_id, wire, lambda: True):
+            raise WrongStateError("is being removed", subject=f"container {sandbox_id[:12]}")
+
+    async def arm_again(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> bool:
+        """As ``arm``, where its tap is there, or was armed for; False when it has gone meanwhile."""
+
+        def is_there() -> bool:
+            return self._wires.are_armed(place, sandbox_id, wire) or has_tap(wire.name)
+
+        return await self._arm(place, sandbox_id, wire, is_there)
+
+    async def _arm(
+        self, place: Place, sandbox_id: SandboxId, wire: Wire, is_wanted: Callable[[], bool]
+    ) -> bool:
+        revision = 0
+
+        def made() -> Armed | None:
+            nonlocal revision
+            revision = self.revision(sandbox_id)
+            if sandbox_id not in self._policed or not is_wanted():
+                return None
+            return self._armed(place, sandbox_id, wire, anew=True)
+
+        is_armed = await self._wires.arm(made)
+        if is_armed:
+            await self._settle(sandbox_id, revision)
+        return is_armed
 
     async def cut(self, wire: Wire) -> None:
         """What it has begun, or others with it, is asked anew whether it may."""
@@ -175,8 +216,9 @@ class Policies:
     async def forget(self, sandbox_id: SandboxId) -> None:
         """The sandbox is gone; the report of it stays."""
         await self.load()
-        if self._policed.pop(sandbox_id, None) is not None:
-            await self._records.delete(sandbox_id)
+        async with self._saving:
+            if self._policed.pop(sandbox_id, None) is not None:
+                await self._records.delete(sandbox_id)
 
     async def remove_group(self, name: str) -> None:
         """That no sandbox has. Raises NotFoundError, WrongStateError while another group speaks of it."""
@@ -210,31 +252,34 @@ class Policies:
 
     async def learn(self, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
-        wires = self._wires.of(sandbox_id)  # it may ask on one and go out by another
-        policed = self._policed.get(sandbox_id)
-        if policed is None or not wires:
+        policed, revision = self._policed.get(sandbox_id), self.revision(sandbox_id)
+        if policed is None:
             return False
         told = list(told)
         now = asyncio.get_running_loop().time()
         for address, lasts_s in told:
             policed.account.tally.tell(name, address, now + lasts_s)
+
+        def services() -> Iterable[Service]:  # of a policy that has changed: none, its guest asks again
+            return services_for(policed.egress, name) if self.revision(sandbox_id) == revision else ()
+
         try:
-            for service in services_for(policed.egress, name):
-                for armed in wires:
-                    wire = armed.judged.wire
-                    await self._kernel.call(sets.learn, armed.place.base, wire.name, service, told)
+            return await self._wires.learn(sandbox_id, services, told)
         except OSError as error:
             _log.warning("not let through", extra={"sandbox_id": sandbox_id, "error": str(error)})
             return False
-        return True
 
     async def _regroup(self, name: str) -> None:
         """A group says something else: at once for all that have it."""
         for sandbox_id, policed in list(self._policed.items()):
             if name in policed.held.limits.groups:
                 for armed in self._wires.of(sandbox_id):
-                    await self.arm(armed.place, sandbox_id, armed.judged.wire)
-                    await self.cut(armed.judged.wire)
+                    if await self._rearm(armed):
+                        await self.cut(armed.judged.wire)
+
+    async def _rearm(self, armed: Armed) -> bool:
+        place, owner, wire = armed.place, armed.owner, armed.judged.wire
+        return await self._arm(place, owner, wire, lambda: self._wires.are_armed(place, owner, wire))
 
     async def _save(self, sandbox_id: SandboxId, held: Held, name: str) -> None:
         egress = _egress(held.limits)
@@ -244,12 +289,13 @@ class Policies:
         policed.revision += 1
         await self._records.note(sandbox_id, name, ())
 
-    async def _settle(self, sandbox_id: SandboxId) -> None:
-        """Nothing of an earlier policy is in force."""
-        policed = self._policed[sandbox_id]
-        if policed.held.earlier:
-            policed.held = replace(policed.held, earlier=())
-            await self._records.save(sandbox_id, policed.held)
+    async def _settle(self, sandbox_id: SandboxId, revision: int) -> None:
+        """Nothing of a policy earlier than this is in force. One that was changed since will settle itself."""
+        async with self._saving:
+            policed = self._policed.get(sandbox_id)
+            if policed is not None and policed.held.earlier and self.revision(sandbox_id) == revision:
+                policed.held = replace(policed.held, earlier=())
+                await self._records.save(sandbox_id, policed.held)
 
     def _armed(self, place: Place, sandbox_id: SandboxId, wire: Wire, *, anew: bool) -> Armed:
         policed = self._policed[sandbox_id]

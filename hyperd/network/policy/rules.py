@@ -17,8 +17,10 @@ from hyperd.network.elements import Element, padded
 from hyperd.network.policy import group_rules
 from hyperd.network.policy.group_rules import ROUTED, render_service
 from hyperd.network.policy.wire import Wire
+from hyperd.network.tap import JUDGED
 
 SPEAKERS, RATES = "speakers", "rate_of"
+SENT = "sent"  # the chain that everything from a tap with a policy passes
 OUTWARD, REFUSING, BEGUN, HEARD = "outward_of", "refusing_of", "begun_of", "heard_of"
 _LEAST_BURST_BYTES = 128 << 10  # a guest sends up to 64 KiB in one piece
 MAX_LEARNED = 4096  # addresses of one sandbox and service
@@ -48,7 +50,7 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
     table, subnet = f"inet {table_of(base)}", wires_of.subnet
     hooks = {
         "names": "nat hook prerouting priority -101",
-        "sent": "filter hook prerouting priority -300",
+        SENT: "filter hook prerouting priority -300",
         "begun": "filter hook forward priority -3",
         "outward": "filter hook forward priority -2",
         "inward": "filter hook forward priority -1",
@@ -69,11 +71,12 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
     refuse = ["meta l4proto tcp counter reject with tcp reset", "counter reject with icmpx admin-prohibited"]
     known = "ct state established,related accept"
     rules = {
-        "sent": [
+        SENT: [
             f"iifname @{ROUTED} meta nfproto != ipv4 counter drop",
             f"iifname @{ROUTED} iifname . ip saddr != @{SPEAKERS} counter drop",
             f"iifname @{ROUTED} ip daddr 127.0.0.0/8 counter drop",
             f"limit name iifname map @{RATES} drop",
+            f"iifname @{ROUTED} meta mark set meta mark | {JUDGED:#x}",  # nothing goes on without; see nat
         ],
         "names": [  # whomever it asks
             f"iifname @{ROUTED} meta l4proto {{ tcp, udp }} th dport 53 dnat ip to {wires_of.gateway}"

@@ -20,6 +20,8 @@ from hyperd.network.policy.rules import KEPT_S, blocked_set, learned_set, other_
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 16
 _GETTABLE, _GETSETELEM, _REQUEST, _DUMP = 10 << 8 | 1, 10 << 8 | 13, 1, 0x300
+_NEWRULE, _GETRULE = 10 << 8 | 6, 10 << 8 | 7
+_RULE_TABLE, _RULE_CHAIN = 1, 2
 _ERROR, _DONE = 2, 3
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _KEY, _VALUE, _EXPIRATION, _EXPRESSION, _EXPRESSIONS = 1, 1, 5, 7, 11
@@ -70,6 +72,16 @@ def has_table(table: str) -> bool:
         kernel.send(struct.pack("=IHHII", 16 + len(body), _GETTABLE, _REQUEST, 1, 0) + body)
         (kind,) = struct.unpack_from("=H", kernel.recv(_ANSWER_BYTES), 4)
     return bool(kind != _ERROR)
+
+
+def has_rules(table: str, chain: str) -> bool:
+    """Whether there are any: `nft flush table` leaves chains that let everything through. Raises OSError."""
+    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_RULE_TABLE, table) + _text(_RULE_CHAIN, chain)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
+        kernel.settimeout(_ANSWER_S)
+        kernel.send(struct.pack("=IHHII", 16 + len(body), _GETRULE, _REQUEST | _DUMP, 1, 0) + body)
+        (kind,) = struct.unpack_from("=H", kernel.recv(_ANSWER_BYTES), 4)
+    return bool(kind == _NEWRULE)
 
 
 def _dumped(table: str, name: str) -> Iterator[tuple[bytes, int, float]]:

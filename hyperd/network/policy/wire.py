@@ -27,7 +27,6 @@ _OF_TAP = {
     "ipv4/conf/{}/rp_filter": "1",
     "ipv4/conf/{}/proxy_arp": "1",  # its guest takes its neighbours to be on the same wire
     "ipv4/neigh/{}/proxy_delay": "0",
-    "ipv4/conf/{}/route_localnet": "1",  # answers to the host's 127.0.0.1, where a port is published
     "ipv4/conf/{}/send_redirects": "0",
     "ipv4/conf/{}/accept_redirects": "0",
 }

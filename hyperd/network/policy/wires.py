@@ -3,14 +3,14 @@
 
 import asyncio
 import errno
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from pyroute2 import AsyncIPRoute
 
 from hyperd.host.workers import Workers
-from hyperd.model.policy import EgressPolicy
+from hyperd.model.policy import EgressPolicy, Service
 from hyperd.model.vm import SandboxId
 from hyperd.network import elements
 from hyperd.network.elements import INET_FAMILY, Element
@@ -29,7 +29,7 @@ from hyperd.network.policy.rules import (
     render_wire,
     table_of,
 )
-from hyperd.network.policy.wire import unroute
+from hyperd.network.policy.wire import Wire, unroute
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,9 @@ class Wires:
     def of(self, owner: SandboxId) -> list[Armed]:
         return [armed for armed in self._armed.values() if armed.owner == owner]
 
+    def on(self, base: str) -> list[Wire]:
+        return [armed.judged.wire for (known, _), armed in self._armed.items() if known == base]
+
     def are_on(self, base: str) -> bool:
         return any(known == base for known, _ in self._armed)
 
@@ -80,11 +83,32 @@ class Wires:
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
 
-    async def arm(self, armed: Armed) -> None:
+    async def arm(self, make: Callable[[], Armed | None]) -> bool:
+        """``make``: as it is when its turn has come; None when there is nothing to arm any more."""
         async with self._changing:
+            armed = make()
+            if armed is None:
+                return False
             self._armed[armed.key] = armed
             await self._load(armed.place, [armed])
             await self._put_in(armed.place.base, [armed])
+            return True
+
+    def are_armed(self, place: Place, owner: SandboxId, wire: Wire) -> bool:
+        known = self._armed.get((place.base, wire.address))
+        return known is not None and known.owner == owner
+
+    async def learn(
+        self, owner: SandboxId, services: Callable[[], Iterable[Service]], told: list[tuple[IPv4Address, int]]
+    ) -> bool:
+        """``services``: when its turn has come. It may ask on one and go out by another. Raises OSError."""
+        async with self._changing:
+            wires, found = self.of(owner), list(services())
+            for service in found:
+                for armed in wires:
+                    tap = armed.judged.wire.name
+                    await self._kernel.call(sets.learn, armed.place.base, tap, service, told)
+            return bool(wires and found)
 
     async def disarm(self, armed: Armed) -> None:
         """Idempotent."""
@@ -106,10 +130,7 @@ class Wires:
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
-        with network_errors(base):
-            is_there = sets.has_table(table_of(base))
-        if is_there:
-            await load_rules(render_none(base), table_of(base))
+        await load_rules(render_none(base), table_of(base))
 
     async def forget_group(self, name: str) -> None:
         """Nobody has it, and no rule speaks of it."""

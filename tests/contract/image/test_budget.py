@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A budget for the store, over the real files: who goes, who stays, when."""
 
+import asyncio
 import logging
 import os
 
@@ -8,6 +9,7 @@ import pytest
 
 from hyperd.errors import ExhaustedError, ImageNotFoundError
 from hyperd.image import Marks
+from hyperd.model.image import Image
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.contract.image.test_prune_and_usage import du
@@ -79,6 +81,45 @@ async def test_one_that_is_asked_for_meanwhile_stays(tmp_path, names):
         store.used_by(in_use)
         await pulled(store, names[1])
         assert await tags(store) == ["app0:1"]
+
+
+async def test_one_that_was_just_got_stays_though_its_answer_is_still_on_the_way(
+    tmp_path, names, monkeypatch
+):
+    """Whoever has got an image is about to start from it; the removal must not come in between."""
+    async with opened(tmp_path / "images", budget=Marks(1, 0)) as store, asyncio.TaskGroup() as tasks:
+        for name in names[:2]:
+            await pulled(store, name)
+        store._budget._fresh_s = -1.0
+        sweep, getting = store._budget._sweep, list[asyncio.Task[Image]]()
+
+        async def sweep_while_another_asks(removed):
+            freed = await sweep(removed)
+            if not getting:
+                getting.append(tasks.create_task(store.get(names[1])))
+                await asyncio.sleep(0)  # its transaction is on its way
+            return freed
+
+        monkeypatch.setattr(store._budget, "_sweep", sweep_while_another_asks)
+        await store._budget.keep()
+        got = await getting[0]
+        assert (await store.root_disk(got.image_id)).path.is_file()
+
+
+async def test_the_order_is_not_lost_when_it_cannot_be_written_down(tmp_path, names, monkeypatch):
+    async with opened(tmp_path / "images", budget=Marks(1 << 40, 1 << 40)) as store:
+        image, _ = await pulled(store, names[0])
+        used = dict(store._budget._used)
+        assert image.image_id in used
+
+        async def full(work, **_):
+            raise ExhaustedError("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(store._database, "transaction", full)
+            with pytest.raises(ExhaustedError):
+                await store._budget.write_down()
+        assert store._budget._used == used
 
 
 async def test_without_a_budget_everything_stays(tmp_path, names):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Images that a build has made: a config that is ready, and the layers that the store does not have."""
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 
@@ -33,9 +34,10 @@ class Engine:
         self.config = json.dumps(body).encode()
         self.asked: list[Digest] = []
 
-    def read(self, diff_id: Digest) -> AsyncIterator[bytes]:
+    @contextlib.asynccontextmanager
+    async def read(self, diff_id: Digest) -> AsyncIterator[AsyncIterator[bytes]]:
         self.asked.append(diff_id)
-        return pieces(self.by_digest[diff_id], 1000)
+        yield pieces(self.by_digest[diff_id], 1000)
 
 
 async def loaded(store, image: Image) -> list[object]:
@@ -95,8 +97,10 @@ async def test_what_is_not_as_it_should_be_leaves_nothing(store, hub, fault):
         yield engine.layers[1][:700]
         raise InvalidError("the builder has gone")
 
-    def read(diff_id: Digest) -> AsyncIterator[bytes]:
-        return broken() if fault == "breaks off" and diff_id == second else engine.read(diff_id)
+    @contextlib.asynccontextmanager
+    async def read(diff_id: Digest) -> AsyncIterator[AsyncIterator[bytes]]:
+        async with engine.read(diff_id) as data:
+            yield broken() if fault == "breaks off" and diff_id == second else data
 
     if fault == "another layer":
         engine.by_digest[second] = images.layer_tar([file("srv/made", "three")])

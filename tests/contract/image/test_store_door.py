@@ -2,7 +2,9 @@
 """One body, two subjects: the fake that the rooms above are tested with promises what the real store does."""
 
 import contextlib
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -39,6 +41,24 @@ async def subject(request, tmp_path):
         return
     async with images.registry(tmp_path / "hub") as hub, opened(tmp_path / "images") as store:
         yield Subject(store, hub)
+
+
+async def renamed(archive: bytes, name: str, other: str):
+    """The archive, its image called otherwise."""
+    if not archive.startswith(b"oci-layout"):  # the fake's, which is but names
+        yield archive.replace(name.encode(), other.encode())
+        return
+    content = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(archive)) as old, tarfile.open(fileobj=content, mode="w") as new:
+        for member in old:
+            file = old.extractfile(member)
+            data = b"" if file is None else file.read()
+            if member.name.endswith(".json"):
+                data = data.replace(name.encode(), other.encode())
+            if member.name != "repositories":
+                member.size = len(data)
+                new.addfile(member, io.BytesIO(data))
+    yield content.getvalue()
 
 
 async def pull(store, name) -> Image:
@@ -149,8 +169,12 @@ async def test_of_what_was_built_only_the_layers_on_top_are_read(subject):
     top = images.digest_of(layer)
     asked = []
 
+    @contextlib.asynccontextmanager
     async def read(diff_id):
         asked.append(diff_id)
+        yield content()
+
+    async def content():
         yield layer
 
     body = {"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": [*base.diff_ids, top, top]}}
@@ -161,3 +185,18 @@ async def test_of_what_was_built_only_the_layers_on_top_are_read(subject):
     assert again.tags == ("docker.io/library/mine:1", "docker.io/library/mine:2")
     assert asked == [top]
     assert await store.get("mine:2") == again
+
+
+async def test_the_builders_name_is_hyperds_to_give(subject):
+    store = subject.store
+    image = await pull(store, await subject.publish("app:1"))
+    name = "hyper/builder:0123456789ab"
+    with pytest.raises(InvalidError, match="hyperd keeps"):
+        await store.tag(image.image_id, name)
+    archive = b"".join([piece async for piece in store.save(image.tags)])
+    ours, theirs = f"docker.io/{name}", image.tags[0]
+    with pytest.raises(InvalidError, match="hyperd keeps"):
+        _ = [event async for event in store.load(renamed(archive, theirs, ours))]
+    assert [each.tags for each in await store.list_images()] == [image.tags]
+    _ = [event async for event in store.load(renamed(archive, theirs, ours), ours=True)]
+    assert ours in {tag for each in await store.list_images() for tag in each.tags}

@@ -1,13 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floating addresses: what is sent to one comes to its sandbox, what that begins comes from it; and the fake's."""
 
+import asyncio
+import socket
 from ipaddress import IPv4Network
 
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    WrongStateError,
+)
 from hyperd.host import process
+from hyperd.model.network import Endpoint, NetworkSpec
 from hyperd.network import BridgeNetworks
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.egress import (
@@ -15,6 +25,7 @@ from tests.contract.network.egress import (
     OUTSIDE,
     PLAIN,
     POLICED,
+    SOON_S,
     connects,
     peer_of,
     rules,
@@ -155,3 +166,62 @@ async def test_one_that_has_not_started_yet_gets_it_with_its_address(database):
         assert ONE not in await loopback()
         await it.networks.attach(PLAIN)
         assert ONE in await loopback()
+
+
+@pytest.mark.parametrize("how", ["disconnect", "keep_only"])
+async def test_it_does_not_stay_with_an_address_that_somebody_else_may_get(database, how):
+    async with world(database, "", POOLS) as it:
+        await lent(it)
+        await it.networks.create_network(NetworkSpec("back"))
+        kept = await it.networks.attach(POLICED, endpoint=Endpoint(network="back"), slot=1)
+        if how == "disconnect":
+            await it.networks.disconnect(POLICED, "bridge")
+        else:
+            await it.networks.keep_only({POLICED: ["back"]})
+        told = await rules()
+        assert f"{ONE} : {it.leases[0].address}" not in told
+        assert f"{ONE} : {kept.address}" in told
+        await it.networks.release(POLICED)
+        await it.networks.remove_network("back")
+
+
+async def test_one_that_could_not_be_taken_away_is_taken_the_next_time(database, monkeypatch):
+    async with world(database, "", POOLS) as it:
+        await lent(it)
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await it.networks.floating.detach(POLICED)
+        await it.networks.floating.detach(POLICED)
+        assert ONE not in await loopback()
+        assert "_floating" not in await rules()
+
+
+async def test_an_address_is_free_only_when_the_floating_one_has_left_it(database, monkeypatch):
+    async with world(database, "", POOLS) as it:
+        await lent(it)
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await it.networks.release(POLICED)
+        assert await it.networks._address_of(POLICED) is not None
+        await it.networks.release(POLICED)
+        assert ONE not in await loopback()
+
+
+async def test_what_is_under_way_ends_when_it_is_taken_away(database):
+    async with world(database, "", POOLS) as it:
+        await lent(it)
+        await it.outside_knows(f"{ONE}/32")
+        loop = asyncio.get_running_loop()
+        with it.outside.socket(socket.SOCK_DGRAM) as sending, it.guest.socket(socket.SOCK_DGRAM) as heard:
+            heard.bind(("", 9000))
+            await loop.sock_sendto(sending, b"one", (ONE, 9000))
+            async with asyncio.timeout(SOON_S):
+                assert await loop.sock_recv(heard, 100) == b"one"
+            await it.networks.floating.detach(POLICED)
+            await loop.sock_sendto(sending, b"two", (ONE, 9000))
+            await it.networks.floating.attach(ONE, POLICED)
+            await loop.sock_sendto(sending, b"three", (ONE, 9000))
+            async with asyncio.timeout(SOON_S):
+                assert await loop.sock_recv(heard, 100) == b"three"

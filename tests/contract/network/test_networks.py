@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Networks that users make: bridges of their own, closed to each other, made again from the records."""
 
+import asyncio
 import contextlib
 import socket
 from ipaddress import IPv4Address, IPv4Network
@@ -282,3 +283,18 @@ async def test_all_that_was_made_on_the_host_goes_and_comes_again_when_it_is_nee
     assert (await networks.attach(ONE)).network == "bridge"
     assert f"table inet {SETTINGS.table}" in await ruleset()
     await networks.release(ONE)
+
+
+async def test_networks_are_read_once_whoever_needs_them_at_the_same_time(networks, database):
+    await networks.create_network(NetworkSpec("back"))
+    again = BridgeNetworks(SETTINGS, database, lambda: ())
+
+    async def loaded():
+        await again._load()
+        return again._networks["back"]
+
+    try:
+        first, second = await asyncio.gather(loaded(), loaded())
+        assert first is second
+    finally:
+        again.close()

@@ -3,16 +3,19 @@
 
 import asyncio
 import contextlib
+import socket
+from pathlib import Path
 
 import pytest
 from pyroute2 import AsyncIPRoute
 
 from hyperd.errors import InvalidError, NotFoundError, UnavailableError
 from hyperd.host import process
+from hyperd.model.network import PortRequest
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
 from hyperd.network.tap import tap_name
-from hyperd.network.watch import watching
+from hyperd.network.watch import TOGETHER_S, watching
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, SOON_S, world
 from tests.fakes.policies import FakePolicies
@@ -119,10 +122,52 @@ async def test_rules_that_somebody_flushed_are_made_again(database):
         assert not await it.connects(OUTSIDE, 22)
         assert await it.tried() == {(OUTSIDE, 22): 1}
         await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
-        assert not it.policies.stands(SETTINGS.table)
+        assert not await it.policies.stands(SETTINGS.table)
         await it.networks.prepare()
         assert not await it.connects(OUTSIDE, 22)
         assert await it.tried() == {(OUTSIDE, 22): 2}
+
+
+@pytest.mark.parametrize("how", ["flush", "delete"])
+async def test_without_its_rules_nothing_of_it_is_let_through(database, how):
+    async with world(database, "allow-all") as it:
+        await process.run_checked(["nft", how, "table", *TABLE.split()], timeout_s=20)
+        assert not await it.policies.stands(SETTINGS.table)
+        loop = asyncio.get_running_loop()
+        with (
+            it.guest.socket(socket.SOCK_DGRAM) as guest,
+            it.outside.socket(socket.SOCK_DGRAM) as outside,
+            it.neighbour.socket(socket.SOCK_DGRAM) as neighbour,
+            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as host,
+        ):
+            host.setblocking(False)
+            for heard in (outside, neighbour, host):
+                heard.bind(("", 9000))
+            for address in (OUTSIDE, it.leases[1].address, it.gateway):
+                await loop.sock_sendto(guest, b"not judged", (str(address), 9000))
+            host.sendto(b"judged", (it.gateway, 9000))
+            await it.networks.prepare()
+            for address in (OUTSIDE, it.leases[1].address):
+                await loop.sock_sendto(guest, b"judged", (str(address), 9000))
+            async with asyncio.timeout(SOON_S):
+                assert [await loop.sock_recv(heard, 100) for heard in (outside, neighbour, host)] == [
+                    b"judged"
+                ] * 3
+
+
+async def test_loopback_s_addresses_mean_something_only_where_a_port_is_published(database):
+    async with world(database, "allow-all") as it:
+        switch = Path(f"/proc/sys/net/ipv4/conf/{tap_name(POLICED)}/route_localnet")
+        assert switch.read_text() == "0\n"
+        published = await it.networks.publish(POLICED, [PortRequest(80, host_port=8080)], "job")
+        assert switch.read_text() == "1\n"
+        await it.restart(database)
+        assert switch.read_text() == "1\n"
+        await it.networks.unpublish(POLICED, published)
+        assert switch.read_text() == "0\n"
+        switch.write_text("1")  # as an earlier hyperd left it
+        await it.restart(database)
+        assert switch.read_text() == "0\n"
 
 
 async def test_whoever_flushes_the_rules_finds_them_made_again_at_once(database):
@@ -134,7 +179,7 @@ async def test_whoever_flushes_the_rules_finds_them_made_again_at_once(database)
                 await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
                 assert await watch.wait(SOON_S)
                 async with asyncio.timeout(SOON_S):
-                    while not it.policies.stands(SETTINGS.table):
+                    while not await it.policies.stands(SETTINGS.table):
                         await watch.wait(0.05)
             assert not await it.connects(OUTSIDE, 80)
         finally:
@@ -151,6 +196,18 @@ async def test_a_change_that_takes_no_table_away_wakes_nobody(database):
         assert not await watch.wait(0.2)
         await process.run_checked(["nft", "delete", "table", "ip", "another"], timeout_s=20)
         assert await watch.wait(SOON_S)
+
+
+async def test_those_that_take_tables_away_all_the_time_are_told_of_together(database):
+    loop = asyncio.get_running_loop()
+    async with watching() as watch:
+        told = []
+        for _ in range(3):
+            await process.run_checked(["nft", "add table ip another; delete table ip another"], timeout_s=20)
+            assert await watch.wait(SOON_S)
+            told.append(loop.time())
+        assert told[1] - told[0] >= TOGETHER_S
+        assert told[2] - told[1] >= TOGETHER_S
 
 
 async def test_where_the_rules_cannot_be_made_again_the_sandbox_is_off_the_network(database, monkeypatch):

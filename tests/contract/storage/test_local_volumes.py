@@ -4,6 +4,7 @@
 import asyncio
 import os
 import subprocess
+import threading
 from dataclasses import replace
 
 import pytest
@@ -20,16 +21,18 @@ from hyperd.errors import (
 )
 from hyperd.host import files, process
 from hyperd.host.database import Database
+from hyperd.host.workers import NotWantedError
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import SHARED, Consistency, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, acl
 from tests.fakes.volumes import FakeVolumes
-from tests.mounts import allocated_bytes, small_filesystem
+from tests.mounts import allocated_bytes, dig, small_filesystem
 
 BOX, OTHER, THIRD = (SandboxId(letter * 64) for letter in "abc")
 DB = VolumeName("db")
 OWNERS = {BOX: (70001, 70000), OTHER: (70002, 70000), THIRD: (70003, 70000)}
 SMALL = 64 << 20
+WHILE_EXPORTED = os.O_RDONLY | os.O_CLOEXEC
 
 
 @pytest_asyncio.fixture
@@ -371,6 +374,99 @@ async def test_who_wants_a_volume_that_is_being_copied_waits(local, database, mo
             await local.attach(BOX)
 
 
+async def test_patience_with_a_copy_ends_whatever_else_is_copied(local, database, monkeypatch):
+    await used(local, database, BOX, VolumeRequest(DB))
+    await local.create(VolumeRequest(VolumeName("other")))
+    monkeypatch.setattr("hyperd.storage.volumes.COPY_PATIENCE_S", 0.5)
+
+    async def copy_others():
+        while True:
+            async with local.copying(VolumeName("other")):
+                pass
+            await asyncio.to_thread(lambda: None)
+
+    copying = asyncio.create_task(copy_others())
+    async with asyncio.timeout(10), local.copying(DB):
+        with pytest.raises(WrongStateError, match="is being copied"):
+            await local.attach(BOX)
+    copying.cancel()
+
+
+async def test_what_grows_is_not_being_copied(local):
+    await local.create(VolumeRequest(DB, SMALL))
+    async with local.copying(DB) as view:
+        growing = asyncio.create_task(local.grow(DB, 2 * SMALL))
+        done, _ = await asyncio.wait((growing,), timeout=0.2)
+        assert not done
+        assert view.volume.path.stat().st_size == SMALL
+    assert (await growing).size_bytes == 2 * SMALL
+
+
+async def test_what_was_killed_while_it_grew_is_copied_and_exported_whole(local):
+    """The file is as large as it was to be, and its record is not."""
+    made = await local.create(VolumeRequest(DB, SMALL))
+    os.truncate(made.path, 2 * SMALL)
+    with made.path.open("r+b") as file:
+        file.seek(2 * SMALL - 8192)
+        file.write(b"the last")
+    expected = made.path.read_bytes()
+    taken = await local.snapshots.take(made, "first", detached)
+    assert (taken.size_bytes, taken.path.read_bytes() == expected) == (2 * SMALL, True)
+    async with local.snapshots.stream(made, detached) as stream:
+        back = await local.import_(VolumeName("back"), {}, stream)
+    assert (back.size_bytes, back.path.read_bytes() == expected) == (2 * SMALL, True)
+
+
+async def test_a_copy_that_nobody_wants_any_more_has_ended_when_its_caller_is_told(local, monkeypatch):
+    made = await local.create(VolumeRequest(DB))
+    begun, copied = threading.Event(), list[str]()
+
+    def copying(source, target, *, wanted, **_):
+        begun.set()
+        while not copied:
+            try:
+                wanted.require()
+            except NotWantedError:
+                copied.append("not wanted")
+                raise
+
+    monkeypatch.setattr(files, "copy_sparse", copying)
+    task = asyncio.create_task(local.snapshots.take(made, "first", detached))
+    await asyncio.to_thread(begun.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert copied == ["not wanted"]
+
+
+async def test_an_export_that_is_cancelled_while_it_opens_its_copy_keeps_nothing_open(local, monkeypatch):
+    made = await local.create(VolumeRequest(DB))
+    opened, loop = os.open, asyncio.get_running_loop()
+    descriptors = []
+
+    def opening(path, *args, **fields):
+        found = opened(path, *args, **fields)
+        if str(path).endswith(".new/disk.img") and "snapshots" in str(path) and args == (WHILE_EXPORTED,):
+            descriptors.append(found)
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result(10)
+        return found
+
+    async def cancel():
+        task.cancel()
+
+    async def export():
+        async with local.snapshots.stream(made, detached):
+            pass
+
+    monkeypatch.setattr("hyperd.storage.volume_snapshots.os.open", opening)
+    task = asyncio.create_task(export())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (descriptor,) = descriptors
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
 async def test_where_blocks_cannot_be_shared_a_copy_of_one_moment_is_refused(local, tmp_path):
     made = await local.create(VolumeRequest(DB, SMALL))
     async with small_filesystem(tmp_path / "small", size_mib=64) as directory:
@@ -455,6 +551,37 @@ async def test_what_is_half_made_or_half_removed_goes_at_the_start_and_no_other(
     again.close()
     assert directories(root) == sorted([kept, unknown, "somebody-elses"])
     assert (await local.get(DB)).volume.path.is_file()
+
+
+async def test_whatever_a_guest_made_in_a_shared_volume_it_is_listed_and_removed(local):
+    made = await local.create(VolumeRequest(DB, filesystem=SHARED))
+    dig(made.path / "deep", 2500)
+    assert [view.volume.name for view in await local.list()] == [DB]
+    assert (await local.get(DB)).volume.name == DB
+    assert await local.remove(DB)
+    assert not made.path.parent.exists()
+
+
+async def test_what_cannot_be_swept_away_keeps_nobody_from_starting(local, database, tmp_path, monkeypatch):
+    root = tmp_path / "volumes"
+    (root / f"{'f' * 32}.gone").mkdir()
+    removing = files.remove_tree
+
+    def failing(path):
+        raise OSError(5, "Input/output error", str(path))
+
+    monkeypatch.setattr(files, "remove_tree", failing)
+    (await opened(database, root)).close()
+    monkeypatch.setattr(files, "remove_tree", removing)
+    (await opened(database, root)).close()
+    assert directories(root) == []
+
+
+async def test_who_has_volumes_attached_is_known_without_any_size(volumes, database):
+    await used(volumes, database, BOX, VolumeRequest(DB))
+    assert await volumes.attached() == set()
+    await volumes.attach(BOX)
+    assert await volumes.attached() == {BOX}
 
 
 async def test_records_that_are_lost_cost_no_volume(local, tmp_path):

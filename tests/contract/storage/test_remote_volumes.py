@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import socket
 import subprocess
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -17,11 +18,13 @@ from hyperd.errors import (
     TimeoutExpiredError,
     UnavailableError,
     UnsupportedError,
+    WrongStateError,
 )
 from hyperd.host.database import Database
 from hyperd.model.vm import NbdExport, SandboxId
 from hyperd.model.volume import NBD, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, nbd
+from hyperd.storage import volume_records as records
 from tests.harness import wait_until
 from tests.losing import losing_disk
 
@@ -106,6 +109,50 @@ async def test_a_blank_export_is_refused_before_a_guest_meets_it(volumes, disk):
     await volumes.create(request(disk.port, format="true"))
     assert await volumes.remove(DB)
     assert (await volumes.create(request(disk.port))).size_bytes == SIZE, "it is formatted now"
+
+
+async def test_a_servers_disk_is_one_volume_and_is_formatted_by_one(volumes, disk):
+    wanted = request(disk.port, format="true")
+    results = await asyncio.gather(volumes.create(wanted), volumes.create(wanted), return_exceptions=True)
+    assert sorted(type(result).__name__ for result in results) == ["Volume", "WrongStateError"]
+    before = disk.path.read_bytes()
+    for options in ({}, {"format": "true"}):
+        with pytest.raises(ExistsError, match="is volume db already"):
+            await volumes.create(request(disk.port, VolumeName("other"), **options))
+    assert disk.path.read_bytes() == before
+
+
+async def test_two_names_that_an_older_hyperd_gave_a_disk_are_not_written_to_by_two(
+    volumes, disk, monkeypatch
+):
+    await volumes.create(request(disk.port, format="true"))
+    with monkeypatch.context() as older:
+        older.setattr(records, "require_nobodys", lambda *_: None)
+        await volumes.create(request(disk.port, VolumeName("other")))
+    await volumes.lend(BOX, "volume-init", DB)
+    with pytest.raises(WrongStateError, match="volume-init has it"):
+        await volumes.lend(SandboxId("b" * 64), "volume-init", VolumeName("other"))
+
+
+async def test_what_is_to_be_written_to_is_on_a_server_that_lets_one_write_and_flushes(volumes, monkeypatch):
+    export = nbd.Export(SIZE, readonly=False, flushes=True)
+
+    async def describe(*_):
+        return export
+
+    async def read_start(*_):
+        return bytes(1024 + 0x38) + b"\x53\xef" + bytes(nbd.START_BYTES)
+
+    monkeypatch.setattr(nbd, "describe", describe)
+    monkeypatch.setattr(nbd, "read_start", read_start)
+    await volumes.create(request(10809))
+    export = replace(export, flushes=False)
+    with pytest.raises(UnsupportedError, match="does not flush"):
+        await volumes.lend(BOX, "volume-init", DB)
+    export = replace(export, flushes=True, readonly=True)
+    with pytest.raises(DeniedError, match="lets nobody write"):
+        await volumes.lend(BOX, "volume-init", DB)
+    assert (await volumes.get(DB)).users == ()
 
 
 async def test_a_real_server_is_understood(volumes, tmp_path):

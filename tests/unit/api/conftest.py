@@ -64,7 +64,9 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
     no_builder = BuildSettings(
         world.root / "builder.tar", BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform
     )
-    system = SystemServicer(lambda: version, _info, _checks, _usage, Resetting(world.network, fleet))
+    system = SystemServicer(
+        lambda: version, _info, _checks, _usage, Resetting(world.network, fleet, world.spares)
+    )
     policies = PolicyDesk(
         world.network,
         lambda reference: fleet.get(reference).record,

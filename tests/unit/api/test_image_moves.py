@@ -12,7 +12,7 @@ import pytest
 from hyper.v1 import container_pb2, system_pb2
 from hyper.v1 import image_pb2 as pb
 from hyperd import desk as desk_module
-from hyperd.api import images
+from hyperd.api import uploads
 from hyperd.config import Config, DaemonConfig
 from hyperd.desk import Desk
 from hyperd.host.workers import Workers
@@ -111,7 +111,7 @@ async def test_a_save_that_nobody_reads_waits_and_ends_with_its_caller(api: Api)
 async def test_a_load_that_nobody_listens_to_gives_its_place_back(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "LISTENS_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(uploads, "LISTENS_TIMEOUT_S", 0.05)
     api.store.tells_without_end = True
 
     async def requests():

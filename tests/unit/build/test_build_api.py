@@ -19,7 +19,7 @@ from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials
 from tests.fakes.builds import BUILT_ID, Shop, working
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
-from tests.fakes.world import World
+from tests.fakes.world import World, eventually
 
 OPTIONS = pb.BuildImageRequest(options=pb.BuildOptions(dockerfile=b"FROM far.example/base", tags=["mine"]))
 CONTEXT = [
@@ -126,3 +126,28 @@ async def test_requests_that_make_no_sense_are_refused(api: Api, requests: tuple
 async def test_a_caller_who_never_answers_is_not_waited_for(api: Api, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("hyperd.api.build.ANSWER_TIMEOUT_S", 0.05)
     assert await api.refused(OPTIONS, *CONTEXT) is grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_caller_who_stops_sending_gives_the_turn_back(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hyperd.api.build.STALL_TIMEOUT_S", 0.05)
+
+    async def requests() -> AsyncIterator[pb.BuildImageRequest]:
+        yield OPTIONS
+        yield CONTEXT[0]
+        await asyncio.Event().wait()
+
+    call = api.stub.BuildImage(requests())
+    assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "nothing has come" in await call.details()
+    api.shop.require_nothing_left()
+
+
+async def test_a_caller_who_does_not_read_gives_the_turn_back(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("hyperd.api.uploads.LISTENS_TIMEOUT_S", 0.05)
+    api.shop.script("buildah", None, *[bytes(1 << 20)] * 64)  # more than gRPC holds for him
+    scratch = pb.BuildImageRequest(options=pb.BuildOptions(dockerfile=b"FROM scratch"))
+    call = api.stub.BuildImage(iter_of((scratch, *CONTEXT)))
+    await eventually(lambda: api.shop.running("buildah"))
+    await eventually(lambda: not api.shop.fleet.views())
+    api.shop.require_nothing_left()
+    call.cancel()

@@ -3,12 +3,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from hyperd.build import BuilderSizing, plan
+from hyperd.build import BuilderSizing, Event, plan
 from hyperd.errors import (
     DeniedError,
     ExhaustedError,
@@ -22,6 +23,7 @@ from hyperd.model.container import ContainerSpec
 from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials, PullNotice
 from tests.fakes.builds import BUILDER, BUILT_ID, DONE, HOLD, NEW_LAYER, Shop, working
+from tests.fakes.image import image_named
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World, eventually
 
@@ -215,6 +217,109 @@ async def test_what_an_earlier_daemon_was_building_is_ended_and_other_containers
     async with world.daemon() as fleet, working(world, fleet, tmp_path) as shop:
         assert isinstance(await shop.build(dockerfile=b"FROM scratch"), Built)
         assert [each.record.sandbox_id for each in fleet.views()] == [mine.record.sandbox_id]
+
+
+@pytest.mark.parametrize("path", ["/build/id", "/build/out/manifest.json"])
+async def test_a_file_that_is_larger_than_it_can_be_is_an_error_that_the_caller_hears(shop: Shop, path: str):
+    """Also in the middle of it, when the reader has more in hand than is taken."""
+    shop.answer(path, bytes(20 << 20))
+    with pytest.raises(InvalidError, match="are taken"):
+        await shop.build(dockerfile=b"FROM scratch")
+    shop.require_nothing_left()
+
+
+async def test_an_image_that_has_only_the_builders_name_is_not_run_as_the_builder(shop: Shop):
+    images = shop.world.images.images
+    builder, other = images[image_named(BUILDER).image_id], images[image_named("alpine").image_id]
+    images[other.image_id] = replace(other, tags=(*other.tags, BUILDER))
+    images[builder.image_id] = replace(builder, tags=())
+    images[other.image_id] = images.pop(other.image_id)
+    shop.script("buildah", None)
+    async with asyncio.TaskGroup() as tasks:
+        building = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await eventually(lambda: shop.running("buildah"))
+        assert [each.record.spec.image for each in shop.fleet.views()] == [builder.image_id]
+        building.cancel()
+    shop.require_nothing_left()
+
+
+async def test_another_builder_takes_the_place_of_the_older_ones(shop: Shop):
+    images = shop.world.images
+    del images.images[image_named(BUILDER).image_id]
+    images.publish(BUILDER, HOLD)
+    images.add("docker.io/hyper/builder:0")
+    images.add("docker.io/hyper/builders:0")
+    await shop.build(dockerfile=b"FROM scratch")
+    tags = {tag for image in await images.list_images() for tag in image.tags if "/hyper/" in tag}
+    assert tags == {BUILDER, "docker.io/hyper/builders:0"}
+
+
+async def test_an_archive_that_brings_another_image_is_no_builders(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    images = shop.world.images
+    del images.images[image_named(BUILDER).image_id]
+    monkeypatch.setattr("tests.fakes.image._names_in", lambda _: ["docker.io/hyper/builder:other"])
+    with pytest.raises(UnavailableError, match="is not the image"):
+        await shop.build(dockerfile=b"FROM scratch")
+    shop.require_nothing_left()
+
+
+async def test_those_count_who_are_still_being_told_that_they_wait(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("hyperd.build.service.MAX_WAITING", 1)
+    shop.script("buildah", None)
+    told = asyncio.Event()
+
+    async def hear_nothing(event: Event) -> None:
+        if isinstance(event, PullNotice):
+            told.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(shop, "hear", hear_nothing)
+    async with asyncio.TaskGroup() as tasks:
+        first = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await eventually(lambda: shop.running("buildah"))
+        second = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await told.wait()
+        third = tasks.create_task(_outcome(shop.build(dockerfile=b"FROM scratch")))
+        await eventually(third.done)
+        assert isinstance(third.result(), ExhaustedError)
+        second.cancel()
+        first.cancel()
+    shop.require_nothing_left()
+
+
+async def test_a_request_that_the_registry_finds_invalid_ends_the_build(shop: Shop):
+    shop.world.images.fail_next_pull = InvalidError("these credentials make no sense")
+    with pytest.raises(InvalidError, match="credentials"):
+        await shop.build(dockerfile=b"FROM far.example/base")
+    shop.require_nothing_left()
+
+
+@pytest.mark.parametrize("name", ["docker-archive:/root/x.tar", "oci:/root/x", "docker-daemon:alpine"])
+async def test_what_lies_on_the_host_is_no_base(shop: Shop, name: str):
+    shop.script("buildah", ProcessExit(125), b"no such image")
+    assert await shop.build(dockerfile=f"FROM {name}".encode()) == BuildFailed(125)
+    assert not shop.world.images.pulls
+
+
+@pytest.mark.parametrize("tag", ["NOT/A:NAME:", "", "hyper/builder:1", "a@sha256:" + "0" * 64])
+async def test_a_tag_that_cannot_be_given_starts_nothing(shop: Shop, tag: str):
+    with pytest.raises(InvalidError):
+        await shop.build(tags=(tag,))
+    assert not shop.world.hypervisor.definitions
+
+
+async def test_of_many_bases_none_is_handed_over_twice(shop: Shop, monkeypatch: pytest.MonkeyPatch):
+    bases = [shop.world.images.publish(f"far.example/base{number}") for number in range(60)]
+    shop.script("sh", DONE, "\n".join(image.image_id[7:] for image in bases).encode())
+    handed: list[str] = []
+    monkeypatch.setattr(shop.world.images, "save", handed.append)
+    text = "FROM far.example/base0\n" + "".join(f"COPY --from={each.tags[0]} / /\n" for each in bases)
+    await shop.build(dockerfile=text.encode())
+    assert not handed
 
 
 async def _outcome(work: Awaitable[Built | BuildFailed]) -> Built | BuildFailed | HyperError:

@@ -104,3 +104,34 @@ def test_no_text_is_too_strange(text: str):
     for image in images(text, A="b"):
         assert image
         assert image != "scratch"
+
+
+def test_a_few_lines_do_not_grow_into_more_than_a_name_has_letters():
+    doubled = "".join(f"ARG a{number}=$a{number - 1}$a{number - 1}\n" for number in range(1, 21))
+    assert images(f"ARG a0={'x' * 16}\n{doubled}FROM $a20\n") == []
+    assert images(f"ARG a={'x' * 400}\nFROM b\nARG a\n" + f"COPY --from={'$a' * 3} / /\n") == ["b"]
+
+
+def test_variables_are_bounded_together():
+    many = "".join(f"ARG a{number}=$a0\n" for number in range(1, 21))
+    assert images(f"ARG a0={'x' * 60000}\n{many}FROM ${{a1:+alpine}}\n") == ["alpine"]
+    assert images(f"ARG a0={'x' * 60000}\n{many}FROM ${{a20:+alpine}}\n") == []
+
+
+def test_no_more_stages_are_read_than_anybody_writes():
+    text = "".join(f"FROM image{number} AS s{number}\n" for number in range(2000))
+    assert images(text, target="s999") == ["image999"]
+    assert images(text, target="s1000") == []
+
+
+def test_a_number_that_no_stage_has_is_no_stage():
+    digits = "1" * 5000
+    assert images(f"FROM a\nCOPY --from={digits} / /\n", target=digits) == []
+    assert images(f"FROM a\nCOPY --from={digits} / /\n") == ["a"]
+
+
+def test_a_line_that_goes_on_many_times():
+    assert images("FROM a\nRUN x" + "\\\ny" * 300 + "\\\n\nCOPY --from=no / /\nCOPY --from=b / /") == [
+        "a",
+        "b",
+    ]

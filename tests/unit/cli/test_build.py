@@ -144,6 +144,8 @@ def test_a_dockerfile_on_standard_input_for_a_directory(daemon, spawn, project):
         ("git@example.org:a/b#:sub", "git@example.org:a/b", "", "sub"),
         ("git://example.org/a", "git://example.org/a", "", ""),
         ("github.com/a/b", "https://github.com/a/b", "", ""),
+        ("me@example.org:a/b", "me@example.org:a/b", "", ""),
+        ("git+https://example.org/a#v1", "https://example.org/a", "v1", ""),
     ],
 )
 def test_a_repository_is_left_to_the_builder(daemon, hyper, place, url, ref, directory):
@@ -181,7 +183,7 @@ def test_a_context_that_breaks_off_is_told_rather_than_what_the_daemon_says(spaw
     child = spawn("build", "-", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
     _, said = child.communicate(content[:-1000], timeout=60)
     assert child.returncode == 1
-    assert said.decode().startswith("hyper: Compressed file ended")
+    assert said.decode().startswith("hyper: the context: cannot be unpacked: Compressed file ended")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that grow and are copied while their containers run, over fakes of all rooms."""
 
+import asyncio
+
 import pytest
 
 from hyperd.errors import (
@@ -156,6 +158,20 @@ def agent_of_vm(world):
     return sandbox_id, world.dialer.agent(world.runner.settings.paths(sandbox_id).control_socket)
 
 
+async def test_a_copy_that_takes_longer_than_writers_wait_is_given_up(fleet, world, monkeypatch):
+    handle = await started(fleet, mounts=(DATA,))
+    monkeypatch.setattr("hyperd.sandbox.living_volumes.STILL_S", 0.05)
+
+    async def never() -> None:
+        await asyncio.Event().wait()
+
+    world.volumes.snapshots.copied = never
+    async with asyncio.timeout(10):
+        with pytest.raises(UnavailableError, match="was not copied within"):
+            await fleet.living_volumes.snapshot(DB, "slow")
+    assert agent_of(world, handle).still_volumes == set()
+
+
 async def test_a_volume_is_filled_through_a_vm_that_leaves_nothing(fleet, world):
     await created(fleet, mounts=(DATA,))
     await fleet.volume_vms.fill(DB, tar(), keep_owner=True)
@@ -194,6 +210,27 @@ async def test_what_somebody_writes_to_is_not_filled(fleet, world):
     with pytest.raises(NotFoundError):
         await fleet.volume_vms.fill(VolumeName("none"), tar(), keep_owner=False)
     assert len(world.hypervisor.running) == 1
+
+
+async def test_a_volume_is_not_for_others_while_the_vm_that_fills_it_does_not_end(fleet, world):
+    await created(fleet, mounts=(DATA,))
+
+    async def undying():
+        world.hypervisor.undying.add(agent_of_vm(world)[0])
+        yield b"half a tar"
+        raise InvalidError("and no more")
+
+    with pytest.raises(UnavailableError, match="does not end"):
+        await fleet.volume_vms.fill(DB, undying(), keep_owner=False)
+    sandbox_id = world.hypervisor.destroyed[-1]
+    assert sandbox_id in world.hypervisor.running
+    assert world.volumes.attached_to("db") == {sandbox_id}
+    await fleet.reconcile()
+    assert world.volumes.attached_to("db") == {sandbox_id}
+    world.hypervisor.undying.clear()
+    await fleet.reconcile()
+    assert sandbox_id not in world.hypervisor.running
+    assert world.volumes.attached_to("db") == set()
 
 
 async def test_an_export_holds_the_guest_still_as_a_snapshot_does(fleet, world):

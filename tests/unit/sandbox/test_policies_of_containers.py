@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What containers may begin: from their creation to their clones, and after their end."""
 
+import asyncio
+
 import pytest
 
 from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
@@ -110,6 +112,13 @@ async def test_groups_that_were_taken_stay_taken_at_the_next_start(world, fleet,
     await handle.stop(timeout_s=0)
     await handle.start()
     assert world.network.policies.limits_of(handle.record.sandbox_id) == Limits(rate_out=1000)
+
+
+async def test_what_is_changed_at_the_same_time_is_all_in_force(world, fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    handle = await started(fleet, name="job", egress="allow-all")
+    await asyncio.gather(desk.set_egress("job", "none"), desk.change_groups("job", ["web"], []))
+    assert world.network.policies.limits_of(handle.record.sandbox_id) == Limits("none", ("web",))
 
 
 async def test_changing_groups_to_what_they_are_does_nothing(world, fleet, desk):

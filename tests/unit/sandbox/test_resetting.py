@@ -7,11 +7,12 @@ from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.model.network import NetworkSpec
 from hyperd.sandbox import Resetting
 from tests.fakes.world import created, started
+from tests.unit.sandbox.spared import SHAPE, keep_one, require_nothing_of, spare_of
 
 
 @pytest.fixture
 def resetting(world, fleet):
-    return Resetting(world.network, fleet)
+    return Resetting(world.network, fleet, world.spares)
 
 
 async def furnish(world, fleet):
@@ -47,6 +48,20 @@ async def test_nothing_is_left(world, fleet, resetting, force):
     assert not world.network.floating.known
     assert len(world.network.networks) == 1
     assert (await resetting.reset(force=False)).containers == []
+
+
+async def test_spares_are_in_nobody_s_way_and_come_back(world):
+    keep_one(world)
+    async with world.daemon() as fleet:
+        await world.templates.build(SHAPE)
+        world.spares.begin(SHAPE)
+        await spare_of(world)
+        promised = await created(fleet)
+        spare = await spare_of(world)
+        await Resetting(world.network, fleet, world.spares).reset(force=False)
+        for sandbox_id in (spare.sandbox_id, promised.record.sandbox_id):
+            require_nothing_of(world, sandbox_id)
+        assert (await spare_of(world)).sandbox_id != spare.sandbox_id
 
 
 async def test_one_that_failed_halfway_is_asked_again(world, fleet, resetting):

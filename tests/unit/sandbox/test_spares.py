@@ -2,78 +2,37 @@
 """Spares: who has one starts at once, who has none is none the worse, and nothing of one stays."""
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
 
 from hyperd.errors import ExistsError, HyperError, UnavailableError
-from hyperd.model.container import ContainerSpec, ContainerState, Sizing, StartPath, StartReport
+from hyperd.model.container import ContainerSpec, ContainerState, StartPath, StartReport
 from hyperd.model.guest import ProcessExit
-from hyperd.model.policy import Limits
-from hyperd.model.vm import Accelerator, SandboxId
-from hyperd.sandbox import Fleet, SandboxHandle, Shape, spares
+from hyperd.model.volume import Mount, MountType
+from hyperd.sandbox import Fleet, spares
 from hyperd.sandbox.rehearsal import PROGRAM
-from hyperd.sandbox.spare import Spare
 from tests.fakes.guest import Script
 from tests.fakes.hypervisor import qemu_died
+from tests.fakes.network import FakeNetwork
 from tests.fakes.world import World, created, eventually, started
+from tests.unit.sandbox.spared import LARGE, SHAPE, report, require_nothing_of, spare_of
+from tests.unit.sandbox.spared import keeping_one as keeping_one  # noqa: PLC0414 - a fixture
+from tests.unit.sandbox.spared import ready as ready  # noqa: PLC0414 - a fixture
 
-SHAPE = Shape(Sizing(1, 256), has_nic=True, accelerator=Accelerator.TCG)
-LARGE = Shape(Sizing(1, 512), has_nic=True, accelerator=Accelerator.TCG)
-
-
-@pytest.fixture(autouse=True)
-def _spares(world: World) -> None:
-    world.templates_enabled = True
-    world.spares_wanted = 1
-    world.script(PROGRAM[0], Script(exit=ProcessExit(0)))
-
-
-@pytest_asyncio.fixture
-async def ready(world: World) -> AsyncIterator[Fleet]:
-    """A fleet with a spare."""
-    async with world.daemon() as fleet:
-        await world.templates.build(SHAPE)
-        world.spares.begin(SHAPE)
-        await spare_of(world)
-        yield fleet
-
-
-async def spare_of(world: World) -> Spare:
-    await eventually(lambda: len(world.spares.ready) == 1)
-    return world.spares.ready[0]
-
-
-def report(handle: SandboxHandle) -> StartReport:
-    start = handle.view().start
-    assert start is not None
-    return start
-
-
-def require_nothing_of(world: World, sandbox_id: SandboxId) -> None:
-    assert sandbox_id not in world.hypervisor.running
-    assert sandbox_id not in world.network.taps
-    assert sandbox_id not in world.network.leases
-    assert sandbox_id not in world.storage.disks
-    for place in ("sandboxes", "run"):
-        assert not list((world.root / place).glob(f"{sandbox_id[:12]}*"))
+REHEARSAL = [
+    "configure",
+    "create_container",
+    "start_container",
+    "read_output",
+    "wait_process",
+    "end_rehearsal",
+]
 
 
 async def test_a_spare_has_gone_through_a_start_and_stands_still(world: World, ready: Fleet) -> None:
     spare = await spare_of(world)
     agent = world.hypervisor.agents[spare.sandbox_id]
-    assert (
-        agent.calls[-7:]
-        == [
-            "configure",
-            "create_container",
-            "start_container",
-            "read_output",
-            "wait_process",
-            "end_rehearsal",
-        ][-7:]
-    )
+    assert agent.calls == REHEARSAL
     assert not agent.containers
     assert world.hypervisor.running[spare.sandbox_id].paused
     assert spare.sandbox_id not in dict(world.ledger.admission.held)
@@ -120,6 +79,7 @@ async def test_what_makes_it_another_is_given_at_the_start(world: World, ready: 
         {"address": "10.99.0.9"},
         {"writable_size_bytes": 1 << 30},
         {"egress": "none"},
+        {"mounts": (Mount(MountType.BIND, "/x", "/srv"),)},
     ],
 )
 async def test_who_needs_something_else_does_not_get_it(
@@ -132,13 +92,34 @@ async def test_who_needs_something_else_does_not_get_it(
     assert report(handle).path is not StartPath.SPARE
 
 
-async def test_the_shape_that_was_asked_for_last_is_kept(world: World, ready: Fleet) -> None:
+async def test_the_shape_that_was_asked_for_twice_is_kept(world: World, ready: Fleet) -> None:
     first = await spare_of(world)
     await world.templates.build(LARGE)
-    await created(ready, memory_bytes=512 << 20)
+    for _ in range(2):
+        await created(ready, memory_bytes=512 << 20)
     await eventually(lambda: [one.shape for one in world.spares.ready] == [LARGE])
     await eventually(lambda: first.sandbox_id not in world.hypervisor.running)
     require_nothing_of(world, first.sandbox_id)
+
+
+async def test_shapes_that_alternate_leave_the_spare_alone(world: World, ready: Fleet) -> None:
+    await world.templates.build(LARGE)
+    for _ in range(3):
+        spare = await spare_of(world)
+        await created(ready, memory_bytes=512 << 20)
+        await world.spares.look()
+        assert world.spares.ready == [spare]
+        handle = await created(ready)
+        assert handle.record.sandbox_id == spare.sandbox_id
+
+
+async def test_a_shape_that_nobody_has_asked_for_in_long_gives_way_at_once(
+    world: World, ready: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.templates.build(LARGE)
+    monkeypatch.setattr(spares, "OUT_OF_USE_S", 0.0)
+    await created(ready, memory_bytes=512 << 20)
+    await eventually(lambda: [one.shape for one in world.spares.ready] == [LARGE])
 
 
 @pytest.mark.parametrize("broken", ["replace", "resume", "configure", "gone"])
@@ -159,6 +140,18 @@ async def test_a_spare_that_fails_costs_time_and_is_told(world: World, ready: Fl
     assert list(told.phases_ms) == ["prepare", "spare", "vm", "hello", "configure", "create", "start"]
     await handle.remove(force=True)
     require_nothing_of(world, spare.sandbox_id)
+
+
+async def test_what_spare_and_template_failed_of_is_told_together(world: World, ready: Fleet) -> None:
+    await spare_of(world)
+    handle = await created(ready)
+    await spare_of(world)  # the next, which restores nothing any more
+    world.hypervisor.fail_next_resume = UnavailableError("bad luck")
+    world.hypervisor.fail_next_restore = qemu_died()
+    await handle.start()
+    told = report(handle)
+    assert told.path is StartPath.COLD
+    assert told.note.startswith("the spare failed: bad luck; the start from a template failed: ")
 
 
 async def test_a_spare_that_is_lost_is_replaced(world: World, ready: Fleet) -> None:
@@ -213,8 +206,9 @@ async def test_a_container_that_is_not_started_gives_the_memory_back(
     spare = await spare_of(world)
     handle = await created(ready)
     assert handle.record.sandbox_id == spare.sandbox_id
-    await eventually(lambda: spare.sandbox_id not in world.network.leases)
-    require_nothing_of(world, spare.sandbox_id)
+    await eventually(lambda: spare.sandbox_id not in world.network.taps)
+    assert spare.sandbox_id not in world.hypervisor.running
+    assert spare.sandbox_id not in world.storage.disks
     await handle.start()
     assert report(handle).path is StartPath.TEMPLATE
 
@@ -274,13 +268,10 @@ async def test_a_spare_of_an_earlier_template_is_not_used(world: World, ready: F
     await handle.start()
     assert report(handle).path is StartPath.TEMPLATE
     assert report(handle).note == "the spare is of an earlier template"
-    assert world.hypervisor.definitions[-1].restore_from in (newer.path("state"), None)
+    assert world.hypervisor.definitions[-1].restore_from == newer.path("state")
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["configure", "create_container", "start_container", "read_output", "wait_process", "end_rehearsal"],
-)
+@pytest.mark.parametrize("verb", REHEARSAL)
 async def test_a_rehearsal_that_fails_leaves_nothing_and_is_tried_again_later(
     world: World, verb: str
 ) -> None:
@@ -370,12 +361,32 @@ async def test_a_start_that_fails_behind_its_identity_is_the_container_s_own_fai
     world.require_nothing_left_of(handle)
 
 
-async def test_a_container_that_was_limited_since_its_creation_gets_another_tap(
-    world: World, ready: Fleet
-) -> None:
+async def test_an_address_that_only_a_spare_has_can_be_asked_for(world: World, ready: Fleet) -> None:
     spare = await spare_of(world)
-    handle = await created(ready)
-    await world.network.policies.impose(spare.sandbox_id, Limits(egress="none"), "c")
-    await handle.start()
-    assert report(handle).path is StartPath.TEMPLATE
-    assert [one.sandbox_id for one in world.hypervisor.definitions].count(spare.sandbox_id) == 2
+    address = world.network.leases[spare.sandbox_id]["bridge"].address
+    handle = await started(ready, address=address)
+    assert [at.address for at in handle.view().attachments] == [address]
+    require_nothing_of(world, spare.sandbox_id)
+    assert (await spare_of(world)).sandbox_id != spare.sandbox_id
+
+
+async def test_the_last_address_of_a_subnet_is_for_who_starts(world: World) -> None:
+    world.network = FakeNetwork("10.99.0.0/29")  # five
+    async with world.daemon() as fleet:
+        for _ in range(4):
+            await started(fleet)
+        await world.templates.build(SHAPE)
+        world.spares.begin(SHAPE)
+        spare = await spare_of(world)
+        handle = await started(fleet, writable_size_bytes=1 << 30)
+        assert handle.view().state is ContainerState.RUNNING
+        require_nothing_of(world, spare.sandbox_id)
+
+
+async def test_no_spare_goes_for_an_address_that_another_container_has(world: World, ready: Fleet) -> None:
+    other = await started(ready)
+    spare = await spare_of(world)
+    address = other.view().attachments[0].address
+    with pytest.raises(ExistsError):
+        await started(ready, address=address)
+    assert world.spares.ready == [spare]

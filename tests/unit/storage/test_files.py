@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hyperd.errors import DeniedError, ExhaustedError, ExistsError, NotFoundError, UnavailableError
 from hyperd.host import files
 from hyperd.host.workers import NotWantedError, Wanted
-from tests.mounts import allocated_bytes, names_in
+from tests.mounts import allocated_bytes, dig, names_in
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,44 @@ def test_removing_a_tree_does_not_follow_links(tmp_path):
     files.remove_tree(tmp_path / "link")
     files.remove_tree(tmp_path / "absent")
     assert (tmp_path / "kept/file").exists()
+
+
+def test_a_tree_that_is_too_deep_for_a_path_or_a_stack_is_removed(tmp_path):
+    dig(tmp_path / "tree", 2500)
+    files.remove_tree(tmp_path / "tree")
+    assert names_in(tmp_path) == []
+
+
+def test_a_wide_tree_is_removed_and_what_its_links_lead_to_stays(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    for number in range(2300):
+        (tmp_path / f"tree/{number}/below").mkdir(parents=True)
+        (tmp_path / f"tree/{number}/link").symlink_to(tmp_path / "kept")
+    files.remove_tree(tmp_path / "tree")
+    assert names_in(tmp_path) == ["kept"]
+    assert names_in(tmp_path / "kept") == ["file"]
+
+
+def test_a_directory_that_becomes_a_link_while_it_is_removed_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (tmp_path / "tree/inner").mkdir(parents=True)
+    opened = os.open
+
+    def swapping(path, *args, **fields):
+        if path == "inner":
+            (tmp_path / "tree/inner").rename(tmp_path / "tree/moved")
+            (tmp_path / "tree/inner").symlink_to(tmp_path / "kept")
+        return opened(path, *args, **fields)
+
+    monkeypatch.setattr(os, "open", swapping)
+    with pytest.raises(OSError):
+        files.remove_tree(tmp_path / "tree")
+    monkeypatch.undo()
+    files.remove_tree(tmp_path / "tree")
+    assert names_in(tmp_path) == ["kept"]
+    assert names_in(tmp_path / "kept") == ["file"]
 
 
 @pytest.mark.parametrize("existing", [True, False])
