@@ -245,7 +245,8 @@ def test_a_reader_that_has_gone_ends_an_export_quietly(daemon, web, spawn):
 def test_what_is_no_snapshot_is_not_imported(daemon, hyper, tmp_path):
     (tmp_path / "other").write_bytes(b"x" * 10_000_000)
     result = hyper("snapshot", "import", "-i", str(tmp_path / "other"))
-    assert (result.status, result.out, result.err) == (2, "", "hyper: import: is not a snapshot\n")
+    said = f"hyper: {tmp_path}/other: import: is not a snapshot\n"
+    assert (result.status, result.out, result.err) == (2, "", said)
 
 
 def test_an_import_refused_early_tells_why(daemon, web, hyper, tmp_path):
