@@ -36,6 +36,7 @@ from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabili
 from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settle_ours
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
+from hyperd.vm.libvirt.probes import end_probes
 from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
@@ -93,6 +94,7 @@ class LibvirtHypervisor:
                 stack.callback(lock.release)
                 write_configuration(self.settings)
                 await end_unfinished(self.settings)
+                await end_probes(self.settings)
             self._bridge = await stack.enter_async_context(
                 LibvirtBridge(self.settings.connection_uri, self._on_lifecycle)
             )
