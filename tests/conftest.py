@@ -2,6 +2,7 @@
 """Rules for every suite: nothing is green by skipping."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -12,6 +13,9 @@ hypothesis.settings.load_profile("hyper")
 
 # As the `hyper` program does (cli/hyperctl/entry.py), for commands that tests run in this process.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+
+# A run in a shell's background ignores it, and so would the programs that tests type ctrl-c at.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # test id -> why it cannot run there
 ALLOWED_SKIPS: dict[str, str] = {}
