@@ -171,10 +171,10 @@ async def test_a_guest_does_not_reach_the_hosts_loopback_all_the_same(world):
     send = raw_udp(lease.address, "127.0.0.9", 5353, "0a:48:0a:d5:00:01", lease.mac)
     with host_socket(socket.SOCK_DGRAM) as service:
         service.bind(("127.0.0.9", 5353))
-        world.one.call(send)
         async with asyncio.timeout(SOON_S):
+            # Again and again: whoever makes the tables anew begins to count anew.
             while not await dropped("the host's loopback is the host's"):
-                await asyncio.sleep(0)
+                world.one.call(send)
         with pytest.raises(BlockingIOError):
             service.recv(100)
 
