@@ -41,7 +41,9 @@ class Resetting:
                 hint="-f ends them, or stop them first",
             )
         async with self._spares.away():  # they have addresses, too
-            return await self._reset(views)
+            gone = await self._reset(views)
+            self._spares.rest()  # the next one would have the bridge made anew
+            return gone
 
     async def _reset(self, views: Sequence[ContainerView]) -> Gone:
         for view in views:

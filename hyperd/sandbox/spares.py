@@ -77,6 +77,7 @@ class Spares:
         self._wanted: Shape | None = None
         self._asked: Shape | None = None  # last
         self._asked_at = 0.0  # for the wanted one, by the loop's clock
+        self._resting = False
         self._news = asyncio.Event()
         self._looking = asyncio.Lock()
         self._making = asyncio.Lock()
@@ -124,7 +125,12 @@ class Spares:
         if shape in (self._wanted, self._asked) or now - self._asked_at >= OUT_OF_USE_S:
             self._wanted, self._asked_at = shape, now
         self._asked = shape
+        self._resting = False
         self._news.set()
+
+    def rest(self) -> None:
+        """None is made until a container is created again: there is to be nothing of ours on the host."""
+        self._resting = True
 
     async def claim(self, record: ContainerRecord) -> Spare | None:
         """That which was promised to the container: the caller's from here on, to ``end`` when its VM is to go.
@@ -237,7 +243,7 @@ class Spares:
             if template is None:
                 return
             async with self._making:
-                if not await self._make(shape, template):
+                if self._resting or not await self._make(shape, template):
                     return
 
     async def _is_missing(self, shape: Shape) -> bool:
@@ -248,6 +254,7 @@ class Spares:
                 self._let_go(spare, "another is wanted")
         return (
             template is not None
+            and not self._resting
             and len(self._ready) < self._settings.count
             and asyncio.get_running_loop().time() >= self._retry_at
             and self._ledger.admission.has_room_for([*self._sizings(), shape.sizing])

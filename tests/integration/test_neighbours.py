@@ -17,10 +17,10 @@ def test_a_second_hyperd_leaves_the_first_ones_guests_on_the_network(host: Hyper
 
 def test_two_guests_are_two_users_of_the_host(host: Hyper, name: str):
     names = [f"{name}-{number}" for number in (1, 2)]
-    for each in names:
-        host.ok("run", "-d", "--name", each, BUSYBOX, "sleep", "600")
-    uids = {Path(f"/proc/{pid}").stat().st_uid for pid in host.qemu_processes()}
-    owners = {disk.stat().st_uid for disk in (host.state_dir / "storage/sandboxes").glob("*/writable.img")}
-    assert len(uids) == 2
-    assert owners == uids
+    ids = [host.ok("run", "-d", "--name", each, BUSYBOX, "sleep", "600").strip() for each in names]
+    pids = [next(pid for pid, words in host.qemu_processes().items() if each in words) for each in ids]
+    uids = [Path(f"/proc/{pid}").stat().st_uid for pid in pids]
+    disks = [host.state_dir / "storage/sandboxes" / each / "writable.img" for each in ids]
+    assert len(set(uids)) == 2
+    assert [disk.stat().st_uid for disk in disks] == uids
     host.ok("rm", "-f", *names)

@@ -50,7 +50,7 @@ async def test_nothing_is_left(world, fleet, resetting, force):
     assert (await resetting.reset(force=False)).containers == []
 
 
-async def test_spares_are_in_nobody_s_way_and_come_back(world):
+async def test_spares_are_in_nobody_s_way_and_come_back_with_the_next_container(world):
     keep_one(world)
     async with world.daemon() as fleet:
         await world.templates.build(SHAPE)
@@ -61,6 +61,9 @@ async def test_spares_are_in_nobody_s_way_and_come_back(world):
         await Resetting(world.network, fleet, world.spares).reset(force=False)
         for sandbox_id in (spare.sandbox_id, promised.record.sandbox_id):
             require_nothing_of(world, sandbox_id)
+        await world.spares.look()
+        assert not world.spares.ready
+        await created(fleet)
         assert (await spare_of(world)).sandbox_id != spare.sandbox_id
 
 
