@@ -46,9 +46,13 @@ def parse_zombie(stat: str, parent: int) -> Zombie | None:
     head, _, rest = stat.rpartition(")")
     pid, _, comm = head.partition(" (")
     fields = rest.split()
-    if len(fields) < 4 or fields[0] != "Z" or int(fields[1]) != parent:
+    if len(fields) < 4 or fields[0] != "Z":
         return None
-    return Zombie(int(pid), comm, int(fields[3]))
+    try:
+        zombie, its_parent = Zombie(int(pid), comm, int(fields[3])), int(fields[1])
+    except ValueError:
+        return None
+    return zombie if its_parent == parent else None
 
 
 def is_orphan(zombie: Zombie, own_session: int) -> bool:

@@ -17,8 +17,9 @@ SLEEPER = [sys.executable, "-c", "import time; time.sleep(60)"]
 async def test_a_process_is_found_killed_and_waited_for_by_several(tmp_path: Path) -> None:
     async with process.spawn([*SLEEPER, "-name", "guest=hyper-0,debug-threads=on"]) as child:
         (tmp_path / "hyper-0.pid").write_text(f"{child.pid}\n")
-        found = QemuProcess.find(tmp_path, "hyper-0")
-        assert found is not None
+        async with asyncio.timeout(10):  # its command line is there when it has become that program
+            while (found := QemuProcess.find(tmp_path, "hyper-0")) is None:
+                await asyncio.sleep(0.005)
         assert found.pid == child.pid
         async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
             for _ in range(3):
