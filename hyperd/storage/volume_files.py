@@ -2,6 +2,7 @@
 """The directories of volumes, and of their snapshots: a disk in each, under its name when it is whole. Blocks.
 
 ID.new/disk.img   in the making      ID/disk.img   whole      ID.gone/...   on its way out
+                                     ID/unrecorded   until its record is known to be there
 
 A volume that is shared has a directory in its stead, ID/data.
 """
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 DISK_NAME = "disk.img"
 SHARED_NAME = "data"
 RESERVE_BYTES = 64 << 20
+UNRECORDED_NAME = "unrecorded"
 NEW, GONE = ".new", ".gone"
 _ID = re.compile(r"[0-9a-f]{32,64}")
 _LEFT = re.compile(rf"[0-9a-f]{{32,64}}({re.escape(NEW)}|{re.escape(GONE)})")
@@ -58,7 +60,12 @@ class DiskFiles:
                     except OSError as error:
                         told = {"path": str(directory), "error": str(error)}
                         log.error("what was left of a disk stays", extra=told)  # noqa: TRY400
-                elif _ID.fullmatch(directory.name) and directory.name not in known:
+                elif _ID.fullmatch(directory.name) and directory.name in known:
+                    self.settle(directory.name)
+                elif _ID.fullmatch(directory.name) and (directory / UNRECORDED_NAME).exists():
+                    log.warning("removing a disk that was never recorded", extra={"path": str(directory)})
+                    self.remove(directory.name)
+                elif _ID.fullmatch(directory.name):
                     log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
 
     def make_empty(self, disk_id: str, size_bytes: int) -> None:
@@ -105,10 +112,20 @@ class DiskFiles:
         disk = self.new(disk_id)
         files.sync(disk if disk.exists() else disk.with_name(SHARED_NAME))
 
-    def publish(self, disk_id: str) -> None:
+    def publish(self, disk_id: str, *, recorded: bool = True) -> None:
+        """Give it its name. ``recorded``: else a kill before ``settle`` leaves what the next sweep removes."""
         directory = self.root / disk_id
+        new = self.new(disk_id).parent
         with files.file_errors(directory):
-            files.publish(self.new(disk_id).parent, directory)
+            if not recorded:
+                (new / UNRECORDED_NAME).touch(0o600)
+            files.publish(new, directory)
+
+    def settle(self, disk_id: str) -> None:
+        """Its record is there, lastingly."""
+        marker = self.root / disk_id / UNRECORDED_NAME
+        with files.file_errors(marker):
+            marker.unlink(missing_ok=True)
 
     def remove(self, disk_id: str) -> None:
         """At whatever point it was in."""

@@ -3,6 +3,7 @@
 
     root/ID.new/disk.img   in the making: formatted before anybody knows it
     root/ID/disk.img       a volume; its record names the ID
+    root/ID/unrecorded     beside it until that record is committed
     root/ID.gone/...       on its way out: its record is gone already
 
 The host formats a file that no guest has seen yet, and never mounts, checks or reads it afterwards.
@@ -93,7 +94,7 @@ class LocalVolumes:
                         lambda connection: self._record(connection, made), lasting=True
                     )
                 finally:
-                    await asyncio.shield(self._remove_unrecorded([made.volume_id]))
+                    await asyncio.shield(self._settle([made.volume_id]))
             there = await self._get(request.name)
             if there.volume_id == made.volume_id:
                 return self._volume(there)
@@ -163,7 +164,7 @@ class LocalVolumes:
         try:
             await self._database.transaction(lambda connection: self._record(connection, row), lasting=True)
         finally:
-            await asyncio.shield(self._remove_unrecorded([row.volume_id]))
+            await asyncio.shield(self._settle([row.volume_id]))
         there = await self._get(name)
         if there.volume_id != row.volume_id:  # somebody else was faster
             raise _taken(name)
@@ -239,7 +240,7 @@ class LocalVolumes:
             # Shielded: a second cancellation must not leave half of it. What a kill leaves goes at the next start.
             await asyncio.shield(self._undo(sandbox_id, made))
             raise
-        await asyncio.shield(self._remove_unrecorded([row.volume_id for row in made]))
+        await asyncio.shield(self._settle([row.volume_id for row in made]))
 
     @contextlib.asynccontextmanager
     async def _reserving(self, requests: Sequence[VolumeRequest]) -> AsyncIterator[None]:
@@ -321,19 +322,21 @@ class LocalVolumes:
                     records.delete(connection, row.name)
 
         await self._database.transaction(work)
-        await self._remove_unrecorded([row.volume_id for row in made])
+        await self._settle([row.volume_id for row in made])
 
-    async def _remove_unrecorded(self, made: Sequence[str]) -> None:
+    async def _settle(self, made: Sequence[str]) -> None:
+        """What has a record stays, what has none goes."""
         known = {row.volume_id for row in await self._database.transaction(records.load)}
         for volume_id in made:
-            if volume_id not in known:
-                await self._workers.call(self._files.remove, volume_id)
+            await self._workers.call(
+                self._files.settle if volume_id in known else self._files.remove, volume_id
+            )
 
     def _record(self, connection: sqlite3.Connection, row: Row) -> None:
-        """The name last of all: what a kill leaves without a record is a ``.new``, but for an instant."""
+        """The name last of all: what a kill leaves without a record is a ``.new``, or says that it is unrecorded."""
         records.insert(connection, row)
         if row.driver == LOCAL:
-            self._files.publish(row.volume_id)
+            self._files.publish(row.volume_id, recorded=False)
 
     def _hand_over(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Within the transaction that says whose they are: one thread, so the last one to be asked is right."""

@@ -216,8 +216,7 @@ def kill_first_born(host: Hyper, *call: str) -> "subprocess.CompletedProcess[byt
 def test_of_clones_whose_qemu_is_killed_none_comes(host: Hyper, call: tuple[str, ...]):
     failed = kill_first_born(host, call[0], "-n", str(N), "--name", "clone", *call[1:])
     assert failed.returncode == (125 if call[0] == "run" else 7), failed.stderr
-    told = (b"exited", b"ended", b"unexpectedly closed the monitor")  # by when it was killed
-    assert any(words in failed.stderr for words in told), failed.stderr
+    assert b"exited" in failed.stderr or b"ended" in failed.stderr, failed.stderr
     assert clones(host) == []
     wait_until(lambda: len(host.qemu_processes()) == 1, "only the source's VM is there")
     counts_on(host, SOURCE)

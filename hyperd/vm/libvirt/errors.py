@@ -2,6 +2,7 @@
 """libvirt's errors become ours, here and nowhere else; the original stays as ``__cause__``."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 
 import libvirt
@@ -34,6 +35,10 @@ _MEANING: dict[int, type[HyperError]] = {
     libvirt.VIR_ERR_AUTH_FAILED: DeniedError,
     libvirt.VIR_ERR_NO_SUPPORT: UnsupportedError,
 }
+# Followed by what QEMU printed last, if anything:
+_EXITED = re.compile(
+    r".*(?:unexpectedly closed the monitor|process exited while connecting to monitor)(?: \(vm='[^']*'\))?:?\s*",
+)
 _NO_MEMORY_WORDS = ("Cannot allocate memory", "cannot set up guest memory")
 
 
@@ -56,7 +61,11 @@ def libvirt_errors(subject: str, *, evidence: Callable[[], str] = str) -> Iterat
     except libvirt.libvirtError as error:
         message = error.get_error_message() or str(error)
         kind = kind_of(error.get_error_code() or 0, message)
-        raise kind(message, subject=subject, evidence=evidence()) from error
+        exited = _EXITED.match(message)
+        if exited is None:
+            raise kind(message, subject=subject, evidence=evidence()) from error
+        last_words = message[exited.end() :].strip() or message
+        raise kind("QEMU exited", subject=subject, evidence=evidence() or last_words) from error
     except MonitorError as error:
         raise UnavailableError("QEMU refuses", subject=subject, evidence=str(error)) from error
 

@@ -2,6 +2,7 @@
 """One body, two subjects: the fake and real sparse files with records in SQLite."""
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import threading
@@ -32,6 +33,12 @@ BOX, OTHER, THIRD = (SandboxId(letter * 64) for letter in "abc")
 DB = VolumeName("db")
 OWNERS = {BOX: (70001, 70000), OTHER: (70002, 70000), THIRD: (70003, 70000)}
 SMALL = 64 << 20
+
+
+class KilledError(Exception):
+    """Stands for the end of hyperd."""
+
+
 WHILE_EXPORTED = os.O_RDONLY | os.O_CLOEXEC
 
 
@@ -171,6 +178,40 @@ async def test_what_a_killed_hyperd_left_goes(volumes, database):
     await volumes.keep_only({BOX, OTHER}, {BOX})
     users = (await volumes.get(DB)).users
     assert [(user.sandbox_id, user.attached) for user in users] == [(BOX, True), (OTHER, False)]
+
+
+async def test_one_that_has_its_name_and_no_record_yet_goes_with_the_next_start(local, database, tmp_path):
+    """A kill between the two, of which the file system keeps one and the database nothing."""
+    await local.create(VolumeRequest(DB))
+    kept = directories(tmp_path / "volumes")
+    killed: list[str] = []
+
+    def record_and_die(connection):
+        recording(connection)
+        killed.extend(directories(tmp_path / "volumes"))
+        raise KilledError
+
+    async with contextlib.AsyncExitStack() as stack:
+        recording = await stack.enter_async_context(
+            local.providing(BOX, "box", [VolumeRequest("new", 32 << 20)], {"new": False})
+        )
+        with pytest.raises(KilledError):
+            await database.transaction(record_and_die, lasting=True)
+        stack.pop_all()  # whoever would undo it is dead
+    assert len(killed) == 2
+    assert directories(tmp_path / "volumes") == killed
+    after = await opened(database, tmp_path / "volumes")
+    assert directories(tmp_path / "volumes") == kept
+    after.close()
+
+
+async def test_one_that_was_recorded_and_not_said_so_yet_stays(local, database, tmp_path):
+    made = await local.create(VolumeRequest(DB))
+    assert [path.name for path in made.path.parent.iterdir()] == ["disk.img"]
+    (made.path.parent / "unrecorded").touch()
+    after = await opened(database, tmp_path / "volumes")
+    assert [path.name for path in made.path.parent.iterdir()] == ["disk.img"]
+    after.close()
 
 
 async def test_one_that_is_shared_has_many_who_write(volumes, database):

@@ -27,6 +27,7 @@ async def resume_all(lab: Lab) -> str:
 
 async def hold_and_kill(lab: Lab, *arguments: str, verb: str = "hold") -> None:
     """Start VMs in a process of its own and kill that with SIGKILL."""
+    lab.was_cut_off = True
     async with process.spawn(holder(lab, verb, *arguments)) as child:
         await require_running(child)
 

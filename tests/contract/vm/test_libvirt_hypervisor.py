@@ -268,6 +268,7 @@ async def test_vms_that_ended_while_nobody_looked_are_not_adopted(own_lab: Lab) 
 async def test_a_start_that_was_cut_off_is_ended_before_libvirt_waits_for_it(own_lab: Lab) -> None:
     sandbox_id = new_id()
     status = own_lab.settings.pid_dir / f"hyper-{sandbox_id}.xml"
+    own_lab.was_cut_off = True
     async with Reaper():  # what the holder leaves behind becomes a child of this process
         async with process.spawn(holder(own_lab, "hold", sandbox_id)) as child:
             await eventually(lambda: status.exists() and "starting up" in status.read_text(), timeout_s=60)

@@ -8,6 +8,7 @@ import struct
 
 _LOAD_ADDRESS = 0x100000
 _CODE_OFFSET = 0x1000
+COUNTED_DIGITS = 8  # of each line that ``count`` writes
 
 HALT = bytes.fromhex("faf4ebfd")  # cli; hlt; jmp -3
 # The ACPI sleep register of q35 (PM1a_cnt): mov dx,0x604; mov ax,0x2000; out dx,ax

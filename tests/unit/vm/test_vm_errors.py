@@ -14,7 +14,7 @@ from hyperd.errors import (
 )
 from hyperd.model.vm import VmGoneCause
 from hyperd.vm.libvirt.domain import cause_of
-from hyperd.vm.libvirt.errors import kind_of
+from hyperd.vm.libvirt.errors import kind_of, libvirt_errors
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,25 @@ def test_a_qemu_without_memory_is_exhausted_not_unavailable() -> None:
 )
 def test_each_end_has_a_cause(detail: int, cause: VmGoneCause) -> None:
     assert cause_of(detail) is cause
+
+
+@pytest.mark.parametrize(
+    ("message", "last_words"),
+    [
+        (
+            "internal error: QEMU unexpectedly closed the monitor (vm='hyper-1'): 2026: bad device\nno such file",
+            "2026: bad device\nno such file",
+        ),
+        ("internal error: process exited while connecting to monitor: bad option", "bad option"),
+        (
+            "internal error: QEMU unexpectedly closed the monitor",
+            "internal error: QEMU unexpectedly closed the monitor",
+        ),
+    ],
+)
+def test_a_qemu_that_ended_is_told_in_our_words_with_its_last_ones_as_evidence(message, last_words):
+    error = libvirt.libvirtError("")
+    error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 0, message, 2, "", "", "", -1, -1)
+    with pytest.raises(UnavailableError) as caught, libvirt_errors("VM 1"):
+        raise error
+    assert (caught.value.brief, caught.value.evidence) == ("QEMU exited", last_words)
