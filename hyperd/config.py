@@ -18,7 +18,7 @@ from typing import Any, Literal
 from hyperd.errors import InvalidError
 
 DEFAULT_PATH = Path("/etc/hyper/hyperd.toml")
-_MAY_BE_NONE = (("template", "spares"),)  # 0 turns off what is on by default
+_MAY_BE_NONE = (("template", "spares"), ("vm", "translation_cache_mib"))  # 0 turns off what is on by default
 
 
 def _assets_dir() -> Path:
@@ -57,6 +57,9 @@ class VmConfig:
     host_reserve_mib: int = 512  # less this, for the host itself, hyperd and what else runs
     boot_timeout_s: float = (
         60.0  # from QEMU's start to the agent's hello, but for time without a CPU of the host
+    )
+    translation_cache_mib: int = (
+        128  # of each QEMU under emulation, beside its guest's memory; 0: up to 1 GiB
     )
     parallel_starts: int = 0  # VMs that come up at a time, others wait; 0: two for each CPU
     kernel: Path = field(default_factory=lambda: _assets_dir() / "vmlinux")

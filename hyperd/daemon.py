@@ -304,6 +304,7 @@ def _libvirt_settings(config: Config) -> LibvirtSettings:
         qemu_group=config.vm.qemu_group,
         own_uids=_has_own_uids(config),
         uri=config.vm.hypervisor_uri,
+        translation_cache_mib=config.vm.translation_cache_mib,
     )
 
 

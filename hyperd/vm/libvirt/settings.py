@@ -57,6 +57,7 @@ class LibvirtSettings:
     save_timeout_s: float = 1800.0  # 64 GiB at 40 MB/s
     save_stall_s: float = 30.0  # without a byte written
     save_bytes_per_s: int = 1 << 40  # no limit
+    translation_cache_mib: int = 0  # what QEMU may keep of translated code under TCG; 0: its own choice
     kvm_device: Path = Path("/dev/kvm")
 
     @property

@@ -104,6 +104,9 @@ def _render_machine(domain: ET.Element, definition: VmDefinition, settings: Libv
     if definition.accelerator is Accelerator.KVM:
         ET.SubElement(domain, "cpu", mode="host-passthrough", check="none", migratable="on")
     else:
+        if settings.translation_cache_mib:
+            tcg = ET.SubElement(features, "tcg")
+            _add(tcg, "tb-cache", text=str(settings.translation_cache_mib), unit="MiB")
         # Not qemu64: distributions built for x86-64-v2 (RHEL 9 and its kin) do not run on it.
         ET.SubElement(domain, "cpu", mode="maximum", check="none")
     clock = ET.SubElement(domain, "clock", offset="utc")

@@ -34,7 +34,7 @@ def new_id() -> SandboxId:
 class Lab:
     def __init__(self, path: Path, root: Path) -> None:
         self.path = path
-        self.settings = LibvirtSettings(root=root)
+        self.settings = LibvirtSettings(root=root, translation_cache_mib=32)
         self.was_cut_off = False  # a process that had libvirt open here was killed
         for name, code in GUESTS.items():
             (path / name).write_bytes(tiny_guest.render_kernel(code))

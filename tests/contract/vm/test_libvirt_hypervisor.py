@@ -235,6 +235,14 @@ async def test_starting_and_destroying_leaks_no_descriptor(hypervisor: LibvirtHy
     assert after <= before + 2  # libvirt's tidying of the last one may be under way
 
 
+async def test_qemu_is_told_how_much_translated_code_it_may_keep(
+    hypervisor: LibvirtHypervisor, lab: Lab
+) -> None:
+    vm = await hypervisor.start(lab.define())
+    assert b"tb-size=32" in Path(f"/proc/{vm.pid}/cmdline").read_bytes()
+    await hypervisor.destroy(vm.sandbox_id)
+
+
 async def test_leaving_lets_vms_run_and_coming_back_adopts_them(lab: Lab) -> None:
     async with Reaper():
         async with LibvirtHypervisor(lab.settings) as first:

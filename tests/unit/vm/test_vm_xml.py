@@ -80,6 +80,17 @@ SHARING = dataclasses.replace(
 )
 
 
+def test_what_qemu_keeps_of_translated_code_is_bounded_under_emulation_alone():
+    settings = dataclasses.replace(SETTINGS, translation_cache_mib=128)
+    emulated, virtualized = (
+        ET.fromstring(render_domain(definition, settings)) for definition in (SMALL, FULL)
+    )
+    cache = emulated.find("features/tcg/tb-cache")
+    assert cache is not None
+    assert (cache.text, cache.get("unit")) == ("128", "MiB")
+    assert virtualized.find("features/tcg") is None
+
+
 @pytest.mark.parametrize(
     ("name", "definition"),
     [
