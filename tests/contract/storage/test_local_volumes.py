@@ -193,7 +193,9 @@ async def test_one_that_has_its_name_and_no_record_yet_goes_with_the_next_start(
 
     async with contextlib.AsyncExitStack() as stack:
         recording = await stack.enter_async_context(
-            local.providing(BOX, "box", [VolumeRequest("new", 32 << 20)], {"new": False})
+            local.providing(
+                BOX, "box", [VolumeRequest(VolumeName("new"), 32 << 20)], {VolumeName("new"): False}
+            )
         )
         with pytest.raises(KilledError):
             await database.transaction(record_and_die, lasting=True)
