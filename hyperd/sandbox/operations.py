@@ -277,9 +277,11 @@ class SandboxOperations(OpenedSandbox):
         machine.require_running(self.state, self.record.name)
         facts = machine.require_up(self.state, self.record.name)
         tenure = await self._require_tenure(facts)
-        rooms = self.services.runner.rooms
+        runner, guest = self.services.runner, tenure.live.guest
         told = (await self.told_record()).spec.extra_hosts
-        return wiring.Rewiring(self.record, told, facts.attachments, rooms, tenure.live.guest, self._rewired)
+        return wiring.Rewiring(
+            self.record, told, facts.attachments, runner.rooms, runner.spares, guest, self._rewired
+        )
 
     async def _rewired(self, spec: ContainerSpec, attachments: tuple[Attachment, ...]) -> None:
         await self._settle(machine.Rewired(attachments), spec)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, ExistsError, HyperError
+from hyperd.errors import HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
@@ -26,6 +26,7 @@ from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
 from hyperd.sandbox import assembly, definition, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
+from hyperd.sandbox.giving_way import attach_before_spares
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.mount_sources import EMULATED_NOTE
 from hyperd.sandbox.patience import PatientDialer, Turns
@@ -235,20 +236,12 @@ class Runner:
     ) -> tuple[Attachment, ...]:
         """As ``wiring.attach``. Where only a spare has the address, that gives way."""
         network = self.rooms.network
-        try:
-            return await wiring.attach(network, record, published)
-        except ExistsError:  # of an address, a MAC or a port
-            wanted = [
-                text for at in endpoints_of(record.spec) for text in (at.address, at.mac_address) if text
-            ]
-            if not wanted or not self.spares.may_have(wanted):
-                raise
-        except ExhaustedError:
-            if not self.spares.may_have(()):
-                raise
-        await network.detach(record.sandbox_id)
-        async with self.spares.away():
-            return await wiring.attach(network, record, published)
+        return await attach_before_spares(
+            self.spares,
+            endpoints_of(record.spec),
+            lambda: wiring.attach(network, record, published),
+            lambda: network.detach(record.sandbox_id),
+        )
 
     async def clean_up(self, sandbox_id: SandboxId) -> None:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""

@@ -18,7 +18,9 @@ from hyperd.model.vm import Nic
 from hyperd.network.base import Network
 from hyperd.sandbox import assembly, policy_desk, ports
 from hyperd.sandbox.endpoints import connected, disconnected, endpoints_of
+from hyperd.sandbox.giving_way import attach_before_spares
 from hyperd.sandbox.rooms import Rooms
+from hyperd.sandbox.spares import Spares
 from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ class Rewiring:
     hosts: tuple[str, ...]  # NAME:ADDRESS, those of its links among them
     before: tuple[Attachment, ...]
     rooms: Rooms
+    spares: Spares  # one that has the address gives way
     guest: Guest
     record: Record
 
@@ -75,7 +78,11 @@ class Rewiring:
         spec, network = connected(self.sandbox, endpoint), self.rooms.network
         slot = _free_slot(self.before, await network.list_parked(self.sandbox.sandbox_id))
         await impose(network, self.sandbox)
-        made = await network.attach(self.sandbox.sandbox_id, (), self.sandbox.name, endpoint, slot)
+        made = await attach_before_spares(
+            self.spares,
+            (endpoint,),
+            lambda: network.attach(self.sandbox.sandbox_id, (), self.sandbox.name, endpoint, slot),
+        )
         try:
             after = (*self.before, made)
             await self.rooms.hypervisor.attach_nic(self.sandbox.sandbox_id, Nic(made.tap, made.mac))
