@@ -138,7 +138,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             VolumeDesk(volumes),
         )
         fleet = Fleet(services, _fleet_settings(config))
-        network.names_from(fleet.named)
+        network.names_from(fleet.named, fleet.name_of)
         images.used_by(fleet.images_in_use)
         desk = Desk(
             config,

@@ -194,6 +194,11 @@ class Fleet(RestoringFleet):
             for at in view.attachments
         ]
 
+    def name_of(self, sandbox_id: SandboxId) -> str:
+        """Running or not; "" of what is none."""
+        driver = self._drivers.get(sandbox_id)
+        return driver.record.name if driver is not None else ""
+
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""
         users = self.snapshots.images()
