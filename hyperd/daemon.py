@@ -173,7 +173,7 @@ async def _run(
         policies = PolicyDesk(
             desk.network,
             lambda reference: fleet.get(reference).record,
-            lambda: [view.record for view in fleet.views()],
+            fleet.records,
         )
         system = SystemServicer(
             desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet, desk.spares)
@@ -188,7 +188,7 @@ async def _run(
                 TemplateServicer(desk.templates, desk.build_templates),
                 SnapshotServicer(fleet),
                 VolumeServicer(fleet),
-                NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
+                NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views, fleet.records)),
                 BuildServicer(builds),
                 EgressServicer(policies),
                 SecurityGroupServicer(policies),

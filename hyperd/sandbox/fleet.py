@@ -202,8 +202,8 @@ class Fleet(RestoringFleet):
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""
         users = self.snapshots.images()
-        for image_id in (*(driver.record.image_id for driver in self._present()), *self._creating.values()):
-            users[image_id] = "a container"
+        for record in self.records():
+            users[record.image_id] = "a container"
         return users
 
     async def reconcile(self) -> None:

@@ -70,7 +70,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
     policies = PolicyDesk(
         world.network,
         lambda reference: fleet.get(reference).record,
-        lambda: [view.record for view in fleet.views()],
+        fleet.records,
     )
     return Servicers(
         ContainerServicer(fleet),
@@ -79,7 +79,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
         VolumeServicer(fleet),
-        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
+        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views, fleet.records)),
         BuildServicer(Builds(no_builder, fleet, world.images, Workers("builds", 1))),
         EgressServicer(policies),
         SecurityGroupServicer(policies),
