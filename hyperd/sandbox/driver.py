@@ -225,8 +225,8 @@ class SandboxDriver(SleepingSandbox):
                     self._send(self._errands.pause_again)
             case machine.Running() | machine.Paused() | machine.Stopping():
                 await self._end(machine.lost(ExitReason.VM_LOST, "the VM ended while hyperd was not running"))
-            case machine.Starting(_, _, str(snapshot_id)):
-                self._roll_forward(SnapshotId(snapshot_id))
+            case machine.Starting(_, _, str(snapshot_id), published):
+                self._roll_forward(SnapshotId(snapshot_id), published)
             case machine.Starting():
                 error = UnavailableError("hyperd ended while it was starting", subject=self.subject)
                 self._send(lambda: self._errands.clean_up(UpFailed(error)))

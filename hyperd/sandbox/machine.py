@@ -62,11 +62,15 @@ class Hibernated:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """``asleep``: it wakes, and is asleep again should that fail. ``back_to``: it is rolled back to that snapshot."""
+    """``asleep``: it wakes, and is asleep again should that fail. ``back_to``: it is rolled back to that snapshot.
+
+    ``ports``: of one that is rolled back, published again; None: those that it was created with.
+    """
 
     since: datetime
     asleep: Hibernated | None = None
     back_to: SnapshotId | None = None
+    ports: tuple[PortRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,11 @@ class Slept:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """The run that there may be counts no more."""
+    """The run that there may be counts no more. ``ports``: what it had published, None: there was none."""
 
     snapshot_id: SnapshotId
     at: datetime
+    ports: tuple[PortRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +248,8 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
             return Running(_rewired(facts, attachments))
         case ((Running(facts) | Paused(facts)), Slept(snapshot_id, at, ports)):
             return Hibernated(snapshot_id, facts, at, ports)
-        case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at)):
-            return Starting(at, back_to=snapshot_id)
+        case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at, ports)):
+            return Starting(at, back_to=snapshot_id, ports=ports)
         case ((Running(facts) | Paused(facts) | Stopping(facts, None)), Stop(exit_)):
             return Stopping(facts, exit_)
         case ((Running(facts) | Paused(facts) | Stopping(facts)), Gone(exit_, at)):
