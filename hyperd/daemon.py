@@ -176,7 +176,11 @@ async def _run(
             fleet.records,
         )
         system = SystemServicer(
-            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet, desk.spares)
+            desk.version,
+            desk.info,
+            desk.checks,
+            desk.disk_usage,
+            Resetting(desk.network, fleet, desk.spares, desk.templates),
         )
         async with serving(
             config.socket,

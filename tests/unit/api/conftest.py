@@ -65,7 +65,11 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         world.root / "builder.tar", BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform
     )
     system = SystemServicer(
-        lambda: version, _info, _checks, _usage, Resetting(world.network, fleet, world.spares)
+        lambda: version,
+        _info,
+        _checks,
+        _usage,
+        Resetting(world.network, fleet, world.spares, world.templates),
     )
     policies = PolicyDesk(
         world.network,
