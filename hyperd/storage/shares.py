@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hyperd.errors import TimeoutExpiredError, UnavailableError
 from hyperd.host import files, process
+from hyperd.host.groups import first_error
 from hyperd.host.held import HeldProcess
 from hyperd.host.workers import Wanted, Workers
 from hyperd.model.share import BrokenShare, IdRange, Share, ShareRequest
@@ -95,7 +96,7 @@ class LocalShares:
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
         waiting: dict[asyncio.Task[None], Path] = {}
-        async with asyncio.TaskGroup() as tasks:
+        async with first_error(), asyncio.TaskGroup() as tasks:
             for lock in await self._workers.call(self._locks, sandbox_id):
                 waiting[tasks.create_task(self._wait_ended(lock))] = lock
             if not waiting:
