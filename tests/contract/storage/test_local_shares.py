@@ -229,6 +229,22 @@ async def test_one_of_which_nobody_says_who_serves_it_is_told_as_such(local, tmp
             await local.wait_broken(BOX)
 
 
+async def test_the_end_of_a_vm_without_shares_costs_nothing(local, source, tmp_path, monkeypatch):
+    await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
+    next_one = opened(tmp_path)
+    await next_one.keep_only([BOX])
+    with monkeypatch.context() as without:
+        without.setattr(next_one, "_workers", None)
+        await next_one.end(OTHER)
+    await next_one.serve(OTHER, await found(next_one, ShareRequest("bind0", str(source))))
+    await serving(tmp_path, 2)
+    await next_one.end(OTHER)
+    await next_one.end(BOX)
+    next_one.close()
+    await eventually(lambda: processes(tmp_path) == {}, PATIENCE_S)
+    assert not list((tmp_path / "run").iterdir())
+
+
 async def test_whoever_serves_cannot_name_another_to_be_killed_in_its_stead(local, source, tmp_path):
     await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
     (pid,) = await serving(tmp_path, 1)
