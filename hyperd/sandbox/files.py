@@ -16,9 +16,9 @@ from hyperd.guest.base import Guest
 from hyperd.model.guest import Change, PathStat, WriteOptions
 from hyperd.model.image import Image, NewImage
 from hyperd.sandbox import machine, mounts
-from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.effective import config_of
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.tenure import Tenure
 
 MAX_PATH_BYTES = 4096

@@ -26,7 +26,7 @@ from hyperd.model.container import (
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.model.network import Endpoint, PortRequest, PublishedPort, UnpublishRequest
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine, ports
+from hyperd.sandbox import identity, machine, plans, ports, signals
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.files import ContainerFiles
 from hyperd.sandbox.journal import Journal
@@ -89,7 +89,7 @@ class SandboxHandle:
         if timeout_s is None:
             timeout_s = DEFAULT_STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s
         if signal is None:
-            signal = assembly.parse_signal(spec.stop_signal or "TERM")
+            signal = signals.parse_signal(spec.stop_signal or "TERM")
         done = _future()
         self._driver.post(AskStop(done, signal, timeout_s))
         await done
@@ -107,7 +107,7 @@ class SandboxHandle:
         tenure.stop_asked |= signal == SIGKILL
         try:
             delivered = await tenure.live.guest.signal(
-                assembly.container_id_of(self.record), FIRST_PROCESS, signal
+                identity.container_id_of(self.record), FIRST_PROCESS, signal
             )
         except (UnavailableError, NotFoundError) as error:
             if not tenure.is_ending:
@@ -224,10 +224,10 @@ class SandboxHandle:
         """Start a further process and hold its streams. Raises WrongStateError unless running."""
         machine.require_running(self._driver.state, self.record.name)
         image = await self._driver.services.runner.rooms.images.get(self.record.image_id)
-        plan = assembly.exec_plan(await self._driver.told_record(), image.config, spec)
+        plan = plans.exec_plan(await self._driver.told_record(), image.config, spec)
         tenure = await self._require_tenure()
         process_id = ProcessId(secrets.token_hex(16))
-        pump = Pump(assembly.container_id_of(self.record), process_id, None)
+        pump = Pump(identity.container_id_of(self.record), process_id, None)
         end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
         async def same_tenure() -> Tenure | None:

@@ -23,7 +23,7 @@ from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition, plugging, wiring
+from hyperd.sandbox import definition, plans, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.giving_way import attach_before_spares
@@ -140,7 +140,7 @@ class Runner:
                 await turn.enter_async_context(self.turns.take(phases))
                 up = await self._starter.bring_up(start, offer_task.result(), stack)
                 emulated = accelerator is Accelerator.TCG
-                plan = assembly.container_plan(
+                plan = plans.container_plan(
                     record, image_task.result().config, root, shares, emulated=emulated
                 )
                 if plan.may_copy:  # for minutes, and others are to start meanwhile

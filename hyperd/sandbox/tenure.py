@@ -16,8 +16,8 @@ from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.sandbox import machine
-from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
 from hyperd.sandbox.mount_sources import broken_error

@@ -16,7 +16,7 @@ from hyperd.model.guest import GuestWiring
 from hyperd.model.network import Attachment, Endpoint, PortRequest, way_out
 from hyperd.model.vm import Nic
 from hyperd.network.base import Network
-from hyperd.sandbox import assembly, policy_desk, ports
+from hyperd.sandbox import identity, policy_desk, ports
 from hyperd.sandbox.endpoints import connected, disconnected, endpoints_of
 from hyperd.sandbox.giving_way import attach_before_spares
 from hyperd.sandbox.rooms import Rooms
@@ -161,7 +161,7 @@ class Rewiring:
 
     def _wiring(self, attachments: tuple[Attachment, ...]) -> GuestWiring:
         told = replace(self.sandbox, spec=replace(self.sandbox.spec, extra_hosts=self.hosts))
-        return assembly.wiring_of(told, attachments)
+        return identity.wiring_of(told, attachments)
 
     async def _tell_guest(self, attachments: tuple[Attachment, ...]) -> None:
         """A guest that does not listen is cut off all the same."""
