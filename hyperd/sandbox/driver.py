@@ -23,7 +23,7 @@ from hyperd.model.container import Exit, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotId
 from hyperd.model.vm import VmGone, VmStatus
-from hyperd.sandbox import endpoints, machine
+from hyperd.sandbox import endpoints, machine, preconditions
 from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
@@ -194,7 +194,7 @@ class SandboxDriver(SleepingSandbox):
     async def _on_remove(self, done: Done, *, force: bool, volumes: bool) -> None:
         if not force:
             try:
-                machine.require_removable(self.state, self.record.name)
+                preconditions.require_removable(self.state, self.record.name)
                 self.files.require_none()
             except WrongStateError as error:
                 if not isinstance(self.state, machine.Removing):

@@ -13,7 +13,7 @@ from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ExitReason
 from hyperd.model.network import PortRequest
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
-from hyperd.sandbox import machine, operations, ports
+from hyperd.sandbox import machine, operations, ports, preconditions
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import AskRollback, AskWake, UpFailed
 from hyperd.sandbox.operations import SandboxOperations
@@ -41,7 +41,7 @@ class SleepingSandbox(SandboxOperations):
                 self.waiting.starts.append(done)
                 return
         try:
-            machine.require_hibernated(self.state, self.record.name)
+            preconditions.require_hibernated(self.state, self.record.name)
             snapshot, published = self._own_snapshot()
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
