@@ -23,8 +23,7 @@ from hyperd.sandbox.roster import FleetSettings
 from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
 from hyperd.sandbox.signals import parse_signal
-from hyperd.sandbox.spare import SpareMaker
-from hyperd.sandbox.spares import Spares, SpareSettings
+from hyperd.sandbox.spares import SpareMaker, Spares, SpareSettings
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
 from hyperd.sandbox.volumes import VolumeDesk

@@ -26,7 +26,6 @@ from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
 from hyperd.sandbox import definition, plans, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
-from hyperd.sandbox.giving_way import attach_before_spares
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.mount_sources import EMULATED_NOTE
 from hyperd.sandbox.patience import PatientDialer, Turns
@@ -39,7 +38,7 @@ from hyperd.sandbox.rooms import (
     now_ms,
     remove_directories,
 )
-from hyperd.sandbox.spares import Spares
+from hyperd.sandbox.spares import Spares, attach_before_spares
 from hyperd.sandbox.start import Start, Starter
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import make_placeholder

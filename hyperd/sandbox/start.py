@@ -34,8 +34,7 @@ from hyperd.sandbox.rooms import (
     console_as_evidence,
     make_directories,
 )
-from hyperd.sandbox.spare import Spare
-from hyperd.sandbox.spares import Spares, unfit
+from hyperd.sandbox.spares import Spare, Spares, unfit
 from hyperd.sandbox.template import Offer, Templates
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from hyperd.model.vm import Nic
 from hyperd.network.base import Network
 from hyperd.sandbox import identity, policy_desk, ports
 from hyperd.sandbox.endpoints import connected, disconnected, endpoints_of
-from hyperd.sandbox.giving_way import attach_before_spares
 from hyperd.sandbox.rooms import Rooms
-from hyperd.sandbox.spares import Spares
+from hyperd.sandbox.spares import Spares, attach_before_spares
 from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)

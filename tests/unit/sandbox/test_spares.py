@@ -10,8 +10,9 @@ from hyperd.model.container import ContainerSpec, ContainerState, StartPath, Sta
 from hyperd.model.guest import ProcessExit
 from hyperd.model.network import Endpoint, NetworkSpec
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import Fleet, spares
-from hyperd.sandbox.rehearsal import PROGRAM
+from hyperd.sandbox import Fleet
+from hyperd.sandbox.spares import demand, spares
+from hyperd.sandbox.spares.rehearsal import PROGRAM
 from tests.fakes.guest import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.network import FakeNetwork
@@ -118,7 +119,7 @@ async def test_a_shape_that_nobody_has_asked_for_in_long_gives_way_at_once(
     world: World, ready: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.templates.build(LARGE)
-    monkeypatch.setattr(spares, "OUT_OF_USE_S", 0.0)
+    monkeypatch.setattr(demand, "OUT_OF_USE_S", 0.0)
     await created(ready, memory_bytes=512 << 20)
     await eventually(lambda: [one.shape for one in world.spares.ready] == [LARGE])
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from hyperd.errors import ExhaustedError, ExistsError
 from hyperd.model.network import Endpoint
-from hyperd.sandbox.spares import Spares
+from hyperd.sandbox.spares.spares import Spares
 
 R = TypeVar("R")
 
