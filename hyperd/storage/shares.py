@@ -22,7 +22,6 @@ from pathlib import Path
 
 from hyperd.errors import TimeoutExpiredError, UnavailableError
 from hyperd.host import files, process
-from hyperd.host.groups import first_error
 from hyperd.host.held import HeldProcess
 from hyperd.host.workers import Wanted, Workers
 from hyperd.model.share import BrokenShare, IdRange, Share, ShareRequest
@@ -60,7 +59,6 @@ class LocalShares:
         self._owner_of = owner_of
         self._workers = Workers("shares", 2)
         self._held: dict[Path, HeldProcess] = {}  # by their locks
-        self._there: set[str] | None = None  # names of directories; None: an earlier hyperd's may be there
 
     def close(self) -> None:
         """Those that run, run on."""
@@ -81,8 +79,6 @@ class LocalShares:
 
     async def serve(self, sandbox_id: SandboxId, shares: Sequence[Share]) -> tuple[SharePort, ...]:
         await self.end(sandbox_id)
-        if self._there is not None:
-            self._there.add(sandbox_id[:ID_DIGITS])
         try:
             return await self._workers.call_while_wanted(self._start_all, sandbox_id, shares)
         except BaseException:
@@ -99,7 +95,7 @@ class LocalShares:
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
         waiting: dict[asyncio.Task[None], Path] = {}
-        async with first_error(), asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks:
             for lock in await self._workers.call(self._locks, sandbox_id):
                 waiting[tasks.create_task(self._wait_ended(lock))] = lock
             if not waiting:
@@ -111,8 +107,6 @@ class LocalShares:
 
     async def end(self, sandbox_id: SandboxId) -> None:
         directory = self._directory(sandbox_id)
-        if self._there is not None and directory.name not in self._there:
-            return  # most have none, and each end of a VM asks
         for lock in await self._workers.call(self._locks, sandbox_id):
             if (held := await self._hold(lock)) is not None:
                 try:
@@ -125,13 +119,10 @@ class LocalShares:
                 held.close()
         with files.file_errors(directory):
             await self._workers.call(files.remove_tree, directory)
-        if self._there is not None:
-            self._there.discard(directory.name)
 
     async def keep_only(self, running: Collection[SandboxId]) -> None:
         kept = {sandbox_id[:ID_DIGITS] for sandbox_id in running}
-        self._there = set(await self._workers.call(self._names))
-        for name in self._there - kept:
+        for name in set(await self._workers.call(self._names)) - kept:
             log.warning("ending what serves nobody", extra={"id": name})
             await self.end(SandboxId(name))
 

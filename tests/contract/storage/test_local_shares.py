@@ -3,7 +3,6 @@
 
 import asyncio
 import contextlib
-import fcntl
 import os
 import signal
 import socket
@@ -17,7 +16,6 @@ from hyperd.errors import HyperError, InvalidError, UnavailableError
 from hyperd.model.share import ShareRequest
 from hyperd.model.vm import SandboxId
 from hyperd.storage import LocalShares, Places
-from hyperd.storage import shares as module
 from hyperd.storage.shares import LOG_BYTES
 from tests.fakes.shares import FakeShares
 from tests.fakes.world import eventually
@@ -217,32 +215,6 @@ async def test_another_hyperd_finds_watches_and_ends_it(local, source, tmp_path)
     assert not (tmp_path / "run" / BOX[:12]).exists()
     next_one.close()
     await eventually(lambda: processes(tmp_path) == {}, PATIENCE_S)
-
-
-async def test_one_of_which_nobody_says_who_serves_it_is_told_as_such(local, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "END_TIMEOUT_S", 0.05)
-    directory = tmp_path / "run" / BOX[:12]
-    directory.mkdir(parents=True)
-    with (directory / "bind0.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UnavailableError, match="is locked by nobody"):
-            await local.wait_broken(BOX)
-
-
-async def test_the_end_of_a_vm_without_shares_costs_nothing(local, source, tmp_path, monkeypatch):
-    await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
-    next_one = opened(tmp_path)
-    await next_one.keep_only([BOX])
-    with monkeypatch.context() as without:
-        without.setattr(next_one, "_workers", None)
-        await next_one.end(OTHER)
-    await next_one.serve(OTHER, await found(next_one, ShareRequest("bind0", str(source))))
-    await serving(tmp_path, 2)
-    await next_one.end(OTHER)
-    await next_one.end(BOX)
-    next_one.close()
-    await eventually(lambda: processes(tmp_path) == {}, PATIENCE_S)
-    assert not list((tmp_path / "run").iterdir())
 
 
 async def test_whoever_serves_cannot_name_another_to_be_killed_in_its_stead(local, source, tmp_path):
