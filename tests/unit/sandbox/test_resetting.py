@@ -5,10 +5,11 @@ import asyncio
 
 import pytest
 
-from hyperd.errors import HyperError, UnavailableError, WrongStateError
+from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.model.network import NetworkSpec
 from hyperd.sandbox import Resetting
 from tests.fakes.world import created, eventually, started
+from tests.unit.sandbox.lives import error_of
 from tests.unit.sandbox.spared import SHAPE, keep_one, report, require_nothing_of, spare_of
 
 
@@ -98,14 +99,6 @@ async def test_no_template_is_built_during_a_reset(world):
                 await asyncio.sleep(0)
             assert not world.network.leases
         await building
-
-
-async def error_of(work):
-    try:
-        await work
-    except HyperError as error:
-        return error
-    return None
 
 
 async def test_one_that_failed_halfway_is_asked_again(world, fleet, resetting):
