@@ -36,8 +36,8 @@ from hyperd.model.guest import (
 from hyperd.model.image import Digest, ImageId
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox.assembly import MASKED_PATHS, READONLY_PATHS
-from hyperd.sandbox.rehearsal import rehearse
+from hyperd.sandbox.plans import MASKED_PATHS, READONLY_PATHS
+from hyperd.sandbox.spares.rehearsal import rehearse
 from hyperd.sandbox.template_build import PLACEHOLDER_BYTES
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MKFS_OPTIONS
 from tests.bareguest import BOX, ENV, make_image

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperd.daemon import GUEST_CMDLINE
 from hyperd.errors import HyperError
 from hyperd.guest import AgentDialer, Guest
 from hyperd.model.vm import HOT_PLUG_DEVICES
+from hyperd.settings import GUEST_CMDLINE
 
 ASSETS = Path(__file__).resolve().parent.parent / "build/assets"
 PLACE = "/var/tmp"  # where the benchmarks' hyperd keeps its files too

@@ -3,15 +3,11 @@
 
 import asyncio
 import contextlib
-import grp
 import logging
 import os
-import pwd
 import signal
-from collections.abc import Callable
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 
+from hyperd import settings
 from hyperd.api import (
     BuildServicer,
     ContainerServicer,
@@ -27,27 +23,23 @@ from hyperd.api import (
     VolumeServicer,
     serving,
 )
-from hyperd.build import BuilderSizing, Builds, BuildSettings
+from hyperd.build import Builds
 from hyperd.config import Config
 from hyperd.desk import Desk
-from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, WrongStateError
+from hyperd.floor import Floor, open_floor
 from hyperd.guest import AgentDialer
-from hyperd.host import systemd, users
-from hyperd.host.database import Database
+from hyperd.host import systemd
 from hyperd.host.lock import FileLock
 from hyperd.host.reaper import Reaper
 from hyperd.host.workers import Workers
-from hyperd.image import LOW_SHARE, ImageSettings, Marks, OciImageStore, host_platform
-from hyperd.model.container import Sizing
-from hyperd.model.vm import OWN_UIDS, SandboxId, own_uid
-from hyperd.network import BridgeNetworks, BridgeSettings, Network, parse_pools
+from hyperd.image import OciImageStore
+from hyperd.network import BridgeNetworks, Network, parse_pools
 from hyperd.sandbox import (
     AcceleratorChooser,
-    Admission,
     Facts,
     Findings,
     Fleet,
-    FleetSettings,
     FloatingDesk,
     GuestSettings,
     Ledger,
@@ -65,7 +57,6 @@ from hyperd.sandbox import (
     SpareSettings,
     TemplateBuilder,
     Templates,
-    TemplateSettings,
     Turns,
     VolumeDesk,
     fingerprint,
@@ -73,21 +64,9 @@ from hyperd.sandbox import (
 )
 from hyperd.snapshot import LocalSnapshots
 from hyperd.storage import LocalShares, LocalStorage, LocalVolumes, Places, SpaceWatch
-from hyperd.vm.libvirt import LibvirtHypervisor, LibvirtSettings
+from hyperd.vm.libvirt import LibvirtHypervisor
 
 log = logging.getLogger(__name__)
-
-RECONNECT_TIMEOUT_S = 10.0
-# reboot=t with QEMU's -no-reboot: a panicking guest ends its VM instead of hanging. The serial console is slow: quiet.
-GUEST_CMDLINE = "console=ttyS0 quiet panic=1 reboot=t no_timer_check"
-
-
-@dataclass(frozen=True, slots=True)
-class _Floor:
-    """What stands below all rooms."""
-
-    database: Database
-    files: Workers
 
 
 async def serve(config: Config, stop: asyncio.Event) -> None:
@@ -96,16 +75,16 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
     Raises WrongStateError when another daemon has this state, UnavailableError for what is missing on the host.
     """
     async with contextlib.AsyncExitStack() as stack:
-        floor = await _open_floor(config, stack)
+        floor = await open_floor(config, stack)
         # Before anything is looked at: what no record knows is removed, and another daemon's has no record here.
         run_lock = FileLock(config.daemon.run_dir / "hyperd.lock", remedy="a run directory of its own")
         run_lock.acquire()
         stack.callback(run_lock.release)
         await stack.enter_async_context(Reaper())
-        hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
+        hypervisor = await stack.enter_async_context(LibvirtHypervisor(settings.libvirt(config)))
         capabilities = await hypervisor.prepare()
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        images = OciImageStore(_image_settings(config), floor.database, tasks)
+        images = OciImageStore(settings.images(config), floor.database, tasks)
         await images.open()
         stack.push_async_callback(images.close)
         storage, volumes, shares = await _open_storage(config, floor, stack, tasks)
@@ -114,13 +93,15 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
         await prepare_network(network)
         keeping = tasks.create_task(network.keep())
         stack.callback(keeping.cancel)
-        snapshots = LocalSnapshots(config.daemon.state_dir / "snapshots", qemu_gid=_qemu_owner(config)[1])
+        snapshots = LocalSnapshots(
+            config.daemon.state_dir / "snapshots", qemu_gid=settings.qemu_owner(config)[1]
+        )
         stack.callback(snapshots.close)
         await snapshots.open()
         rooms = Rooms(hypervisor, AgentDialer(), images, storage, network, snapshots, volumes, shares)
-        settings, ledger = _run_settings(config), Ledger(_admission(config))
-        facts = _facts(config, settings.guest, hypervisor, floor.files)
-        runner = _runner(config, rooms, settings, facts, ledger, floor.files, tasks)
+        starts, ledger = settings.starts(config), Ledger(settings.admission(config))
+        facts = _facts(config, starts.guest, hypervisor, floor.files)
+        runner = _runner(config, rooms, starts, facts, ledger, floor.files, tasks)
         stack.push_async_callback(runner.templates.close)
         stack.push_async_callback(runner.spares.close)
         chooser = _accelerator(config, rooms, runner, floor.files, capabilities.qemu_version)
@@ -134,16 +115,16 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             chooser.choose,
             reviver,
             facts,
-            _disk_owner(config),
+            settings.disk_owner(config),
             VolumeDesk(volumes),
         )
-        fleet = Fleet(services, _fleet_settings(config))
-        network.names_from(fleet.named)
+        fleet = Fleet(services, settings.fleet(config))
+        network.names_from(fleet.named, fleet.name_of)
         images.used_by(fleet.images_in_use)
         desk = Desk(
             config,
             capabilities,
-            _libvirt_settings(config).connection_uri,
+            settings.libvirt(config).connection_uri,
             chooser,
             fleet,
             images,
@@ -155,7 +136,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             floor.files,
         )
         await _run(
-            config, fleet, images, Builds(_build_settings(config), fleet, images, floor.files), desk, stop
+            config, fleet, images, Builds(settings.builds(config), fleet, images, floor.files), desk, stop
         )
 
 
@@ -170,30 +151,8 @@ async def _run(
         # Only now: the fleet would remove the VMs of both as such that no record knows.
         warming_up = tasks.create_task(desk.warm_up())
         building = tasks.create_task(builds.run())
-        policies = PolicyDesk(
-            desk.network,
-            lambda reference: fleet.get(reference).record,
-            lambda: [view.record for view in fleet.views()],
-        )
-        system = SystemServicer(
-            desk.version, desk.info, desk.checks, desk.disk_usage, Resetting(desk.network, fleet, desk.spares)
-        )
         async with serving(
-            config.socket,
-            config.daemon.socket_group,
-            Servicers(
-                ContainerServicer(fleet),
-                ImageServicer(images, fleet),
-                system,
-                TemplateServicer(desk.templates, desk.build_templates),
-                SnapshotServicer(fleet),
-                VolumeServicer(fleet),
-                NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views)),
-                BuildServicer(builds),
-                EgressServicer(policies),
-                SecurityGroupServicer(policies),
-                FloatingServicer(FloatingDesk(desk.network, fleet)),
-            ),
+            config.socket, config.daemon.socket_group, _servicers(fleet, images, builds, desk)
         ):
             log.info("serving", extra={"socket": str(config.socket), "pid": os.getpid()})
             systemd.notify("READY=1")
@@ -204,23 +163,41 @@ async def _run(
     log.info("ended; virtual machines run on")
 
 
+def _servicers(fleet: Fleet, images: OciImageStore, builds: Builds, desk: Desk) -> Servicers:
+    resetting = Resetting(desk.network, fleet, desk.spares, desk.templates)
+    policies = PolicyDesk(desk.network, lambda reference: fleet.get(reference).record, fleet.records)
+    return Servicers(
+        ContainerServicer(fleet),
+        ImageServicer(images, fleet),
+        SystemServicer(desk.version, desk.info, desk.checks, desk.disk_usage, resetting),
+        TemplateServicer(desk.templates, desk.build_templates),
+        SnapshotServicer(fleet),
+        VolumeServicer(fleet),
+        NetworkServicer(fleet, NetworkDesk(desk.network, fleet.views, fleet.records)),
+        BuildServicer(builds),
+        EgressServicer(policies),
+        SecurityGroupServicer(policies),
+        FloatingServicer(FloatingDesk(desk.network, fleet)),
+    )
+
+
 def _runner(
     config: Config,
     rooms: Rooms,
-    settings: RunSettings,
+    starts: RunSettings,
     facts: Facts,
     ledger: Ledger,
     files: Workers,
     tasks: asyncio.TaskGroup,
 ) -> Runner:
     """With all that a start can begin with: a spare, a template."""
-    template_settings = _template_settings(config)
-    builder = TemplateBuilder(rooms, settings, template_settings, files)
-    templates = Templates(builder, rooms.snapshots, facts, ledger, settings.guest, template_settings, tasks)
-    turns = Turns(parallel_starts(settings.parallel_starts))
-    maker = SpareMaker(rooms, settings, _disk_owner(config), files)
+    template_settings = settings.templates(config)
+    builder = TemplateBuilder(rooms, starts, template_settings, files)
+    templates = Templates(builder, rooms.snapshots, facts, ledger, starts.guest, template_settings, tasks)
+    turns = Turns(parallel_starts(starts.parallel_starts))
+    maker = SpareMaker(rooms, starts, settings.disk_owner(config), files)
     spares = Spares(maker, templates, ledger, turns, SpareSettings(config.template.spares), tasks)
-    return Runner(rooms, settings, templates, spares, turns, files)
+    return Runner(rooms, starts, templates, spares, turns, files)
 
 
 async def prepare_network(network: Network) -> None:
@@ -239,39 +216,19 @@ async def prepare_network(network: Network) -> None:
 async def prepare(config: Config) -> None:
     """What set-up does once so that no user's first start of hyperd has to: fill libvirt's capability cache."""
     async with contextlib.AsyncExitStack() as stack:
-        await _open_floor(config, stack)
+        await open_floor(config, stack)
         await stack.enter_async_context(Reaper())
-        hypervisor = await stack.enter_async_context(LibvirtHypervisor(_libvirt_settings(config)))
+        hypervisor = await stack.enter_async_context(LibvirtHypervisor(settings.libvirt(config)))
         await hypervisor.prepare()
 
 
-async def _open_floor(config: Config, stack: contextlib.AsyncExitStack) -> _Floor:
-    state_dir, run_dir = config.daemon.state_dir, config.daemon.run_dir
-    for directory in (state_dir, run_dir, state_dir / "sandboxes", run_dir / "vm"):
-        try:
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        except OSError as error:
-            raise UnavailableError(
-                f"cannot be made: {error.strerror}", subject=str(directory), hint="hyperd runs as root"
-            ) from error
-    lock = FileLock(state_dir / "hyperd.lock")
-    lock.acquire()
-    stack.callback(lock.release)
-    files = Workers("files", 4)
-    stack.callback(files.close)
-    database = Database(state_dir / "records.sqlite")
-    await database.open()
-    stack.push_async_callback(database.close)
-    return _Floor(database, files)
-
-
 async def _open_storage(
-    config: Config, floor: _Floor, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup
+    config: Config, floor: Floor, stack: contextlib.AsyncExitStack, tasks: asyncio.TaskGroup
 ) -> tuple[LocalStorage, LocalVolumes, LocalShares]:
     storage = LocalStorage(
         config.daemon.state_dir / "storage",
         size_bytes=config.storage.writable_size_mib << 20,
-        owner_of=_disk_owner(config),
+        owner_of=settings.disk_owner(config),
     )
     stack.callback(storage.close)
     await storage.prepare()
@@ -279,7 +236,7 @@ async def _open_storage(
         config.daemon.state_dir / "volumes",
         floor.database,
         size_bytes=config.storage.volume_size_mib << 20,
-        owner_of=_disk_owner(config),
+        owner_of=settings.disk_owner(config),
     )
     stack.callback(volumes.close)
     await volumes.open()
@@ -294,144 +251,12 @@ def _shares(config: Config) -> LocalShares:
     own = (config.daemon.state_dir, config.daemon.run_dir, config.socket)
     places = Places(config.storage.bind_allow, own)
     root, program = config.daemon.run_dir / "shares", config.storage.virtiofsd
-    return LocalShares(root, program, places, owner_of=_disk_owner(config))
+    return LocalShares(root, program, places, owner_of=settings.disk_owner(config))
 
 
-def _libvirt_settings(config: Config) -> LibvirtSettings:
-    return LibvirtSettings(
-        root=config.daemon.state_dir / "libvirt",
-        qemu_user=config.vm.qemu_user,
-        qemu_group=config.vm.qemu_group,
-        own_uids=_has_own_uids(config),
-        uri=config.vm.hypervisor_uri,
-        translation_cache_mib=config.vm.translation_cache_mib,
-    )
-
-
-def _image_settings(config: Config) -> ImageSettings:
-    return ImageSettings(
-        root=config.daemon.state_dir / "images",
-        mkfs_erofs=str(config.image.mkfs_erofs),
-        skopeo=config.image.skopeo,
-        budget=image_budget(config),
-    )
-
-
-def image_budget(config: Config) -> Marks:
-    high, low = config.image.budget_mib, config.image.budget_low_mib
-    try:
-        return Marks(high << 20, (low or int(high * LOW_SHARE)) << 20)
-    except ValueError as error:
-        raise InvalidError(str(error), subject=f"[image] budget_low_mib {low}, budget_mib {high}") from error
-
-
-def _networks(config: Config, floor: _Floor) -> BridgeNetworks:
+def _networks(config: Config, floor: Floor) -> BridgeNetworks:
     pools = parse_pools(config.network.floating)
-    return BridgeNetworks(_bridge_settings(config), floor.database, pools=pools)
-
-
-def _bridge_settings(config: Config) -> BridgeSettings:
-    try:
-        subnet = IPv4Network(config.network.subnet)
-    except ValueError as error:
-        raise InvalidError(
-            "is not an IPv4 network", subject=f"[network] subnet {config.network.subnet}"
-        ) from error
-    try:
-        publish_address = IPv4Address(config.network.publish_address)
-    except ValueError as error:
-        raise InvalidError(
-            "is not an IPv4 address", subject=f"[network] publish_address {config.network.publish_address}"
-        ) from error
-    return BridgeSettings(
-        tap_owner_uid=_qemu_owner(config)[0],
-        bridge=config.network.bridge,
-        subnet=subnet,
-        mtu=config.network.mtu,
-        publish_address=publish_address,
-    )
-
-
-def _qemu_owner(config: Config) -> tuple[int, int]:
-    try:
-        return pwd.getpwnam(config.vm.qemu_user).pw_uid, grp.getgrnam(config.vm.qemu_group).gr_gid
-    except KeyError as error:
-        raise UnavailableError(
-            f"there is no {error.args[0].rpartition(' ')[2]}",
-            subject="[vm] qemu_user, qemu_group",
-            hint="Debian's package libvirt-daemon-driver-qemu makes libvirt-qemu",
-        ) from error
-
-
-def _has_own_uids(config: Config) -> bool:
-    """Whether each QEMU gets a uid of its own; not where hyperd runs in a user namespace without those uids."""
-    if config.vm.qemu_users == "shared":
-        return False
-    if users.are_mapped(OWN_UIDS, users.read_uid_map()):
-        return True
-    log.warning(
-        "uids are missing in this user namespace: all QEMUs share one", extra={"user": config.vm.qemu_user}
-    )
-    return False
-
-
-def _disk_owner(config: Config) -> Callable[[SandboxId], tuple[int, int]]:
-    shared, group = _qemu_owner(config)
-    if not _has_own_uids(config):
-        return lambda _: (shared, group)
-    return lambda sandbox_id: (own_uid(sandbox_id), group)
-
-
-def _run_settings(config: Config) -> RunSettings:
-    guest = GuestSettings(
-        kernel=config.vm.kernel.resolve(),
-        initramfs=config.vm.initramfs.resolve(),
-        cmdline=f"{GUEST_CMDLINE} {config.vm.cmdline}".strip(),
-    )
-    return RunSettings(
-        guest=guest,
-        state_dir=config.daemon.state_dir / "sandboxes",
-        run_dir=config.daemon.run_dir / "vm",
-        boot_timeout_s=config.vm.boot_timeout_s,
-        reconnect_timeout_s=RECONNECT_TIMEOUT_S,
-        parallel_starts=config.vm.parallel_starts,
-    )
-
-
-def _fleet_settings(config: Config) -> FleetSettings:
-    return FleetSettings(
-        default_sizing=Sizing(config.vm.default_vcpus, config.vm.default_memory_mib),
-        platform=host_platform(),
-        log_dir=config.daemon.state_dir / "sandboxes",
-        log_max_bytes=config.logs.max_mib << 20,
-    )
-
-
-def _build_settings(config: Config) -> BuildSettings:
-    sizing = BuilderSizing(
-        cpus=min(config.build.cpus, float(os.cpu_count() or 1)),
-        memory_bytes=config.build.memory_mib << 20,
-        cache_bytes=config.build.cache_size_mib << 20,
-    )
-    return BuildSettings(config.build.image, sizing, host_platform())
-
-
-def _admission(config: Config) -> Admission:
-    host_mib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
-    return Admission(
-        memory_mib=int(host_mib * config.vm.memory_overcommit) - config.vm.host_reserve_mib,
-        max_sandboxes=config.vm.max_sandboxes,
-        max_vcpus_each=os.cpu_count() or 1,
-    )
-
-
-def _template_settings(config: Config) -> TemplateSettings:
-    return TemplateSettings(
-        owner_of=_disk_owner(config),
-        budget_bytes=config.template.budget_mib << 20,
-        enabled=config.template.enabled,
-        share_memory=config.template.share_memory,
-    )
+    return BridgeNetworks(settings.bridge(config), floor.database, pools=pools)
 
 
 def _facts(config: Config, guest: GuestSettings, hypervisor: LibvirtHypervisor, files: Workers) -> Facts:
@@ -439,7 +264,7 @@ def _facts(config: Config, guest: GuestSettings, hypervisor: LibvirtHypervisor, 
         capabilities = await hypervisor.prepare()
         return capabilities.qemu_version, capabilities.machine
 
-    emulator = _libvirt_settings(config).platform.emulator
+    emulator = settings.libvirt(config).platform.emulator
     return Facts(guest.kernel, guest.initramfs, emulator=emulator, ask=ask, files=files)
 
 
@@ -447,7 +272,7 @@ def _accelerator(
     config: Config, rooms: Rooms, runner: Runner, files: Workers, qemu_version: str
 ) -> AcceleratorChooser:
     guest = runner.settings.guest
-    emulator = _libvirt_settings(config).platform.emulator
+    emulator = settings.libvirt(config).platform.emulator
     key = (*(fingerprint(path) for path in (guest.kernel, guest.initramfs, emulator)), qemu_version)
     findings = Findings(config.daemon.state_dir / "accelerator.json", key, files)
     return AcceleratorChooser(

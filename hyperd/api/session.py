@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from hyper.v1 import container_pb2 as wire
 from hyperd.api import convert
-from hyperd.errors import HyperError, InvalidError
+from hyperd.errors import InvalidError
+from hyperd.host.groups import first_error
 from hyperd.model.container import Exit
 from hyperd.model.guest import Stream
 from hyperd.sandbox import Fleet, Session
@@ -107,12 +108,8 @@ async def _feed(session: Session, inputs: "asyncio.Queue[bytes | None]") -> None
 @contextlib.asynccontextmanager
 async def _in_background(*work: "asyncio._CoroutineLike[None]") -> AsyncIterator[None]:
     """Run ``work`` beside the block, end it with the block; its error is the block's."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(item) for item in work]
-            yield
-            for task in tasks:
-                task.cancel()
-    except BaseExceptionGroup as group_of_errors:
-        errors = [error for error in group_of_errors.exceptions if isinstance(error, HyperError)]
-        raise (errors[0] if errors else group_of_errors) from group_of_errors
+    async with first_error(), asyncio.TaskGroup() as group:
+        tasks = [group.create_task(item) for item in work]
+        yield
+        for task in tasks:
+            task.cancel()

@@ -9,7 +9,7 @@ network namespace needs another bridge and subnet; neither touches what is the o
 import asyncio
 import logging
 import socket
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.network import DEFAULT_ENDPOINT, Attachment, Endpoint, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import Bridge, ensure_bridge
-from hyperd.network.leases import Lease, Leases, Wish
+from hyperd.network.leases import Lease, Leases, Wish, in_short
 from hyperd.network.nat import (
     apply_rules,
     enable_forwarding,
@@ -50,11 +50,12 @@ class BridgeNetwork:
         database: Database,
         at_port: AtPort | None = None,
         policies: Policies | None = None,
+        called: Callable[[SandboxId], str] = in_short,
     ) -> None:
         self._settings = settings
         self._policies = policies or Policies(database)
         self._owned = () if policies else (self._policies,)
-        self._leases = Leases(database, settings)
+        self._leases = Leases(database, settings, called)
         self._taps = Workers("taps", 1)  # one: an undo is behind what it undoes
         self._preparing = asyncio.Lock()
         self._changing_rules = asyncio.Lock()  # a tap's own are put in before all are replaced, or after

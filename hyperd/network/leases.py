@@ -4,6 +4,7 @@
 import asyncio
 import secrets
 import sqlite3
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 
@@ -62,12 +63,28 @@ class Wish:
 NO_WISH = Wish()
 
 
-class Leases:
-    """The leases of one network."""
+class _TakenError(Exception):
+    """By whom: told outside of the transaction, whose thread does not ask what he is called."""
 
-    def __init__(self, database: Database, settings: BridgeSettings) -> None:
+    def __init__(self, owner: str, subject: str) -> None:
+        super().__init__(subject)
+        self.owner = SandboxId(owner)
+        self.subject = subject
+
+
+def in_short(sandbox_id: SandboxId) -> str:
+    return sandbox_id[:12]
+
+
+class Leases:
+    """The leases of one network. ``called``: how users are told of an owner."""
+
+    def __init__(
+        self, database: Database, settings: BridgeSettings, called: Callable[[SandboxId], str] = in_short
+    ) -> None:
         self._database = database
         self._settings = settings
+        self._called = called
 
     async def prepare(self) -> None:
         await self._database.migrate("network", _MIGRATIONS)
@@ -105,6 +122,8 @@ class Leases:
 
         try:
             return await self._database.transaction(work)
+        except _TakenError as taken:
+            raise ExistsError(self._in_use(taken), subject=taken.subject) from None
         except asyncio.CancelledError:
             await asyncio.shield(self._database.transaction(undo))
             raise
@@ -133,10 +152,13 @@ class Leases:
                 "SELECT sandbox_id FROM network_lease WHERE network = ?", (name,)
             ).fetchone()
             if row is not None:
-                raise WrongStateError(f"is in use by {row[0][:12]}", subject=f"network {name}")
+                raise _TakenError(row[0], f"network {name}")
             connection.execute("DELETE FROM network_cursor WHERE network = ?", (name,))
 
-        await self._database.transaction(work)
+        try:
+            await self._database.transaction(work)
+        except _TakenError as taken:
+            raise WrongStateError(self._in_use(taken), subject=taken.subject) from None
 
     async def list_owners(self) -> set[SandboxId]:
         return {lease.sandbox_id for lease in await self.list_all()}
@@ -147,6 +169,9 @@ class Leases:
             return [_decode(row) for row in rows]
 
         return await self._database.transaction(work)
+
+    def _in_use(self, taken: _TakenError) -> str:
+        return f"is in use by {self._called(taken.owner)}"
 
     def _find(self, connection: sqlite3.Connection, sandbox_id: SandboxId) -> Lease | None:
         row = connection.execute(
@@ -196,9 +221,10 @@ class Leases:
             " AND (mac = ? OR (mac = '' AND address = ?))",
             (self._settings.name, lease.sandbox_id, lease.mac, int(implied) if implied else -1),
         ).fetchone()
-        if owner is not None or lease.mac == mac_of(self._settings.gateway):
-            who = owner[0][:12] if owner else "the gateway"
-            raise ExistsError(f"is in use by {who}", subject=f"MAC address {lease.mac}")
+        if owner is not None:
+            raise _TakenError(owner[0], f"MAC address {lease.mac}")
+        if lease.mac == mac_of(self._settings.gateway):
+            raise ExistsError("is in use by the gateway", subject=f"MAC address {lease.mac}")
 
     def _require_own_address6(self, connection: sqlite3.Connection, lease: Lease) -> None:
         """Raises InvalidError, ExistsError."""
@@ -217,7 +243,7 @@ class Leases:
             (settings.name, lease.sandbox_id, str(wanted), int(implied) if implied else -1),
         ).fetchone()
         if owner is not None:
-            raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
+            raise _TakenError(owner[0], f"address {wanted}")
 
     def _taken(self, connection: sqlite3.Connection) -> list[IPv4Address]:
         """Those of which the IPv6 address that would follow is somebody's, too."""
@@ -251,7 +277,7 @@ class Leases:
                 (network, int(wanted)),
             ).fetchone()
             if owner is not None:
-                raise ExistsError(f"is in use by {owner[0][:12]}", subject=f"address {wanted}")
+                raise _TakenError(owner[0], f"address {wanted}")
             pool.require(wanted)
             if wanted in pool.taken:
                 raise ExistsError("stands where an IPv6 address is in use", subject=f"address {wanted}")

@@ -43,6 +43,7 @@ from hyperd.network.definitions import Definitions
 from hyperd.network.directory import Directory
 from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
+from hyperd.network.leases import in_short
 from hyperd.network.nameserver import NameServer
 from hyperd.network.planning import (
     choose_subnet,
@@ -80,14 +81,15 @@ class BridgeNetworks:
         self._definitions = Definitions(database)
         self._at_port: AtPort = {}
         self._policies = Policies(database)
-        self._default = BridgeNetwork(settings, database, self._at_port, self._policies)
+        self._named: Callable[[], Iterable[Named]] = tuple
+        self._container: Callable[[SandboxId], str] = lambda _: ""
+        self._default = self._network(settings)
         self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
         self._views: dict[str, NetworkView] = {}
         self._floating = Floating(database, pools, settings.table, settings.bridge, self._address_of)
         self._changing = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._is_loaded = False
-        self._named: Callable[[], Iterable[Named]] = tuple
         self._forwarder = Forwarder(upstream)
         self._servers: dict[str, NameServer] = {}
         self._directory = Directory(self._all_settings, self._all_named)
@@ -127,9 +129,12 @@ class BridgeNetworks:
         if trouble is not None:
             raise trouble
 
-    def names_from(self, named: Callable[[], Iterable[Named]]) -> None:
-        """Who is called what, asked at most every 0.2 s."""
+    def names_from(
+        self, named: Callable[[], Iterable[Named]], container: Callable[[SandboxId], str] = lambda _: ""
+    ) -> None:
+        """Who is called what, asked at most every 0.2 s; ``container``: the name of one, "" of what is none."""
         self._named = named
+        self._container = container
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: rules that somebody took away are made again, at once."""
@@ -273,7 +278,7 @@ class BridgeNetworks:
             settings = filled(spec, subnet, subnet6, self._settings)
             view = NetworkView(spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
-            network = BridgeNetwork(self._settings_of(view), self._database, self._at_port, self._policies)
+            network = self._network(self._settings_of(view))
             try:
                 await self._definitions.insert(view)
                 await network.prepare()
@@ -294,7 +299,7 @@ class BridgeNetworks:
                 raise _no_such(name)
             owners = await network.list_leased()
             if owners:
-                shown = ", ".join(sorted(owner[:12] for owner in owners))
+                shown = ", ".join(sorted(map(self._called, owners)))
                 raise WrongStateError(f"is in use by {shown}", subject=f"network {name}")
             del self._networks[name]
             view = self._views.pop(name)
@@ -377,9 +382,7 @@ class BridgeNetworks:
                 return
             for view in await self._definitions.list_all():
                 self._views[view.spec.name] = view
-                self._networks[view.spec.name] = BridgeNetwork(
-                    self._settings_of(view), self._database, self._at_port, self._policies
-                )
+                self._networks[view.spec.name] = self._network(self._settings_of(view))
             self._is_loaded = True
 
     async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
@@ -398,6 +401,13 @@ class BridgeNetworks:
         leased = await self._default.networks_of(sandbox_id)
         found = [network for name, network in self._networks.items() if name in leased]
         return found or [self._default]
+
+    def _network(self, settings: BridgeSettings) -> BridgeNetwork:
+        return BridgeNetwork(settings, self._database, self._at_port, self._policies, self._called)
+
+    def _called(self, sandbox_id: SandboxId) -> str:
+        name = self._container(sandbox_id)
+        return f"container {name}" if name else in_short(sandbox_id)
 
     def _settings_of(self, view: NetworkView) -> BridgeSettings:
         spec = view.spec

@@ -3,7 +3,6 @@
 
 from hyperd.sandbox.accelerator import AcceleratorChooser, Choice, Findings, fingerprint
 from hyperd.sandbox.admission import Admission
-from hyperd.sandbox.assembly import parse_signal
 from hyperd.sandbox.cloning import CloneOptions
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
@@ -23,8 +22,8 @@ from hyperd.sandbox.rooms import Rooms, RunSettings
 from hyperd.sandbox.roster import FleetSettings
 from hyperd.sandbox.run import Runner
 from hyperd.sandbox.session import Session
-from hyperd.sandbox.spare import SpareMaker
-from hyperd.sandbox.spares import Spares, SpareSettings
+from hyperd.sandbox.signals import parse_signal
+from hyperd.sandbox.spares import SpareMaker, Spares, SpareSettings
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
 from hyperd.sandbox.volumes import VolumeDesk

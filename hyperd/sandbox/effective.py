@@ -5,14 +5,14 @@ from dataclasses import replace
 
 from hyperd.model.container import ContainerRecord
 from hyperd.model.image import ImageConfig
-from hyperd.sandbox.assembly import merged_env
+from hyperd.sandbox.plans import merged_env
 
 
 def config_of(record: ContainerRecord, image: ImageConfig) -> ImageConfig:
     """As Docker commits it: what was given at its creation, over its image's; not its host name and terminal."""
     spec = record.spec
     entrypoint, cmd = image.entrypoint, spec.args or image.cmd
-    if spec.entrypoint is not None:  # and with it goes the image's Cmd, see assembly.command_of
+    if spec.entrypoint is not None:  # and with it goes the image's Cmd, see specification.command_of
         entrypoint, cmd = spec.entrypoint if spec.entrypoint != ("",) else (), spec.args
     return replace(
         image,

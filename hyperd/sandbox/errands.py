@@ -12,7 +12,7 @@ from hyperd.model.container import ContainerRecord, ExitReason
 from hyperd.model.guest import ProcessExit
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.model.vm import Accelerator, SandboxId, VmGone, VmGoneCause, VmStatus
-from hyperd.sandbox import assembly, links, machine
+from hyperd.sandbox import identity, links, machine
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of
 from hyperd.sandbox.facts import Facts
 from hyperd.sandbox.journal import Journal
@@ -73,7 +73,7 @@ class Errands:
                 record = await self.told_record(all_of_them=True)
                 live = await self._runner.bring_up(record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
-            refused = await live.guest.start_container(assembly.container_id_of(self._record))
+            refused = await live.guest.start_container(identity.container_id_of(self._record))
             phases.mark("start")
             host = facts.result()
             if live.definition is not None and host is not None:

@@ -12,7 +12,7 @@ from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import ProcessExit, ProcessId, ProcessPlan
 from hyperd.sandbox import machine
-from hyperd.sandbox.assembly import container_id_of
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.presence import Presence
 from hyperd.sandbox.pump import Pump
 

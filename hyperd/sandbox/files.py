@@ -15,10 +15,10 @@ from hyperd.errors import InvalidError, UnavailableError, WrongStateError
 from hyperd.guest.base import Guest
 from hyperd.model.guest import Change, PathStat, WriteOptions
 from hyperd.model.image import Image, NewImage
-from hyperd.sandbox import machine, mounts
-from hyperd.sandbox.assembly import container_id_of
+from hyperd.sandbox import machine, mounts, preconditions
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.effective import config_of
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.tenure import Tenure
 
 MAX_PATH_BYTES = 4096
@@ -133,7 +133,7 @@ class ContainerFiles:
                 case machine.Running() | machine.Starting():
                     await driver.find_tenure()
                 case state:
-                    machine.require_openable(state, self._record.name)
+                    preconditions.require_openable(state, self._record.name)
 
 
 def absolute(path: bytes) -> bytes:

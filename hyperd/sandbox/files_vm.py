@@ -17,8 +17,8 @@ from dataclasses import replace
 from hyperd.errors import HyperError, UnavailableError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, Sizing
-from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.errands import Services
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.message import OpenFiles
 from hyperd.sandbox.rooms import Phases
 from hyperd.sandbox.run import SYNC_TIMEOUT_S, Live

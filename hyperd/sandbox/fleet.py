@@ -19,15 +19,16 @@ from hyperd.model.network import Named
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import (
     admission,
-    assembly,
     endpoints,
     filters,
+    identity,
     links,
     machine,
     mount_sources,
     mounts,
     names,
     policy_desk,
+    specification,
 )
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
@@ -101,21 +102,21 @@ class Fleet(RestoringFleet):
 
     async def create(self, spec: ContainerSpec) -> tuple[ContainerView, list[str]]:
         """Record a container. Raises ImageNotFoundError, InvalidError, ExistsError, UnsupportedError."""
-        assembly.require_valid(spec)
+        specification.require_valid(spec)
         network = self._services.runner.rooms.network
         network.policies.require_valid(policy_desk.limits_of(spec))
         spec = settled(network, spec)
         spec = links.settled(spec, lambda name: self._find(name).view())
         image = await self._services.runner.rooms.images.get(spec.image)
         self._require_platform(spec, image.platform)
-        command = assembly.command_of(spec, image.config)
-        spec, warnings = assembly.with_image_defaults(spec, image.config)
+        command = specification.command_of(spec, image.config)
+        spec, warnings = specification.with_image_defaults(spec, image.config)
         shared = [self._shared(text) for text in spec.volumes_from]
         spec, further = mounts.resolve(spec, image.config.volumes, shared)
         warnings += further
         if binds := mount_sources.bind_requests(spec.mounts):
             await self._services.runner.rooms.shares.require_possible(binds)
-        sizing = assembly.sizing_of(spec, self._settings.default_sizing)
+        sizing = specification.sizing_of(spec, self._settings.default_sizing)
         held = self._services.ledger.admission
         admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, largest_mib=held.largest_mib)
         name = spec.name.removeprefix("/")
@@ -184,7 +185,7 @@ class Fleet(RestoringFleet):
             Named(
                 at.network,
                 at.address,
-                assembly.names_of(view.record, at.network),
+                identity.names_of(view.record, at.network),
                 view.record.sandbox_id,
                 tuple((link.alias, SandboxId(link.target)) for link in view.record.spec.links),
                 at.address6,
@@ -194,11 +195,16 @@ class Fleet(RestoringFleet):
             for at in view.attachments
         ]
 
+    def name_of(self, sandbox_id: SandboxId) -> str:
+        """Running or not; "" of what is none."""
+        driver = self._drivers.get(sandbox_id)
+        return driver.record.name if driver is not None else ""
+
     def images_in_use(self) -> dict[ImageId, str]:
         """And by whom, in short. Those of containers that are being created, too."""
         users = self.snapshots.images()
-        for image_id in (*(driver.record.image_id for driver in self._present()), *self._creating.values()):
-            users[image_id] = "a container"
+        for record in self.records():
+            users[record.image_id] = "a container"
         return users
 
     async def reconcile(self) -> None:

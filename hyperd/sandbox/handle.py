@@ -26,7 +26,7 @@ from hyperd.model.container import (
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.model.network import Endpoint, PortRequest, PublishedPort, UnpublishRequest
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine, ports
+from hyperd.sandbox import identity, machine, plans, ports, preconditions, signals
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.files import ContainerFiles
 from hyperd.sandbox.journal import Journal
@@ -89,7 +89,7 @@ class SandboxHandle:
         if timeout_s is None:
             timeout_s = DEFAULT_STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s
         if signal is None:
-            signal = assembly.parse_signal(spec.stop_signal or "TERM")
+            signal = signals.parse_signal(spec.stop_signal or "TERM")
         done = _future()
         self._driver.post(AskStop(done, signal, timeout_s))
         await done
@@ -107,7 +107,7 @@ class SandboxHandle:
         tenure.stop_asked |= signal == SIGKILL
         try:
             delivered = await tenure.live.guest.signal(
-                assembly.container_id_of(self.record), FIRST_PROCESS, signal
+                identity.container_id_of(self.record), FIRST_PROCESS, signal
             )
         except (UnavailableError, NotFoundError) as error:
             if not tenure.is_ending:
@@ -154,7 +154,7 @@ class SandboxHandle:
 
     async def publish(self, requests: Sequence[PortRequest]) -> tuple[PublishedPort, ...]:
         """Until it stops. Raises WrongStateError unless running or paused, and as ``Network.publish``."""
-        machine.require_up(self._driver.state, self.record.name)
+        preconditions.require_up(self._driver.state, self.record.name)
         ports.require_valid_requests(requests)
         out = self.view().attachment
         if out is None:
@@ -198,9 +198,9 @@ class SandboxHandle:
         driver = self._driver
         looks_on = not start or isinstance(driver.state, machine.Running)
         if not start:
-            machine.require_running(driver.state, self.record.name)
+            preconditions.require_running(driver.state, self.record.name)
         elif not isinstance(driver.state, machine.Running | machine.Starting):
-            machine.require_startable(driver.state, self.record.name)
+            preconditions.require_startable(driver.state, self.record.name)
             driver.renew_pump()
         session = ProcessSession(
             self.record,
@@ -222,12 +222,12 @@ class SandboxHandle:
 
     async def exec(self, spec: ExecSpec) -> ProcessSession:
         """Start a further process and hold its streams. Raises WrongStateError unless running."""
-        machine.require_running(self._driver.state, self.record.name)
+        preconditions.require_running(self._driver.state, self.record.name)
         image = await self._driver.services.runner.rooms.images.get(self.record.image_id)
-        plan = assembly.exec_plan(await self._driver.told_record(), image.config, spec)
+        plan = plans.exec_plan(await self._driver.told_record(), image.config, spec)
         tenure = await self._require_tenure()
         process_id = ProcessId(secrets.token_hex(16))
-        pump = Pump(assembly.container_id_of(self.record), process_id, None)
+        pump = Pump(identity.container_id_of(self.record), process_id, None)
         end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
         async def same_tenure() -> Tenure | None:
@@ -262,7 +262,7 @@ class SandboxHandle:
         await self._driver.wait_moving()
         state = self._driver.state
         if not isinstance(state, machine.Stopping):
-            machine.require_running(state, self.record.name)
+            preconditions.require_running(state, self.record.name)
         tenure = await self._driver.find_tenure()
         if tenure is None or tenure.is_ending:
             raise self._has_ended()

@@ -23,7 +23,7 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView, Exit
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
-from hyperd.sandbox import assembly, machine
+from hyperd.sandbox import identity, machine, preconditions
 from hyperd.sandbox.actor import Actor
 from hyperd.sandbox.errands import Errands, Services
 from hyperd.sandbox.file_calls import FileCalls
@@ -181,7 +181,7 @@ class SandboxInstance(Actor[Message]):
 
     def _require_startable(self) -> None:
         self.require_readable()
-        machine.require_startable(self.state, self.record.name)
+        preconditions.require_startable(self.state, self.record.name)
 
     async def _advance(self, event: machine.Event) -> None:
         after = machine.step(self.state, event)
@@ -320,7 +320,7 @@ class SandboxInstance(Actor[Message]):
         return tenure
 
     def _new_pump(self) -> Pump:
-        return Pump(assembly.container_id_of(self.record), FIRST_PROCESS, self.journal)
+        return Pump(identity.container_id_of(self.record), FIRST_PROCESS, self.journal)
 
     def _over_error(self) -> HyperError:
         if self.removed:

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import assert_never
 
-from hyperd.errors import WrongStateError
 from hyperd.model.container import ContainerState, Exit, ExitReason, StartReport
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, SnapshotId
@@ -62,11 +61,15 @@ class Hibernated:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """``asleep``: it wakes, and is asleep again should that fail. ``back_to``: it is rolled back to that snapshot."""
+    """``asleep``: it wakes, and is asleep again should that fail. ``back_to``: it is rolled back to that snapshot.
+
+    ``ports``: of one that is rolled back, published again; None: those that it was created with.
+    """
 
     since: datetime
     asleep: Hibernated | None = None
     back_to: SnapshotId | None = None
+    ports: tuple[PortRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +160,11 @@ class Slept:
 
 @dataclass(frozen=True, slots=True)
 class RollBack:
-    """The run that there may be counts no more."""
+    """The run that there may be counts no more. ``ports``: what it had published, None: there was none."""
 
     snapshot_id: SnapshotId
     at: datetime
+    ports: tuple[PortRequest, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +247,8 @@ def step(state: State, event: Event) -> State:  # noqa: PLR0911, PLR0912 - an ar
             return Running(_rewired(facts, attachments))
         case ((Running(facts) | Paused(facts)), Slept(snapshot_id, at, ports)):
             return Hibernated(snapshot_id, facts, at, ports)
-        case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at)):
-            return Starting(at, back_to=snapshot_id)
+        case ((Running() | Paused() | Exited() | Failed()), RollBack(snapshot_id, at, ports)):
+            return Starting(at, back_to=snapshot_id, ports=ports)
         case ((Running(facts) | Paused(facts) | Stopping(facts, None)), Stop(exit_)):
             return Stopping(facts, exit_)
         case ((Running(facts) | Paused(facts) | Stopping(facts)), Gone(exit_, at)):
@@ -283,66 +287,6 @@ def name_of(state: State) -> ContainerState:  # noqa: PLR0911 - a state a branch
             return ContainerState.REMOVING
         case _ as never:
             assert_never(never)
-
-
-def require_startable(state: State, name: str) -> None:
-    if not isinstance(state, Created | Exited | Failed):
-        raise WrongStateError(f"is {name_of(state)}", subject=f"container {name}", hint=_way_on(state, name))
-
-
-def require_running(state: State, name: str) -> None:
-    match state:
-        case Running():
-            return
-        case Paused() | Hibernated():
-            brief = f"is {name_of(state)}"
-        case _:
-            brief = f"is not running ({name_of(state)})"
-    hint = _way_on(state, name) or f"`hyper start {name}` starts it"
-    raise WrongStateError(brief, subject=f"container {name}", hint=hint)
-
-
-def require_openable(state: State, name: str) -> None:
-    """Its files can be read and written, or will be when it has come up."""
-    if isinstance(state, Paused | Hibernated | Stopping | Removing):
-        hint = _way_on(state, name) or "try again when it is"
-        raise WrongStateError(
-            f"is {name_of(state)}: its files cannot be opened", subject=f"container {name}", hint=hint
-        )
-
-
-def require_up(state: State, name: str) -> RunFacts:
-    """Running or paused: there is something to save."""
-    if isinstance(state, Running | Paused):
-        return state.facts
-    require_running(state, name)
-    raise AssertionError("it runs")
-
-
-def require_paused(state: State, name: str) -> None:
-    if not isinstance(state, Paused):
-        raise WrongStateError(f"is not paused ({name_of(state)})", subject=f"container {name}")
-
-
-def require_hibernated(state: State, name: str) -> None:
-    if not isinstance(state, Hibernated):
-        raise WrongStateError(f"is not hibernated ({name_of(state)})", subject=f"container {name}")
-
-
-def require_removable(state: State, name: str) -> None:
-    if not isinstance(state, Created | Exited | Failed | Hibernated):
-        raise WrongStateError(
-            f"is {name_of(state)}", subject=f"container {name}", hint="stop it first, or remove it with -f"
-        )
-
-
-def _way_on(state: State, name: str) -> str:
-    match state:
-        case Paused():
-            return f"`hyper unpause {name}` lets it go on"
-        case Hibernated():
-            return f"`hyper wake {name}` lets it go on"
-    return ""
 
 
 def asleep_in(state: State) -> SnapshotId | None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hyperd.errors import HyperError, InvalidError, WrongStateError
-from hyperd.model.container import ContainerSpec, ContainerView
+from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.network import DEFAULT_NETWORK, Endpoint, NetworkSpec, NetworkView
 from hyperd.network.base import Network
 from hyperd.sandbox import endpoints
@@ -34,11 +34,17 @@ def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
 
 
 class NetworkDesk:
-    """``containers``: all that there are, running or not."""
+    """``containers``: all that there are, running or not; ``records``: those that are being created, too."""
 
-    def __init__(self, network: Network, containers: Callable[[], Sequence[ContainerView]]) -> None:
+    def __init__(
+        self,
+        network: Network,
+        containers: Callable[[], Sequence[ContainerView]],
+        records: Callable[[], Sequence[ContainerRecord]],
+    ) -> None:
         self._network = network
         self._containers = containers
+        self._records = records
 
     async def create(self, spec: NetworkSpec) -> NetworkView:
         return await self._network.create_network(spec)
@@ -74,7 +80,7 @@ class NetworkDesk:
     async def remove(self, reference: str) -> str:
         """Its name. Raises WrongStateError with the names of those that are on it."""
         name = self.get(reference).spec.name
-        users = sorted(view.record.name for view in self.on(name))
+        users = self._users(name)
         if users and name != DEFAULT_NETWORK:
             raise WrongStateError(
                 f"is in use by {', '.join(users)}",
@@ -89,10 +95,17 @@ class NetworkDesk:
         gone = []
         for view in self.list_networks():
             name = view.spec.name
-            if view.created_at is not None and not self.on(name):
+            if view.created_at is not None and not self._users(name):
                 try:
                     await self._network.remove_network(name)
                 except HyperError:  # somebody came
                     continue
                 gone.append(name)
         return gone
+
+    def _users(self, name: str) -> list[str]:
+        return sorted(
+            record.name
+            for record in self._records()
+            if any(endpoint.network == name for endpoint in endpoints.endpoints_of(record.spec))
+        )

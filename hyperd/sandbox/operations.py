@@ -16,7 +16,7 @@ from hyperd.model.container import ContainerSpec
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine, mounts, ports, wiring
+from hyperd.sandbox import instance, machine, mounts, ports, preconditions, wiring
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     AskConnect,
@@ -113,7 +113,7 @@ class SandboxOperations(OpenedSandbox):
     async def _pause(self) -> None:
         if isinstance(self.state, machine.Paused):
             return
-        machine.require_running(self.state, self.record.name)
+        preconditions.require_running(self.state, self.record.name)
         await self._close_files("was paused")
         try:
             await self._hypervisor.pause(self.record.sandbox_id)
@@ -141,7 +141,7 @@ class SandboxOperations(OpenedSandbox):
             if self.tenure is not None:
                 await self.tenure.thaw()
             return
-        machine.require_paused(self.state, self.record.name)
+        preconditions.require_paused(self.state, self.record.name)
         await self._hypervisor.resume(self.record.sandbox_id)
         await self._settle(machine.Unpause())
         if self.tenure is not None:
@@ -150,7 +150,7 @@ class SandboxOperations(OpenedSandbox):
             self._take_over_again(self.state.facts)
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
-        facts = machine.require_up(self.state, self.record.name)
+        facts = preconditions.require_up(self.state, self.record.name)
         mounts.require_none(self.record, "a snapshot")
         await self._require_saveable(facts, "a snapshot")
         self.files.require_none()
@@ -170,7 +170,7 @@ class SandboxOperations(OpenedSandbox):
     async def _hibernate(self) -> None:
         if isinstance(self.state, machine.Hibernated):
             return
-        facts = machine.require_up(self.state, self.record.name)
+        facts = preconditions.require_up(self.state, self.record.name)
         mounts.require_none(self.record, "one that sleeps")
         await self._require_saveable(facts, "one that sleeps")
         await self._close_files("was put to sleep")
@@ -274,12 +274,14 @@ class SandboxOperations(OpenedSandbox):
 
     async def _rewiring(self) -> wiring.Rewiring:
         """Raises WrongStateError unless it runs."""
-        machine.require_running(self.state, self.record.name)
-        facts = machine.require_up(self.state, self.record.name)
+        preconditions.require_running(self.state, self.record.name)
+        facts = preconditions.require_up(self.state, self.record.name)
         tenure = await self._require_tenure(facts)
-        rooms = self.services.runner.rooms
+        runner, guest = self.services.runner, tenure.live.guest
         told = (await self.told_record()).spec.extra_hosts
-        return wiring.Rewiring(self.record, told, facts.attachments, rooms, tenure.live.guest, self._rewired)
+        return wiring.Rewiring(
+            self.record, told, facts.attachments, runner.rooms, runner.spares, guest, self._rewired
+        )
 
     async def _rewired(self, spec: ContainerSpec, attachments: tuple[Attachment, ...]) -> None:
         await self._settle(machine.Rewired(attachments), spec)

@@ -30,7 +30,7 @@ def as_limited(network: Network, record: ContainerRecord) -> ContainerRecord:
 
 
 class PolicyDesk:
-    """``find``: a container that there is, raises NotFoundError; ``records``: of all."""
+    """``find``: a container that there is, raises NotFoundError; ``records``: of all, those being created, too."""
 
     def __init__(
         self,
@@ -92,15 +92,16 @@ class PolicyDesk:
 
     async def remove_group(self, name: str) -> None:
         """Raises NotFoundError, WrongStateError with the names of those that have it."""
-        self.groups.get(name)
-        users = self.users().get(name)
-        if users:
-            raise WrongStateError(
-                f"is in use by {', '.join(users)}",
-                subject=f"security group {name}",
-                hint="`hyper sg detach` takes it from a container",
-            )
-        await self._network.policies.remove_group(name)
+        async with self._changing:  # nobody is given it meanwhile
+            self.groups.get(name)
+            users = self.users().get(name)
+            if users:
+                raise WrongStateError(
+                    f"is in use by {', '.join(users)}",
+                    subject=f"security group {name}",
+                    hint="`hyper sg detach` takes it from a container",
+                )
+            await self._network.policies.remove_group(name)
 
     async def _change(
         self, reference: str, change: Callable[[Limits], Limits], *, only_if_other: bool = False

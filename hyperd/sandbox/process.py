@@ -9,7 +9,7 @@ from hyperd.errors import InvalidError, NotFoundError, TimeoutExpiredError, Unav
 from hyperd.guest.base import Guest, InputWriter
 from hyperd.model.container import ContainerRecord, Exit
 from hyperd.model.guest import OutputChunk, ProcessId, TerminalSize
-from hyperd.sandbox.assembly import container_id_of
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.tenure import Tenure
 

@@ -9,6 +9,7 @@ from hyperd.model.container import ContainerView
 from hyperd.network.base import Network
 from hyperd.sandbox.fleet import Fleet, is_running
 from hyperd.sandbox.spares import Spares
+from hyperd.sandbox.template import Templates
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +23,11 @@ class Gone:
 
 
 class Resetting:
-    def __init__(self, network: Network, fleet: Fleet, spares: Spares) -> None:
+    def __init__(self, network: Network, fleet: Fleet, spares: Spares, templates: Templates) -> None:
         self._network = network
         self._fleet = fleet
         self._spares = spares
+        self._templates = templates
 
     async def reset(self, *, force: bool) -> Gone:
         """``force``: containers that run are ended. Images, volumes, snapshots, templates and reports stay.
@@ -40,7 +42,7 @@ class Resetting:
                 subject="reset",
                 hint="-f ends them, or stop them first",
             )
-        async with self._spares.away():  # they have addresses, too
+        async with self._spares.away(), self._templates.away():  # they have addresses, too
             gone = await self._reset(views)
             self._spares.rest()  # the next one would have the bridge made anew
             return gone

@@ -12,7 +12,7 @@ from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongState
 from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, ContainerView
 from hyperd.model.snapshot import Snapshot
-from hyperd.sandbox import assembly, machine, mounts, wiring
+from hyperd.sandbox import identity, machine, mounts, preconditions, wiring
 from hyperd.sandbox.cloning import CloneOptions, fork_identity, plan_clones
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.handle import SandboxHandle
@@ -86,7 +86,7 @@ class RestoringFleet(Roster):
 
     async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
         # All that can be refused is refused before the source stands still.
-        facts = machine.require_up(driver.state, driver.record.name)
+        facts = preconditions.require_up(driver.state, driver.record.name)
         mounts.require_none(driver.record, "a fork")
         network = self._services.runner.rooms.network
         await wiring.require_saveable(network, driver.record, facts.attachments, "a fork")
@@ -156,7 +156,7 @@ class RestoringFleet(Roster):
 
         async def revive(index: int, handle: SandboxHandle) -> None:
             async with places:
-                fork = fork_identity(options, index, assembly.hostname_of(handle.record))
+                fork = fork_identity(options, index, identity.hostname_of(handle.record))
                 await handle.revive(Origin(snapshot, fork))
 
         async with first_error(), asyncio.TaskGroup() as tasks:

@@ -28,7 +28,7 @@ from hyperd.model.guest import (
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, Snapshot
 from hyperd.model.vm import Accelerator, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition
+from hyperd.sandbox import definition, identity
 from hyperd.sandbox.compatibility import HostFacts, compatibility_of, require_compatible
 from hyperd.sandbox.definition import STATE, GuestSettings, Shape
 from hyperd.sandbox.rooms import (
@@ -174,9 +174,9 @@ class Reviver:
         attachments: tuple[Attachment, ...],
         fork: ForkIdentity | None,
     ) -> None:
-        identity = assembly.identity(record, attachments, os.urandom(ENTROPY_BYTES), uuid.uuid4())
-        own = ContainerIdentity(assembly.container_id_of(record), assembly.hostname_of(record))
-        await guest.configure(replace(identity, containers=(own,), fork=fork))
+        given = identity.identity_of(record, attachments, os.urandom(ENTROPY_BYTES), uuid.uuid4())
+        own = ContainerIdentity(identity.container_id_of(record), identity.hostname_of(record))
+        await guest.configure(replace(given, containers=(own,), fork=fork))
 
     async def _attach(
         self, record: ContainerRecord, origin: Origin, stack: contextlib.AsyncExitStack
@@ -195,7 +195,7 @@ def _reports_free_pages(saved: Compatibility) -> bool:
 
 
 def _first_process(record: ContainerRecord, containers: list[ContainerStatus]) -> ProcessStatus:
-    wanted = assembly.container_id_of(record)
+    wanted = identity.container_id_of(record)
     for container in containers:
         for process in container.processes:
             if container.container_id == wanted and process.process_id == FIRST_PROCESS:

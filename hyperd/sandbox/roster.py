@@ -2,18 +2,21 @@
 """The sandboxes that there are: by id and by name, each with a driver that runs."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from hyperd.errors import ExistsError, ImageNotFoundError, InvalidError, NotFoundError
+from hyperd.errors import ExistsError, InvalidError, NotFoundError
 from hyperd.model.container import ContainerRecord, Sizing
-from hyperd.model.image import ImageId, Platform
+from hyperd.model.image import Platform
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import machine
 from hyperd.sandbox.driver import SandboxDriver
+from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.living_volumes import LivingVolumes
+from hyperd.sandbox.policy_desk import limits_of
 from hyperd.sandbox.snapshots import Snapshots
 from hyperd.sandbox.volume_vm import VolumeVms
 from hyperd.sandbox.volumes import VolumeDesk
@@ -38,7 +41,7 @@ class Roster:
         self.volume_vms = VolumeVms(services)
         self.living_volumes = LivingVolumes(services.runner.rooms, self._drivers.get)
         self._tasks = asyncio.TaskGroup()
-        self._creating: dict[str, ImageId] = {}  # by name
+        self._creating: dict[str, ContainerRecord] = {}  # by name
         self._rolling_back: set[SandboxId] = set()
 
     def _taken(self) -> set[str]:
@@ -66,12 +69,13 @@ class Roster:
     async def _insert(
         self, *records: ContainerRecord, pending: bool = False, along: Recording | None = None
     ) -> None:
-        self._creating.update({record.name: record.image_id for record in records})
+        self._creating.update({record.name: record for record in records})
         try:
             await self._services.records.insert(*records, pending=pending, along=along)
-            # Again: somebody may have asked for the image's removal just before this creation counted as its user.
+            # Again: somebody may have asked for their removal just before this creation counted as a user of theirs.
             await self._services.runner.rooms.images.get(records[0].image_id)
-        except (asyncio.CancelledError, ImageNotFoundError):
+            self._require_networks(records, with_groups=not pending)
+        except (asyncio.CancelledError, NotFoundError):
             # Cancelled, the insert may happen all the same, and nobody would know of the record.
             for record in records:
                 await self._services.records.delete(record.sandbox_id)
@@ -79,6 +83,19 @@ class Roster:
         finally:
             for record in records:
                 del self._creating[record.name]
+
+    def _require_networks(self, records: Iterable[ContainerRecord], *, with_groups: bool) -> None:
+        """``with_groups``: and their groups; a clone whose group has gone hears nobody."""
+        network = self._services.runner.rooms.network
+        for record in records:
+            for endpoint in endpoints_of(record.spec):
+                network.get_network(endpoint.network)
+            if with_groups:
+                network.policies.require_valid(limits_of(record.spec))
+
+    def records(self) -> list[ContainerRecord]:
+        """Of all, in whatever state; those that are being created, too: what they name is in use."""
+        return [*(driver.record for driver in self._present()), *self._creating.values()]
 
     def _require_free(self, name: str) -> None:
         owner = next((driver for driver in self._present() if driver.record.name == name), None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExhaustedError, ExistsError, HyperError
+from hyperd.errors import HyperError
 from hyperd.guest.base import Guest
 from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
@@ -23,7 +23,7 @@ from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
-from hyperd.sandbox import assembly, definition, plugging, wiring
+from hyperd.sandbox import definition, plans, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.journal import Journal, Kept
@@ -38,7 +38,7 @@ from hyperd.sandbox.rooms import (
     now_ms,
     remove_directories,
 )
-from hyperd.sandbox.spares import Spares
+from hyperd.sandbox.spares import Spares, attach_before_spares
 from hyperd.sandbox.start import Start, Starter
 from hyperd.sandbox.template import Templates
 from hyperd.sandbox.template_build import make_placeholder
@@ -139,7 +139,7 @@ class Runner:
                 await turn.enter_async_context(self.turns.take(phases))
                 up = await self._starter.bring_up(start, offer_task.result(), stack)
                 emulated = accelerator is Accelerator.TCG
-                plan = assembly.container_plan(
+                plan = plans.container_plan(
                     record, image_task.result().config, root, shares, emulated=emulated
                 )
                 if plan.may_copy:  # for minutes, and others are to start meanwhile
@@ -235,20 +235,12 @@ class Runner:
     ) -> tuple[Attachment, ...]:
         """As ``wiring.attach``. Where only a spare has the address, that gives way."""
         network = self.rooms.network
-        try:
-            return await wiring.attach(network, record, published)
-        except ExistsError:  # of an address, a MAC or a port
-            wanted = [
-                text for at in endpoints_of(record.spec) for text in (at.address, at.mac_address) if text
-            ]
-            if not wanted or not self.spares.may_have(wanted):
-                raise
-        except ExhaustedError:
-            if not self.spares.may_have(()):
-                raise
-        await network.detach(record.sandbox_id)
-        async with self.spares.away():
-            return await wiring.attach(network, record, published)
+        return await attach_before_spares(
+            self.spares,
+            endpoints_of(record.spec),
+            lambda: wiring.attach(network, record, published),
+            lambda: network.detach(record.sandbox_id),
+        )
 
     async def clean_up(self, sandbox_id: SandboxId) -> None:
         """End what a run left behind and nobody has a hold of; disk and lease stay. Idempotent."""

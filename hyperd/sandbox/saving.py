@@ -16,9 +16,9 @@ from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord
 from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotKind
-from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.definition import STATE
 from hyperd.sandbox.errands import Services
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.policy_desk import as_limited
 from hyperd.sandbox.rooms import now_ms

@@ -7,12 +7,13 @@ running and thaws them; one that is killed before finds them asleep as they were
 
 import asyncio
 import logging
+from dataclasses import replace
 
 from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ExitReason
 from hyperd.model.network import PortRequest
 from hyperd.model.snapshot import Snapshot, SnapshotId, SnapshotKind
-from hyperd.sandbox import machine, operations
+from hyperd.sandbox import machine, operations, ports, preconditions
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import AskRollback, AskWake, UpFailed
 from hyperd.sandbox.operations import SandboxOperations
@@ -40,7 +41,7 @@ class SleepingSandbox(SandboxOperations):
                 self.waiting.starts.append(done)
                 return
         try:
-            machine.require_hibernated(self.state, self.record.name)
+            preconditions.require_hibernated(self.state, self.record.name)
             snapshot, published = self._own_snapshot()
             self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
         except HyperError as error:
@@ -82,16 +83,25 @@ class SleepingSandbox(SandboxOperations):
         coming_up, self._coming_up = self._coming_up, None
         if coming_up is not None:  # what is being taken over is to end, and the next VM has its sockets
             coming_up.cancel()
+        origin = replace(ask.origin, ports=self._published_now())
         self._begin_run()
-        await self._advance(machine.RollBack(ask.origin.snapshot.manifest.snapshot_id, now()))
+        await self._advance(machine.RollBack(origin.snapshot.manifest.snapshot_id, now(), origin.ports))
         first = self._spawn(self._take_down(tenure, coming_up))
-        self._come_up(lambda: self._errands.revive(ask.origin), first)
+        self._come_up(lambda: self._errands.revive(origin), first)
 
-    def _roll_forward(self, snapshot_id: SnapshotId) -> None:
+    def _published_now(self) -> tuple[PortRequest, ...] | None:
+        """None: it does not run, and what it was created with is published at its next start."""
+        if not isinstance(self.state, machine.Running | machine.Paused):
+            return None
+        network = self.services.runner.rooms.network
+        return ports.kept(self.record.spec, network.published(self.record.sandbox_id))
+
+    def _roll_forward(self, snapshot_id: SnapshotId, published: tuple[PortRequest, ...] | None) -> None:
         """An earlier hyperd was killed while it rolled back: the run of before is gone in any case."""
         try:
             snapshot = self.services.runner.rooms.snapshots.get(SnapshotKind.SANDBOX, snapshot_id)
-            origin = Origin(snapshot, back=True, output_offset=parse_source(snapshot.manifest).output_offset)
+            offset = parse_source(snapshot.manifest).output_offset
+            origin = Origin(snapshot, back=True, output_offset=offset, ports=published)
         except HyperError as error:
             failure = UpFailed(error)
             self._send(lambda: self._errands.clean_up(failure))

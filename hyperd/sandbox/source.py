@@ -14,7 +14,7 @@ from hyperd.model.guest import ContainerId
 from hyperd.model.image import ImageId
 from hyperd.model.snapshot import Manifest, Snapshot, SnapshotId
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import assembly
+from hyperd.sandbox import identity, specification
 from hyperd.sandbox.records import dumps, loads
 
 DISK = "disk"  # the name of the writable disk's copy
@@ -65,7 +65,7 @@ def source_of(record: ContainerRecord) -> Source:
         image_id=record.image_id,
         command=record.command,
         sizing=record.sizing,
-        container_id=assembly.container_id_of(record),
+        container_id=identity.container_id_of(record),
     )
 
 
@@ -87,7 +87,7 @@ def parse_source(manifest: Manifest) -> Source:
             stopped_ms=_number(given["stopped_ms"]),
             passing={"yes": True, "no": False}[given["passing"]],
         )
-        assembly.require_valid(source.spec)
+        specification.require_valid(source.spec)
     except (KeyError, ValueError, TypeError, AttributeError, HyperError) as error:
         raise _not_restorable(manifest.snapshot_id, repr(error)) from error
     for text in (source.sandbox_id, source.container_id):

@@ -22,7 +22,7 @@ from hyperd.model.network import Attachment
 from hyperd.model.share import Share
 from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import HOT_PLUG_DEVICES, Disk, Nic, VmDefinition, VmStatus
-from hyperd.sandbox import assembly, definition, plugging
+from hyperd.sandbox import definition, identity, plugging
 from hyperd.sandbox.definition import SandboxPaths, Shape, from_template
 from hyperd.sandbox.patience import PatientDialer
 from hyperd.sandbox.rooms import (
@@ -34,8 +34,7 @@ from hyperd.sandbox.rooms import (
     console_as_evidence,
     make_directories,
 )
-from hyperd.sandbox.spare import Spare
-from hyperd.sandbox.spares import Spares, unfit
+from hyperd.sandbox.spares import Spare, Spares, unfit
 from hyperd.sandbox.template import Offer, Templates
 
 log = logging.getLogger(__name__)
@@ -203,7 +202,7 @@ class Starter:
                 await self._plug_nics(start)
                 entropy, boot_id = os.urandom(ENTROPY_BYTES), uuid.uuid4()
                 try:
-                    await guest.configure(assembly.identity(record, start.attachments, entropy, boot_id))
+                    await guest.configure(identity.identity_of(record, start.attachments, entropy, boot_id))
                 except ClockError as error:
                     if described.restore_from is not None:
                         raise

@@ -14,10 +14,10 @@ import logging
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 
-from hyperd.errors import ClockError, HyperError, RestoreError, WrongStateError
+from hyperd.errors import ClockError, HyperError, RestoreError, UnavailableError, WrongStateError
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox.compatibility import compatibility_of
@@ -176,6 +176,19 @@ class Templates:
         self._on_change()
         return snapshot_id
 
+    @contextlib.asynccontextmanager
+    async def away(self) -> AsyncIterator[None]:
+        """Within, none is built: those under way are ended, for who needs what they have. Nothing of them stays.
+
+        The next start that misses one sets it off anew.
+        """
+        for flight in self._flights.values():
+            if not flight.done():
+                flight.set_exception(UnavailableError("was ended by a reset", subject="template"))
+        await self.close()
+        async with self._one_at_a_time:
+            yield
+
     async def close(self) -> None:
         """End the builds under way; nothing of them stays."""
         for task in tuple(self._building):
@@ -263,18 +276,21 @@ class Templates:
         except HyperError as error:
             log.warning("template not built", extra={"shape": str(shape), "error": str(error)})
             self._note_failure(key, error)
-            flight.set_exception(error)
+            if not flight.done():
+                flight.set_exception(error)
         except Exception as bug:
             bug_id = secrets.token_hex(4)
             log.exception("bug", extra={"shape": str(shape), "bug_id": bug_id})
             failure = HyperError(f"hyperd met a bug of its own (bug_id={bug_id} in its log)")
             failure.__cause__, failure.bug_id = bug, bug_id
             self._note_failure(key, failure)
-            flight.set_exception(failure)
+            if not flight.done():
+                flight.set_exception(failure)
         else:
             fields = {"shape": str(shape), "template": snapshot.manifest.snapshot_id[:12]}
             log.info("template built", extra=fields)
-            flight.set_result(snapshot)
+            if not flight.done():
+                flight.set_result(snapshot)
             self._on_change()
             await self._trim(snapshot)
 

@@ -16,8 +16,8 @@ from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit
 from hyperd.sandbox import machine
-from hyperd.sandbox.assembly import container_id_of
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
 from hyperd.sandbox.mount_sources import broken_error
@@ -29,6 +29,7 @@ from hyperd.sandbox.standstill import step_clock, thaw
 log = logging.getLogger(__name__)
 
 KILL_TIMEOUT_S = 5.0  # from SIGKILL to its effect, before the VM is destroyed
+SHARES_DELAY_S = 30.0  # between two tries to watch who serves shares
 LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection broke
 STEADY_S = 10.0  # a connection that held so long counts as one that works
 REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
@@ -206,11 +207,20 @@ class Tenure(Presence):
 
     async def _watch_shares(self) -> None:
         """One that is not served any more hangs its guest, which is to be known. It ends with its VM, too."""
-        broken = await self._runner.rooms.shares.wait_broken(self._record.sandbox_id)
-        await self.ended_within(LOST_GRACE_S)
-        if not self.is_ending:
-            self.broken = broken_error(self._record, broken)
-            log.error("share lost", extra={"sandbox": self._record.name, "error": str(self.broken)})
+        while not self.is_ending:
+            try:
+                broken = await self._runner.rooms.shares.wait_broken(self._record.sandbox_id)
+            except (
+                HyperError
+            ) as error:  # who serves one cannot be told: that is no reason to end what is served
+                log.warning("shares not watched", extra={"sandbox": self._record.name, "error": str(error)})
+                await self.ended_within(SHARES_DELAY_S)
+                continue
+            await self.ended_within(LOST_GRACE_S)
+            if not self.is_ending:
+                self.broken = broken_error(self._record, broken)
+                log.error("share lost", extra={"sandbox": self._record.name, "error": str(self.broken)})
+            return
 
     def _besides(self) -> "set[asyncio.Task[None]]":
         """What nobody waits for at the end."""

@@ -16,9 +16,10 @@ from hyperd.model.guest import GuestWiring
 from hyperd.model.network import Attachment, Endpoint, PortRequest, way_out
 from hyperd.model.vm import Nic
 from hyperd.network.base import Network
-from hyperd.sandbox import assembly, policy_desk, ports
+from hyperd.sandbox import identity, policy_desk, ports
 from hyperd.sandbox.endpoints import connected, disconnected, endpoints_of
 from hyperd.sandbox.rooms import Rooms
+from hyperd.sandbox.spares import Spares, attach_before_spares
 from hyperd.sandbox.standstill import to_the_end
 
 log = logging.getLogger(__name__)
@@ -67,6 +68,7 @@ class Rewiring:
     hosts: tuple[str, ...]  # NAME:ADDRESS, those of its links among them
     before: tuple[Attachment, ...]
     rooms: Rooms
+    spares: Spares  # one that has the address gives way
     guest: Guest
     record: Record
 
@@ -75,7 +77,11 @@ class Rewiring:
         spec, network = connected(self.sandbox, endpoint), self.rooms.network
         slot = _free_slot(self.before, await network.list_parked(self.sandbox.sandbox_id))
         await impose(network, self.sandbox)
-        made = await network.attach(self.sandbox.sandbox_id, (), self.sandbox.name, endpoint, slot)
+        made = await attach_before_spares(
+            self.spares,
+            (endpoint,),
+            lambda: network.attach(self.sandbox.sandbox_id, (), self.sandbox.name, endpoint, slot),
+        )
         try:
             after = (*self.before, made)
             await self.rooms.hypervisor.attach_nic(self.sandbox.sandbox_id, Nic(made.tap, made.mac))
@@ -154,7 +160,7 @@ class Rewiring:
 
     def _wiring(self, attachments: tuple[Attachment, ...]) -> GuestWiring:
         told = replace(self.sandbox, spec=replace(self.sandbox.spec, extra_hosts=self.hosts))
-        return assembly.wiring_of(told, attachments)
+        return identity.wiring_of(told, attachments)
 
     async def _tell_guest(self, attachments: tuple[Attachment, ...]) -> None:
         """A guest that does not listen is cut off all the same."""

@@ -85,7 +85,10 @@ class Shares(Protocol):
         """Raises UnavailableError, with its words, when one of them complained and ended: why its QEMU failed."""
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
-        """Return when one of them is not served any more, and which: for the guest it hangs from then on."""
+        """Return when one of them is not served any more, and which: for the guest it hangs from then on.
+
+        Raises UnavailableError when it cannot be told who serves one.
+        """
 
     async def end(self, sandbox_id: SandboxId) -> None:
         """Its VM is no more. Idempotent."""

@@ -21,6 +21,7 @@ class FakeShares:
         self.tidied = 0
         self.fail_next_find: HyperError | None = None
         self.fail_next_serve: HyperError | None = None
+        self.fail_next_wait: HyperError | None = None
         self._broken: dict[SandboxId, BrokenShare] = {}
         self._breaks = asyncio.Event()
 
@@ -57,6 +58,9 @@ class FakeShares:
             )
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
+        error, self.fail_next_wait = self.fail_next_wait, None
+        if error is not None:
+            raise error
         while sandbox_id not in self._broken:
             self._breaks.clear()
             await self._breaks.wait()

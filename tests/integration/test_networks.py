@@ -23,6 +23,8 @@ def test_a_guest_reaches_its_own_network_and_no_other(host: Hyper, name: str):
         refused = host.run("network", "rm", name)
         assert refused.returncode == 4
         assert f"in use by {name}".encode() in refused.stderr
+        refused = host.run("run", "--rm", "--network", f"{name}:ip={address}", BUSYBOX, "true")
+        assert f"in use by container {name}".encode() in refused.stderr
     finally:
         host.run("rm", "-f", name)
         host.ok("network", "prune", "-f")

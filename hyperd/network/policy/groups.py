@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``Groups``: the security groups that there are, in the records and here."""
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import Awaitable, Callable
@@ -8,7 +9,7 @@ from datetime import UTC, datetime
 from ipaddress import IPv4Network
 from typing import Any
 
-from hyperd.errors import ExhaustedError, ExistsError, NotFoundError, WrongStateError
+from hyperd.errors import ExhaustedError, ExistsError, HyperError, NotFoundError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.model.policy import Direction, GroupRule, PortRange, SecurityGroup, Service
 from hyperd.network.policy.group_document import parse_security_group
@@ -26,6 +27,7 @@ class Groups:
         self._database = database
         self._changed = changed
         self._groups: dict[str, SecurityGroup] = {}
+        self._changing = asyncio.Lock()  # a record, and what is known of it
 
     async def load(self) -> None:
         """The table is there already."""
@@ -50,39 +52,48 @@ class Groups:
     async def create(self, document: str, name: str = "") -> SecurityGroup:
         """Raises InvalidError, ExistsError, NotFoundError for one that it speaks of, ExhaustedError."""
         group = parse_security_group(document, name)
-        self._require_known(group)
-        if group.name in self._groups:
-            raise ExistsError("there is one of this name", subject=f"security group {group.name}")
-        if len(self._groups) >= MAX_GROUPS:
-            raise ExhaustedError(f"there are {MAX_GROUPS} security groups", hint="`hyper sg rm` removes one")
-        await self._save(group)
+        async with self._changing:
+            self._require_known(group)
+            if group.name in self._groups:
+                raise ExistsError("there is one of this name", subject=f"security group {group.name}")
+            if len(self._groups) >= MAX_GROUPS:
+                raise ExhaustedError(
+                    f"there are {MAX_GROUPS} security groups", hint="`hyper sg rm` removes one"
+                )
+            await self._save(group)
         return group
 
     async def update(self, document: str, name: str = "") -> SecurityGroup:
         """Whole, and at once for all that have it. Raises InvalidError, NotFoundError."""
         group = parse_security_group(document, name)
-        self.get(group.name)
-        self._require_known(group)
-        await self._save(group)
+        async with self._changing:
+            self.get(group.name)
+            self._require_known(group)
+            await self._save(group)
         await self._changed(group.name)
         return group
 
     async def remove(self, name: str) -> None:
         """Raises NotFoundError, WrongStateError while another group speaks of it."""
-        self.get(name)
-        users = [
-            other.name for other in self.list_groups() if other.name != name and name in _spoken_of(other)
-        ]
-        if users:
-            raise WrongStateError(
-                f"the rules of {', '.join(users)} speak of it", subject=f"security group {name}"
-            )
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM security_group WHERE name = ?", (name,))
 
-        await self._database.transaction(work, lasting=True)
-        self._groups.pop(name, None)
+        async with self._changing:
+            group = self.get(name)
+            users = [
+                other.name for other in self.list_groups() if other.name != name and name in _spoken_of(other)
+            ]
+            if users:
+                raise WrongStateError(
+                    f"the rules of {', '.join(users)} speak of it", subject=f"security group {name}"
+                )
+            del self._groups[name]  # first: from here on nobody gets it
+            try:
+                await self._database.transaction(work, lasting=True)
+            except HyperError:
+                self._groups[name] = group
+                raise
 
     def _require_known(self, group: SecurityGroup) -> None:
         for name in _spoken_of(group) - {group.name}:

@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host import process
 from hyperd.model.network import Endpoint, NetworkSpec, PortRequest
 from hyperd.model.vm import SandboxId
@@ -254,6 +254,19 @@ async def test_a_network_with_addresses_that_was_never_prepared_is_when_it_is_lo
     finally:
         await alone.release(ONE)
         alone.close()
+
+
+async def test_who_has_an_address_is_told_by_name_where_he_has_one(networks):
+    networks.names_from(tuple, lambda sandbox_id: "web" if sandbox_id == ONE else "")
+    await networks.create_network(NetworkSpec("back"))
+    lease = await networks.attach(ONE, endpoint=Endpoint("back"))
+    with pytest.raises(ExistsError, match="in use by container web"):
+        await networks.attach(TWO, endpoint=Endpoint("back", lease.address))
+    with pytest.raises(WrongStateError, match="in use by container web"):
+        await networks.remove_network("back")
+    lease = await networks.attach(TWO)
+    with pytest.raises(ExistsError, match="in use by 222222222222"):
+        await networks.attach(ONE, endpoint=Endpoint("bridge", lease.address))
 
 
 async def test_one_that_is_removed_is_not_made_again_by_who_comes_too_late(networks):

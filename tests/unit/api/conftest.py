@@ -65,12 +65,16 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         world.root / "builder.tar", BuilderSizing(1.0, 256 << 20, 1 << 30), world.platform
     )
     system = SystemServicer(
-        lambda: version, _info, _checks, _usage, Resetting(world.network, fleet, world.spares)
+        lambda: version,
+        _info,
+        _checks,
+        _usage,
+        Resetting(world.network, fleet, world.spares, world.templates),
     )
     policies = PolicyDesk(
         world.network,
         lambda reference: fleet.get(reference).record,
-        lambda: [view.record for view in fleet.views()],
+        fleet.records,
     )
     return Servicers(
         ContainerServicer(fleet),
@@ -79,7 +83,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         TemplateServicer(world.templates, world.build_templates),
         SnapshotServicer(fleet),
         VolumeServicer(fleet),
-        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views)),
+        NetworkServicer(fleet, NetworkDesk(world.network, fleet.views, fleet.records)),
         BuildServicer(Builds(no_builder, fleet, world.images, Workers("builds", 1))),
         EgressServicer(policies),
         SecurityGroupServicer(policies),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from hyperd.errors import ExhaustedError, ExistsError, InvalidError
+from hyperd.errors import ExhaustedError, ExistsError, InvalidError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
 from hyperd.network.leases import Leases, Wish
@@ -81,6 +81,25 @@ async def test_networks_have_leases_of_their_own(database, leases):
     assert (await leases.lease(box(1))).address == (await other.lease(box(1))).address
     await other.release(box(1))
     assert await leases.list_owners() == {box(1)}
+
+
+@pytest.mark.parametrize(
+    ("wish", "what"),
+    [
+        (Wish(address=SETTINGS.subnet[5]), "address 10.9.8.5"),
+        (Wish(mac="02:00:00:00:00:01"), "MAC address 02:00:00:00:00:01"),
+        (Wish(address6=IPv6Address("fd12:3456::9")), "address fd12:3456::9"),
+    ],
+)
+async def test_whoever_has_it_is_called_as_users_call_him(database, leases, wish, what):
+    settings = dataclasses.replace(SETTINGS, subnet6=IPv6Network("fd12:3456::/64"))
+    named = Leases(database, settings, called={box(1): "container web"}.__getitem__)
+    await named.lease(box(1), wish)
+    with pytest.raises(ExistsError, match=f"^{what}: is in use by container web$"):
+        await named.lease(box(2), wish)
+    with pytest.raises(WrongStateError, match="is in use by container web"):
+        await named.forget_all()
+    assert await named.list_owners() == {box(1)}
 
 
 class LeasingBoth(RuleBasedStateMachine):

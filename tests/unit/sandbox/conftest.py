@@ -32,7 +32,6 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(f"hyperd.sandbox.tenure.{name}", 0.001 if name == "REDIAL_DELAY_S" else 0.02)
     for name in (
-        "driver.KILL_TIMEOUT_S",
         "errands.ADOPT_DELAY_S",
         "execs.DRAIN_TIMEOUT_S",
         "execs.EXEC_DRAIN_TIMEOUT_S",

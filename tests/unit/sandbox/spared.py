@@ -10,8 +10,8 @@ from hyperd.model.container import Sizing, StartReport
 from hyperd.model.guest import ProcessExit
 from hyperd.model.vm import Accelerator, SandboxId
 from hyperd.sandbox import Fleet, SandboxHandle, Shape
-from hyperd.sandbox.rehearsal import PROGRAM
-from hyperd.sandbox.spare import Spare
+from hyperd.sandbox.spares import Spare
+from hyperd.sandbox.spares.rehearsal import PROGRAM
 from tests.fakes.guest import Script
 from tests.fakes.world import World, eventually
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hyperd.errors import WrongStateError
 from hyperd.model.container import ContainerState, Exit, ExitReason
-from hyperd.sandbox import machine
+from hyperd.sandbox import machine, preconditions
 from hyperd.sandbox.machine import (
     Created,
     Exited,
@@ -90,12 +90,12 @@ def test_how_it_began_is_known_when_it_has_ended(run: machine.RunFacts, exit_: E
 @given(states)
 def test_what_is_required_is_what_step_accepts(state: machine.State) -> None:
     for require, kinds in (
-        (machine.require_startable, AT_REST),
-        (machine.require_removable, (*AT_REST, Hibernated)),
-        (machine.require_running, (Running,)),
-        (machine.require_up, (Running, Paused)),
-        (machine.require_paused, (Paused,)),
-        (machine.require_hibernated, (Hibernated,)),
+        (preconditions.require_startable, AT_REST),
+        (preconditions.require_removable, (*AT_REST, Hibernated)),
+        (preconditions.require_running, (Running,)),
+        (preconditions.require_up, (Running, Paused)),
+        (preconditions.require_paused, (Paused,)),
+        (preconditions.require_hibernated, (Hibernated,)),
     ):
         if isinstance(state, kinds):
             require(state, "web")

@@ -39,7 +39,7 @@ TO_WEB = PublishedPort(80, Protocol.TCP, "0.0.0.0", 8080)
 
 @pytest.fixture
 async def desk(world, fleet):
-    made = NetworkDesk(world.network, fleet.views)
+    made = NetworkDesk(world.network, fleet.views, fleet.records)
     await made.create(NetworkSpec("back"))
     await made.create(NetworkSpec("zone"))
     return made
@@ -125,6 +125,30 @@ async def test_a_network_given_twice_is_refused_however_it_is_called(fleet, desk
         await created(fleet, network="back", networks=(Endpoint(by_id),))
 
 
+async def test_a_network_of_a_container_that_is_being_created_stays(fleet, desk):
+    async with asyncio.TaskGroup() as tasks:
+        creation = tasks.create_task(created(fleet, name="web", network="zone", networks=(BACK,)))
+        await eventually(lambda: fleet._creating)
+        with pytest.raises(WrongStateError, match="in use by web"):
+            await desk.remove("back")
+        assert await desk.prune() == []
+    assert creation.result().record.spec.networks == (BACK,)
+
+
+async def test_a_network_that_goes_just_before_a_creation_is_recorded_refuses_it(world, fleet, desk):
+    insert = world.records.insert
+
+    async def insert_late(*records, **how):
+        await world.network.remove_network("back")
+        await insert(*records, **how)
+
+    world.records.insert = insert_late
+    with pytest.raises(NotFoundError, match="no such network"):
+        await created(fleet, name="web", network="back")
+    assert await world.records.load() == []
+    assert fleet.views() == []
+
+
 async def test_one_that_runs_joins_a_network_and_leaves_it(world, fleet, desk):
     handle = await started(fleet, network="zone", ports=(PortRequest(80, host_port=8080),))
     sandbox_id = handle.record.sandbox_id
@@ -147,7 +171,7 @@ async def test_one_that_runs_joins_a_network_and_leaves_it(world, fleet, desk):
 
 async def test_what_it_joined_it_is_on_after_a_restart_of_it_and_of_hyperd(world):
     async with world.daemon() as fleet:
-        desk = NetworkDesk(world.network, fleet.views)
+        desk = NetworkDesk(world.network, fleet.views, fleet.records)
         await desk.create(NetworkSpec("back"))
         handle = await started(fleet, name="web")
         await desk.connect(handle, Endpoint("back", aliases=("db",)))
@@ -297,7 +321,7 @@ async def test_a_join_that_fails_is_taken_back(world, fleet, desk, step):
 @pytest.mark.parametrize("step", [*CONNECT_STEPS, "lead_ports"])
 async def test_a_hyperd_that_is_killed_while_one_joins_leaves_it_off_or_on(world, step):
     async with world.daemon() as fleet:
-        desk = NetworkDesk(world.network, fleet.views)
+        desk = NetworkDesk(world.network, fleet.views, fleet.records)
         await desk.create(NetworkSpec("a-back"))
         handle = await started(fleet, name="web", ports=(PortRequest(80, host_port=8080),))
         with failing(world, handle, step):
@@ -313,7 +337,7 @@ async def test_a_hyperd_that_is_killed_while_one_joins_leaves_it_off_or_on(world
 )
 async def test_a_hyperd_that_is_killed_while_one_leaves_leaves_it_off_or_on(world, step):
     async with world.daemon() as fleet:
-        desk = NetworkDesk(world.network, fleet.views)
+        desk = NetworkDesk(world.network, fleet.views, fleet.records)
         await desk.create(NetworkSpec("a-back"))
         handle = await started(
             fleet, name="web", networks=(Endpoint("a-back"),), ports=(PortRequest(80, host_port=8080),)

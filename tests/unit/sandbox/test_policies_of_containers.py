@@ -8,7 +8,7 @@ import pytest
 from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.model.policy import Limits
 from hyperd.sandbox import CloneOptions, PolicyDesk
-from tests.fakes.world import created, started
+from tests.fakes.world import created, eventually, started
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def desk(world, fleet):
     return PolicyDesk(
         world.network,
         lambda reference: fleet.get(reference).record,
-        lambda: [view.record for view in fleet.views()],
+        fleet.records,
     )
 
 
@@ -129,3 +129,40 @@ async def test_changing_groups_to_what_they_are_does_nothing(world, fleet, desk)
     for added, removed in ((["nobody"], []), ([], ["nobody"])):
         with pytest.raises(NotFoundError):
             await desk.change_groups("site", added, removed)
+
+
+async def test_a_group_of_a_container_that_is_being_created_stays(fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    async with asyncio.TaskGroup() as tasks:
+        creation = tasks.create_task(created(fleet, name="site", security_groups=("web",)))
+        await eventually(lambda: fleet._creating)
+        with pytest.raises(WrongStateError, match="in use by site"):
+            await desk.remove_group("web")
+    assert creation.result().record.spec.security_groups == ("web",)
+
+
+async def test_a_group_that_goes_just_before_a_creation_is_recorded_refuses_it(world, fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    insert = world.records.insert
+
+    async def insert_late(*records, **how):
+        del world.network.policies.groups.known["web"]
+        await insert(*records, **how)
+
+    world.records.insert = insert_late
+    with pytest.raises(NotFoundError, match="no such security group"):
+        await created(fleet, name="site", security_groups=("web",))
+    assert await world.records.load() == []
+    assert fleet.views() == []
+
+
+async def test_nobody_is_given_a_group_that_is_being_removed(world, fleet, desk):
+    await desk.groups.create('{"name": "web"}')
+    handle = await started(fleet, name="site")
+    async with asyncio.TaskGroup() as tasks:
+        giving = tasks.create_task(desk.change_groups("site", ["web"], []))
+        await asyncio.sleep(0)
+        with pytest.raises(WrongStateError, match="in use by site"):
+            await desk.remove_group("web")
+    assert giving.result() == ("web",)
+    assert world.network.policies.limits_of(handle.record.sandbox_id) == Limits(groups=("web",))

@@ -122,7 +122,7 @@ async def test_ports_are_published_and_taken_back_only_while_it_runs(fleet):
 
 
 async def test_a_network_that_containers_are_on_stays_and_names_them(world, fleet):
-    desk = NetworkDesk(world.network, fleet.views)
+    desk = NetworkDesk(world.network, fleet.views, fleet.records)
     await desk.create(NetworkSpec("back"))
     await desk.create(NetworkSpec("idle"))
     handle = await created(fleet, name="web", network="back")
@@ -141,7 +141,9 @@ async def test_a_network_may_be_asked_for_by_its_id(world, fleet):
     made = await world.network.create_network(NetworkSpec("back"))
     handle = await created(fleet, name="web", network=made.network_id)
     assert handle.record.spec.network == "back"
-    assert [view.record.name for view in NetworkDesk(world.network, fleet.views).on("back")] == ["web"]
+    assert [
+        view.record.name for view in NetworkDesk(world.network, fleet.views, fleet.records).on("back")
+    ] == ["web"]
 
 
 async def test_ports_that_an_internal_network_keeps_in_are_refused_at_once(world, fleet):

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """All containers go, and with them what they have of the host's."""
 
+import asyncio
+
 import pytest
 
 from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.model.network import NetworkSpec
 from hyperd.sandbox import Resetting
-from tests.fakes.world import created, started
-from tests.unit.sandbox.spared import SHAPE, keep_one, require_nothing_of, spare_of
+from tests.fakes.world import created, eventually, started
+from tests.unit.sandbox.lives import error_of
+from tests.unit.sandbox.spared import SHAPE, keep_one, report, require_nothing_of, spare_of
 
 
 @pytest.fixture
 def resetting(world, fleet):
-    return Resetting(world.network, fleet, world.spares)
+    return Resetting(world.network, fleet, world.spares, world.templates)
 
 
 async def furnish(world, fleet):
@@ -58,13 +61,44 @@ async def test_spares_are_in_nobody_s_way_and_come_back_with_the_next_container(
         await spare_of(world)
         promised = await created(fleet)
         spare = await spare_of(world)
-        await Resetting(world.network, fleet, world.spares).reset(force=False)
+        await Resetting(world.network, fleet, world.spares, world.templates).reset(force=False)
         for sandbox_id in (spare.sandbox_id, promised.record.sandbox_id):
             require_nothing_of(world, sandbox_id)
         await world.spares.look()
         assert not world.spares.ready
         await created(fleet)
         assert (await spare_of(world)).sandbox_id != spare.sandbox_id
+
+
+async def test_a_template_that_is_being_built_is_in_nobody_s_way_and_is_built_when_it_is_missed(world):
+    world.templates_enabled = True
+    async with world.daemon() as fleet, asyncio.TaskGroup() as tasks:
+        world.hypervisor.save_gate.clear()
+        handle = await started(fleet)
+        asking = tasks.create_task(error_of(world.templates.build(SHAPE)))
+        await eventually(lambda: len(world.hypervisor.running) == 2)
+        await Resetting(world.network, fleet, world.spares, world.templates).reset(force=True)
+        assert not world.hypervisor.running
+        assert not world.network.leases
+        assert not world.network.taps
+        assert not world.snapshots.drafts
+        assert isinstance(await asking, UnavailableError)
+        world.hypervisor.save_gate.set()
+        handle = await started(fleet)
+        assert report(handle).note.endswith("being built")
+        await eventually(world.templates.list)
+
+
+async def test_no_template_is_built_during_a_reset(world):
+    world.templates_enabled = True
+    async with world.daemon(), asyncio.TaskGroup() as tasks:
+        async with world.templates.away():
+            building = tasks.create_task(world.templates.build(SHAPE))
+            await eventually(lambda: world.templates._building)
+            for _ in range(100):
+                await asyncio.sleep(0)
+            assert not world.network.leases
+        await building
 
 
 async def test_one_that_failed_halfway_is_asked_again(world, fleet, resetting):

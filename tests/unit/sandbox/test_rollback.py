@@ -2,15 +2,19 @@
 """A rollback, and what is asked of the sandbox while it is under way."""
 
 import asyncio
+import re
+from datetime import UTC, datetime
 
 import pytest
 
 from hyperd.errors import ExhaustedError, HyperError, UnavailableError, WrongStateError
 from hyperd.model.container import ContainerState
-from hyperd.model.snapshot import SnapshotKind
+from hyperd.model.network import PortRequest, UnpublishRequest
+from hyperd.model.snapshot import SnapshotId, SnapshotKind
 from hyperd.sandbox import CloneOptions, Fleet, SandboxHandle, machine
 from hyperd.sandbox.errands import Errands
 from hyperd.sandbox.message import AskRollback, AskStop
+from hyperd.sandbox.records import dumps, loads
 from hyperd.sandbox.revival import Origin, Reviver
 from tests.fakes.world import World, eventually, started
 
@@ -157,3 +161,59 @@ async def test_a_snapshot_stays_while_it_is_rolled_back_to_or_restored(world: Wo
     await restoring
     await fleet.snapshots.remove("s")
     assert world.snapshots.list(SnapshotKind.SANDBOX) == []
+
+
+ASKED = (PortRequest(80, host_port=8080), PortRequest(82, host_port=8082))
+
+
+def published(handle: SandboxHandle) -> list[tuple[int, int]]:
+    return [(port.container_port, port.host_port) for port in handle.view().ports]
+
+
+async def with_other_ports(fleet: Fleet) -> SandboxHandle:
+    """With a snapshot of before."""
+    handle = await started(fleet, ports=ASKED)
+    await handle.snapshot("s")
+    await handle.unpublish([UnpublishRequest(80)])
+    await handle.publish([PortRequest(83, host_port=8083)])
+    return handle
+
+
+@pytest.mark.parametrize("paused", [False, True])
+async def test_what_is_published_stays_so_when_it_is_rolled_back(fleet: Fleet, *, paused: bool) -> None:
+    handle = await with_other_ports(fleet)
+    if paused:
+        await handle.pause()
+    await fleet.roll_back(handle.record.name, "s")
+    assert published(handle) == [(82, 8082), (83, 8083)]
+
+
+async def test_one_that_has_ended_is_rolled_back_with_the_ports_of_a_start(fleet: Fleet) -> None:
+    handle = await with_other_ports(fleet)
+    await handle.stop(timeout_s=0)
+    await fleet.roll_back(handle.record.name, "s")
+    assert published(handle) == [(80, 8080), (82, 8082)]
+
+
+async def test_a_rollback_that_the_next_daemon_finishes_publishes_the_same(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await with_other_ports(fleet)
+        reference = handle.record.sandbox_id
+        world.hypervisor.gate.clear()
+        rolling = asyncio.get_running_loop().create_task(fleet.roll_back(reference, "s"))
+        await eventually(lambda: reference not in world.hypervisor.running)
+    with pytest.raises(HyperError):
+        await rolling
+    world.hypervisor.gate.set()
+    async with world.daemon() as fleet:
+        handle = fleet.get(reference)
+        await eventually(lambda: state(handle) is ContainerState.RUNNING)
+        assert published(handle) == [(82, 8082), (83, 8083)]
+
+
+def test_a_rollback_that_an_older_hyperd_began_is_read() -> None:
+    begun = machine.Starting(datetime.now(UTC), back_to=SnapshotId("s"), ports=ASKED)
+    assert loads(machine.Starting, dumps(begun)) == begun
+    older = re.sub(r',"ports":\[.*?\]', "", dumps(begun))
+    assert older != dumps(begun)
+    assert loads(machine.Starting, older) == machine.Starting(begun.since, back_to=SnapshotId("s"))

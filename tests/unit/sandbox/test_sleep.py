@@ -25,6 +25,7 @@ from hyperd.sandbox.records import dumps, loads
 from tests.fakes.guest import Script
 from tests.fakes.hypervisor import restore_failed
 from tests.fakes.world import World, created, eventually, started
+from tests.unit.sandbox.lives import error_of
 
 BROKEN = UnavailableError("boom")
 
@@ -212,7 +213,7 @@ async def test_stopping_a_hibernated_one_is_refused_and_it_sleeps_on(world: Worl
 async def test_one_that_wakes_can_be_stopped_and_sleeps_on(world: World, fleet: Fleet) -> None:
     handle = await asleep(fleet)
     world.hypervisor.gate.clear()
-    waking = asyncio.get_running_loop().create_task(_error_of(handle.wake()))
+    waking = asyncio.get_running_loop().create_task(error_of(handle.wake()))
     await eventually(lambda: len(world.hypervisor.definitions) == 2)
     await handle.stop()
     assert isinstance(await waking, WrongStateError)
@@ -230,7 +231,7 @@ async def test_removing_a_hibernated_one_removes_its_memory(world: World, fleet:
 async def test_removing_one_that_wakes_removes_all_of_it(world: World, fleet: Fleet) -> None:
     handle = await asleep(fleet)
     world.hypervisor.gate.clear()
-    waking = asyncio.get_running_loop().create_task(_error_of(handle.wake()))
+    waking = asyncio.get_running_loop().create_task(error_of(handle.wake()))
     await eventually(lambda: len(world.hypervisor.definitions) == 2)
     await handle.remove(force=True)
     assert isinstance(await waking, HyperError)
@@ -253,7 +254,7 @@ async def test_a_daemon_killed_before_it_slept_has_it_run_and_no_memory_stays(wo
         handle = await started(fleet)
         reference, agent = handle.record.sandbox_id, world.agent(handle)
         gate = world.snapshots.hold("publish")
-        hibernating = asyncio.get_running_loop().create_task(_error_of(handle.hibernate()))
+        hibernating = asyncio.get_running_loop().create_task(error_of(handle.hibernate()))
         await eventually(lambda: "publish" in world.snapshots.calls)
     gate.set()
     await hibernating
@@ -271,7 +272,7 @@ async def test_a_daemon_killed_while_it_woke_finds_it_asleep(world: World) -> No
         reference = handle.record.sandbox_id
         saved = next(iter(world.hypervisor.saved_agents.values()))
         saved.hold("configure")
-        waking = asyncio.get_running_loop().create_task(_error_of(handle.wake()))
+        waking = asyncio.get_running_loop().create_task(error_of(handle.wake()))
         await eventually(lambda: reference in world.hypervisor.running)
         await eventually(lambda: "configure" in world.agent(handle).calls)
     await waking
@@ -355,7 +356,7 @@ async def test_a_daemon_killed_in_a_rollback_finishes_it(world: World, phase: st
             world.hypervisor.gate.clear()
         else:
             saved.hold("configure")
-        rolling = asyncio.get_running_loop().create_task(_error_of(fleet.roll_back(reference, "s")))
+        rolling = asyncio.get_running_loop().create_task(error_of(fleet.roll_back(reference, "s")))
         if phase == "vm":
             await eventually(lambda: reference not in world.hypervisor.running)
         else:
@@ -370,14 +371,6 @@ async def test_a_daemon_killed_in_a_rollback_finishes_it(world: World, phase: st
         await eventually(lambda: not world.agent(handle).frozen)
         require_awake(world, handle)
         assert reference in world.storage.adopted
-
-
-async def _error_of(work) -> BaseException | None:
-    try:
-        await work
-    except HyperError as error:
-        return error
-    return None
 
 
 async def test_a_port_that_was_taken_back_stays_so_and_one_that_came_later_comes_back(

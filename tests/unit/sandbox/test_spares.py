@@ -8,9 +8,11 @@ import pytest
 from hyperd.errors import ExistsError, HyperError, UnavailableError
 from hyperd.model.container import ContainerSpec, ContainerState, StartPath, StartReport
 from hyperd.model.guest import ProcessExit
+from hyperd.model.network import Endpoint, NetworkSpec
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import Fleet, spares
-from hyperd.sandbox.rehearsal import PROGRAM
+from hyperd.sandbox import Fleet
+from hyperd.sandbox.spares import demand, spares
+from hyperd.sandbox.spares.rehearsal import PROGRAM
 from tests.fakes.guest import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.network import FakeNetwork
@@ -117,7 +119,7 @@ async def test_a_shape_that_nobody_has_asked_for_in_long_gives_way_at_once(
     world: World, ready: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.templates.build(LARGE)
-    monkeypatch.setattr(spares, "OUT_OF_USE_S", 0.0)
+    monkeypatch.setattr(demand, "OUT_OF_USE_S", 0.0)
     await created(ready, memory_bytes=512 << 20)
     await eventually(lambda: [one.shape for one in world.spares.ready] == [LARGE])
 
@@ -368,6 +370,37 @@ async def test_an_address_that_only_a_spare_has_can_be_asked_for(world: World, r
     assert [at.address for at in handle.view().attachments] == [address]
     require_nothing_of(world, spare.sandbox_id)
     assert (await spare_of(world)).sandbox_id != spare.sandbox_id
+
+
+@pytest.mark.parametrize("asks_for_mac", [False, True])
+async def test_an_address_that_only_a_spare_has_can_be_joined_with(
+    world: World, ready: Fleet, *, asks_for_mac: bool
+) -> None:
+    await world.network.create_network(NetworkSpec("back"))
+    handle = await started(ready, network="back")
+    spare = await spare_of(world)
+    lease = world.network.leases[spare.sandbox_id]["bridge"]
+    await handle.connect(
+        Endpoint("bridge", mac_address=lease.mac) if asks_for_mac else Endpoint("bridge", lease.address)
+    )
+    joined = handle.view().attachments[1]
+    assert joined.mac == lease.mac if asks_for_mac else joined.address == lease.address
+    require_nothing_of(world, spare.sandbox_id)
+    assert (await spare_of(world)).sandbox_id != spare.sandbox_id
+
+
+async def test_the_last_address_of_a_subnet_is_for_who_joins(world: World) -> None:
+    world.network = FakeNetwork("10.99.0.0/29")  # five
+    async with world.daemon() as fleet:
+        handle = await started(fleet, network="none")
+        for _ in range(4):
+            await started(fleet)
+        await world.templates.build(SHAPE)
+        world.spares.begin(SHAPE)
+        spare = await spare_of(world)
+        await handle.connect(Endpoint("bridge"))
+        assert handle.view().attachments
+        require_nothing_of(world, spare.sandbox_id)
 
 
 async def test_the_last_address_of_a_subnet_is_for_who_starts(world: World) -> None:

@@ -27,7 +27,7 @@ def require_whole(world: World, sandbox_id: SandboxId) -> None:
 async def expired(world: World, sandbox_id: SandboxId) -> None:
     """As if its time were over; when that has had its effects."""
     world.spares.vm_gone(sandbox_id)
-    await eventually(lambda: sandbox_id not in world.spares._going)
+    await eventually(lambda: sandbox_id not in world.spares._removals._going)
 
 
 async def limit(world: World, fleet: Fleet, reference: str) -> None:
@@ -67,7 +67,7 @@ async def test_a_promise_does_not_expire_while_its_container_starts(
     starting = asyncio.ensure_future(handle.start())
     await eventually(lambda: spare.sandbox_id in dict(world.ledger.admission.held))
     world.spares._expire(spare)
-    assert not world.spares._going
+    assert not world.spares._removals._going
     world.accelerator_gate.set()
     await starting
     assert report(handle).path is StartPath.SPARE

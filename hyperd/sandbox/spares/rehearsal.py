@@ -20,7 +20,7 @@ from hyperd.model.guest import FIRST_PROCESS, ContainerPlan, WritableSource
 from hyperd.model.image import ImageConfig, ImageId, RootDisk
 from hyperd.model.network import Attachment
 from hyperd.model.vm import SandboxId
-from hyperd.sandbox import assembly
+from hyperd.sandbox import identity, plans
 from hyperd.sandbox.definition import WRITABLE_SERIAL
 
 DIRECTORY = (
@@ -36,7 +36,7 @@ async def rehearse(
     """Raises what the calls raise; UnavailableError when the trial's process does not run as it should."""
     record = trial(sandbox_id, sizing, is_alone=not attachments)
     plan = plan_of(record)
-    await guest.configure(assembly.identity(record, attachments, entropy, uuid.uuid4()))
+    await guest.configure(identity.identity_of(record, attachments, entropy, uuid.uuid4()))
     await guest.create_container(plan)
     refused = await guest.start_container(plan.container_id)
     if refused is None:
@@ -58,5 +58,5 @@ def trial(sandbox_id: SandboxId, sizing: Sizing, *, is_alone: bool) -> Container
 
 def plan_of(record: ContainerRecord, layers: int = 0) -> ContainerPlan:
     """Beside the directory of a container to come, on the same disk."""
-    plan = assembly.container_plan(record, ImageConfig(), RootDisk(Path("/"), layers))
+    plan = plans.container_plan(record, ImageConfig(), RootDisk(Path("/"), layers))
     return replace(plan, writable=WritableSource(WRITABLE_SERIAL, DIRECTORY))

@@ -22,7 +22,6 @@ from hyperd.model.vm import Disk, Nic, SandboxId, VmStatus
 from hyperd.sandbox import definition
 from hyperd.sandbox.definition import Shape, from_template
 from hyperd.sandbox.patience import PatientDialer
-from hyperd.sandbox.rehearsal import rehearse
 from hyperd.sandbox.rooms import (
     CLONE_HELLO_TIMEOUT_S,
     ENTROPY_BYTES,
@@ -32,6 +31,7 @@ from hyperd.sandbox.rooms import (
     make_directories,
     remove_directories,
 )
+from hyperd.sandbox.spares.rehearsal import rehearse
 from hyperd.sandbox.template_build import make_placeholder
 
 
@@ -43,6 +43,15 @@ class Spare:
     vm: VmStatus
     guest: Guest
     attachments: tuple[Attachment, ...]
+
+
+def unfit(spare: Spare, shape: Shape, template: Snapshot) -> str:
+    """Why it is not what a start from that template would make; "" when it is."""
+    if spare.shape != shape:
+        return f"the spare is of {spare.shape}"
+    if spare.template_id != template.manifest.snapshot_id:
+        return "the spare is of an earlier template"
+    return ""
 
 
 class SpareMaker:

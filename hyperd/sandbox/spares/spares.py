@@ -28,24 +28,15 @@ from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.mount_sources import bind_requests
 from hyperd.sandbox.patience import Turns
 from hyperd.sandbox.policy_desk import limits_of
-from hyperd.sandbox.spare import Spare, SpareMaker
+from hyperd.sandbox.spares.demand import Demand
+from hyperd.sandbox.spares.removal import Left, Removals
+from hyperd.sandbox.spares.spare import Spare, SpareMaker, unfit
 from hyperd.sandbox.template import Templates
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(__package__)  # of one subject, whichever file tells it
 
 PROMISE_S = 10.0  # from a container's creation to its start; `run` takes milliseconds
 LOOK_S = 15.0  # for room that has become free, and for a template that is another by now
-OUT_OF_USE_S = 60.0  # a shape that nobody has asked for in so long gives way to the first other
-RETRY_S = 30.0  # after a first failure; doubled with each further one, up to
-MAX_RETRY_S = 3600.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Left:
-    """Of a spare that could not be removed."""
-
-    sizing: Sizing | None  # None: its VM is gone
-    owned: bool  # by a container, that keeps what is on the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +63,12 @@ class Spares:
         self._tasks = tasks
         self._ready: dict[SandboxId, Spare] = {}
         self._promised: dict[SandboxId, Spare] = {}
-        self._going: dict[SandboxId, asyncio.Task[None]] = {}
-        self._left: dict[SandboxId, _Left] = {}
-        self._wanted: Shape | None = None
-        self._asked: Shape | None = None  # last
-        self._asked_at = 0.0  # for the wanted one, by the loop's clock
-        self._resting = False
+        self._removals = Removals(maker, tasks)
         self._news = asyncio.Event()
+        self._demand = Demand(self._news.set)
         self._looking = asyncio.Lock()
         self._making = asyncio.Lock()
         self._keeping: asyncio.Task[None] | None = None
-        self._failures = 0
-        self._retry_at = 0.0  # by the loop's clock
         ledger.tell_growth(self._make_room)
         templates.tell_changes(self._news.set)
 
@@ -97,8 +82,7 @@ class Spares:
 
     def begin(self, first: Shape) -> None:
         """From now on see that there are as many as there should be; of that shape, until another is asked for."""
-        self._wanted = self._asked = first
-        self._asked_at = asyncio.get_running_loop().time()
+        self._demand.begin(first)
         if self._settings.count:
             self._keeping = self._tasks.create_task(self._keep(), name="spares")
 
@@ -107,10 +91,11 @@ class Spares:
 
         To be called when nothing but the record is missing; ``take_back`` when that fails.
         """
-        if self._wanted is None or not serves(spec):
+        wanted = self._demand.wanted
+        if wanted is None or not serves(spec):
             return None
-        shape = Shape(sizing, spec.network != "none", self._wanted.accelerator)
-        self._note_asked(shape)
+        shape = Shape(sizing, spec.network != "none", wanted.accelerator)
+        self._demand.note_asked(shape)
         spare = next((spare for spare in self._ready.values() if spare.shape == shape), None)
         if spare is None:
             return None
@@ -119,18 +104,9 @@ class Spares:
         asyncio.get_running_loop().call_later(PROMISE_S, self._expire, spare)
         return spare.sandbox_id
 
-    def _note_asked(self, shape: Shape) -> None:
-        """Another is wanted when asked for twice in a row: else two that alternate would always find the other's."""
-        now = asyncio.get_running_loop().time()
-        if shape in (self._wanted, self._asked) or now - self._asked_at >= OUT_OF_USE_S:
-            self._wanted, self._asked_at = shape, now
-        self._asked = shape
-        self._resting = False
-        self._news.set()
-
     def rest(self) -> None:
         """None is made until a container is created again: there is to be nothing of ours on the host."""
-        self._resting = True
+        self._demand.rest()
 
     async def claim(self, record: ContainerRecord) -> Spare | None:
         """That which was promised to the container: the caller's from here on, to ``end`` when its VM is to go.
@@ -142,15 +118,8 @@ class Spares:
         if spare is None or not serves(record.spec) or self._maker.is_limited(spare):
             left = await self.give_up(record.sandbox_id)
             if left is not None:
-                await self._remove_owned(record.sandbox_id, left)
+                await self._removals.remove_owned(record.sandbox_id, left)
         return self._promised.pop(record.sandbox_id, None)
-
-    async def _remove_owned(self, sandbox_id: SandboxId, left: _Left) -> None:
-        try:
-            await self._maker.remove(sandbox_id, owned=True)
-        except BaseException:
-            self._left[sandbox_id] = left
-            raise
 
     async def wake(self, spare: Spare, image: Disk) -> VmStatus:
         """As ``SpareMaker.wake``."""
@@ -166,19 +135,17 @@ class Spares:
             self._let_go(spare, "there is no container")
             return
         left = await self.give_up(sandbox_id)  # what is on the network is there in any case
-        whole = _Left(left.sizing if left is not None else None, owned=False)
-        await asyncio.wait((self._begin_removal(sandbox_id, whole, "there is no container"),))
+        whole = Left(left.sizing if left is not None else None, owned=False)
+        await asyncio.wait((self._removals.begin(sandbox_id, whole, "there is no container"),))
 
-    async def give_up(self, sandbox_id: SandboxId) -> _Left | None:
+    async def give_up(self, sandbox_id: SandboxId) -> Left | None:
         """Its container does without, or goes. Returns when VM, disk and tap are gone; the rest is the container's.
 
         Or what is left, which is the caller's from here on. Idempotent.
         """
         if (spare := self._promised.get(sandbox_id)) is not None:
             self._let_go(spare, "its container does without")
-        if (going := self._going.get(sandbox_id)) is not None:
-            await asyncio.wait((going,))
-        return self._left.pop(sandbox_id, None)
+        return await self._removals.wait(sandbox_id)
 
     def vm_gone(self, sandbox_id: SandboxId) -> None:
         spare = self._ready.get(sandbox_id) or self._promised.get(sandbox_id)
@@ -192,12 +159,11 @@ class Spares:
             await asyncio.wait((self._keeping,))
         for spare in (*self._ready.values(), *self._promised.values()):
             self._let_go(spare, "hyperd ends")
-        if self._going:
-            await asyncio.wait(tuple(self._going.values()))
+        await self._removals.wait_all()
 
     def may_have(self, wanted: Collection[str]) -> bool:
         """Any of these addresses and MACs; of none given: any address at all."""
-        if self._making.locked() or self._going or self._left:
+        if self._making.locked() or self._removals.are_there:
             return True
         held = {text for spare in self.ready for at in spare.attachments for text in (at.address, at.mac)}
         return bool(held.intersection(wanted) if wanted else held)
@@ -208,9 +174,8 @@ class Spares:
         async with self._making:
             for spare in self.ready:
                 self._let_go(spare, "what it has is needed")
-            if self._going:
-                await asyncio.wait(tuple(self._going.values()))
-            await self._remove_left()
+            await self._removals.wait_all()
+            await self._removals.try_again()
             try:
                 yield
             finally:
@@ -227,23 +192,18 @@ class Spares:
     async def look(self) -> None:
         """Once: remove what could not be removed, make what is missing, as far as there is room."""
         async with self._looking:
-            await self._remove_left()
+            await self._removals.try_again()
             await self._fill()
 
-    async def _remove_left(self) -> None:
-        for sandbox_id, left in list(self._left.items()):
-            if sandbox_id not in self._going and self._left.pop(sandbox_id, None) is not None:
-                await asyncio.wait((self._begin_removal(sandbox_id, left, "still there"),))
-
     async def _fill(self) -> None:
-        while (shape := self._wanted) is not None and await self._is_missing(shape):
+        while (shape := self._demand.wanted) is not None and await self._is_missing(shape):
             if await self._turns.wait_quiet(self._settings.quiet_s):
                 continue  # what was true may be no more
             template = await self._templates.find(shape)
             if template is None:
                 return
             async with self._making:
-                if self._resting or not await self._make(shape, template):
+                if self._demand.is_resting or not await self._make(shape, template):
                     return
 
     async def _is_missing(self, shape: Shape) -> bool:
@@ -254,9 +214,8 @@ class Spares:
                 self._let_go(spare, "another is wanted")
         return (
             template is not None
-            and not self._resting
+            and self._demand.is_due
             and len(self._ready) < self._settings.count
-            and asyncio.get_running_loop().time() >= self._retry_at
             and self._ledger.admission.has_room_for([*self._sizings(), shape.sizing])
         )
 
@@ -272,14 +231,12 @@ class Spares:
             log.exception("bug", extra={"shape": str(shape), "bug_id": secrets.token_hex(4)})
         else:
             log.info("spare ready", extra={"shape": str(shape), "id": spare.sandbox_id})
-            self._failures = 0
+            self._demand.note_made()
             self._ready[spare.sandbox_id] = spare
             self._make_room()
             return True
-        await asyncio.wait((self._begin_removal(spare_id, _Left(shape.sizing, owned=False), "not made"),))
-        self._failures += 1
-        wait_s = min(RETRY_S * 2 ** (self._failures - 1), MAX_RETRY_S)
-        self._retry_at = asyncio.get_running_loop().time() + wait_s
+        await asyncio.wait((self._removals.begin(spare_id, Left(shape.sizing, owned=False), "not made"),))
+        self._demand.note_failed()
         return False
 
     def _make_room(self) -> None:
@@ -295,7 +252,7 @@ class Spares:
         """Of those that the ledger does not know."""
         spares = (*self._promised.values(), *self._ready.values())
         sizings = {spare.sandbox_id: spare.shape.sizing for spare in spares}
-        sizings |= {sandbox_id: left.sizing for sandbox_id, left in self._left.items() if left.sizing}
+        sizings |= self._removals.sizings()
         return [sizing for sandbox_id, sizing in sizings.items() if not self._is_starting(sandbox_id)]
 
     def _expire(self, spare: Spare) -> None:
@@ -313,35 +270,8 @@ class Spares:
     def _let_go(self, spare: Spare, why: str) -> None:
         self._ready.pop(spare.sandbox_id, None)
         owned = self._promised.pop(spare.sandbox_id, None) is not None
-        self._begin_removal(spare.sandbox_id, _Left(spare.shape.sizing, owned), why, spare)
+        self._removals.begin(spare.sandbox_id, Left(spare.shape.sizing, owned), why, spare)
         self._news.set()
-
-    def _begin_removal(
-        self, sandbox_id: SandboxId, left: _Left, why: str, spare: Spare | None = None
-    ) -> asyncio.Task[None]:
-        log.info("spare let go", extra={"id": sandbox_id, "why": why})
-        task = self._going[sandbox_id] = self._tasks.create_task(self._remove(sandbox_id, left, spare))
-        task.add_done_callback(lambda _: self._forget(sandbox_id, task))
-        return task
-
-    def _forget(self, sandbox_id: SandboxId, task: asyncio.Task[None]) -> None:
-        if self._going.get(sandbox_id) is task:
-            del self._going[sandbox_id]
-
-    async def _remove(self, sandbox_id: SandboxId, left: _Left, spare: Spare | None = None) -> None:
-        """What cannot be removed is tried again by each look, and found by the next hyperd."""
-        try:
-            if spare is not None:
-                await spare.guest.close()
-            await self._maker.remove(sandbox_id, owned=left.owned)
-        except HyperError as error:
-            log.error("spare not removed", extra={"id": sandbox_id, "error": str(error)})  # noqa: TRY400
-            self._left[sandbox_id] = left
-        except Exception:
-            log.exception("bug", extra={"id": sandbox_id, "bug_id": secrets.token_hex(4)})
-            self._left[sandbox_id] = left
-        else:
-            log.info("spare gone", extra={"id": sandbox_id})
 
 
 def serves(spec: ContainerSpec) -> bool:
@@ -353,12 +283,3 @@ def serves(spec: ContainerSpec) -> bool:
         and not bind_requests(spec.mounts)  # a spare's memory is its template's, which nobody else may map
         and limits_of(spec) == Limits()  # else its tap is another
     )
-
-
-def unfit(spare: Spare, shape: Shape, template: Snapshot) -> str:
-    """Why it is not what a start from that template would make; "" when it is."""
-    if spare.shape != shape:
-        return f"the spare is of {spare.shape}"
-    if spare.template_id != template.manifest.snapshot_id:
-        return "the spare is of an earlier template"
-    return ""

@@ -2,9 +2,9 @@
 import pytest
 
 from hyperd.config import Config, ImageConfig
-from hyperd.daemon import image_budget
 from hyperd.errors import InvalidError
 from hyperd.image import Marks
+from hyperd.settings import image_budget
 
 
 @pytest.mark.parametrize(
