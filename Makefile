@@ -22,7 +22,7 @@ export CARGO_TARGET_DIR ?= /var/cache/hyper/target
 demo: setup ## set everything up, then run a real image in a microVM
 	$(BIN)/python -m demo
 
-test: setup check contract integration conformance ## set everything up, then run the whole suite
+test: setup test-images check contract integration conformance ## set everything up, then run the whole suite
 
 ##@ Set-up
 .PHONY: setup install uninstall clean
@@ -39,7 +39,7 @@ clean: ## remove what was built in this checkout (not /var/cache/hyper)
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 ##@ Checks
-.PHONY: check lint typecheck unit contract integration conformance agent-check proto-check bench
+.PHONY: check lint typecheck unit test-images contract integration conformance agent-check proto-check bench
 check: lint typecheck proto-check agent-check unit ## all that needs neither guest nor adapter, in some three minutes
 
 lint: ## format, lint and import rules
@@ -53,13 +53,16 @@ typecheck: ## mypy, strict
 unit: ## pure code and servicers with fakes
 	$(PYTEST) tests/unit setup $(ARGS)
 
-contract: ## each fake against its real adapter
+test-images: ## what only tests need: busybox, and images of Debian's servers
+	@setup/run --tests $(addprefix --force ,$(FORCE))
+
+contract: test-images ## each fake against its real adapter
 	$(PRIVATE) $(PYTEST) tests/contract $(ARGS)
 
-integration: ## real QEMU, our kernel, our agent
+integration: test-images ## real QEMU, our kernel, our agent
 	$(PRIVATE) $(PYTEST) tests/integration $(ARGS)
 
-conformance: ## black box, through the command and the API
+conformance: test-images ## black box, through the command and the API
 	$(PRIVATE) $(PYTEST) tests/conformance $(ARGS)
 
 agent-check: ## format, lint and tests of the agent
@@ -67,7 +70,7 @@ agent-check: ## format, lint and tests of the agent
 	cd agent && cargo clippy --quiet --locked --all-targets -- -D warnings
 	cd agent && cargo test --quiet --locked
 
-bench: setup ## measure, against the floors of this machine (ARGS='--only template -n 5')
+bench: setup test-images ## measure, against the floors of this machine (ARGS='--only template -n 5')
 	$(PRIVATE) $(BIN)/python -m bench $(ARGS)
 
 ##@ Development

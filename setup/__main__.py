@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`make setup`: the steps in their order."""
+"""`make setup` and `make test-images`: the steps in their order."""
 
 from __future__ import annotations
 
 import argparse
 import fcntl
 import os
+from typing import TYPE_CHECKING
 
 from setup.agent import Agent
 from setup.builder import Builder
@@ -14,23 +15,16 @@ from setup.environment import Environment
 from setup.erofs import Erofs
 from setup.kernel import Kernel
 from setup.packages import Packages
-from setup.postgres import Postgres
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
+from setup.testimage import POSTGRES, SERVERS
 from setup.virtiofsd import Virtiofsd
 
-NAMES = (
-    "packages",
-    "kernel",
-    "builder",
-    "python",
-    "erofs",
-    "virtiofsd",
-    "busybox",
-    "postgres",
-    "agent",
-    "prepare",
-)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TESTS = ("busybox", "postgres", "servers")  # no user has any use for these
+NAMES = ("packages", "kernel", "builder", "python", "erofs", "virtiofsd", "agent", "prepare", *TESTS)
 
 
 def main() -> None:
@@ -39,21 +33,33 @@ def main() -> None:
         "--force", action="append", default=[], choices=NAMES, help="do this step even if it is current"
     )
     parser.add_argument("--only", action="append", default=[], choices=NAMES, help="do no other step")
+    parser.add_argument("--tests", action="store_true", help="do what tests need besides, and nothing else")
     arguments = parser.parse_args()
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
         *(Packages(), Kernel(renew="kernel" in force), Builder(renew="builder" in force)),
-        *(Environment(), Erofs(), Virtiofsd(), Busybox(), Postgres(), Agent(), Prepare()),
+        *(Environment(), Erofs(), Virtiofsd(), Busybox(), POSTGRES, SERVERS, Agent(), Prepare()),
     )
+    wanted = chosen(arguments.only, tests=arguments.tests)
     os.umask(0o022)  # QEMU's user reads what is made here
     BUILD.mkdir(exist_ok=True)
     with (BUILD / "setup.lock").open("w") as lock:
         fcntl.flock(
             lock, fcntl.LOCK_EX
         )  # a second set-up of this checkout waits, then finds everything current
-        chosen = [step for step in steps if not arguments.only or step.name in arguments.only]
         # These two take longest and need no other step: they are made while the others download.
-        run_steps(chosen, force=force, alongside=frozenset({"kernel", "builder"}))
+        run_steps(
+            [step for step in steps if step.name in wanted],
+            force=force,
+            alongside=frozenset({"kernel", "builder"}),
+        )
+
+
+def chosen(only: Sequence[str], *, tests: bool) -> frozenset[str]:
+    """The names of the steps to do."""
+    if only:
+        return frozenset(only)
+    return frozenset(TESTS) if tests else frozenset(NAMES) - frozenset(TESTS)
 
 
 if __name__ == "__main__":

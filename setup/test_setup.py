@@ -11,6 +11,7 @@ import pytest
 
 from guestkernel import build
 from setup import agent, cache, debian, erofs, initramfs, install, kernel, packages, step, virtiofsd
+from setup.__main__ import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +45,24 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "STAMPS", tmp_path / "stamp")
     monkeypatch.setattr(step, "ASSETS", tmp_path / "assets")
     monkeypatch.setattr(cache, "CACHE", tmp_path / "cache")
+
+
+def test_users_make_nothing_that_only_tests_need() -> None:
+    for_users, for_tests = chosen((), tests=False), chosen((), tests=True)
+    assert for_tests == {"busybox", "postgres", "servers"}
+    assert {"kernel", "agent", "prepare"} <= for_users
+    assert not for_users & for_tests
+    assert chosen(("postgres",), tests=False) == {"postgres"}
+
+
+def test_each_suite_of_real_guests_makes_their_images_first() -> None:
+    shown = [
+        line
+        for line in (step.ROOT / "Makefile").read_text().splitlines()
+        if "test-images" in line.split("##")[0]
+    ]
+    needs = {line.split(":")[0] for line in shown if not line.startswith((".PHONY", "test-images"))}
+    assert needs == {"test", "contract", "integration", "conformance", "bench"}
 
 
 def test_a_current_step_is_skipped() -> None:

@@ -121,7 +121,9 @@ def digest_of(data: bytes) -> str:
 def busybox_entries() -> tuple[Entry, ...]:
     """Debian's dynamic busybox, its libraries, and every applet as a hard link."""
     busybox = (ROOT / "build/assets/busybox").resolve()
-    assert busybox.exists(), "the tests' images need build/assets/busybox, which `make setup` puts there"
+    assert busybox.exists(), (
+        "the tests' images need build/assets/busybox, which `make test-images` puts there"
+    )
     ldd = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False).stdout.splitlines()
     libraries = [word for line in ldd for word in line.split() if word.startswith("/")]
     applets = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()

@@ -3,7 +3,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from itertools import groupby
 from typing import Any
 
@@ -67,10 +67,17 @@ def render_ports(container: pb.Container) -> str:
     ):
         run = [port for _, port in ports]
         host = _render_range([port.host_port for port in run])
-        cells.append(f"{host_ip}:{host}->{_render_range([port.container_port for port in run])}/{protocol}")
+        cells.append(
+            f"{show_ip(host_ip)}:{host}->{_render_range([port.container_port for port in run])}/{protocol}"
+        )
     published = {f"{port.container_port}/{port.protocol}" for port in container.ports}
     cells += [text for text in container.spec.expose if _with_protocol(text) not in published]
     return ", ".join(cells)
+
+
+def show_ip(host_ip: str) -> str:
+    """Before a colon and a port."""
+    return f"[{host_ip}]" if ":" in host_ip else host_ip
 
 
 def port_bindings(requests: Iterable[pb.PortRequest]) -> dict[str, list[dict[str, str]]]:
@@ -126,13 +133,18 @@ def _parse_published(text: str) -> list[pb.PortRequest]:
 
 def _split_parts(text: str, rest: str) -> tuple[str, str, str]:
     if rest.startswith("["):
-        raise _invalid("--publish", text, "ports are published at IPv4 addresses only")
+        host_ip, _, rest = rest[1:].partition("]")
+        parts = rest.split(":")
+        if len(parts) != 3 or parts[0]:
+            raise _invalid("--publish", text, "write [IPv6]:[HOST]:CONTAINER[/PROTOCOL]")
+        try:
+            return str(IPv6Address(host_ip)), parts[1], parts[2]
+        except AddressValueError:
+            raise _invalid("--publish", text, f"{host_ip!r} is not an IPv6 address") from None
     parts = rest.split(":")
     if len(parts) > 3:
         raise _invalid(
-            "--publish",
-            text,
-            "ports are published at IPv4 addresses only; write [IP:][HOST:]CONTAINER[/PROTOCOL]",
+            "--publish", text, "write [IP:][HOST:]CONTAINER[/PROTOCOL], an IPv6 address in brackets"
         )
     host_ip = parts[0] if len(parts) == 3 else ""
     if host_ip:

@@ -3,7 +3,7 @@
 
 import enum
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from hyperd.model.vm import SandboxId
@@ -83,7 +83,24 @@ class PublishedPort:
     host_port: int
 
     def __str__(self) -> str:
-        return f"{self.host_ip}:{self.host_port}->{self.container_port}/{self.protocol}"
+        return f"{shown(self.host_ip)}:{self.host_port}->{self.container_port}/{self.protocol}"
+
+
+def shown(host_ip: str) -> str:
+    """Before a colon and a port."""
+    return f"[{host_ip}]" if ":" in host_ip else host_ip
+
+
+def requests_of(published: Iterable[PublishedPort]) -> list[PortRequest]:
+    """What would publish these again; one at all of the host's addresses of both families is one request."""
+    left = dict.fromkeys(published)
+    twins = {replace(port, host_ip="0.0.0.0") for port in left if port.host_ip == "::"} & left.keys()
+    for port in twins:
+        del left[replace(port, host_ip="::")]
+    return [
+        PortRequest(port.container_port, port.protocol, "" if port in twins else port.host_ip, port.host_port)
+        for port in left
+    ]
 
 
 @dataclass(frozen=True, slots=True)

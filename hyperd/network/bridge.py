@@ -20,6 +20,8 @@ from hyperd.network.tap import PREFIX
 _ETHERNET_MTU = 1500
 _MAIN_TABLE = 254
 _NODAD = 2  # IFA_F_NODAD
+_LOCAL_TABLE, _NOT_FIRST = 255, 2000  # a metric: loopback's own route is asked before
+_BRIDGED6 = Path("/proc/sys/net/bridge/bridge-nf-call-ip6tables")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,21 @@ async def ensure_bridge(settings: BridgeSettings) -> Bridge:
             if settings.subnet6 is not None:
                 _speak_ipv6(settings.bridge)
                 await _ensure_address6(netlink, index, settings)
+                if not settings.internal:
+                    await _take_loopback6(netlink, index)
     return Bridge(index, mtu)
+
+
+def is_loopback6_led() -> bool:
+    """Whether what the host itself sends to ::1 can be led to a guest: where bridged packets go through ip6tables, the
+    answer becomes one to ::1 while it is still on the bridge, and from there the kernel takes none.
+    """
+    try:
+        return _BRIDGED6.read_text().strip() == "0"
+    except FileNotFoundError:
+        return True  # there is no such thing in this kernel
+    except OSError:
+        return False
 
 
 async def read_routes() -> list[HostRoute]:
@@ -128,6 +144,22 @@ async def _ensure_address6(netlink: AsyncIPRoute, index: int, settings: BridgeSe
             family=socket.AF_INET6,
             flags=_NODAD,
         )
+
+
+async def _take_loopback6(netlink: AsyncIPRoute, index: int) -> None:
+    """Answers to the host's own ::1, which rules have led to a guest and lead back, are taken from this bridge, too.
+
+    What comes from the wire for ::1 the kernel drops before any rule or route, so nobody else gains by it.
+    """
+    await netlink.route(
+        "replace",
+        family=socket.AF_INET6,
+        dst="::1/128",
+        oif=index,
+        table=_LOCAL_TABLE,
+        type="local",
+        priority=_NOT_FIRST,
+    )
 
 
 async def list_routes(netlink: AsyncIPRoute) -> list[HostRoute]:

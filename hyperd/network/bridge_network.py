@@ -10,7 +10,8 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Collection, Sequence
-from ipaddress import IPv4Address, IPv6Address
+from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 from pyroute2 import AsyncIPRoute
@@ -21,8 +22,10 @@ from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
 from hyperd.model.network import DEFAULT_ENDPOINT, Attachment, Endpoint, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
+from hyperd.network.attachments import attachment_of, wish_of
 from hyperd.network.bridge import Bridge, ensure_bridge
-from hyperd.network.leases import Lease, Leases, Wish, in_short
+from hyperd.network.forwards import Inside
+from hyperd.network.leases import Lease, Leases, in_short
 from hyperd.network.nat import (
     apply_rules,
     enable_forwarding,
@@ -118,7 +121,7 @@ class BridgeNetwork:
         slot: int = 0,
     ) -> Attachment:
         await self._require_prepared()
-        lease = await self._leases.lease(sandbox_id, _wish(endpoint, slot))
+        lease = await self._leases.lease(sandbox_id, wish_of(endpoint, slot))
         try:
             try:
                 revision = self._policies.revision(sandbox_id)
@@ -161,6 +164,9 @@ class BridgeNetwork:
         if self._bridge is None:
             raise UnavailableError("the network is not prepared", subject=sandbox_id)
         await self._plugs.enforce(lease, self._bridge, self._owner)
+        stale = [port for port in self._publishing.of(sandbox_id) if ":" in port.host_ip]
+        if stale:  # from now on it has no IPv6
+            await self._publishing.withdraw(sandbox_id, stale, hang_up=True)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
@@ -178,10 +184,14 @@ class BridgeNetwork:
                 raise WrongStateError("is not on the network", subject=f"container {holder}") from error
 
         await self._require_prepared()
-        return await self._publishing.publish(sandbox_id, holder, lease.address, ports, require_plugged)
+        return await self._publishing.publish(sandbox_id, holder, self._inside(lease), ports, require_plugged)
 
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
         await self._publishing.withdraw(sandbox_id, ports, hang_up=True)
+
+    def has_ipv6(self, sandbox_id: SandboxId) -> bool:
+        """Policies know of none: there is none where they hold."""
+        return self._settings.subnet6 is not None and not self._policies.covers(sandbox_id)
 
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         return self._publishing.of(sandbox_id)
@@ -312,7 +322,7 @@ class BridgeNetwork:
 
     def _switch_loopback(self) -> None:
         """Of the bridge, and of the taps that are not on it."""
-        published = {forward.address for forward in self._publishing.forwards}
+        published = {forward.address for forward in self._publishing.forwards if forward.address.version == 4}
         let_loopback_in(self._settings.bridge, wanted=bool(published))
         for wire in self._policies.wires_on(self._settings.table):
             let_loopback_in(wire.name, wanted=wire.address in published)
@@ -337,11 +347,15 @@ class BridgeNetwork:
                 hint="leave -p and -P out, or use another network",
             )
 
+    def _inside(self, lease: Lease) -> Inside:
+        has_ipv6 = self.has_ipv6(lease.sandbox_id)
+        return Inside(lease.address, address6_in(lease, self._settings) if has_ipv6 else None)
+
     async def _connect(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> Bridge:
         """Published and plugged, unless that is done."""
         self._require_outward(ports)
         if ports:
-            await self._publishing.publish_again(lease.sandbox_id, holder, lease.address, ports)
+            await self._publishing.publish_again(lease.sandbox_id, holder, self._inside(lease), ports)
         bridge = self._bridge
         if bridge is None:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
@@ -362,35 +376,10 @@ class BridgeNetwork:
                 await self._leases.release(lease.sandbox_id)
 
     def _attachment(self, lease: Lease, bridge: Bridge, gateway_priority: int) -> Attachment:
-        resolver, settings = read_resolver(), self._settings
+        settings = self._settings
         asks_here = settings.has_names or self._policies.covers(lease.sandbox_id)
-        # Policies know of none: there is none where they hold.
-        address6 = None if self._policies.covers(lease.sandbox_id) else address6_in(lease, settings)
-        return Attachment(
-            sandbox_id=lease.sandbox_id,
-            network=self._settings.name,
-            tap=lease.tap,
-            mac=lease.mac,
-            address=str(lease.address),
-            prefix_length=self._settings.subnet.prefixlen,
-            gateway=str(self._settings.gateway),
-            mtu=bridge.mtu,
-            dns_servers=(str(self._settings.gateway),) if asks_here else resolver.servers,
-            dns_searches=resolver.searches,
-            dns_options=resolver.options,
-            slot=lease.slot,
-            internal=self._settings.internal,
-            gateway_priority=gateway_priority,
-            address6=str(address6 or ""),
-            prefix_length6=settings.subnet6.prefixlen if settings.subnet6 else 0,
-            gateway6=str(settings.gateway6 or ""),
-        )
-
-
-def _wish(endpoint: Endpoint, slot: int) -> Wish:
-    address = IPv4Address(endpoint.address) if endpoint.address else None
-    address6 = IPv6Address(endpoint.address6) if endpoint.address6 else None
-    return Wish(address, endpoint.mac_address.lower(), slot, address6)
+        attachment = attachment_of(lease, settings, bridge.mtu, gateway_priority, asks_here=asks_here)
+        return attachment if self.has_ipv6(lease.sandbox_id) else replace(attachment, address6="")
 
 
 def _namespace() -> int:

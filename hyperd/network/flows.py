@@ -9,12 +9,12 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 from hyperd.model.network import Protocol
 from hyperd.network.elements import NETLINK_NETFILTER
 from hyperd.network.forwards import Forward
-from hyperd.network.settings import ANY
+from hyperd.network.settings import ANY, ANY6, Address
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 18
@@ -29,10 +29,10 @@ _PROTOCOLS = {6: Protocol.TCP, 17: Protocol.UDP}
 @dataclass(frozen=True, slots=True)
 class Flow:
     protocol: Protocol | None  # None: neither of them
-    begun_by: IPv4Address
-    destination: tuple[IPv4Address, int]  # that it was sent to
-    answered_by: tuple[IPv4Address, int]
-    answered_to: IPv4Address
+    begun_by: Address
+    destination: tuple[Address, int]  # that it was sent to
+    answered_by: tuple[Address, int]
+    answered_to: Address
     is_forwarded: bool
     name: bytes  # the kernel's, to forget it by
 
@@ -53,7 +53,10 @@ def forget(begun: Iterable[Forward], ended: Iterable[Forward]) -> None:
         host_ip, host_port = flow.destination
         if flow.is_forwarded:
             return (flow.protocol, host_port, flow.answered_by) in forwarded
-        return any((flow.protocol, host_port, address) in led_astray for address in (ANY, host_ip))
+        return any(
+            (flow.protocol, host_port, address) in led_astray
+            for address in (ANY if host_ip.version == 4 else ANY6, host_ip)
+        )
 
     _forget_those(is_it)
 
@@ -66,12 +69,13 @@ def forget_of(address: IPv4Address) -> None:
 def forget_strays(floating: Iterable[IPv4Address], inside: Mapping[IPv4Address, IPv4Address]) -> None:
     """All by one of ``floating`` but with whoever is ``inside`` of it now. Raises OSError."""
     known = frozenset(floating)
+    led = frozenset(inside.items())
 
     def is_it(flow: Flow) -> bool:
         sent_to = flow.destination[0]
         if sent_to in known:
-            return flow.answered_by[0] != inside.get(sent_to)
-        return flow.answered_to in known and flow.begun_by != inside.get(flow.answered_to)
+            return (sent_to, flow.answered_by[0]) not in led
+        return flow.answered_to in known and (flow.answered_to, flow.begun_by) not in led
 
     _forget_those(is_it)
 
@@ -79,10 +83,11 @@ def forget_strays(floating: Iterable[IPv4Address], inside: Mapping[IPv4Address, 
 def _forget_those(is_it: Callable[[Flow], bool]) -> None:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
-        kernel.send(_message(_GET, _REQUEST | _DUMP, b""))
+        kernel.send(_message(_GET, _REQUEST | _DUMP, b"", socket.AF_UNSPEC))
         wanted = [flow for flow in _dumped(kernel) if is_it(flow)]
         for flow in wanted:
-            kernel.send(_message(_DELETE, _REQUEST | _ACK, flow.name))
+            family = socket.AF_INET if flow.begun_by.version == 4 else socket.AF_INET6
+            kernel.send(_message(_DELETE, _REQUEST | _ACK, flow.name, family))
             (code,) = struct.unpack_from("=i", kernel.recv(_ANSWER_BYTES), 16)
             if code and -code != errno.ENOENT:  # it has ended meanwhile
                 raise OSError(-code, os.strerror(-code))
@@ -113,12 +118,15 @@ def _parse(body: bytes) -> Flow:
     return Flow(protocol, begun_by[0], destination, answered_by, answered_to[0], changed, name)
 
 
-def _tuple(body: bytes) -> tuple[int, tuple[IPv4Address, int], tuple[IPv4Address, int]]:
+def _tuple(body: bytes) -> tuple[int, tuple[Address, int], tuple[Address, int]]:
     """Protocol, source, destination."""
     parts = _attributes(body)
     addresses, ports = _attributes(parts[1]), _attributes(parts[2])
     source, destination = (int.from_bytes(ports.get(kind, b""), "big") for kind in (2, 3))
-    return ports[1][0], (IPv4Address(addresses[1]), source), (IPv4Address(addresses[2]), destination)
+    begun_by, sent_to = (
+        addresses.get(kind) or addresses[kind + 2] for kind in (1, 2)
+    )  # IPv6's have two more
+    return ports[1][0], (ip_address(begun_by), source), (ip_address(sent_to), destination)
 
 
 def _attributes(body: bytes) -> dict[int, bytes]:
@@ -132,6 +140,6 @@ def _attributes(body: bytes) -> dict[int, bytes]:
     return found
 
 
-def _message(kind: int, flags: int, body: bytes) -> bytes:
+def _message(kind: int, flags: int, body: bytes, family: int) -> bytes:
     header = struct.pack("=IHHII", 20 + len(body), kind, flags, 1, 0)
-    return header + struct.pack("!BBH", socket.AF_INET, 0, 0) + body
+    return header + struct.pack("!BBH", family, 0, 0) + body

@@ -9,20 +9,20 @@ import contextlib
 import errno
 import re
 import socket
-from ipaddress import IPv4Address
 from pathlib import Path
 
 from hyperd.errors import DeniedError, ExhaustedError, HyperError, InvalidError, UnavailableError
 from hyperd.model.network import Protocol
+from hyperd.network.settings import Address
 
 _KINDS = {Protocol.TCP: socket.SOCK_STREAM, Protocol.UDP: socket.SOCK_DGRAM}
 _LISTENING = {Protocol.TCP: "0A", Protocol.UDP: "07"}  # in /proc/net
 _SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
-def hold(protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket:
+def hold(protocol: Protocol, host_ip: Address, host_port: int) -> socket.socket:
     """``host_port`` 0: one that is free. Raises OSError, EADDRINUSE when something has it."""
-    held = socket.socket(socket.AF_INET, _KINDS[protocol] | socket.SOCK_CLOEXEC)
+    held = _open(protocol, host_ip)
     try:
         if protocol is Protocol.UDP:
             held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # nobody reads
@@ -33,13 +33,13 @@ def hold(protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.soc
     return held
 
 
-def hold_beside(host_ip: IPv4Address, host_port: int) -> socket.socket | None:
+def hold_beside(host_ip: Address, host_port: int) -> socket.socket | None:
     """Of TCP, where nobody listens and connections of the host's own are still in the way of binding; else None.
 
     The socket may not be bound: they end by themselves, and have nothing to fear from the rules meanwhile. It reads
     all of the host's sockets: not for the event loop.
     """
-    held = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    held = _open(Protocol.TCP, host_ip)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         held.bind((str(host_ip), host_port))
@@ -47,6 +47,14 @@ def hold_beside(host_ip: IPv4Address, host_port: int) -> socket.socket | None:
         if _users(Protocol.TCP, host_port):
             held.close()
             return None
+    return held
+
+
+def _open(protocol: Protocol, host_ip: Address) -> socket.socket:
+    family = socket.AF_INET if host_ip.version == 4 else socket.AF_INET6
+    held = socket.socket(family, _KINDS[protocol] | socket.SOCK_CLOEXEC)
+    if family == socket.AF_INET6:  # IPv4's are held by another
+        held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     return held
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hyperd.errors import ExistsError, InvalidError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.network import definitions, publishing
+from hyperd.network import definitions, port_records
 from hyperd.network.pool import Pool, address4_of, address_of, mac_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import tap_name
@@ -23,12 +23,13 @@ _MIGRATIONS = (
     ) STRICT""",
     "CREATE TABLE network_cursor (network TEXT PRIMARY KEY, last_address INTEGER NOT NULL) STRICT",
     "CREATE TABLE network_owner (id TEXT PRIMARY KEY) STRICT",
-    publishing.MIGRATION,
+    port_records.MIGRATION,
     definitions.MIGRATION,
     "ALTER TABLE network_lease ADD COLUMN mac TEXT NOT NULL DEFAULT ''",  # asked for; else it follows from the address
     "ALTER TABLE network_lease ADD COLUMN slot INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE network_lease ADD COLUMN address6 TEXT NOT NULL DEFAULT ''",  # asked for; else it follows
     *definitions.FURTHER_MIGRATIONS,
+    *port_records.FURTHER_MIGRATIONS,
 )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from hyperd.errors import DeniedError, HyperError, UnavailableError
 from hyperd.host import process
 from hyperd.network import forwards
+from hyperd.network.bridge import is_loopback6_led
 from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY, NETLINK_NETFILTER
 from hyperd.network.forwards import Forward
 from hyperd.network.settings import BridgeSettings
@@ -56,6 +57,7 @@ def render_rules(
 def render_routed(
     settings: BridgeSettings, dns_servers: Sequence[str], published: Iterable[Forward] = ()
 ) -> str:
+    published = tuple(published)
     bridge, subnet, table = settings.bridge, settings.subnet, settings.table
     asked = () if settings.internal else dns_servers
     allowed = [*asked, *([str(settings.gateway)] if settings.has_names else [])]
@@ -66,7 +68,7 @@ def render_routed(
         if settings.has_names
         else ""
     )
-    own6, within6, nat6 = _render_ipv6(settings)
+    own6, within6, nat6 = _render_ipv6(settings, published)
     routed = f'iifname "{PREFIX}*"'  # a tap with a policy, which has judged this already
     unjudged = f'{routed} meta mark & {JUDGED:#x} == 0 counter drop comment "its policy is not there"'
     ways = _NO_WAYS if settings.internal else _WAYS
@@ -104,7 +106,7 @@ table inet {table} {{
 """
 
 
-def _render_ipv6(settings: BridgeSettings) -> tuple[str, str, str]:
+def _render_ipv6(settings: BridgeSettings, published: Iterable[Forward]) -> tuple[str, str, str]:
     """What a guest may send at all, what the host itself hears of it, and under whose address the rest leaves."""
     bridge, subnet = settings.bridge, settings.subnet6
     if subnet is None:
@@ -118,13 +120,11 @@ def _render_ipv6(settings: BridgeSettings) -> tuple[str, str, str]:
         f'        iifname != {{ "{bridge}", "lo" }} ip6 saddr {subnet} counter drop comment "nobody else has these"\n'
     )
     within = "        icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert } accept\n"
-    nat = f"""\
-    chain postrouting6 {{
-        type nat hook postrouting priority srcnat; policy accept;
-        ip6 saddr {subnet} oifname != "{bridge}" masquerade
-    }}
-"""
-    return own, within, "" if settings.internal else nat
+    if settings.internal:
+        return own, within, ""
+    gateway = str(settings.gateway6)
+    nat = forwards.render6(bridge, str(subnet), gateway, published, loopback=is_loopback6_led())
+    return own, within, nat
 
 
 def render_bridged(settings: BridgeSettings, speakers: Iterable[Speaker]) -> str:

@@ -35,6 +35,7 @@ from hyperd.model.network import (
     NetworkView,
     PortRequest,
     PublishedPort,
+    requests_of,
 )
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import read_routes, read_routes6
@@ -227,11 +228,12 @@ class BridgeNetworks:
     ) -> None:
         there = self._require(network)
         requests = list(otherwise) if not self.published(sandbox_id) else []
+        has_ipv6 = there.has_ipv6(sandbox_id)
         for other in await self._of(sandbox_id):
             moved = other.published(sandbox_id)
             if moved and other is not there:
                 await other.unpublish(sandbox_id, moved)
-                requests += [PortRequest(p.container_port, p.protocol, p.host_ip, p.host_port) for p in moved]
+                requests += [one for one in requests_of(moved) if has_ipv6 or ":" not in one.host_ip]
         if requests and not there.settings.internal:
             await there.publish(sandbox_id, requests, holder)
 

@@ -9,28 +9,29 @@ import asyncio
 import errno
 import logging
 import socket
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from hyperd.errors import ExistsError, InvalidError, NotFoundError, UnsupportedError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.model.network import PortRequest, Protocol, PublishedPort
+from hyperd.model.network import PortRequest, Protocol, PublishedPort, shown
 from hyperd.model.vm import SandboxId
 from hyperd.network import elements, flows, holds
+from hyperd.network.bridge import is_loopback6_led
 from hyperd.network.elements import INET_FAMILY
-from hyperd.network.forwards import Forward, are_as_asked, element
+from hyperd.network.forwards import Forward, Inside, element
 from hyperd.network.netlink import network_errors
+from hyperd.network.port_places import are_as_asked, places
+from hyperd.network.port_records import PortRecords
+from hyperd.network.settings import Address
 
 _log = logging.getLogger(__name__)
 MAX_PORTS = 1024  # of one sandbox: each is a file descriptor of hyperd's
-MIGRATION = """CREATE TABLE network_port (
-    network TEXT NOT NULL, sandbox_id TEXT NOT NULL, holder TEXT NOT NULL, address INTEGER NOT NULL,
-    protocol TEXT NOT NULL, host_ip INTEGER NOT NULL, host_port INTEGER NOT NULL, container_port INTEGER NOT NULL,
-    PRIMARY KEY (protocol, host_ip, host_port)
-) STRICT"""
+_TRIES = 20  # for a port that is free in both families
+
+_LOOPBACK6 = IPv6Address("::1")
 
 AtPort = dict[int, list[tuple[Forward, str]]]  # of the host: what is published there, and for whom
 
@@ -54,8 +55,7 @@ class Publishing:
         ``loopback``: called under the lock when something was published or withdrawn.
         """
         self._loopback = loopback
-        self._database = database
-        self._network = network
+        self._records = PortRecords(database, network)
         self._table = table
         self._default_address = default_address
         self._taps = taps
@@ -67,23 +67,7 @@ class Publishing:
 
     async def load(self) -> None:
         """What the records say, when hyperd begins."""
-
-        def work(connection: sqlite3.Connection) -> list[tuple[SandboxId, str, Forward]]:
-            rows = connection.execute(
-                "SELECT sandbox_id, holder, protocol, host_ip, host_port, address, container_port"
-                " FROM network_port WHERE network = ?",
-                (self._network,),
-            )
-            return [
-                (
-                    SandboxId(row[0]),
-                    row[1],
-                    Forward(Protocol(row[2]), IPv4Address(row[3]), row[4], IPv4Address(row[5]), row[6]),
-                )
-                for row in rows
-            ]
-
-        for sandbox_id, holder, forward in await self._database.transaction(work):
+        for sandbox_id, holder, forward in await self._records.list_all():
             self._remember(forward, sandbox_id, holder)
             try:
                 self._sockets[forward] = await self._hold_again(forward)
@@ -118,7 +102,7 @@ class Publishing:
         self,
         sandbox_id: SandboxId,
         holder: str,
-        address: IPv4Address,
+        inside: Inside,
         requests: Sequence[PortRequest],
         require: Callable[[], None] = lambda: None,
     ) -> tuple[PublishedPort, ...]:
@@ -132,8 +116,8 @@ class Publishing:
                 require()
                 self._require_room(sandbox_id, holder, len(requests))
                 for request in requests:
-                    made.append(await self._take(sandbox_id, holder, address, request))  # noqa: PERF401 - undone
-                await self._record(made)
+                    made += await self._take(sandbox_id, holder, inside, request)
+                await self._records.insert((*self._forwards[forward], forward) for forward in made)
                 await self._taps.call(self._put_in, made)
                 self._loopback()
             await self._taps.call(_forget_flows, [f for f in made if f.protocol is Protocol.UDP], ())
@@ -145,16 +129,16 @@ class Publishing:
         return tuple(forward.published for forward in made)
 
     async def publish_again(
-        self, sandbox_id: SandboxId, holder: str, address: IPv4Address, requests: Sequence[PortRequest]
+        self, sandbox_id: SandboxId, holder: str, inside: Inside, requests: Sequence[PortRequest]
     ) -> None:
         """As ``publish``; what is there of it stays, its rules made sure of, and all else of the sandbox goes."""
         async with self._lock:
             mine = self._of(sandbox_id)
-            if mine and are_as_asked(mine, requests, address, self._default_address):
+            if mine and are_as_asked(mine, requests, inside, self._default_address):
                 await self._taps.call(self._put_in, mine)
                 return
         await self.withdraw(sandbox_id)
-        await self.publish(sandbox_id, holder, address, requests)
+        await self.publish(sandbox_id, holder, inside, requests)
 
     async def withdraw(
         self,
@@ -212,29 +196,53 @@ class Publishing:
             _take_from(self._at_port, forward.host_port, (forward, holder))
 
     async def _take(
-        self, sandbox_id: SandboxId, holder: str, address: IPv4Address, request: PortRequest
-    ) -> Forward:
+        self, sandbox_id: SandboxId, holder: str, inside: Inside, request: PortRequest
+    ) -> list[Forward]:
         """Held from here on, and in memory."""
-        host_ip = self._host_ip(request)
+        host_ips = places(request, self._default_address, inside)
+        if host_ips == (_LOOPBACK6,) and not is_loopback6_led():
+            raise UnsupportedError(
+                "is not led to containers while net.bridge.bridge-nf-call-ip6tables is 1",
+                subject=f"host address {_LOOPBACK6}",
+                hint="set it to 0, or publish at 127.0.0.1",
+            )
+        last = max(request.host_port, request.host_port_end)
+        numbers = range(request.host_port, last + 1) if request.host_port else [0] * _TRIES
         refused: ExistsError | _HostHasIt | None = None
-        for host_port in range(request.host_port, max(request.host_port, request.host_port_end) + 1):
+        for host_port in numbers:
             try:
-                held = await self._hold(request.protocol, host_ip, host_port)
+                number, held = await self._hold_at(request.protocol, host_ips, host_port)
             except (ExistsError, _HostHasIt) as error:
                 refused = error
                 continue
-            number = host_port or held.getsockname()[1]
-            forward = Forward(request.protocol, host_ip, number, address, request.container_port)
-            self._remember(forward, sandbox_id, holder)
-            self._sockets[forward] = held
-            return forward
+            made = [inside.forward(request, host_ip, number) for host_ip in host_ips]
+            for forward, one in zip(made, held, strict=True):
+                self._remember(forward, sandbox_id, holder)
+                self._sockets[forward] = one
+            return made
         assert refused is not None  # noqa: S101 - a range has at least one
         if isinstance(refused, _HostHasIt):
             refused.request = request
             raise refused
-        raise _refusal(request, host_ip, refused)
+        raise _refusal(request, host_ips[0], refused)
 
-    async def _hold(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> socket.socket:
+    async def _hold_at(
+        self, protocol: Protocol, host_ips: Sequence[Address], host_port: int
+    ) -> tuple[int, list[socket.socket]]:
+        """One port at all of them; ``host_port`` 0: that is free at the first. Raises as ``_hold``."""
+        held: list[socket.socket] = []
+        number = host_port
+        try:
+            for host_ip in host_ips:
+                held.append(await self._hold(protocol, host_ip, number))
+                number = number or held[0].getsockname()[1]
+        except BaseException:
+            for one in held:
+                one.close()
+            raise
+        return number, held
+
+    async def _hold(self, protocol: Protocol, host_ip: Address, host_port: int) -> socket.socket:
         """Raises ExistsError when a container has it, _HostHasIt when a process of the host has."""
         self._require_free(protocol, host_ip, host_port)
         try:
@@ -258,7 +266,7 @@ class Publishing:
         if len(self._of(sandbox_id)) + count > MAX_PORTS:
             raise InvalidError(f"more than {MAX_PORTS} ports", subject=f"container {holder}")
 
-    def _require_free(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> None:
+    def _require_free(self, protocol: Protocol, host_ip: Address, host_port: int) -> None:
         for forward, holder in self._at_port.get(host_port, ()):
             if forward.overlaps(protocol, host_ip, host_port):
                 raise _taken(protocol, host_ip, host_port, f"container {holder}")
@@ -269,54 +277,12 @@ class Publishing:
         refused = _taken(held.protocol, held.host_ip, held.host_port, owner or "a process of the host")
         return _refusal(held.request, held.host_ip, refused)
 
-    def _host_ip(self, request: PortRequest) -> IPv4Address:
-        if not request.host_ip:
-            return self._default_address
-        if ":" in request.host_ip:
-            raise UnsupportedError(
-                "ports are published at IPv4 addresses only",
-                subject=f"host address {request.host_ip}",
-                hint="leave it out, or give an IPv4 address of this host",
-            )
-        try:
-            host_ip = IPv4Address(request.host_ip)
-        except AddressValueError as error:
-            raise InvalidError("is not an IP address", subject=repr(request.host_ip)) from error
-        if host_ip.is_multicast or host_ip == IPv4Address("255.255.255.255"):
-            raise InvalidError("is not an address of this host", subject=str(host_ip))
-        return host_ip
-
-    async def _record(self, made: Iterable[Forward]) -> None:
-        rows = [
-            (
-                self._network,
-                *self._forwards[forward],
-                int(forward.address),
-                forward.protocol.value,
-                int(forward.host_ip),
-                forward.host_port,
-                forward.container_port,
-            )
-            for forward in made
-        ]
-
-        def work(connection: sqlite3.Connection) -> None:
-            connection.executemany("INSERT INTO network_port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
-
-        await self._database.transaction(work)
-
     async def _drop(self, gone: Collection[Forward]) -> None:
         """In whatever state they are."""
         if not gone:
             return
-        keys = [(forward.protocol.value, int(forward.host_ip), forward.host_port) for forward in gone]
-
-        def work(connection: sqlite3.Connection) -> None:
-            statement = "DELETE FROM network_port WHERE protocol = ? AND host_ip = ? AND host_port = ?"
-            connection.executemany(statement, keys)
-
         await self._taps.call(self._take_out, gone)
-        await self._database.transaction(work)
+        await self._records.delete(gone)
         for forward in gone:
             self._forget(forward)
             held = self._sockets.pop(forward, None)
@@ -347,13 +313,13 @@ def _take_from(index: dict[Any, list[Any]], key: Any, entry: Any) -> None:
 class _HostHasIt(Exception):  # noqa: N818 - says who, not what failed
     """A process of the host's; which one is looked for once, when nobody waits."""
 
-    def __init__(self, protocol: Protocol, host_ip: IPv4Address, host_port: int) -> None:
+    def __init__(self, protocol: Protocol, host_ip: Address, host_port: int) -> None:
         super().__init__(_title(protocol, host_ip, host_port))
         self.protocol, self.host_ip, self.host_port = protocol, host_ip, host_port
         self.request = PortRequest(0)
 
 
-def _refusal(request: PortRequest, host_ip: IPv4Address, refused: ExistsError) -> ExistsError:
+def _refusal(request: PortRequest, host_ip: Address, refused: ExistsError) -> ExistsError:
     if request.host_port_end <= request.host_port:
         return refused
     brief = f"all ports from {request.host_port} to {request.host_port_end} are taken"
@@ -373,11 +339,11 @@ def _forget_flows(begun: Collection[Forward], ended: Collection[Forward]) -> Non
         _log.debug("flows not forgotten", extra={"error": str(error)})
 
 
-def _title(protocol: Protocol, host_ip: IPv4Address, host_port: int) -> str:
-    return f"port {host_ip}:{host_port}/{protocol}"
+def _title(protocol: Protocol, host_ip: Address, host_port: int) -> str:
+    return f"port {shown(str(host_ip))}:{host_port}/{protocol}"
 
 
-def _taken(protocol: Protocol, host_ip: IPv4Address, host_port: int, owner: str) -> ExistsError:
+def _taken(protocol: Protocol, host_ip: Address, host_port: int, owner: str) -> ExistsError:
     return ExistsError(
         f"is in use by {owner}",
         subject=_title(protocol, host_ip, host_port),

@@ -5,13 +5,15 @@ import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from typing import TypeAlias
 
 from hyperd.errors import InvalidError
 
 # Not Docker's 172.17-31/16 and 192.168/16, podman's 10.88/16, libvirt's 192.168.122/24, nor what the usual Kubernetes
 # networks take (10.42, 10.43, 10.96, 10.244).
 DEFAULT_SUBNET = IPv4Network("10.213.0.0/16")
-ANY = IPv4Address("0.0.0.0")
+ANY, ANY6 = IPv4Address("0.0.0.0"), IPv6Address("::")
+Address: TypeAlias = IPv4Address | IPv6Address
 # This host, its loopback, its neighbours (and a cloud's metadata), multicast, and what is not assigned.
 _NOBODYS = tuple(
     map(IPv4Network, ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "240.0.0.0/4"))

@@ -4,7 +4,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hyperd.errors import HyperError, InvalidError, WrongStateError
+from hyperd.errors import HyperError, InvalidError, UnsupportedError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.network import DEFAULT_NETWORK, Endpoint, NetworkSpec, NetworkView
 from hyperd.network.base import Network
@@ -15,7 +15,8 @@ from hyperd.sandbox.handle import SandboxHandle
 def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
     """With its networks' names, however those were called: each start looks for them by name.
 
-    Raises NotFoundError, InvalidError for one that is given twice and for ports that nobody could reach.
+    Raises NotFoundError, InvalidError for one that is given twice and for ports that nobody could reach,
+    UnsupportedError for an IPv6 address to reach one at where there is none.
     """
     found = [
         (endpoint, network.get_network(endpoint.network).spec) for endpoint in endpoints.endpoints_of(spec)
@@ -25,6 +26,14 @@ def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
             "is internal: nothing outside reaches its ports",
             subject=f"network {found[0][1].name}",
             hint="leave -p and -P out, or use another network",
+        )
+    at_ipv6 = [port.host_ip for port in spec.ports if ":" in port.host_ip]
+    if found and at_ipv6 and not any(each.ipv6 for _, each in found):
+        raise UnsupportedError(
+            "has no IPv6, so nothing on it is published at an IPv6 address",
+            subject=f"network {found[0][1].name}",
+            evidence=f"asked for at {at_ipv6[0]}",
+            hint="make a network with `hyper network create --ipv6`, or publish at an IPv4 address",
         )
     settled = [replace(endpoint, network=each.name) for endpoint, each in found]
     endpoints.require_distinct(settled)

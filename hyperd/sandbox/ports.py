@@ -8,7 +8,7 @@ from dataclasses import replace
 from hyperd.errors import InvalidError, NotFoundError
 from hyperd.model.container import ContainerSpec
 from hyperd.model.image import ImageConfig
-from hyperd.model.network import PortRequest, Protocol, PublishedPort, UnpublishRequest
+from hyperd.model.network import PortRequest, Protocol, PublishedPort, UnpublishRequest, requests_of
 
 _EXPOSED = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
 _LAST = 65535
@@ -65,18 +65,17 @@ def kept(spec: ContainerSpec, published: Iterable[PublishedPort]) -> tuple[PortR
     """What one that sleeps is to have when it wakes: what it has now, as it was asked for where that was so."""
     asked = list(wanted(spec))
     requests = []
-    for port in published:
+    for port in requests_of(published):
         request = next((one for one in asked if _meets(one, port)), None)
         if request is not None:
             asked.remove(request)
-        requests.append(
-            request or PortRequest(port.container_port, port.protocol, port.host_ip, port.host_port)
-        )
+        requests.append(request or port)
     return tuple(requests)
 
 
-def _meets(request: PortRequest, port: PublishedPort) -> bool:
+def _meets(request: PortRequest, port: PortRequest) -> bool:
     same = (request.container_port, request.protocol) == (port.container_port, port.protocol)
+    same = same and request.host_ip in ("", port.host_ip)
     last = max(request.host_port, request.host_port_end)
     return same and (not request.host_port or request.host_port <= port.host_port <= last)
 

@@ -13,6 +13,7 @@ from hyperd.errors import (
     HyperError,
     InvalidError,
     NotFoundError,
+    UnsupportedError,
     WrongStateError,
 )
 from hyperd.model.network import (
@@ -215,14 +216,19 @@ class FakeNetwork:
             refusal: ExistsError | None = None
             first = request.host_port or 49152
             last = max(request.host_port, request.host_port_end) or 65535
+            host_ips = self._places(request, network)
             for number in range(first, last + 1):
-                host_ip = request.host_ip or "0.0.0.0"
-                port = PublishedPort(request.container_port, request.protocol, host_ip, number)
-                owner = next(
-                    (who for other, (_, who, _) in (self.ports | made).items() if _overlap(other, port)), None
+                ports = [
+                    PublishedPort(request.container_port, request.protocol, host_ip, number)
+                    for host_ip in host_ips
+                ]
+                taken = self.ports | made
+                clashes = (
+                    (who, port) for port in ports for o, (_, who, _) in taken.items() if _overlap(o, port)
                 )
+                owner, port = next(clashes, (None, ports[0]))
                 if owner is None:
-                    made[port] = (sandbox_id, holder, network)
+                    made |= dict.fromkeys(ports, (sandbox_id, holder, network))
                     break
                 refusal = ExistsError(f"is in use by container {owner}", subject=f"port {port}")
             else:
@@ -230,6 +236,14 @@ class FakeNetwork:
                 raise refusal
         self.ports |= made
         return tuple(made)
+
+    def _places(self, request: PortRequest, network: str) -> tuple[str, ...]:
+        has_ipv6 = self.get_network(network).spec.ipv6
+        if not request.host_ip:
+            return ("0.0.0.0", "::") if has_ipv6 else ("0.0.0.0",)
+        if ":" in request.host_ip and not has_ipv6:
+            raise UnsupportedError("has no IPv6 on its network", subject=f"host address {request.host_ip}")
+        return (request.host_ip,)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         error, self.fail_next_release = self.fail_next_release, None
@@ -305,4 +319,6 @@ def fake_tap(sandbox_id: SandboxId, slot: int) -> str:
 def _overlap(one: PublishedPort, other: PublishedPort) -> bool:
     if (one.protocol, one.host_port) != (other.protocol, other.host_port):
         return False
-    return one.host_ip == other.host_ip or "0.0.0.0" in (one.host_ip, other.host_ip)
+    if (":" in one.host_ip) != (":" in other.host_ip):
+        return False
+    return one.host_ip == other.host_ip or {"0.0.0.0", "::"} & {one.host_ip, other.host_ip} != set()

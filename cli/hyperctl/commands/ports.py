@@ -59,7 +59,7 @@ def _show(container: str, wanted: tuple[int, str] | None) -> int:
     if wanted is None:
         _print(published)
     else:
-        print_rows("\n".join(f"{entry.host_ip}:{entry.host_port}" for entry in published))
+        print_rows("\n".join(f"{ports.show_ip(entry.host_ip)}:{entry.host_port}" for entry in published))
     return 0
 
 
@@ -128,7 +128,7 @@ def ls(
         {
             "Names": container.name,
             "Port": f"{port.container_port}/{port.protocol}",
-            "Published": f"{port.host_ip}:{port.host_port}",
+            "Published": f"{ports.show_ip(port.host_ip)}:{port.host_port}",
         }
         for container in response.containers
         for port in container.ports
@@ -140,6 +140,7 @@ def ls(
 def _print(published: Iterable[pb.PublishedPort]) -> None:
     print_rows(
         "\n".join(
-            f"{port.container_port}/{port.protocol} -> {port.host_ip}:{port.host_port}" for port in published
+            f"{port.container_port}/{port.protocol} -> {ports.show_ip(port.host_ip)}:{port.host_port}"
+            for port in published
         )
     )

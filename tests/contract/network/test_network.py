@@ -5,7 +5,14 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from hyperd.errors import ExhaustedError, ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.errors import (
+    ExhaustedError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    UnsupportedError,
+    WrongStateError,
+)
 from hyperd.model.network import Endpoint, NetworkSpec, PortRequest, Protocol, PublishedPort
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks, BridgeSettings, Network
@@ -273,6 +280,16 @@ async def test_ports_are_led_to_another_of_its_networks(network: Network):
     assert network.published(box(1)) == ()
     await network.lead_ports(box(1), "back", "one", [PortRequest(80, host_port=8080)])
     assert network.published(box(1)) == was
+
+
+async def test_where_a_network_has_ipv6_ports_are_published_in_both_families(network: Network):
+    await network.create_network(NetworkSpec("six", ipv6=True))
+    await network.attach(box(1), [PortRequest(80, host_port=8080)], "one", Endpoint("six"))
+    assert [port.host_ip for port in network.published(box(1))] == ["0.0.0.0", "::"]
+    with pytest.raises(ExistsError):
+        await network.attach(box(2), [PortRequest(80, host_ip="::", host_port=8080)], "x", Endpoint("six"))
+    with pytest.raises(UnsupportedError):
+        await network.attach(box(3), [PortRequest(80, host_ip="::", host_port=8081)], "x")
 
 
 async def test_where_a_network_has_ipv6_each_has_an_address_of_it(network: Network):

@@ -24,6 +24,9 @@ def request(container_port, host_port=0, protocol="tcp", host_ip="", host_port_e
         ("53:53/UDP", [request(53, 53, "udp")]),
         ("127.0.0.1:8080:80", [request(80, 8080, host_ip="127.0.0.1")]),
         ("127.0.0.1::80", [request(80, host_ip="127.0.0.1")]),
+        ("[::1]:8080:80", [request(80, 8080, host_ip="::1")]),
+        ("[0::]::53/udp", [request(53, protocol="udp", host_ip="::")]),
+        ("[::1]:8080-8081:80-81", [request(80, 8080, host_ip="::1"), request(81, 8081, host_ip="::1")]),
         ("8080-8081:80-81", [request(80, 8080), request(81, 8081)]),
         ("8080-8090:80", [request(80, 8080, host_port_end=8090)]),
         ("80-81", [request(80), request(81)]),
@@ -35,8 +38,9 @@ def test_publish_has_dockers_grammar(text, requests):
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "0:80", "80:0", "80/", "80/icmp", "65536", "8080-8082:80-81", "90-80", "web:80", "[::1]:80:80",
-     "::1:80:80", "1.2.3:80:80", "1-65535", "-1:80", "80:80:80:80", "8080:80-81x"],
+    ["", ":", "0:80", "80:0", "80/", "80/icmp", "65536", "8080-8082:80-81", "90-80", "web:80",
+     "[::1]:80", "[::g]:80:80", "[::1]80:80", "[1.2.3.4]:80:80", "::1:80:80", "1.2.3:80:80",
+     "1-65535", "-1:80", "80:80:80:80", "8080:80-81x"],
 )  # fmt: skip
 def test_what_is_no_port_is_refused(text):
     with pytest.raises(InvalidError):
@@ -69,11 +73,12 @@ def test_the_column_of_ps_joins_ports_that_follow_each_other():
             published(81, 8081),
             published(83, 8083),
             published(53, 5353, "udp", "127.0.0.1"),
+            published(80, 8080, host_ip="::"),
         ],
         spec=pb.ContainerSpec(expose=["80/tcp", "443"]),
     )
     assert ports.render_ports(container) == (
-        "0.0.0.0:8080-8081->80-81/tcp, 0.0.0.0:8083->83/tcp, 127.0.0.1:5353->53/udp, 443"
+        "0.0.0.0:8080-8081->80-81/tcp, 0.0.0.0:8083->83/tcp, [::]:8080->80/tcp, 127.0.0.1:5353->53/udp, 443"
     )
 
 

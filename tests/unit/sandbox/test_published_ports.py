@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, UnsupportedError, WrongStateError
 from hyperd.model.container import ContainerSpec
 from hyperd.model.image import ImageConfig
 from hyperd.model.network import NetworkSpec, PortRequest, Protocol, PublishedPort, UnpublishRequest
@@ -152,3 +152,40 @@ async def test_ports_that_an_internal_network_keeps_in_are_refused_at_once(world
         with pytest.raises(InvalidError, match="internal"):
             await created(fleet, network="vault", **asked)
     assert not fleet.views()
+
+
+async def test_ports_at_ipv6_are_refused_at_once_where_no_network_has_it(world, fleet):
+    await world.network.create_network(NetworkSpec("four"))
+    await world.network.create_network(NetworkSpec("six", ipv6=True))
+    asked = (PortRequest(80, host_ip="::1", host_port=8080),)
+    with pytest.raises(UnsupportedError, match="network four: has no IPv6"):
+        await created(fleet, network="four", ports=asked)
+    await created(fleet, network="six", ports=asked)
+
+
+def both(container_port, host_port):
+    return [PublishedPort(container_port, Protocol.TCP, ip, host_port) for ip in ("0.0.0.0", "::")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "published", "kept"),
+    [
+        ([PortRequest(80)], both(80, 49153), [PortRequest(80)]),
+        ([], both(80, 8080), [PortRequest(80, host_port=8080)]),
+        ([PortRequest(80)], both(80, 49153)[1:], [PortRequest(80)]),
+        (
+            [
+                PortRequest(80, host_ip="::1", host_port=80),
+                PortRequest(80, host_ip="127.0.0.1", host_port=80),
+            ],
+            [PublishedPort(80, Protocol.TCP, ip, 80) for ip in ("127.0.0.1", "::1")],
+            [
+                PortRequest(80, host_ip="127.0.0.1", host_port=80),
+                PortRequest(80, host_ip="::1", host_port=80),
+            ],
+        ),
+    ],
+)
+def test_what_one_that_sleeps_has_when_it_wakes_is_one_request_for_both_families(asked, published, kept):
+    spec = ContainerSpec("x", ports=tuple(asked))
+    assert ports.kept(spec, published) == tuple(kept)
