@@ -3,7 +3,8 @@
 
     ROOT/ID/TAG.sock     where its QEMU connects, once: virtiofsd ends with that connection
     ROOT/ID/TAG.lock     held by virtiofsd so long as it runs; has its pid
-    ROOT/ID/TAG.log      what it complained of
+
+What it complains of is in memory, so much and no more (``host/complaints``): a guest may have it complain without end.
 
 The host's ids are the guest's. virtiofsd runs as root, as it must to give a file its owner, with seven capabilities,
 under seccomp, in namespaces of its own where there is nothing but what it serves (``enclosure``).
@@ -18,10 +19,13 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from hyperd.errors import TimeoutExpiredError, UnavailableError
 from hyperd.host import files, process
+from hyperd.host.complaints import Complaints
 from hyperd.host.held import HeldProcess
 from hyperd.host.workers import Wanted, Workers
 from hyperd.model.share import BrokenShare, IdRange, Share, ShareRequest
@@ -33,13 +37,29 @@ log = logging.getLogger(__name__)
 
 END_TIMEOUT_S = 10.0
 POLL_S = 0.005
-LOG_BYTES = 64 << 10
-LOG_TAIL_BYTES = 2048
 ID_DIGITS = 12  # of a directory's name: a socket's path has room for 107 bytes
+_STDERR = 2
 _HINT = "`hyper doctor` says whether virtiofsd is there"
 # It makes no device nodes: a guest needs none on the host, and who serves a read-only share changes nothing at all.
 _DROPPED = "-mknod"
 _DROPPED_READONLY = "-mknod:-chown:-fowner:-fsetid:-setfcap"
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """A virtiofsd."""
+
+    process: HeldProcess
+    said: Complaints | None  # None: it was gone before it could be asked for
+
+    def close(self) -> None:
+        self.process.close()
+        if self.said is not None:
+            self.said.close()
+
+    @property
+    def evidence(self) -> str:
+        return "" if self.said is None else self.said.tail()
 
 
 class LocalShares:
@@ -58,7 +78,9 @@ class LocalShares:
         self._places = places
         self._owner_of = owner_of
         self._workers = Workers("shares", 2)
-        self._held: dict[Path, HeldProcess] = {}  # by their locks
+        self._held: dict[Path, _Serving] = {}  # by their locks
+        self._known: set[str] | None = None  # names of directories that may be there; None: not looked yet
+        self._ending: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
 
     def close(self) -> None:
         """Those that run, run on."""
@@ -79,6 +101,7 @@ class LocalShares:
 
     async def serve(self, sandbox_id: SandboxId, shares: Sequence[Share]) -> tuple[SharePort, ...]:
         await self.end(sandbox_id)
+        (await self._present()).add(self._directory(sandbox_id).name)
         try:
             return await self._workers.call_while_wanted(self._start_all, sandbox_id, shares)
         except BaseException:
@@ -88,50 +111,61 @@ class LocalShares:
     async def require_served(self, sandbox_id: SandboxId) -> None:
         for lock in await self._workers.call(self._locks, sandbox_id):
             if not await self._workers.call(_is_locked, lock):
-                broken = await self._workers.call(_broken, lock)
-                if broken.evidence:  # else it ended because its QEMU did
-                    brief, subject = "cannot be served", f"share {broken.tag}"
-                    raise UnavailableError(brief, subject=subject, evidence=broken.evidence, hint=_HINT)
+                held = self._held.get(lock)
+                if held is not None and (evidence := held.evidence):  # else it ended because its QEMU did
+                    brief, subject = "cannot be served", f"share {lock.stem}"
+                    raise UnavailableError(brief, subject=subject, evidence=evidence, hint=_HINT)
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
-        waiting: dict[asyncio.Task[None], Path] = {}
-        async with asyncio.TaskGroup() as tasks:
-            for lock in await self._workers.call(self._locks, sandbox_id):
-                waiting[tasks.create_task(self._wait_ended(lock))] = lock
-            if not waiting:
-                await asyncio.Event().wait()  # where nothing is served nothing breaks
-            ended, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in left:
-                task.cancel()
-        return await self._workers.call(_broken, waiting[ended.pop()])
+        serving: dict[HeldProcess, tuple[Path, _Serving]] = {}
+        for lock in await self._workers.call(self._locks, sandbox_id):
+            held = await self._hold(lock)
+            if held is None:
+                return BrokenShare(lock.stem, "")
+            serving[held.process] = lock, held
+        if not serving:
+            await asyncio.Event().wait()  # where nothing is served nothing breaks
+        with files.file_errors(self._directory(sandbox_id)):
+            lock, held = serving[await HeldProcess.wait_first(list(serving))]
+        return BrokenShare(lock.stem, held.evidence)
 
     async def end(self, sandbox_id: SandboxId) -> None:
         directory = self._directory(sandbox_id)
-        for lock in await self._workers.call(self._locks, sandbox_id):
-            if (held := await self._hold(lock)) is not None:
-                try:
-                    async with asyncio.timeout(END_TIMEOUT_S):
-                        await self._kill(held, lock)
-                except TimeoutError as error:
-                    brief = f"still there {END_TIMEOUT_S:g} s after it was killed"
-                    raise TimeoutExpiredError(brief, subject=f"virtiofsd, pid {held.pid}") from error
-                del self._held[lock]
-                held.close()
-        with files.file_errors(directory):
-            await self._workers.call(files.remove_tree, directory)
+        if directory.name not in await self._present():
+            return  # as most sandboxes: none of their ends waits for a thread
+        turn = self._ending.setdefault(directory, asyncio.Lock())
+        async with turn:  # a kill and a look of the fleet's may both want it
+            for lock in await self._workers.call(self._locks, sandbox_id):
+                if (held := await self._hold(lock)) is not None:
+                    try:
+                        async with asyncio.timeout(END_TIMEOUT_S):
+                            await self._kill(held.process, lock)
+                    except TimeoutError as error:
+                        brief = f"still there {END_TIMEOUT_S:g} s after it was killed"
+                        subject = f"virtiofsd, pid {held.process.pid}"
+                        raise TimeoutExpiredError(brief, subject=subject) from error
+                    del self._held[lock]
+                    held.close()
+            with files.file_errors(directory):
+                await self._workers.call(files.remove_tree, directory)
+            (await self._present()).discard(directory.name)
 
     async def keep_only(self, running: Collection[SandboxId]) -> None:
         kept = {sandbox_id[:ID_DIGITS] for sandbox_id in running}
-        for name in set(await self._workers.call(self._names)) - kept:
+        for name in await self._present() - kept:
             log.warning("ending what serves nobody", extra={"id": name})
             await self.end(SandboxId(name))
 
     async def tidy(self) -> None:
-        await self._workers.call(self._shorten_logs)
+        for held in self._held.values():
+            if held.said is not None:
+                held.said.renew()
 
-    async def _wait_ended(self, lock: Path) -> None:
-        if (held := await self._hold(lock)) is not None:
-            await held.wait_gone()
+    async def _present(self) -> set[str]:
+        if self._known is None:
+            found = set(await self._workers.call(self._names))
+            self._known = found if self._known is None else self._known  # somebody may have been as fast
+        return self._known
 
     async def _kill(self, held: HeldProcess, lock: Path) -> None:
         """Its child, which does the serving, ends a moment later: each has an end of a pipe, and both the lock."""
@@ -142,15 +176,19 @@ class LocalShares:
                 return
             await asyncio.sleep(POLL_S)
 
-    async def _hold(self, lock: Path) -> HeldProcess | None:
+    async def _hold(self, lock: Path) -> _Serving | None:
         """Who serves it. None when that has ended, and was not started by this hyperd."""
         deadline = asyncio.get_running_loop().time() + END_TIMEOUT_S
         while lock not in self._held and await self._workers.call(_is_locked, lock):
             # Started by a hyperd that is gone. Its pid is the first thing that it writes; so long as it has the lock
             # that is its pid.
             found = await self._workers.call(_read_pid, lock)
-            if (held := HeldProcess.of(found)) is not None and await self._workers.call(_is_locked, lock):
-                self._held[lock] = held
+            if (process := HeldProcess.of(found)) is not None:
+                is_it = await self._workers.call(_is_locked, lock)
+                if is_it and lock not in self._held:  # somebody else may have been as fast
+                    self._held[lock] = _Serving(process, _said_by(process))
+                else:
+                    process.close()
             elif asyncio.get_running_loop().time() > deadline:
                 raise UnavailableError("is locked by nobody", subject=str(lock))
             else:
@@ -197,10 +235,11 @@ class LocalShares:
                 argv=self._argv(share.request),
             )
             argv = [sys.executable, "-I", "-S", enclosure.__file__, "3", json.dumps(plan)]
-            pid = process.start_detached(
-                argv, log=directory / f"{tag}.log", pass_fds=(lock, listener.fileno())
-            )
-            self._held[path] = HeldProcess(pid, os.pidfd_open(pid))  # a child that nobody else reaps
+            said = Complaints.new(tag)
+            stack.callback(said.close)
+            pid = process.start_detached(argv, output=said.fd, pass_fds=(lock, listener.fileno()))
+            # A child that nobody else reaps.
+            self._held[path] = _Serving(HeldProcess(pid, os.pidfd_open(pid)), Complaints(os.dup(said.fd)))
         return port
 
     def _argv(self, request: ShareRequest) -> list[str]:
@@ -228,12 +267,6 @@ class LocalShares:
     def _locks(self, sandbox_id: SandboxId) -> list[Path]:
         return sorted(self._directory(sandbox_id).glob("*.lock"))
 
-    def _shorten_logs(self) -> None:
-        for path in self._root.glob("*/*.log"):
-            with contextlib.suppress(FileNotFoundError):  # ended meanwhile
-                if path.stat().st_size > LOG_BYTES:
-                    os.truncate(path, 0)
-
     def _directory(self, sandbox_id: SandboxId) -> Path:
         return self._root / sandbox_id[:ID_DIGITS]
 
@@ -259,8 +292,7 @@ def _read_pid(lock: Path) -> int:
     return 0
 
 
-def _broken(lock: Path) -> BrokenShare:
-    text = b""
-    with contextlib.suppress(FileNotFoundError):
-        text = lock.with_suffix(".log").read_bytes()[-LOG_TAIL_BYTES:]
-    return BrokenShare(lock.stem, text.decode(errors="replace").strip())
+def _said_by(process: HeldProcess) -> Complaints | None:
+    with contextlib.suppress(OSError):  # it ended a moment ago
+        return Complaints(process.borrow(_STDERR))
+    return None
