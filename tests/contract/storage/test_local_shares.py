@@ -295,7 +295,7 @@ async def test_what_cannot_be_watched_is_one_error_that_says_so(local, source, t
     lock = tmp_path / "run" / BOX[:12] / "bind0.lock"
     pid_there = lock.read_text()
     lock.write_text("0")
-    monkeypatch.setattr("hyperd.storage.shares.END_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("hyperd.storage.serving.END_TIMEOUT_S", 0.05)
     later = opened(tmp_path)
     with pytest.raises(UnavailableError, match="is locked by nobody"):
         await later.wait_broken(BOX)
