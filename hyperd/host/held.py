@@ -3,9 +3,14 @@
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
+from collections.abc import Sequence
 from typing import Self
+
+_SYS_PIDFD_GETFD = 438
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class HeldProcess:
@@ -25,22 +30,41 @@ class HeldProcess:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self._fd, signal.SIGKILL)
 
+    def borrow(self, number: int) -> int:
+        """Its descriptor of that number, as one of ours: position and all. Raises OSError (it is gone)."""
+        fd: int = _libc.syscall(_SYS_PIDFD_GETFD, self._fd, number, 0)
+        if fd < 0:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        return fd
+
+    def copy(self) -> int:
+        """A descriptor of its own for each waiter: a loop knows one reader per descriptor. -1 once it is closed."""
+        return os.dup(self._fd) if self._fd >= 0 else -1
+
     async def wait_gone(self) -> None:
-        """Return when the process has ended and, if it is a child of this one, is reaped."""
+        """Return when the process has ended and, if it is a child of this one, is reaped.
+
+        One that was closed is nobody's any more: for whoever asks then it has ended.
+        """
+        await self.wait_first([self])
+
+    @staticmethod
+    async def wait_first(processes: "Sequence[HeldProcess]") -> "HeldProcess":
+        """The first of them that has ended, as ``wait_gone``. Raises OSError."""
         loop = asyncio.get_running_loop()
-        gone = loop.create_future()
-        # A descriptor of its own for each waiter: a loop knows one reader per descriptor.
-        fd = os.dup(self._fd)
-        try:
-            loop.add_reader(fd, _resolve, gone)
-            try:
-                await gone
-            finally:
-                loop.remove_reader(fd)
+        gone: asyncio.Future[tuple[HeldProcess, int]] = loop.create_future()
+        with contextlib.ExitStack() as stack:
+            for each in processes:
+                fd = each.copy()
+                if fd < 0:
+                    return each
+                stack.callback(os.close, fd)
+                loop.add_reader(fd, _resolve, gone, (each, fd))
+                stack.callback(loop.remove_reader, fd)
+            ended, fd = await gone
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - does not block
-        finally:
-            os.close(fd)
+            return ended
 
     def close(self) -> None:
         """Idempotent. The process is not touched."""
@@ -49,6 +73,6 @@ class HeldProcess:
             os.close(fd)
 
 
-def _resolve(future: "asyncio.Future[None]") -> None:
+def _resolve(future: "asyncio.Future[tuple[HeldProcess, int]]", value: "tuple[HeldProcess, int]") -> None:
     if not future.done():
-        future.set_result(None)
+        future.set_result(value)

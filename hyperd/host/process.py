@@ -10,7 +10,6 @@ import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 
@@ -115,10 +114,10 @@ async def spawn(
             await asyncio.shield(child.wait())
 
 
-def start_detached(argv: Sequence[str], *, log: Path, pass_fds: Sequence[int]) -> int:
+def start_detached(argv: Sequence[str], *, output: int, pass_fds: Sequence[int]) -> int:
     """A child that outlives this process, in a session of its own; returns its pid. Blocks until it is executed.
 
-    Its output is appended to ``log``. ``pass_fds`` become 3, 4, ... there.
+    Its output goes to the descriptor ``output``. ``pass_fds`` become 3, 4, ... there.
     Whoever calls this reaps it. Raises UnavailableError.
     """
     program = shutil.which(argv[0])
@@ -127,13 +126,13 @@ def start_detached(argv: Sequence[str], *, log: Path, pass_fds: Sequence[int]) -
             raise FileNotFoundError(errno.ENOENT, "no such program")
         with contextlib.ExitStack() as stack:
             # Copies above all targets, so that none is overwritten before it is in its place.
-            sources = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in pass_fds]
-            for fd in sources:
+            said, *sources = (fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (output, *pass_fds))
+            for fd in (said, *sources):
                 stack.callback(os.close, fd)
             actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, said, 1),
+                (os.POSIX_SPAWN_DUP2, said, 2),
                 *((os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(sources, start=3)),
             ]
             return os.posix_spawn(

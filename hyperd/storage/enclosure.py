@@ -52,7 +52,7 @@ def enclose(plan: Plan) -> str:
     """Build what is to be served, in a namespace of our own; returns its path there."""
     _check(_libc.unshare(_CLONE_NEWNS), "unshare")
     _mount("none", "/", "", _MS_REC | _MS_PRIVATE)
-    source = _open_without_links(plan["source"])
+    source = open_without_links(plan["source"])
     place = plan["place"]
     _mount("none", place, "tmpfs", _MS_NOSUID_NODEV_NOEXEC, "size=64k,mode=755")
     target = served = os.path.join(place, "served")  # noqa: PTH118 - a bare Python
@@ -77,8 +77,11 @@ def _plan(text: str) -> Plan:
     return plan
 
 
-def _open_without_links(path: str) -> int:
-    """hyperd resolved them when it looked whether the path is allowed: whoever made one since must not lead us on."""
+def open_without_links(path: str) -> int:
+    """hyperd resolved them when it looked whether the path is allowed: whoever made one since must not lead us on.
+
+    A place, to look at and to mount. Raises OSError: ELOOP where there is a link.
+    """
     how = (ctypes.c_uint64 * 3)(os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS)
     call = (_SYS_OPENAT2, -100, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how))
     fd: int = _libc.syscall(*call)

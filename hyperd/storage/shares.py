@@ -1,41 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Directories and files of the host for guests: one virtiofsd for each, which outlives hyperd as QEMU does.
-
-    ROOT/ID/TAG.sock     where its QEMU connects, once: virtiofsd ends with that connection
-    ROOT/ID/TAG.lock     held by virtiofsd so long as it runs; has its pid
-    ROOT/ID/TAG.log      what it complained of
+"""Directories and files of the host for guests: one virtiofsd for each (``serving``), which ends with its connection.
 
 The host's ids are the guest's. virtiofsd runs as root, as it must to give a file its owner, with seven capabilities,
 under seccomp, in namespaces of its own where there is nothing but what it serves (``enclosure``).
 """
 
 import asyncio
-import contextlib
-import fcntl
 import json
-import logging
 import os
-import socket
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from hyperd.errors import TimeoutExpiredError, UnavailableError
-from hyperd.host import files, process
-from hyperd.host.held import HeldProcess
+from hyperd.errors import UnavailableError
+from hyperd.host import files
 from hyperd.host.workers import Wanted, Workers
 from hyperd.model.share import BrokenShare, IdRange, Share, ShareRequest
 from hyperd.model.vm import SandboxId, SharePort
 from hyperd.storage import enclosure
 from hyperd.storage.places import Places
+from hyperd.storage.serving import Command, Place, Servers
 
-log = logging.getLogger(__name__)
-
-END_TIMEOUT_S = 10.0
-POLL_S = 0.005
-LOG_BYTES = 64 << 10
-LOG_TAIL_BYTES = 2048
-ID_DIGITS = 12  # of a directory's name: a socket's path has room for 107 bytes
 _HINT = "`hyper doctor` says whether virtiofsd is there"
 # It makes no device nodes: a guest needs none on the host, and who serves a read-only share changes nothing at all.
 _DROPPED = "-mknod"
@@ -53,18 +38,15 @@ class LocalShares:
         *,
         owner_of: Callable[[SandboxId], tuple[int, int]] | None = None,
     ) -> None:
-        self._root = root
         self._program = program
         self._places = places
-        self._owner_of = owner_of
         self._workers = Workers("shares", 2)
-        self._held: dict[Path, HeldProcess] = {}  # by their locks
+        self._servers = Servers(root, self._workers, "virtiofsd", owner_of)
 
     def close(self) -> None:
         """Those that run, run on."""
         self._workers.close()
-        for held in self._held.values():
-            held.close()
+        self._servers.close()
 
     async def require_possible(self, requests: Sequence[ShareRequest]) -> None:
         await self._workers.call(self._require_program)
@@ -79,6 +61,7 @@ class LocalShares:
 
     async def serve(self, sandbox_id: SandboxId, shares: Sequence[Share]) -> tuple[SharePort, ...]:
         await self.end(sandbox_id)
+        await self._servers.expect(sandbox_id)
         try:
             return await self._workers.call_while_wanted(self._start_all, sandbox_id, shares)
         except BaseException:
@@ -86,122 +69,47 @@ class LocalShares:
             raise
 
     async def require_served(self, sandbox_id: SandboxId) -> None:
-        for lock in await self._workers.call(self._locks, sandbox_id):
-            if not await self._workers.call(_is_locked, lock):
-                broken = await self._workers.call(_broken, lock)
-                if broken.evidence:  # else it ended because its QEMU did
-                    brief, subject = "cannot be served", f"share {broken.tag}"
-                    raise UnavailableError(brief, subject=subject, evidence=broken.evidence, hint=_HINT)
+        if (ended := await self._servers.find_ended(sandbox_id)) is not None:
+            tag, evidence = ended
+            raise UnavailableError("cannot be served", subject=f"share {tag}", evidence=evidence, hint=_HINT)
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
-        waiting: dict[asyncio.Task[None], Path] = {}
-        async with asyncio.TaskGroup() as tasks:
-            for lock in await self._workers.call(self._locks, sandbox_id):
-                waiting[tasks.create_task(self._wait_ended(lock))] = lock
-            if not waiting:
-                await asyncio.Event().wait()  # where nothing is served nothing breaks
-            ended, left = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            for task in left:
-                task.cancel()
-        return await self._workers.call(_broken, waiting[ended.pop()])
+        return BrokenShare(*await self._servers.wait_ended(sandbox_id))
 
     async def end(self, sandbox_id: SandboxId) -> None:
-        directory = self._directory(sandbox_id)
-        for lock in await self._workers.call(self._locks, sandbox_id):
-            if (held := await self._hold(lock)) is not None:
-                try:
-                    async with asyncio.timeout(END_TIMEOUT_S):
-                        await self._kill(held, lock)
-                except TimeoutError as error:
-                    brief = f"still there {END_TIMEOUT_S:g} s after it was killed"
-                    raise TimeoutExpiredError(brief, subject=f"virtiofsd, pid {held.pid}") from error
-                del self._held[lock]
-                held.close()
-        with files.file_errors(directory):
-            await self._workers.call(files.remove_tree, directory)
+        await self._servers.end(sandbox_id)
 
     async def keep_only(self, running: Collection[SandboxId]) -> None:
-        kept = {sandbox_id[:ID_DIGITS] for sandbox_id in running}
-        for name in set(await self._workers.call(self._names)) - kept:
-            log.warning("ending what serves nobody", extra={"id": name})
-            await self.end(SandboxId(name))
+        await self._servers.keep_only(running)
 
     async def tidy(self) -> None:
-        await self._workers.call(self._shorten_logs)
-
-    async def _wait_ended(self, lock: Path) -> None:
-        if (held := await self._hold(lock)) is not None:
-            await held.wait_gone()
-
-    async def _kill(self, held: HeldProcess, lock: Path) -> None:
-        """Its child, which does the serving, ends a moment later: each has an end of a pipe, and both the lock."""
-        held.kill()
-        await held.wait_gone()
-        while True:
-            if not await self._workers.call(_is_locked, lock):
-                return
-            await asyncio.sleep(POLL_S)
-
-    async def _hold(self, lock: Path) -> HeldProcess | None:
-        """Who serves it. None when that has ended, and was not started by this hyperd."""
-        deadline = asyncio.get_running_loop().time() + END_TIMEOUT_S
-        while lock not in self._held and await self._workers.call(_is_locked, lock):
-            # Started by a hyperd that is gone. Its pid is the first thing that it writes; so long as it has the lock
-            # that is its pid.
-            found = await self._workers.call(_read_pid, lock)
-            if (held := HeldProcess.of(found)) is not None and await self._workers.call(_is_locked, lock):
-                self._held[lock] = held
-            elif asyncio.get_running_loop().time() > deadline:
-                raise UnavailableError("is locked by nobody", subject=str(lock))
-            else:
-                await asyncio.sleep(POLL_S)
-        return self._held.get(lock)
+        self._servers.tidy()
 
     def _start_all(
         self, wanted: Wanted, sandbox_id: SandboxId, shares: Sequence[Share]
     ) -> tuple[SharePort, ...]:
-        directory = self._directory(sandbox_id)
         ports = []
-        with files.file_errors(directory):
-            files.make_directory(self._root, 0o711)
-            files.make_directory(directory, 0o711)
-            for share in shares:
-                wanted.require()
-                ports.append(self._start(sandbox_id, share, directory))
+        for share in shares:
+            wanted.require()
+            tag = share.request.tag
+            ports.append(SharePort(tag, self._servers.start(sandbox_id, tag, self._command_of(share))))
         return tuple(ports)
 
-    def _start(self, sandbox_id: SandboxId, share: Share, directory: Path) -> SharePort:
-        tag = share.request.tag
-        place = directory / f"{tag}.place"
-        files.make_directory(place, 0o700)
-        with contextlib.ExitStack() as stack:
-            # For reading: virtiofsd inherits it.
-            path = directory / f"{tag}.lock"
-            path.touch(0o600)
-            lock = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            stack.callback(os.close, lock)
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Listens before virtiofsd runs, and QEMU connects whenever it is there: nobody has to wait for a file.
-            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            port = SharePort(tag, directory / f"{tag}.sock")
-            listener.bind(os.fspath(port.socket))
-            port.socket.chmod(0o600)
-            if self._owner_of is not None:
-                os.chown(port.socket, *self._owner_of(sandbox_id))
-            listener.listen(1)
+    def _command_of(self, share: Share) -> Callable[[Place], Command]:
+        def command(place: Place) -> Command:
+            covered = place.socket.with_suffix(".place")
+            files.make_directory(covered, 0o700)
             plan = enclosure.Plan(
                 source=os.fspath(share.path),
-                place=os.fspath(place),
+                place=os.fspath(covered),
                 entry=share.entry,
                 readonly=share.request.readonly,
                 argv=self._argv(share.request),
             )
             argv = [sys.executable, "-I", "-S", enclosure.__file__, "3", json.dumps(plan)]
-            pid = process.start_detached(
-                argv, log=directory / f"{tag}.log", pass_fds=(lock, listener.fileno())
-            )
-            self._held[path] = HeldProcess(pid, os.pidfd_open(pid))  # a child that nobody else reaps
-        return port
+            return Command(argv, (place.lock_fd, place.listener_fd))
+
+        return command
 
     def _argv(self, request: ShareRequest) -> list[str]:
         dropped = _DROPPED_READONLY if request.readonly else _DROPPED
@@ -222,45 +130,6 @@ class LocalShares:
                 hint="Debian 13 has it as a package, on Debian 12 `make setup` brings it; or set [storage] virtiofsd",
             )
 
-    def _names(self) -> list[str]:
-        return [path.name for path in self._root.iterdir()] if self._root.is_dir() else []
-
-    def _locks(self, sandbox_id: SandboxId) -> list[Path]:
-        return sorted(self._directory(sandbox_id).glob("*.lock"))
-
-    def _shorten_logs(self) -> None:
-        for path in self._root.glob("*/*.log"):
-            with contextlib.suppress(FileNotFoundError):  # ended meanwhile
-                if path.stat().st_size > LOG_BYTES:
-                    os.truncate(path, 0)
-
-    def _directory(self, sandbox_id: SandboxId) -> Path:
-        return self._root / sandbox_id[:ID_DIGITS]
-
 
 def _translation(ids: IdRange) -> str:
     return f"map:{ids.guest}:{ids.host}:{ids.count}"
-
-
-def _is_locked(lock: Path) -> bool:
-    """By who serves it, or is about to."""
-    with contextlib.suppress(FileNotFoundError), lock.open("rb") as file:
-        try:
-            fcntl.flock(file.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-def _read_pid(lock: Path) -> int:
-    """0 when there is none yet."""
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        return int(lock.read_text()[:32])
-    return 0
-
-
-def _broken(lock: Path) -> BrokenShare:
-    text = b""
-    with contextlib.suppress(FileNotFoundError):
-        text = lock.with_suffix(".log").read_bytes()[-LOG_TAIL_BYTES:]
-    return BrokenShare(lock.stem, text.decode(errors="replace").strip())

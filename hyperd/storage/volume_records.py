@@ -23,7 +23,7 @@ from hyperd.model.volume import (
     VolumeSnapshotId,
     VolumeUser,
 )
-from hyperd.storage.volume_rules import parse_export
+from hyperd.storage.volume_rules import identity, parse_export
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -90,7 +90,7 @@ def require_nobodys(connection: sqlite3.Connection, name: VolumeName, export: Nb
 def _of_export(connection: sqlite3.Connection, export: NbdExport) -> list[VolumeName]:
     """All names that it has: an older hyperd gave it any number."""
     rows = connection.execute("SELECT * FROM volume WHERE driver = ?", (NBD,)).fetchall()
-    return [row.name for row in map(_row, rows) if export_of(row) == export]
+    return [row.name for row in map(_row, rows) if identity(export_of(row)) == identity(export)]
 
 
 def export_of(row: Row) -> NbdExport:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a volume may be. Pure."""
 
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ BLOCK_BYTES = 4096
 FILESYSTEMS = ("ext4", SHARED)
 NBD_PORT = 10809
 PORTS = 1 << 16
+_LOOPBACK = "localhost"
+_LOOPBACK_NAMES = frozenset({_LOOPBACK, "ip6-localhost", "localhost.localdomain"})
+_LOOPBACK_ADDRESSES = (ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1"))
 _SERVER = re.compile(r"([A-Za-z0-9][A-Za-z0-9.-]{0,252}|\[[0-9a-fA-F:]{2,39}\])(?::(\d{1,5}))?")
 _EXPORT = re.compile(r"[A-Za-z0-9_./-]{0,255}")
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{1,127}")
@@ -103,6 +107,23 @@ def parse_export(options: Mapping[str, str], subject: str) -> tuple[NbdExport, b
     ) == "true"
 
 
+def identity(export: NbdExport) -> NbdExport:
+    """The same for all spellings of a server: `localhost`, `127.0.0.1` and `::1`, capitals, forms of an address.
+
+    Names are not looked up: a server has as many as somebody gives it, and others tomorrow.
+    """
+    host = export.host.lower().removesuffix(".")
+    try:
+        address: ipaddress.IPv4Address | ipaddress.IPv6Address = ipaddress.ip_address(host)
+    except ValueError:
+        return NbdExport(_LOOPBACK if host in _LOOPBACK_NAMES else host, export.port, export.name)
+    if isinstance(address, ipaddress.IPv6Address):
+        address = address.ipv4_mapped or address
+    # Whoever connects to no address in particular comes to this host, too.
+    is_here = address.is_unspecified or address in _LOOPBACK_ADDRESSES
+    return NbdExport(_LOOPBACK if is_here else str(address), export.port, export.name)
+
+
 def require_name(name: str, kind: str) -> None:
     """Raises InvalidError."""
     if not _NAME.fullmatch(name):
@@ -166,7 +187,7 @@ def require_same(request: VolumeRequest, there: "Row") -> None:
 
 
 def _export_of(options: Mapping[str, str]) -> NbdExport:
-    return parse_export(options, "")[0]
+    return identity(parse_export(options, "")[0])
 
 
 def whole_blocks(size_bytes: int) -> int:

@@ -260,12 +260,13 @@ class LocalVolumes:
 
         with contextlib.ExitStack() as reserved:
             for name, export in wanted:
-                if export in self._reserved:
+                disk = rules.identity(export)
+                if disk in self._reserved:
                     raise WrongStateError(
                         f"{export} is being made a volume", subject=f"volume {name}", hint="try again"
                     )
-                self._reserved.add(export)
-                reserved.callback(self._reserved.discard, export)
+                self._reserved.add(disk)
+                reserved.callback(self._reserved.discard, disk)
             if wanted:
                 await self._database.transaction(work)
             yield

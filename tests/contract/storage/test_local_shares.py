@@ -13,10 +13,11 @@ import pytest_asyncio
 
 from hyperd.config import StorageConfig
 from hyperd.errors import HyperError, InvalidError, UnavailableError
+from hyperd.host.complaints import KEPT_BYTES, Complaints
+from hyperd.host.held import HeldProcess
 from hyperd.model.share import ShareRequest
 from hyperd.model.vm import SandboxId
 from hyperd.storage import LocalShares, Places
-from hyperd.storage.shares import LOG_BYTES
 from tests.fakes.shares import FakeShares
 from tests.fakes.world import eventually
 from tests.mounts import small_filesystem
@@ -229,18 +230,78 @@ async def test_whoever_serves_cannot_name_another_to_be_killed_in_its_stead(loca
     assert [flag & os.O_ACCMODE for flag in flags] == [os.O_RDONLY]
 
 
-async def test_what_it_complains_of_is_kept_short(local, source, tmp_path):
+def said_by(pid):
+    """The file that its complaints go to, through a descriptor of its own."""
+    return Path(f"/proc/{pid}/fd/2").open("r+b", buffering=0)
+
+
+async def test_what_it_complains_of_takes_so_much_room_and_no_more(local, source, tmp_path):
     await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
-    log = tmp_path / "run" / BOX[:12] / "bind0.log"
-    with log.open("ab") as file:
-        file.write(bytes(LOG_BYTES))
-        file.flush()
-        await local.tidy()
-        assert log.stat().st_size >= LOG_BYTES
-        file.write(b"x")
-        file.flush()
-        await local.tidy()
-        assert log.stat().st_size == 0
+    (pid,) = await serving(tmp_path, 1)
+    with said_by(pid) as said:
+        said.seek(KEPT_BYTES)
+        with pytest.raises(PermissionError):
+            said.write(b"x")
+        assert os.fstat(said.fileno()).st_size == KEPT_BYTES
+    names = sorted(path.name for path in (tmp_path / "run" / BOX[:12]).iterdir())
+    assert names == ["bind0.lock", "bind0.place", "bind0.sock"], "nothing of it is on a disk"
+    await local.tidy()
+
+
+async def test_what_it_complained_of_is_known_to_a_hyperd_that_came_later(local, source, tmp_path):
+    await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
+    (pid,) = await serving(tmp_path, 1)
+    later = opened(tmp_path)
+    watching = asyncio.ensure_future(later.wait_broken(BOX))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(asyncio.shield(watching), 0.2)
+    # As its own write would: with the position that all who have it share.
+    borrowed = HeldProcess.of(pid)
+    assert borrowed is not None
+    said = Complaints(borrowed.borrow(2))
+    os.write(said.fd, b"out of patience\n")
+    said.close()
+    borrowed.kill()
+    borrowed.close()
+    broken = await asyncio.wait_for(watching, PATIENCE_S)
+    assert broken.tag == "bind0"
+    assert broken.evidence.startswith("out of patience")
+    await later.end(BOX)
+    later.close()
+
+
+async def test_two_that_end_it_at_once_and_one_that_watches_agree(local, source, tmp_path):
+    shares = await found(local, *(ShareRequest(f"bind{number}", str(source)) for number in range(2)))
+    await local.serve(BOX, shares)
+    await serving(tmp_path, 2)
+    watching = asyncio.ensure_future(local.wait_broken(BOX))
+    ending = await asyncio.gather(*(local.end(BOX) for _ in range(3)), return_exceptions=True)
+    assert ending == [None, None, None]
+    assert (await asyncio.wait_for(watching, PATIENCE_S)).tag in {"bind0", "bind1"}
+    assert processes(tmp_path) == {}
+
+
+async def test_the_end_of_a_sandbox_without_shares_costs_no_work(local, source, tmp_path):
+    await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
+    await local.end(BOX)
+    local.close()  # nobody is there to work
+    await local.end(BOX)
+    await local.end(OTHER)
+
+
+async def test_what_cannot_be_watched_is_one_error_that_says_so(local, source, tmp_path, monkeypatch):
+    await local.serve(BOX, await found(local, ShareRequest("bind0", str(source))))
+    (pid,) = await serving(tmp_path, 1)
+    lock = tmp_path / "run" / BOX[:12] / "bind0.lock"
+    pid_there = lock.read_text()
+    lock.write_text("0")
+    monkeypatch.setattr("hyperd.storage.serving.END_TIMEOUT_S", 0.05)
+    later = opened(tmp_path)
+    with pytest.raises(UnavailableError, match="is locked by nobody"):
+        await later.wait_broken(BOX)
+    lock.write_text(pid_there)
+    later.close()
+    assert in_enclosure(pid)
 
 
 async def test_a_start_that_fails_at_the_second_share_leaves_nothing_of_the_first(local, source, tmp_path):

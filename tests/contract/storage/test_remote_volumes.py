@@ -122,6 +122,19 @@ async def test_a_servers_disk_is_one_volume_and_is_formatted_by_one(volumes, dis
     assert disk.path.read_bytes() == before
 
 
+async def test_a_server_is_the_same_however_it_is_spelled(volumes, disk):
+    wanted = request(disk.port, format="true")
+    made = await volumes.create(wanted)
+    for host in ("localhost", "LOCALHOST.", "[::1]", "[::FFFF:7f00:1]", "[0:0:0:0:0:0:0:1]", "0.0.0.0"):
+        spelled = {"server": f"{host}:{disk.port}"}
+        with pytest.raises(ExistsError, match="is volume db already"):
+            await volumes.create(request(disk.port, VolumeName("other"), **spelled))
+        assert await volumes.create(request(disk.port, **spelled)) == made
+    for other in ({"server": f"127.0.0.2:{disk.port + 1}"}, {"server": "[::2]"}, {"export": "other"}):
+        with pytest.raises(ExistsError, match="lies elsewhere"):
+            await volumes.create(request(disk.port, **other))
+
+
 async def test_two_names_that_an_older_hyperd_gave_a_disk_are_not_written_to_by_two(
     volumes, disk, monkeypatch
 ):

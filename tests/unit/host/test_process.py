@@ -94,7 +94,8 @@ async def test_one_that_is_detached_outlives_us_and_has_what_it_was_given(
     (tmp_path / "given").write_text("given\n")
     with (tmp_path / "given").open("rb") as first, (tmp_path / "written").open("wb") as second:
         given = (first.fileno(), second.fileno())
-        pid = process.start_detached(["sh", "-c", script], log=tmp_path / "log", pass_fds=given)
+        with (tmp_path / "log").open("wb") as output:
+            pid = process.start_detached(["sh", "-c", script], output=output.fileno(), pass_fds=given)
     held = HeldProcess.of(pid)
     assert held is not None
     await eventually(lambda: (tmp_path / "log").read_text().split() == [str(pid), "given"])
@@ -106,7 +107,7 @@ async def test_one_that_is_detached_outlives_us_and_has_what_it_was_given(
     held.close()
     assert HeldProcess.of(pid) is None  # reaped
     with pytest.raises(UnavailableError, match="cannot be executed"):
-        process.start_detached(["no-such-program"], log=tmp_path / "log", pass_fds=())
+        process.start_detached(["no-such-program"], output=0, pass_fds=())
 
 
 def alive(pid: int) -> bool:

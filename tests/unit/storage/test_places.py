@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from hyperd.errors import DeniedError, InvalidError, UnsupportedError
+from hyperd.errors import DeniedError, InvalidError, UnsupportedError, WrongStateError
 from hyperd.model.share import ShareRequest
 from hyperd.storage import Places
 
@@ -85,3 +85,48 @@ def test_what_is_neither_file_nor_directory_means_nothing_in_a_guest(places, tmp
 def test_a_source_is_an_absolute_path(places, path):
     with pytest.raises(InvalidError, match="is not an absolute path"):
         places.find(request(path))
+
+
+class Swapped(Places):
+    """Somebody is at work between the look at the path and the one at what is there."""
+
+    def __init__(self, swap, *args):
+        super().__init__(*args)
+        self.swap = swap
+
+    def _allowed_path(self, request):
+        path = super()._allowed_path(request)
+        self.swap()
+        return path
+
+
+@pytest.mark.parametrize("name", ["allowed/sub", "allowed/sub/below"])
+def test_a_link_that_is_put_there_after_the_look_is_not_followed(tmp_path, name):
+    (tmp_path / "allowed/sub/below").mkdir(parents=True)
+    (tmp_path / "other/below").mkdir(parents=True)
+
+    def swap():
+        (tmp_path / "allowed/sub").rename(tmp_path / "moved")
+        (tmp_path / "allowed/sub").symlink_to(tmp_path / "other")
+
+    places = Swapped(swap, [tmp_path / "allowed"], [])
+    with pytest.raises(WrongStateError, match="a link, or a file, in its way"):
+        places.find(request(tmp_path / name))
+
+
+def test_nothing_is_made_where_a_link_leads_that_is_put_there_after_the_look(tmp_path):
+    (tmp_path / "allowed").mkdir()
+    (tmp_path / "other").mkdir()
+    places = Swapped(
+        lambda: (tmp_path / "allowed/sub").symlink_to(tmp_path / "other"), [tmp_path / "allowed"], []
+    )
+    with pytest.raises(WrongStateError):
+        places.find(request(tmp_path / "allowed/sub/new", create_source=True))
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_below_a_file_there_is_nothing_and_nothing_is_made(places, tmp_path):
+    with pytest.raises(InvalidError, match="does not exist"):
+        places.find(request(tmp_path / "allowed/file/sub"))
+    with pytest.raises(WrongStateError, match="a link, or a file, in its way"):
+        places.find(request(tmp_path / "allowed/file/sub", create_source=True))
