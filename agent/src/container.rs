@@ -25,7 +25,7 @@ use crate::growth;
 use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::{self, Kernel, Linux};
-use crate::nursery::Nursery;
+use crate::nursery::{self, Nursery};
 use crate::path::Root;
 use crate::process::{self, Ahead, Birth, Newborn, Process};
 use crate::proto::{
@@ -54,7 +54,7 @@ pub struct Workshop {
     pub cgroups: Option<PathBuf>,
     pub devices: Filter,
     pub spare: Mutex<Option<Spare>>,
-    pub nursery: Mutex<Option<Arc<Nursery>>>,
+    pub nursery: nursery::Place,
 }
 
 pub struct Container {
@@ -119,21 +119,7 @@ impl Workshop {
             let cgroup = self.cgroups.as_ref().map(|mount| self.make_spare_cgroup(mount)).transpose()?;
             *spare = Some(Spare::bear(&self.reaper, cgroup)?);
         }
-        self.open_nursery()
-    }
-
-    /// Unless there is one that works. Blocking.
-    fn open_nursery(&self) -> Result<()> {
-        let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
-        if !nursery.as_ref().is_some_and(|it| it.works()) {
-            *nursery = Some(Arc::new(Nursery::open(&self.reaper)?));
-        }
-        Ok(())
-    }
-
-    fn working_nursery(&self) -> Option<Arc<Nursery>> {
-        let nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
-        nursery.clone().filter(|it| it.works())
+        self.nursery.require(|| Nursery::open(&self.reaper))
     }
 
     /// Of a container that is not privileged, without limits yet.
@@ -453,7 +439,7 @@ impl Container {
             Ok(process) => {
                 self.execs().insert(id.to_owned(), Some(process.clone()));
                 process.start().await?;
-                if workshop.working_nursery().is_none() {
+                if workshop.nursery.find().is_none() {
                     open_nursery_soon(workshop.clone());
                 }
                 Ok(process)
@@ -474,7 +460,7 @@ impl Container {
             cgroup,
             handle: (target, init::TARGET),
         };
-        let nursery = workshop.working_nursery();
+        let nursery = workshop.nursery.find();
         let ahead = nursery.as_deref().map_or(Ahead::Nobody, Ahead::Nursery);
         process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), ahead)
     }
@@ -596,7 +582,7 @@ fn remove_files(files: &std::path::Path) {
 /// For the next that is exec'd: nobody waits for it.
 fn open_nursery_soon(workshop: Arc<Workshop>) {
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = workshop.open_nursery() {
+        if let Err(error) = workshop.nursery.offer(|| Nursery::open(&workshop.reaper)) {
             crate::warn!("{error}");
         }
     });

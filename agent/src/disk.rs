@@ -167,7 +167,8 @@ impl<K: Kernel> Disks<K> {
         if upper.is_none() && lower.len() == 1 {
             lower.push(make_directory(self.state.join("empty"))?);
         }
-        let mount = self.kernel.make(&overlay(&lower, upper.as_deref())?)?;
+        let mount =
+            self.kernel.make(&overlay(&lower, upper.as_deref())?).map_err(|error| error.of("root file system"))?;
         Ok(RootMount { mount, layers, leases })
     }
 
@@ -318,10 +319,11 @@ fn prepare_upper(disk: &Path, writable: &WritableLayer, topmost: &Path) -> Resul
         return Err(Error::invalid(format!("bad writable directory {:?}", writable.directory)));
     }
     let path = disk.join(relative);
-    make_directory(path.join("work"))?;
+    let made = |directory: &Path| std::fs::create_dir_all(directory).what("create a directory on the writable disk");
+    made(&path.join("work"))?;
     let upper = path.join("upper");
     if !upper.exists() {
-        make_directory(upper.clone())?;
+        made(&upper)?;
         // The merged root shows the upper directory's own mode and owner.
         let made = std::fs::metadata(&upper).what("look at the upper directory")?;
         if let Ok(below) = std::fs::metadata(topmost) {
@@ -361,13 +363,13 @@ fn make_skeleton(path: &Path, request: &CreateContainerRequest) -> Result<PathBu
 }
 
 fn make_directory(path: PathBuf) -> Result<PathBuf> {
-    std::fs::create_dir_all(&path).what(format_args!("create {}", path.display()))?;
+    std::fs::create_dir_all(&path).what("create a directory of the agent's")?;
     Ok(path)
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .what(format_args!("open {}", path.display()))
+        .what("open a directory of the agent's")
 }
 
 fn check_serial(serial: &str) -> Result<()> {
@@ -408,7 +410,7 @@ fn is_live(node: &Path) -> Result<bool> {
     match rustix::fs::open(node, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
         Ok(_) => Ok(true),
         Err(Errno::NOENT | Errno::NXIO) => Ok(false),
-        Err(cause) => Err(cause).what(format_args!("open {}", node.display())),
+        Err(cause) => Err(cause).what("open the disk"),
     }
 }
 

@@ -19,6 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::fork;
 use crate::guest::Identity;
 use crate::mount::Linux;
+use crate::nursery;
 use crate::power::Power;
 use crate::proto::agent_service_server::AgentServiceServer;
 use crate::proto::archive_service_server::ArchiveServiceServer;
@@ -108,7 +109,7 @@ fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool)
         cgroups,
         devices: Filter::default(),
         spare: Mutex::default(),
-        nursery: Mutex::default(),
+        nursery: nursery::Place::default(),
     };
     // On a host the disks are its own: there is nothing to release.
     let drivers = if in_guest { PathBuf::from(virtio::DRIVERS) } else { state.join("drivers") };

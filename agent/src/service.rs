@@ -61,7 +61,7 @@ impl Agent {
             power,
             containers: Mutex::default(),
             frozen: RwLock::default(),
-            still: StillVolumes::default(),
+            still: StillVolumes::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -117,14 +117,15 @@ impl Agent {
         Ok(())
     }
 
-    /// Runs to its end when the caller hangs up.
-    pub async fn exec(&self, request: ExecProcessRequest) -> Result<Arc<Process>> {
+    /// Runs to its end when the caller hangs up; what nobody has claimed then is ended.
+    pub async fn exec(&self, request: ExecProcessRequest) -> Result<Unclaimed> {
         check_id("process", &request.process_id)?;
         let spec = request.process.ok_or_else(|| Error::invalid("no process given"))?;
         let (agent, container) = (self.clone(), self.container(&request.container_id)?);
         to_the_end(async move {
             let _moving = agent.moving()?;
-            container.exec(&agent.inner.workshop, &request.process_id, spec).await
+            let process = container.exec(&agent.inner.workshop, &request.process_id, spec).await?;
+            Ok(Unclaimed { container, process: Some(process) })
         })
         .await
     }
@@ -372,6 +373,34 @@ impl Agent {
     }
 }
 
+/// Executed, and its caller was not told yet. One whose caller has gone is known to nobody: dropped, it is killed, and
+/// forgotten when it has ended.
+pub struct Unclaimed {
+    container: Arc<Container>,
+    process: Option<Arc<Process>>,
+}
+
+impl Unclaimed {
+    pub fn claim(mut self) -> Result<Arc<Process>> {
+        self.process.take().ok_or_else(|| Error::internal("a process is claimed once"))
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        let Some(process) = self.process.take() else { return };
+        let container = self.container.clone();
+        crate::warn!("process {} of container {} ends: who asked for it has gone", process.id, container.id);
+        tokio::spawn(async move {
+            let ended = process.signal(libc::SIGKILL).map(drop);
+            let ended = ended.and(process.wait().await).and_then(|_| container.forget(&process.id));
+            if let Err(error) = ended {
+                crate::warn!("{error}");
+            }
+        });
+    }
+}
+
 /// Runs on when the caller hangs up.
 async fn detached<T: Send + 'static>(work: impl Future<Output = Result<T>> + Send + 'static) -> Answer<T> {
     Ok(Response::new(to_the_end(work).await?))
@@ -493,7 +522,7 @@ impl AgentService for Agent {
     }
 
     async fn exec_process(&self, request: Request<ExecProcessRequest>) -> Answer<ExecProcessResponse> {
-        let process = self.exec(request.into_inner()).await?;
+        let process = self.exec(request.into_inner()).await?.claim()?;
         Ok(Response::new(ExecProcessResponse { pid: process.pid }))
     }
 
