@@ -15,7 +15,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::container::{Container, blocking};
+use crate::blocking::blocking;
+use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::files::{Files, Pass};
 use crate::layer;

@@ -12,7 +12,6 @@ use tower_service::Service as _;
 
 use crate::boot;
 use crate::cgroup;
-use crate::container::Workshop;
 use crate::devices::Filter;
 use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
@@ -28,6 +27,7 @@ use crate::reaper::Reaper;
 use crate::service::Agent;
 use crate::transport::{Connection, Hangup, Scope, ScopeGuard, Serve, serve_pipe};
 use crate::virtio;
+use crate::workshop::Workshop;
 
 const BLOCKING_THREADS: usize = 16;
 const THREAD_STACK: usize = 256 * 1024;

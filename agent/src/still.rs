@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 
-use crate::container::blocking;
+use crate::blocking::blocking;
 use crate::error::{Context, Error, Result};
 use crate::sys;
 
