@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! ArchiveService: files of containers, between their file systems and the host. Each call has one blocking thread, and a
-//! few pieces under way. It ends when the host hangs up, takes or gives nothing for a minute, or the container goes.
+//! few pieces under way. It ends when the host hangs up, or the container goes. A host that is slow is waited for: it
+//! has somebody behind it who reads or writes as he likes. Only where processes stand still meanwhile it may not do
+//! nothing for a minute.
 
 use std::io::{BufRead, Read};
 use std::os::fd::AsFd;
@@ -13,7 +15,8 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::container::{Container, blocking};
+use crate::blocking::blocking;
+use crate::container::Container;
 use crate::error::{Error, Kind, Result};
 use crate::files::{Files, Pass};
 use crate::layer;
@@ -47,21 +50,20 @@ impl<T> futures_core::Stream for Pieces<T> {
 struct Wire<T> {
     sender: mpsc::Sender<Answer<T>>,
     closing: watch::Receiver<bool>,
+    /// How long the host may take nothing; `None`: as long as it is there.
+    patience: Option<Duration>,
     runtime: Handle,
 }
 
 impl<T> Wire<T> {
     fn send(&mut self, item: T) -> Result<()> {
-        let (sender, closing) = (&self.sender, &mut self.closing);
+        let (sender, closing, patience) = (&self.sender, &mut self.closing, self.patience);
         self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 _ = closing.wait_for(|closing| *closing) => Err(deleted()),
-                sent = tokio::time::timeout(STALL, sender.send(Ok(item))) => match sent {
-                    Ok(Ok(())) => Ok(()),
-                    Ok(Err(_)) => Err(hung_up()),
-                    Err(_) => Err(stalled()),
-                },
+                sent = sender.send(Ok(item)) => sent.map_err(|_| hung_up()),
+                () = run_out(patience) => Err(stalled()),
             }
         })
     }
@@ -74,6 +76,13 @@ impl<T> Wire<T> {
     }
 }
 
+async fn run_out(patience: Option<Duration>) {
+    match patience {
+        Some(patience) => tokio::time::sleep(patience).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn deleted() -> Error {
     Error::wrong_state("the container is being deleted")
 }
@@ -83,7 +92,8 @@ fn hung_up() -> Error {
 }
 
 fn stalled() -> Error {
-    Error::new(Kind::TimedOut, format!("the caller did nothing for {} s", STALL.as_secs()))
+    let waited = STALL.as_secs();
+    Error::new(Kind::TimedOut, format!("the caller did nothing for {waited} s while the container stood still"))
 }
 
 impl Outlet for Wire<ReadLayerResponse> {
@@ -121,17 +131,19 @@ fn take_turn() -> Result<SemaphorePermit<'static>> {
 /// Runs `work` on a thread of its own; what it holds is let go before the end is told.
 fn stream<T: Send + 'static>(
     pass: Pass,
+    patience: Option<Duration>,
     work: impl FnOnce(&Pass, &mut Wire<T>) -> Result<()> + Send + 'static,
 ) -> Result<Pieces<T>> {
     let turn = take_turn()?;
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let mut wire = Wire { sender, closing: pass.closing.clone(), runtime: Handle::current() };
+    let mut wire = Wire { sender, closing: pass.closing.clone(), patience, runtime: Handle::current() };
     tokio::task::spawn_blocking(move || {
         let done = work(&pass, &mut wire);
         drop((pass, turn));
         if let Err(error) = done {
-            let told = tokio::time::timeout(STALL, wire.sender.send(Err(error.into())));
-            let _ = wire.runtime.block_on(told);
+            // Behind what the host has yet to take, for which no thread has to wait.
+            let Wire { sender, runtime, .. } = wire;
+            runtime.spawn(async move { sender.send(Err(error.into())).await });
         }
     });
     Ok(Pieces(receiver))
@@ -159,7 +171,8 @@ impl ArchiveService for Agent {
             _ => None,
         };
         let workshop = self.workshop();
-        let pieces = stream(pass, move |_, wire| {
+        let patience = held.is_some().then_some(STALL);
+        let pieces = stream(pass, patience, move |_, wire| {
             let _held = held;
             let (upper, image) = (files.layers.open_upper()?, workshop.disks.mount_image(&files.layers.lower)?);
             layer::write_layer(upper.as_ref().map(AsFd::as_fd), image.as_ref().map(AsFd::as_fd), wire)
@@ -170,7 +183,7 @@ impl ArchiveService for Agent {
     async fn list_changes(&self, request: Request<ListChangesRequest>) -> Answer<Response<Self::ListChangesStream>> {
         let (files, _, pass) = self.pass(&request.into_inner().container_id)?;
         let workshop = self.workshop();
-        let pieces = stream(pass, move |_, wire| {
+        let pieces = stream(pass, None, move |_, wire| {
             let (upper, image) = (files.layers.open_upper()?, workshop.disks.mount_image(&files.layers.lower)?);
             layer::list_changes(upper.as_ref().map(AsFd::as_fd), image.as_ref().map(AsFd::as_fd), wire)
         })?;
@@ -180,7 +193,7 @@ impl ArchiveService for Agent {
     async fn read_tree(&self, request: Request<ReadTreeRequest>) -> Answer<Response<Self::ReadTreeStream>> {
         let request = request.into_inner();
         let (_, container, pass) = self.pass(&request.container_id)?;
-        let pieces = stream(pass, move |pass, wire: &mut Wire<ReadTreeResponse>| {
+        let pieces = stream(pass, None, move |pass, wire: &mut Wire<ReadTreeResponse>| {
             let root = pass.root.as_fd();
             if request.whole_root {
                 let stat = tree_read::Place::find(root, b"/", false)?.stat()?;
@@ -230,7 +243,7 @@ impl ArchiveService for Agent {
 }
 
 async fn next(requests: &mut Streaming<WriteTreeRequest>) -> Answer<Option<WriteItem>> {
-    let message = tokio::time::timeout(STALL, requests.message()).await.map_err(|_| stalled())??;
+    let message = requests.message().await?;
     message.map(|message| message.kind.ok_or_else(|| Error::invalid("an empty message").into())).transpose()
 }
 
@@ -292,3 +305,7 @@ impl Read for Source {
         Ok(length)
     }
 }
+
+#[cfg(test)]
+#[path = "archive_tests.rs"]
+mod tests;

@@ -187,7 +187,7 @@ fn remove_children(path: &Path) {
 
 fn open(path: &Path) -> Result<OwnedFd> {
     rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .what(format_args!("open {}", path.display()))
+        .what("open the container's cgroup")
 }
 
 fn limits(resources: &Resources) -> Vec<(&'static str, String)> {

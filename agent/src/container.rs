@@ -2,8 +2,6 @@
 //! One container: its first process, the exec'd ones, its cgroup, the disks it stands on.
 //!
 //!     created --start--> running --exit--> exited
-//!
-//! Everything here that blocks (mounts, births) is called on a blocking thread.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,50 +10,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard};
 
-use crate::boot;
+use crate::blocking::blocking;
 use crate::cgroup::Cgroup;
-use crate::devices::Filter;
-use crate::disk::{Disks, Lease};
+use crate::disk::Lease;
 use crate::error::{Context, Error, Kind, Result};
-use crate::files::{Files, Layers};
-use crate::growth;
-use crate::guest::Identity;
+use crate::files::Files;
 use crate::init::{self, Config};
-use crate::mount::{self, Kernel, Linux};
 use crate::nursery::Nursery;
-use crate::path::Root;
 use crate::process::{self, Ahead, Birth, Newborn, Process};
-use crate::proto::{
-    ContainerState, ContainerStatus, CreateContainerRequest, ExitStatus, Mount, OpenVolumeRequest, ProcessSpec,
-    Resources, RootFilesystem,
-};
-use crate::reaper::Reaper;
-use crate::spare::Spare;
+use crate::proto::{ContainerState, ContainerStatus, ExitStatus, ProcessSpec};
 use crate::sys;
-use crate::volume;
+use crate::workshop::{Made, Workshop, remove_files};
 
-/// No container's id begins with a dot.
-const SPARE_CGROUP: &str = ".spare";
 const MAX_PROCESSES: usize = 1024;
 const KILL_DEADLINE: Duration = Duration::from_secs(10);
 const STILL_DEADLINE: Duration = Duration::from_secs(10);
 /// Longer than a process takes to be born.
 const HOLD_DEADLINE: Duration = Duration::from_secs(40);
-
-/// What every container of this guest is made with.
-pub struct Workshop {
-    pub reaper: Reaper,
-    pub disks: Disks<Linux>,
-    pub state: PathBuf,
-    /// The cgroup2 mount; absent only on a host that has none.
-    pub cgroups: Option<PathBuf>,
-    pub devices: Filter,
-    pub spare: Mutex<Option<Spare>>,
-    pub nursery: Mutex<Option<Arc<Nursery>>>,
-}
 
 pub struct Container {
     pub id: String,
@@ -72,14 +45,6 @@ pub struct Container {
     _leases: Vec<Lease>,
 }
 
-/// A root that was mounted, and nothing runs in it.
-pub struct Opened {
-    pub id: String,
-    pub archived: Arc<Files>,
-    files: PathBuf,
-    _leases: Vec<Lease>,
-}
-
 /// The processes of a container stand still for as long as it exists.
 pub struct Held {
     cgroup: Arc<Cgroup>,
@@ -92,263 +57,6 @@ impl Drop for Held {
             crate::warn!("{error}");
         }
     }
-}
-
-/// Made and born, not yet in the runtime's care.
-pub struct Made {
-    newborn: Newborn,
-    cgroup: Option<Arc<Cgroup>>,
-    files: PathBuf,
-    archived: Files,
-    leases: Vec<Lease>,
-}
-
-/// Namespaces that a container shares with another one.
-#[derive(Default)]
-pub struct Shared {
-    pub pid: Option<Arc<Container>>,
-    pub ipc: Option<Arc<Container>>,
-}
-
-impl Workshop {
-    /// What the first container would have to wait for. Blocking. Called before a template is saved.
-    pub fn prepare(&self) -> Result<()> {
-        self.disks.places()?;
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.is_none() {
-            let cgroup = self.cgroups.as_ref().map(|mount| self.make_spare_cgroup(mount)).transpose()?;
-            *spare = Some(Spare::bear(&self.reaper, cgroup)?);
-        }
-        self.open_nursery()
-    }
-
-    /// Unless there is one that works. Blocking.
-    fn open_nursery(&self) -> Result<()> {
-        let mut nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
-        if !nursery.as_ref().is_some_and(|it| it.works()) {
-            *nursery = Some(Arc::new(Nursery::open(&self.reaper)?));
-        }
-        Ok(())
-    }
-
-    fn working_nursery(&self) -> Option<Arc<Nursery>> {
-        let nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
-        nursery.clone().filter(|it| it.works())
-    }
-
-    /// Of a container that is not privileged, without limits yet.
-    fn make_spare_cgroup(&self, mount: &Path) -> Result<Cgroup> {
-        let cgroup = Cgroup::create(&Linux, mount, SPARE_CGROUP, &Resources::default())?;
-        let ready = self.devices.attach(cgroup.fd());
-        if ready.is_err() {
-            let _ = cgroup.remove(Instant::now());
-        }
-        ready.map(|()| cgroup)
-    }
-
-    /// Only the first container may have it: what the agent mounts afterwards is not in its namespace.
-    fn take_spare(&self, request: &CreateContainerRequest) -> Option<Spare> {
-        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-        if Spare::serves(request) {
-            return Some(spare);
-        }
-        spare.end();
-        None
-    }
-
-    /// The container's own, or the one that its spare is in.
-    fn make_cgroup(&self, mount: &Path, id: &str, resources: &Resources, spare: Option<&mut Spare>) -> Result<Cgroup> {
-        let Some(ahead) = spare.and_then(Spare::take_cgroup) else {
-            return Cgroup::create(&Linux, mount, id, resources);
-        };
-        if let Err(error) = ahead.limit(&Linux, resources) {
-            ahead.kill();
-            let _ = ahead.remove(Instant::now() + KILL_DEADLINE);
-            return Err(error);
-        }
-        Ok(ahead)
-    }
-
-    /// Blocking. Leaves nothing behind when it fails.
-    pub fn make(&self, mut request: CreateContainerRequest, identity: &Identity, shared: &Shared) -> Result<Made> {
-        let id = request.container_id.clone();
-        let files = self.state.join("containers").join(&id);
-        std::fs::create_dir_all(&files).what("create the container's directory")?;
-        let resources = request.resources.unwrap_or_default();
-        let mut spare = self.take_spare(&request);
-        let cgroup = match &self.cgroups {
-            Some(mount) => {
-                let cgroup = self.make_cgroup(mount, &id, &resources, spare.as_mut());
-                Some(Arc::new(cgroup.inspect_err(|_| remove_files(&files))?))
-            }
-            None => None,
-        };
-        let made = self.bear_first(&mut request, identity, shared, cgroup.clone(), files.clone(), &mut spare);
-        if made.is_err() {
-            if let Some(spare) = spare {
-                spare.end();
-            }
-            remove_files(&files);
-            if let Some(cgroup) = &cgroup {
-                cgroup.kill();
-                let _ = cgroup.remove(Instant::now() + KILL_DEADLINE);
-            }
-        }
-        made
-    }
-
-    fn bear_first(
-        &self,
-        request: &mut CreateContainerRequest,
-        identity: &Identity,
-        shared: &Shared,
-        cgroup: Option<Arc<Cgroup>>,
-        files: PathBuf,
-        spare: &mut Option<Spare>,
-    ) -> Result<Made> {
-        if request.hostname.is_empty() {
-            request.hostname = identity.hostname();
-        }
-        identity.write_files(&files, &request.hostname)?;
-        let mut leases = self.mount_sources(request)?;
-        let root = self.disks.mount_root(request, &files)?;
-        self.fill_volumes(request, &root.layers)?;
-        leases.extend(root.leases);
-
-        let isolation = request.isolation.clone().unwrap_or_default();
-        // The spare's has it.
-        if let (Some(cgroup), None, false) = (&cgroup, &spare, isolation.privileged) {
-            self.devices.attach(cgroup.fd())?;
-        }
-        let mut namespaces = (libc::CLONE_NEWNS | libc::CLONE_NEWUTS) as u64;
-        let mut join = Vec::new();
-        for (other, flag) in [(&shared.pid, libc::CLONE_NEWPID), (&shared.ipc, libc::CLONE_NEWIPC)] {
-            match other {
-                Some(other) => join.push((other.first.pidfd.as_fd(), flag)),
-                None => namespaces |= flag as u64,
-            }
-        }
-        let config = Config {
-            process: request.process.clone(),
-            files: files.to_string_lossy().into_owned(),
-            stage: self.state.join("stage").to_string_lossy().into_owned(),
-            share: self.state.join(boot::SHARE).to_string_lossy().into_owned(),
-            privileged: isolation.privileged,
-            // Only a PID 1 inherits orphans.
-            init: isolation.init && shared.pid.is_none(),
-            start: false,
-            create: Some(std::mem::take(request)),
-        };
-        let birth = Birth {
-            namespaces,
-            join,
-            cgroup: cgroup.as_ref().map(|c| c.fd()),
-            handle: (root.mount.as_fd(), init::ROOT),
-        };
-        let ahead = spare.take().map_or(Ahead::Nobody, Ahead::Spare);
-        let newborn = process::bear(&self.reaper, &config, &birth, ahead)?;
-        let archived = Files::new(root.mount, root.layers);
-        Ok(Made { newborn, cgroup, files, archived, leases })
-    }
-
-    /// Blocking. Leaves nothing behind when it fails.
-    pub fn open(&self, id: String, root: RootFilesystem) -> Result<Opened> {
-        let files = self.state.join("containers").join(&id);
-        std::fs::create_dir_all(&files).what("create the container's directory")?;
-        let is_readonly = root.readonly;
-        let request =
-            CreateContainerRequest { container_id: id.clone(), root: Some(root), ..CreateContainerRequest::default() };
-        let opened = self.disks.mount_root(&request, &files).and_then(|root| {
-            if is_readonly {
-                Linux.set_attributes(root.mount.as_fd(), false, mount::Attributes::MOUNT_ATTR_RDONLY)?;
-            }
-            Ok(root)
-        });
-        match opened {
-            Ok(root) => {
-                let archived = Arc::new(Files::new(root.mount, root.layers));
-                Ok(Opened { id, archived, files, _leases: root.leases })
-            }
-            Err(error) => {
-                remove_files(&files);
-                Err(error)
-            }
-        }
-    }
-
-    /// Blocking. A volume in a root's stead. Leaves nothing behind when it fails.
-    pub fn open_volume(&self, request: &OpenVolumeRequest) -> Result<Opened> {
-        let attributes =
-            if request.readonly { mount::Attributes::MOUNT_ATTR_RDONLY } else { mount::Attributes::empty() };
-        let lease = self.disks.lease(&request.disk_serial, 0, &request.filesystem, attributes)?;
-        if !request.readonly {
-            growth::fill_disk(&lease.path);
-        }
-        let place = volume::directory(&lease.path, &request.subdirectory)?;
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let place = rustix::fs::open(&place, flags, Mode::empty()).what("open the volume's directory")?;
-        let root = Linux.copy(place.as_fd(), false)?;
-        let id = request.container_id.clone();
-        let files = self.state.join("containers").join(&id);
-        std::fs::create_dir_all(&files).what("create the container's directory")?;
-        Ok(Opened { id, archived: Arc::new(Files::new(root, Layers::default())), files, _leases: vec![lease] })
-    }
-
-    /// Disks and shares among the mounts become binds of where the agent mounted them.
-    fn mount_sources(&self, request: &mut CreateContainerRequest) -> Result<Vec<Lease>> {
-        let mut leases = Vec::new();
-        // A disk that is mounted in several places is mounted for writing when one of them writes.
-        let written: Vec<String> =
-            request.mounts.iter().filter(|mount| !is_readonly(mount)).map(|mount| mount.source.clone()).collect();
-        for mount in &mut request.mounts {
-            let is_share = mount.r#type == "virtiofs";
-            let lease = if let Some(filesystem) = mount.r#type.strip_prefix("block:") {
-                let attributes = if written.contains(&mount.source) {
-                    mount::Attributes::empty()
-                } else {
-                    mount::Attributes::MOUNT_ATTR_RDONLY
-                };
-                let lease = self
-                    .disks
-                    .lease(&mount.source, 0, filesystem, attributes)
-                    .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?;
-                if attributes.is_empty() {
-                    growth::fill_disk(&lease.path);
-                }
-                lease
-            } else if is_share {
-                self.disks
-                    .lease_share(&mount.source)
-                    .map_err(|error| error.of(format_args!("share at {}", mount.destination)))?
-            } else {
-                continue;
-            };
-            "bind".clone_into(&mut mount.r#type);
-            let found = if is_share { volume::entry } else { volume::directory };
-            let source = found(&lease.path, &mount.subdirectory)
-                .map_err(|error| error.of(format_args!("volume at {}", mount.destination)))?;
-            mount.source = source.to_string_lossy().into_owned();
-            leases.push(lease);
-        }
-        Ok(leases)
-    }
-
-    /// With what is the image's own: neither with places for mounts nor with what the container changed.
-    fn fill_volumes(&self, request: &CreateContainerRequest, layers: &Layers) -> Result<()> {
-        let filled: Vec<&Mount> =
-            request.mounts.iter().filter(|mount| mount.copy_image && !is_readonly(mount)).collect();
-        if filled.is_empty() {
-            return Ok(());
-        }
-        let Some(image) = self.disks.mount_image(&layers.lower)? else { return Ok(()) };
-        let image = Root::new(image);
-        filled.iter().try_for_each(|mount| volume::fill(Path::new(&mount.source), &image, &mount.destination))
-    }
-}
-
-fn is_readonly(mount: &Mount) -> bool {
-    mount::parse_options(&mount.options)
-        .is_ok_and(|(attributes, _)| attributes.contains(mount::Attributes::MOUNT_ATTR_RDONLY))
 }
 
 impl Container {
@@ -453,7 +161,7 @@ impl Container {
             Ok(process) => {
                 self.execs().insert(id.to_owned(), Some(process.clone()));
                 process.start().await?;
-                if workshop.working_nursery().is_none() {
+                if workshop.nursery.find().is_none() {
                     open_nursery_soon(workshop.clone());
                 }
                 Ok(process)
@@ -474,7 +182,7 @@ impl Container {
             cgroup,
             handle: (target, init::TARGET),
         };
-        let nursery = workshop.working_nursery();
+        let nursery = workshop.nursery.find();
         let ahead = nursery.as_deref().map_or(Ahead::Nobody, Ahead::Nursery);
         process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), ahead)
     }
@@ -568,41 +276,11 @@ impl Container {
     }
 }
 
-impl Opened {
-    /// Unmounts, when the last lease goes.
-    pub async fn close(&self) -> Result<()> {
-        self.archived.close().await;
-        let files = self.files.clone();
-        blocking(move || {
-            remove_files(&files);
-            Ok(())
-        })
-        .await
-    }
-
-    /// It has no process, and none will come.
-    pub fn status(&self) -> ContainerStatus {
-        let state = ContainerState::Exited.into();
-        ContainerStatus { container_id: self.id.clone(), state, processes: Vec::new() }
-    }
-}
-
-fn remove_files(files: &std::path::Path) {
-    if let Err(cause) = std::fs::remove_dir_all(files) {
-        crate::warn!("remove {}: {cause}", files.display());
-    }
-}
-
 /// For the next that is exec'd: nobody waits for it.
 fn open_nursery_soon(workshop: Arc<Workshop>) {
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = workshop.open_nursery() {
+        if let Err(error) = workshop.nursery.offer(|| Nursery::open(&workshop.reaper)) {
             crate::warn!("{error}");
         }
     });
-}
-
-/// Mounting and giving birth block; the runtime's one thread must not.
-pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| Err(Error::internal("a blocking task panicked")))
 }

@@ -69,8 +69,8 @@ impl Frozen {
         let mut systems = Vec::with_capacity(paths.len());
         for path in paths {
             let system = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-                .what(format_args!("open {}", path.display()))?;
-            brakes.write(system.as_fd()).what(format_args!("write {}", path.display()))?;
+                .what(format_args!("open {}", disk(path)))?;
+            brakes.write(system.as_fd()).what(format_args!("write {}", disk(path)))?;
             systems.push((path, system));
         }
         if let Some(cgroups) = &self.cgroups {
@@ -81,9 +81,9 @@ impl Frozen {
                 Ok(()) => self.systems.push(system),
                 // Such as vfat: nobody writes to it now.
                 Err(cause) if cause.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-                    brakes.write(system.as_fd()).what(format_args!("write {}", path.display()))?;
+                    brakes.write(system.as_fd()).what(format_args!("write {}", disk(path)))?;
                 }
-                Err(cause) => return Err(cause).what(format_args!("freeze {}", path.display())),
+                Err(cause) => return Err(cause).what(format_args!("freeze {}", disk(path))),
             }
         }
         Ok(())
@@ -102,6 +102,12 @@ impl Frozen {
         }
         self.cgroups.as_deref().map_or(Ok(()), cgroup::thaw)
     }
+}
+
+/// By its serial: where the agent has it mounted is nobody's business.
+fn disk(mount: &Path) -> String {
+    let serial = mount.file_stem().unwrap_or_default();
+    format!("the file system of disk {}", serial.to_string_lossy())
 }
 
 #[cfg(test)]
@@ -142,6 +148,14 @@ mod tests {
     #[test]
     fn what_is_dirty_is_written_before_anything_stands_still() {
         assert_eq!(steps(Recorded::default()), (2, vec!["write", "write", "halt", "freeze", "freeze"]));
+    }
+
+    #[test]
+    fn what_fails_is_told_by_its_disk_and_not_by_where_that_is_mounted() {
+        let mut frozen = Frozen { cgroups: None, systems: Vec::new() };
+        let absent = PathBuf::from("/run/hyper/disks/absent1.0");
+        let error = frozen.stand_still(&Recorded::default(), &[absent]).unwrap_err();
+        assert_eq!(error.message, "open the file system of disk absent1: no such file or directory");
     }
 
     #[test]

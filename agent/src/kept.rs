@@ -17,7 +17,7 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use crate::error::{Context, Error, Result};
 use crate::mount::{Attributes, Filesystem, Kernel};
-use crate::{disk, sys, virtio};
+use crate::{plugged, sys, virtio};
 
 /// A read-only disk as large is none, but stands for an image of any size (hyperd/sandbox/template_build.py).
 const PLACEHOLDER: u64 = 1 << 36;
@@ -59,7 +59,7 @@ impl Kept {
     ) -> Result<Option<Self>> {
         let Some(sysfs) = find_disk(drivers, device) else { return Ok(None) };
         let Some(name) = sysfs.file_name().and_then(|name| name.to_str()).map(str::to_owned) else { return Ok(None) };
-        let Some(serial) = disk::read_serial(&sysfs).filter(|serial| !serial.is_empty()) else { return Ok(None) };
+        let Some(serial) = plugged::read_serial(&sysfs).filter(|serial| !serial.is_empty()) else { return Ok(None) };
         let read = |file: &str| std::fs::read_to_string(sysfs.join(file)).unwrap_or_default();
         let size = read("size").trim().parse::<u64>().unwrap_or(0).saturating_mul(SECTOR);
         let what = if read("ro").trim() == "1" {

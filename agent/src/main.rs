@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod archive;
+mod blocking;
 mod boot;
 mod bounds;
 mod capability;
@@ -29,22 +30,28 @@ mod kept;
 mod layer;
 mod link;
 mod log;
+mod making;
 mod mount;
 mod names;
 mod net;
 mod node;
 mod nursery;
+mod opened;
+mod overlay;
 mod path;
 mod pax;
+mod plugged;
 mod power;
 mod process;
 mod reaper;
 mod rootfs;
+mod rpc;
 mod rtnetlink;
 mod run;
 mod seccomp;
 mod serve;
 mod service;
+mod sources;
 mod spare;
 mod stats;
 mod stdio;
@@ -56,10 +63,12 @@ mod transport;
 mod tree_read;
 mod tree_write;
 mod untar;
+mod upkeep;
 mod user;
 mod virtio;
 mod volume;
 mod walk;
+mod workshop;
 
 /// Generated from proto/hyper/agent/v1/agent.proto.
 #[allow(clippy::all, clippy::pedantic, clippy::unwrap_used, clippy::expect_used)]

@@ -74,7 +74,7 @@ impl Kernel for Linux {
             } else {
                 rustix::mount::fsconfig_set_string(&context, key.as_str(), value.as_str())
             };
-            let option = if value.is_empty() { key.clone() } else { format!("{key}={value}") };
+            let option = if value.is_empty() || is_place(key) { key.clone() } else { format!("{key}={value}") };
             set.map_err(|cause| refuse(&option, cause))?;
         }
         rustix::mount::fsconfig_create(&context).map_err(|cause| {
@@ -126,6 +126,11 @@ impl Kernel for Linux {
         rustix::io::write(&file, value.as_bytes()).what(format_args!("write {value:?} to {name}"))?;
         Ok(())
     }
+}
+
+/// Whether its value is a path of the agent's own, which tells a user nothing.
+fn is_place(key: &str) -> bool {
+    matches!(key, "source" | "lowerdir+" | "upperdir" | "workdir")
 }
 
 /// Options were refused before: what a disk holds is not this filesystem.
@@ -254,6 +259,19 @@ pub mod recording {
         fn write(&self, directory: BorrowedFd<'_>, name: &str, value: &str) -> Result<()> {
             self.note(format!("{}/{name} = {value}", self.place(directory)))
         }
+    }
+
+    /// The kernel says it before anything is mounted.
+    #[test]
+    fn an_option_that_is_refused_is_told_without_the_agents_own_paths() {
+        let told = |kind: &str, key: &str, value: &str| {
+            let asked = Filesystem::new(kind, &[(key, value)], Attributes::empty());
+            Linux.make(&asked).unwrap_err().message
+        };
+        let overlay = told("overlay", "lowerdir+", "/run/hyper/disks/absent.1");
+        assert!(overlay.contains("lowerdir+") && !overlay.contains("/run/hyper"), "{overlay}");
+        let tmpfs = told("tmpfs", "size", "much");
+        assert!(tmpfs.contains("size=much"), "{tmpfs}");
     }
 
     #[test]

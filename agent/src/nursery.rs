@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -34,9 +35,48 @@ const MAX_FDS: usize = 6;
 
 pub struct Nursery {
     child: Child,
-    socket: UnixStream,
+    /// One question at a time.
+    socket: Mutex<UnixStream>,
     /// It did not answer as it should, and what it says next may be of what it was asked then.
     is_broken: AtomicBool,
+}
+
+/// The nursery of a guest, while there is one that works.
+#[derive(Default)]
+pub struct Place {
+    nursery: Mutex<Option<Arc<Nursery>>>,
+    /// Held for as long as one is being opened, which may be seconds: nobody waits for it but who has to have one.
+    opening: Mutex<()>,
+}
+
+impl Place {
+    /// Never waits for one that is being opened.
+    pub fn find(&self) -> Option<Arc<Nursery>> {
+        let nursery = self.nursery.lock().unwrap_or_else(PoisonError::into_inner);
+        nursery.clone().filter(|it| it.works())
+    }
+
+    /// Unless there is one. Blocking; waits for who is opening one.
+    pub fn require(&self, open: impl FnOnce() -> Result<Nursery>) -> Result<()> {
+        let _opening = self.opening.lock().unwrap_or_else(PoisonError::into_inner);
+        self.fill(open)
+    }
+
+    /// Unless there is one, or somebody is opening one. Blocking.
+    pub fn offer(&self, open: impl FnOnce() -> Result<Nursery>) -> Result<()> {
+        match self.opening.try_lock() {
+            Ok(_opening) => self.fill(open),
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn fill(&self, open: impl FnOnce() -> Result<Nursery>) -> Result<()> {
+        if self.find().is_none() {
+            let opened = Arc::new(open()?);
+            *self.nursery.lock().unwrap_or_else(PoisonError::into_inner) = Some(opened);
+        }
+        Ok(())
+    }
 }
 
 /// What a newborn is given.
@@ -63,9 +103,9 @@ impl Nursery {
         };
         let child = reaper.spawn(&spawn).what("start the nursery")?;
         drop(theirs);
-        let nursery = Self { child, socket: ours, is_broken: AtomicBool::new(false) };
-        nursery.socket.set_read_timeout(Some(ANSWER_DEADLINE)).what("set a deadline")?;
-        (&nursery.socket).read_exact(&mut [0]).what("wait for the nursery")?;
+        ours.set_read_timeout(Some(ANSWER_DEADLINE)).what("set a deadline")?;
+        let nursery = Self { child, socket: Mutex::new(ours), is_broken: AtomicBool::new(false) };
+        nursery.lock().read_exact(&mut [0]).what("wait for the nursery")?;
         Ok(nursery)
     }
 
@@ -79,17 +119,25 @@ impl Nursery {
             let mut fds = gifts.streams.to_vec();
             fds.extend([gifts.report, gifts.target]);
             fds.extend(gifts.cgroup);
-            let answer = self.ask(&fds).inspect_err(|_| self.is_broken.store(true, Ordering::Release))?;
+            let socket = self.lock();
+            if !self.works() {
+                return Err(Error::internal("the nursery has failed meanwhile"));
+            }
+            let answer = ask(&socket, &fds).inspect_err(|_| self.is_broken.store(true, Ordering::Release))?;
             answer.ok_or_else(|| Error::internal("the nursery could not bear a process"))
         })
     }
 
-    fn ask(&self, fds: &[BorrowedFd<'_>]) -> Result<Option<(u32, OwnedFd)>> {
-        send(&self.socket, b"b", fds)?;
-        let mut pid = [0; 4];
-        let received = receive(&self.socket, &mut pid)?.into_iter().next();
-        Ok(received.map(|pidfd| (u32::from_le_bytes(pid), pidfd)))
+    fn lock(&self) -> MutexGuard<'_, UnixStream> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn ask(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> Result<Option<(u32, OwnedFd)>> {
+    send(socket, b"b", fds)?;
+    let mut pid = [0; 4];
+    let received = receive(socket, &mut pid)?.into_iter().next();
+    Ok(received.map(|pidfd| (u32::from_le_bytes(pid), pidfd)))
 }
 
 impl Drop for Nursery {
@@ -172,8 +220,11 @@ fn receive(socket: &UnixStream, word: &mut [u8]) -> Result<Vec<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let wanted = word.len();
-    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(word)], &mut control, RecvFlags::CMSG_CLOEXEC)
-        .what("receive descriptors")?;
+    // With a deadline it is not restarted after a signal, and each child that ends is one.
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(word)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })
+    .what("receive descriptors")?;
     if got.bytes != wanted {
         return Err(Error::internal("the other end has gone"));
     }
@@ -184,4 +235,31 @@ fn receive(socket: &UnixStream, word: &mut [u8]) -> Result<Vec<OwnedFd>> {
         }
     }
     Ok(fds)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn nobody_waits_while_one_is_being_opened_but_who_has_to_have_it() {
+        let place = Arc::new(Place::default());
+        let (asking, opened) = (place.clone(), std::cell::Cell::new(false));
+        let told = place.require(|| {
+            opened.set(true);
+            let (tell, heard) = mpsc::channel();
+            std::thread::spawn(move || {
+                let second = asking.offer(|| Err(Error::internal("opened twice at once")));
+                tell.send((asking.find().is_none(), second)).unwrap();
+            });
+            assert_eq!(heard.recv_timeout(DEADLINE).unwrap(), (true, Ok(())));
+            Err(Error::internal("this one cannot"))
+        });
+        assert!(told.is_err() && opened.get());
+        assert!(place.offer(|| Err(Error::internal("tried again"))).is_err());
+    }
 }

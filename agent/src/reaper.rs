@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Reaps every child, ours and those that a dead container left behind, and tells whoever waits.
-//! A child is registered under the same lock under which it is born, so that it cannot be reaped unseen.
+//!
+//! A child may be reaped before its birth has told its number. So while anybody is being born the statuses of those whom
+//! nobody waits for are kept, and no birth, which may take seconds, keeps the reaper waiting.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -13,7 +15,16 @@ use crate::sys;
 
 #[derive(Clone, Default)]
 pub struct Reaper {
-    waiting: Arc<Mutex<HashMap<u32, oneshot::Sender<i32>>>>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: HashMap<u32, oneshot::Sender<i32>>,
+    /// Under way.
+    births: u32,
+    /// By number, of which there are no more than the kernel has; empty while nobody is being born.
+    unclaimed: HashMap<u32, i32>,
 }
 
 pub struct Child {
@@ -33,29 +44,115 @@ impl Reaper {
         &self,
         birth: impl FnOnce() -> std::result::Result<(u32, OwnedFd), E>,
     ) -> std::result::Result<Child, E> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let (pid, pidfd) = birth()?;
-        let (sender, exited) = oneshot::channel();
-        waiting.insert(pid, sender);
-        Ok(Child { pid, pidfd, exited })
+        self.lock().births += 1;
+        let born = birth();
+        let mut state = self.lock();
+        state.births -= 1;
+        let child = born.map(|(pid, pidfd)| {
+            let (sender, exited) = oneshot::channel();
+            match state.unclaimed.remove(&pid) {
+                Some(status) if is_reaped(&pidfd) => drop(sender.send(status)),
+                // Another one's, who had the number before.
+                _ => drop(state.waiting.insert(pid, sender)),
+            }
+            Child { pid, pidfd, exited }
+        });
+        if state.births == 0 {
+            state.unclaimed = HashMap::new();
+        }
+        child
     }
 
     pub async fn run(self) -> std::io::Result<()> {
         let mut signals = signal(SignalKind::child())?;
         loop {
-            self.reap_all();
+            self.reap_all(sys::reap);
             if signals.recv().await.is_none() {
                 return Ok(());
             }
         }
     }
 
-    fn reap_all(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some((pid, status)) = sys::reap() {
-            if let Some(sender) = waiting.remove(&pid) {
+    fn reap_all(&self, mut reap: impl FnMut() -> Option<(u32, i32)>) {
+        let mut state = self.lock();
+        while let Some((pid, status)) = reap() {
+            if let Some(sender) = state.waiting.remove(&pid) {
                 let _ = sender.send(status);
+            } else if state.births > 0 {
+                state.unclaimed.insert(pid, status);
             }
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_reaped(pidfd: &OwnedFd) -> bool {
+    sys::pidfd_send_signal(pidfd.as_fd(), 0).is_err_and(|cause| cause.raw_os_error() == Some(libc::ESRCH))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tokio::sync::oneshot::error::TryRecvError;
+
+    use super::*;
+
+    fn handle(child: &std::process::Child) -> (u32, OwnedFd) {
+        let pid = rustix::process::Pid::from_child(child);
+        (child.id(), rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap())
+    }
+
+    fn reaped(reaper: &Reaper, pid: u32, status: i32) {
+        let mut found = vec![(pid, status)];
+        reaper.reap_all(|| found.pop());
+    }
+
+    #[test]
+    fn who_is_reaped_before_its_birth_is_told_is_not_missed() {
+        let reaper = Reaper::default();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut born = reaper
+            .register(|| {
+                let handle = handle(&child);
+                child.wait().unwrap();
+                reaped(&reaper, child.id(), 7);
+                Ok::<_, Infallible>(handle)
+            })
+            .unwrap();
+        assert_eq!(born.exited.try_recv(), Ok(7));
+        assert!(reaper.lock().unclaimed.is_empty());
+    }
+
+    #[test]
+    fn a_status_of_who_had_the_number_before_is_not_ours() {
+        let reaper = Reaper::default();
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let mut born = reaper
+            .register(|| {
+                reaped(&reaper, child.id(), 7);
+                Ok::<_, Infallible>(handle(&child))
+            })
+            .unwrap();
+        assert_eq!(born.exited.try_recv(), Err(TryRecvError::Empty));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        reaped(&reaper, child.id(), 9);
+        assert_eq!(born.exited.try_recv(), Ok(9));
+    }
+
+    #[test]
+    fn the_dead_whom_nobody_waits_for_are_not_kept() {
+        let reaper = Reaper::default();
+        reaped(&reaper, 5, 0);
+        assert!(reaper.lock().unclaimed.is_empty());
+        let failed = reaper.register(|| {
+            reaped(&reaper, 6, 0);
+            Err(())
+        });
+        assert!(failed.is_err() && reaper.lock().unclaimed.is_empty());
     }
 }

@@ -129,7 +129,9 @@ impl<K: Kernel> Builder<'_, K> {
         }
         self.fill_dev(isolation.privileged, is_filled)?;
         for name in NAME_FILES {
-            self.bind(&self.files.join(name), &format!("/etc/{name}"), Attributes::empty())?;
+            let place = format!("/etc/{name}");
+            self.bind(&self.files.join(name), &place, Attributes::empty())
+                .map_err(|it| it.at(&place.as_bytes()[1..]))?;
         }
         self.bind_ids()?;
         let mut mounts: Vec<&Mount> = self.request.mounts.iter().collect();
@@ -273,7 +275,7 @@ impl<K: Kernel> Builder<'_, K> {
 
     fn bind(&self, source: &Path, destination: &str, attributes: Attributes) -> Result<()> {
         let origin = rustix::fs::open(source, OFlags::PATH | OFlags::CLOEXEC, rustix::fs::Mode::empty())
-            .what(format_args!("open mount source {}", source.display()))?;
+            .what("open what is to be mounted")?;
         let place = if source.is_dir() { self.root.directory(destination)? } else { self.root.file(destination)? };
         let copy = self.kernel.copy(origin.as_fd(), true)?;
         if !attributes.is_empty() {

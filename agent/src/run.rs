@@ -42,7 +42,7 @@ pub async fn begin(agent: Agent, mut requests: Streaming<RunProcessRequest>) -> 
     let exec = requests.message().await?.and_then(|first| first.exec);
     let exec = exec.ok_or_else(|| Error::invalid("no process was given"))?;
     let container = exec.container_id.clone();
-    let process = agent.exec(exec).await?;
+    let process = agent.exec(exec).await?.claim()?;
     let output = Some(process.output.attach(0)?);
     let run = Run { agent, container, process, requests, output, started: false, exited: false, listening: true };
     Ok(Responses(Some(Box::pin(run.step()))))

@@ -12,13 +12,13 @@ use tower_service::Service as _;
 
 use crate::boot;
 use crate::cgroup;
-use crate::container::Workshop;
 use crate::devices::Filter;
 use crate::disk::Disks;
 use crate::error::{Context, Error, Result};
 use crate::fork;
 use crate::guest::Identity;
 use crate::mount::Linux;
+use crate::nursery;
 use crate::power::Power;
 use crate::proto::agent_service_server::AgentServiceServer;
 use crate::proto::archive_service_server::ArchiveServiceServer;
@@ -27,6 +27,7 @@ use crate::reaper::Reaper;
 use crate::service::Agent;
 use crate::transport::{Connection, Hangup, Scope, ScopeGuard, Serve, serve_pipe};
 use crate::virtio;
+use crate::workshop::Workshop;
 
 const BLOCKING_THREADS: usize = 16;
 const THREAD_STACK: usize = 256 * 1024;
@@ -108,7 +109,7 @@ fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool)
         cgroups,
         devices: Filter::default(),
         spare: Mutex::default(),
-        nursery: Mutex::default(),
+        nursery: nursery::Place::default(),
     };
     // On a host the disks are its own: there is nothing to release.
     let drivers = if in_guest { PathBuf::from(virtio::DRIVERS) } else { state.join("drivers") };

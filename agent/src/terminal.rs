@@ -66,7 +66,10 @@ pub fn receive(socket: &UnixStream) -> std::io::Result<std::result::Result<Owned
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let got = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    // With a deadline it is not restarted after a signal, and each child that ends is one.
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
     if got.bytes == 0 {
         return Err(std::io::ErrorKind::UnexpectedEof.into());
     }

@@ -175,7 +175,7 @@ class Archives:
                     "the agent has given up: no byte moved for too long",
                     subject=self._archive_subject,
                     evidence=printable(error.details() or ""),
-                    hint="whoever reads or sends may not pause for a minute",
+                    hint="whoever reads may not pause for a minute while the container stands still",
                 ) from error
 
     def _checked(self, data: bytes) -> bytes:
