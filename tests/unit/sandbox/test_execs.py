@@ -5,9 +5,7 @@ import asyncio
 
 import pytest
 
-from hyperd.errors import (
-    InvalidError,
-)
+from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerState, ExecSpec, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, Stream
 from hyperd.sandbox import Fleet

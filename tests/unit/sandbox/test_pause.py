@@ -11,10 +11,7 @@ from hyperd.model.guest import FIRST_PROCESS, ContainerId, ProcessExit, ProcessI
 from hyperd.sandbox import Fleet, SandboxHandle
 from tests.fakes.guest import FakeAgent, FakeProcess, Script
 from tests.fakes.world import World, eventually, started
-
-
-def state(handle: SandboxHandle) -> ContainerState:
-    return handle.view().state
+from tests.unit.sandbox.lives import state
 
 
 def vm_is_paused(world: World, handle: SandboxHandle) -> bool:
