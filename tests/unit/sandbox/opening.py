@@ -11,7 +11,7 @@ from hyperd.model.guest import Change, PathStat, WriteOptions
 from hyperd.model.image import NewImage
 from hyperd.sandbox import Fleet, SandboxHandle
 from tests.fakes.archives import PIECE_BYTES, FakeFiles, let_pieces_go
-from tests.fakes.guest import FakeAgent
+from tests.fakes.guest_agent import FakeAgent
 from tests.fakes.world import World, eventually, started
 
 BIG = b"x" * (3 * PIECE_BYTES)

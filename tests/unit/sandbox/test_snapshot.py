@@ -22,7 +22,7 @@ from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import Fleet, SandboxHandle
 from hyperd.sandbox.source import parse_source
 from hyperd.snapshot import manifest as manifests
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.world import World, eventually, started
 from tests.unit.sandbox.lives import state
 
