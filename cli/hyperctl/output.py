@@ -41,6 +41,16 @@ def render_document(document: Row, form: str) -> str:
     return _for_reader(Template(form).render(document))
 
 
+def print_listing(
+    rows: Sequence[Row], *, columns: Sequence[str], headers: Mapping[str, str], form: str, only: str = ""
+) -> None:
+    """``only``: that column of them, whatever the form."""
+    if only:
+        print_rows("\n".join(row[only] for row in rows))
+    else:
+        print_rows(render_rows(rows, columns=columns, headers=headers, form=form))
+
+
 def print_rows(text: str) -> None:
     if text:
         print(text)

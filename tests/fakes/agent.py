@@ -46,7 +46,7 @@ from hyperd.model.guest import (
     WritableSource,
 )
 from tests.fakes.archives import ArchiveServicer
-from tests.fakes.guest import FakeAgent
+from tests.fakes.guest_agent import FakeAgent
 
 READ_BYTES = 32 * 1024
 QUEUED_READS = 4

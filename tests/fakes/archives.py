@@ -17,7 +17,7 @@ from hyperd.errors import InvalidError, NotFoundError
 from hyperd.model.guest import Change, ChangeKind, ContainerId, PathStat, WriteOptions
 
 if TYPE_CHECKING:
-    from tests.fakes.guest import FakeAgent
+    from tests.fakes.guest_agent import FakeAgent
 
 PIECE_BYTES = 64 * 1024
 MODIFIED_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

@@ -17,7 +17,7 @@ from hyperd.model.build import BuildFailed, BuildSpec, Built, Output
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.model.image import Credentials, ImageConfig, ImageId
 from hyperd.sandbox import Fleet
-from tests.fakes.guest import FakeProcess, Script
+from tests.fakes.guest_process import FakeProcess, Script
 from tests.fakes.image import image_named
 from tests.fakes.world import World
 

@@ -44,7 +44,9 @@ from hyperd.sandbox import (
 )
 from hyperd.snapshot import Draft
 from tests.fakes.archives import FakeFiles
-from tests.fakes.guest import FakeAgent, FakeDialer, FakeProcess, Script
+from tests.fakes.guest import FakeDialer
+from tests.fakes.guest_agent import FakeAgent
+from tests.fakes.guest_process import FakeProcess, Script
 from tests.fakes.hypervisor import FakeHypervisor
 from tests.fakes.image import FakeImageStore
 from tests.fakes.network import FakeNetwork

@@ -8,7 +8,7 @@ import typer
 
 from hyper.v1 import policy_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, policies, tree
+from hyperctl import completion, flags, policies, tree
 from hyperctl.output import print_rows, render_document, render_rows
 from hyperctl.render import printable, render_json, render_rfc3339
 
@@ -41,9 +41,7 @@ Container = Annotated[
 def report(
     container: Container,
     *,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
 ) -> int:
     """List what a container tried to reach and was refused, the latest first. It may have gone."""
     response = hyperd.ask(
@@ -84,9 +82,7 @@ def inspect(
         ),
     ],
     *,
-    form: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="json or a template", show_default=False)
-    ] = "",
+    form: flags.DocumentsFormat = "",
 ) -> int:
     """Show what containers may reach, as it is now."""
 

@@ -7,7 +7,7 @@ import typer
 
 from hyper.v1 import policy_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, tree
+from hyperctl import completion, flags, options, tree
 from hyperctl.names import SHORT_ID
 from hyperctl.output import print_rows, render_rows
 
@@ -49,9 +49,7 @@ def allocate(
 def ls(
     *,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only addresses")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
 ) -> int:
     """List the addresses that are allocated, and who has them."""
     response = hyperd.ask(

@@ -8,7 +8,7 @@ import typer
 
 from hyper.v1 import image_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, tree
+from hyperctl import completion, flags, options, tree
 from hyperctl.client import Client
 from hyperctl.image_shape import (
     HISTORY_COLUMNS,
@@ -25,10 +25,6 @@ FILTERS = ("dangling", "label", "before", "since", "reference", "until")
 
 app = tree.group()
 
-Form = Annotated[
-    str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-]
-
 
 @tree.command(app, "images")
 def images(
@@ -43,14 +39,14 @@ def images(
         bool,
         typer.Option("--all", "-a", help="All are shown, with or without (hyper keeps no intermediate ones)"),
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
+    quiet: flags.OnlyIds = False,
     digests: Annotated[bool, typer.Option("--digests", help="Also the digests")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
+    no_trunc: flags.WholeIds = False,
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", "-f", metavar="KEY=VALUE", help=f"By {', '.join(FILTERS)}"),
     ] = None,
-    form: Form = "",
+    form: flags.RowsFormat = "",
 ) -> int:
     """List images."""
     from hyperctl.image_filters import choose
@@ -83,8 +79,8 @@ def history(
         bool, typer.Option("--human/--no-human", "-H", help="Sizes and times to be read by people")
     ] = True,
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids and commands")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
-    form: Form = "",
+    quiet: flags.OnlyIds = False,
+    form: flags.RowsFormat = "",
 ) -> int:
     """Show what an image was made of, the latest step first."""
     answer = hyperd.ask(

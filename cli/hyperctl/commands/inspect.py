@@ -8,7 +8,7 @@ import typer
 
 from hyper.v1 import container_pb2, image_pb2
 from hyperctl import client as hyperd
-from hyperctl import completion, errors, several, tree
+from hyperctl import completion, errors, flags, several, tree
 from hyperctl.client import Client
 from hyperctl.completion import Completer
 from hyperctl.errors import CliError, InvalidError
@@ -25,11 +25,6 @@ Examples:
 app = tree.group()
 
 
-Form = Annotated[
-    str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
-]
-
-
 def _names(what: str, complete: Completer) -> Any:
     return typer.Argument(
         metavar="NAME...", help=f"{what}, by name or id", autocompletion=complete, show_default=False
@@ -40,7 +35,7 @@ def _names(what: str, complete: Completer) -> Any:
 def inspect(
     names: Annotated[list[str], _names("Containers or images", completion.containers_and_images)],
     *,
-    form: Form = "",
+    form: flags.DocumentsFormat = "",
     kind: Annotated[
         str, typer.Option("--type", metavar="container|image", help="Look only there", show_default=False)
     ] = "",
@@ -53,7 +48,9 @@ def inspect(
 
 @tree.command(app, "container-inspect")
 def container_inspect(
-    names: Annotated[list[str], _names("Containers", completion.containers)], *, form: Form = ""
+    names: Annotated[list[str], _names("Containers", completion.containers)],
+    *,
+    form: flags.DocumentsFormat = "",
 ) -> int:
     """Show everything about containers."""
     return show(names, form=form, kinds=("container",))
@@ -61,7 +58,7 @@ def container_inspect(
 
 @tree.command(app, "image-inspect")
 def image_inspect(
-    names: Annotated[list[str], _names("Images", completion.images)], *, form: Form = ""
+    names: Annotated[list[str], _names("Images", completion.images)], *, form: flags.DocumentsFormat = ""
 ) -> int:
     """Show everything about images."""
     return show(names, form=form, kinds=("image",))

@@ -8,8 +8,8 @@ import typer
 
 from hyper.v1 import container_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import options, tree
-from hyperctl.output import print_rows, render_rows
+from hyperctl import flags, options, tree
+from hyperctl.output import print_listing
 from hyperctl.shape import CONTAINER_COLUMNS, CONTAINER_HEADERS, container_row
 
 FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "before", "since", "volume")
@@ -26,14 +26,12 @@ app = tree.group()
 def ps(
     *,
     show_all: Annotated[bool, typer.Option("--all", "-a", help="Also those that do not run")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
+    quiet: flags.OnlyIds = False,
     filters: Annotated[
         list[str] | None,
         typer.Option("--filter", "-f", metavar="KEY=VALUE", help=f"By {', '.join(FILTERS)}"),
     ] = None,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids and commands")] = False,
     last: Annotated[
         str, typer.Option("--last", "-n", metavar="NUMBER", help="The newest ones, whatever their state")
@@ -54,8 +52,7 @@ def ps(
     containers = list(response.containers)[: limit if limit >= 0 else None]
     now_s = time.time()
     rows = [container_row(container, now_s=now_s, truncate=not no_trunc) for container in containers]
-    if quiet:
-        print_rows("\n".join(row["ID"] for row in rows))
-    else:
-        print_rows(render_rows(rows, columns=CONTAINER_COLUMNS, headers=CONTAINER_HEADERS, form=form))
+    print_listing(
+        rows, columns=CONTAINER_COLUMNS, headers=CONTAINER_HEADERS, form=form, only="ID" if quiet else ""
+    )
     return 0

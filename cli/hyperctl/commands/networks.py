@@ -9,7 +9,7 @@ import typer
 from hyper.v1 import container_pb2
 from hyper.v1 import network_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, pruning, several, tree
+from hyperctl import completion, flags, options, pruning, several, tree
 from hyperctl.client import Client
 from hyperctl.endpoints import parse_priority
 from hyperctl.errors import InvalidError
@@ -19,7 +19,7 @@ from hyperctl.network_shape import (
     network_document,
     network_row,
 )
-from hyperctl.output import print_rows, render_rows
+from hyperctl.output import print_listing, print_rows
 from hyperctl.several import Document
 
 EPILOG = """\b
@@ -109,21 +109,18 @@ def _by_version(flag: str, texts: list[str]) -> dict[int, str]:
 @tree.command(app, "ls")
 def ls(
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    quiet: flags.OnlyIds = False,
+    no_trunc: flags.WholeIds = False,
+    form: flags.RowsFormat = "",
 ) -> int:
     """List networks."""
     response = hyperd.ask(
         lambda client: client.networks.ListNetworks(pb.ListNetworksRequest(), timeout=hyperd.QUERY_TIMEOUT_S)
     )
     rows = [network_row(network, truncate=not no_trunc) for network in response.networks]
-    if quiet:
-        print_rows("\n".join(row["ID"] for row in rows))
-    else:
-        print_rows(render_rows(rows, columns=NETWORK_COLUMNS, headers=NETWORK_HEADERS, form=form))
+    print_listing(
+        rows, columns=NETWORK_COLUMNS, headers=NETWORK_HEADERS, form=form, only="ID" if quiet else ""
+    )
     return 0
 
 
@@ -131,9 +128,7 @@ def ls(
 def inspect(
     names: Names,
     *,
-    form: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="json or a template", show_default=False)
-    ] = "",
+    form: flags.DocumentsFormat = "",
 ) -> int:
     """Show everything about networks."""
 

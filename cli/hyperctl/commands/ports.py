@@ -9,7 +9,7 @@ import typer
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import network_pb2
 from hyperctl import client as hyperd
-from hyperctl import completion, ports, tree
+from hyperctl import completion, flags, ports, tree
 from hyperctl.errors import NOT_FOUND, CliError, InvalidError
 from hyperctl.output import print_rows, render_rows
 
@@ -111,9 +111,7 @@ def ls(
         ),
     ] = "",
     *,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
 ) -> int:
     """List the published ports of all containers, or of one."""
     if container:

@@ -8,7 +8,7 @@ import typer
 
 from hyper.v1 import image_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import options, tree
+from hyperctl import flags, options, tree
 from hyperctl.credentials import find_credentials
 from hyperctl.errors import InvalidError
 from hyperctl.output import print_rows, render_rows
@@ -46,9 +46,7 @@ def search(
     ] = None,
     limit: Annotated[str, typer.Option("--limit", metavar="N", help="At most so many, 1 to 100")] = "25",
     no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole descriptions")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
     tls_insecure: Annotated[
         bool, typer.Option("--tls-insecure", help="Plain HTTP, or a certificate that nobody vouches for")
     ] = False,

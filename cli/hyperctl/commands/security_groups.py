@@ -7,7 +7,7 @@ import typer
 
 from hyper.v1 import policy_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, policies, tree
+from hyperctl import completion, flags, policies, tree
 from hyperctl.errors import InvalidError
 from hyperctl.output import print_rows, render_document, render_rows
 from hyperctl.render import render_json
@@ -68,10 +68,8 @@ def update(name: OneName = "", *, file: Document) -> int:
 @tree.command(app, "ls")
 def ls(
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    quiet: flags.OnlyNames = False,
+    form: flags.RowsFormat = "",
 ) -> int:
     """List security groups."""
     response = hyperd.ask(

@@ -9,10 +9,10 @@ import typer
 
 from hyper.v1 import snapshot_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, several, tree
+from hyperctl import completion, flags, several, tree
 from hyperctl.client import Client
 from hyperctl.errors import InvalidError
-from hyperctl.output import print_rows, render_rows
+from hyperctl.output import print_listing
 from hyperctl.several import Document
 from hyperctl.snapshot_shape import SNAPSHOT_COLUMNS, SNAPSHOT_HEADERS, snapshot_document, snapshot_row
 
@@ -82,11 +82,9 @@ def tell_pause(pause_ms: int) -> None:
 @tree.command(app, "ls")
 def ls(
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    quiet: flags.OnlyIds = False,
+    no_trunc: flags.WholeIds = False,
+    form: flags.RowsFormat = "",
 ) -> int:
     """List snapshots."""
     response = hyperd.ask(
@@ -96,10 +94,9 @@ def ls(
     )
     now_s = time.time()
     rows = [snapshot_row(snapshot, now_s=now_s, truncate=not no_trunc) for snapshot in response.snapshots]
-    if quiet:
-        print_rows("\n".join(row["ID"] for row in rows))
-    else:
-        print_rows(render_rows(rows, columns=SNAPSHOT_COLUMNS, headers=SNAPSHOT_HEADERS, form=form))
+    print_listing(
+        rows, columns=SNAPSHOT_COLUMNS, headers=SNAPSHOT_HEADERS, form=form, only="ID" if quiet else ""
+    )
     return 0
 
 
@@ -107,9 +104,7 @@ def ls(
 def inspect(
     names: Names,
     *,
-    form: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
-    ] = "",
+    form: flags.DocumentsFormat = "",
 ) -> int:
     """Show everything about snapshots."""
 

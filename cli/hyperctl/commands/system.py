@@ -2,12 +2,10 @@
 """`hyper version` and `hyper info`."""
 
 import sys
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from hyper.v1 import system_pb2 as pb
-from hyperctl import VERSION, tree
+from hyperctl import VERSION, flags, tree
 from hyperctl import client as hyperd
 from hyperctl.errors import CliError
 from hyperctl.output import render_document
@@ -16,13 +14,9 @@ from hyperctl.template import Template
 
 app = tree.group()
 
-Form = Annotated[
-    str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
-]
-
 
 @tree.command(app, "version")
-def version(*, form: Form = "") -> int:
+def version(*, form: flags.DocumentsFormat = "") -> int:
     """Show the versions of hyper and of what it stands on."""
     _check(form)
     python = ".".join(map(str, sys.version_info[:3]))
@@ -80,7 +74,7 @@ LABELS = {
 
 
 @tree.command(app, "info")
-def info(*, form: Form = "") -> int:
+def info(*, form: flags.DocumentsFormat = "") -> int:
     """Show what the daemon runs with."""
     _check(form)
     answer = hyperd.ask(

@@ -9,9 +9,9 @@ import typer
 
 from hyper.v1 import snapshot_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, tree
+from hyperctl import completion, flags, options, tree
 from hyperctl.errors import InvalidError
-from hyperctl.output import print_rows, render_rows
+from hyperctl.output import print_listing
 from hyperctl.snapshot_shape import TEMPLATE_COLUMNS, TEMPLATE_HEADERS, template_row
 
 app = tree.group()
@@ -20,11 +20,9 @@ app = tree.group()
 @tree.command(app, "ls")
 def ls(
     *,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")] = False,
-    no_trunc: Annotated[bool, typer.Option("--no-trunc", help="Whole ids")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    quiet: flags.OnlyIds = False,
+    no_trunc: flags.WholeIds = False,
+    form: flags.RowsFormat = "",
 ) -> int:
     """List templates."""
     response = hyperd.ask(
@@ -34,10 +32,9 @@ def ls(
     )
     now_s = time.time()
     rows = [template_row(template, now_s=now_s, truncate=not no_trunc) for template in response.templates]
-    if quiet:
-        print_rows("\n".join(row["ID"] for row in rows))
-    else:
-        print_rows(render_rows(rows, columns=TEMPLATE_COLUMNS, headers=TEMPLATE_HEADERS, form=form))
+    print_listing(
+        rows, columns=TEMPLATE_COLUMNS, headers=TEMPLATE_HEADERS, form=form, only="ID" if quiet else ""
+    )
     return 0
 
 

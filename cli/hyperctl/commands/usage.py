@@ -8,7 +8,7 @@ import typer
 
 from hyper.v1 import container_pb2, image_pb2, system_pb2
 from hyperctl import client as hyperd
-from hyperctl import tree, usage_shape
+from hyperctl import flags, tree, usage_shape
 from hyperctl.client import Client
 from hyperctl.output import print_rows, render_document, render_rows
 
@@ -21,9 +21,7 @@ def df(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Each image, container, volume, snapshot and template")
     ] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
 ) -> int:
     """Show what takes room on the disk: allocated blocks, not lengths."""
     if verbose:
@@ -39,9 +37,7 @@ def df(
 @tree.command(app, "growth")
 def growth(
     *,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    form: flags.RowsFormat = "",
 ) -> int:
     """Show how large writable disks and volumes may become, and whether the host has room for that."""
     usage = hyperd.ask(_usage)

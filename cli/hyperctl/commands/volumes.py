@@ -8,7 +8,7 @@ import typer
 
 from hyper.v1 import volume_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, options, pruning, several, tree
+from hyperctl import completion, flags, options, pruning, several, tree
 from hyperctl.client import Client
 from hyperctl.errors import NOT_FOUND, InvalidError
 from hyperctl.output import print_rows, render_rows
@@ -109,10 +109,8 @@ def resize(
 def ls(
     *,
     filters: Filters = None,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only names")] = False,
-    form: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help="json, table, or a template", show_default=False)
-    ] = "",
+    quiet: flags.OnlyNames = False,
+    form: flags.RowsFormat = "",
 ) -> int:
     """List volumes."""
     request = pb.ListVolumesRequest(filters=_filters(filters))
@@ -132,9 +130,7 @@ def ls(
 def inspect(
     names: Names,
     *,
-    form: Annotated[
-        str, typer.Option("--format", "-f", metavar="FORMAT", help="json, or a template", show_default=False)
-    ] = "",
+    form: flags.DocumentsFormat = "",
 ) -> int:
     """Show everything about volumes."""
 

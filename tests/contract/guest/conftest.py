@@ -30,7 +30,8 @@ from hyperd.model.guest import (
     WritableSource,
 )
 from tests.fakes.agent import serving
-from tests.fakes.guest import FakeAgent, Script
+from tests.fakes.guest_agent import FakeAgent
+from tests.fakes.guest_process import Script
 
 BOX = ContainerId("b" * 64)
 ENV = ("PATH=/bin",)

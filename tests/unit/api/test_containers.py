@@ -24,7 +24,7 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.model.guest import ProcessExit, Stream
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.world import eventually
 from tests.unit.api.conftest import Api
 

@@ -9,7 +9,7 @@ import pytest
 
 from hyper.v1 import container_pb2 as pb
 from hyperd.model.guest import ProcessExit, Stream, TerminalSize
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import eventually
 from tests.unit.api.conftest import Api

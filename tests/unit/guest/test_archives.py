@@ -31,7 +31,7 @@ from hyperd.model.guest import (
 )
 from tests.fakes.agent import AgentPeer, serving
 from tests.fakes.archives import MODIFIED_AT, PIECE_BYTES
-from tests.fakes.guest import FakeAgent
+from tests.fakes.guest_agent import FakeAgent
 
 BOX = ContainerId("b" * 64)
 PLAN = ContainerPlan(

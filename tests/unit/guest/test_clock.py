@@ -13,7 +13,7 @@ from hyperd.guest import AgentDialer, clock
 from hyperd.guest.clock import is_right, set_and_prove
 from hyperd.model.guest import GuestIdentity
 from tests.fakes.agent import AgentPeer, serving
-from tests.fakes.guest import FakeAgent
+from tests.fakes.guest_agent import FakeAgent
 
 IDENTITY = GuestIdentity("box", b"x" * 64)
 SECOND_NS = 1_000_000_000

@@ -20,7 +20,8 @@ from hyperd.model.guest import (
     Stream,
 )
 from tests.fakes.agent import serving
-from tests.fakes.guest import FakeAgent, Script
+from tests.fakes.guest_agent import FakeAgent
+from tests.fakes.guest_process import Script
 
 BOX = ContainerId("c" * 64)
 

@@ -15,7 +15,8 @@ from hyperd.model.guest import (
     ProcessPlan,
     Stream,
 )
-from tests.fakes.guest import FakeDialer, Script
+from tests.fakes.guest import FakeDialer
+from tests.fakes.guest_process import Script
 
 BOX = ContainerId("c" * 64)
 

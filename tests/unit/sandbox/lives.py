@@ -9,7 +9,7 @@ from hyperd.errors import HyperError
 from hyperd.model.container import ContainerState, Exit
 from hyperd.model.guest import OutputChunk, Stream
 from hyperd.sandbox import SandboxHandle
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 
 TERM_IGNORED = Script(ignored_signals=frozenset({SIGTERM}))
 

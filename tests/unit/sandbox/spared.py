@@ -12,7 +12,7 @@ from hyperd.model.vm import Accelerator, SandboxId
 from hyperd.sandbox import Fleet, SandboxHandle, Shape
 from hyperd.sandbox.spares import Spare
 from hyperd.sandbox.spares.rehearsal import PROGRAM
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.world import World, eventually
 
 SHAPE = Shape(Sizing(1, 256), has_nic=True, accelerator=Accelerator.TCG)

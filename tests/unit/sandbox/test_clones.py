@@ -23,7 +23,8 @@ from hyperd.model.network import NetworkSpec
 from hyperd.sandbox import CloneOptions, Fleet, SandboxHandle
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.tenure import Tenure
-from tests.fakes.guest import FakeAgent, Script
+from tests.fakes.guest_agent import FakeAgent
+from tests.fakes.guest_process import Script
 from tests.fakes.hypervisor import restore_failed
 from tests.fakes.world import World, eventually, started
 

@@ -5,13 +5,11 @@ import asyncio
 
 import pytest
 
-from hyperd.errors import (
-    InvalidError,
-)
+from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerState, ExecSpec, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit, Stream
 from hyperd.sandbox import Fleet
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.world import World, eventually, started
 from tests.unit.sandbox.lives import all_of, state
 

@@ -9,16 +9,13 @@ import pytest
 from hyperd.errors import ExhaustedError, HyperError, UnavailableError
 from hyperd.model.container import ContainerState
 from hyperd.model.snapshot import SnapshotKind
-from hyperd.sandbox import SandboxHandle, machine
+from hyperd.sandbox import machine
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.tenure import Tenure
 from tests.fakes.world import World, eventually, started
+from tests.unit.sandbox.lives import state
 
 FULL = ExhaustedError("no space left for records")
-
-
-def state(handle: SandboxHandle) -> ContainerState:
-    return handle.view().state
 
 
 def hibernations(world: World) -> int:

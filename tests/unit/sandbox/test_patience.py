@@ -17,7 +17,8 @@ from hyperd.sandbox import Fleet, patience
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.patience import PatientDialer, Turns, parallel_starts
 from hyperd.sandbox.rooms import Phases
-from tests.fakes.guest import FakeAgent, FakeGuest
+from tests.fakes.guest import FakeGuest
+from tests.fakes.guest_agent import FakeAgent
 from tests.fakes.world import World, created, eventually
 
 PATHS = SandboxPaths(Path("/nowhere/run"), Path("/nowhere/state"))

@@ -9,12 +9,10 @@ from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError, Wro
 from hyperd.model.container import ContainerState, ExecSpec, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ContainerId, ProcessExit, ProcessId, ProcessPlan, Stream
 from hyperd.sandbox import Fleet, SandboxHandle
-from tests.fakes.guest import FakeAgent, FakeProcess, Script
+from tests.fakes.guest_agent import FakeAgent
+from tests.fakes.guest_process import FakeProcess, Script
 from tests.fakes.world import World, eventually, started
-
-
-def state(handle: SandboxHandle) -> ContainerState:
-    return handle.view().state
+from tests.unit.sandbox.lives import state
 
 
 def vm_is_paused(world: World, handle: SandboxHandle) -> bool:

@@ -19,7 +19,9 @@ from hyperd.model.guest import (
 from hyperd.sandbox import Journal
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.session import CHUNK_BYTES, DRAINED_CHUNKS, QUEUED_CHUNKS, Subscription
-from tests.fakes.guest import FakeAgent, FakeGuest, FakeProcess
+from tests.fakes.guest import FakeGuest
+from tests.fakes.guest_agent import FakeAgent
+from tests.fakes.guest_process import FakeProcess
 from tests.fakes.world import eventually
 
 ID = ContainerId("c")

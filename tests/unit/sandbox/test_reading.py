@@ -11,7 +11,7 @@ from hyperd.errors import (
 )
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.sandbox import Fleet
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.world import World, created, eventually
 from tests.unit.sandbox.lives import all_of, ended
 

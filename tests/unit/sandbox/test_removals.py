@@ -14,7 +14,7 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerState, Exit, ExitReason
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.sandbox import Fleet
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import World, created, eventually, started
 from tests.unit.sandbox.lives import TERM_IGNORED, all_of, ended, error_of, state

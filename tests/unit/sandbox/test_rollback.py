@@ -17,10 +17,7 @@ from hyperd.sandbox.message import AskRollback, AskStop
 from hyperd.sandbox.records import dumps, loads
 from hyperd.sandbox.revival import Origin, Reviver
 from tests.fakes.world import World, eventually, started
-
-
-def state(handle: SandboxHandle) -> ContainerState:
-    return handle.view().state
+from tests.unit.sandbox.lives import state
 
 
 async def let_others_run() -> None:

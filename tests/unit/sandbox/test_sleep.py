@@ -22,16 +22,12 @@ from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import CloneOptions, Fleet, SandboxHandle
 from hyperd.sandbox.machine import Hibernated
 from hyperd.sandbox.records import dumps, loads
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.hypervisor import restore_failed
 from tests.fakes.world import World, created, eventually, started
-from tests.unit.sandbox.lives import error_of
+from tests.unit.sandbox.lives import error_of, state
 
 BROKEN = UnavailableError("boom")
-
-
-def state(handle: SandboxHandle) -> ContainerState:
-    return handle.view().state
 
 
 def hibernations(world: World) -> int:

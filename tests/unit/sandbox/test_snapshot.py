@@ -22,15 +22,12 @@ from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import Fleet, SandboxHandle
 from hyperd.sandbox.source import parse_source
 from hyperd.snapshot import manifest as manifests
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.world import World, eventually, started
+from tests.unit.sandbox.lives import state
 
 BROKEN = UnavailableError("boom")
 FULL = ExhaustedError("no space left")
-
-
-def state(handle: SandboxHandle) -> ContainerState:
-    return handle.view().state
 
 
 def require_going_on(world: World, handle: SandboxHandle) -> None:

@@ -13,7 +13,7 @@ from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import Fleet
 from hyperd.sandbox.spares import demand, spares
 from hyperd.sandbox.spares.rehearsal import PROGRAM
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.network import FakeNetwork
 from tests.fakes.world import World, created, eventually, started

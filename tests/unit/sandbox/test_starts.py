@@ -18,7 +18,7 @@ from hyperd.model.container import ContainerState, Exit, ExitReason
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.sandbox import Fleet
 from hyperd.sandbox.machine import name_of
-from tests.fakes.guest import Script
+from tests.fakes.guest_process import Script
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.storage import no_space
 from tests.fakes.world import World, created, eventually, started

@@ -28,7 +28,7 @@ from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import Accelerator, VmDefinition
 from hyperd.sandbox import Fleet, SandboxHandle, Shape, template
 from tests.behind import BUILD_BEGAN, BUILD_ENDED
-from tests.fakes.guest import FakeAgent
+from tests.fakes.guest_agent import FakeAgent
 from tests.fakes.hypervisor import qemu_died, restore_failed
 from tests.fakes.snapshot import no_space
 from tests.fakes.world import World, created, eventually, started
