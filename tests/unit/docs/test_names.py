@@ -2,6 +2,7 @@
 """What the pages name is there: source files; and docs/cli.md names every command."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ SOURCES = (
     "tests",
 )
 NAMED = re.compile(r"`([\w./-]+\.(?:py|rs|proto))`")
-GROUPS = {
+GROUPS: dict[str, Iterable[str]] = {
     "snapshot": tables.SNAPSHOT_GROUP,
     "template": tables.TEMPLATE_GROUP,
     "volume": tables.VOLUME_GROUP,
@@ -35,10 +36,10 @@ GROUPS = {
     "fip": tables.FLOATING_GROUP,
     "manifest": tables.MANIFEST_GROUP,
     "system": tables.SYSTEM_GROUP,
-    "daemon": {command.name: () for command in daemon.registered_commands},
+    "daemon": [command.name or "" for command in daemon.registered_commands],
     # Longer names of what stands in the table of the root, but for these.
-    "container": {"prune": ()},
-    "image": {"prune": ()},
+    "container": ["prune"],
+    "image": ["prune"],
 }
 
 
