@@ -77,7 +77,7 @@ def _accelerator(config: Config, choice: Choice | None) -> HostCheck:
             "accelerator",
             CheckLevel.WARNING,
             f"not probed yet; /dev/kvm {device}",
-            "the first start of a container probes it",
+            "hyperd probes it when it starts",
         )
     if choice.accelerator is Accelerator.KVM:
         return HostCheck("accelerator", CheckLevel.OK, f"kvm: {choice.reason}")

@@ -12,6 +12,7 @@
     ├── ExhaustedError            memory, disk, addresses
     ├── TimeoutExpiredError
     ├── UnavailableError          a peer is gone: registry, QEMU, agent
+    │   ├── ClockError            a guest's clock is not known to be right
     │   └── RestoreError          a saved VM cannot be restored: discard it, boot instead
     ├── DeniedError
     └── UnsupportedError

@@ -86,12 +86,19 @@ class ContainerFlags:
     volume: Annotated[
         list[str],
         _many(
-            "--volume", "-v", metavar="[NAME:]DIR[:ro]", help_text="Mount a volume; without NAME a new one"
+            "--volume",
+            "-v",
+            metavar="[NAME:|/PATH:]DIR[:ro]",
+            help_text="Mount a volume, without NAME a new one; or /PATH of this host",
         ),
     ] = field(default_factory=list)
     mount: Annotated[
         list[str],
-        _many("--mount", metavar="type=...,src=...,dst=...", help_text="Mount a volume or a tmpfs"),
+        _many(
+            "--mount",
+            metavar="type=...,src=...,dst=...",
+            help_text="Mount a volume, a tmpfs, or with type=bind what this host has",
+        ),
     ] = field(default_factory=list)
     volumes_from: Annotated[
         list[str],

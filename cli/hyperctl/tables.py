@@ -148,7 +148,6 @@ FLOATING_GROUP = {
 NETWORK_GROUP = {
     "create": ("networks", "create", "Make a network"),
     "ls": ("networks", "ls", "List networks"),
-    "list": ("networks", "ls", "List networks"),
     "inspect": ("networks", "inspect", "Show everything about networks"),
     "rm": ("networks", "rm", "Remove networks"),
     "connect": ("networks", "connect", "Put a container on a network"),

@@ -3,8 +3,8 @@
 
 `/dev/kvm` existing proves nothing: on a PVM host a stock guest hangs at 100 % CPU. So the probe is a boot: the guest's
 agent says hello under KVM in time, or TCG it is. What was found is remembered for this boot of the host, kernel, agent
-and QEMU, by their contents. Only a verdict is remembered: QEMU that refuses KVM, or a healthy one in which no agent
-says hello in time. Anything else that goes wrong means TCG for now, and another probe later.
+and QEMU, by size and time of change. Only a verdict is remembered: QEMU that refuses KVM, or a healthy one in which no
+agent says hello in time. Anything else that goes wrong means TCG for now, and another probe later.
 """
 
 import asyncio

@@ -36,7 +36,8 @@ class GuestSettings:
     cmdline: str
 
     def cmdline_under(self, accelerator: Accelerator) -> str:
-        # Emulated on a busy host, a guest calibrates its TSC wrongly now and then (seen: 35 times too fast): HPET then.
+        # Emulated on a busy host, a guest calibrates its TSC wrongly now and then (seen: 35 times too fast): it keeps
+        # time by the ACPI PM timer then.
         return f"{self.cmdline} tsc=unstable" if accelerator is Accelerator.TCG else self.cmdline
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a template is made: a guest boots, lets go of its devices, and is saved with nobody connected to it.
+"""How a template is made: a guest boots, makes its devices ready, and is saved with nobody connected to it.
 
 draft, disks, tap -> VM -> agent's hello -> devices ready, connection closed -> saved -> VM ended -> published
 

@@ -41,6 +41,7 @@ class VolumeGroup(tree.LazyGroup):
 
 class NetworkGroup(tree.LazyGroup):
     table = tables.NETWORK_GROUP
+    aliases = tables.LIST_ALIAS
 
 
 class EgressGroup(tree.LazyGroup):

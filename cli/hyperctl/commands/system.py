@@ -121,7 +121,7 @@ def info_document(answer: pb.GetInfoResponse) -> dict[str, Any]:
 
 
 def describe_info(answer: pb.GetInfoResponse) -> str:
-    accelerator = answer.accelerator or "not known before the first start"
+    accelerator = answer.accelerator or "not known yet"
     if answer.accelerator_reason:
         accelerator += f" ({answer.accelerator_reason})"
     lines = [

@@ -49,6 +49,11 @@ def test_every_command_has_help_and_a_summary(hyper):
         (tables.VOLUME_GROUP, ("volume",)),
         (tables.MANIFEST_GROUP, ("manifest",)),
         (tables.SYSTEM_GROUP, ("system",)),
+        (tables.NETWORK_GROUP, ("network",)),
+        (tables.PORT_GROUP, ("port",)),
+        (tables.EGRESS_GROUP, ("egress",)),
+        (tables.SECURITY_GROUP_GROUP, ("sg",)),
+        (tables.FLOATING_GROUP, ("fip",)),
     ):
         for name, (_, _, summary) in table.items():
             if name.startswith("__"):
@@ -56,6 +61,14 @@ def test_every_command_has_help_and_a_summary(hyper):
             result = hyper(*prefix, name, "--help")
             assert (result.status, bool(summary)) == (0, True), name
             assert result.out.startswith(f"Usage: hyper {' '.join((*prefix, name))} "), result.out
+
+
+@pytest.mark.parametrize(
+    "group", ["container", "image", "snapshot", "template", "volume", "network", "sg", "fip"]
+)
+def test_an_alias_is_understood_and_not_listed(hyper, group):
+    assert hyper(group, "list", "--help").status == 0
+    assert "  list " not in hyper(group, "--help").out
 
 
 def test_hyper_alone_shows_its_help(capfd):

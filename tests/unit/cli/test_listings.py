@@ -8,6 +8,7 @@ import pytest
 
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import system_pb2
+from hyperctl.commands.system import describe_info
 from tests.fakes.daemon_state import digest
 from tests.unit.cli.goldens import asked, golden
 
@@ -207,6 +208,11 @@ def test_version_shows_both_sides(daemon, hyper):
 def test_info(daemon, web, hyper):
     golden("info.txt", hyper("info").out)
     assert hyper("info", "-f", "{{.Accelerator}} {{.ContainersRunning}}").out == "tcg 1\n"
+
+
+def test_info_before_the_probe_has_ended():
+    answer = system_pb2.GetInfoResponse(accelerator_reason="the probe has not ended yet")
+    assert " Accelerator: not known yet (the probe has not ended yet)\n" in describe_info(answer)
 
 
 def test_doctor_asks_the_daemon(daemon, hyper):

@@ -5,7 +5,7 @@ import ast
 from pathlib import Path
 
 HYPERD = Path(__file__).parents[3] / "hyperd"
-ROOMS = ("api", "sandbox", "vm", "image", "network", "storage", "snapshot", "guest")
+ROOMS = ("api", "build", "sandbox", "vm", "image", "network", "storage", "snapshot", "guest")
 DOORS = (
     {f"hyperd.{room}" for room in ROOMS} | {f"hyperd.{room}.base" for room in ROOMS} | {"hyperd.vm.libvirt"}
 )

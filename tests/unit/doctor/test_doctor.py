@@ -162,6 +162,13 @@ async def test_emulation_is_a_warning_unless_it_was_asked_for():
         assert (first.name, first.level) == ("accelerator", level)
 
 
+async def test_before_the_probe_nobody_is_told_to_start_a_container():
+    """hyperd probes when it starts."""
+    first = (await doctor.check_host(config(), None))[0]
+    assert (first.name, first.level) == ("accelerator", CheckLevel.WARNING)
+    assert first.advice == "hyperd probes it when it starts"
+
+
 async def test_a_directory_that_users_cannot_pass_hides_the_socket(tmp_path: Path):
     hidden = tmp_path / "run"
     hidden.mkdir(mode=0o700)
