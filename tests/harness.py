@@ -206,7 +206,7 @@ class Hyper:
         left += [str(path) for place in ("vm", "shares") for path in (self.run_dir / place).glob("*")]
         with contextlib.closing(sqlite3.connect(self.state_dir / "records.sqlite")) as records:
             left += [f"lease {row}" for row in records.execute("SELECT * FROM network_lease")]
-            left += [f"port {row}" for row in records.execute("SELECT * FROM network_port")]
+            left += [f"port {row}" for row in records.execute("SELECT * FROM published_port")]
             left += [f"record {row}" for row in records.execute("SELECT name FROM sandbox")]
         for saved in (".draft-*", "hibernation/*"):
             left += [str(path) for path in (self.state_dir / "snapshots").glob(saved)]

@@ -22,6 +22,7 @@ CONTAINER_TABLE = {
     "attach": ("attach", "attach", "Join the standard streams of a running container"),
     "logs": ("logs", "logs", "Show what a container has written"),
     "port": ("groups", "port", "Show and change where the ports of a container are published"),
+    "stats": ("stats", "stats", "Show what containers use: CPU, memory, network, disks"),
     "wait": ("lifecycle", "wait", "Wait until containers stop, then print their exit codes"),
     "cp": ("copy", "cp", "Copy files between a container and this host"),
     "diff": ("changes", "diff", "List what a container has changed against its image"),

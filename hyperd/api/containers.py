@@ -4,7 +4,7 @@
 from collections.abc import AsyncIterator
 
 from hyper.v1 import container_pb2 as wire
-from hyperd.api import convert, logs
+from hyperd.api import convert, logs, stats
 from hyperd.api.files import FileServicer
 from hyperd.api.session import serve_session
 from hyperd.api.status import Context, errors_as_status
@@ -115,6 +115,11 @@ class ContainerServicer(FileServicer):
         async with errors_as_status(context):
             view = self._fleet.get(request.container).view()
             return wire.InspectContainerResponse(container=convert.encode_container(view))
+
+    async def GetStats(self, request: wire.GetStatsRequest, context: Context) -> wire.GetStatsResponse:
+        async with errors_as_status(context):
+            found = await self._fleet.stats(request.containers, everything=request.all)
+            return wire.GetStatsResponse(stats=[stats.encode(each) for each in found])
 
     async def WaitContainer(
         self, request: wire.WaitContainerRequest, context: Context

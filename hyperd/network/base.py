@@ -17,6 +17,7 @@ from hyperd.model.network import (
     PublishedPort,
 )
 from hyperd.model.policy import EgressReport, Limits, SecurityGroup
+from hyperd.model.stats import WireUsage
 from hyperd.model.vm import SandboxId
 
 
@@ -168,6 +169,9 @@ class Network(Protocol):
 
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         """In order of the container's ports; known once the network was prepared or asked who is attached."""
+
+    async def usage(self, sandbox_ids: Collection[SandboxId]) -> dict[SandboxId, WireUsage]:
+        """Of those that have taps. Raises UnavailableError."""
 
     async def release(self, sandbox_id: SandboxId) -> None:
         """Remove taps and leases. Idempotent."""

@@ -8,7 +8,6 @@ it is next needed.
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import logging
 import re
 import secrets
@@ -37,6 +36,7 @@ from hyperd.model.network import (
     PublishedPort,
     requests_of,
 )
+from hyperd.model.stats import WireUsage
 from hyperd.model.vm import SandboxId
 from hyperd.network.bridge import read_routes, read_routes6
 from hyperd.network.bridge_network import LOOK_EVERY_S, BridgeNetwork
@@ -45,7 +45,8 @@ from hyperd.network.directory import Directory
 from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.leases import in_short
-from hyperd.network.nameserver import NameServer
+from hyperd.network.meter import Meter
+from hyperd.network.nameservers import NameServers
 from hyperd.network.planning import (
     choose_subnet,
     choose_subnet6,
@@ -55,7 +56,7 @@ from hyperd.network.planning import (
     spec_of,
 )
 from hyperd.network.plugs import remove_left_taps, remove_links
-from hyperd.network.policy import Policies, Screen
+from hyperd.network.policy import Policies
 from hyperd.network.publishing import AtPort
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
@@ -88,12 +89,12 @@ class BridgeNetworks:
         self._networks: dict[str, BridgeNetwork] = {settings.name: self._default}
         self._views: dict[str, NetworkView] = {}
         self._floating = Floating(database, pools, settings.table, settings.bridge, self._address_of)
+        self._meter = Meter(self._policies)
         self._changing = asyncio.Lock()
         self._loading = asyncio.Lock()
         self._is_loaded = False
-        self._forwarder = Forwarder(upstream)
-        self._servers: dict[str, NameServer] = {}
-        self._directory = Directory(self._all_settings, self._all_named)
+        directory = Directory(self._all_settings, self._all_named)
+        self._servers = NameServers(self._policies, directory, Forwarder(upstream))
 
     @property
     def trouble(self) -> HyperError | None:
@@ -112,7 +113,7 @@ class BridgeNetworks:
         trouble: HyperError | None = None
         try:
             await self._default.prepare()
-            await self._serve_names(self._settings.name, self._default)
+            await self._servers.serve(self._default)
         except HyperError as error:
             trouble = error
         await self._load()
@@ -120,7 +121,7 @@ class BridgeNetworks:
             if network is not self._default:
                 try:
                     await network.prepare()
-                    await self._serve_names(name, network)
+                    await self._servers.serve(network)
                 except HyperError as error:
                     _log.error("a network is not ready", extra={"network": name, "error": str(error)})
         try:
@@ -149,10 +150,10 @@ class BridgeNetworks:
             await watch.wait(every_s)
             with contextlib.suppress(HyperError):  # told where it failed; the next look tries again
                 await self._floating.look()
-            for name, network in list(self._networks.items()):
+            for network in list(self._networks.values()):
                 await network.look()
                 with contextlib.suppress(HyperError):  # the port may be free by now
-                    await self._serve_names(name, network)
+                    await self._servers.serve(network)
 
     async def attach(
         self,
@@ -237,6 +238,9 @@ class BridgeNetworks:
         if requests and not there.settings.internal:
             await there.publish(sandbox_id, requests, holder)
 
+    async def usage(self, sandbox_ids: Collection[SandboxId]) -> dict[SandboxId, WireUsage]:
+        return await self._meter.read(sandbox_ids)
+
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         return tuple(port for network in self._networks.values() for port in network.published(sandbox_id))
 
@@ -284,7 +288,7 @@ class BridgeNetworks:
             try:
                 await self._definitions.insert(view)
                 await network.prepare()
-                await self._serve_names(spec.name, network)
+                await self._servers.serve(network)
             except BaseException:
                 await asyncio.shield(self._abandon(spec.name, network))
                 raise
@@ -316,21 +320,21 @@ class BridgeNetworks:
             await self.remove_network(name)
         async with self._changing:
             await self._default.clear()
-            self._close_server(self._settings.name)
+            self._servers.close(self._settings.name)
             await self._floating.stand()
 
     def close(self) -> None:
-        for server in self._servers.values():
-            server.close()
+        self._servers.close_all()
         for network in self._networks.values():
             network.close()
+        self._meter.close()
         self._policies.close()
         self._floating.close()
 
     async def _serve_policed(self, network: BridgeNetwork) -> None:
         """They ask here, whatever their network."""
         await network.ready()
-        await self._serve_names(network.settings.name, network, needed=True)
+        await self._servers.serve(network, needed=True)
 
     def _all_named(self) -> Iterable[Named]:
         """Of whoever says so now: servers are there before that is known."""
@@ -339,32 +343,16 @@ class BridgeNetworks:
     def _all_settings(self) -> list[BridgeSettings]:
         return [network.settings for network in self._networks.values()]
 
-    async def _serve_names(self, name: str, network: BridgeNetwork, *, needed: bool = False) -> None:
-        """Raises UnavailableError when something else has the port.
-
-        ``needed``: also where nobody has a name, and only those with a policy ask.
-        """
-        settings = network.settings
-        if not (settings.has_names or needed or name in self._servers):
-            needed = any(map(self._policies.covers, await network.list_leased()))
-            if not needed:
-                return
-        if name not in self._servers:
-            zone = functools.partial(self._directory.zone, settings)
-            screen = Screen(self._policies, settings.table)
-            self._servers[name] = NameServer(settings.gateway, zone, self._forwarder, screen)
-        await self._servers[name].open()
-
     async def _discard(self, name: str, network: BridgeNetwork) -> None:
         """The record last: killed halfway, the network is there again, whole."""
         await network.remove()
-        self._close_server(name)
+        self._servers.close(name)
         await self._definitions.delete(name)
         network.close()
 
     async def _abandon(self, name: str, network: BridgeNetwork) -> None:
         """One that could not be made: nobody is told of it, so its record goes whatever keeps the rest."""
-        self._close_server(name)
+        self._servers.close(name)
         try:
             await self._definitions.delete(name)
             await network.remove()
@@ -372,11 +360,6 @@ class BridgeNetworks:
             _log.error("something is left of a network", extra={"network": name, "error": str(error)})
         finally:
             network.close()
-
-    def _close_server(self, name: str) -> None:
-        server = self._servers.pop(name, None)
-        if server is not None:
-            server.close()
 
     async def _load(self) -> None:
         async with self._loading:  # else there might be two of one bridge

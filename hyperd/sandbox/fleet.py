@@ -16,6 +16,7 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
+from hyperd.model.stats import ContainerStats
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import (
     admission,
@@ -29,6 +30,7 @@ from hyperd.sandbox import (
     names,
     policy_desk,
     specification,
+    statistics,
 )
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.errands import Services
@@ -169,6 +171,12 @@ class Fleet(RestoringFleet):
         """Newest first; see filters.py."""
         views = [driver.view() for driver in self._present()]
         return filters.choose(views, wanted, everything=everything, find=lambda name: self._find(name).view())
+
+    async def stats(self, references: Sequence[str], *, everything: bool) -> list[ContainerStats]:
+        """Of those, or of all that run; of all there are, with ``everything``. Raises NotFoundError, InvalidError."""
+        shown = references or [view.record.sandbox_id for view in self.list_views((), everything=everything)]
+        rooms = self._services.runner.rooms
+        return await statistics.read([self.get(each) for each in shown], rooms.hypervisor, rooms.network)
 
     def _find_running(self, sandbox_id: str) -> ContainerView | None:
         driver = self._drivers.get(SandboxId(sandbox_id))

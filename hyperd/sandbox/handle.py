@@ -23,7 +23,7 @@ from hyperd.model.container import (
     Exit,
     ExitReason,
 )
-from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
+from hyperd.model.guest import FIRST_PROCESS, GuestStats, ProcessExit, ProcessId
 from hyperd.model.network import Endpoint, PortRequest, PublishedPort, UnpublishRequest
 from hyperd.model.snapshot import Snapshot
 from hyperd.sandbox import identity, machine, plans, ports, preconditions, signals
@@ -115,6 +115,14 @@ class SandboxHandle:
             raise self._has_ended() from error
         if not delivered:
             raise self._has_ended()
+
+    async def guest_stats(self) -> tuple[GuestStats, GuestStats] | None:
+        """Of its container, and of its guest as a whole; None unless it runs."""
+        tenure = self._driver.tenure
+        if tenure is None or tenure.is_ending or tenure.paused:
+            return None
+        guest = tenure.live.guest
+        return await guest.stats(identity.container_id_of(self.record)), await guest.stats()
 
     async def pause(self) -> None:
         """Return when its CPUs stand still. Raises WrongStateError unless running."""

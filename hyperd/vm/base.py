@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Protocol
 
+from hyperd.model.stats import VmUsage
 from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmStatus
 
 
@@ -75,6 +76,9 @@ class Hypervisor(Protocol):
 
     async def list_running(self) -> list[VmStatus]:
         """Every VM of ours that exists, those of an earlier daemon included."""
+
+    async def usage(self, sandbox_id: SandboxId) -> VmUsage:
+        """What it uses of the host. Raises NotFoundError."""
 
     def events(self) -> AsyncIterator[VmGone]:
         """One consumer. VMs that went away since the hypervisor was opened."""

@@ -7,6 +7,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -31,6 +32,7 @@ from tests.fakes.daemon_images import FakeImages
 from tests.fakes.daemon_policies import FakeEgress, FakeFloatingService, FakeSecurityGroups
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
+from tests.fakes.daemon_stats import used
 from tests.fakes.daemon_system import FakeSystem
 from tests.fakes.daemon_volumes import FakeVolumes
 from tests.fakes.programs import FakeProcess, exited
@@ -41,6 +43,7 @@ DEADLINE_S = 30
 class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServicer):
     def __init__(self, daemon: FakeDaemon) -> None:
         self._daemon = daemon
+        self._asked = itertools.count(1)
 
     async def CreateContainer(self, request, context):
         await self._daemon.check(request, context)
@@ -52,6 +55,18 @@ class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServi
         container = await self._daemon.require_container(request.container, context)
         self._daemon.start_process(container)
         return pb.StartContainerResponse(container=container)
+
+    async def GetStats(self, request, context):
+        await self._daemon.check(request, context)
+        names = request.containers or [each.id for each in self._daemon.containers.values()]
+        found = [await self._daemon.require_container(name, context) for name in names]
+        return pb.GetStatsResponse(
+            stats=[
+                used(each, next(self._asked))
+                for each in found
+                if request.all or request.containers or each.state in UP
+            ]
+        )
 
     async def StopContainer(self, request, context):
         await self._daemon.check(request, context)

@@ -4,10 +4,12 @@
 import asyncio
 import dataclasses
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, RestoreError, UnavailableError
+from hyperd.model.stats import VmUsage
 from hyperd.model.vm import (
     HOT_PLUG_DEVICES,
     Disk,
@@ -49,6 +51,7 @@ class FakeHypervisor:
         self._gates: dict[str, asyncio.Event] = {}
         self._ended: dict[SandboxId, asyncio.Event] = {}
         self._defined: dict[SandboxId, VmDefinition] = {}
+        self._used_ns = 0
         self._pid = 1 << 22  # the kernel gives none above: it is no process of this host
         self._events: asyncio.Queue[VmGone] = asyncio.Queue()
 
@@ -72,6 +75,12 @@ class FakeHypervisor:
     def hold(self, verb: str) -> asyncio.Event:
         """Calls of ``verb`` (pause, resume, destroy) wait until the returned gate is set; `calls` shows it came."""
         return self._gates.setdefault(verb, asyncio.Event())
+
+    async def usage(self, sandbox_id: SandboxId) -> VmUsage:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
+        self._used_ns += 1_000_000
+        return VmUsage(time.monotonic_ns(), self._used_ns, 64 << 20, 1 << 20, 1 << 16)
 
     async def pause(self, sandbox_id: SandboxId) -> None:
         await self._enter("pause", sandbox_id)

@@ -26,6 +26,7 @@ from hyperd.model.network import (
     PortRequest,
     PublishedPort,
 )
+from hyperd.model.stats import WireUsage
 from hyperd.model.vm import SandboxId
 from tests.fakes.floating import FakeFloating
 from tests.fakes.policies import FakePolicies
@@ -203,6 +204,9 @@ class FakeNetwork:
                 raise NotFoundError("is not published", subject=f"port {port}")
         for port in ports:
             self.ports.pop(port, None)
+
+    async def usage(self, sandbox_ids: Collection[SandboxId]) -> dict[SandboxId, WireUsage]:
+        return {each: WireUsage() for each in sandbox_ids if each in self.taps}
 
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         mine = [port for port, (owner, *_) in self.ports.items() if owner == sandbox_id]

@@ -158,6 +158,19 @@ class Policies:
         except OSError:
             return False
 
+    def rated(self) -> list[Wire]:
+        """Those that a rate holds for."""
+        return [wire for _, wire in self._wires.rated()]
+
+    async def dropped_out(self) -> dict[str, int]:
+        """Packets that each tap's rate has dropped of what its guest sent. Raises UnavailableError."""
+        bases = {base for base, wire in self._wires.rated() if wire.rate_out}
+        found: dict[str, int] = {}
+        for base in bases:
+            with network_errors(base):
+                found |= await self._looking.call(sets.read_dropped, base)
+        return found
+
     def wires_on(self, base: str) -> list[Wire]:
         return self._wires.on(base)
 

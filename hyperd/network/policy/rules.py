@@ -19,10 +19,11 @@ from hyperd.network.policy.group_rules import ROUTED, render_service
 from hyperd.network.policy.wire import Wire
 from hyperd.network.tap import JUDGED
 
-SPEAKERS, RATES = "speakers", "rate_of"
+SPEAKERS, RATES, DROPPED = "speakers", "rate_of", "dropped"
 SENT = "sent"  # the chain that everything from a tap with a policy passes
 OUTWARD, REFUSING, BEGUN, HEARD = "outward_of", "refusing_of", "begun_of", "heard_of"
 _LEAST_BURST_BYTES = 128 << 10  # a guest sends up to 64 KiB in one piece
+MAX_DROPPING = 65535  # taps: more than a bridge takes, for one that is not counted is not dropped
 MAX_LEARNED = 4096  # addresses of one sandbox and service
 MAX_BLOCKED = 1024  # destinations of one sandbox that are counted
 KEPT_S = 7 * 24 * 3600  # since the last attempt
@@ -61,6 +62,7 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
         f"add set {table} {ROUTED} {{ type ifname; }}",
         f"add set {table} {SPEAKERS} {{ type ifname . ipv4_addr; }}",
         f"add map {table} {RATES} {{ type ifname : limit; }}",
+        f"add set {table} {DROPPED} {{ type ifname; size {MAX_DROPPING}; flags dynamic; counter; }}",
         *(
             f"add map {table} {name} {{ type ifname : verdict; }}"
             for name in (OUTWARD, REFUSING, BEGUN, HEARD)
@@ -75,7 +77,7 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
             f"iifname @{ROUTED} meta nfproto != ipv4 counter drop",
             f"iifname @{ROUTED} iifname . ip saddr != @{SPEAKERS} counter drop",
             f"iifname @{ROUTED} ip daddr 127.0.0.0/8 counter drop",
-            f"limit name iifname map @{RATES} drop",
+            f"limit name iifname map @{RATES} update @{DROPPED} {{ iifname counter }} drop",
             f"iifname @{ROUTED} meta mark set meta mark | {JUDGED:#x}",  # nothing goes on without; see nat
         ],
         "names": [  # whomever it asks
@@ -221,6 +223,8 @@ def _no_rate(table: str, wire: Wire) -> Iterator[str]:
     if wire.rate_out:
         yield f'delete element {table} {RATES} {{ "{wire.name}" }}'
         yield f"delete limit {table} rate_{wire.name}"
+        yield f'add element {table} {DROPPED} {{ "{wire.name}" }}'
+        yield f'delete element {table} {DROPPED} {{ "{wire.name}" }}'
 
 
 def _begun(tap: str) -> str:

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from hyperd.model.policy import Service
 from hyperd.network import elements
 from hyperd.network.elements import INET_FAMILY, NETLINK_NETFILTER, Element
-from hyperd.network.policy.rules import KEPT_S, blocked_set, learned_set, other_set, table_of
+from hyperd.network.policy.rules import DROPPED, KEPT_S, blocked_set, learned_set, other_set, table_of
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 16
@@ -62,6 +62,14 @@ def read_blocked(base: str, tap: str) -> list[Blocked]:
             protocol = _NAMES.get(key[4], str(key[4]))
             found.append(Blocked(IPv4Address(key[:4]), protocol, port, count, max(0.0, KEPT_S - expires_s)))
     return found
+
+
+def read_dropped(base: str) -> dict[str, int]:
+    """By tap: packets beyond its rate. Raises OSError."""
+    return {
+        key.rstrip(b"\0").decode(errors="replace"): count
+        for key, count, _ in _dumped(table_of(base), DROPPED)
+    }
 
 
 def has_table(table: str) -> bool:

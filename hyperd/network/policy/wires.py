@@ -72,6 +72,11 @@ class Wires:
     def on(self, base: str) -> list[Wire]:
         return [armed.judged.wire for (known, _), armed in self._armed.items() if known == base]
 
+    def rated(self) -> list[tuple[str, Wire]]:
+        """With the networks' own tables."""
+        wires = [(base, armed.judged.wire) for (base, _), armed in self._armed.items()]
+        return [(base, wire) for base, wire in wires if wire.rate_in or wire.rate_out]
+
     def are_on(self, base: str) -> bool:
         return any(known == base for known, _ in self._armed)
 

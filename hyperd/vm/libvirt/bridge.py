@@ -33,6 +33,7 @@ class Lane(enum.Enum):
     CALL = "call", 8
     RESTORE = "restore", 8  # QEMU answers nothing while it reads a state: so many restore at once
     RESUME = "resume", 4  # so that a VM goes on
+    LOOK = "look", 2  # at what is only counted
     URGENT = "urgent", 4  # so that one ends, or is seen
 
 

@@ -20,16 +20,8 @@ import libvirt
 
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
-from hyperd.model.vm import (
-    Disk,
-    Nic,
-    SandboxId,
-    SharePort,
-    VmDefinition,
-    VmGone,
-    VmGoneCause,
-    VmStatus,
-)
+from hyperd.model.stats import VmUsage
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
@@ -42,6 +34,7 @@ from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
 from hyperd.vm.libvirt.states import VmStates
 from hyperd.vm.libvirt.unfinished import end_unfinished, unfinished
+from hyperd.vm.libvirt.usage import Usages
 from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 
 _log = logging.getLogger(__name__)
@@ -99,6 +92,8 @@ class LibvirtHypervisor:
                 LibvirtBridge(self.settings.connection_uri, self._on_lifecycle)
             )
             self._states = VmStates(self._bridge, self.settings)
+            self._usages = Usages(self._bridge)
+            stack.callback(self._usages.close)
             stack.callback(self._close)
             await self._adopt()
             self._tasks = await stack.enter_async_context(asyncio.TaskGroup())
@@ -201,6 +196,9 @@ class LibvirtHypervisor:
             if process is not None:  # else it ended meanwhile, and its event is on the way
                 statuses.append(VmStatus(domain.sandbox_id, process.pid, domain.paused))
         return statuses
+
+    async def usage(self, sandbox_id: SandboxId) -> VmUsage:
+        return await self._usages.read(sandbox_id, self._running.get(sandbox_id))
 
     async def events(self) -> AsyncIterator[VmGone]:
         while True:

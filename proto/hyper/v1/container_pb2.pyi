@@ -2268,3 +2268,149 @@ class NetworkEndpoint(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NetworkEndpoint: _TypeAlias = NetworkEndpoint  # noqa: Y015
+
+@_typing.final
+class GetStatsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINERS_FIELD_NUMBER: _builtins.int
+    ALL_FIELD_NUMBER: _builtins.int
+    all: _builtins.bool
+    """without `containers`: stopped ones, too"""
+    @_builtins.property
+    def containers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """none: all that run"""
+
+    def __init__(
+        self,
+        *,
+        containers: _abc.Iterable[_builtins.str] | None = ...,
+        all: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all", b"all", "containers", b"containers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatsRequest: _TypeAlias = GetStatsRequest  # noqa: Y015
+
+@_typing.final
+class GetStatsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContainerStats]: ...
+    def __init__(
+        self,
+        *,
+        stats: _abc.Iterable[Global___ContainerStats] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStatsResponse: _TypeAlias = GetStatsResponse  # noqa: Y015
+
+@_typing.final
+class ContainerStats(_message.Message):
+    """Since its VM began. What is not set is not known: it does not run, stands still, or nobody answered in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    READ_AT_NS_FIELD_NUMBER: _builtins.int
+    CPU_NS_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: _builtins.int
+    RECEIVED_PACKETS_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    SENT_PACKETS_FIELD_NUMBER: _builtins.int
+    RATE_DROPPED_IN_FIELD_NUMBER: _builtins.int
+    RATE_DROPPED_OUT_FIELD_NUMBER: _builtins.int
+    BLOCK_READ_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCK_WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    container_id: _builtins.str
+    name: _builtins.str
+    running: _builtins.bool
+    read_at_ns: _builtins.int
+    """when `cpu_ns` was read, by the host's monotonic clock"""
+    cpu_ns: _builtins.int
+    """of the VM's process"""
+    memory_bytes: _builtins.int
+    """in use in the guest, without what it would give back"""
+    memory_limit_bytes: _builtins.int
+    """the VM's"""
+    host_memory_bytes: _builtins.int
+    """the VM's share of the host's memory (PSS)"""
+    pids: _builtins.int
+    """of the container"""
+    received_bytes: _builtins.int
+    received_packets: _builtins.int
+    sent_bytes: _builtins.int
+    sent_packets: _builtins.int
+    rate_dropped_in: _builtins.int
+    """packets beyond --network-rate-in"""
+    rate_dropped_out: _builtins.int
+    """and beyond --network-rate-out"""
+    block_read_bytes: _builtins.int
+    block_written_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        container_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        running: _builtins.bool = ...,
+        read_at_ns: _builtins.int = ...,
+        cpu_ns: _builtins.int | None = ...,
+        memory_bytes: _builtins.int | None = ...,
+        memory_limit_bytes: _builtins.int = ...,
+        host_memory_bytes: _builtins.int | None = ...,
+        pids: _builtins.int | None = ...,
+        received_bytes: _builtins.int = ...,
+        received_packets: _builtins.int = ...,
+        sent_bytes: _builtins.int = ...,
+        sent_packets: _builtins.int = ...,
+        rate_dropped_in: _builtins.int = ...,
+        rate_dropped_out: _builtins.int = ...,
+        block_read_bytes: _builtins.int | None = ...,
+        block_written_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes", "_block_written_bytes", b"_block_written_bytes", "_cpu_ns", b"_cpu_ns", "_host_memory_bytes", b"_host_memory_bytes", "_memory_bytes", b"_memory_bytes", "_pids", b"_pids", "block_read_bytes", b"block_read_bytes", "block_written_bytes", b"block_written_bytes", "cpu_ns", b"cpu_ns", "host_memory_bytes", b"host_memory_bytes", "memory_bytes", b"memory_bytes", "pids", b"pids"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes", "_block_written_bytes", b"_block_written_bytes", "_cpu_ns", b"_cpu_ns", "_host_memory_bytes", b"_host_memory_bytes", "_memory_bytes", b"_memory_bytes", "_pids", b"_pids", "block_read_bytes", b"block_read_bytes", "block_written_bytes", b"block_written_bytes", "container_id", b"container_id", "cpu_ns", b"cpu_ns", "host_memory_bytes", b"host_memory_bytes", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "pids", b"pids", "rate_dropped_in", b"rate_dropped_in", "rate_dropped_out", b"rate_dropped_out", "read_at_ns", b"read_at_ns", "received_bytes", b"received_bytes", "received_packets", b"received_packets", "running", b"running", "sent_bytes", b"sent_bytes", "sent_packets", b"sent_packets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__block_read_bytes: _TypeAlias = _typing.Literal["block_read_bytes"]  # noqa: Y015
+    _WhichOneofArgType__block_read_bytes: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__block_written_bytes: _TypeAlias = _typing.Literal["block_written_bytes"]  # noqa: Y015
+    _WhichOneofArgType__block_written_bytes: _TypeAlias = _typing.Literal["_block_written_bytes", b"_block_written_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_ns: _TypeAlias = _typing.Literal["cpu_ns"]  # noqa: Y015
+    _WhichOneofArgType__cpu_ns: _TypeAlias = _typing.Literal["_cpu_ns", b"_cpu_ns"]  # noqa: Y015
+    _WhichOneofReturnType__host_memory_bytes: _TypeAlias = _typing.Literal["host_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__host_memory_bytes: _TypeAlias = _typing.Literal["_host_memory_bytes", b"_host_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_bytes: _TypeAlias = _typing.Literal["memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__pids: _TypeAlias = _typing.Literal["pids"]  # noqa: Y015
+    _WhichOneofArgType__pids: _TypeAlias = _typing.Literal["_pids", b"_pids"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block_read_bytes) -> _WhichOneofReturnType__block_read_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block_written_bytes) -> _WhichOneofReturnType__block_written_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_ns) -> _WhichOneofReturnType__cpu_ns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__host_memory_bytes) -> _WhichOneofReturnType__host_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__pids) -> _WhichOneofReturnType__pids | None: ...
+
+Global___ContainerStats: _TypeAlias = ContainerStats  # noqa: Y015

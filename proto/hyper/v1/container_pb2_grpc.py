@@ -108,6 +108,11 @@ class ContainerServiceStub:
                 request_serializer=hyper_dot_v1_dot_container__pb2.RollbackContainerRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_container__pb2.RollbackContainerResponse.FromString,
                 _registered_method=True)
+        self.GetStats = channel.unary_unary(
+                '/hyper.v1.ContainerService/GetStats',
+                request_serializer=hyper_dot_v1_dot_container__pb2.GetStatsRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.GetStatsResponse.FromString,
+                _registered_method=True)
         self.ReadLogs = channel.unary_stream(
                 '/hyper.v1.ContainerService/ReadLogs',
                 request_serializer=hyper_dot_v1_dot_container__pb2.ReadLogsRequest.SerializeToString,
@@ -253,6 +258,13 @@ class ContainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetStats(self, request, context):
+        """Counters: a rate is the difference of two answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ReadLogs(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -390,6 +402,11 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     servicer.RollbackContainer,
                     request_deserializer=hyper_dot_v1_dot_container__pb2.RollbackContainerRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_container__pb2.RollbackContainerResponse.SerializeToString,
+            ),
+            'GetStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStats,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.GetStatsRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.GetStatsResponse.SerializeToString,
             ),
             'ReadLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadLogs,
@@ -819,6 +836,33 @@ class ContainerService:
             '/hyper.v1.ContainerService/RollbackContainer',
             hyper_dot_v1_dot_container__pb2.RollbackContainerRequest.SerializeToString,
             hyper_dot_v1_dot_container__pb2.RollbackContainerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/GetStats',
+            hyper_dot_v1_dot_container__pb2.GetStatsRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.GetStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class ContainerServiceStub:
     """A snapshot of a running container and `count` clones of it in one step. All of them, or none."""
     RollbackContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.RollbackContainerRequest, _container_pb2.RollbackContainerResponse]
     """The same container, back at one of its own snapshots. What it did since is gone."""
+    GetStats: _grpc.UnaryUnaryMultiCallable[_container_pb2.GetStatsRequest, _container_pb2.GetStatsResponse]
+    """Counters: a rate is the difference of two answers."""
     ReadLogs: _grpc.UnaryStreamMultiCallable[_container_pb2.ReadLogsRequest, _container_pb2.ReadLogsResponse]
     CommitContainer: _grpc.UnaryStreamMultiCallable[_container_pb2.CommitContainerRequest, _container_pb2.CommitContainerResponse]
     """Files of a container that runs or has stopped. A stopped one is opened in a VM of its own in which none
@@ -111,6 +113,8 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     """A snapshot of a running container and `count` clones of it in one step. All of them, or none."""
     RollbackContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.RollbackContainerRequest, _container_pb2.RollbackContainerResponse]  # type: ignore[assignment]
     """The same container, back at one of its own snapshots. What it did since is gone."""
+    GetStats: _aio.UnaryUnaryMultiCallable[_container_pb2.GetStatsRequest, _container_pb2.GetStatsResponse]  # type: ignore[assignment]
+    """Counters: a rate is the difference of two answers."""
     ReadLogs: _aio.UnaryStreamMultiCallable[_container_pb2.ReadLogsRequest, _container_pb2.ReadLogsResponse]  # type: ignore[assignment]
     CommitContainer: _aio.UnaryStreamMultiCallable[_container_pb2.CommitContainerRequest, _container_pb2.CommitContainerResponse]  # type: ignore[assignment]
     """Files of a container that runs or has stopped. A stopped one is opened in a VM of its own in which none
@@ -245,6 +249,14 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_container_pb2.RollbackContainerResponse, _abc.Awaitable[_container_pb2.RollbackContainerResponse]]:
         """The same container, back at one of its own snapshots. What it did since is gone."""
+
+    @_abc_1.abstractmethod
+    def GetStats(
+        self,
+        request: _container_pb2.GetStatsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.GetStatsResponse, _abc.Awaitable[_container_pb2.GetStatsResponse]]:
+        """Counters: a rate is the difference of two answers."""
 
     @_abc_1.abstractmethod
     def ReadLogs(

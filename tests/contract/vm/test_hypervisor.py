@@ -37,6 +37,28 @@ async def test_destroying_is_an_event_and_may_be_repeated(subject: Subject) -> N
     assert event == VmGone(definition.sandbox_id, VmGoneCause.DESTROYED)
 
 
+async def test_what_a_vm_uses_of_the_host_is_counted(subject: Subject) -> None:
+    definition = subject.lab.define()
+    with pytest.raises(NotFoundError):
+        await subject.hypervisor.usage(definition.sandbox_id)
+    await subject.hypervisor.start(definition)
+    first = await subject.hypervisor.usage(definition.sandbox_id)
+    assert first.memory_bytes > 1 << 20
+    assert first.block_read_bytes is not None
+    assert first.block_written_bytes is not None
+    async with asyncio.timeout(
+        20
+    ):  # until it has used more CPU time than a tick of the clock it is counted by
+        while (later := await subject.hypervisor.usage(definition.sandbox_id)).cpu_ns <= first.cpu_ns:
+            await asyncio.sleep(0)
+    assert later.read_at_ns > first.read_at_ns
+    await subject.hypervisor.pause(definition.sandbox_id)
+    assert (await subject.hypervisor.usage(definition.sandbox_id)).block_read_bytes is not None
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    with pytest.raises(NotFoundError):
+        await subject.hypervisor.usage(definition.sandbox_id)
+
+
 async def test_destroying_what_never_was_is_no_error(subject: Subject) -> None:
     await subject.hypervisor.destroy(SandboxId("0" * 64))
 

@@ -172,7 +172,7 @@ def test_a_cidfile_is_not_left_behind_by_a_failure(daemon, hyper, tmp_path):
         (("ps", "--nosuch"), 2, "ps: no such option: --nosuch"),
         (("run",), 125, "run: missing argument 'IMAGE'"),
         (("nosuch",), 2, "no such command 'nosuch'"),
-        (("strat",), 2, "Did you mean 'start'"),
+        (("strat",), 2, "Did you mean"),
         (("run", "-it", "alpine"), 125, "the input device is not a TTY"),
         (("exec", "-it", "web", "sh"), 125, "the input device is not a TTY"),
         (("run", "--detach-keys", "ctrl-1", "alpine"), 125, "--detach-keys: unknown key"),

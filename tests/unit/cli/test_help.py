@@ -79,7 +79,7 @@ def test_hyper_alone_shows_its_help(capfd):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["st"], ["start", "stop"]),
+        (["st"], ["start", "stop", "stats"]),
         (["run", "--det"], ["--detach", "--detach-keys"]),
         (["run", "al"], ["alpine:latest"]),
         (["run", "-it", "--name", "x", "al"], ["alpine:latest"]),
@@ -91,7 +91,7 @@ def test_hyper_alone_shows_its_help(capfd):
         (["stop", "o"], []),
         (["exec", "-it", ""], ["web"]),
         (["exec", "web", ""], []),
-        (["container", "st"], ["start", "stop"]),
+        (["container", "st"], ["start", "stop", "stats"]),
         (["container", "rm", "o"], ["old"]),
         (["image", "rm", ""], ["alpine:latest"]),
         (["daemon", ""], ["start", "stop", "status"]),
