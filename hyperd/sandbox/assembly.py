@@ -30,7 +30,7 @@ from hyperd.model.guest import (
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.network import Attachment, way_out
 from hyperd.model.share import Share
-from hyperd.model.vm import SandboxId
+from hyperd.model.vm import Disk, SandboxId
 from hyperd.sandbox import capabilities, endpoints, mount_sources, ports
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 
@@ -216,6 +216,7 @@ def container_plan(
     image: ImageConfig,
     root: RootDisk,
     shares: Collection[Share] = (),
+    volumes: Collection[Disk] = (),
     *,
     emulated: bool = False,
 ) -> ContainerPlan:
@@ -230,7 +231,7 @@ def container_plan(
         hostname=hostname_of(record),
         mounts=(
             *(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
-            *mount_sources.guest_mounts(spec.mounts, shares, emulated=emulated),
+            *mount_sources.guest_mounts(spec.mounts, shares, volumes, emulated=emulated),
         ),
         init=spec.init,
         masked_paths=() if spec.privileged else MASKED_PATHS,

@@ -590,7 +590,9 @@ class FakeGuest(FakeArchives):
         await self._enter("thaw_volume")
         return self.agent.thaw_volume(serial)
 
-    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+    async def open_volume(
+        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+    ) -> None:
         await self._enter("open_volume")
         self.agent.open_volume(container_id)
 

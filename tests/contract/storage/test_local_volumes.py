@@ -24,13 +24,13 @@ from hyperd.host import files, process
 from hyperd.host.database import Database
 from hyperd.host.workers import NotWantedError
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import SHARED, Consistency, VolumeName, VolumeRequest
+from hyperd.model.volume import SHARED, XFS, Consistency, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, acl
 from tests.fakes.volumes import FakeVolumes
 from tests.mounts import allocated_bytes, dig, small_filesystem
 
 BOX, OTHER, THIRD = (SandboxId(letter * 64) for letter in "abc")
-DB = VolumeName("db")
+DB, NEW = VolumeName("db"), VolumeName("new")
 OWNERS = {BOX: (70001, 70000), OTHER: (70002, 70000), THIRD: (70003, 70000)}
 SMALL = 64 << 20
 
@@ -101,6 +101,7 @@ async def test_a_volume_is_made_once_and_removed_once(volumes):
         (VolumeRequest(DB, 1 << 20), InvalidError),
         (VolumeRequest(DB, 1 << 60), InvalidError),
         (VolumeRequest(DB, filesystem="zfs"), UnsupportedError),
+        (VolumeRequest(DB, (300 << 20) - 1, filesystem=XFS), InvalidError),
         (VolumeRequest(DB, 64 << 20, filesystem=SHARED), InvalidError),
         (VolumeRequest(DB, driver="nfs"), UnsupportedError),
         (VolumeRequest(DB, options={"type": "nfs"}), InvalidError),
@@ -193,7 +194,7 @@ async def test_one_that_has_its_name_and_no_record_yet_goes_with_the_next_start(
 
     async with contextlib.AsyncExitStack() as stack:
         recording = await stack.enter_async_context(
-            local.providing(BOX, "box", [VolumeRequest("new", 32 << 20)], {"new": False})
+            local.providing(BOX, "box", [VolumeRequest(NEW, 32 << 20)], {NEW: False})
         )
         with pytest.raises(KilledError):
             await database.transaction(record_and_die, lasting=True)
@@ -212,6 +213,59 @@ async def test_one_that_was_recorded_and_not_said_so_yet_stays(local, database, 
     after = await opened(database, tmp_path / "volumes")
     assert [path.name for path in made.path.parent.iterdir()] == ["disk.img"]
     after.close()
+
+
+LARGE = 320 << 20
+
+
+async def test_an_xfs_is_as_large_as_it_must_be_at_least_and_its_copies_have_one(volumes):
+    with pytest.raises(InvalidError, match="not between 300 MiB") as raised:
+        await volumes.create(VolumeRequest(DB, SMALL, filesystem=XFS))
+    assert "ext4" in raised.value.hint
+    made = await volumes.create(VolumeRequest(DB, LARGE, filesystem=XFS))
+    assert (made.filesystem, made.size_bytes) == (XFS, LARGE)
+    assert (await volumes.create(VolumeRequest(DB))).filesystem == XFS
+    with pytest.raises(ExistsError):
+        await volumes.create(VolumeRequest(DB, filesystem="ext4"))
+    taken = await volumes.snapshots.take(made, "first", detached)
+    assert taken.filesystem == XFS
+    with pytest.raises(InvalidError, match="holds xfs, not ext4"):
+        await volumes.create(VolumeRequest(NEW, filesystem="ext4", snapshot="first"))
+    assert (await volumes.create(VolumeRequest(NEW, snapshot="first"))).filesystem == XFS
+    async with volumes.snapshots.stream(made, detached) as stream:
+        data = [piece async for piece in stream]
+
+    async def again():
+        for piece in data:
+            yield piece
+
+    assert (await volumes.import_(VolumeName("back"), {}, again())).filesystem == XFS
+
+
+async def test_an_xfs_has_an_empty_data_directory_and_takes_little_room(local):
+    made = await local.create(VolumeRequest(DB, 10 << 30, filesystem=XFS))
+    subprocess.run(["xfs_repair", "-n", made.path], check=True, capture_output=True)
+    shown = subprocess.run(
+        ["xfs_db", "-r", "-c", "path /data", "-c", "p core.mode core.uid core.nlinkv2", made.path],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert [line.split(" = ")[1] for line in shown.splitlines()] == ["040755", "0", "2"]
+    assert allocated_bytes(made.path) < 4 << 20, "its log is a hole"
+    assert made.path.stat().st_size == 10 << 30
+
+
+@pytest.mark.parametrize(("filesystem", "package"), [("ext4", "e2fsprogs"), (XFS, "xfsprogs")])
+async def test_a_host_that_cannot_make_a_file_system_is_told_what_to_install(
+    local, tmp_path, monkeypatch, filesystem, package
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=rf"there is no mkfs\.{filesystem} on the host") as raised:
+        await local.create(VolumeRequest(DB, LARGE, filesystem=filesystem))
+    assert package in raised.value.hint
+    assert await local.list() == []
+    assert directories(tmp_path / "volumes") == []
 
 
 async def test_one_that_is_shared_has_many_who_write(volumes, database):
