@@ -109,11 +109,13 @@ class Doors:
 
             def command(place: Place) -> Command:
                 fds = [place.listener_fd, place.lock_fd, *([] if password is None else [password])]
-                return Command([*("sh", "-c", _SCRIPT, "sh", str(place.lock)), *self._argv(disk), *mode], fds)
+                return Command(
+                    [*("sh", "-c", _SCRIPT, "sh", str(place.lock)), *self._argv(disk, place), *mode], fds
+                )
 
             return self._servers.start(sandbox_id, key, command)
 
-    def _argv(self, disk: IscsiDisk) -> list[str]:
+    def _argv(self, disk: IscsiDisk, place: Place) -> list[str]:
         as_user = []
         if self._user is not None:
             uid, gid = self._user
@@ -135,6 +137,7 @@ class Doors:
             *("qemu-nbd", *secret, "--image-opts", ",".join(f"{k}={v}" for k, v in options.items())),
             # A QEMU that was away comes back, and whoever looks is no QEMU.
             *("--export-name", _NAME, "--persistent", "--shared", "2"),
+            *("--description", str(place.socket)),  # whose it is, for `ps`
         ]
 
 

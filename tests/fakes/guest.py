@@ -257,6 +257,7 @@ class FakeAgent:
     connections: set["FakeGuest"] = field(default_factory=set)
     files: FakeFiles = field(default_factory=FakeFiles)  # on the disk, which outlives the VM
     volume_sizes: dict[str, int] = field(default_factory=dict)  # of those that grew, by their disks' serials
+    opened_volumes: list[tuple[str, str, str]] = field(default_factory=list)  # serial, file system, directory
     still_volumes: set[str] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -595,6 +596,7 @@ class FakeGuest(FakeArchives):
     ) -> None:
         await self._enter("open_volume")
         self.agent.open_volume(container_id)
+        self.agent.opened_volumes.append((serial, filesystem, directory))
 
     async def shutdown(self, timeout_s: float) -> None:
         await self._enter("shutdown")
