@@ -63,7 +63,7 @@ from hyperd.sandbox import (
     parallel_starts,
 )
 from hyperd.snapshot import LocalSnapshots
-from hyperd.storage import LocalShares, LocalStorage, LocalVolumes, Places, SpaceWatch
+from hyperd.storage import Doors, LocalShares, LocalStorage, LocalVolumes, Places, SpaceWatch
 from hyperd.vm.libvirt import LibvirtHypervisor
 
 log = logging.getLogger(__name__)
@@ -237,6 +237,11 @@ async def _open_storage(
         floor.database,
         size_bytes=config.storage.volume_size_mib << 20,
         owner_of=settings.disk_owner(config),
+        doors=Doors(
+            config.daemon.run_dir / "doors",
+            owner_of=settings.disk_owner(config),
+            user=settings.qemu_owner(config),
+        ),
     )
     stack.callback(volumes.close)
     await volumes.open()

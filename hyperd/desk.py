@@ -166,7 +166,7 @@ class Desk:
                 bytes=volume.allocated_bytes,
                 containers=len(volume.users),
                 attached=sum(user.attached for user in volume.users),
-                size_bytes=0 if volume.volume.export else volume.volume.size_bytes,
+                size_bytes=0 if volume.volume.server else volume.volume.size_bytes,
             )
         for copy in await self.fleet.volumes.snapshots.list():
             answer.snapshots.add(

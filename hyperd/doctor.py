@@ -32,7 +32,7 @@ async def check_host(config: Config, choice: Choice | None) -> list[HostCheck]:
     """All checks, in the order in which they matter. ``choice``: what the accelerator's probe found, if it has run."""
     checks: Sequence[Callable[[Config], Coroutine[None, None, HostCheck]]] = (
         _root, _qemu, _libvirt, _qemu_user, _kvm, _kernel, _agent, _mkfs_erofs, _skopeo, _mkfs_ext4,
-        _virtiofsd, _nft, _tun, _forwarding, _firewall, _socket, _disk,
+        _mkfs_xfs, _virtiofsd, _nft, _tun, _forwarding, _firewall, _socket, _disk,
     )  # fmt: skip
     async with asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(check(config)) for check in checks]
@@ -199,6 +199,15 @@ async def _skopeo(config: Config) -> HostCheck:
 
 async def _mkfs_ext4(_config: Config) -> HostCheck:
     return await _version_check("mkfs.ext4", ("mkfs.ext4", "-V"), (1, 47), "install e2fsprogs >= 1.47")
+
+
+async def _mkfs_xfs(_config: Config) -> HostCheck:
+    """Not needed for anything else."""
+    found = await _version_check("mkfs.xfs", ("mkfs.xfs", "-V"), (5, 19), "install xfsprogs >= 5.19")
+    if found.level is CheckLevel.OK:
+        return found
+    finding = f"{found.finding}: no volume is made with --fs xfs"
+    return HostCheck(found.name, CheckLevel.WARNING, finding, "install xfsprogs >= 5.19")
 
 
 async def _virtiofsd(config: Config) -> HostCheck:

@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 # What hyperd uses while it runs.
 RUNTIME = (
-    *("qemu-system-x86", "qemu-utils", "libvirt-daemon", "libvirt-daemon-driver-qemu"),
-    *("skopeo", "nftables", "iproute2", "e2fsprogs", "ca-certificates", "python3"),
+    *("qemu-system-x86", "qemu-utils", "qemu-block-extra", "libvirt-daemon", "libvirt-daemon-driver-qemu"),
+    *("skopeo", "nftables", "iproute2", "e2fsprogs", "xfsprogs", "ca-certificates", "python3"),
 )
 # What builds the Python environment, the guest kernel and the agent.
 BUILD = (
     *("gcc", "libc6-dev", "make", "pkg-config", "python3-dev", "python3-venv", "libvirt-dev"),
     *("flex", "bison", "bc", "perl", "libelf-dev", "libssl-dev", "xz-utils", "protobuf-compiler"),
 )
-# What makes, signs and reads the images of demo and tests, and the terminal that tests look at.
-TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "gpg", "gpg-agent", "gpgconf")
+# What makes, signs and reads the images of demo and tests, the terminal that tests look at, their iSCSI server.
+TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "tgt", "gpg", "gpg-agent", "gpgconf")
 # What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old, and virtiofsd put together.
 RELEASE = {
     "bookworm": (
@@ -57,6 +57,7 @@ BACKPORTS = Path("/etc/apt/sources.list.d/hyper-backports.sources")
 # Units that come with the packages and that nothing here uses: libvirt runs inside hyperd, a registry inside the demo.
 UNITS = {
     "docker-registry": ("docker-registry.service",),
+    "tgt": ("tgt.service",),
     "libvirt-daemon": ("libvirtd.service", "libvirtd.socket", "libvirtd-ro.socket", "libvirtd-admin.socket"),
     "libvirt-daemon-log": ("virtlogd.service", "virtlogd.socket", "virtlogd-admin.socket"),
     "libvirt-daemon-common": ("libvirt-guests.service",),

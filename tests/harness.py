@@ -193,7 +193,7 @@ class Hyper:
         self._told_before = self.log.stat().st_size if self.log.exists() else 0
 
     def _left(self) -> list[str]:
-        processes = {**self.qemu_processes(), **self.share_processes()}
+        processes = {**self.qemu_processes(), **self.share_processes(), **self.door_processes()}
         left = [f"process {pid}: {command}" for pid, command in processes.items()]
         links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
         left += [
@@ -226,6 +226,10 @@ class Hyper:
     def share_processes(self) -> dict[int, str]:
         """Those that serve directories of the host: two for each share."""
         return self._processes("virtiofsd")
+
+    def door_processes(self) -> dict[int, str]:
+        """Those between QEMUs and servers that have disks."""
+        return self._processes("qemu-nbd")
 
     def _processes(self, program: str) -> dict[int, str]:
         found = {}

@@ -27,17 +27,61 @@ PAGE = 4096
 NAME = b"disk"
 
 
+class LosingPages:
+    """What is not flushed to ``file`` is in memory alone, page by page."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        self._pages: dict[int, bytearray] = {}
+
+    def __len__(self) -> int:
+        return len(self._pages)
+
+    def lose(self) -> int:
+        """How many there were."""
+        lost = len(self._pages)
+        self._pages.clear()
+        return lost
+
+    def read(self, offset: int, length: int) -> bytearray:
+        data = bytearray(os.pread(self._file, length, offset).ljust(length, b"\0"))
+        for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
+            if (page := self._pages.get(number)) is not None:
+                start = max(offset, number * PAGE)
+                end = min(offset + length, (number + 1) * PAGE)
+                data[start - offset : end - offset] = page[start - number * PAGE : end - number * PAGE]
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        at = 0
+        while at < len(data):
+            number, inside = divmod(offset + at, PAGE)
+            count = min(PAGE - inside, len(data) - at)
+            self._page(number)[inside : inside + count] = data[at : at + count]
+            at += count
+
+    def flush(self) -> None:
+        for number, page in self._pages.items():
+            os.pwrite(self._file, page, number * PAGE)
+        self._pages.clear()
+
+    def _page(self, number: int) -> bytearray:
+        if number not in self._pages:
+            self._pages[number] = bytearray(os.pread(self._file, PAGE, number * PAGE).ljust(PAGE, b"\0"))
+        return self._pages[number]
+
+
 class LosingDisk:
-    """One export; what is not flushed is in memory alone, page by page."""
+    """One export."""
 
     def __init__(self, path: Path, size_bytes: int) -> None:
         self.path = path
         self.size_bytes = size_bytes
         self.flushes = 0
         self.lost_pages = 0  # with the power
-        self._pages: dict[int, bytearray] = {}
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._pages = LosingPages(self._file)
         os.ftruncate(self._file, size_bytes)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -52,8 +96,7 @@ class LosingDisk:
     def lose_power(self) -> None:
         """Nobody is answered any more; what was not flushed never was."""
         with self._lock:
-            self.lost_pages = len(self._pages)
-            self._pages.clear()
+            self.lost_pages = self._pages.lose()
             self.size_bytes = 0  # a request that is under way finds no disk
         self.close()
 
@@ -118,46 +161,19 @@ class LosingDisk:
                 return False
             answer = self._do(kind, offset, length, data)
             if flags & FUA or kind == FLUSH:
-                self._flush()
+                self.flushes += 1
+                self._pages.flush()
         connection.sendall(struct.pack(">IIQ", SIMPLE_MAGIC, 0, handle) + answer)
         return True
 
     def _do(self, kind: int, offset: int, length: int, data: bytes) -> bytes:
         if kind == READ:
-            return bytes(self._read(offset, length))
+            return bytes(self._pages.read(offset, length))
         if kind in (ZEROES, TRIM):
             data = bytes(length)
         if kind in (WRITE, ZEROES, TRIM):
-            self._write(offset, data)
+            self._pages.write(offset, data)
         return b""
-
-    def _page(self, number: int) -> bytearray:
-        if number not in self._pages:
-            self._pages[number] = bytearray(os.pread(self._file, PAGE, number * PAGE).ljust(PAGE, b"\0"))
-        return self._pages[number]
-
-    def _read(self, offset: int, length: int) -> bytearray:
-        data = bytearray(os.pread(self._file, length, offset).ljust(length, b"\0"))
-        for number in range(offset // PAGE, -(-(offset + length) // PAGE)):
-            if (page := self._pages.get(number)) is not None:
-                start = max(offset, number * PAGE)
-                end = min(offset + length, (number + 1) * PAGE)
-                data[start - offset : end - offset] = page[start - number * PAGE : end - number * PAGE]
-        return data
-
-    def _write(self, offset: int, data: bytes) -> None:
-        at = 0
-        while at < len(data):
-            number, inside = divmod(offset + at, PAGE)
-            count = min(PAGE - inside, len(data) - at)
-            self._page(number)[inside : inside + count] = data[at : at + count]
-            at += count
-
-    def _flush(self) -> None:
-        self.flushes += 1
-        for number, page in self._pages.items():
-            os.pwrite(self._file, page, number * PAGE)
-        self._pages.clear()
 
 
 def _receive(connection: socket.socket, count: int) -> bytes:

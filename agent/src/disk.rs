@@ -174,6 +174,10 @@ impl<K: Kernel> Disks<K> {
         if !writable {
             parameters.push(("ro", ""));
         }
+        if filesystem == "xfs" {
+            // A copy of a volume has its UUID, and both may be here at once.
+            parameters.push(("nouuid", ""));
+        }
         let made = self.kernel.make(&Filesystem::new(filesystem, &parameters, attributes))?;
         let place =
             rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).what("open a mount point")?;

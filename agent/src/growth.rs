@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! A volume's file system takes all of a disk that has become larger: while it is used, or when it is next mounted. Only
-//! ext4; it never becomes smaller. There is no resize2fs in a guest, and none is needed: the kernel does it.
+//! A volume's file system takes all of a disk that has become larger: while it is used, or when it is next mounted. Of
+//! ext4 and XFS; it never becomes smaller. There is no resize2fs in a guest, and none is needed: the kernel does it.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ const POLL: Duration = Duration::from_millis(5);
 const SECTOR_BYTES: u64 = 512;
 const SUPERBLOCK_AT: u64 = 1024;
 const SUPERBLOCK_BYTES: usize = 1024;
+const XFS_MAGIC: u32 = 0x5846_5342; // linux/magic.h
 
 /// Blocking. `mount` is where the file system is mounted, `size_bytes` what its disk is to have.
 pub fn grow(mount: &Path, size_bytes: u64) -> Result<()> {
@@ -45,6 +46,33 @@ pub fn fill_disk(mount: &Path) {
 }
 
 fn fill(mount: &Path, disk: &Path) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(mount, flags, Mode::empty()).what("open the volume")?;
+    match u32::try_from(rustix::fs::fstatfs(&directory).what("ask what the volume holds")?.f_type) {
+        Ok(XFS_MAGIC) => fill_xfs(&directory, disk),
+        _ => fill_ext4(&directory, disk),
+    }
+}
+
+/// Its superblock on the disk is older than what the kernel knows: that is asked.
+fn fill_xfs(directory: &OwnedFd, disk: &Path) -> Result<()> {
+    let found = sys::xfs_geometry(directory.as_fd()).what("ask how large the file system is")?;
+    let blocks = size_of(disk).what("read the disk's size")?.checked_div(found.block_bytes.into()).unwrap_or(0);
+    if blocks <= found.blocks {
+        return Ok(());
+    }
+    sys::grow_xfs(directory.as_fd(), &found, blocks).map_err(|cause| refused(found.blocks, blocks, &cause))
+}
+
+fn refused(blocks: u64, wanted: u64, cause: &io::Error) -> Error {
+    let why = match cause.raw_os_error() {
+        Some(libc::EPERM) => "it has errors, and is to be checked first".to_owned(),
+        _ => describe(cause),
+    };
+    Error::internal(format!("the file system does not grow from {blocks} to {wanted} blocks: {why}"))
+}
+
+fn fill_ext4(directory: &OwnedFd, disk: &Path) -> Result<()> {
     let name = disk.file_name().ok_or_else(|| Error::internal("a disk has a name"))?;
     let mut superblock = [0; SUPERBLOCK_BYTES];
     File::open(Path::new("/dev").join(name))
@@ -58,15 +86,7 @@ fn fill(mount: &Path, disk: &Path) -> Result<()> {
     if blocks <= found.blocks {
         return Ok(());
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::open(mount, flags, Mode::empty()).what("open the volume")?;
-    sys::grow_ext4(directory.as_fd(), blocks).map_err(|cause| {
-        let why = match cause.raw_os_error() {
-            Some(libc::EPERM) => "it has errors, and is to be checked first".to_owned(),
-            _ => describe(&cause),
-        };
-        Error::internal(format!("the file system does not grow from {} to {blocks} blocks: {why}", found.blocks))
-    })
+    sys::grow_ext4(directory.as_fd(), blocks).map_err(|cause| refused(found.blocks, blocks, &cause))
 }
 
 /// /sys/devices/.../block/vdc

@@ -404,6 +404,46 @@ pub fn grow_ext4(directory: BorrowedFd<'_>, blocks: u64) -> Result<()> {
     Ok(())
 }
 
+/// What an XFS says of itself.
+pub struct XfsGeometry {
+    pub blocks: u64,
+    pub block_bytes: u32,
+    inode_percent: u32,
+}
+
+/// Of the XFS that the directory is in.
+pub fn xfs_geometry(directory: BorrowedFd<'_>) -> Result<XfsGeometry> {
+    // XFS_IOC_FSGEOMETRY_V1 and its struct, fs/xfs/libxfs/xfs_fs.h
+    const FSGEOMETRY: u64 = 0x8070_5864;
+    const BLOCK_BYTES: usize = 0;
+    const INODE_PERCENT: usize = 7;
+    const BLOCKS: usize = 8;
+    let mut words = [0_u32; 28];
+    // SAFETY: the kernel writes 112 bytes at the pointer, as the number says, before the call returns.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), FSGEOMETRY, words.as_mut_ptr()) }.into())?;
+    Ok(XfsGeometry {
+        blocks: u64::from(words[BLOCKS]) | u64::from(words[BLOCKS + 1]) << 32,
+        block_bytes: words[BLOCK_BYTES],
+        inode_percent: words[INODE_PERCENT],
+    })
+}
+
+/// Lets a mounted XFS have so many blocks. It grows while it is used.
+pub fn grow_xfs(directory: BorrowedFd<'_>, found: &XfsGeometry, blocks: u64) -> Result<()> {
+    // XFS_IOC_FSGROWFSDATA, of the same header
+    const GROWFSDATA: u64 = 0x4010_586e;
+    #[repr(C)]
+    struct Growth {
+        blocks: u64,
+        inode_percent: u32,
+        _padding: u32,
+    }
+    let wanted = Growth { blocks, inode_percent: found.inode_percent, _padding: 0 };
+    // SAFETY: the kernel reads 16 bytes at the pointer, before the call returns.
+    check(unsafe { libc::ioctl(directory.as_raw_fd(), GROWFSDATA, &raw const wanted) }.into())?;
+    Ok(())
+}
+
 /// Puts a descriptor under the runtime's watch.
 pub fn watch(fd: OwnedFd, interest: Interest) -> Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd is one and the same open descriptor until the AsyncFd, which owns it, is dropped.

@@ -107,7 +107,7 @@ def encode_volume(view: VolumeView) -> wire.Volume:
         labels=volume.labels,
         anonymous=volume.anonymous,
         created_at=encode_time(volume.created_at),
-        path=str(volume.export or volume.path),
+        path=volume.server or str(volume.path),
         users=[
             wire.VolumeUser(
                 container_id=user.sandbox_id,

@@ -166,7 +166,9 @@ class Guest(Protocol):
     async def thaw_volume(self, serial: str) -> bool:
         """Whether it stood still until now. Idempotent."""
 
-    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+    async def open_volume(
+        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+    ) -> None:
         """Mount a volume alone as if it were a container's root: for ``write_tree`` and ``read_tree``.
 
         ``delete_container`` unmounts it.

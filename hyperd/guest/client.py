@@ -188,9 +188,11 @@ class AgentGuest(Archives):
         request = pb.ThawVolumeRequest(disk_serial=serial)
         return (await self._call(self._agent.ThawVolume, request, SHORT_S)).stood_still
 
-    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+    async def open_volume(
+        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+    ) -> None:
         request = pb.OpenVolumeRequest(
-            container_id=container_id, disk_serial=serial, filesystem="ext4", subdirectory=directory
+            container_id=container_id, disk_serial=serial, filesystem=filesystem, subdirectory=directory
         )
         await self._call(self._agent.OpenVolume, request, CREATE_S)
 

@@ -35,13 +35,16 @@ class DiskFormat(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NbdExport:
-    """A disk that a server on the network has."""
+    """A disk that a server has: on the network, or at a socket of this host."""
 
     host: str
     port: int
     name: str
+    socket: Path | None = None  # instead of host and port
 
     def __str__(self) -> str:
+        if self.socket is not None:
+            return f"nbd+unix:///{self.name}?socket={self.socket}"
         return f"nbd://{self.host}:{self.port}/{self.name}"
 
 
@@ -54,6 +57,7 @@ class Disk:
     format: DiskFormat
     readonly: bool
     export: NbdExport | None = None  # instead of what is at ``path``
+    filesystem: str = ""  # of a volume's: which one the guest is to find there
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,9 @@ from hyperd.model.vm import NbdExport, SandboxId
 VolumeName = NewType("VolumeName", str)
 
 LOCAL = "local"
+EXT4, XFS = "ext4", "xfs"
 SHARED = "virtiofs"  # the file system of a volume that is a directory of the host's, for many to write to
-NBD = "nbd"  # a disk that a server on the network has
+NBD, ISCSI = "nbd", "iscsi"  # a disk that a server on the network has
 
 
 class MountType(enum.StrEnum):
@@ -66,7 +67,8 @@ class Volume:
     created_at: datetime
     path: Path  # of its file; of its directory when it is shared
     driver: str = LOCAL
-    export: NbdExport | None = None  # instead of what is at ``path``
+    export: NbdExport | None = None  # instead of what is at ``path``: what its VM connects to
+    server: str = ""  # whose disk it is, where it is no file of ours
 
     @property
     def is_shared(self) -> bool:

@@ -8,18 +8,21 @@ any other                refused
 """
 
 import contextlib
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
-from hyperd.errors import InvalidError, UnavailableError, WrongStateError
+from hyperd.errors import HyperError, InvalidError, UnavailableError, WrongStateError
 from hyperd.guest.base import Guest
-from hyperd.model.guest import Change, PathStat, WriteOptions
+from hyperd.model.guest import Change, ContainerId, PathStat, WriteOptions
 from hyperd.model.image import Image, NewImage
-from hyperd.sandbox import machine, mounts, preconditions
+from hyperd.model.volume import Mount, MountType, VolumeName
+from hyperd.sandbox import machine, mount_sources, mounts, preconditions
 from hyperd.sandbox.driver import SandboxDriver
 from hyperd.sandbox.effective import config_of
 from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.tenure import Tenure
+from hyperd.storage.base import DATA_DIRECTORY
 
 MAX_PATH_BYTES = 4096
 TELL_EVERY_BYTES = 1 << 20
@@ -74,12 +77,13 @@ class ContainerFiles:
         *,
         follow_link: bool = False,
     ) -> None:
-        """First the PathStat, then a tar. Raises NotFoundError, InvalidError, UnsupportedError (in a volume)."""
-        path = absolute(path)
-        mounts.require_outside(self._record, path)
+        """First the PathStat, then a tar. Raises NotFoundError, InvalidError.
+
+        UnsupportedError: in a mount that is not there while the container does not run.
+        """
         async with (
-            self._opened() as guest,
-            contextlib.aclosing(guest.read_tree(self._container_id, path, follow_link=follow_link)) as items,
+            self._opened_at(absolute(path)) as (guest, key, inner),
+            contextlib.aclosing(guest.read_tree(key, inner, follow_link=follow_link)) as items,
         ):
             async for item in items:
                 await respond(item)
@@ -89,21 +93,57 @@ class ContainerFiles:
 
         Raises NotFoundError, InvalidError (no tar, no directory), ExhaustedError (full).
         """
-        options = replace(options, path=absolute(options.path))
-        mounts.require_outside(self._record, options.path)
-        async with self._opened(writes=True) as guest:
-            await guest.write_tree(self._container_id, options, data)
+        async with self._opened_at(absolute(options.path), writes=True) as (guest, key, path):
+            await guest.write_tree(key, replace(options, path=path), data)
 
     @contextlib.asynccontextmanager
-    async def _opened(self, *, writes: bool = False) -> AsyncIterator[Guest]:
+    async def _opened_at(
+        self, path: bytes, *, writes: bool = False
+    ) -> AsyncIterator[tuple[Guest, ContainerId, bytes]]:
+        """As what and where the guest has the path. One that runs sees its mounts itself."""
+        found = mounts.find_at(self._record, path)
+        if found is None or await self._find_tenure() is not None:
+            async with self._opened(writes=writes) as guest:
+                yield guest, self._container_id, path
+            return
+        mount, inner = found
+        filesystem = await self._require_disk(mount, path)
+        if writes and mount.readonly:
+            raise WrongStateError(f"is mounted read-only at {mount.destination}", subject=mount.source)
+        async with self._opened(writes=writes, disks=(replace(mount, no_copy=True),)) as guest:
+            key = ContainerId(secrets.token_hex(32))
+            (serial,) = mount_sources.serials_of((mount,)).values()
+            await guest.open_volume(key, serial, filesystem, DATA_DIRECTORY)
+            try:
+                yield guest, key, inner
+            except HyperError:
+                await guest.delete_container(key)
+                raise
+            await guest.delete_container(key)  # unmounted: it needs no journal played
+
+    async def _require_disk(self, mount: Mount, path: bytes) -> str:
+        """What is on it. Raises UnsupportedError where it is no disk, NotFoundError."""
+        filesystem = ""
+        if mount.type is MountType.VOLUME:
+            volumes = self._driver.services.runner.rooms.volumes
+            volume = (await volumes.get(VolumeName(mount.source))).volume
+            filesystem = "" if volume.is_shared else volume.filesystem
+        mounts.require_disk(self._record, mount, path, is_disk=bool(filesystem))
+        return filesystem
+
+    @contextlib.asynccontextmanager
+    async def _opened(self, *, writes: bool = False, disks: tuple[Mount, ...] = ()) -> AsyncIterator[Guest]:
+        """``disks``: mounts that are there, too, of one that does not run; then it is about them alone."""
         tenure = await self._find_tenure()
+        if tenure is not None and disks:
+            raise WrongStateError("was started meanwhile", subject=self._driver.subject, hint="try again")
         calls = self._driver.files
         # From the state's being known to here nothing was awaited: nothing has begun that excludes this.
         async with calls.call() as call:
             if tenure is None:
-                if writes and self._record.spec.readonly_root:
+                if writes and self._record.spec.readonly_root and not disks:
                     raise WrongStateError("its root file system is read-only", subject=self._driver.subject)
-                async with calls.turn, self._driver.files_vm().up(lasting=writes) as guest:
+                async with calls.turn, self._driver.files_vm(disks).up(lasting=writes) as guest:
                     try:
                         yield guest
                     finally:

@@ -17,6 +17,7 @@ from dataclasses import replace
 from hyperd.errors import HyperError, UnavailableError
 from hyperd.guest.base import Guest
 from hyperd.model.container import ContainerRecord, Sizing
+from hyperd.model.volume import Mount
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.message import OpenFiles
@@ -32,11 +33,15 @@ SIZING = Sizing(1, 256)
 
 class FilesVm:
     def __init__(
-        self, record: ContainerRecord, services: Services, post: Callable[[OpenFiles], None]
+        self,
+        record: ContainerRecord,
+        services: Services,
+        post: Callable[[OpenFiles], None],
+        mounts: tuple[Mount, ...] = (),
     ) -> None:
-        """``post``: to the sandbox's driver, which has it as a task of its own."""
-        # Nothing that others could want, or wait for: no address, no published port, no volume.
-        spec = replace(record.spec, network="none", mounts=())
+        """``post``: to the sandbox's driver, which has it as a task of its own. ``mounts``: disks that it is about."""
+        # Nothing else that others could want, or wait for: no address, no published port, no other volume.
+        spec = replace(record.spec, network="none", mounts=mounts)
         self._record = replace(record, sizing=SIZING, spec=spec)
         self._services = services
         self._post = post

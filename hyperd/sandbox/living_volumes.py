@@ -127,9 +127,9 @@ class LivingVolumes:
     async def _copied(self, name: VolumeName, take: Take[R]) -> R:
         async with self._rooms.volumes.copying(name) as view:
             require_disk(view.volume, "to take a snapshot of")
-            if view.volume.export is not None:
+            if view.volume.server:
                 raise UnsupportedError(
-                    f"is a disk of {view.volume.export}'s",
+                    f"is a disk of {view.volume.server}'s",
                     subject=f"volume {name}",
                     hint="copies of it are its server's to make",
                 )

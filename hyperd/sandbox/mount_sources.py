@@ -8,7 +8,7 @@ from hyperd.model.container import ContainerRecord
 from hyperd.model.guest import GuestMount
 from hyperd.model.share import BrokenShare, Share, ShareRequest
 from hyperd.model.vm import Disk, DiskFormat
-from hyperd.model.volume import Mount, MountType, Volume, VolumeName, VolumeRequest
+from hyperd.model.volume import EXT4, Mount, MountType, Volume, VolumeName, VolumeRequest
 from hyperd.storage.base import DATA_DIRECTORY
 
 
@@ -46,7 +46,12 @@ def disks_of(record: ContainerRecord, volumes: dict[VolumeName, Volume]) -> tupl
     serials, uses = serials_of(record.spec.mounts), uses_of(record.spec.mounts)
     return tuple(
         Disk(
-            serials[name], volumes[name].path, DiskFormat.RAW, readonly=readonly, export=volumes[name].export
+            serials[name],
+            volumes[name].path,
+            DiskFormat.RAW,
+            readonly=readonly,
+            export=volumes[name].export,
+            filesystem=volumes[name].filesystem,
         )
         for name, readonly in uses.items()
         if not volumes[name].is_shared
@@ -78,11 +83,25 @@ def share_requests(record: ContainerRecord, volumes: dict[VolumeName, Volume]) -
 
 
 def guest_mounts(
-    mounts: Sequence[Mount], shares: Collection[Share] = (), *, emulated: bool = False
+    mounts: Sequence[Mount],
+    shares: Collection[Share] = (),
+    disks: Collection[Disk] = (),
+    *,
+    emulated: bool = False,
 ) -> tuple[GuestMount, ...]:
-    """``shares``: what the VM has of them, the rest are disks."""
+    """``shares`` and ``disks``: what the VM has of them."""
     shared, tags = {share.request.tag: share for share in shares}, tags_of(mounts)
-    return tuple(_guest_mount(mount, tags[mount.destination], shared, emulated=emulated) for mount in mounts)
+    filesystems = {disk.serial: disk.filesystem for disk in disks}
+    return tuple(
+        _guest_mount(
+            mount,
+            tags[mount.destination],
+            shared,
+            filesystems.get(tags[mount.destination]) or EXT4,
+            emulated=emulated,
+        )
+        for mount in mounts
+    )
 
 
 def tags_of(mounts: Sequence[Mount]) -> dict[str, str]:
@@ -96,7 +115,9 @@ def tags_of(mounts: Sequence[Mount]) -> dict[str, str]:
     return tags | {mount.destination: serials[VolumeName(mount.source)] for mount in volumes}
 
 
-def _guest_mount(mount: Mount, tag: str, shared: Mapping[str, Share], *, emulated: bool) -> GuestMount:
+def _guest_mount(
+    mount: Mount, tag: str, shared: Mapping[str, Share], filesystem: str, *, emulated: bool
+) -> GuestMount:
     options: tuple[str, ...] = ("ro",) if mount.readonly else ()
     if (share := shared.get(tag)) is not None:
         # virtiofsd writes into the guest's memory behind QEMU's back. An emulator that has translated the code that was
@@ -105,7 +126,7 @@ def _guest_mount(mount: Mount, tag: str, shared: Mapping[str, Share], *, emulate
         return GuestMount(mount.destination, "virtiofs", tag, options, subdirectory=share.entry)
     return GuestMount(
         mount.destination,
-        "block:ext4",
+        f"block:{filesystem}",
         tag,
         options,
         subdirectory=DATA_DIRECTORY,

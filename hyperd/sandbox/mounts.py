@@ -90,21 +90,37 @@ def require_none(record: ContainerRecord, what: str) -> None:
     )
 
 
-def require_outside(record: ContainerRecord, path: bytes) -> None:
-    """What reads and writes a container's own files does not see its volumes: it would meet what lies beneath.
+def find_at(record: ContainerRecord, path: bytes) -> tuple[Mount, bytes] | None:
+    """In which of its mounts a path lies, the innermost, and the path within; None: in its own file system.
 
-    By the path's words: a link of the guest's that leads into a volume leads to what is beneath it. Raises
-    UnsupportedError.
+    By the path's words: a link of the guest's that leads into a volume leads to what is beneath it.
     """
     normal = posixpath.normpath(path).replace(b"//", b"/")
+    found: tuple[Mount, bytes] | None = None
     for mount in record.spec.mounts:
         destination = mount.destination.encode()
         if normal == destination or normal.startswith(destination + b"/"):
-            raise UnsupportedError(
-                f"lies in the {_word(mount)} at {mount.destination}",
-                subject=path.decode(errors="replace")[:200],
-                hint=f"`hyper exec -i {record.name} tar ...` while it runs, in either direction",
-            )
+            slash = b"/" if path.endswith((b"/", b"/.")) else b""  # it is to be a directory
+            inner = normal[len(destination) :] + slash or b"/"
+            if found is None or len(destination) > len(found[0].destination.encode()):
+                found = mount, inner
+    return found
+
+
+def require_disk(record: ContainerRecord, mount: Mount, path: bytes, *, is_disk: bool) -> None:
+    """Of a container that does not run. Raises UnsupportedError: there is no disk to look at."""
+    if not is_disk:
+        raise UnsupportedError(
+            f"lies in the {_word(mount)} at {mount.destination}, which is there while it runs",
+            subject=path.decode(errors="replace")[:200],
+            hint=f"`hyper start {record.name}`, or look at it on the host: {_on_host(mount)}",
+        )
+
+
+def _on_host(mount: Mount) -> str:
+    if mount.type is MountType.BIND:
+        return mount.source
+    return f"`hyper volume inspect -f '{{{{.Mountpoint}}}}' {mount.source}`"
 
 
 def _short(mount: Mount) -> str:

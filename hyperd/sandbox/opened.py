@@ -8,6 +8,7 @@ removal without force are refused while one is under way; one that has only to g
 import asyncio
 
 from hyperd.errors import HyperError
+from hyperd.model.volume import Mount
 from hyperd.sandbox import machine
 from hyperd.sandbox.files_vm import FilesVm
 from hyperd.sandbox.instance import SandboxInstance
@@ -15,9 +16,9 @@ from hyperd.sandbox.message import AskRollback, AskStart, OpenFiles
 
 
 class OpenedSandbox(SandboxInstance):
-    def files_vm(self) -> FilesVm:
+    def files_vm(self, mounts: tuple[Mount, ...] = ()) -> FilesVm:
         """For one call. It ends with the driver."""
-        return FilesVm(self.record, self.services, self.post)
+        return FilesVm(self.record, self.services, self.post, mounts)
 
     def _on_open_files(self, message: OpenFiles) -> None:
         if self.over or message.started.done():  # whoever asked has hung up

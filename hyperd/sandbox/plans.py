@@ -9,6 +9,7 @@ from hyperd.model.container import ContainerRecord, ExecSpec
 from hyperd.model.guest import ContainerPlan, GuestMount, LayerSource, ProcessPlan, Rlimit, WritableSource
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.share import Share
+from hyperd.model.vm import Disk
 from hyperd.sandbox import capabilities, mount_sources
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 from hyperd.sandbox.identity import container_id_of, hostname_of
@@ -37,6 +38,7 @@ def container_plan(
     image: ImageConfig,
     root: RootDisk,
     shares: Collection[Share] = (),
+    volumes: Collection[Disk] = (),
     *,
     emulated: bool = False,
 ) -> ContainerPlan:
@@ -51,7 +53,7 @@ def container_plan(
         hostname=hostname_of(record),
         mounts=(
             *(_tmpfs(destination, options) for destination, options in spec.tmpfs.items()),
-            *mount_sources.guest_mounts(spec.mounts, shares, emulated=emulated),
+            *mount_sources.guest_mounts(spec.mounts, shares, volumes, emulated=emulated),
         ),
         init=spec.init,
         masked_paths=() if spec.privileged else MASKED_PATHS,

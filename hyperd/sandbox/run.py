@@ -140,7 +140,7 @@ class Runner:
                 up = await self._starter.bring_up(start, offer_task.result(), stack)
                 emulated = accelerator is Accelerator.TCG
                 plan = plans.container_plan(
-                    record, image_task.result().config, root, shares, emulated=emulated
+                    record, image_task.result().config, root, shares, disks, emulated=emulated
                 )
                 if plan.may_copy:  # for minutes, and others are to start meanwhile
                     await turn.aclose()

@@ -19,7 +19,7 @@ from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.guest import ContainerId, WriteOptions
 from hyperd.model.image import ImageId
 from hyperd.model.vm import Disk, DiskFormat, SandboxId
-from hyperd.model.volume import VolumeName
+from hyperd.model.volume import Volume, VolumeName
 from hyperd.sandbox.errands import Services
 from hyperd.sandbox.files_vm import SIZING
 from hyperd.sandbox.living_volumes import require_disk
@@ -46,8 +46,8 @@ class VolumeVms:
         """
         sandbox_id = SandboxId(secrets.token_hex(32))
         key = ContainerId(sandbox_id)
-        async with self._up(sandbox_id, name) as guest:
-            await guest.open_volume(key, SERIAL, DATA_DIRECTORY)
+        async with self._up(sandbox_id, name) as (guest, volume):
+            await guest.open_volume(key, SERIAL, volume.filesystem, DATA_DIRECTORY)
             log.info("volume opened", extra={"volume": name})
             try:
                 await guest.write_tree(key, WriteOptions(b"/", keep_owner=keep_owner), data)
@@ -70,7 +70,7 @@ class VolumeVms:
                 ) from error
 
     @contextlib.asynccontextmanager
-    async def _up(self, sandbox_id: SandboxId, name: VolumeName) -> AsyncIterator[Guest]:
+    async def _up(self, sandbox_id: SandboxId, name: VolumeName) -> AsyncIterator[tuple[Guest, Volume]]:
         services = self._services
         runner, volumes = services.runner, services.runner.rooms.volumes
         stack = contextlib.AsyncExitStack()
@@ -83,7 +83,8 @@ class VolumeVms:
             disk = Disk(SERIAL, volume.path, DiskFormat.RAW, readonly=False, export=volume.export)
             accelerator = await services.accelerator()
             owner = services.owner_of(sandbox_id)
-            yield await runner.bring_up_bare(_record(sandbox_id, name), disk, owner, accelerator, stack)
+            record = _record(sandbox_id, name)
+            yield await runner.bring_up_bare(record, disk, owner, accelerator, stack), volume
         finally:
             await to_the_end(stack.aclose())
 

@@ -2,6 +2,7 @@
 """The storage room: bytes for guests."""
 
 from hyperd.storage.base import DATA_DIRECTORY, Shares, Storage, Volumes, VolumeSnapshots
+from hyperd.storage.doors import Doors
 from hyperd.storage.local import DEFAULT_SIZE_BYTES, MINIMUM_SIZE_BYTES, LocalStorage
 from hyperd.storage.places import Places
 from hyperd.storage.shares import LocalShares
@@ -14,6 +15,7 @@ __all__ = [
     "DEFAULT_SIZE_BYTES",
     "DEFAULT_VOLUME_BYTES",
     "MINIMUM_SIZE_BYTES",
+    "Doors",
     "LocalShares",
     "LocalStorage",
     "LocalVolumes",

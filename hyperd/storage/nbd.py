@@ -18,6 +18,7 @@ from hyperd.errors import (
     UnavailableError,
     UnsupportedError,
 )
+from hyperd.model.vm import NbdExport
 
 DEADLINE_S = 5.0  # for all of it
 MAX_REPLY_BYTES = 4096
@@ -43,18 +44,18 @@ class Export:
     flushes: bool
 
 
-async def describe(host: str, port: int, name: str, *, deadline_s: float = DEADLINE_S) -> Export:
+async def describe(export: NbdExport, *, deadline_s: float = DEADLINE_S) -> Export:
     """Raises TimeoutExpiredError (no answer), UnavailableError, NotFoundError (no such export), DeniedError."""
-    async with _connected(host, port, name, deadline_s) as (reader, writer, subject):
-        found = await _ask(reader, writer, name, subject, _OPT_INFO)
+    async with _connected(export, deadline_s) as (reader, writer, subject):
+        found = await _ask(reader, writer, export.name, subject, _OPT_INFO)
         writer.write(b"IHAVEOPT" + struct.pack(">II", _OPT_ABORT, 0))
         return found
 
 
-async def read_start(host: str, port: int, name: str, *, deadline_s: float = DEADLINE_S) -> bytes:
+async def read_start(export: NbdExport, *, deadline_s: float = DEADLINE_S) -> bytes:
     """The first ``START_BYTES`` of an export that has as many. Raises as ``describe``."""
-    async with _connected(host, port, name, deadline_s) as (reader, writer, subject):
-        await _ask(reader, writer, name, subject, _OPT_GO)
+    async with _connected(export, deadline_s) as (reader, writer, subject):
+        await _ask(reader, writer, export.name, subject, _OPT_GO)
         writer.write(struct.pack(">IHHQQI", _REQUEST_MAGIC, 0, _READ, 0, 0, START_BYTES))
         magic, failure, _handle = struct.unpack(">IIQ", await reader.readexactly(16))
         if magic != _ANSWER_MAGIC or failure:
@@ -66,12 +67,12 @@ async def read_start(host: str, port: int, name: str, *, deadline_s: float = DEA
 
 @contextlib.asynccontextmanager
 async def _connected(
-    host: str, port: int, name: str, deadline_s: float
+    export: NbdExport, deadline_s: float
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, str]]:
-    subject = f"nbd://{host}:{port}/{name}"
+    subject = str(export)
     try:
         async with asyncio.timeout(deadline_s):
-            reader, writer = await asyncio.open_connection(host, port, limit=MAX_REPLY_BYTES)
+            reader, writer = await _connect(export)
             try:
                 yield reader, writer, subject
             finally:
@@ -85,6 +86,12 @@ async def _connected(
     except (OSError, asyncio.IncompleteReadError) as error:
         what = "it hung up" if isinstance(error, asyncio.IncompleteReadError) else error.strerror or error
         raise UnavailableError(f"the server cannot be reached: {what}", subject=subject) from error
+
+
+async def _connect(export: NbdExport) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if export.socket is not None:
+        return await asyncio.open_unix_connection(export.socket, limit=MAX_REPLY_BYTES)
+    return await asyncio.open_connection(export.host, export.port, limit=MAX_REPLY_BYTES)
 
 
 async def _ask(

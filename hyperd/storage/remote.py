@@ -6,39 +6,46 @@ from pathlib import Path
 from hyperd.errors import DeniedError, InvalidError, UnavailableError, UnsupportedError
 from hyperd.host import process
 from hyperd.model.vm import NbdExport
+from hyperd.model.volume import EXT4, XFS
 from hyperd.storage import nbd
 from hyperd.storage.volume_rules import require_size, whole_blocks
 
 SEND_TIMEOUT_S = 300.0
-_MAGIC_AT, _EXT4_MAGIC = 1024 + 0x38, b"\x53\xef"  # s_magic of the superblock
+# Of the superblock: s_magic, sb_magicnum.
+_MAGICS = {EXT4: (1024 + 0x38, b"\x53\xef"), XFS: (0, b"XFSB")}
 
 
-async def size_of(export: NbdExport, *, readonly: bool = False) -> int:
-    """Raises as ``nbd.describe``; InvalidError (too small).
+async def size_of(export: NbdExport, subject: str, *, readonly: bool = False, filesystem: str = EXT4) -> int:
+    """Of what errors name as ``subject``. Raises as ``nbd.describe``; InvalidError (too small).
 
     To be written to: DeniedError where nobody may, UnsupportedError where the server never flushes.
     """
-    found = await nbd.describe(export.host, export.port, export.name)
+    found = await nbd.describe(export)
     if found.readonly and not readonly:
-        raise DeniedError("the server lets nobody write to it", subject=str(export))
+        raise DeniedError("the server lets nobody write to it", subject=subject)
     if not found.flushes and not readonly:
         raise UnsupportedError(
             "the server does not flush: what a container has synced would not outlive a power cut",
-            subject=str(export),
+            subject=subject,
             hint="another server, or its option for that; read-only it can be used as it is",
         )
-    require_size(found.size_bytes, str(export))
+    require_size(found.size_bytes, subject, filesystem)
     return whole_blocks(found.size_bytes)
 
 
-async def require_ext4(export: NbdExport) -> None:
-    """Raises InvalidError where there is none, and as ``nbd.read_start``."""
-    start = await nbd.read_start(export.host, export.port, export.name)
-    if start[_MAGIC_AT : _MAGIC_AT + 2] != _EXT4_MAGIC:
-        raise InvalidError("holds no ext4", subject=str(export), hint="`-o format=true` formats it")
+async def require_filesystem(export: NbdExport, filesystem: str, subject: str) -> None:
+    """Raises InvalidError where there is another or none, and as ``nbd.read_start``."""
+    start = await nbd.read_start(export)
+    at, magic = _MAGICS[filesystem]
+    if start[at : at + len(magic)] != magic:
+        raise InvalidError(
+            f"holds no {filesystem}",
+            subject=subject,
+            hint="`-o format=true` formats it, `--fs` says what it holds",
+        )
 
 
-async def send(disk: Path, export: NbdExport) -> None:
+async def send(disk: Path, export: NbdExport, subject: str) -> None:
     """All of ``disk`` becomes what the server has: holes are zeros. Raises UnavailableError."""
     finished = await process.run(
         ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(disk), str(export)],
@@ -46,5 +53,5 @@ async def send(disk: Path, export: NbdExport) -> None:
     )
     if finished.returncode != 0:
         raise UnavailableError(
-            "the server does not take a file system", subject=str(export), evidence=finished.stderr_tail
+            "the server does not take a file system", subject=subject, evidence=finished.stderr_tail
         )

@@ -116,18 +116,24 @@ class Servers:
                 raise
             return place.socket
 
+    def find(self, sandbox_id: SandboxId, tag: str) -> Path | None:
+        """The socket of one that runs. Blocks."""
+        path = self.directory(sandbox_id) / f"{tag}.sock"
+        return path if path.exists() and _is_locked(path.with_suffix(".lock")) else None
+
     @contextlib.contextmanager
     def _place(self, directory: Path, tag: str, sandbox_id: SandboxId) -> Iterator[Place]:
         files.make_directory(self._root, 0o711)
         files.make_directory(directory, 0o711)
         with contextlib.ExitStack() as stack:
             lock = directory / f"{tag}.lock"
+            path = directory / f"{tag}.sock"
             lock.touch(0o600)
             lock_fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, lock_fd)
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            path = directory / f"{tag}.sock"
+            path.unlink(missing_ok=True)  # of one that has ended
             listener.bind(os.fspath(path))
             path.chmod(0o600)
             if self._owner_of is not None:

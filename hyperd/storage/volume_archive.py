@@ -51,12 +51,12 @@ def decode_manifest(text: bytes) -> Manifest:
     try:
         fields = json.loads(text)
         manifest = Manifest(int(fields["size_bytes"]), str(fields["filesystem"]))
-        known = fields["format"] == FORMAT and manifest.filesystem == rules.FILESYSTEMS[0]
+        known = fields["format"] == FORMAT and manifest.filesystem in rules.DISK_FILESYSTEMS
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise InvalidError("this is not a volume's stream: no such manifest") from error
     if not known or manifest.encode() != text:
         raise InvalidError("is of a form that this hyperd does not read", subject="the volume's stream")
-    rules.require_size(manifest.size_bytes, "the volume in the stream")
+    rules.require_size(manifest.size_bytes, "the volume in the stream", manifest.filesystem)
     if manifest.size_bytes != rules.whole_blocks(manifest.size_bytes):
         raise InvalidError(
             f"{manifest.size_bytes} bytes are no whole blocks", subject="the volume in the stream"

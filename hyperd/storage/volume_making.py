@@ -12,10 +12,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.host.workers import Workers
-from hyperd.model.volume import NBD, SHARED, VolumeName, VolumeRequest
-from hyperd.storage import remote
+from hyperd.model.volume import EXT4, SHARED, VolumeName, VolumeRequest
+from hyperd.storage import remote, remote_rules
 from hyperd.storage import volume_rules as rules
-from hyperd.storage.formatting import format_ext4
+from hyperd.storage.doors import Doors
+from hyperd.storage.formatting import format_disk
 from hyperd.storage.volume_archive import Unpacker
 from hyperd.storage.volume_files import DiskFiles
 from hyperd.storage.volume_records import Row
@@ -28,62 +29,68 @@ class VolumeMaker:
     def __init__(
         self,
         files: DiskFiles,
-        seed: Path,
         size_bytes: int,
         snapshots: LocalVolumeSnapshots,
+        doors: Doors,
         *,
         workers: Workers,
         copies: Workers,
     ) -> None:
-        """``seed``: what is in a new one. ``copies``: for what takes minutes."""
+        """``copies``: for what takes minutes."""
         self._files = files
-        self._seed = seed
         self._size_bytes = size_bytes
         self._snapshots = snapshots
+        self._doors = doors
         self._workers = workers
         self._copies = copies
 
     async def _make_remote(self, request: VolumeRequest) -> Row:
         """Nothing of it is here but its record."""
         subject = f"volume {request.name}"
-        export, is_to_format = rules.parse_export(request.options, subject)
-        row = Row(
-            request.name,
-            secrets.token_hex(16),
-            await remote.size_of(export),
-            request.filesystem or rules.FILESYSTEMS[0],
-            dict(request.labels),
-            request.anonymous,
-            datetime.now(UTC),
-            NBD,
-            dict(request.options),
-        )
-        if not is_to_format:
-            await remote.require_ext4(export)
-        else:
-            try:
-                await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
-                disk = self._files.new(row.volume_id)
-                await format_ext4(disk, self._seed, subject=subject)
-                await remote.send(disk, export)
-            finally:
-                await asyncio.shield(self._workers.call(self._files.remove, row.volume_id))
-        log.info("volume known", extra={"volume": row.name, "server": str(export)})
+        server, is_to_format = remote_rules.parse(request.driver, request.options, subject)
+        filesystem = request.filesystem or EXT4
+        async with self._doors.passing(server) as export:
+            row = Row(
+                request.name,
+                secrets.token_hex(16),
+                await remote.size_of(export, str(server), filesystem=filesystem),
+                filesystem,
+                dict(request.labels),
+                request.anonymous,
+                datetime.now(UTC),
+                request.driver,
+                dict(request.options),
+            )
+            if not is_to_format:
+                await remote.require_filesystem(export, filesystem, str(server))
+            else:
+                try:
+                    await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
+                    disk = self._files.new(row.volume_id)
+                    await self._format(disk, row.filesystem, subject)
+                    await remote.send(disk, export, str(server))
+                finally:
+                    await asyncio.shield(self._workers.call(self._files.remove, row.volume_id))
+        log.info("volume known", extra={"volume": row.name, "server": str(server)})
         return row
+
+    async def _format(self, disk: Path, filesystem: str, subject: str) -> None:
+        await format_disk(disk, filesystem, self._files.root, self._workers, subject=subject)
 
     async def make(self, request: VolumeRequest) -> Row:
         """Its file, whole and on the disk; neither its name nor its record. On failure nothing stays."""
-        if request.driver == NBD:
+        if request.driver in remote_rules.DRIVERS:
             return await self._make_remote(request)
         source = await self._snapshots.get(request.snapshot) if request.snapshot else None
         size_bytes = request.size_bytes or (source.size_bytes if source else self._size_bytes)
         if source is not None:
+            rules.require_filesystem(request, source.filesystem)
             size_bytes = rules.require_growth(request.name, source.size_bytes, size_bytes)
         row = Row(
             request.name,
             secrets.token_hex(16),
             rules.whole_blocks(size_bytes) if request.filesystem != SHARED else 0,
-            source.filesystem if source else request.filesystem or rules.FILESYSTEMS[0],
+            source.filesystem if source else request.filesystem or EXT4,
             dict(request.labels),
             request.anonymous,
             datetime.now(UTC),
@@ -94,7 +101,7 @@ class VolumeMaker:
             elif source is None:
                 await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
                 disk = self._files.new(row.volume_id)
-                await format_ext4(disk, self._seed, subject=f"volume {row.name}")
+                await self._format(disk, row.filesystem, f"volume {row.name}")
             else:
                 await self._copies.call_while_wanted(
                     self._files.make_copy, row.volume_id, source.path, row.size_bytes

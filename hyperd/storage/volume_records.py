@@ -12,10 +12,9 @@ from datetime import datetime
 from pathlib import Path
 
 from hyperd.errors import ExistsError, NotFoundError, WrongStateError
-from hyperd.model.vm import NbdExport, SandboxId
+from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
     LOCAL,
-    NBD,
     SHARED,
     Consistency,
     VolumeName,
@@ -23,7 +22,7 @@ from hyperd.model.volume import (
     VolumeSnapshotId,
     VolumeUser,
 )
-from hyperd.storage.volume_rules import identity, parse_export
+from hyperd.storage.remote_rules import DRIVERS, Server, parse
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -60,8 +59,8 @@ class Row:
 
 def insert(connection: sqlite3.Connection, row: Row) -> None:
     """One of that name that is there stays: whoever came second uses it. Raises as ``require_nobodys``."""
-    if row.driver == NBD:
-        require_nobodys(connection, row.name, export_of(row))
+    if row.driver in DRIVERS:
+        require_nobodys(connection, row.name, server_of(row))
     connection.execute(
         "INSERT OR IGNORE INTO volume VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
@@ -78,23 +77,23 @@ def insert(connection: sqlite3.Connection, row: Row) -> None:
     )
 
 
-def require_nobodys(connection: sqlite3.Connection, name: VolumeName, export: NbdExport) -> None:
+def require_nobodys(connection: sqlite3.Connection, name: VolumeName, server: Server) -> None:
     """Raises ExistsError: two names of one disk would be written to by two VMs."""
-    other = next((found for found in _of_export(connection, export) if found != name), None)
+    other = next((found for found in _of_server(connection, server) if found != name), None)
     if other is not None:
         raise ExistsError(
-            f"{export} is volume {other} already", subject=f"volume {name}", hint=f"use {other}, or remove it"
+            f"{server} is volume {other} already", subject=f"volume {name}", hint=f"use {other}, or remove it"
         )
 
 
-def _of_export(connection: sqlite3.Connection, export: NbdExport) -> list[VolumeName]:
+def _of_server(connection: sqlite3.Connection, server: Server) -> list[VolumeName]:
     """All names that it has: an older hyperd gave it any number."""
-    rows = connection.execute("SELECT * FROM volume WHERE driver = ?", (NBD,)).fetchall()
-    return [row.name for row in map(_row, rows) if identity(export_of(row)) == identity(export)]
+    rows = connection.execute("SELECT * FROM volume WHERE driver <> ?", (LOCAL,)).fetchall()
+    return [row.name for row in map(_row, rows) if server_of(row).identity == server.identity]
 
 
-def export_of(row: Row) -> NbdExport:
-    return parse_export(row.options, f"volume {row.name}")[0]
+def server_of(row: Row) -> Server:
+    return parse(row.driver, row.options, f"volume {row.name}")[0]
 
 
 def use(
@@ -148,7 +147,7 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
         rows.append(require(connection, name))
         if rows[-1].filesystem == SHARED:
             continue
-        names = _of_export(connection, export_of(rows[-1])) if rows[-1].driver == NBD else [name]
+        names = _of_server(connection, server_of(rows[-1])) if rows[-1].driver in DRIVERS else [name]
         others = [
             user
             for each in names

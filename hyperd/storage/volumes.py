@@ -15,18 +15,21 @@ import logging
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
-from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import NbdExport, SandboxId
-from hyperd.model.volume import LOCAL, NBD, SHARED, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.model.volume import LOCAL, SHARED, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
 from hyperd.storage import remote
 from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
-from hyperd.storage.base import DATA_DIRECTORY, Recording
+from hyperd.storage.base import Recording
+from hyperd.storage.doors import Doors
+from hyperd.storage.formatting import make_seed
+from hyperd.storage.remote_rules import DRIVERS, parse
 from hyperd.storage.volume_files import DiskFiles, hand_over
 from hyperd.storage.volume_making import VolumeMaker
 from hyperd.storage.volume_records import Row
@@ -35,7 +38,6 @@ from hyperd.storage.volume_snapshots import LocalVolumeSnapshots
 log = logging.getLogger(__name__)
 
 COPY_PATIENCE_S = 60.0  # for a snapshot under way, of who wants to start
-SEED = ".seed"
 SNAPSHOTS = ".snapshots"
 
 
@@ -49,7 +51,9 @@ class LocalVolumes:
         *,
         size_bytes: int = rules.DEFAULT_VOLUME_BYTES,
         owner_of: Callable[[SandboxId], tuple[int, int]] | None = None,
+        doors: Doors | None = None,
     ) -> None:
+        """``doors``: to disks of servers; None makes them beside the volumes."""
         self._database = database
         self._size_bytes = size_bytes
         self._owner_of = owner_of
@@ -58,14 +62,15 @@ class LocalVolumes:
         self._files = DiskFiles(root)
         self._copying: Counter[VolumeName] = Counter()
         self._copied = asyncio.Lock()
-        self._reserved: set[NbdExport] = set()
+        self._reserved: set[str] = set()  # identities of servers' disks
+        self._doors = doors or Doors(root / ".doors", owner_of=owner_of)
         self._moved = asyncio.Event()
         self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._copies)
         self._maker = VolumeMaker(
             self._files,
-            root / SEED,
             size_bytes,
             self.snapshots,
+            self._doors,
             workers=self._workers,
             copies=self._copies,
         )
@@ -75,12 +80,13 @@ class LocalVolumes:
         await self._database.migrate(records.ROOM, records.MIGRATIONS)
         known = {row.volume_id for row in await self._database.transaction(records.load)}
         await self._workers.call(self._files.sweep, known)
-        await self._workers.call(_make_seed, self._files.root / SEED)
+        await self._workers.call(make_seed, self._files.root)
         await self.snapshots.open()
 
     def close(self) -> None:
         self._workers.close()
         self._copies.close()
+        self._doors.close()
         self.snapshots.close()
 
     async def create(self, request: VolumeRequest) -> Volume:
@@ -139,11 +145,8 @@ class LocalVolumes:
     async def _grow(self, name: VolumeName, size_bytes: int) -> Volume:
         row = await self._get(name)
         if row.driver != LOCAL:
-            raise UnsupportedError(
-                "is as large as its server says",
-                subject=f"volume {name}",
-                hint="let it grow there, and make it anew",
-            )
+            hint = "let it grow there, and make it anew"
+            raise UnsupportedError("is as large as its server says", subject=f"volume {name}", hint=hint)
         size_bytes = rules.require_growth(name, row.size_bytes, size_bytes)
         # The file first: a kill leaves one that is larger than its record says, and the next call finds it so.
         await self._workers.call(self._files.grow, row.volume_id, size_bytes)
@@ -182,7 +185,7 @@ class LocalVolumes:
         await _require_servers([(await self._get(name), False)])
         async with self._not_copied([name]):
             (row,) = await self._database.transaction(work)
-        return self._volume(row)
+        return await self._opened(sandbox_id, row, readonly=False)
 
     @contextlib.asynccontextmanager
     async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
@@ -249,21 +252,21 @@ class LocalVolumes:
         Raises ExistsError (a disk is a volume already), WrongStateError (it is about to become one).
         """
         wanted = [
-            (request.name, rules.parse_export(request.options, f"volume {request.name}")[0])
+            (request.name, parse(request.driver, request.options, f"volume {request.name}")[0])
             for request in requests
-            if request.driver == NBD
+            if request.driver in DRIVERS
         ]
 
         def work(connection: sqlite3.Connection) -> None:
-            for name, export in wanted:
-                records.require_nobodys(connection, name, export)
+            for name, server in wanted:
+                records.require_nobodys(connection, name, server)
 
         with contextlib.ExitStack() as reserved:
-            for name, export in wanted:
-                disk = rules.identity(export)
+            for name, server in wanted:
+                disk = server.identity
                 if disk in self._reserved:
                     raise WrongStateError(
-                        f"{export} is being made a volume", subject=f"volume {name}", hint="try again"
+                        f"{server} is being made a volume", subject=f"volume {name}", hint="try again"
                     )
                 self._reserved.add(disk)
                 reserved.callback(self._reserved.discard, disk)
@@ -288,18 +291,30 @@ class LocalVolumes:
         await _require_servers(uses)
         async with self._not_copied([row.name for row, _ in uses]):
             rows = await self._database.transaction(work)
-        return {row.name: self._volume(row) for row in rows}
+        readonly = {row.name: is_readonly for row, is_readonly in uses}
+        # Now that nobody else has them. Who is not let in is detached as one whose VM failed.
+        return {row.name: await self._opened(sandbox_id, row, readonly=readonly[row.name]) for row in rows}
+
+    async def _opened(self, sandbox_id: SandboxId, row: Row, *, readonly: bool) -> Volume:
+        """With what its VM connects to."""
+        volume = self._volume(row)
+        if row.driver == LOCAL:
+            return volume
+        export = await self._doors.open(sandbox_id, row.volume_id, records.server_of(row), readonly=readonly)
+        return replace(volume, export=export)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         def work(connection: sqlite3.Connection) -> None:
             self._hand_over(connection, records.detach(connection, sandbox_id))
 
+        await self._doors.end(sandbox_id)  # first: what it has not sent yet must not be sent beside another's
         await self._database.transaction(work)
 
     async def keep_only(self, known: Collection[SandboxId], running: Collection[SandboxId]) -> None:
         def work(connection: sqlite3.Connection) -> None:
             self._hand_over(connection, records.keep_only(connection, known, running))
 
+        await self._doors.keep_only(running)
         await self._database.transaction(work)
 
     async def _find(self, name: VolumeName) -> Row | None:
@@ -359,27 +374,18 @@ class LocalVolumes:
             row.created_at,
             (self._files.shared if row.filesystem == SHARED else self._files.disk)(row.volume_id),
             row.driver,
-            records.export_of(row) if row.driver == NBD else None,
+            server=str(records.server_of(row)) if row.driver != LOCAL else "",
         )
 
 
 async def _require_servers(uses: Sequence[tuple[Row, bool]]) -> None:
     """A QEMU would wait for one that does not answer, and its VM with it."""
     for row, readonly in uses:
-        if row.driver == NBD:
-            await remote.size_of(records.export_of(row), readonly=readonly)
+        disk = records.server_of(row).disk if row.driver != LOCAL else None
+        if isinstance(disk, NbdExport):
+            await remote.size_of(disk, str(disk), readonly=readonly)
 
 
 def _taken(name: VolumeName) -> ExistsError:
-    return ExistsError(
-        "there is one of that name",
-        subject=f"volume {name}",
-        hint=f"another name, or `hyper volume rm {name}`",
-    )
-
-
-def _make_seed(seed: Path) -> None:
-    """What is in a new one."""
-    with files.file_errors(seed):
-        files.make_directory(seed, 0o755)
-        files.make_directory(seed / DATA_DIRECTORY, 0o755)
+    hint = f"another name, or `hyper volume rm {name}`"
+    return ExistsError("there is one of that name", subject=f"volume {name}", hint=hint)

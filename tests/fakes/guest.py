@@ -146,9 +146,12 @@ class FakeGuest(FakeArchives):
         await self._enter("thaw_volume")
         return self.agent.thaw_volume(serial)
 
-    async def open_volume(self, container_id: ContainerId, serial: str, directory: str) -> None:
+    async def open_volume(
+        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+    ) -> None:
         await self._enter("open_volume")
         self.agent.open_volume(container_id)
+        self.agent.opened_volumes.append((serial, filesystem, directory))
 
     async def shutdown(self, timeout_s: float) -> None:
         await self._enter("shutdown")

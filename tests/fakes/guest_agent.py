@@ -72,6 +72,7 @@ class FakeAgent:
     connections: set["Connection"] = field(default_factory=set)
     files: FakeFiles = field(default_factory=FakeFiles)  # on the disk, which outlives the VM
     volume_sizes: dict[str, int] = field(default_factory=dict)  # of those that grew, by their disks' serials
+    opened_volumes: list[tuple[str, str, str]] = field(default_factory=list)  # serial, file system, directory
     still_volumes: set[str] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)

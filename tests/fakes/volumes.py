@@ -12,8 +12,8 @@ from pathlib import Path
 from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
+    EXT4,
     LOCAL,
-    NBD,
     SHARED,
     Consistency,
     Volume,
@@ -25,10 +25,11 @@ from hyperd.model.volume import (
     VolumeView,
 )
 from hyperd.storage.base import Recording
+from hyperd.storage.remote_rules import DRIVERS, parse
 from hyperd.storage.volume_records import Row, in_use
 from hyperd.storage.volume_rules import (
     DEFAULT_VOLUME_BYTES,
-    parse_export,
+    require_filesystem,
     require_growth,
     require_name,
     require_possible,
@@ -86,7 +87,7 @@ class FakeVolumeSnapshots:
 
         async def pieces() -> AsyncIterator[bytes]:
             yield STREAM
-            yield f"{taken.size_bytes}".encode()
+            yield f"{taken.size_bytes} {taken.filesystem}".encode()
 
         yield pieces()
 
@@ -154,10 +155,10 @@ class FakeVolumes:
         if name in self.kept:
             raise ExistsError("there is one of that name")
         data = b"".join([piece async for piece in stream])
-        size = data.removeprefix(STREAM)
+        size, _, filesystem = data.removeprefix(STREAM).decode().partition(" ")
         if not data.startswith(STREAM) or not size.isdigit():
             raise InvalidError("this is not a volume's stream")
-        self.kept[name] = self._make(VolumeRequest(name, int(size), labels=labels))
+        self.kept[name] = self._make(VolumeRequest(name, int(size), filesystem, labels=labels))
         return self.kept[name].volume
 
     async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
@@ -251,7 +252,7 @@ class FakeVolumes:
             request.name,
             "0" * 32,
             request.size_bytes or (DEFAULT_VOLUME_BYTES if request.filesystem != SHARED else 0),
-            request.filesystem or "ext4",
+            request.filesystem or EXT4,
             dict(request.labels),
             request.anonymous,
             datetime.now(UTC),
@@ -267,16 +268,21 @@ class FakeVolumes:
                 row.created_at,
                 path,
                 request.driver or LOCAL,
-                parse_export(request.options, "")[0] if request.driver == NBD else None,
+                server=str(parse(request.driver, request.options, "")[0])
+                if request.driver in DRIVERS
+                else "",
             )
         )
 
     async def _sized(self, request: VolumeRequest) -> VolumeRequest:
         if not request.snapshot:
             return request
-        size_bytes = (await self.snapshots.get(request.snapshot)).size_bytes
-        wanted_bytes = require_growth(request.name, size_bytes, request.size_bytes or size_bytes)
-        return replace(request, size_bytes=wanted_bytes)
+        source = await self.snapshots.get(request.snapshot)
+        require_filesystem(request, source.filesystem)
+        wanted_bytes = require_growth(
+            request.name, source.size_bytes, request.size_bytes or source.size_bytes
+        )
+        return replace(request, size_bytes=wanted_bytes, filesystem=source.filesystem)
 
     def _require(self, name: VolumeName) -> _Kept:
         if name not in self.kept:

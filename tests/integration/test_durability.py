@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """PostgreSQL on a volume while QEMU, hyperd or both are killed: what it has said is committed is there afterwards.
 
-HYPER_ROUNDS: how often each is killed [1].
+HYPER_ROUNDS: how often each is killed [1]. And a program that writes to a shared volume, whose virtiofsd is killed.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import pytest
 from tests.harness import BUILD_TIMEOUT_S, Hyper, hyper, wait_until
 from tests.images import ROOT
 
-IMAGE = "test.local/postgres"
+IMAGE, BUSYBOX = "test.local/postgres", "test.local/busybox"
 ROUNDS = int(os.environ.get("HYPER_ROUNDS", "1"))
 BOX, VOLUME = "db", "pgdata"
 SLOW_S = 300.0  # an emulated guest on a busy host makes a cluster
@@ -145,3 +145,49 @@ def test_what_is_committed_is_there_whoever_is_killed(database: Database, killed
             require_sound(host, tmp_path)
             database.start()
         database.require_all()
+
+
+def test_what_is_synced_to_a_shared_volume_is_there_when_its_virtiofsd_is_killed(
+    host: Hyper, name: str, tmp_path: Path
+):
+    """What virtiofsd has answered the host's kernel has: its end takes nothing that a guest was told is written."""
+    host.ok("volume", "create", "--shared", name)
+    pool = Path(host.ok("volume", "inspect", "-f", "{{.Mountpoint}}", name))
+    told = tmp_path / "told"
+    write = "echo $n-$n > /pool/new && sync /pool/new && mv /pool/new /pool/$n && echo $n"
+    writes = f"n=0; while :; do n=$((n+1)); {write}; done"
+    try:
+        for box in (name, f"{name}-2"):
+            host.ok("run", "-d", "--name", box, "-v", f"{name}:/pool", BUSYBOX, "sleep", "600")
+        for _ in range(ROUNDS):
+            with (
+                told.open("wb") as file,
+                subprocess.Popen(
+                    host.argv("exec", name, "sh", "-c", writes), stdout=file, stderr=subprocess.DEVNULL
+                ) as writer,
+            ):
+                wait_until(
+                    lambda: len(told.read_bytes().splitlines()) >= ENOUGH, "it writes", timeout_s=SLOW_S
+                )
+                sandbox = host.ok("inspect", "-f", "{{.Id}}", name)
+                os.kill(
+                    min(pid for pid, line in host.share_processes().items() if sandbox[:12] in line),
+                    signal.SIGKILL,
+                )
+                wait_until(lambda: "in trouble" in host.ok("ps"), "it is told")
+                writer.kill()
+            numbers = [line.decode() for line in told.read_bytes().rpartition(b"\n")[0].split()]
+            lost = [number for number in numbers if (pool / number).read_text() != f"{number}-{number}\n"]
+            assert lost == []
+            assert "is not served any more" in host.ok("inspect", "-f", "{{.State.Error}}", name)
+            # Who has it by another virtiofsd goes on.
+            assert (
+                host.ok("exec", f"{name}-2", "cat", f"/pool/{numbers[-1]}") == f"{numbers[-1]}-{numbers[-1]}"
+            )
+            host.ok("stop", "-t", "1", name)
+            host.ok("start", name)
+            assert host.ok("exec", name, "cat", f"/pool/{numbers[0]}") == f"{numbers[0]}-{numbers[0]}"
+            assert host.ok("inspect", "-f", "{{.State.Error}}", name) == ""
+    finally:
+        host.run("rm", "-f", name, f"{name}-2")
+        host.run("volume", "rm", name)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A server's disk in a real guest, and what is on it after its power has failed.
+"""Disks in a real guest, and what is on them after their power has failed: a server's, and a volume's file.
 
-The server (tests/losing.py) keeps what is written in memory until it is told to flush: what a guest's fsync, or its
-file system's journal, does not bring through QEMU to the disk is lost with it.
+The server (tests/losing.py) keeps what is written in memory until it is told to flush, the file (tests/losing_file.py)
+until somebody syncs it: what a guest's fsync, or its file system's journal, does not bring through QEMU to the disk is
+lost with it. So these show that each flush of a guest's becomes one of the host's before the guest hears of it; what
+the host's own file system and its disk make of that is theirs.
 """
 
 import os
@@ -16,6 +18,7 @@ import pytest
 
 from tests.harness import Hyper, wait_until
 from tests.losing import LosingDisk, losing_disk
+from tests.losing_file import losing_file
 
 BUSYBOX = "test.local/busybox"
 SIZE = 64 << 20
@@ -88,3 +91,40 @@ def test_what_was_synced_is_there_after_a_power_cut(host: Hyper, volume: str, tm
         host.ok("stop", "-t", "1", volume)
         host.ok("rm", volume)
     require_sound(path)
+
+
+@pytest.mark.parametrize("filesystem", ["ext4", "xfs"])
+def test_what_was_synced_to_a_volume_of_ones_own_is_there_after_a_power_cut(
+    host: Hyper, volume: str, tmp_path: Path, filesystem: str
+):
+    host.ok("volume", "create", volume, "--fs", filesystem, "--size", "320m")
+    path = Path(host.ok("volume", "inspect", "-f", "{{.Mountpoint}}", volume))
+    with losing_file(path) as file:
+        host.ok("run", "-d", "--name", volume, "-v", f"{volume}:/data", BUSYBOX, "sleep", "600")
+        synced = "for n in 1 2 3 4 5; do dd if=/dev/urandom of=/data/$n bs=64k count=4 conv=fsync; done 2>/dev/null"
+        sums = host.ok("exec", volume, "sh", "-c", f"{synced}; cd /data; md5sum 1 2 3 4 5")
+        assert file.syncs > 0
+        # To QEMU, and so to the file, but synced by nobody.
+        host.ok(
+            "exec",
+            volume,
+            "dd",
+            "if=/dev/zero",
+            "of=/data/5",
+            "bs=64k",
+            "count=4",
+            "conv=notrunc",
+            "oflag=direct",
+        )
+        pid = int(host.ok("inspect", "-f", "{{.State.Pid}}", volume))
+        file.lose_power()
+        assert file.lost_pages > 0
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: host.ok("inspect", "-f", "{{.State.Status}}", volume) == "failed", "it is lost")
+    host.ok("start", volume)  # whoever mounts it plays its journal
+    kept = host.ok("exec", volume, "sh", "-c", "cd /data; md5sum 1 2 3 4").splitlines()
+    assert kept == sums.splitlines()[:4]
+    host.ok("stop", "-t", "1", volume)
+    check = ("xfs_repair", "-n") if filesystem == "xfs" else ("e2fsck", "-f", "-n")
+    finished = subprocess.run([*check, path], capture_output=True, check=False)
+    assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -219,6 +219,41 @@ def test_a_snapshot_of_a_volume_that_is_written_to_is_whole(host: Hyper, name: s
     assert not list((host.state_dir / "volumes" / ".snapshots").iterdir())
 
 
+def test_an_xfs_is_filled_grows_and_is_copied_under_its_container(host: Hyper, name: str, tmp_path: Path):
+    (tmp_path / "file").write_text("kept")
+    host.ok("volume", "create", name, "--fs", "xfs", "--size", "320m")
+    assert host.ok("volume", "inspect", "-f", "{{.Filesystem}}", name) == "xfs"
+    host.ok("volume", "init", name, str(tmp_path))
+    host.ok("run", "-d", "--name", name, "-v", f"{name}:/data", BUSYBOX, "sleep", "600")
+
+    def mib() -> int:
+        return int(host.ok("exec", name, "df", "-m", "/data").splitlines()[-1].split()[1])
+
+    assert host.ok("exec", name, "sh", "-c", "grep ' /data ' /proc/mounts | cut -d' ' -f3") == "xfs"
+    assert mib() < 320
+    host.ok("volume", "resize", name, "1g")
+    assert 800 < mib() < 1024
+    writes = "n=0; while :; do n=$((n+1)); echo $n > /data/new; mv /data/new /data/busy; done"
+    host.ok("exec", "-d", name, "sh", "-c", writes)
+    wait_until(lambda: host.run("exec", name, "test", "-s", "/data/busy").returncode == 0, "it writes")
+    snapshot = host.ok("snapshot", "create", "--volume", name, "--name", f"{name}-s")
+    try:
+        assert host.ok("snapshot", "inspect", "-f", "{{.Consistency}}", snapshot) == "frozen"
+        host.ok("volume", "create", f"{name}-c", "--snapshot", snapshot)
+    finally:
+        host.ok("snapshot", "rm", f"{name}-s")
+    # Of one UUID, both in one guest.
+    host.ok("stop", "-t", "1", name)
+    both = ("-v", f"{name}:/data", "-v", f"{name}-c:/copy")
+    assert host.ok("run", "--rm", *both, BUSYBOX, "cat", "/data/file", "/copy/file") == "keptkept"
+    for volume in (name, f"{name}-c"):
+        disk = path_of(host, volume)
+        finished = subprocess.run(["xfs_repair", "-n", disk], capture_output=True, check=False)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
+    refused = host.run("volume", "create", f"{name}-t", "--fs", "xfs", "--size", "64m")
+    assert (refused.returncode, b"not between 300 MiB" in refused.stderr) == (2, True)
+
+
 def test_a_volume_is_filled_sent_away_and_back_without_a_container(host: Hyper, name: str, tmp_path: Path):
     (tmp_path / "site" / "deep").mkdir(parents=True)
     (tmp_path / "site" / "deep" / "page").write_text("hello")

@@ -55,16 +55,21 @@ def create(
     label: Annotated[
         list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="Set a label")
     ] = None,
-    filesystem: Annotated[str, typer.Option("--fs", metavar="TYPE", help="File system [ext4]")] = "",
+    filesystem: Annotated[str, typer.Option("--fs", metavar="TYPE", help="ext4 or xfs [ext4]")] = "",
     shared: Annotated[
         bool, typer.Option("--shared", help="A directory of the host, written to by many at a time")
     ] = False,
     driver: Annotated[
-        str, typer.Option("--driver", "-d", metavar="DRIVER", help="local or nbd [local]")
+        str, typer.Option("--driver", "-d", metavar="DRIVER", help="local, nbd or iscsi [local]")
     ] = "",
     opt: Annotated[
         list[str] | None,
-        typer.Option("--opt", "-o", metavar="KEY=VALUE", help="local: size; nbd: server, export, format"),
+        typer.Option(
+            "--opt",
+            "-o",
+            metavar="KEY=VALUE",
+            help="local: size; nbd: server, export; iscsi: server, target, lun, user, password-file; both: format",
+        ),
     ] = None,
     snapshot: Annotated[
         str, typer.Option("--snapshot", metavar="SNAPSHOT", help="Begin as this snapshot of a volume")

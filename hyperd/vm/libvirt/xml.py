@@ -156,7 +156,10 @@ def _render_disk(devices: ET.Element, target: str, disk: Disk, slot: int | None 
 
 def _render_export(element: ET.Element, export: NbdExport) -> None:
     source = ET.SubElement(element, "source", protocol="nbd", name=export.name)
-    ET.SubElement(source, "host", name=export.host, port=str(export.port))
+    if export.socket is not None:
+        ET.SubElement(source, "host", transport="unix", socket=str(export.socket))
+    else:
+        ET.SubElement(source, "host", name=export.host, port=str(export.port))
     # A server that comes back within that time was never away; then the guest is told of errors.
     ET.SubElement(source, "reconnect", delay=str(RECONNECT_S))
 

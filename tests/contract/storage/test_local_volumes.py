@@ -11,7 +11,7 @@ from hyperd.errors import (
     UnsupportedError,
     WrongStateError,
 )
-from hyperd.model.volume import SHARED, VolumeName, VolumeRequest
+from hyperd.model.volume import SHARED, XFS, VolumeName, VolumeRequest
 from tests.contract.storage.volumes import BOX, DB, OTHER, SMALL, THIRD, used
 
 
@@ -37,6 +37,7 @@ async def test_a_volume_is_made_once_and_removed_once(volumes):
         (VolumeRequest(DB, 1 << 20), InvalidError),
         (VolumeRequest(DB, 1 << 60), InvalidError),
         (VolumeRequest(DB, filesystem="zfs"), UnsupportedError),
+        (VolumeRequest(DB, (300 << 20) - 1, filesystem=XFS), InvalidError),
         (VolumeRequest(DB, 64 << 20, filesystem=SHARED), InvalidError),
         (VolumeRequest(DB, driver="nfs"), UnsupportedError),
         (VolumeRequest(DB, options={"type": "nfs"}), InvalidError),

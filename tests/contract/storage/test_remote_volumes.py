@@ -22,7 +22,7 @@ from hyperd.errors import (
 )
 from hyperd.host.database import Database
 from hyperd.model.vm import NbdExport, SandboxId
-from hyperd.model.volume import NBD, VolumeName, VolumeRequest
+from hyperd.model.volume import NBD, XFS, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, nbd
 from hyperd.storage import volume_records as records
 from tests.harness import wait_until
@@ -81,7 +81,7 @@ def require_ext4(path):
 async def test_a_servers_disk_is_formatted_on_request_and_used_as_it_is(volumes, disk, tmp_path):
     made = await volumes.create(request(disk.port, format="true"))
     assert (made.driver, made.size_bytes) == (NBD, SIZE)
-    assert made.export == NbdExport("127.0.0.1", disk.port, "disk")
+    assert made.server == f"nbd://127.0.0.1:{disk.port}/disk"
     assert disk.pending_pages == 0  # all of it is on the server's disk, and not with its memory alone
     require_ext4(disk.path)
     assert [path.name for path in (tmp_path / "volumes").iterdir() if path.name[0] != "."] == []
@@ -91,7 +91,7 @@ async def test_a_servers_disk_is_formatted_on_request_and_used_as_it_is(volumes,
     (view,) = await volumes.list()
     assert (view.volume, view.allocated_bytes) == (made, 0)
     lent = await volumes.lend(BOX, "volume-init", DB)
-    assert lent.export == made.export
+    assert lent.export == NbdExport("127.0.0.1", disk.port, "disk")
     await volumes.release(BOX)
     with pytest.raises(UnsupportedError, match="as large as its server says"):
         await volumes.grow(DB, 2 * SIZE)
@@ -109,6 +109,25 @@ async def test_a_blank_export_is_refused_before_a_guest_meets_it(volumes, disk):
     await volumes.create(request(disk.port, format="true"))
     assert await volumes.remove(DB)
     assert (await volumes.create(request(disk.port))).size_bytes == SIZE, "it is formatted now"
+
+
+async def test_a_servers_disk_holds_an_xfs_where_that_is_asked_for(volumes, tmp_path):
+    with losing_disk(tmp_path / "large.img", 320 << 20) as large:
+        wanted = replace(request(large.port, format="true"), filesystem=XFS)
+        assert (await volumes.create(wanted)).filesystem == XFS
+        subprocess.run(["xfs_repair", "-n", large.path], check=True, capture_output=True)
+        assert await volumes.remove(DB)
+        with pytest.raises(InvalidError, match="holds no ext4") as raised:
+            await volumes.create(request(large.port))
+        assert "--fs" in raised.value.hint
+        assert (await volumes.create(replace(request(large.port), filesystem=XFS))).filesystem == XFS
+
+
+async def test_a_servers_disk_that_is_too_small_for_an_xfs_is_not_formatted(volumes, disk):
+    before = disk.path.read_bytes()
+    with pytest.raises(InvalidError, match="not between 300 MiB"):
+        await volumes.create(replace(request(disk.port, format="true"), filesystem=XFS))
+    assert disk.path.read_bytes() == before
 
 
 async def test_a_servers_disk_is_one_volume_and_is_formatted_by_one(volumes, disk):
@@ -184,7 +203,7 @@ async def test_a_real_server_is_understood(volumes, tmp_path):
         assert await volumes.create(request(port)) is not None, "as it is"
     require_ext4(path)
     with qemu_nbd(path, "--read-only") as port:
-        assert (await nbd.describe("127.0.0.1", port, "disk")).readonly
+        assert (await nbd.describe(NbdExport("127.0.0.1", port, "disk"))).readonly
         with pytest.raises(DeniedError, match="lets nobody write"):
             await volumes.create(request(port, VolumeName("other")))
 
@@ -199,7 +218,7 @@ async def test_a_server_that_is_not_there_or_does_not_answer_is_told_in_time(vol
         socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(TimeoutExpiredError, match="did not answer"),
     ):
-        await nbd.describe("127.0.0.1", silent.getsockname()[1], "disk", deadline_s=0.2)
+        await nbd.describe(NbdExport("127.0.0.1", silent.getsockname()[1], "disk"), deadline_s=0.2)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +240,7 @@ async def test_a_server_that_talks_nonsense_is_refused(answer):
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with pytest.raises((UnavailableError, UnsupportedError)):
-            await nbd.describe("127.0.0.1", port, "disk", deadline_s=2)
+            await nbd.describe(NbdExport("127.0.0.1", port, "disk"), deadline_s=2)
 
 
 @pytest.mark.parametrize(

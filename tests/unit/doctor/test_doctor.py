@@ -135,6 +135,8 @@ async def test_a_host_without_anything_has_findings_with_advice(
     }
     assert checks["virtiofsd"].level is CheckLevel.WARNING
     assert "make setup" in checks["virtiofsd"].advice
+    assert checks["mkfs.xfs"].level is CheckLevel.WARNING
+    assert "xfsprogs" in checks["mkfs.xfs"].advice
     assert "no-such-group" in checks["socket"].finding
     assert "groupadd --system no-such-group" in checks["socket"].advice
     assert checks["firewall"].level is CheckLevel.WARNING

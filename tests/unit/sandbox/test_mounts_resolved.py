@@ -107,13 +107,27 @@ def test_errors_name_what_is_wrong():
     assert "/a/../b" in str(caught.value)
 
 
-@pytest.mark.parametrize("path", [b"/data", b"/data/x", b"//data/./x", b"/y/../data/x"])
-def test_what_lies_in_a_volume_is_not_taken_for_what_lies_beneath(path):
-    spec = ContainerSpec("alpine", mounts=(volume("/data", "db"),))
+@pytest.mark.parametrize(
+    ("path", "inner"),
+    [
+        (b"/data", b"/"),
+        (b"/data/", b"/"),
+        (b"/data/x", b"/x"),
+        (b"/data/x/", b"/x/"),
+        (b"//data/./x", b"/x"),
+        (b"/y/../data/x", b"/x"),
+        (b"/data/in/x", b"/x"),
+        (b"/", None),
+        (b"/database", None),
+        (b"/y/data", None),
+    ],
+)
+def test_a_path_lies_in_the_innermost_mount(path, inner):
+    spec = ContainerSpec("alpine", mounts=(volume("/data", "db"), volume("/data/in", "inner")))
     record = ContainerRecord(
         SandboxId("a" * 64), "web", spec, ImageId("sha256:1"), (), Sizing(1, 256), datetime.now(UTC)
     )
-    with pytest.raises(UnsupportedError, match="lies in the volume at /data"):
-        mounts.require_outside(record, path)
-    for other in (b"/", b"/database", b"/y/data"):
-        mounts.require_outside(record, other)
+    found = mounts.find_at(record, path)
+    assert (found and found[1]) == inner
+    if found:
+        assert found[0].source == ("inner" if b"/in" in path else "db")

@@ -90,6 +90,16 @@ async def test_a_shared_one_is_a_share_in_each_and_written_to_by_all(fleet, worl
             await refused
 
 
+async def test_the_guest_is_told_what_each_volume_holds(fleet, world):
+    await fleet.volumes.create(VolumeRequest(VolumeName("db"), filesystem="xfs"))
+    handle = await started(fleet, mounts=(volume("/other", "other"), DATA))
+    plan = next(iter(world.agent(handle).containers.values())).plan
+    assert [(mount.destination, mount.type) for mount in plan.mounts] == [
+        ("/other", "block:ext4"),
+        ("/data", "block:xfs"),
+    ]
+
+
 async def test_a_start_that_fails_lets_go_of_its_volumes(fleet, world):
     handle = await created(fleet, mounts=(DATA,))
     world.hypervisor.fail_next_start = qemu_died()

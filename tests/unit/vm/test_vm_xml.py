@@ -142,6 +142,9 @@ def test_a_disk_of_a_servers_is_reached_by_the_network_and_waited_for_a_moment()
         {"delay": "10"},
     )
     assert "/none" not in ET.tostring(root, encoding="unicode")
+    here = dataclasses.replace(export, name="disk", socket=Path("/run/d.sock"))
+    near = ET.fromstring(render_hot_disk(dataclasses.replace(disk, export=here), "vdc"))
+    assert near.find("source/host").attrib == {"transport": "unix", "socket": "/run/d.sock"}  # type: ignore[union-attr]
     bad = dataclasses.replace(disk, export=dataclasses.replace(export, name="a\0b"))
     with pytest.raises(InvalidError):
         render_hot_disk(bad, "vdc")
