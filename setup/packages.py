@@ -27,7 +27,17 @@ BUILD = (
     *("flex", "bison", "bc", "perl", "libelf-dev", "libssl-dev", "xz-utils", "protobuf-compiler"),
 )
 # What makes, signs and reads the images of demo and tests, and the terminal that tests look at.
-TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "gpg", "gpg-agent", "gpgconf")
+TRIAL = (
+    "mmdebstrap",
+    "docker-registry",
+    "umoci",
+    "cpio",
+    "tmux",
+    "gpg",
+    "gpg-agent",
+    "gpgconf",
+    "openssh-client",
+)
 # What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old, and virtiofsd put together.
 RELEASE = {
     "bookworm": (
