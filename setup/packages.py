@@ -26,8 +26,11 @@ BUILD = (
     *("gcc", "libc6-dev", "make", "pkg-config", "python3-dev", "python3-venv", "libvirt-dev"),
     *("flex", "bison", "bc", "perl", "libelf-dev", "libssl-dev", "xz-utils", "protobuf-compiler"),
 )
-# What makes, signs and reads the images of demo and tests, the terminal that tests look at, their iSCSI server.
-TRIAL = ("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "tgt", "gpg", "gpg-agent", "gpgconf")
+# What makes, signs and reads the images of demo and tests, the terminal that tests look at, their iSCSI server and ssh-agent.
+TRIAL = (
+    *("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "tgt"),
+    *("gpg", "gpg-agent", "gpgconf", "openssh-client"),
+)
 # What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old, and virtiofsd put together.
 RELEASE = {
     "bookworm": (

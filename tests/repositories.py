@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Git repositories for builds, made by the host's own git, and servers of them."""
 
+import base64
 import contextlib
 import os
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.harness import wait_until
 
@@ -92,9 +94,13 @@ def _answers(address: str) -> bool:
 
 
 @contextlib.contextmanager
-def plain_files(parent: Path, address: str) -> Iterator[str]:
-    """The same as files over HTTP, which git calls a dumb server: at ``http://ADDRESS:PORT/NAME/.git``."""
-    with ThreadingHTTPServer((address, 0), partial(_Quiet, directory=str(parent))) as server:
+def plain_files(parent: Path, address: str, *, login: str = "") -> Iterator[str]:
+    """The same as files over HTTP, which git calls a dumb server: at ``http://ADDRESS:PORT/NAME/.git``.
+
+    ``login``: USER:PASSWORD without which it gives nothing.
+    """
+    handler = partial(_Files, login=login, directory=str(parent))
+    with ThreadingHTTPServer((address, 0), handler) as server:
         serving = threading.Thread(target=server.serve_forever)
         serving.start()
         try:
@@ -104,6 +110,19 @@ def plain_files(parent: Path, address: str) -> Iterator[str]:
             serving.join(10)
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _Files(SimpleHTTPRequestHandler):
+    def __init__(self, *arguments: Any, login: str, directory: str) -> None:
+        self._expected = f"Basic {base64.b64encode(login.encode()).decode()}" if login else None
+        super().__init__(*arguments, directory=directory)
+
+    def do_GET(self) -> None:
+        if self._expected is not None and self.headers["Authorization"] != self._expected:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="git"')
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        super().do_GET()
+
     def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002 - its name upstream
         """Nobody reads it."""

@@ -6,6 +6,7 @@ hyper: <subject>: <brief>
 hint: <what to do>
 """
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ EXIT_STATUS = {
 }
 # A program that the container cannot execute is told as a shell does.
 EXIT_STATUS_OF_REASON = {"command-not-executable": 126, "command-not-found": 127}
+_LOGIN = re.compile(r"(\bhttps?://)[^/?#\s]*@")
 DETAIL_KEY = "hyper-error-bin"
 
 
@@ -68,7 +70,12 @@ def render_error(brief: str, *, subject: str = "", evidence: str = "", hint: str
     lines += [f"  {line}".rstrip() for line in evidence.strip("\n").splitlines()]
     if hint:
         lines.append(f"hint: {hint}")
-    return "\n".join(lines)
+    return hide_logins("\n".join(lines))
+
+
+def hide_logins(text: str) -> str:
+    """USER:PASSWORD@ of an address is for no screen and no log of a CI."""
+    return _LOGIN.sub(r"\1***@", text)
 
 
 def decode_status(error: "grpc.aio.AioRpcError | grpc.Call") -> CliError:

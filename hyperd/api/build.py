@@ -9,16 +9,17 @@ from hyper.v1 import build_pb2_grpc
 from hyperd.api import image_convert as convert
 from hyperd.api.status import Context, errors_as_status
 from hyperd.api.uploads import MAX_DATA_BYTES, first_request, tell
-from hyperd.build import Builds, Event
+from hyperd.build import MAX_MESSAGE_BYTES, Builds, Event
 from hyperd.errors import InvalidError, TimeoutExpiredError
 from hyperd.host.groups import first_error
 from hyperd.image import paced
-from hyperd.model.build import BuildFailed, BuildSpec, Built, GitContext, Output, Secret
+from hyperd.model.build import AgentMessage, BuildFailed, BuildSpec, Built, GitContext, Output, Secret
 from hyperd.model.image import Credentials, LayerProgress
 
 QUEUED_PIECES = 4
 STALL_TIMEOUT_S = 180.0  # the caller reads what he packs
 ANSWER_TIMEOUT_S = 120.0  # a credential helper may ask its user
+AGENT_TIMEOUT_S = 600.0  # and an ssh-agent, or wait for a touch
 MAX_DOCKERFILE_BYTES = 1 << 20
 
 Requests = AsyncIterator[wire.BuildImageRequest]
@@ -39,7 +40,11 @@ class BuildServicer(build_pb2_grpc.BuildServiceServicer):
             async with first_error(), asyncio.TaskGroup() as tasks:
                 taking = tasks.create_task(caller.take())
                 done = await self._builds.build(
-                    decode_options(first.options), caller.context(), caller.tell, caller.credentials
+                    decode_options(first.options),
+                    caller.context(),
+                    caller.tell,
+                    caller.credentials,
+                    caller.ask_agent,
                 )
                 taking.cancel()
             await context.write(_encode_end(done))
@@ -53,6 +58,8 @@ class _Caller:
         self._context = context
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(QUEUED_PIECES)
         self._answers: dict[str, asyncio.Future[Credentials | None]] = {}
+        self._agents: dict[tuple[str, int], asyncio.Future[bytes]] = {}
+        self._telling = asyncio.Lock()  # gRPC takes one message at a time
 
     async def take(self) -> None:
         # Not `async for`: grpc.aio iterates a request stream of ours by anext() only.
@@ -69,6 +76,8 @@ class _Caller:
                     if waiting is None or waiting.done():
                         raise InvalidError("these credentials were not asked for")
                     waiting.set_result(convert.decode_credentials(request.credentials))
+                case "ssh_agent":
+                    self._take_answer(request.ssh_agent)
                 case other:
                     raise InvalidError(f"{other!r} cannot come after the first request")
         await self._pieces.put(None)
@@ -83,14 +92,17 @@ class _Caller:
                 yield piece
 
     async def tell(self, event: Event) -> None:
-        await tell(self._context, _encode_event(event), "the build")
+        await self._tell(_encode_event(event))
+
+    async def _tell(self, response: wire.BuildImageResponse) -> None:
+        async with self._telling:
+            await tell(self._context, response, "the build")
 
     async def credentials(self, reference: str) -> Credentials | None:
         """What the caller has for the registry of that reference."""
         answer: asyncio.Future[Credentials | None] = asyncio.get_running_loop().create_future()
         self._answers[reference] = answer
-        asked = wire.BuildImageResponse(credentials_wanted=reference)
-        await tell(self._context, asked, "the build")
+        await self._tell(wire.BuildImageResponse(credentials_wanted=reference))
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 return await answer
@@ -98,6 +110,32 @@ class _Caller:
             raise TimeoutExpiredError(
                 f"the caller gave no credentials in {ANSWER_TIMEOUT_S:g} s", subject=reference
             ) from error
+
+    async def ask_agent(self, message: AgentMessage) -> bytes:
+        """b"" when the caller's agent has no answer: it is gone, or nobody has confirmed in time."""
+        asked = wire.SshAgentMessage(id=message.id, connection=message.connection, message=message.message)
+        response = wire.BuildImageResponse(ssh_agent=asked)
+        if not message.message:
+            await self._tell(response)
+            return b""
+        key = (message.id, message.connection)
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._agents[key] = answer
+        try:
+            await self._tell(response)
+            async with asyncio.timeout(AGENT_TIMEOUT_S):
+                return await answer
+        except TimeoutError:
+            return b""
+        finally:
+            del self._agents[key]
+
+    def _take_answer(self, answer: wire.SshAgentMessage) -> None:
+        if len(answer.message) > MAX_MESSAGE_BYTES:
+            raise InvalidError(f"an ssh-agent's answer holds more than {MAX_MESSAGE_BYTES} bytes")
+        waiting = self._agents.get((answer.id, answer.connection))
+        if waiting is not None and not waiting.done():  # else it comes too late
+            waiting.set_result(answer.message)
 
 
 def decode_options(options: wire.BuildOptions) -> BuildSpec:
@@ -123,6 +161,7 @@ def decode_options(options: wire.BuildOptions) -> BuildSpec:
         memory_bytes=options.memory_bytes,
         shm_size_bytes=options.shm_size_bytes,
         apply_ignore_file=options.apply_ignore_file,
+        ssh=tuple(options.ssh),
     )
 
 

@@ -9,7 +9,7 @@ from hyperd.build.member import content_of
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.host.groups import first_error
 from hyperd.model.container import ExecSpec, Exit, ExitReason
-from hyperd.model.guest import PathStat, WriteOptions
+from hyperd.model.guest import PathStat, Stream, WriteOptions
 from hyperd.sandbox import SandboxHandle, Session
 
 Hear = Callable[[bytes], Awaitable[None]]
@@ -30,16 +30,20 @@ class Builder:
         args: Sequence[str],
         *,
         hear: Hear,
+        hear_errors: Hear | None = None,
         stdin: AsyncIterator[bytes] | None = None,
         timeout_s: float = STEP_TIMEOUT_S,
     ) -> int:
-        """Its exit status. Raises UnavailableError when the machine ends under it, TimeoutExpiredError."""
+        """Its exit status. ``hear_errors``: standard error, else ``hear`` gets that, too.
+
+        Raises UnavailableError when the machine ends under it, TimeoutExpiredError.
+        """
         async with _in_time(args[0], timeout_s):
             session = await self._handle.exec(ExecSpec(tuple(args), env=HOME, stdin=stdin is not None))
             try:
                 async with first_error(), asyncio.TaskGroup() as tasks:
                     feeding = tasks.create_task(_feed(session, stdin)) if stdin is not None else None
-                    exit_ = await _listen(session, hear)
+                    exit_ = await _listen(session, hear, hear_errors or hear)
                     if feeding is not None:
                         feeding.cancel()
             finally:
@@ -146,11 +150,11 @@ async def _feed(session: Session, data: AsyncIterator[bytes]) -> None:
     await session.close_stdin()
 
 
-async def _listen(session: Session, hear: Hear) -> Exit:
+async def _listen(session: Session, hear: Hear, hear_errors: Hear) -> Exit:
     async for item in session:
         if isinstance(item, Exit):
             return item
-        await hear(item.data)
+        await (hear_errors if item.stream is Stream.STDERR else hear)(item.data)
     raise UnavailableError("the builder's program ended without a status")
 
 

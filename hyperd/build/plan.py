@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hyperd.build.address import hide_logins
 from hyperd.errors import InvalidError, UnsupportedError
 from hyperd.image import parse_target
 from hyperd.model.build import BuildSpec
@@ -23,7 +24,10 @@ DOCKERFILE = f"{ROOT}/Dockerfile"
 ID_FILE = f"{ROOT}/id"
 OUT = f"{ROOT}/out"
 SECRETS = "/run/hyper-build"  # a tmpfs: below /run, which is one
+LOGIN = "/run/hyper-git/login"  # of a repository
+SSH = "/run/hyper-ssh"  # a socket for each of the caller's agents
 
+BUILD_TIMEOUT_S = 12 * 3600.0
 CLOSE_TIMEOUT_S = 120  # for the cache to be on the disk
 MAX_TAGS = 100
 MAX_ARGUMENTS = 1000
@@ -31,6 +35,7 @@ MAX_ARGUMENT_BYTES = 64 << 10
 MAX_ARGUMENTS_BYTES = 512 << 10
 MAX_SECRETS = 100
 MAX_SECRET_BYTES = 500 << 10  # BuildKit's
+MAX_AGENTS = 20
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _HOST = re.compile(r"[A-Za-z0-9_.-]{1,253}[:=][0-9A-Fa-f.:\[\]]{2,45}")
 
@@ -70,6 +75,7 @@ def require_valid(spec: BuildSpec, ours: Platform) -> None:
         if not _HOST.fullmatch(text):
             raise InvalidError("is not NAME:ADDRESS", subject=f"--add-host {text[:300]}")
     _require_secrets(spec)
+    _require_agents(spec)
     inside(spec.dockerfile_path)
     if spec.git is not None:
         _require_git(spec)
@@ -87,13 +93,25 @@ def _require_secrets(spec: BuildSpec) -> None:
             raise InvalidError(f"is larger than {MAX_SECRET_BYTES >> 10} KiB", subject=f"secret {secret.id}")
 
 
+def _require_agents(spec: BuildSpec) -> None:
+    if len(spec.ssh) > MAX_AGENTS or len(set(spec.ssh)) != len(spec.ssh):
+        raise InvalidError(f"there are more than {MAX_AGENTS} agents, or two of one id", subject="--ssh")
+    for agent_id in spec.ssh:
+        if not _ID.fullmatch(agent_id):
+            raise InvalidError(
+                "is not an id of an agent", subject=f"--ssh {agent_id[:100]}", hint="letters, digits, . _ -"
+            )
+
+
 def _require_git(spec: BuildSpec) -> None:
     git = spec.git
     if git is None:
         return
     for text in (git.url, git.ref):
         if text.startswith("-") or "\0" in text or len(text) > MAX_ARGUMENT_BYTES:
-            raise InvalidError("is not a repository's address, or a commit in one", subject=text[:300])
+            raise InvalidError(
+                "is not a repository's address, or a commit in one", subject=hide_logins(text[:300])
+            )
     inside(git.directory or ".")
 
 
@@ -155,6 +173,7 @@ def engine_command(spec: BuildSpec, contexts: Mapping[str, str]) -> tuple[str, .
     words += [f"--label={text}" for text in spec.labels]
     words += [f"--add-host={text.replace('=', ':', 1)}" for text in spec.extra_hosts]
     words += [f"--secret=id={secret.id},src={SECRETS}/{secret.id}" for secret in spec.secrets]
+    words += [f"--ssh={agent_id}={SSH}/{agent_id}" for agent_id in spec.ssh]
     words += [f"--build-context={name}=docker-image://{here}" for name, here in contexts.items()]
     return (*words, "--", context_of(spec))
 

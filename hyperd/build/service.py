@@ -21,6 +21,7 @@ from hyperd.build.archive import BuilderImage, image_in
 from hyperd.build.bases import AskCredentials, Respond
 from hyperd.build.builder import Builder
 from hyperd.build.plan import BuilderSizing
+from hyperd.build.ssh import AskAgent
 from hyperd.build.work import Work
 from hyperd.errors import ExhaustedError, HyperError, ImageNotFoundError, UnavailableError
 from hyperd.host.workers import Workers
@@ -74,6 +75,7 @@ class Builds:
         context: AsyncIterator[bytes],
         respond: Respond,
         ask_credentials: AskCredentials,
+        ask_agent: AskAgent,
     ) -> Built | BuildFailed:
         """``context``: a plain tar, read to its end, unless it is git's.
 
@@ -84,7 +86,7 @@ class Builds:
         plan.require_valid(spec, self._settings.platform)
         async with self._in_turn(respond), self._builder(spec) as builder:
             work = Work(spec, builder, self._images, self._files, self._settings.platform, respond)
-            return await work.run(context, ask_credentials)
+            return await work.run(context, ask_credentials, ask_agent)
 
     @contextlib.asynccontextmanager
     async def _in_turn(self, respond: Respond) -> AsyncIterator[None]:

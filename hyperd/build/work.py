@@ -3,7 +3,8 @@
 
 from collections.abc import AsyncIterator
 
-from hyperd.build import dockerfile, plan, result
+from hyperd.build import dockerfile, plan, result, ssh
+from hyperd.build.address import address_of
 from hyperd.build.bases import AskCredentials, Bases, Respond
 from hyperd.build.builder import TRANSFER_TIMEOUT_S, Builder
 from hyperd.errors import NotFoundError, UnavailableError
@@ -12,7 +13,6 @@ from hyperd.image import ImageStore
 from hyperd.model.build import BuildFailed, BuildSpec, Built, Output
 from hyperd.model.image import Platform, PullNotice
 
-BUILD_TIMEOUT_S = 12 * 3600.0
 _CHUNK_BYTES = 1 << 20
 _SCRIPTS = "/usr/libexec/hyper"
 _NOT_THERE = 3  # of git-context
@@ -37,7 +37,7 @@ class Work:
         self._respond = respond
 
     async def run(
-        self, context: AsyncIterator[bytes], ask_credentials: AskCredentials
+        self, context: AsyncIterator[bytes], ask_credentials: AskCredentials, ask_agent: ssh.AskAgent
     ) -> Built | BuildFailed:
         spec, builder = self._spec, self._builder
         if said := await builder.ask([f"{_SCRIPTS}/prepare"]):
@@ -54,9 +54,10 @@ class Work:
         contexts = await bases.hand_over(await bases.find(wanted, pull=spec.pull), builder)
         for secret in spec.secrets:
             await self._keep(f"{plan.SECRETS}/{secret.id}", secret.content)
-        code = await builder.run(
-            plan.engine_command(spec, contexts), hear=self._hear, timeout_s=BUILD_TIMEOUT_S
-        )
+        async with ssh.relayed(builder, spec.ssh, ask_agent):
+            code = await builder.run(
+                plan.engine_command(spec, contexts), hear=self._hear, timeout_s=plan.BUILD_TIMEOUT_S
+            )
         return BuildFailed(code) if code else await result.take(builder, self._images, spec.tags)
 
     async def _hear(self, data: bytes) -> None:
@@ -68,12 +69,19 @@ class Work:
         if git is None:
             await builder.write(plan.CONTEXT, context)
             return
-        fetch = [f"{_SCRIPTS}/git-context", git.url, git.ref, plan.CONTEXT, plan.inside(git.directory)]
+        address = address_of(git)
+        if address.login:
+            await self._keep(plan.LOGIN, address.login)
+        fetch = [
+            f"{_SCRIPTS}/git-context",
+            *(address.url, git.ref, plan.CONTEXT, plan.inside(git.directory)),
+            *([plan.LOGIN] if address.login else []),
+        ]
         code, said = await builder.attempt(fetch, timeout_s=TRANSFER_TIMEOUT_S)
         if code == _NOT_THERE:
-            raise NotFoundError("cannot be built", subject=git.url, evidence=said)
+            raise NotFoundError("cannot be built", subject=address.url, evidence=address.hide(said))
         if code:
-            raise UnavailableError("cannot be fetched", subject=git.url, evidence=said)
+            raise UnavailableError("cannot be fetched", subject=address.url, evidence=address.hide(said))
 
     async def _bring_dockerfile(self) -> bytes:
         spec = self._spec

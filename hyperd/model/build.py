@@ -14,7 +14,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class GitContext:
-    url: str
+    url: str = field(repr=False)  # may hold a password
     ref: str = ""  # "" = the remote's HEAD
     directory: str = ""  # below the repository's top
 
@@ -40,6 +40,16 @@ class BuildSpec:
     memory_bytes: int = 0
     shm_size_bytes: int = 0
     apply_ignore_file: bool = False
+    ssh: tuple[str, ...] = ()  # ids of the caller's agents, for RUN --mount=type=ssh
+
+
+@dataclass(frozen=True, slots=True)
+class AgentMessage:
+    """One message of ssh-agent's protocol, without its length. Empty: the connection has ended."""
+
+    id: str  # of BuildSpec.ssh
+    connection: int
+    message: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

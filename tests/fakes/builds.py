@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hyperd.build import BuilderSizing, Builds, BuildSettings, Event
 from hyperd.host.workers import Workers
-from hyperd.model.build import BuildFailed, BuildSpec, Built, Output
+from hyperd.model.build import AgentMessage, BuildFailed, BuildSpec, Built, Output
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.model.image import Credentials, ImageConfig, ImageId
 from hyperd.sandbox import Fleet
@@ -47,11 +47,12 @@ class Shop:
     builds: Builds
     heard: list[Event] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    agent_asked: list[AgentMessage] = field(default_factory=list)
     files: dict[bytes, bytes] = field(default_factory=dict)
 
     async def build(self, **fields: object) -> Built | BuildFailed:
         spec = BuildSpec(**{"dockerfile": b"FROM alpine", **fields})  # type: ignore[arg-type]
-        return await self.builds.build(spec, self._context(), self.hear, self.credentials)
+        return await self.builds.build(spec, self._context(), self.hear, self.credentials, self.ask_agent)
 
     async def hear(self, event: Event) -> None:
         self.heard.append(event)
@@ -59,6 +60,10 @@ class Shop:
     async def credentials(self, reference: str) -> Credentials | None:
         self.asked.append(reference)
         return Credentials("me", "secret")
+
+    async def ask_agent(self, message: AgentMessage) -> bytes:
+        self.agent_asked.append(message)
+        return message.message[::-1]
 
     async def _context(self) -> AsyncIterator[bytes]:
         yield b"the context"

@@ -16,9 +16,13 @@ class FakeEngine:
     options: pb.BuildOptions | None = None
     context: bytes = b""
     output: bytes = b"STEP 1/1: FROM alpine\n"
+    repeats: int = 1
+    taken: int = 0  # of its output, by the caller
     wanted: tuple[str, ...] = ()
     answers: dict[str, pb.BuildCredentials] = field(default_factory=dict)
     failure: int = 0
+    agent_asks: tuple[pb.SshAgentMessage, ...] = ()
+    agent_answers: list[pb.SshAgentMessage] = field(default_factory=list)
 
 
 class FakeBuilds(build_pb2_grpc.BuildServiceServicer):
@@ -41,7 +45,12 @@ class FakeBuilds(build_pb2_grpc.BuildServiceServicer):
                 await anext(aiter(requests))  # the end of a context that was not wanted
             answer = await anext(aiter(requests))
             engine.answers[reference] = answer.credentials
-        yield pb.BuildImageResponse(output=engine.output)
+        for message in engine.agent_asks:
+            yield pb.BuildImageResponse(ssh_agent=message)
+            engine.agent_answers.append((await anext(aiter(requests))).ssh_agent)
+        for _ in range(engine.repeats):
+            yield pb.BuildImageResponse(output=engine.output)
+            engine.taken += 1
         if engine.failure:
             yield pb.BuildImageResponse(failure=pb.BuildFailure(code=engine.failure))
             return

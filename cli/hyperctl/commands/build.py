@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from hyper.v1 import build_pb2 as pb
-from hyperctl import options, tree
+from hyperctl import build_ssh, options, tree
 from hyperctl.build_call import Build
 from hyperctl.build_context import open_context
 from hyperctl.build_secrets import read_secrets
@@ -56,6 +56,14 @@ def build(
         list[str] | None,
         _option("--secret", metavar="id=ID[,src=FILE|,env=NAME]", help_text="For RUN --mount=type=secret"),
     ] = None,
+    ssh: Annotated[
+        list[str] | None,
+        _option(
+            "--ssh",
+            metavar="default|ID[=SOCKET|KEY]",
+            help_text="An ssh-agent, or keys, that RUN --mount=type=ssh may ask",
+        ),
+    ] = None,
     network: Annotated[
         str, _option("--network", metavar="NETWORK", help_text="Of RUN: default or none")
     ] = "",
@@ -94,10 +102,13 @@ def build(
         memory_bytes=options.parse_size("--memory", memory) if memory else 0,
         shm_size_bytes=options.parse_size("--shm-size", shm_size) if shm_size else 0,
     )
+    sources = build_ssh.read_sources(ssh or [], os.environ)
+    wanted.ssh.extend(source.id for source in sources)
     _forget(id_file)
     context = open_context(place, dockerfile)
     wanted.MergeFrom(context.options)
-    image = Build(context, wanted, quiet=quiet).run()
+    with build_ssh.opened(sources) as agents:
+        image = Build(context, wanted, agents, quiet=quiet).run()
     if id_file:
         _write(id_file, image.id)
     if quiet:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hyper.v1 import image_pb2 as hyper_dot_v1_dot_image__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14hyper/v1/build.proto\x12\x08hyper.v1\x1a\x14hyper/v1/image.proto\"\xb6\x01\n\x11\x42uildImageRequest\x12)\n\x07options\x18\x01 \x01(\x0b\x32\x16.hyper.v1.BuildOptionsH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12+\n\x0b\x63ontext_end\x18\x03 \x01(\x0b\x32\x14.hyper.v1.ContextEndH\x00\x12\x31\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x1a.hyper.v1.BuildCredentialsH\x00\x42\x06\n\x04kind\"\xf7\x02\n\x0c\x42uildOptions\x12\x0c\n\x04tags\x18\x01 \x03(\t\x12\x12\n\ndockerfile\x18\x02 \x01(\x0c\x12\x17\n\x0f\x64ockerfile_path\x18\x03 \x01(\t\x12!\n\x03git\x18\x04 \x01(\x0b\x32\x14.hyper.v1.GitContext\x12\x12\n\nbuild_args\x18\x05 \x03(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x0e\n\x06target\x18\x07 \x01(\t\x12\x10\n\x08no_cache\x18\x08 \x01(\x08\x12\x0c\n\x04pull\x18\t \x01(\x08\x12\x10\n\x08platform\x18\n \x01(\t\x12\x0f\n\x07network\x18\x0b \x01(\t\x12\x13\n\x0b\x65xtra_hosts\x18\x0c \x03(\t\x12&\n\x07secrets\x18\r \x03(\x0b\x32\x15.hyper.v1.BuildSecret\x12\x0c\n\x04\x63pus\x18\x0e \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0f \x01(\x04\x12\x16\n\x0eshm_size_bytes\x18\x10 \x01(\x04\x12\x19\n\x11\x61pply_ignore_file\x18\x11 \x01(\x08\"9\n\nGitContext\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\"*\n\x0b\x42uildSecret\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x0c\n\nContextEnd\"Y\n\x10\x42uildCredentials\x12\x11\n\treference\x18\x01 \x01(\t\x12\x32\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1d.hyper.v1.RegistryCredentials\"\xda\x01\n\x12\x42uildImageResponse\x12\x10\n\x06output\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06notice\x18\x02 \x01(\tH\x00\x12(\n\x05layer\x18\x03 \x01(\x0b\x32\x17.hyper.v1.LayerProgressH\x00\x12\x1c\n\x12\x63redentials_wanted\x18\x04 \x01(\tH\x00\x12%\n\x05image\x18\x05 \x01(\x0b\x32\x14.hyper.v1.BuiltImageH\x00\x12)\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x16.hyper.v1.BuildFailureH\x00\x42\x06\n\x04kind\"&\n\nBuiltImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"\x1c\n\x0c\x42uildFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x32[\n\x0c\x42uildService\x12K\n\nBuildImage\x12\x1b.hyper.v1.BuildImageRequest\x1a\x1c.hyper.v1.BuildImageResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14hyper/v1/build.proto\x12\x08hyper.v1\x1a\x14hyper/v1/image.proto\"\xe6\x01\n\x11\x42uildImageRequest\x12)\n\x07options\x18\x01 \x01(\x0b\x32\x16.hyper.v1.BuildOptionsH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12+\n\x0b\x63ontext_end\x18\x03 \x01(\x0b\x32\x14.hyper.v1.ContextEndH\x00\x12\x31\n\x0b\x63redentials\x18\x04 \x01(\x0b\x32\x1a.hyper.v1.BuildCredentialsH\x00\x12.\n\tssh_agent\x18\x05 \x01(\x0b\x32\x19.hyper.v1.SshAgentMessageH\x00\x42\x06\n\x04kind\"\x84\x03\n\x0c\x42uildOptions\x12\x0c\n\x04tags\x18\x01 \x03(\t\x12\x12\n\ndockerfile\x18\x02 \x01(\x0c\x12\x17\n\x0f\x64ockerfile_path\x18\x03 \x01(\t\x12!\n\x03git\x18\x04 \x01(\x0b\x32\x14.hyper.v1.GitContext\x12\x12\n\nbuild_args\x18\x05 \x03(\t\x12\x0e\n\x06labels\x18\x06 \x03(\t\x12\x0e\n\x06target\x18\x07 \x01(\t\x12\x10\n\x08no_cache\x18\x08 \x01(\x08\x12\x0c\n\x04pull\x18\t \x01(\x08\x12\x10\n\x08platform\x18\n \x01(\t\x12\x0f\n\x07network\x18\x0b \x01(\t\x12\x13\n\x0b\x65xtra_hosts\x18\x0c \x03(\t\x12&\n\x07secrets\x18\r \x03(\x0b\x32\x15.hyper.v1.BuildSecret\x12\x0c\n\x04\x63pus\x18\x0e \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0f \x01(\x04\x12\x16\n\x0eshm_size_bytes\x18\x10 \x01(\x04\x12\x19\n\x11\x61pply_ignore_file\x18\x11 \x01(\x08\x12\x0b\n\x03ssh\x18\x12 \x03(\t\"9\n\nGitContext\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0b\n\x03ref\x18\x02 \x01(\t\x12\x11\n\tdirectory\x18\x03 \x01(\t\"*\n\x0b\x42uildSecret\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"\x0c\n\nContextEnd\"B\n\x0fSshAgentMessage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nconnection\x18\x02 \x01(\r\x12\x0f\n\x07message\x18\x03 \x01(\x0c\"Y\n\x10\x42uildCredentials\x12\x11\n\treference\x18\x01 \x01(\t\x12\x32\n\x0b\x63redentials\x18\x02 \x01(\x0b\x32\x1d.hyper.v1.RegistryCredentials\"\x8a\x02\n\x12\x42uildImageResponse\x12\x10\n\x06output\x18\x01 \x01(\x0cH\x00\x12\x10\n\x06notice\x18\x02 \x01(\tH\x00\x12(\n\x05layer\x18\x03 \x01(\x0b\x32\x17.hyper.v1.LayerProgressH\x00\x12\x1c\n\x12\x63redentials_wanted\x18\x04 \x01(\tH\x00\x12%\n\x05image\x18\x05 \x01(\x0b\x32\x14.hyper.v1.BuiltImageH\x00\x12)\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x16.hyper.v1.BuildFailureH\x00\x12.\n\tssh_agent\x18\x07 \x01(\x0b\x32\x19.hyper.v1.SshAgentMessageH\x00\x42\x06\n\x04kind\"&\n\nBuiltImage\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04tags\x18\x02 \x03(\t\"\x1c\n\x0c\x42uildFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x32[\n\x0c\x42uildService\x12K\n\nBuildImage\x12\x1b.hyper.v1.BuildImageRequest\x1a\x1c.hyper.v1.BuildImageResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,23 +33,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyper.v1.build_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BUILDIMAGEREQUEST']._serialized_start=57
-  _globals['_BUILDIMAGEREQUEST']._serialized_end=239
-  _globals['_BUILDOPTIONS']._serialized_start=242
-  _globals['_BUILDOPTIONS']._serialized_end=617
-  _globals['_GITCONTEXT']._serialized_start=619
-  _globals['_GITCONTEXT']._serialized_end=676
-  _globals['_BUILDSECRET']._serialized_start=678
-  _globals['_BUILDSECRET']._serialized_end=720
-  _globals['_CONTEXTEND']._serialized_start=722
-  _globals['_CONTEXTEND']._serialized_end=734
-  _globals['_BUILDCREDENTIALS']._serialized_start=736
-  _globals['_BUILDCREDENTIALS']._serialized_end=825
-  _globals['_BUILDIMAGERESPONSE']._serialized_start=828
-  _globals['_BUILDIMAGERESPONSE']._serialized_end=1046
-  _globals['_BUILTIMAGE']._serialized_start=1048
-  _globals['_BUILTIMAGE']._serialized_end=1086
-  _globals['_BUILDFAILURE']._serialized_start=1088
-  _globals['_BUILDFAILURE']._serialized_end=1116
-  _globals['_BUILDSERVICE']._serialized_start=1118
-  _globals['_BUILDSERVICE']._serialized_end=1209
+  _globals['_BUILDIMAGEREQUEST']._serialized_end=287
+  _globals['_BUILDOPTIONS']._serialized_start=290
+  _globals['_BUILDOPTIONS']._serialized_end=678
+  _globals['_GITCONTEXT']._serialized_start=680
+  _globals['_GITCONTEXT']._serialized_end=737
+  _globals['_BUILDSECRET']._serialized_start=739
+  _globals['_BUILDSECRET']._serialized_end=781
+  _globals['_CONTEXTEND']._serialized_start=783
+  _globals['_CONTEXTEND']._serialized_end=795
+  _globals['_SSHAGENTMESSAGE']._serialized_start=797
+  _globals['_SSHAGENTMESSAGE']._serialized_end=863
+  _globals['_BUILDCREDENTIALS']._serialized_start=865
+  _globals['_BUILDCREDENTIALS']._serialized_end=954
+  _globals['_BUILDIMAGERESPONSE']._serialized_start=957
+  _globals['_BUILDIMAGERESPONSE']._serialized_end=1223
+  _globals['_BUILTIMAGE']._serialized_start=1225
+  _globals['_BUILTIMAGE']._serialized_end=1263
+  _globals['_BUILDFAILURE']._serialized_start=1265
+  _globals['_BUILDFAILURE']._serialized_end=1293
+  _globals['_BUILDSERVICE']._serialized_start=1295
+  _globals['_BUILDSERVICE']._serialized_end=1386
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,7 @@ class BuildImageRequest(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     CONTEXT_END_FIELD_NUMBER: _builtins.int
     CREDENTIALS_FIELD_NUMBER: _builtins.int
+    SSH_AGENT_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
     """of the context's tar, plain; at most 1 MiB"""
     @_builtins.property
@@ -35,6 +36,10 @@ class BuildImageRequest(_message.Message):
     def context_end(self) -> Global___ContextEnd: ...
     @_builtins.property
     def credentials(self) -> Global___BuildCredentials: ...
+    @_builtins.property
+    def ssh_agent(self) -> Global___SshAgentMessage:
+        """an answer; or an empty one: this connection has ended"""
+
     def __init__(
         self,
         *,
@@ -42,12 +47,13 @@ class BuildImageRequest(_message.Message):
         data: _builtins.bytes = ...,
         context_end: Global___ContextEnd | None = ...,
         credentials: Global___BuildCredentials | None = ...,
+        ssh_agent: Global___SshAgentMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context_end", b"context_end", "credentials", b"credentials", "data", b"data", "kind", b"kind", "options", b"options"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context_end", b"context_end", "credentials", b"credentials", "data", b"data", "kind", b"kind", "options", b"options", "ssh_agent", b"ssh_agent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_end", b"context_end", "credentials", b"credentials", "data", b"data", "kind", b"kind", "options", b"options"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_end", b"context_end", "credentials", b"credentials", "data", b"data", "kind", b"kind", "options", b"options", "ssh_agent", b"ssh_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["options", "data", "context_end", "credentials"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["options", "data", "context_end", "credentials", "ssh_agent"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -74,6 +80,7 @@ class BuildOptions(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     SHM_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     APPLY_IGNORE_FILE_FIELD_NUMBER: _builtins.int
+    SSH_FIELD_NUMBER: _builtins.int
     dockerfile: _builtins.bytes
     """its text, which may stand outside of the context"""
     dockerfile_path: _builtins.str
@@ -116,6 +123,10 @@ class BuildOptions(_message.Message):
 
     @_builtins.property
     def secrets(self) -> _containers.RepeatedCompositeFieldContainer[Global___BuildSecret]: ...
+    @_builtins.property
+    def ssh(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """ids that RUN --mount=type=ssh may ask the caller's agents by"""
+
     def __init__(
         self,
         *,
@@ -136,10 +147,11 @@ class BuildOptions(_message.Message):
         memory_bytes: _builtins.int = ...,
         shm_size_bytes: _builtins.int = ...,
         apply_ignore_file: _builtins.bool = ...,
+        ssh: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["git", b"git"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_ignore_file", b"apply_ignore_file", "build_args", b"build_args", "cpus", b"cpus", "dockerfile", b"dockerfile", "dockerfile_path", b"dockerfile_path", "extra_hosts", b"extra_hosts", "git", b"git", "labels", b"labels", "memory_bytes", b"memory_bytes", "network", b"network", "no_cache", b"no_cache", "platform", b"platform", "pull", b"pull", "secrets", b"secrets", "shm_size_bytes", b"shm_size_bytes", "tags", b"tags", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["apply_ignore_file", b"apply_ignore_file", "build_args", b"build_args", "cpus", b"cpus", "dockerfile", b"dockerfile", "dockerfile_path", b"dockerfile_path", "extra_hosts", b"extra_hosts", "git", b"git", "labels", b"labels", "memory_bytes", b"memory_bytes", "network", b"network", "no_cache", b"no_cache", "platform", b"platform", "pull", b"pull", "secrets", b"secrets", "shm_size_bytes", b"shm_size_bytes", "ssh", b"ssh", "tags", b"tags", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -215,6 +227,36 @@ class ContextEnd(_message.Message):
 Global___ContextEnd: _TypeAlias = ContextEnd  # noqa: Y015
 
 @_typing.final
+class SshAgentMessage(_message.Message):
+    """Between a step with --mount=type=ssh and an ssh-agent of the caller's. Keys stay where they are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CONNECTION_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """one of BuildOptions.ssh"""
+    connection: _builtins.int
+    """of this build; it has one request at a time"""
+    message: _builtins.bytes
+    """of ssh-agent's protocol, without its length, at most 256 KiB; empty: it has ended"""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        connection: _builtins.int = ...,
+        message: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connection", b"connection", "id", b"id", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SshAgentMessage: _TypeAlias = SshAgentMessage  # noqa: Y015
+
+@_typing.final
 class BuildCredentials(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -250,6 +292,7 @@ class BuildImageResponse(_message.Message):
     CREDENTIALS_WANTED_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    SSH_AGENT_FIELD_NUMBER: _builtins.int
     output: _builtins.bytes
     """the engine's, as it writes it"""
     notice: _builtins.str
@@ -265,6 +308,10 @@ class BuildImageResponse(_message.Message):
     def failure(self) -> Global___BuildFailure:
         """the Dockerfile's own: `output` has said why"""
 
+    @_builtins.property
+    def ssh_agent(self) -> Global___SshAgentMessage:
+        """a request, which is to be answered; or an empty one: the connection has ended"""
+
     def __init__(
         self,
         *,
@@ -274,12 +321,13 @@ class BuildImageResponse(_message.Message):
         credentials_wanted: _builtins.str = ...,
         image: Global___BuiltImage | None = ...,
         failure: Global___BuildFailure | None = ...,
+        ssh_agent: Global___SshAgentMessage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials_wanted", b"credentials_wanted", "failure", b"failure", "image", b"image", "kind", b"kind", "layer", b"layer", "notice", b"notice", "output", b"output"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["credentials_wanted", b"credentials_wanted", "failure", b"failure", "image", b"image", "kind", b"kind", "layer", b"layer", "notice", b"notice", "output", b"output", "ssh_agent", b"ssh_agent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials_wanted", b"credentials_wanted", "failure", b"failure", "image", b"image", "kind", b"kind", "layer", b"layer", "notice", b"notice", "output", b"output"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["credentials_wanted", b"credentials_wanted", "failure", b"failure", "image", b"image", "kind", b"kind", "layer", b"layer", "notice", b"notice", "output", b"output", "ssh_agent", b"ssh_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["output", "notice", "layer", "credentials_wanted", "image", "failure"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["output", "notice", "layer", "credentials_wanted", "image", "failure", "ssh_agent"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 

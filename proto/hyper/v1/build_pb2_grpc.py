@@ -48,7 +48,7 @@ class BuildServiceServicer:
 
     def BuildImage(self, request_iterator, context):
         """The first request has `options`; where the context is sent, its tar follows as `data`, then `context_end`. The
-        stream stays open: a response with `credentials_wanted` is answered by `credentials`.
+        stream stays open: a response with `credentials_wanted` is answered by `credentials`, one with `ssh_agent` by another.
         The last response has `image` or `failure`. Hanging up ends the build.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

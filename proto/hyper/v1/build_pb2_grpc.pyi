@@ -35,7 +35,7 @@ class BuildServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BuildServiceAsyncStub: ...
     BuildImage: _grpc.StreamStreamMultiCallable[_build_pb2.BuildImageRequest, _build_pb2.BuildImageResponse]
     """The first request has `options`; where the context is sent, its tar follows as `data`, then `context_end`. The
-    stream stays open: a response with `credentials_wanted` is answered by `credentials`.
+    stream stays open: a response with `credentials_wanted` is answered by `credentials`, one with `ssh_agent` by another.
     The last response has `image` or `failure`. Hanging up ends the build.
     """
 
@@ -46,7 +46,7 @@ class BuildServiceAsyncStub(BuildServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     BuildImage: _aio.StreamStreamMultiCallable[_build_pb2.BuildImageRequest, _build_pb2.BuildImageResponse]  # type: ignore[assignment]
     """The first request has `options`; where the context is sent, its tar follows as `data`, then `context_end`. The
-    stream stays open: a response with `credentials_wanted` is answered by `credentials`.
+    stream stays open: a response with `credentials_wanted` is answered by `credentials`, one with `ssh_agent` by another.
     The last response has `image` or `failure`. Hanging up ends the build.
     """
 
@@ -60,7 +60,7 @@ class BuildServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_build_pb2.BuildImageResponse], _abc.AsyncIterator[_build_pb2.BuildImageResponse]]:
         """The first request has `options`; where the context is sent, its tar follows as `data`, then `context_end`. The
-        stream stays open: a response with `credentials_wanted` is answered by `credentials`.
+        stream stays open: a response with `credentials_wanted` is answered by `credentials`, one with `ssh_agent` by another.
         The last response has `image` or `failure`. Hanging up ends the build.
         """
 

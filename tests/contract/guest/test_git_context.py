@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from hyperd.build.address import address_of
+from hyperd.model.build import GitContext
 from tests.harness import ROOT
 from tests.repositories import Repository, git_daemon, plain_files
 
 SCRIPT = ROOT / "guestbuilder/root/usr/libexec/hyper/git-context"
 ADDRESS = "127.0.0.1"
 NOT_THERE = 3
+PASSWORD = "pass-word-5309"
 
 
 @dataclass
@@ -95,3 +98,22 @@ def test_what_is_no_directory_of_it_or_leads_out_of_it_is_refused(served: Served
 def test_a_repository_that_is_not_there_is_another_failure(served: Served):
     finished = served.fetch("v1", url=f"{served.url}-not")
     assert finished.returncode not in (0, NOT_THERE)
+
+
+def test_a_login_comes_in_a_file_which_goes_and_is_told_to_nobody(tmp_path: Path):
+    parent, kept = tmp_path / "served", tmp_path / "login"
+    parent.mkdir()
+    with plain_files(parent, ADDRESS, login=f"me:{PASSWORD}") as top:
+        app, part = Repository(parent, "app"), Repository(parent, "part")
+        app.add_submodule("part", f"{top}/part/.git", part.commit({"of": "part\n"}))
+        for password, fetched in ((PASSWORD, True), ("wrong", False)):
+            address = address_of(GitContext(f"{top}/app/.git".replace("//", f"//me:{password}@", 1)))
+            kept.write_bytes(address.login)
+            assert password not in address.url
+            target = tmp_path / f"target-{fetched}"
+            words = ["sh", str(SCRIPT), address.url, "", str(target), "", str(kept)]
+            finished = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+            assert (finished.returncode == 0) is fetched, finished.stderr
+            assert password not in finished.stdout + finished.stderr
+            assert (target / "part/of").exists() is fetched
+            assert not kept.exists()

@@ -15,9 +15,10 @@ import pytest_asyncio
 from hyper.v1 import build_pb2 as pb
 from hyper.v1 import build_pb2_grpc, image_pb2
 from hyperd.api.build import BuildServicer
+from hyperd.build.ssh import PROGRAM, frame
 from hyperd.model.guest import ProcessExit
 from hyperd.model.image import Credentials
-from tests.fakes.builds import BUILT_ID, Shop, working
+from tests.fakes.builds import BUILT_ID, DONE, Shop, working
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World, eventually
 
@@ -151,3 +152,59 @@ async def test_a_caller_who_does_not_read_gives_the_turn_back(api: Api, monkeypa
     await eventually(lambda: not api.shop.fleet.views())
     api.shop.require_nothing_left()
     call.cancel()
+
+
+async def test_a_step_asks_the_callers_agent_while_output_comes(api: Api):
+    async def requests() -> AsyncIterator[pb.BuildImageRequest]:
+        yield pb.BuildImageRequest(options=pb.BuildOptions(dockerfile=b"FROM scratch", ssh=["mine"]))
+        for request in CONTEXT:
+            yield request
+        while True:
+            yield await answers.get()
+
+    answers: asyncio.Queue[pb.BuildImageRequest] = asyncio.Queue()
+    shop, heard = api.shop, []
+    shop.script(PROGRAM, None)
+    shop.script("buildah", None)
+    call = api.stub.BuildImage(requests())
+
+    async def listen() -> None:
+        async for response in call:
+            heard.append(response)
+            if response.ssh_agent.message:
+                answer = pb.SshAgentMessage(id="mine", connection=3, message=b"answer")
+                await answers.put(pb.BuildImageRequest(ssh_agent=answer))
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(listen())
+        await eventually(lambda: shop.running(PROGRAM))
+        (relay,) = shop.running(PROGRAM)
+        relay.emit(frame(0, 0, b""))
+        await eventually(lambda: shop.running("buildah"))
+        (engine,) = shop.running("buildah")
+        engine.emit(b"STEP 1\n" * 1000)
+        relay.emit(frame(0, 3, b"request"))
+        await eventually(lambda: bytes(relay.received) == frame(0, 3, b"answer"))
+        shop.script("buildah")  # what takes the image out
+        engine.finish(DONE)
+    asked = [response.ssh_agent for response in heard if response.HasField("ssh_agent")]
+    assert asked == [pb.SshAgentMessage(id="mine", connection=3, message=b"request")]
+    assert heard[-1].image.id == BUILT_ID
+    shop.require_nothing_left()
+
+
+async def test_an_agent_that_does_not_answer_is_one_without_an_answer(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("hyperd.api.build.AGENT_TIMEOUT_S", 0.05)
+    api.shop.script(PROGRAM, None)
+    api.shop.script("buildah", None)
+    options = pb.BuildImageRequest(options=pb.BuildOptions(dockerfile=b"FROM scratch", ssh=["mine"]))
+    call = api.stub.BuildImage(iter_of((options, *CONTEXT)))
+    await eventually(lambda: api.shop.running(PROGRAM))
+    (relay,) = api.shop.running(PROGRAM)
+    relay.emit(frame(0, 0, b"") + frame(0, 3, b"request"))
+    await eventually(lambda: bytes(relay.received) == frame(0, 3, b""))
+    call.cancel()
+    await eventually(lambda: not api.shop.fleet.views())
+    api.shop.require_nothing_left()

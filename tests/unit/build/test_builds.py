@@ -135,6 +135,26 @@ async def test_a_repository_that_cannot_be_fetched_is_told_from_one_that_lacks_w
     shop.require_nothing_left()
 
 
+async def test_a_password_in_an_address_reaches_git_in_a_file_alone(shop: Shop):
+    shop.script("sh", None)
+    shop.script(
+        "/usr/libexec/hyper/git-context", ProcessExit(1), b"cannot read https://me:sesame@far.example\n"
+    )
+    git = GitContext("https://me:sesame@far.example/app.git")
+    async with asyncio.TaskGroup() as tasks:
+        building = tasks.create_task(_outcome(shop.build(git=git)))
+        await eventually(lambda: any(process.input_ended for process in shop.running("sh")))
+        (process,) = shop.running("sh")
+        assert bytes(process.received) == b"https://me:sesame@far.example\n"
+        assert "sesame" not in repr(process.plan)
+        process.finish(DONE)
+    error = building.result()
+    assert isinstance(error, UnavailableError)
+    assert error.subject == "https://far.example/app.git"
+    assert error.evidence == "cannot read https://***@far.example"
+    shop.require_nothing_left()
+
+
 async def test_a_machine_that_is_lost_in_the_middle_is_an_error(shop: Shop):
     shop.script("buildah", None)
     async with asyncio.TaskGroup() as tasks:

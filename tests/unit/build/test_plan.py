@@ -24,6 +24,7 @@ def test_the_engines_command_line():
         network="none",
         extra_hosts=("db:10.0.0.1",),
         secrets=(Secret("word", b"sesame"),),
+        ssh=("default",),
         shm_size_bytes=1024,
     )
     command = plan.engine_command(spec, {"a@sha256:1": "localhost/hyper-base:2"})
@@ -39,6 +40,7 @@ def test_the_engines_command_line():
         ),
         *("--build-arg=A=b c", "--label=x=y", "--add-host=db:10.0.0.1", "--shm-size=1024b"),
         *("--secret=id=word,src=/run/hyper-build/word", "--ignorefile=/dev/null"),
+        "--ssh=default=/run/hyper-ssh/default",
         "--build-context=a@sha256:1=docker-image://localhost/hyper-base:2",
     ):
         assert word in command
@@ -77,6 +79,9 @@ def test_the_builder_is_found_by_its_label_and_keeps_its_cache():
         ({"secrets": (Secret("..", b""),)}, InvalidError),
         ({"secrets": (Secret("a", b"1"), Secret("a", b"2"))}, InvalidError),
         ({"secrets": (Secret("a", bytes(plan.MAX_SECRET_BYTES + 1)),)}, InvalidError),
+        ({"ssh": ("../x",)}, InvalidError),
+        ({"ssh": ("a", "a")}, InvalidError),
+        ({"ssh": tuple(f"a{number}" for number in range(21))}, InvalidError),
         ({"git": GitContext("--upload-pack=x")}, InvalidError),
         ({"git": GitContext("https://example.org/a.git", "--x")}, InvalidError),
         ({"git": GitContext("https://example.org/a.git", "", "../..")}, InvalidError),

@@ -20,6 +20,7 @@ from hyperctl.build_secrets import read_secrets
 from hyperctl.dockerignore import Ignored
 from hyperctl.errors import CliError
 from tests.fakes.daemon_state import digest
+from tests.harness import wait_until
 
 SECRET = "pass-word-5309"
 
@@ -178,6 +179,15 @@ def test_what_cannot_be_built_is_said(hyper, daemon, project, monkeypatch, argum
     assert daemon.engine.options is None
 
 
+def test_a_password_in_an_address_is_not_shown(hyper, daemon):
+    result = hyper("build", "https://me:sesame@example.org/a.tar")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == (
+        "hyper: https://***@example.org/a.tar: hyper fetches no URLs\n"
+        "hint: curl -L https://***@example.org/a.tar | hyper build -\n"
+    )
+
+
 def test_a_context_that_breaks_off_is_told_rather_than_what_the_daemon_says(spawn, daemon, project):
     content = gzip.compress(os.urandom(1 << 20))
     child = spawn("build", "-", stdin=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -212,6 +222,25 @@ def test_a_secret_that_cannot_be_meant_is_refused(text):
     with pytest.raises(CliError) as caught:
         read_secrets([text], {})
     assert caught.value.exit_status == 2
+
+
+def test_a_pager_that_nobody_turns_does_not_hold_the_build_up(daemon, spawn, project):
+    line = b"x" * 1023 + b"\n"
+    daemon.engine.output, daemon.engine.repeats = line * 512, 64
+    child = spawn("build", str(project), stderr=subprocess.PIPE)
+    wait_until(lambda: daemon.engine.taken == 64, "all is taken, and nothing was read")
+    _, said = child.communicate(timeout=60)
+    assert child.returncode == 0
+    assert said.count(line) == 512 * 64
+    assert said.endswith(f"Successfully built {digest('built')}\n".encode())
+
+
+def test_a_reader_who_goes_ends_the_build(daemon, spawn, project):
+    daemon.engine.output, daemon.engine.repeats = b"x" * (1 << 19), 1 << 20
+    child = spawn("build", str(project), stderr=subprocess.PIPE)
+    assert child.stderr.read(1) == b"x"
+    child.stderr.close()
+    assert child.wait(60) == 141
 
 
 def test_what_the_engine_says_reaches_a_terminal_without_control_characters():
