@@ -61,7 +61,7 @@ class Volume(_message.Message):
     allocated_bytes: _builtins.int
     """on the host's disk now"""
     filesystem: _builtins.str
-    """ext4"""
+    """ext4, xfs"""
     anonymous: _builtins.bool
     path: _builtins.str
     """of its file on the host; or where its server is"""
@@ -182,7 +182,7 @@ class CreateVolumeRequest(_message.Message):
     size_bytes: _builtins.int
     """0: the daemon's default"""
     filesystem: _builtins.str
-    """"" or ext4; virtiofs: a directory of the host's, shared by many"""
+    """"" or ext4; xfs; virtiofs: a directory of the host's, shared by many"""
     snapshot: _builtins.str
     """name or id of the volume's snapshot that it begins as; ALREADY_EXISTS if it is there"""
     @_builtins.property

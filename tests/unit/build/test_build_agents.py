@@ -15,7 +15,7 @@ from hyperd.errors import HyperError, UnavailableError
 from hyperd.model.build import AgentMessage, BuildFailed, Built
 from hyperd.model.guest import ProcessExit, Stream
 from tests.fakes.builds import DONE, Shop, working
-from tests.fakes.guest import FakeProcess
+from tests.fakes.guest_process import FakeProcess
 from tests.fakes.memory import tmp_path as tmp_path  # noqa: PLC0414 - a fixture
 from tests.fakes.world import World, eventually
 

@@ -2051,7 +2051,7 @@ class OpenVolumeRequest(_message.Message):
     """taken as CreateContainer takes it"""
     disk_serial: _builtins.str
     filesystem: _builtins.str
-    """"ext4" """
+    """"ext4", "xfs" """
     subdirectory: _builtins.str
     """one name"""
     readonly: _builtins.bool
