@@ -26,7 +26,7 @@ BUILD = (
     *("gcc", "libc6-dev", "make", "pkg-config", "python3-dev", "python3-venv", "libvirt-dev"),
     *("flex", "bison", "bc", "perl", "libelf-dev", "libssl-dev", "xz-utils", "protobuf-compiler"),
 )
-# What makes, signs and reads the images of demo and tests, the terminal that tests look at, an iSCSI server, an ssh-agent.
+# What makes, signs and reads images, the terminal that tests look at, an iSCSI server and an ssh-agent for them.
 TRIAL = (
     *("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "tgt"),
     *("gpg", "gpg-agent", "gpgconf", "openssh-client"),
