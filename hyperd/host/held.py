@@ -66,6 +66,16 @@ class HeldProcess:
                 os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)  # noqa: ASYNC222 - does not block
             return ended
 
+    async def end(self, timeout_s: float) -> None:
+        """Killed, waited for and let go of; after the deadline let go of all the same."""
+        self.kill()
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self.wait_gone()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Idempotent. The process is not touched."""
         fd, self._fd = self._fd, -1

@@ -3,14 +3,14 @@
 
 import contextlib
 import logging
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 
 from hyperd.errors import ExistsError, HyperError, InvalidError, RestoreError, WrongStateError
 from hyperd.model.image import ImageId
 from hyperd.model.snapshot import Manifest, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import names
+from hyperd.sandbox.in_use import InUse
 from hyperd.sandbox.source import parse_source, title_of
 from hyperd.snapshot.base import SnapshotStore
 
@@ -22,7 +22,7 @@ _PASSING = "yes"
 class Snapshots:
     def __init__(self, store: SnapshotStore) -> None:
         self._store = store
-        self._in_use: Counter[SnapshotId] = Counter()
+        self._in_use = InUse()
 
     def list(self) -> list[Snapshot]:
         """Newest first, without those of forks under way."""
@@ -37,21 +37,15 @@ class Snapshots:
         """Clones that run go on. Raises WrongStateError while something is being made from it."""
         snapshot = self.get(reference)
         snapshot_id = snapshot.manifest.snapshot_id
-        if self._in_use[snapshot_id]:
+        if snapshot_id in self._in_use:
             hint = "try again when that has ended"
             raise WrongStateError("is being restored", subject=title_of(snapshot), hint=hint)
         await self._store.remove(snapshot_id)
         return snapshot_id
 
-    @contextlib.contextmanager
-    def in_use(self, snapshot: Snapshot) -> Iterator[None]:
+    def in_use(self, snapshot: Snapshot) -> contextlib.AbstractContextManager[None]:
         """Its files are needed: it is not removed meanwhile."""
-        snapshot_id = snapshot.manifest.snapshot_id
-        self._in_use[snapshot_id] += 1
-        try:
-            yield
-        finally:
-            self._in_use[snapshot_id] -= 1
+        return self._in_use.of(snapshot)
 
     def export(self, reference: str) -> AsyncGenerator[bytes]:
         return self._store.export(self.get(reference))

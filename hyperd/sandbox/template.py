@@ -14,7 +14,7 @@ import logging
 import math
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 from hyperd.errors import ClockError, HyperError, RestoreError, UnavailableError, WrongStateError
@@ -23,6 +23,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.sandbox.compatibility import compatibility_of
 from hyperd.sandbox.definition import GuestSettings, Shape, template_shape_definition
 from hyperd.sandbox.facts import Facts
+from hyperd.sandbox.in_use import InUse
 from hyperd.sandbox.ledger import Ledger
 from hyperd.sandbox.template_build import TemplateBuilder, TemplateSettings
 from hyperd.snapshot.base import SnapshotStore
@@ -73,7 +74,7 @@ class Templates:
         self._building: set[asyncio.Task[None]] = set()
         self._failures: dict[Compatibility, Failure] = {}
         self._strikes: Counter[SnapshotId] = Counter()
-        self._in_use: Counter[SnapshotId] = Counter()
+        self._in_use = InUse()
         self._one_at_a_time = asyncio.Lock()
         self._on_change: Callable[[], None] = lambda: None
 
@@ -133,17 +134,9 @@ class Templates:
             flight = self._launch(shape, key)
         return await asyncio.shield(flight)
 
-    @contextlib.contextmanager
-    def in_use(self, snapshot: Snapshot) -> Iterator[None]:
+    def in_use(self, snapshot: Snapshot) -> contextlib.AbstractContextManager[None]:
         """A start is under way from it: it is not the one to go when the budget is exceeded."""
-        snapshot_id = snapshot.manifest.snapshot_id
-        self._in_use[snapshot_id] += 1
-        try:
-            yield
-        finally:
-            self._in_use[snapshot_id] -= 1
-            if not self._in_use[snapshot_id]:
-                del self._in_use[snapshot_id]
+        return self._in_use.of(snapshot)
 
     def worked(self, snapshot: Snapshot) -> None:
         """A guest that started from it has its identity."""

@@ -11,12 +11,12 @@ Headers are USTAR with mode 0440, no owner, no time. Both sides hold about a meb
 
 import os
 import re
-import tarfile
 import threading
 from collections.abc import Callable, Iterator
 
 from hyperd.errors import InvalidError, WrongStateError
-from hyperd.host import files
+from hyperd.host import files, members
+from hyperd.host.members import END, RECORD_BYTES
 from hyperd.model.snapshot import Manifest, Snapshot
 from hyperd.snapshot import digest
 from hyperd.snapshot import manifest as manifests
@@ -25,11 +25,8 @@ from hyperd.snapshot.manifest import MANIFEST_NAME
 
 CHUNK_BYTES = 1 << 20
 PAGE_BYTES = 4096
-RECORD_BYTES = 512
 _NO_PAGE = bytes(PAGE_BYTES)
-_END = bytes(2 * RECORD_BYTES)
 _MEMBER = re.compile(r"([a-z][a-z0-9_-]{0,31})/([0-9a-f]{12})")
-_SIZE = re.compile(rb"[0-7]{11}\0")
 
 
 class ArchiveWriter:
@@ -71,13 +68,13 @@ class ArchiveWriter:
 
     def _pieces(self) -> Iterator[bytes]:
         text = manifests.encode(self._manifest)
-        for start in range(0, len(member := _member(MANIFEST_NAME, text)), CHUNK_BYTES):
+        for start in range(0, len(member := members.member(MANIFEST_NAME, text)), CHUNK_BYTES):
             yield member[start : start + CHUNK_BYTES]
         for file, descriptor in zip(self._manifest.files, self._descriptors, strict=True):
             for offset, block in digest.data_blocks(descriptor, file.size_bytes):
                 for start, run in _runs(block):
-                    yield _member(f"{file.name}/{offset + start:012x}", run)
-        yield _END
+                    yield members.member(f"{file.name}/{offset + start:012x}", run)
+        yield END
 
 
 class ArchiveReader:
@@ -148,14 +145,10 @@ class ArchiveReader:
         return RECORD_BYTES + padded
 
     def _parse_header(self, header: bytes) -> tuple[str, int]:
-        name = header[:100].rstrip(b"\0").decode("ascii", "replace")
-        size_field = header[124:136]
-        if not _SIZE.fullmatch(size_field):
-            raise InvalidError("this is not a snapshot's stream: no such header")
-        size = int(size_field[:-1], 8)
+        name, size = members.told_by(header)
         known = name == MANIFEST_NAME if self.manifest is None else _MEMBER.fullmatch(name) is not None
         limit = manifests.MAX_BYTES if self.manifest is None else digest.BLOCK_BYTES
-        if not known or not 1 <= size <= limit or header != _header(name, size):
+        if not known or not 1 <= size <= limit or header != members.header(name, size):
             raise InvalidError("this is not a snapshot's stream: no such member", subject=repr(name)[:140])
         return name, size
 
@@ -178,12 +171,12 @@ class ArchiveReader:
         self._done = (position, offset + len(data))
 
     def _take_end(self, start: int, available: int) -> int | None:
-        if available < len(_END):
+        if available < len(END):
             return None
-        if self.manifest is None or self._buffer[start : start + len(_END)] != _END:
+        if self.manifest is None or self._buffer[start : start + len(END)] != END:
             raise InvalidError("this is not a snapshot's stream: no such end")
         self._ended = True
-        return len(_END)
+        return len(END)
 
 
 def _runs(block: bytes) -> Iterator[tuple[int, bytes]]:
@@ -199,13 +192,3 @@ def _runs(block: bytes) -> Iterator[tuple[int, bytes]]:
             begin = start
     if begin is not None:
         yield begin, block[begin:]
-
-
-def _member(name: str, data: bytes) -> bytes:
-    return b"".join((_header(name, len(data)), data, bytes(-len(data) % RECORD_BYTES)))
-
-
-def _header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o440
-    return info.tobuf(tarfile.USTAR_FORMAT)

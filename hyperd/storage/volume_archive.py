@@ -14,26 +14,23 @@ import hashlib
 import json
 import os
 import re
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.errors import InvalidError
-from hyperd.host import files
+from hyperd.host import files, members
+from hyperd.host.members import END, RECORD_BYTES
 from hyperd.storage import volume_rules as rules
 from hyperd.storage.volume_files import RESERVE_BYTES
 
 CHUNK_BYTES = 1 << 20
 BLOCK_BYTES = 1 << 16
-RECORD_BYTES = 512
 FORMAT = 1
 MAX_MANIFEST_BYTES = 4096
 _MANIFEST, _DIGEST = "manifest.json", "sha256"
-_END = bytes(2 * RECORD_BYTES)
 _NO_BLOCK = bytes(BLOCK_BYTES)
 _MEMBER = re.compile(r"disk/([0-9a-f]{12})")
-_SIZE = re.compile(rb"[0-7]{11}\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +71,18 @@ def packed(descriptor: int, manifest: Manifest) -> Iterator[bytes]:
         if len(waiting) >= CHUNK_BYTES:
             yield bytes(waiting)
             waiting.clear()
-    yield bytes(waiting) + _member(_DIGEST, digest.hexdigest().encode()) + _END
+    yield bytes(waiting) + members.member(_DIGEST, digest.hexdigest().encode()) + END
 
 
 def _members(descriptor: int, manifest: Manifest) -> Iterator[bytes]:
-    yield _member(_MANIFEST, manifest.encode())
+    yield members.member(_MANIFEST, manifest.encode())
     done = 0
     for start, end in files.data_extents(descriptor, manifest.size_bytes):
         first = max(start - start % BLOCK_BYTES, done)
         for offset in range(first, end, BLOCK_BYTES):
             block = os.pread(descriptor, min(BLOCK_BYTES, manifest.size_bytes - offset), offset)
             if block != _NO_BLOCK[: len(block)]:
-                yield _member(f"disk/{offset:012x}", block)
+                yield members.member(f"disk/{offset:012x}", block)
             done = offset + BLOCK_BYTES
 
 
@@ -143,14 +140,12 @@ class Unpacker:
         return length
 
     def _parse_header(self, header: bytes) -> tuple[str, int]:
-        name = header[:100].rstrip(b"\0").decode("ascii", "replace")
-        size_field = header[124:136]
-        size = int(size_field[:-1], 8) if _SIZE.fullmatch(size_field) else 0
+        name, size = members.told_by(header)
         if self.manifest is None:
             known, limit = name == _MANIFEST, MAX_MANIFEST_BYTES
         else:
             known, limit = name == _DIGEST or _MEMBER.fullmatch(name) is not None, BLOCK_BYTES
-        if not known or not 1 <= size <= limit or header != _header(name, size):
+        if not known or not 1 <= size <= limit or header != members.header(name, size):
             raise InvalidError("this is not a volume's stream: no such member", subject=repr(name)[:140])
         return name, size
 
@@ -173,19 +168,9 @@ class Unpacker:
         self._done = offset + len(data)
 
     def _take_end(self, start: int, available: int) -> int | None:
-        if available < len(_END):
+        if available < len(END):
             return None
-        if self._buffer[start : start + len(_END)] != _END:
+        if self._buffer[start : start + len(END)] != END:
             raise InvalidError("this is not a volume's stream: no such end")
         self._ended = True
-        return len(_END)
-
-
-def _member(name: str, data: bytes) -> bytes:
-    return b"".join((_header(name, len(data)), data, bytes(-len(data) % RECORD_BYTES)))
-
-
-def _header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode = size, 0o440
-    return info.tobuf(tarfile.USTAR_FORMAT)
+        return len(END)

@@ -6,8 +6,6 @@ ever. libvirt asks when its cache of answers is missing or old, and on some virt
 random ("host cpuid changed").
 """
 
-import asyncio
-import contextlib
 import logging
 import os
 import shutil
@@ -27,7 +25,7 @@ async def end_probes(settings: LibvirtSettings) -> None:
         process = _find(directory)
         if process is not None:
             _log.warning("a probe of QEMU was cut off", extra={"pid": process.pid})
-            await _end(process)
+            await process.end(_KILL_TIMEOUT_S)
         shutil.rmtree(directory, ignore_errors=True)
 
 
@@ -49,13 +47,3 @@ def _is_probe(pid: int, directory: Path) -> bool:
     except OSError:
         return False
     return os.fsencode(directory / "qmp.pid") in words
-
-
-async def _end(process: HeldProcess) -> None:
-    process.kill()
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_KILL_TIMEOUT_S):
-                await process.wait_gone()
-    finally:
-        process.close()

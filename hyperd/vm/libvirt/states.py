@@ -55,37 +55,28 @@ class VmStates:
                 await self._bridge.until(lambda connection: saving.resume(connection, sandbox_id), call=ask)
 
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        name = domain_name(sandbox_id)
-        with errors_of_existing(name), _deadline_errors(name, "takes no disk"):
-            async with asyncio.timeout(self._settings.steer_timeout_s):
-                await self._in_turn(
-                    sandbox_id, lambda connection: domain.attach_disk(connection, sandbox_id, disk)
-                )
+        await self._steer(
+            sandbox_id, "takes no disk", lambda connection: domain.attach_disk(connection, sandbox_id, disk)
+        )
 
     async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
-        name = domain_name(sandbox_id)
-        with errors_of_existing(name), _deadline_errors(name, "takes no share"):
-            async with asyncio.timeout(self._settings.steer_timeout_s):
-                await self._in_turn(
-                    sandbox_id, lambda connection: domain.attach_share(connection, sandbox_id, share)
-                )
+        await self._steer(
+            sandbox_id,
+            "takes no share",
+            lambda connection: domain.attach_share(connection, sandbox_id, share),
+        )
 
     async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
-        name = domain_name(sandbox_id)
-        with errors_of_existing(name), _deadline_errors(name, "does not let its disk grow"):
-            async with asyncio.timeout(self._settings.steer_timeout_s):
-                await self._in_turn(
-                    sandbox_id,
-                    lambda connection: domain.resize_disk(connection, sandbox_id, path, size_bytes),
-                )
+        await self._steer(
+            sandbox_id,
+            "does not let its disk grow",
+            lambda connection: domain.resize_disk(connection, sandbox_id, path, size_bytes),
+        )
 
     async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
-        name = domain_name(sandbox_id)
-        with errors_of_existing(name), _deadline_errors(name, "takes no NIC"):
-            async with asyncio.timeout(self._settings.steer_timeout_s):
-                await self._in_turn(
-                    sandbox_id, lambda connection: domain.attach_nic(connection, sandbox_id, nic)
-                )
+        await self._steer(
+            sandbox_id, "takes no NIC", lambda connection: domain.attach_nic(connection, sandbox_id, nic)
+        )
 
     async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
         name = domain_name(sandbox_id)
@@ -108,12 +99,11 @@ class VmStates:
 
     async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
         require_disk(disk)
-        name = domain_name(sandbox_id)
-        with errors_of_existing(name), _deadline_errors(name, "takes no other disk"):
-            async with asyncio.timeout(self._settings.steer_timeout_s):
-                await self._in_turn(
-                    sandbox_id, lambda connection: domain.replace_disk(connection, sandbox_id, disk)
-                )
+        await self._steer(
+            sandbox_id,
+            "takes no other disk",
+            lambda connection: domain.replace_disk(connection, sandbox_id, disk),
+        )
 
     async def save(self, sandbox_id: SandboxId, state: Path) -> None:
         """A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
@@ -160,6 +150,13 @@ class VmStates:
                 raise stalled from error
 
         await self._bridge.until(saved, call=ask)
+
+    async def _steer(self, sandbox_id: SandboxId, failure: str, call: Call[R]) -> R:
+        """``failure``: what it does not do when the deadline has passed."""
+        name = domain_name(sandbox_id)
+        with errors_of_existing(name), _deadline_errors(name, failure):
+            async with asyncio.timeout(self._settings.steer_timeout_s):
+                return await self._in_turn(sandbox_id, call)
 
     async def _in_turn(
         self,

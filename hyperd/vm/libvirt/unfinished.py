@@ -9,7 +9,6 @@ For libvirt a start that restores ends before QEMU reads the saved state. A mark
 until the VM runs.
 """
 
-import asyncio
 import contextlib
 import logging
 import shutil
@@ -64,15 +63,8 @@ async def end_unfinished(settings: LibvirtSettings) -> None:
 
 async def _end_process(settings: LibvirtSettings, name: str) -> None:
     process = QemuProcess.find(settings.pid_dir, name)
-    if process is None:
-        return
-    process.kill()
-    try:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_KILL_TIMEOUT_S):
-                await process.wait_gone()
-    finally:
-        process.close()
+    if process is not None:
+        await process.end(_KILL_TIMEOUT_S)
 
 
 def _is_unfinished(status: Path) -> bool:

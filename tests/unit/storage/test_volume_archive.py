@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperd.errors import InvalidError
+from hyperd.host.members import member
 from hyperd.storage import volume_archive as archive
 from tests.mounts import allocated_bytes
 
@@ -103,13 +104,13 @@ def test_a_stream_that_ends_too_early_or_too_late_is_refused(stream, tmp_path, c
 )
 def test_a_manifest_that_lies_makes_nothing(fields, tmp_path):
     with pytest.raises(InvalidError):
-        unpacked(archive._member("manifest.json", fields), tmp_path / "back.img")
+        unpacked(member("manifest.json", fields), tmp_path / "back.img")
     assert (tmp_path / "back.img").stat().st_size == 0
 
 
 @pytest.mark.parametrize("offsets", [(65536, 0), (0, 0), (1,), (SIZE,), (1 << 46,)])
 def test_a_part_that_is_out_of_place_is_refused(offsets, tmp_path):
-    members = b"".join(archive._member(f"disk/{offset:012x}", b"data") for offset in offsets)
-    manifest = archive._member("manifest.json", archive.Manifest(SIZE, "ext4").encode())
+    members = b"".join(member(f"disk/{offset:012x}", b"data") for offset in offsets)
+    manifest = member("manifest.json", archive.Manifest(SIZE, "ext4").encode())
     with pytest.raises(InvalidError, match="out of place"):
         unpacked(manifest + members, tmp_path / "back.img")

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The last that is done for an image that was made here: its files, then its records, in one transaction."""
+
+import sqlite3
+from collections.abc import Sequence
+
+from hyperd.host import files
+from hyperd.host.workers import Wanted
+from hyperd.image import records
+from hyperd.image.assemble import Assembled
+from hyperd.image.layers import LayerFile
+from hyperd.image.pull import Parts
+from hyperd.image.reference import Named
+from hyperd.model.image import Digest, Image
+
+
+async def record(
+    parts: Parts, made: Assembled, layers: Sequence[LayerFile], names: tuple[Named, ...]
+) -> Image:
+    """``layers``: kept already, and of these no record knows. What is written is pinned by the caller."""
+
+    def put(_: Wanted) -> None:
+        content = parts.content
+        with files.file_errors(content.root):
+            content.put(made.manifest_digest, made.manifest)
+            content.put(Digest(made.image_id), made.config)
+            parts.disks.make(made.image_id, made.parsed.diff_ids)
+
+    def save(connection: sqlite3.Connection) -> Image:
+        for layer in layers:
+            records.save_layer(connection, layer)
+        return records.save_image(connection, new)
+
+    await parts.workers.call_while_wanted(put)
+    new = records.NewImage(
+        made.image_id,
+        made.manifest_digest,
+        made.parsed_manifest,
+        made.config,
+        made.parsed.diff_ids,
+        names,
+    )
+    return await parts.database.transaction(save)
