@@ -72,7 +72,7 @@ class FileServicer(container_pb2_grpc.ContainerServiceServicer):
                     keep_owner=options.keep_owner,
                     no_overwrite_dir_non_dir=options.no_overwrite_dir_non_dir,
                 ),
-                _data(requests),
+                _data(requests, options.container),
             )
             return wire.WritePathResponse()
 
@@ -107,11 +107,17 @@ def _encode_item(item: PathStat | bytes) -> wire.ReadPathResponse:
     return wire.ReadPathResponse(stat=stat)
 
 
-async def _data(requests: AsyncIterator[wire.WritePathRequest]) -> AsyncIterator[bytes]:
+async def _data(requests: AsyncIterator[wire.WritePathRequest], container: str) -> AsyncIterator[bytes]:
+    """Until `end` has come: of a call that is cut off grpc says only that no more comes, as of one that is complete."""
     async for request in requests:
-        if request.WhichOneof("kind") != "data":
-            raise InvalidError("only 'data' can come after the first request")
-        if len(request.data) > MAX_DATA_BYTES:
-            raise InvalidError(f"a message holds more than {MAX_DATA_BYTES} bytes")
-        if request.data:
-            yield request.data
+        match request.WhichOneof("kind"):
+            case "data" if len(request.data) > MAX_DATA_BYTES:
+                raise InvalidError(f"a message holds more than {MAX_DATA_BYTES} bytes")
+            case "data":
+                if request.data:
+                    yield request.data
+            case "end":
+                return
+            case _:
+                raise InvalidError("only 'data' and 'end' can come after the first request")
+    raise InvalidError("the tar has no end: the last request must be 'end'", subject=f"container {container}")

@@ -113,8 +113,10 @@ class FilesOfContainers:
         first = await anext(aiter(requests))
         await self._daemon.check(first.options, context)
         await self._daemon.require_container(first.options.container, context)
-        data = b"".join([request.data async for request in requests])
-        self._files.written.append((first.options, data))
+        *pieces, last = [request async for request in requests]
+        if not last.end:
+            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, system_pb2.ErrorDetail(brief="has no end"))
+        self._files.written.append((first.options, b"".join(piece.data for piece in pieces)))
         return pb.WritePathResponse()
 
 

@@ -302,7 +302,7 @@ class ContainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WritePath(self, request_iterator, context):
-        """A tar into a directory. The first request has `options`.
+        """A tar into a directory. The first request has `options`, the last one `end`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -73,7 +73,7 @@ class ContainerServiceStub:
     ReadPath: _grpc.UnaryStreamMultiCallable[_container_pb2.ReadPathRequest, _container_pb2.ReadPathResponse]
     """One path as a tar: first `stat`, then `data`. NOT_FOUND when there is no such path."""
     WritePath: _grpc.StreamUnaryMultiCallable[_container_pb2.WritePathRequest, _container_pb2.WritePathResponse]
-    """A tar into a directory. The first request has `options`."""
+    """A tar into a directory. The first request has `options`, the last one `end`."""
     RunContainer: _grpc.StreamStreamMultiCallable[_container_pb2.SessionRequest, _container_pb2.SessionResponse]
     """Sessions: standard streams of one process over one call. The first request says of which:
     `run` creates, attaches and starts; `attach` joins (and may start); `exec` starts a further process.
@@ -128,7 +128,7 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     ReadPath: _aio.UnaryStreamMultiCallable[_container_pb2.ReadPathRequest, _container_pb2.ReadPathResponse]  # type: ignore[assignment]
     """One path as a tar: first `stat`, then `data`. NOT_FOUND when there is no such path."""
     WritePath: _aio.StreamUnaryMultiCallable[_container_pb2.WritePathRequest, _container_pb2.WritePathResponse]  # type: ignore[assignment]
-    """A tar into a directory. The first request has `options`."""
+    """A tar into a directory. The first request has `options`, the last one `end`."""
     RunContainer: _aio.StreamStreamMultiCallable[_container_pb2.SessionRequest, _container_pb2.SessionResponse]  # type: ignore[assignment]
     """Sessions: standard streams of one process over one call. The first request says of which:
     `run` creates, attaches and starts; `attach` joins (and may start); `exec` starts a further process.
@@ -306,7 +306,7 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_container_pb2.WritePathRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_container_pb2.WritePathResponse, _abc.Awaitable[_container_pb2.WritePathResponse]]:
-        """A tar into a directory. The first request has `options`."""
+        """A tar into a directory. The first request has `options`, the last one `end`."""
 
     @_abc_1.abstractmethod
     def RunContainer(

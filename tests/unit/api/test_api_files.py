@@ -87,6 +87,9 @@ def options(container: str = "web") -> pb.WritePathRequest:
     return pb.WritePathRequest(options=pb.WritePathOptions(container=container, path=b"/srv"))
 
 
+END = pb.WritePathRequest(end=True)
+
+
 def data(content: bytes) -> pb.WritePathRequest:
     return pb.WritePathRequest(data=content)
 
@@ -94,7 +97,7 @@ def data(content: bytes) -> pb.WritePathRequest:
 @pytest.mark.parametrize("start", [True, False])
 async def test_a_tar_is_written(api: Api, start: bool) -> None:
     files = await running(api, "web", start=start)
-    await api.containers.WritePath(iter([options(), data(b"one"), data(b"two")]))
+    await api.containers.WritePath(iter([options(), data(b"one"), data(b"two"), END]))
     assert files.all() == {b"/srv/written": b"onetwo"}
     assert bool(files.synced) is not start
 
@@ -104,9 +107,10 @@ async def test_a_tar_is_written(api: Api, start: bool) -> None:
     [
         ([], "must be 'options'"),
         ([data(b"x")], "must be 'options'"),
-        ([options(), options()], "only 'data'"),
+        ([options(), options()], "only 'data' and 'end'"),
+        ([options(), data(b"cut off")], "has no end"),
         ([options(), data(b"x" * ((1 << 20) + 1))], "more than 1048576 bytes"),
-        ([options(), data(b"no tar")], "no tar"),
+        ([options(), data(b"no tar"), END], "no tar"),
     ],
 )
 async def test_what_cannot_be_written_is_refused(
