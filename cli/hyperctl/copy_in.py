@@ -76,6 +76,7 @@ class Sent:
                 yield pb.WritePathRequest(data=data)
                 self.size_bytes += len(data)
                 progress.add(len(data))
+            yield pb.WritePathRequest(end=True)
         except CliError as error:
             self.failure = error
             raise

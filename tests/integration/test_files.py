@@ -60,6 +60,7 @@ class Files:
         requests = [
             pb.WritePathRequest(options=options),
             *(pb.WritePathRequest(data=piece) for piece in pieces),
+            pb.WritePathRequest(end=True),
         ]
         self.stub.WritePath(iter(requests), timeout=CALL_TIMEOUT_S)
 

@@ -87,6 +87,9 @@ def options(container: str = "web") -> pb.WritePathRequest:
     return pb.WritePathRequest(options=pb.WritePathOptions(container=container, path=b"/srv"))
 
 
+END = pb.WritePathRequest(end=True)
+
+
 def data(content: bytes) -> pb.WritePathRequest:
     return pb.WritePathRequest(data=content)
 
@@ -94,7 +97,7 @@ def data(content: bytes) -> pb.WritePathRequest:
 @pytest.mark.parametrize("start", [True, False])
 async def test_a_tar_is_written(api: Api, start: bool) -> None:
     files = await running(api, "web", start=start)
-    await api.containers.WritePath(iter([options(), data(b"one"), data(b"two")]))
+    await api.containers.WritePath(iter([options(), data(b"one"), data(b"two"), END]))
     assert files.all() == {b"/srv/written": b"onetwo"}
     assert bool(files.synced) is not start
 
@@ -104,9 +107,9 @@ async def test_a_tar_is_written(api: Api, start: bool) -> None:
     [
         ([], "must be 'options'"),
         ([data(b"x")], "must be 'options'"),
-        ([options(), options()], "only 'data'"),
+        ([options(), options()], "only 'data' and 'end'"),
         ([options(), data(b"x" * ((1 << 20) + 1))], "more than 1048576 bytes"),
-        ([options(), data(b"no tar")], "no tar"),
+        ([options(), data(b"no tar"), END], "no tar"),
     ],
 )
 async def test_what_cannot_be_written_is_refused(
@@ -149,6 +152,15 @@ async def test_a_client_who_hangs_up_in_the_middle_of_a_tar_writes_nothing(api: 
     await eventually(lambda: any("piece" in agent.calls for agent in api.world.hypervisor.agents.values()))
     call.cancel()
     await eventually(lambda: not api.world.hypervisor.running)
+    assert files.all() == {}
+
+
+async def test_what_stops_before_its_end_is_not_written(api: Api) -> None:
+    """As it looks when a client hangs up, a moment before the call is known to be cancelled."""
+    files = await running(api, "web")
+    with pytest.raises(grpc.aio.AioRpcError, match="hung up before the end") as caught:
+        await api.containers.WritePath(iter([options(), data(b"tar")]))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert files.all() == {}
 
 
