@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hyper.v1 import system_pb2
 from hyperd.config import Config
-from hyperd.doctor import check_host, network_check, template_check
+from hyperd.doctor import cache_check, check_host, network_check, template_check
 from hyperd.errors import HyperError, NotFoundError
 from hyperd.guest import PROTOCOL_VERSION
 from hyperd.host.files import free_bytes
@@ -198,6 +198,7 @@ class Desk:
     async def checks(self) -> list[HostCheck]:
         return [
             *await check_host(self.config, self.chooser.choice),
+            cache_check(asked_anew=self.capabilities.asked_anew),
             network_check(self.network),
             template_check(self.config, self.templates),
         ]

@@ -48,6 +48,17 @@ def network_check(network: Network) -> HostCheck:
     return HostCheck("network", CheckLevel.FAILED, finding, trouble.hint or "see the daemon's log")
 
 
+def cache_check(*, asked_anew: bool) -> HostCheck:
+    """Whether libvirt believed what it had kept of QEMU's answers: asking again makes a start of hyperd slow."""
+    finding = "what QEMU answered is kept"
+    if asked_anew:
+        finding = (
+            "what QEMU had answered was taken for old at hyperd's start, which took seconds longer: after an upgrade"
+            " that is so once; where it comes again and again, the host's CPUID changes (docs/hypervisor.md)"
+        )
+    return HostCheck("libvirt cache", CheckLevel.OK, finding)
+
+
 def template_check(config: Config, templates: Templates) -> HostCheck:
     """What containers start from."""
     if not config.template.enabled:

@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from hyper.v1 import container_pb2 as wire
 from hyper.v1 import container_pb2_grpc
 from hyperd.api.status import Context, errors_as_status
+from hyperd.api.uploads import received
 from hyperd.errors import InvalidError
 from hyperd.model.guest import Change, ChangeKind, PathStat, WriteOptions
 from hyperd.model.image import NewImage
 from hyperd.sandbox import Fleet
 
-MAX_DATA_BYTES = 1 << 20  # of one message
 _BATCH_BYTES = 64 * 1024  # of changes: their paths
 _BATCH_CHANGES = 1024
 _KINDS = {kind: wire.ChangeKind.Value(f"CHANGE_KIND_{kind.name}") for kind in ChangeKind}
@@ -72,7 +72,7 @@ class FileServicer(container_pb2_grpc.ContainerServiceServicer):
                     keep_owner=options.keep_owner,
                     no_overwrite_dir_non_dir=options.no_overwrite_dir_non_dir,
                 ),
-                _data(requests, options.container),
+                received(requests, _data_of, is_end=lambda request: request.end),
             )
             return wire.WritePathResponse()
 
@@ -107,17 +107,7 @@ def _encode_item(item: PathStat | bytes) -> wire.ReadPathResponse:
     return wire.ReadPathResponse(stat=stat)
 
 
-async def _data(requests: AsyncIterator[wire.WritePathRequest], container: str) -> AsyncIterator[bytes]:
-    """Until `end` has come: of a call that is cut off grpc says only that no more comes, as of one that is complete."""
-    async for request in requests:
-        match request.WhichOneof("kind"):
-            case "data" if len(request.data) > MAX_DATA_BYTES:
-                raise InvalidError(f"a message holds more than {MAX_DATA_BYTES} bytes")
-            case "data":
-                if request.data:
-                    yield request.data
-            case "end":
-                return
-            case _:
-                raise InvalidError("only 'data' and 'end' can come after the first request")
-    raise InvalidError("the tar has no end: the last request must be 'end'", subject=f"container {container}")
+def _data_of(request: wire.WritePathRequest) -> bytes:
+    if request.WhichOneof("kind") not in ("data", "end"):
+        raise InvalidError("only 'data' and 'end' can come after the first request")
+    return request.data

@@ -109,7 +109,9 @@ class ImageServicer(image_pb2_grpc.ImageServiceServicer):
             if first.WhichOneof("kind") != "options":
                 raise InvalidError("the first message of an import has no options")
             new = convert.decode_import(first.options)
-            image = await self._images.import_root(received(requests, _import_data), new)
+            image = await self._images.import_root(
+                received(requests, _import_data, is_end=lambda last: last.end), new
+            )
             return wire.ImportImageResponse(image=convert.encode_image(image))
 
     async def PruneImages(

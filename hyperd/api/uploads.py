@@ -8,7 +8,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from hyperd.api.status import Context
-from hyperd.errors import InvalidError, TimeoutExpiredError
+from hyperd.errors import InvalidError, TimeoutExpiredError, UnavailableError
 
 T = TypeVar("T")
 
@@ -39,11 +39,16 @@ async def first_request(requests: AsyncIterator[T], what: str) -> T:
 
 
 async def received(
-    requests: AsyncIterator[T], data_of: Callable[[T], bytes], first: bytes = b""
+    requests: AsyncIterator[T],
+    data_of: Callable[[T], bytes],
+    first: bytes = b"",
+    is_end: Callable[[T], bool] | None = None,
 ) -> AsyncIterator[bytes]:
     """``first``, then each message's data. The next is asked for when this one was taken, so gRPC holds the sender up.
 
-    Raises InvalidError for a message that is too large.
+    ``is_end``: of the last message, for data that does not say itself where it ends. To grpc.aio a caller who hangs up
+    and one who has sent all look the same, until the call is cancelled a moment later.
+    Raises InvalidError for a message that is too large, UnavailableError when the last one has not come.
     """
     if first:
         yield _bounded(first)
@@ -52,6 +57,10 @@ async def received(
         data = _bounded(data_of(request))
         if data:
             yield data
+        if is_end is not None and is_end(request):
+            return
+    if is_end is not None:
+        raise UnavailableError("the sender has hung up before the end")
 
 
 def _bounded(data: bytes) -> bytes:

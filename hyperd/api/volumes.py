@@ -63,7 +63,9 @@ class VolumeServicer(volume_pb2_grpc.VolumeServiceServicer):
     ) -> wire.FillVolumeResponse:
         async with errors_as_status(context):
             first = await uploads.first_request(requests, "volume")
-            stream = uploads.received(requests, lambda request: request.data, first.data)
+            stream = uploads.received(
+                requests, lambda request: request.data, first.data, lambda request: request.end
+            )
             await self._vms.fill(VolumeName(first.volume), stream, keep_owner=first.keep_owner)
             return wire.FillVolumeResponse()
 

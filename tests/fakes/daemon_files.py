@@ -11,7 +11,7 @@ import grpc
 
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import system_pb2
-from tests.fakes.daemon_state import Context, FakeDaemon, abort, digest
+from tests.fakes.daemon_state import Context, FakeDaemon, abort, digest, whole
 
 MESSAGE_BYTES = 1 << 20
 
@@ -113,10 +113,8 @@ class FilesOfContainers:
         first = await anext(aiter(requests))
         await self._daemon.check(first.options, context)
         await self._daemon.require_container(first.options.container, context)
-        *pieces, last = [request async for request in requests]
-        if not last.end:
-            await abort(context, grpc.StatusCode.INVALID_ARGUMENT, system_pb2.ErrorDetail(brief="has no end"))
-        self._files.written.append((first.options, b"".join(piece.data for piece in pieces)))
+        data = await whole(requests)
+        self._files.written.append((first.options, data))
         return pb.WritePathResponse()
 
 

@@ -7,7 +7,7 @@ import asyncio
 import grpc
 
 from hyper.v1 import image_pb2, image_pb2_grpc, system_pb2
-from tests.fakes.daemon_state import Context, FakeDaemon, abort, digest
+from tests.fakes.daemon_state import Context, FakeDaemon, abort, digest, whole
 
 
 class FakeImages(image_pb2_grpc.ImageServiceServicer):
@@ -123,7 +123,7 @@ class FakeImages(image_pb2_grpc.ImageServiceServicer):
     async def ImportImage(self, requests, context):
         first = await anext(aiter(requests))
         await self._daemon.check(first, context)
-        data = b"".join([request.data async for request in requests])
+        data = await whole(requests)
         return image_pb2.ImportImageResponse(image=image_pb2.Image(id=digest(data.decode())))
 
     async def PruneImages(self, request, context):

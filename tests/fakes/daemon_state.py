@@ -5,6 +5,7 @@ import asyncio
 import hashlib
 import itertools
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -312,3 +313,11 @@ def ago(seconds: float) -> Timestamp:
     moment = Timestamp()
     moment.FromNanoseconds(time.time_ns() - int(seconds * 1e9))
     return moment
+
+
+async def whole(requests: AsyncIterator[Any]) -> bytes:
+    """An upload that was sent to its end, and said so."""
+    sent = [request async for request in requests]
+    assert sent, "not even the end"
+    assert sent[-1].end, "no end"
+    return b"".join(request.data for request in sent)

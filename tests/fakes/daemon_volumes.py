@@ -5,7 +5,7 @@
 import grpc
 
 from hyper.v1 import system_pb2, volume_pb2, volume_pb2_grpc
-from tests.fakes.daemon_state import FakeDaemon, abort, ago
+from tests.fakes.daemon_state import FakeDaemon, abort, ago, whole
 
 STREAM = b"a volume: "
 
@@ -55,7 +55,7 @@ class FakeVolumes(volume_pb2_grpc.VolumeServiceServicer):
         first = await anext(aiter(requests))
         await self._daemon.check(first, context)
         await self._require(first.volume, context)
-        self._daemon.filled[first.volume] = b"".join([request.data async for request in requests])
+        self._daemon.filled[first.volume] = await whole(requests)
         return volume_pb2.FillVolumeResponse()
 
     async def ListVolumes(self, request, context):

@@ -184,6 +184,7 @@ def _import(fd: int, place: str, options: pb.ImportOptions) -> pb.Image:
         yield pb.ImportImageRequest(options=options)
         for data in reading.chunks():
             yield pb.ImportImageRequest(data=data)
+        yield pb.ImportImageRequest(end=True)
 
     try:
         with reading.errors(), hyperd.connect_blocking() as channel:

@@ -136,6 +136,7 @@ def _fill(
             for data in chunks:
                 yield pb.FillVolumeRequest(data=data)
                 progress.add(len(data))
+            yield pb.FillVolumeRequest(end=True)
         except CliError as error:
             failed.append(error)
             raise

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this host's libvirt and QEMU are. Asking fills libvirt's capability cache: 4-8 s once, then nothing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
@@ -16,6 +17,9 @@ class HypervisorCapabilities:
     qemu_version: str
     machine: str  # the versioned name, and what we leave out of it: pc-q35-10.0 without hpet
     max_vcpus: int
+    asked_anew: bool = (
+        False  # since hyperd began, though libvirt had kept QEMU's answers: it took them for old
+    )
 
 
 def read_capabilities(connection: libvirt.virConnect, settings: LibvirtSettings) -> HypervisorCapabilities:
@@ -32,6 +36,17 @@ def read_capabilities(connection: libvirt.virConnect, settings: LibvirtSettings)
         machine=f"{root.findtext('machine', platform.machine)} without {platform.absent_timer}",
         max_vcpus=int(vcpu.get("max", "1")) if vcpu is not None else 1,
     )
+
+
+def kept_answers(settings: LibvirtSettings) -> dict[str, int]:
+    """When each was written, of the embedded driver's cache: one for each QEMU that it has asked."""
+    directory = settings.root / "cache/qemu/capabilities"
+    return {path.name: path.stat().st_mtime_ns for path in directory.glob("*.xml")}
+
+
+def were_old(before: Mapping[str, int], after: Mapping[str, int]) -> bool:
+    """Whether an answer that was there has been written again."""
+    return any(after.get(name, written) != written for name, written in before.items())
 
 
 def render_version(number: int) -> str:

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -24,7 +24,12 @@ from hyperd.model.stats import VmUsage
 from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
-from hyperd.vm.libvirt.capabilities import HypervisorCapabilities, read_capabilities
+from hyperd.vm.libvirt.capabilities import (
+    HypervisorCapabilities,
+    kept_answers,
+    read_capabilities,
+    were_old,
+)
 from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settle_ours
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
@@ -77,6 +82,7 @@ class LibvirtHypervisor:
         self._starting: dict[SandboxId, _Starting] = {}
         self._ending: dict[SandboxId, _Ending] = {}
         self._events: asyncio.Queue[VmGone] = asyncio.Queue(_MAX_EVENTS)
+        self._kept: dict[str, int] = {}  # of libvirt's capability cache, before libvirt looked
 
     async def __aenter__(self) -> Self:
         """Raises WrongStateError when another process has this root, UnavailableError when something is missing."""
@@ -88,6 +94,7 @@ class LibvirtHypervisor:
                 write_configuration(self.settings)
                 await end_unfinished(self.settings)
                 await end_probes(self.settings)
+                self._kept = kept_answers(self.settings)
             self._bridge = await stack.enter_async_context(
                 LibvirtBridge(self.settings.connection_uri, self._on_lifecycle)
             )
@@ -108,7 +115,8 @@ class LibvirtHypervisor:
     async def prepare(self) -> HypervisorCapabilities:
         """Fill libvirt's capability cache. For set-up: some 5 s the first time, nothing afterwards."""
         with libvirt_errors(str(self.settings.platform.emulator)):
-            return await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
+            read = await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
+        return replace(read, asked_anew=were_old(self._kept, kept_answers(self.settings)))
 
     async def start(self, definition: VmDefinition) -> VmStatus:
         """As ``Hypervisor.start``. A cancelled caller stops waiting; what it began is ended behind it."""
@@ -384,7 +392,11 @@ class LibvirtHypervisor:
         else:
             _log.info(
                 "hypervisor ready",
-                extra={"libvirt": capabilities.libvirt_version, "qemu": capabilities.qemu_version},
+                extra={
+                    "libvirt": capabilities.libvirt_version,
+                    "qemu": capabilities.qemu_version,
+                    "asked_anew": capabilities.asked_anew,
+                },
             )
 
     def _close(self) -> None:

@@ -2164,7 +2164,7 @@ class WritePathRequest(_message.Message):
     data: _builtins.bytes
     """at most 1 MiB"""
     end: _builtins.bool
-    """the last request: a call that ends without it was hung up on"""
+    """the last message: who ends without it has hung up"""
     @_builtins.property
     def options(self) -> Global___WritePathOptions: ...
     def __init__(

@@ -576,22 +576,26 @@ class FillVolumeRequest(_message.Message):
     VOLUME_FIELD_NUMBER: _builtins.int
     KEEP_OWNER_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     volume: _builtins.str
     """in the first request"""
     keep_owner: _builtins.bool
     """in the first request; else 0:0"""
     data: _builtins.bytes
     """at most 1 MiB"""
+    end: _builtins.bool
+    """in the last request: who ends without it has hung up"""
     def __init__(
         self,
         *,
         volume: _builtins.str = ...,
         keep_owner: _builtins.bool = ...,
         data: _builtins.bytes = ...,
+        end: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "keep_owner", b"keep_owner", "volume", b"volume"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "end", b"end", "keep_owner", b"keep_owner", "volume", b"volume"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

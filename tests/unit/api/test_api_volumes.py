@@ -95,7 +95,9 @@ async def test_a_volume_goes_out_comes_in_and_is_filled(api: Api) -> None:
                 await calls.ImportVolume(iter(wrong))
             assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         fill = [volume_pb2.FillVolumeRequest(volume="db"), volume_pb2.FillVolumeRequest(data=b"tar")]
-        await calls.FillVolume(iter(fill))
+        with pytest.raises(grpc.aio.AioRpcError, match="hung up before the end"):
+            await calls.FillVolume(iter(fill))
+        await calls.FillVolume(iter([*fill, volume_pb2.FillVolumeRequest(end=True)]))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await calls.FillVolume(iter([volume_pb2.FillVolumeRequest(volume="none")]))
         assert caught.value.code() is grpc.StatusCode.NOT_FOUND

@@ -169,11 +169,16 @@ async def test_a_load_that_cannot_be(api: Api, messages: list[pb.LoadImagesReque
 async def test_an_import(api: Api) -> None:
     options = pb.ImportOptions(reference="r:1", message="why", changes=["USER me"], platform="linux/amd64")
     messages = [pb.ImportImageRequest(options=options), pb.ImportImageRequest(data=b"root")]
-    answer = await api.images.ImportImage(iter(messages))
+    answer = await api.images.ImportImage(iter([*messages, pb.ImportImageRequest(end=True)]))
     assert answer.image.tags == ["docker.io/library/r:1"]
     new = NewImage("r:1", message="why", changes=("USER me",), platform=Platform("linux", "amd64"))
     assert api.store.asked == [("import", {"new": new})]
     assert api.store.received == 4
+
+
+async def test_an_import_that_stops_before_its_end_is_none(api: Api) -> None:
+    messages = [pb.ImportImageRequest(options=pb.ImportOptions()), pb.ImportImageRequest(data=b"root")]
+    assert await code_of(api.images.ImportImage(iter(messages))) is grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize(

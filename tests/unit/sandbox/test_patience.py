@@ -115,8 +115,10 @@ async def test_starts_take_turns_and_one_that_fails_gives_its_turn_back(world: W
     world.runner.turns = Turns(1)
     world.dialer.gate.clear()
     first, second = await created(fleet), await created(fleet)
-    starts = [asyncio.create_task(handle.start()) for handle in (first, second)]
+    starts = [asyncio.create_task(first.start())]
     await eventually(lambda: len(world.hypervisor.definitions) == 1)
+    starts.append(asyncio.create_task(second.start()))
+    await eventually(lambda: world.runner.turns._under_way == 2)
     world.dialer.fail_next_connect = TimeoutExpiredError("no hello")
     world.dialer.gate.set()
     results = await asyncio.gather(*starts, return_exceptions=True)

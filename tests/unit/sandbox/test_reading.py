@@ -35,12 +35,12 @@ async def test_a_second_reader_who_takes_nothing_is_dropped_and_told(
     world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hyperd.sandbox.handle.STALL_TIMEOUT_S", 0.02)
-    handle = await created(fleet)
+    total = 4 << 20
+    # It ends when all but what the agent keeps has been read: by then whoever takes nothing has been dropped.
+    world.script("yes", Script([(Stream.STDOUT, b"y" * total)], ProcessExit(0)))
+    handle = await created(fleet, "yes")
     first = await handle.attach(start=True)
     stalled = await handle.attach(start=False)
-    total = 4 << 20
-    world.process(handle).emit(b"y" * total)
-    world.process(handle).finish(ProcessExit(0))
     assert len((await all_of(first))[0]) == total
     with pytest.raises(UnavailableError, match="took no output"):
         await all_of(stalled)
