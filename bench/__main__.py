@@ -44,7 +44,7 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "commit": (images.commit, "commit of 512 MiB; floor: tar | gzip at the same level"),
     "disk": (images.disk, "four images that share layers; floor: each layer once"),
     "agent": (memory.agent, "resident memory of the agent"),
-    "policies": (policies.among_many, "rules of one sandbox more among 500; floor: nft with nothing to do"),
+    "policies": (policies.among_many, "rules of one sandbox more among 500; floor: nft with the same rules"),
     "memory": (memory.clones, "PSS per idle clone, of 50, every MiB under a name"),
 }  # fmt: skip
 

@@ -30,9 +30,9 @@ from hyperd.network.nat import (
     apply_rules,
     enable_forwarding,
     enable_forwarding6,
-    has_rules,
     let_loopback_in,
     remove_rules,
+    rules_standing,
 )
 from hyperd.network.netlink import network_errors
 from hyperd.network.plugs import Plugs, address6_in, alias_of, remove_links, speaker_of
@@ -73,6 +73,7 @@ class BridgeNetwork:
             at_port,
             self._switch_loopback,
         )
+        self._standing: tuple[int, ...] = (0,)  # rules in each of its tables
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
@@ -273,7 +274,7 @@ class BridgeNetwork:
     async def _is_prepared(self) -> bool:
         return (
             self._bridge is not None
-            and has_rules(self._settings, bridged=self._plugs.is_guarded)
+            and rules_standing(self._settings, bridged=self._plugs.is_guarded) == self._standing
             and await self._policies.stands(self._settings.table)
         )
 
@@ -313,6 +314,8 @@ class BridgeNetwork:
                 self._plugs.is_guarded,
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
+            # Made again also when one of them is taken out; () is never what is seen.
+            self._standing = rules_standing(self._settings, bridged=self._plugs.is_guarded) or (0,)
             self._plugs.ruled(speaker.tap for speaker in known)
             self._switch_loopback()
         if was_guarded and not self._plugs.is_guarded:

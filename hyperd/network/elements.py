@@ -57,17 +57,17 @@ def renew(family: int, table: str, elements: Sequence[Element]) -> None:
 
 
 def _change(family: int, table: str, steps: Iterable[tuple[int, int, Sequence[Element]]]) -> None:
-    messages = [_message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NF_TABLES)]
+    messages = [message(_BATCH_BEGIN, _REQUEST, 0, 0, b"", _NF_TABLES)]
     for kind, flags, elements in steps:
         for where in dict.fromkeys(element.where for element in elements):
             here = [element for element in elements if element.where == where]
             for start in range(0, len(here), _TOGETHER):
                 some = here[start : start + _TOGETHER]
-                body = _text(_TABLE, table) + _text(_SET, where)
-                body += _attribute(_ELEMENTS | _NESTED, b"".join(_encode(some)))
-                messages.append(_message(kind, flags, len(messages), family, body, 0))
+                body = text_attribute(_TABLE, table) + text_attribute(_SET, where)
+                body += attribute(_ELEMENTS | _NESTED, b"".join(_encode(some)))
+                messages.append(message(kind, flags, len(messages), family, body, 0))
     answers = len(messages) - 1
-    messages.append(_message(_BATCH_END, _REQUEST, len(messages), 0, b"", _NF_TABLES))
+    messages.append(message(_BATCH_END, _REQUEST, len(messages), 0, b"", _NF_TABLES))
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(b"".join(messages))
@@ -79,25 +79,25 @@ def _change(family: int, table: str, steps: Iterable[tuple[int, int, Sequence[El
 
 def _encode(elements: Iterable[Element]) -> Iterable[bytes]:
     for element in elements:
-        parts = _attribute(_KEY | _NESTED, _attribute(_VALUE, element.key))
+        parts = attribute(_KEY | _NESTED, attribute(_VALUE, element.key))
         if element.data:
-            parts += _attribute(_DATA | _NESTED, _attribute(_VALUE, element.data))
+            parts += attribute(_DATA | _NESTED, attribute(_VALUE, element.data))
         if element.goto:
-            verdict = _attribute(_CODE, struct.pack("!i", _GOTO)) + _text(_CHAIN, element.goto)
-            parts += _attribute(_DATA | _NESTED, _attribute(_VERDICT | _NESTED, verdict))
+            verdict = attribute(_CODE, struct.pack("!i", _GOTO)) + text_attribute(_CHAIN, element.goto)
+            parts += attribute(_DATA | _NESTED, attribute(_VERDICT | _NESTED, verdict))
         if element.timeout_ms:
-            parts += _attribute(_TIMEOUT, struct.pack("!Q", element.timeout_ms))
-        yield _attribute(1 | _NESTED, parts)
+            parts += attribute(_TIMEOUT, struct.pack("!Q", element.timeout_ms))
+        yield attribute(1 | _NESTED, parts)
 
 
-def _message(kind: int, flags: int, number: int, family: int, body: bytes, resource: int) -> bytes:
+def message(kind: int, flags: int, number: int, family: int, body: bytes, resource: int) -> bytes:
     header = struct.pack("=IHHII", 20 + len(body), kind, flags, number, 0)
     return header + struct.pack("!BBH", family, 0, resource) + body
 
 
-def _text(kind: int, text: str) -> bytes:
-    return _attribute(kind, text.encode() + b"\0")
+def text_attribute(kind: int, text: str) -> bytes:
+    return attribute(kind, text.encode() + b"\0")
 
 
-def _attribute(kind: int, value: bytes) -> bytes:
+def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)

@@ -5,8 +5,6 @@ What the rules promise is in docs/network.md. Nothing outside our tables is touc
 """
 
 import logging
-import socket
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,20 +12,15 @@ from hyperd.errors import DeniedError, HyperError, UnavailableError
 from hyperd.host import process
 from hyperd.network import forwards
 from hyperd.network.bridge import is_loopback6_led
-from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY, NETLINK_NETFILTER
+from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY
 from hyperd.network.forwards import Forward
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, render
+from hyperd.network.standing import count_rules
 from hyperd.network.tap import JUDGED, PREFIX
 
 _log = logging.getLogger(__name__)
 _NFT_TIMEOUT_S = 20.0
-_ANSWER_S = 1.0
-_ANSWER_BYTES = 8192
-_NLM_F_REQUEST = 1
-_NLMSG_ERROR = 2
-_NFT_MSG_GETTABLE = 10 << 8 | 1
-_NFTA_TABLE_NAME = 1
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 _INTERFACES6 = Path("/proc/sys/net/ipv6/conf")
 _INTERFACES = Path("/proc/sys/net/ipv4/conf")
@@ -187,27 +180,13 @@ async def _load(settings: BridgeSettings, rules: str) -> str:
     return "" if finished.returncode == 0 else finished.stderr_tail or "no reason given"
 
 
-def has_rules(settings: BridgeSettings, *, bridged: bool = True) -> bool:
-    """Whether our tables are still there; cheap enough for every start: the kernel answers while it is asked."""
+def rules_standing(settings: BridgeSettings, *, bridged: bool = True) -> tuple[int, ...]:
+    """How many rules each of our tables has; () when that cannot be seen. Cheap enough for every start."""
     families = (INET_FAMILY, BRIDGE_FAMILY) if bridged else (INET_FAMILY,)
     try:
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-        ) as kernel:
-            kernel.settimeout(_ANSWER_S)
-            return all(_has_table(kernel, family, settings.table) for family in families)
-    except OSError:  # TimeoutError is one: what cannot be seen is made again
-        return False
-
-
-def _has_table(kernel: socket.socket, family: int, table: str) -> bool:
-    """NFT_MSG_GETTABLE by hand; see linux/netfilter/nf_tables.h."""
-    name = table.encode() + b"\0"
-    attribute = struct.pack("=HH", 4 + len(name), _NFTA_TABLE_NAME) + name + b"\0" * (-len(name) % 4)
-    body = struct.pack("=BBH", family, 0, 0) + attribute
-    kernel.send(struct.pack("=IHHII", 16 + len(body), _NFT_MSG_GETTABLE, _NLM_F_REQUEST, 0, 0) + body)
-    (kind,) = struct.unpack_from("=H", kernel.recv(_ANSWER_BYTES), 4)
-    return bool(kind != _NLMSG_ERROR)
+        return tuple(count_rules(family, settings.table) for family in families)
+    except OSError:  # TimeoutError is one
+        return ()
 
 
 def enable_forwarding() -> bool:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that are taken away, heard of when it happens: whoever flushes the host's rules takes ours away, too.
+"""Tables that are taken away and rules that are taken out of ours, heard of when it happens: whoever flushes the host's
+rules takes ours away, too.
 
 The kernel tells every change of nftables to whoever listens; see linux/netfilter/nfnetlink.h.
 """
@@ -14,7 +15,9 @@ from contextlib import asynccontextmanager
 from hyperd.network.elements import NETLINK_NETFILTER
 
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES
-_DELTABLE = 10 << 8 | 2
+_DELTABLE, _DELRULE = 10 << 8 | 2, 10 << 8 | 8
+_TABLE = 1
+_OURS, _CHANGING = b"hyper_", b"_policy"  # that one's rules come and go with sandboxes
 _MESSAGE_BYTES = 1 << 16
 _AT_ONCE = 64
 TOGETHER_S = 0.2
@@ -76,9 +79,21 @@ async def watching() -> AsyncIterator[TableWatch]:
 def _has_deletion(message: bytes) -> bool:
     while len(message) >= 16:
         size, kind = struct.unpack_from("=IH", message)
-        if kind == _DELTABLE:
+        if kind == _DELTABLE or (kind == _DELRULE and _is_of_ours(message[20:size])):
             return True
         if size < 16:
             return False
         message = message[size + (-size % 4) :]
+    return False
+
+
+def _is_of_ours(body: bytes) -> bool:
+    while len(body) >= 4:
+        size, kind = struct.unpack_from("=HH", body)
+        if size < 4:
+            return False
+        if kind & 0x3FFF == _TABLE:
+            name = body[4:size].rstrip(b"\0")
+            return name.startswith(_OURS) and not name.endswith(_CHANGING)
+        body = body[size + (-size % 4) :]
     return False

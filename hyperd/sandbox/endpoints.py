@@ -122,11 +122,11 @@ def _require_supported(network: str) -> None:
     if network != "host" and not network.startswith("container:"):
         return
     why = "a guest has a kernel of its own, and no way into the host's network"
+    hint = "publish ports with -p, or lend it an address of this host with `hyper fip`"
     if network != "host":
-        why = "each container has a virtual machine of its own, and its network with it"
-    raise UnsupportedError(
-        why, subject=f"--network {network}", hint="publish ports, or put both on one network"
-    )
+        why = "two containers have one network only in one virtual machine (a pod), and there are no pods yet"
+        hint = "put both on one network (`hyper network create NAME`), where each finds the other by its name"
+    raise UnsupportedError(why, subject=f"--network {network}", hint=hint)
 
 
 def _require_named_network(aliases: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from hyperd.model.policy import Direction, EgressPolicy, GroupRule, SecurityGrou
 from hyperd.network.elements import Element
 
 ROUTED = "routed"  # the set of taps with a policy
+PORTED = "ported"  # and that of protocols with ports: one for all, for the kernel goes through a list to find a set
 
 
 def members_set(group: str) -> str:
@@ -70,7 +71,7 @@ def render_service(service: Service) -> str:
     if service.ports and service.protocol == "icmp":
         return f"meta l4proto icmp icmp type {{ {', '.join(map(str, service.ports))} }} "
     if service.ports:
-        protocol = service.protocol or "{ tcp, udp }"
+        protocol = service.protocol or f"@{PORTED}"
         return f"meta l4proto {protocol} th dport {{ {', '.join(map(str, service.ports))} }} "
     return f"meta l4proto {service.protocol} " if service.protocol else ""
 

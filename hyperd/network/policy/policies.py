@@ -72,6 +72,7 @@ class Policies:
 
     def close(self) -> None:
         """What is in force stays."""
+        self._wires.close()
         self._kernel.close()
         self._looking.close()
 

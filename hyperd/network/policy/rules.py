@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hyperd.model.policy import EgressMode, EgressPolicy, SecurityGroup, Service
 from hyperd.network.elements import Element, padded
 from hyperd.network.policy import group_rules
-from hyperd.network.policy.group_rules import ROUTED, render_service
+from hyperd.network.policy.group_rules import PORTED, ROUTED, render_service
 from hyperd.network.policy.wire import Wire
 from hyperd.network.tap import JUDGED
 
@@ -29,7 +29,16 @@ MAX_BLOCKED = 1024  # destinations of one sandbox that are counted
 KEPT_S = 7 * 24 * 3600  # since the last attempt
 Learned = Mapping[Service, Mapping[IPv4Address, int]]  # for how many seconds yet
 _LINK_LOCAL = IPv4Network("169.254.0.0/16")
-_NOWHERE = "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4"
+# Sets that the rules of all look up. Elements that are added again stay as they are.
+NOWHERE, NAMING = "nowhere", "naming"
+_SHARED = {
+    PORTED: ("type inet_proto;", "tcp, udp"),
+    NAMING: ("type inet_service;", "53, 853"),
+    NOWHERE: (
+        "type ipv4_addr; flags interval;",
+        "0.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/4, 240.0.0.0/4",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,8 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
     lines = [
         f"add table {table}",
         f"add set {table} {ROUTED} {{ type ifname; }}",
+        *(f"add set {table} {name} {{ {kind} }}" for name, (kind, _) in _SHARED.items()),
+        *(f"add element {table} {name} {{ {found} }}" for name, (_, found) in _SHARED.items()),
         f"add set {table} {SPEAKERS} {{ type ifname . ipv4_addr; }}",
         f"add map {table} {RATES} {{ type ifname : limit; }}",
         f"add set {table} {DROPPED} {{ type ifname; size {MAX_DROPPING}; flags dynamic; counter; }}",
@@ -245,8 +256,8 @@ def _refusing(tap: str) -> str:
 
 def _refusal(tap: str) -> Iterator[str]:
     key = "ip daddr . meta l4proto"
-    yield f"meta l4proto {{ tcp, udp }} update @{blocked_set(tap)} {{ {key} . th dport counter }}"
-    yield f"meta l4proto != {{ tcp, udp }} update @{other_set(tap)} {{ {key} counter }}"
+    yield f"meta l4proto @{PORTED} update @{blocked_set(tap)} {{ {key} . th dport counter }}"
+    yield f"meta l4proto != @{PORTED} update @{other_set(tap)} {{ {key} counter }}"
     yield "meta l4proto tcp reject with tcp reset"
     yield "reject with icmpx admin-prohibited"
 
@@ -256,14 +267,14 @@ def _egress(tap: str, policy: EgressPolicy) -> Iterator[str]:
     if policy.mode is EgressMode.NONE:
         return
     if policy.mode is EgressMode.ALLOW_ALL:
-        yield f"ip daddr != {{ {_NOWHERE} }} accept"
+        yield f"ip daddr != @{NOWHERE} accept"
         return
-    yield f"meta l4proto {{ tcp, udp }} th dport {{ 53, 853 }} goto {_refusing(tap)}"
+    yield f"meta l4proto @{PORTED} th dport @{NAMING} goto {_refusing(tap)}"
     for rule in policy.rules:
         beside = [network for network in rule.networks if network.subnet_of(_LINK_LOCAL)]
         if beside:
             yield f"ip daddr {_addresses(beside)} {render_service(rule.service)}accept"
-    yield f"ip daddr {{ {_NOWHERE} }} goto {_refusing(tap)}"
+    yield f"ip daddr @{NOWHERE} goto {_refusing(tap)}"
     for rule in policy.rules:
         if rule.networks:
             yield f"ip daddr {_addresses(rule.networks)} {render_service(rule.service)}accept"

@@ -3,6 +3,7 @@
 
 import asyncio
 import errno
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -13,6 +14,7 @@ from hyperd.host.workers import Workers
 from hyperd.model.policy import EgressPolicy, Service
 from hyperd.model.vm import SandboxId
 from hyperd.network import elements
+from hyperd.network.assembler import UnspokenError, assemble
 from hyperd.network.elements import INET_FAMILY, Element
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
@@ -30,6 +32,8 @@ from hyperd.network.policy.rules import (
     table_of,
 )
 from hyperd.network.policy.wire import Wire, unroute
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,16 @@ class Armed:
 class Wires:
     def __init__(self, kernel: Workers) -> None:
         self._kernel = kernel
+        self._assembling = Workers("policies-rules", 1)  # what takes a moment: not before what is learned
         self._members: dict[str, dict[str, set[IPv4Address]]] = {}  # by table: as they are put in
         self._armed: dict[tuple[str, IPv4Address], Armed] = {}
         self._spoken_of: dict[str, set[str]] = {}  # by table: groups that have a set of members there
+        self._based: set[str] = set()  # whose tables have their hooks
         self._changing = asyncio.Lock()
+
+    def close(self) -> None:
+        """What is in force stays."""
+        self._assembling.close()
 
     def at(self, base: str, address: str) -> Armed | None:
         return self._armed.get((base, IPv4Address(address)))
@@ -85,6 +95,7 @@ class Wires:
         base = found[0].place.base
         async with self._changing:
             self._armed.update((armed.key, armed) for armed in found)
+            self._based.discard(base)
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
 
@@ -126,15 +137,16 @@ class Wires:
             if not self.are_on(base):
                 self._spoken_of.pop(base, None)
                 self._members.pop(base, None)
+                self._based.discard(base)
                 await load_rules(render_none(base), table_of(base))
                 return
             await self._take_out(base, elements_of(wire))
             await self._regroup(base)
-            head = render_base(base, wire, internal=armed.place.internal)
-            await load_rules(head + render_gone(base, armed.judged, armed.earlier), table_of(base))
+            await self._change(armed.place, wire, render_gone(base, armed.judged, armed.earlier))
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
+        self._based.discard(base)
         await load_rules(render_none(base), table_of(base))
 
     async def forget_group(self, name: str) -> None:
@@ -152,12 +164,28 @@ class Wires:
         table, spoken_of = f"inet {table_of(place.base)}", self._spoken_of.setdefault(place.base, set())
         for armed in changed:
             spoken_of |= referred(armed.judged.groups, armed.judged.egress)
-        text = render_base(place.base, changed[0].judged.wire, internal=place.internal)
-        text += render_members(table, spoken_of) + also
+        text = render_members(table, spoken_of) + also
         for armed in changed:
             text += render_wire(place.base, armed.judged, forgets=armed.learned is not None)
             text += render_stale(place.base, armed.judged, armed.earlier)
-        await load_rules(text, table_of(place.base))
+        await self._change(place, changed[0].judged.wire, text)
+
+    async def _change(self, place: Place, wire: Wire, text: str) -> None:
+        """``text`` alone, where the table has its hooks: in messages of our own, since nft would read all else first.
+
+        ``wire``: any of the network. Whatever keeps that from being done, nft does all, or says why not.
+        """
+        base = place.base
+        hooks = render_base(base, wire, internal=place.internal)
+        if base not in self._based:
+            await load_rules(hooks, table_of(base))
+            self._based.add(base)
+        try:
+            await self._assembling.call(assemble, text)
+        except (UnspokenError, OSError) as error:
+            if not (isinstance(error, OSError) and error.errno == errno.ENOENT):
+                _log.warning("left to nft", extra={"table": table_of(base), "error": str(error)})
+            await load_rules(hooks + text, table_of(base))
 
     def _forgotten(self, base: str) -> str:
         """Members that an earlier hyperd has put in: whoever is one is put in again."""
@@ -177,13 +205,20 @@ class Wires:
                     await self._kernel.call(sets.learn, base, wire.name, service, known.items())
 
     async def _take_out(self, base: str, gone: Iterable[Element]) -> None:
-        for element in gone:
-            with network_errors(base):
-                try:
-                    await self._kernel.call(elements.remove, INET_FAMILY, table_of(base), [element])
-                except OSError as error:
-                    if error.errno != errno.ENOENT:
-                        raise
+        gone = list(gone)
+        if gone and not await self._taken_out(base, gone):
+            for element in gone:  # one that is missing, and nothing was removed
+                await self._taken_out(base, [element])
+
+    async def _taken_out(self, base: str, gone: list[Element]) -> bool:
+        with network_errors(base):
+            try:
+                await self._kernel.call(elements.remove, INET_FAMILY, table_of(base), gone)
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return False
+        return True
 
     async def _regroup(self, base: str) -> None:
         """The members of each group that somebody's rules here speak of, or did."""

@@ -14,10 +14,11 @@ from hyperd.errors import UnavailableError, WrongStateError
 from hyperd.host import process
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.network import BridgeNetwork, BridgeSettings
+from hyperd.network import BridgeNetwork, BridgeNetworks, BridgeSettings
 from hyperd.network.links import remove
 from hyperd.network.nat import enable_forwarding
 from hyperd.network.tap import tap_name
+from hyperd.network.watch import watching
 from tests.contract.network.conftest import SETTINGS, clean
 
 BOX = SandboxId("b" * 64)
@@ -110,6 +111,47 @@ async def test_flushed_rules_are_brought_back_without_any_start(bridge_network, 
                 assert not keeping.done()
     finally:
         keeping.cancel()
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ("flush", "table", "inet", SETTINGS.table),
+        ("flush", "table", "bridge", SETTINGS.table),
+        ("flush", "chain", "inet", SETTINGS.table, "postrouting"),
+        ("flush", "chain", "inet", SETTINGS.table, "arriving"),
+        ("delete", "chain", "inet", SETTINGS.table, "leaving"),
+    ],
+    ids=" ".join,
+)
+async def test_rules_that_are_taken_out_of_a_table_that_stays_are_brought_back(database, what):
+    """At once, for it is heard of: nobody looks in between."""
+    networks = BridgeNetworks(SETTINGS, database)
+    try:
+        await networks.prepare()
+        before = await rules()
+        async with watching() as watch:
+            keeping = asyncio.create_task(networks._keep(watch, 3600))
+            try:
+                await process.run_checked(["nft", *what], timeout_s=20)
+                async with asyncio.timeout(20):
+                    while await rules() != before:  # each look is a child process: no busy loop
+                        assert not keeping.done()
+            finally:
+                keeping.cancel()
+                await asyncio.wait([keeping])
+    finally:
+        networks.close()
+        await clean()
+
+
+async def test_the_next_sandbox_brings_back_a_chain_that_was_flushed(bridge_network):
+    before = await rules()
+    await process.run_checked(["nft", "flush", "chain", "inet", SETTINGS.table, "postrouting"], timeout_s=20)
+    assert await rules() != before
+    await bridge_network.attach(BOX)
+    await bridge_network.release(BOX)
+    assert await rules() == before
 
 
 async def test_a_start_with_everything_in_place_runs_no_program(bridge_network, monkeypatch):

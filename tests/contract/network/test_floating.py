@@ -127,6 +127,11 @@ async def test_it_is_there_after_a_kill_and_a_flush_and_gone_with_the_sandbox(da
         )
         await it.networks.floating.look()
         assert await connects(it.outside, it.guest, ONE, 8080)
+        await process.run_checked(
+            ["nft", "flush", "chain", "inet", f"{SETTINGS.table}_floating", "arriving"], timeout_s=20
+        )
+        await it.networks.floating.look()
+        assert await connects(it.outside, it.guest, ONE, 8080)
         await it.networks.release(POLICED)
         assert ONE not in await loopback()
         (known,) = await it.networks.floating.list_addresses()

@@ -7,6 +7,7 @@ import pytest
 
 from hyperd.model.policy import EgressMode, EgressPolicy, EgressRule, PortRange, Service
 from hyperd.network.policy.rules import (
+    NOWHERE,
     Judged,
     learned_set,
     render_base,
@@ -42,7 +43,11 @@ def test_whatever_no_rule_lets_through_is_refused(mode):
 
 def test_link_local_addresses_are_out_of_reach_unless_they_are_named():
     everywhere = outward(listed(EgressRule((), (IPv4Network("0.0.0.0/0"),), (), WEB)))
-    guard = next(index for index, rule in enumerate(everywhere) if "169.254.0.0/16" in rule)
+    guard = next(index for index, rule in enumerate(everywhere) if f"@{NOWHERE} " in rule)
+    (elements,) = (
+        line for line in render_base("t", WIRE, internal=False).splitlines() if f"{NOWHERE} {{ 0" in line
+    )
+    assert "169.254.0.0/16" in elements
     assert everywhere[guard].endswith(f"goto refuse_{WIRE.name}")
     assert not any(rule.endswith("accept") for rule in everywhere[:guard])
     named = outward(listed(EgressRule((), (IPv4Network("169.254.169.254/32"),), (), WEB)))

@@ -60,10 +60,16 @@ def test_what_no_container_can_be_made_of_is_refused(fields: dict[str, object]) 
         specification.require_valid(ContainerSpec("i", **fields))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("network", ["host", "container:web"])
-def test_the_network_of_the_host_or_of_another_container_is_not_supported(network) -> None:
-    with pytest.raises(UnsupportedError, match="of its own"):
+@pytest.mark.parametrize(
+    ("network", "why", "instead"),
+    [("host", "a kernel of its own", "-p"), ("container:web", "no pods yet", "hyper network create")],
+)
+def test_the_network_of_the_host_or_of_another_container_is_refused_with_what_to_use(
+    network: str, why: str, instead: str
+) -> None:
+    with pytest.raises(UnsupportedError, match=why) as refused:
         specification.require_valid(ContainerSpec("i", network=network))
+    assert instead in refused.value.hint
 
 
 @pytest.mark.parametrize(
