@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import execs, forks, images, memory, policies, shares, starts, storage
+from bench import execs, fio, forks, images, memory, policies, shares, starts, storage
 from bench.api import IMAGE, Api, call
 from bench.measure import NotMeasured, Result, render, write
 from bench.stage import Bench, Stage, running_hyper
@@ -36,6 +36,7 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "stdout": (execs.stdout, "output of an exec; floor: a pipe in the guest"),
     "version": (starts.version, "`hyper version`; floor: `python -c 'import grpc'`"),
     "storage": (storage.speed, "what a guest writes and reads; floor: the same program on a bare QEMU's disk"),
+    "fio": (fio.speed, "fio on the writable layer and a volume; floor: the same on a bare QEMU's disk"),
     "volume": (storage.volumes, "attach of a volume in a start; what fstrim gives back"),
     "virtiofs": (shares.virtiofs, "a directory of the host; floor: a bare QEMU with a bare virtiofsd"),
     "pull": (images.pull, "pull of 1 GiB in 10 layers; floors: podman pull, skopeo copy + mkfs.erofs"),

@@ -8,7 +8,7 @@ import asyncio
 import os
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -45,7 +45,10 @@ class _Bare:
         self._loop = loop
 
     def ms(self, script: str) -> float:
-        return _elapsed_ms(self._loop.run_until_complete(bareguest.execute(self._guest, script)))
+        return _elapsed_ms(self.say(script))
+
+    def say(self, script: str) -> str:
+        return self._loop.run_until_complete(bareguest.execute(self._guest, script))
 
 
 @asynccontextmanager
@@ -60,9 +63,13 @@ async def _dialled(machine: bareguest.Machine) -> AsyncIterator[Guest]:
 
 
 @contextmanager
-def _bare() -> Iterator[_Bare]:
+def bare_guest(add: Callable[[Path], None] | None = None) -> Iterator[_Bare]:
+    """``add``: puts more into its image."""
     loop = asyncio.new_event_loop()
-    with tempfile.TemporaryDirectory(dir=SCRATCH) as directory, bareguest.Bench(Path(directory)) as bench:
+    with (
+        tempfile.TemporaryDirectory(dir=SCRATCH) as directory,
+        bareguest.Bench(Path(directory), add) as bench,
+    ):
         os.truncate(bench.writable, 1 << 30)
         bareguest.make_ext4(bench.writable)
         dialled = _dialled(bench.boot())
@@ -80,7 +87,7 @@ def speed(stage: Stage) -> list[Result]:
     host.ok("run", "-d", "--name", name, "-v", f"{name}:/volume", IMAGE, "sleep", "100000")
     results = []
     try:
-        with _bare() as bare:
+        with bare_guest() as bare:
             for place, file in (("the writable layer", "/file"), ("a volume", "/volume/file")):
                 for title, program in PROGRAMS.items():
                     ours_script = TIMED.format(work=program.replace("FILE", file))

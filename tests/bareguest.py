@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -157,14 +158,16 @@ class Machine:
 class Bench:
     """The files of one family of guests, and its machines. Leaves nothing."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, add: Callable[[Path], None] | None = None) -> None:
+        """``add``: puts more into the image's root."""
         self.directory = directory
+        self._add = add
         self.image = directory / "image"
         self.writable = directory / "writable"
         self._machines: list[Machine] = []
 
     def __enter__(self) -> Self:
-        make_image(self.directory / "root", self.image)
+        make_image(self.directory / "root", self.image, self._add)
         with self.writable.open("wb") as disk:
             disk.truncate(64 << 20)
         make_ext4(self.writable)
@@ -225,9 +228,18 @@ def make_ext4(disk: Path) -> None:
     subprocess.run(["mkfs.ext4", "-q", "-F", str(disk)], check=True)
 
 
-def make_image(root: Path, image: Path) -> None:
+def make_image(root: Path, image: Path, add: Callable[[Path], None] | None = None) -> None:
+    add_busybox(root)
+    if add is not None:
+        add(root)
+    subprocess.run(
+        [str(ASSETS / "mkfs.erofs"), "--quiet", str(image), str(root)], check=True, stdout=subprocess.DEVNULL
+    )
+
+
+def add_busybox(root: Path) -> None:
     for directory in ("bin", "proc", "sys", "dev", "etc", "tmp", "run"):
-        (root / directory).mkdir(parents=True)
+        (root / directory).mkdir(parents=True, exist_ok=True)
     busybox = ASSETS / "busybox"
     shutil.copy(busybox, root / "bin" / "busybox")
     listed = subprocess.run(["ldd", str(busybox)], capture_output=True, text=True, check=False)
@@ -238,9 +250,6 @@ def make_image(root: Path, image: Path) -> None:
     for name in COMMANDS:
         (root / "bin" / name).symlink_to("busybox")
     (root / "etc" / "passwd").write_text(PASSWD)
-    subprocess.run(
-        [str(ASSETS / "mkfs.erofs"), "--quiet", str(image), str(root)], check=True, stdout=subprocess.DEVNULL
-    )
 
 
 def container(script: str, *, container_id: ContainerId = BOX, user: str = "", **given: Any) -> ContainerPlan:

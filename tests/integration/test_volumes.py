@@ -280,6 +280,41 @@ def test_a_volume_is_filled_sent_away_and_back_without_a_container(host: Hyper, 
     assert (refused.returncode, f"container {name} has it".encode() in refused.stderr) == (4, True)
 
 
+@pytest.mark.parametrize("is_running", [True, False])
+def test_cp_goes_into_and_out_of_a_volume(host: Hyper, name: str, tmp_path: Path, is_running: bool):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/file").write_text("sent")
+    mounts = ("-v", f"{name}:/data", "-v", f"{name}-ro:/ro:ro")
+    host.ok("run", "--rm", "-v", f"{name}-ro:/ro", BUSYBOX, "sh", "-c", "echo kept > /ro/file")
+    host.ok("run", "-d", "--name", name, *mounts, BUSYBOX, "sleep", "600")
+    host.ok("exec", name, "sh", "-c", "mkdir /data/deep; echo there > /data/deep/file")
+    if not is_running:
+        host.ok("stop", "-t", "1", name)
+    host.ok("cp", str(tmp_path / "in"), f"{name}:/data/")
+    host.ok("cp", str(tmp_path / "in/file"), f"{name}:/data/deep/sent")
+    host.ok("cp", f"{name}:/data", str(tmp_path / "out"))
+    found = {
+        path.relative_to(tmp_path / "out"): path.read_text()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert {str(path): text for path, text in found.items()} == {
+        "in/file": "sent",
+        "deep/file": "there\n",
+        "deep/sent": "sent",
+    }
+    host.ok("cp", f"{name}:/ro/file", str(tmp_path / "kept"))
+    assert (tmp_path / "kept").read_text() == "kept\n"
+    refused = host.run("cp", str(tmp_path / "in/file"), f"{name}:/ro/")
+    assert (refused.returncode, b"read-only" in refused.stderr) == (4, True)
+    if not is_running:
+        require_sound(path_of(host, name))
+        other = ("-d", "--name", f"{name}-2", "-v", f"{name}:/data")
+        host.ok("run", *other, BUSYBOX, "sleep", "600")
+        refused = host.run("cp", f"{name}:/data/in/file", str(tmp_path / "none"))
+        assert (refused.returncode, f"container {name}-2".encode() in refused.stderr) == (4, True)
+
+
 def test_the_size_of_the_writable_disk_is_ones_own(host: Hyper, name: str):
     host.ok("run", "-d", "--name", name, "--storage-opt", "size=200m", BUSYBOX, "sleep", "600")
     assert host.ok("inspect", "-f", "{{.Start.Path}}", name) == "template"
