@@ -4,6 +4,7 @@
 //!     /sys/fs/cgroup          the agent, and the controllers handed down
 //!     /sys/fs/cgroup/hyper/ID a container; .spare: the first one of a template's clone
 
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ const DEFAULT_PERIOD_US: u64 = 100_000;
 pub struct Cgroup {
     directory: OwnedFd,
     path: PathBuf,
+    /// Read for each process at its birth and its end; none without the controller.
+    memory_events: Option<File>,
 }
 
 /// Hands the controllers down to the containers' parent. Each on its own: a kernel may lack one.
@@ -83,7 +86,8 @@ impl Cgroup {
     pub fn create<K: Kernel>(kernel: &K, mount: &Path, id: &str, resources: &Resources) -> Result<Self> {
         let path = mount.join("hyper").join(id);
         std::fs::create_dir(&path).what("create the container's cgroup")?;
-        let group = Self { directory: open(&path)?, path };
+        let memory_events = File::open(path.join("memory.events")).ok();
+        let group = Self { directory: open(&path)?, path, memory_events };
         group.limit(kernel, resources).inspect_err(|_| drop(std::fs::remove_dir(&group.path)))?;
         Ok(group)
     }
@@ -122,7 +126,9 @@ impl Cgroup {
 
     /// Processes of this container that the kernel killed for memory, so far.
     pub fn oom_kills(&self) -> u64 {
-        self.field("memory.events", "oom_kill")
+        let mut text = [0; 256];
+        let length = self.memory_events.as_ref().and_then(|events| events.read_at(&mut text, 0).ok()).unwrap_or(0);
+        std::str::from_utf8(&text[..length]).map_or(0, |text| find_field(text, "oom_kill"))
     }
 
     /// Removes the cgroup, waiting for the last killed process to leave it.

@@ -12,14 +12,15 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock, RwLockReadGuard};
 
+use crate::birth::{self, Birth, Newborn};
 use crate::blocking::blocking;
 use crate::cgroup::Cgroup;
 use crate::disk::Lease;
 use crate::error::{Context, Error, Kind, Result};
 use crate::files::Files;
 use crate::init::{self, Config};
-use crate::nursery::Nursery;
-use crate::process::{self, Ahead, Birth, Newborn, Process};
+use crate::nursing;
+use crate::process::Process;
 use crate::proto::{ContainerState, ContainerStatus, ExitStatus, ProcessSpec};
 use crate::sys;
 use crate::workshop::{Made, Workshop, remove_files};
@@ -154,16 +155,12 @@ impl Container {
             }
             execs.insert(id.to_owned(), None);
         }
-        let (container, workplace) = (self.clone(), workshop.clone());
-        let born = blocking(move || container.bear_exec(&workplace, spec)).await;
+        let born = self.bear_exec(workshop, spec).await;
         let adopted = born.and_then(|newborn| Process::adopt(id.to_owned(), newborn, self.cgroup.clone()));
         match adopted {
             Ok(process) => {
                 self.execs().insert(id.to_owned(), Some(process.clone()));
                 process.start().await?;
-                if workshop.nursery.find().is_none() {
-                    open_nursery_soon(workshop.clone());
-                }
                 Ok(process)
             }
             Err(error) => {
@@ -173,18 +170,29 @@ impl Container {
         }
     }
 
-    fn bear_exec(&self, workshop: &Workshop, spec: ProcessSpec) -> Result<Newborn> {
+    async fn bear_exec(self: &Arc<Self>, workshop: &Arc<Workshop>, spec: ProcessSpec) -> Result<Newborn> {
+        let is_usual = init::is_usual(&spec, self.privileged);
         let config = Config { process: Some(spec), privileged: self.privileged, start: true, ..Config::default() };
-        let target = self.first.pidfd.as_fd();
-        let birth = |cgroup| Birth {
-            namespaces: 0,
-            join: vec![(target, libc::CLONE_NEWPID)],
-            cgroup,
-            handle: (target, init::TARGET),
-        };
-        let nursery = workshop.nursery.find();
-        let ahead = nursery.as_deref().map_or(Ahead::Nobody, Ahead::Nursery);
-        process::bear(&workshop.reaper, &config, &birth(self.cgroup.as_ref().map(|group| group.fd())), ahead)
+        if let Some(nursery) = workshop.find_nursery(is_usual) {
+            let cgroup = self.cgroup.as_ref().map(|group| group.fd());
+            let born = nursing::bear(&workshop.reaper, &nursery, &config, self.handle(), cgroup).await?;
+            if let Some(newborn) = born {
+                return Ok(newborn);
+            }
+        }
+        open_nursery_soon(workshop.clone(), is_usual);
+        let (container, workshop) = (self.clone(), workshop.clone());
+        blocking(move || {
+            let target = container.handle();
+            let birth = Birth {
+                namespaces: 0,
+                join: vec![(target, libc::CLONE_NEWPID)],
+                cgroup: container.cgroup.as_ref().map(|group| group.fd()),
+                handle: (target, init::TARGET),
+            };
+            birth::bear(&workshop.reaper, &config, &birth, None)
+        })
+        .await
     }
 
     pub fn forget(&self, id: &str) -> Result<()> {
@@ -277,9 +285,9 @@ impl Container {
 }
 
 /// For the next that is exec'd: nobody waits for it.
-fn open_nursery_soon(workshop: Arc<Workshop>) {
+fn open_nursery_soon(workshop: Arc<Workshop>, is_usual: bool) {
     tokio::task::spawn_blocking(move || {
-        if let Err(error) = workshop.nursery.offer(|| Nursery::open(&workshop.reaper)) {
+        if let Err(error) = workshop.offer_nursery(is_usual) {
             crate::warn!("{error}");
         }
     });

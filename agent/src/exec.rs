@@ -40,7 +40,15 @@ pub struct Program {
     limits: Vec<(u32, u64, u64)>,
     no_new_privileges: bool,
     capabilities: capability::Set,
-    filter: Option<Vec<libc::sock_filter>>,
+    confinement: Confinement,
+}
+
+/// Bounding set and seccomp filter.
+pub enum Confinement {
+    /// To be narrowed, and installed unless it has none.
+    Bounds(Option<Vec<libc::sock_filter>>),
+    /// It was born with both.
+    Inherited,
 }
 
 impl Program {
@@ -48,7 +56,7 @@ impl Program {
         spec: &ProcessSpec,
         user: User,
         capabilities: capability::Set,
-        filter: Option<Vec<libc::sock_filter>>,
+        confinement: Confinement,
     ) -> Result<Self> {
         // An empty word is a command that is not found.
         if spec.args.is_empty() {
@@ -62,7 +70,7 @@ impl Program {
             no_new_privileges: spec.no_new_privileges,
             user,
             capabilities,
-            filter,
+            confinement,
         })
     }
 
@@ -94,10 +102,12 @@ impl Program {
             rustix::thread::set_no_new_privs(true).what("set no_new_privs")?;
         }
         // While CAP_SYS_ADMIN is still there: without no_new_privs the kernel asks for it.
-        if let Some(filter) = &self.filter {
-            sys::install_seccomp(filter).what("install the seccomp filter")?;
+        if let Confinement::Bounds(filter) = &self.confinement {
+            if let Some(filter) = filter {
+                sys::install_seccomp(filter).what("install the seccomp filter")?;
+            }
+            self.capabilities.bound()?;
         }
-        self.capabilities.bound()?;
         let groups: Vec<Gid> = self.user.groups.iter().map(|&gid| Gid::from_raw(gid)).collect();
         let (uid, gid) = (Uid::from_raw(self.user.uid), Gid::from_raw(self.user.gid));
         rustix::thread::set_thread_groups(&groups).what("set supplementary groups")?;
@@ -136,7 +146,10 @@ impl Program {
 /// The user's own pipes, so that /dev/stdout can be opened again. Devices and files stay whose they are.
 fn give_pipes(uid: Uid) {
     for stream in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
-        if rustix::fs::fstat(stream).is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_fifo()) {
+        let is_anothers = |stat: rustix::fs::Stat| {
+            rustix::fs::FileType::from_raw_mode(stat.st_mode).is_fifo() && stat.st_uid != uid.as_raw()
+        };
+        if rustix::fs::fstat(stream).is_ok_and(is_anothers) {
             let _ = rustix::fs::fchown(stream, Some(uid), None);
         }
     }

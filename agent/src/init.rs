@@ -18,6 +18,7 @@ use crate::capability;
 use crate::error::{Context, Error, Kind, Result};
 use crate::exec;
 use crate::mount::{Kernel, Linux};
+use crate::nursery::{self, Inheritance};
 use crate::path::Root;
 use crate::proto::{CreateContainerRequest, ProcessSpec};
 use crate::rootfs::{Ahead, Builder};
@@ -34,6 +35,11 @@ pub const SOCKET: i32 = 3;
 pub const ROOT: i32 = 4;
 pub const TARGET: i32 = 5;
 
+/// The byte that a terminal's master travels with.
+pub const TERMINAL: &[u8] = b"t";
+
+/// Those of a container that is there; who joins it was born in its pid namespace.
+const OLD_NAMESPACES: i32 = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
 const MAX_MESSAGE: usize = 8 * 1024 * 1024;
 
 /// What the agent asks for.
@@ -74,11 +80,26 @@ pub struct Report {
     pub invalid: bool,
 }
 
+impl Report {
+    /// Whether it is ready.
+    pub fn check(self) -> Result<()> {
+        match (self.ready, self.invalid) {
+            (true, _) => Ok(()),
+            (false, true) => Err(Error::invalid(self.message)),
+            (false, false) => Err(Error::internal(self.message)),
+        }
+    }
+}
+
+pub fn frame(message: &impl Message) -> Vec<u8> {
+    let mut frame = Vec::with_capacity(4 + message.encoded_len());
+    frame.extend_from_slice(&(message.encoded_len() as u32).to_le_bytes());
+    frame.extend_from_slice(&message.encode_to_vec());
+    frame
+}
+
 pub fn write_message(mut socket: &UnixStream, message: &impl Message) -> std::io::Result<()> {
-    let body = message.encode_to_vec();
-    let mut frame = (body.len() as u32).to_le_bytes().to_vec();
-    frame.extend_from_slice(&body);
-    socket.write_all(&frame)
+    socket.write_all(&frame(message))
 }
 
 /// `begun` is the message's first byte, where that was read already.
@@ -94,6 +115,15 @@ pub fn read_message<M: Message + Default>(mut socket: &UnixStream, begun: Option
     M::decode(&body[..]).map_err(|_| std::io::ErrorKind::InvalidData.into())
 }
 
+/// Whether it has the capabilities and the filter that nearly all have.
+pub fn is_usual(spec: &ProcessSpec, privileged: bool) -> bool {
+    let usual = capability::Set::docker_default();
+    let given = spec.capabilities.as_ref().map(|given| capability::Set::parse(&given.names));
+    !privileged
+        && spec.seccomp() != crate::proto::SeccompMode::Unconfined
+        && given.is_none_or(|given| given.is_ok_and(|given| given == usual))
+}
+
 /// Never returns but with the status to exit with.
 pub fn main(is_spare: bool) -> i32 {
     seclude();
@@ -102,12 +132,16 @@ pub fn main(is_spare: bool) -> i32 {
 }
 
 /// What the nursery bore.
-pub fn be_born(report: UnixStream, target: &OwnedFd, usual: Vec<libc::sock_filter>) -> i32 {
+pub fn be_born(report: UnixStream, target: &OwnedFd, inheritance: Option<Inheritance>) -> i32 {
     carry_out(report, |report| {
         let Some(socket) = report.as_ref() else { return Ok(125) };
+        let own = rustix::process::pidfd_open(rustix::process::getpid(), rustix::process::PidfdFlags::empty());
+        let own = own.what("open its own handle")?;
         let config: Config = read_message(socket, None).what("read the configuration")?;
-        enter_old(target)?;
-        become_process(report, &config, Some(usual))
+        nursery::setns(target, OLD_NAMESPACES, inheritance.as_ref()).what("enter the container's namespaces")?;
+        // From here on it knows no more than any other process.
+        let filter = inheritance.map_or(Filter::ToMake, |it| Filter::Installed(it.capabilities));
+        become_process(report, &config, filter, Some(own))
     })
 }
 
@@ -167,16 +201,29 @@ fn run(report: &mut Option<UnixStream>, is_spare: bool) -> std::result::Result<i
             let ahead = ahead.map_or_else(enter_namespaces, Ok)?;
             enter_new(&config, request, &root, &ahead)?;
         }
-        None => enter_old(&sys::inherited(TARGET).what("take the container's handle")?)?,
+        None => {
+            let target = sys::inherited(TARGET).what("take the container's handle")?;
+            sys::setns(target.as_fd(), OLD_NAMESPACES).what("enter the container's namespaces")?;
+        }
     }
-    become_process(report, &config, usual)
+    become_process(report, &config, usual.map_or(Filter::ToMake, Filter::Usual), None)
 }
 
-/// `usual`: the filter that nearly all have, where it is made already.
+/// What there is of the seccomp filter.
+enum Filter {
+    ToMake,
+    /// That which nearly all have is made already.
+    Usual(Vec<libc::sock_filter>),
+    /// It was born with that of these capabilities, and with their bounding set.
+    Installed(capability::Set),
+}
+
+/// `own`: its pidfd, which the agent is told with the report that it is ready.
 fn become_process(
     report: &mut Option<UnixStream>,
     config: &Config,
-    usual: Option<Vec<libc::sock_filter>>,
+    usual: Filter,
+    own: Option<OwnedFd>,
 ) -> std::result::Result<i32, Failure> {
     let Some(socket) = report.as_ref() else { return Ok(125) };
     let process = config.process.clone().unwrap_or_default();
@@ -193,12 +240,18 @@ fn become_process(
         None => capability::Set::docker_default(),
     };
     let unconfined = config.privileged || process.seccomp() == crate::proto::SeccompMode::Unconfined;
-    let filter = match usual {
-        _ if unconfined => None,
-        Some(usual) if capabilities == capability::Set::docker_default() => Some(usual),
-        _ => Some(seccomp::program(capabilities)),
+    let confinement = match usual {
+        Filter::Installed(had) if unconfined || had != capabilities => {
+            return Err(Error::internal("born with another confinement than its own").into());
+        }
+        Filter::Installed(_) => exec::Confinement::Inherited,
+        _ if unconfined => exec::Confinement::Bounds(None),
+        Filter::Usual(usual) if capabilities == capability::Set::docker_default() => {
+            exec::Confinement::Bounds(Some(usual))
+        }
+        _ => exec::Confinement::Bounds(Some(seccomp::program(capabilities))),
     };
-    let program = exec::Program::prepare(&process, user, capabilities, filter)?;
+    let program = exec::Program::prepare(&process, user, capabilities, confinement)?;
 
     let ready = Report { ready: true, ..Report::default() };
     let slave = if process.terminal {
@@ -206,12 +259,15 @@ fn become_process(
         if config.create.is_some() {
             bind_console(&root, &slave)?;
         }
-        terminal::send(socket, &master).what("send the terminal")?;
+        terminal::send(socket, TERMINAL, &master).what("send the terminal")?;
         Some(slave)
     } else {
         None
     };
-    write_message(socket, &ready).what("report")?;
+    match own {
+        Some(own) => terminal::send(socket, &frame(&ready), &own).what("report")?,
+        None => write_message(socket, &ready).what("report")?,
+    }
     if !config.start {
         let mut go = [0];
         let mut reader = socket;
@@ -223,12 +279,6 @@ fn become_process(
         return stay_as_init(report, &program, slave);
     }
     Err(program.run(slave).into())
-}
-
-/// Those of a container that is there; it was born in its pid namespace.
-fn enter_old(target: &OwnedFd) -> Result<()> {
-    let namespaces = libc::CLONE_NEWNS | libc::CLONE_NEWUTS | libc::CLONE_NEWIPC | libc::CLONE_NEWCGROUP;
-    sys::setns(target.as_fd(), namespaces).what("enter the container's namespaces")
 }
 
 /// Its cgroup is the root of what it sees of cgroups: it is in that one from here on.

@@ -9,6 +9,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used))]
 
 mod archive;
+mod birth;
 mod blocking;
 mod boot;
 mod bounds;
@@ -36,6 +37,7 @@ mod names;
 mod net;
 mod node;
 mod nursery;
+mod nursing;
 mod opened;
 mod overlay;
 mod path;
@@ -86,8 +88,8 @@ fn main() {
     if words == [init::ARGUMENT] || words == [init::SPARE_ARGUMENT] {
         std::process::exit(init::main(words == [init::SPARE_ARGUMENT]));
     }
-    if words == [nursery::ARGUMENT] {
-        std::process::exit(nursery::main());
+    if words == [nursery::ARGUMENT] || words == [nursery::PLAIN_ARGUMENT] {
+        std::process::exit(nursery::main(words == [nursery::PLAIN_ARGUMENT]));
     }
     sys::use_one_heap();
     let served = match words[..] {

@@ -3,10 +3,15 @@
 //! for each of them done already. It forks where the agent, which has threads, would have to be executed anew; an emulated
 //! CPU needs as long for that as for the user's program.
 //!
-//!     agent --streams, report, container, cgroup--> nursery --pid, pidfd--> agent
+//!     agent --streams, report, container, cgroup--> nursery --forks--> newborn --report: its pidfd--> agent
 //!
 //! What it bears is a child of the agent's (CLONE_PARENT), in the container's pid namespace and cgroup from its first moment.
 //! It reads no configuration: nothing of one exec'd process is in the memory of another.
+//!
+//! The usual one has the bounding set and the seccomp filter that nearly all processes get, and those are born with them:
+//! to the kernel a filter is a program to be checked and compiled, a third of what an exec costs beyond the user's own
+//! process. The filter lets nobody join namespaces but who knows a number that it was made with, and that is forgotten at
+//! execve.
 
 use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
@@ -14,7 +19,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
@@ -28,17 +33,25 @@ use crate::init;
 use crate::reaper::{Child, Reaper};
 use crate::{seccomp, sys};
 
+/// Of the usual one, and of that for all others.
 pub const ARGUMENT: &str = "container-nursery";
-const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+pub const PLAIN_ARGUMENT: &str = "container-nursery-plain";
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 /// Standard streams, report, the container's first process, its cgroup.
 const MAX_FDS: usize = 6;
+/// In place of a newborn's report.
+const NOBODY: [u8; 4] = [0; 4];
 
 pub struct Nursery {
     child: Child,
-    /// One question at a time.
-    socket: Mutex<UnixStream>,
-    /// It did not answer as it should, and what it says next may be of what it was asked then.
+    socket: UnixStream,
     is_broken: AtomicBool,
+}
+
+#[derive(Default)]
+pub struct Nurseries {
+    pub usual: Place,
+    pub plain: Place,
 }
 
 /// The nursery of a guest, while there is one that works.
@@ -89,23 +102,23 @@ pub struct Gifts<'a> {
 
 impl Nursery {
     /// Returns when it is ready. Blocking.
-    pub fn open(reaper: &Reaper) -> Result<Self> {
+    pub fn open(reaper: &Reaper, argument: &str) -> Result<Self> {
         let (ours, theirs) = UnixStream::pair().what("socketpair")?;
         let null =
             rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
         let number = null.as_raw_fd();
         let spawn = sys::Spawn {
             program: c"/proc/self/exe",
-            argv: &[CString::from(c"hyper-agent"), CString::new(ARGUMENT).map_err(|_| Error::internal("argv"))?],
+            argv: &[CString::from(c"hyper-agent"), CString::new(argument).map_err(|_| Error::internal("argv"))?],
             fds: &[(number, 0), (number, 1), (number, 2), (theirs.as_raw_fd(), init::SOCKET)],
             namespaces: 0,
             cgroup: None,
         };
         let child = reaper.spawn(&spawn).what("start the nursery")?;
         drop(theirs);
-        ours.set_read_timeout(Some(ANSWER_DEADLINE)).what("set a deadline")?;
-        let nursery = Self { child, socket: Mutex::new(ours), is_broken: AtomicBool::new(false) };
-        nursery.lock().read_exact(&mut [0]).what("wait for the nursery")?;
+        ours.set_read_timeout(Some(OPEN_DEADLINE)).what("set a deadline")?;
+        let nursery = Self { child, socket: ours, is_broken: AtomicBool::new(false) };
+        (&nursery.socket).read_exact(&mut [0]).what("wait for the nursery")?;
         Ok(nursery)
     }
 
@@ -113,31 +126,18 @@ impl Nursery {
         !self.is_broken.load(Ordering::Acquire)
     }
 
-    /// Blocking, one at a time. Whoever it fails for has a process executed instead.
-    pub fn bear(&self, reaper: &Reaper, gifts: &Gifts<'_>) -> Result<Child> {
-        reaper.register(|| {
-            let mut fds = gifts.streams.to_vec();
-            fds.extend([gifts.report, gifts.target]);
-            fds.extend(gifts.cgroup);
-            let socket = self.lock();
-            if !self.works() {
-                return Err(Error::internal("the nursery has failed meanwhile"));
-            }
-            let answer = ask(&socket, &fds).inspect_err(|_| self.is_broken.store(true, Ordering::Release))?;
-            answer.ok_or_else(|| Error::internal("the nursery could not bear a process"))
-        })
+    /// It did not do as it should: nobody asks it any more.
+    pub fn give_up(&self) {
+        self.is_broken.store(true, Ordering::Release);
     }
 
-    fn lock(&self) -> MutexGuard<'_, UnixStream> {
-        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Asks for a process, which reports itself. Never waits.
+    pub fn ask(&self, gifts: &Gifts<'_>) -> Result<()> {
+        let mut fds = gifts.streams.to_vec();
+        fds.extend([gifts.report, gifts.target]);
+        fds.extend(gifts.cgroup);
+        send(&self.socket, &fds)
     }
-}
-
-fn ask(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> Result<Option<(u32, OwnedFd)>> {
-    send(socket, b"b", fds)?;
-    let mut pid = [0; 4];
-    let received = receive(socket, &mut pid)?.into_iter().next();
-    Ok(received.map(|pidfd| (u32::from_le_bytes(pid), pidfd)))
 }
 
 impl Drop for Nursery {
@@ -146,86 +146,95 @@ impl Drop for Nursery {
     }
 }
 
+/// What is done already for whoever is born here.
+pub struct Inheritance {
+    pub capabilities: capability::Set,
+    pass: u64,
+}
+
+impl Inheritance {
+    /// All that is the same for processes with Docker's capabilities. The caller has it from here on, too.
+    fn take() -> Result<Self> {
+        let capabilities = capability::Set::docker_default();
+        let pass = u64::from_ne_bytes(sys::random().what("get random bytes")?);
+        sys::install_seccomp(&seccomp::program_with_pass(capabilities, pass)).what("install the seccomp filter")?;
+        capabilities.bound()?;
+        Ok(Self { capabilities, pass })
+    }
+}
+
+pub fn setns(target: &OwnedFd, namespaces: i32, inheritance: Option<&Inheritance>) -> std::io::Result<()> {
+    sys::setns_with(target.as_fd(), namespaces, inheritance.map_or(0, |it| it.pass))
+}
+
 /// The nursery itself. Returns the status to exit with: its own when the agent has gone, or that of what it bore.
-pub fn main() -> i32 {
+pub fn main(is_plain: bool) -> i32 {
     init::seclude();
     let Ok(socket) = sys::inherited(init::SOCKET).map(UnixStream::from) else { return 125 };
-    let usual = seccomp::program(capability::Set::docker_default());
+    let Ok(inheritance) = (!is_plain).then(Inheritance::take).transpose() else { return 125 };
     if (&socket).write_all(b"r").is_err() {
         return 125;
     }
     loop {
-        let mut word = [0];
-        let Ok(fds) = receive(&socket, &mut word) else { return 0 };
-        if word != *b"b" {
-            return 0;
-        }
-        match deliver(fds) {
-            Ok(Birth::Child(report, target)) => {
+        let Ok(fds) = receive(&socket) else { return 0 };
+        match deliver(fds, inheritance.as_ref()) {
+            Ok(None) => {}
+            Ok(Some((report, target))) => {
                 drop(socket);
-                return init::be_born(report, &target, usual);
+                return init::be_born(report, &target, inheritance);
             }
-            Ok(Birth::Parent(pid, pidfd)) => {
-                if send(&socket, &pid.to_le_bytes(), &[pidfd.as_fd()]).is_err() {
-                    return 0;
-                }
-            }
-            Err(_) => {
-                if (&socket).write_all(&[0; 4]).is_err() {
-                    return 0;
-                }
-            }
+            Err(_) => return 0,
         }
     }
 }
 
-enum Birth {
-    Child(UnixStream, OwnedFd),
-    Parent(u32, OwnedFd),
-}
-
-/// Returns twice.
-fn deliver(fds: Vec<OwnedFd>) -> Result<Birth> {
+/// Returns twice; in the child with what it needs further. Where nobody can be born, that is reported in its stead.
+fn deliver(fds: Vec<OwnedFd>, inheritance: Option<&Inheritance>) -> Result<Option<(UnixStream, OwnedFd)>> {
     let mut fds = fds.into_iter();
     let mut next = || fds.next().ok_or_else(|| Error::internal("a descriptor is missing"));
     let streams = [next()?, next()?, next()?];
-    let (report, target) = (next()?, next()?);
-    let cgroup = next().ok();
+    let (report, target) = (UnixStream::from(next()?), next()?);
+    let cgroup = fds.next();
     // For children alone: it stays where it is itself.
-    sys::setns(target.as_fd(), libc::CLONE_NEWPID).what("join the container's pid namespace")?;
-    match sys::fork_sibling(cgroup.as_ref().map(AsFd::as_fd)).what("fork")? {
-        Some((pid, pidfd)) => Ok(Birth::Parent(pid, pidfd)),
-        None => {
+    let born = setns(&target, libc::CLONE_NEWPID, inheritance)
+        .and_then(|()| sys::fork_sibling(cgroup.as_ref().map(AsFd::as_fd), inheritance.map_or(0, |it| it.pass)));
+    match born {
+        Ok(false) => Ok(None),
+        Ok(true) => {
             let taken = rustix::stdio::dup2_stdin(&streams[0])
                 .and_then(|()| rustix::stdio::dup2_stdout(&streams[1]))
                 .and_then(|()| rustix::stdio::dup2_stderr(&streams[2]));
             if taken.is_err() {
                 std::process::exit(125);
             }
-            Ok(Birth::Child(UnixStream::from(report), target))
+            Ok(Some((report, target)))
+        }
+        Err(_) => {
+            let _ = (&report).write_all(&NOBODY);
+            Ok(None)
         }
     }
 }
 
-fn send(socket: &UnixStream, word: &[u8], fds: &[BorrowedFd<'_>]) -> Result<()> {
+fn send(socket: &UnixStream, fds: &[BorrowedFd<'_>]) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(fds));
-    rustix::net::sendmsg(socket, &[IoSlice::new(word)], &mut control, SendFlags::NOSIGNAL).what("send descriptors")?;
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    rustix::net::sendmsg(socket, &[IoSlice::new(b"b")], &mut control, flags).what("send descriptors")?;
     Ok(())
 }
 
-/// A message and what came with it; an error at the end of the connection.
-fn receive(socket: &UnixStream, word: &mut [u8]) -> Result<Vec<OwnedFd>> {
+/// What came with the next message; an error at the end of the connection.
+fn receive(socket: &UnixStream) -> Result<Vec<OwnedFd>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let wanted = word.len();
-    // With a deadline it is not restarted after a signal, and each child that ends is one.
+    let mut word = [0];
     let got = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(word)], &mut control, RecvFlags::CMSG_CLOEXEC)
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut word)], &mut control, RecvFlags::CMSG_CLOEXEC)
     })
     .what("receive descriptors")?;
-    if got.bytes != wanted {
+    if got.bytes != 1 {
         return Err(Error::internal("the other end has gone"));
     }
     let mut fds = Vec::with_capacity(MAX_FDS);

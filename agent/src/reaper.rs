@@ -8,10 +8,13 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::io::Interest;
 use tokio::sync::oneshot;
 
 use crate::sys;
+
+/// Of one signal: a signal that is pending comes but once, however many have ended.
+const SIGNAL_BYTES: usize = size_of::<libc::signalfd_siginfo>();
 
 #[derive(Clone, Default)]
 pub struct Reaper {
@@ -44,31 +47,26 @@ impl Reaper {
         &self,
         birth: impl FnOnce() -> std::result::Result<(u32, OwnedFd), E>,
     ) -> std::result::Result<Child, E> {
-        self.lock().births += 1;
-        let born = birth();
-        let mut state = self.lock();
-        state.births -= 1;
-        let child = born.map(|(pid, pidfd)| {
-            let (sender, exited) = oneshot::channel();
-            match state.unclaimed.remove(&pid) {
-                Some(status) if is_reaped(&pidfd) => drop(sender.send(status)),
-                // Another one's, who had the number before.
-                _ => drop(state.waiting.insert(pid, sender)),
-            }
-            Child { pid, pidfd, exited }
-        });
-        if state.births == 0 {
-            state.unclaimed = HashMap::new();
-        }
-        child
+        let expected = self.expect();
+        birth().map(|(pid, pidfd)| expected.claim(pid, pidfd))
     }
 
-    pub async fn run(self) -> std::io::Result<()> {
-        let mut signals = signal(SignalKind::child())?;
+    /// Somebody is being born from here on.
+    pub fn expect(&self) -> Expected {
+        self.lock().births += 1;
+        Expected { reaper: self.clone() }
+    }
+
+    /// `signals`: of [`sys::child_signals`].
+    pub async fn run(self, signals: OwnedFd) -> std::io::Result<()> {
+        let signals = sys::watch(signals, Interest::READABLE)?;
+        let mut ignored = [0; SIGNAL_BYTES];
         loop {
             self.reap_all(sys::reap);
-            if signals.recv().await.is_none() {
-                return Ok(());
+            let mut ready = signals.readable().await?;
+            match rustix::io::read(signals.get_ref(), &mut ignored) {
+                Ok(_) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => ready.clear_ready(),
+                Err(cause) => return Err(cause.into()),
             }
         }
     }
@@ -86,6 +84,34 @@ impl Reaper {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A birth under way; dropped, it came to nothing.
+pub struct Expected {
+    reaper: Reaper,
+}
+
+impl Expected {
+    pub fn claim(self, pid: u32, pidfd: OwnedFd) -> Child {
+        let (sender, exited) = oneshot::channel();
+        let mut state = self.reaper.lock();
+        match state.unclaimed.remove(&pid) {
+            Some(status) if is_reaped(&pidfd) => drop(sender.send(status)),
+            // Another one's, who had the number before.
+            _ => drop(state.waiting.insert(pid, sender)),
+        }
+        Child { pid, pidfd, exited }
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        let mut state = self.reaper.lock();
+        state.births -= 1;
+        if state.births == 0 && !state.unclaimed.is_empty() {
+            state.unclaimed = HashMap::new();
+        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::proto::archive_service_server::ArchiveServiceServer;
 use crate::proto::stream_service_server::StreamServiceServer;
 use crate::reaper::Reaper;
 use crate::service::Agent;
+use crate::sys;
 use crate::transport::{Connection, Hangup, Scope, ScopeGuard, Serve, serve_pipe};
 use crate::virtio;
 use crate::workshop::Workshop;
@@ -109,7 +110,7 @@ fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool)
         cgroups,
         devices: Filter::default(),
         spare: Mutex::default(),
-        nursery: nursery::Place::default(),
+        nurseries: nursery::Nurseries::default(),
     };
     // On a host the disks are its own: there is nothing to release.
     let drivers = if in_guest { PathBuf::from(virtio::DRIVERS) } else { state.join("drivers") };
@@ -119,6 +120,7 @@ fn agent(reaper: Reaper, state: &Path, cgroups: Option<PathBuf>, in_guest: bool)
 
 pub fn in_guest() -> Result<()> {
     boot::prepare()?;
+    let children = sys::child_signals().what("hear of children")?;
     runtime()?.block_on(async {
         let reaper = Reaper::default();
         let services = Services::new(agent(reaper.clone(), Path::new(boot::STATE), Some(cgroup::MOUNT.into()), true));
@@ -128,7 +130,7 @@ pub fn in_guest() -> Result<()> {
         tokio::select! {
             ended = serve_pipe(control, Hangup::Waits, &services) => ended.what("control port")?,
             ended = serve_pipe(stream, Hangup::Waits, &services) => ended.what("stream port")?,
-            ended = reaper.run() => ended.what("reaper")?,
+            ended = reaper.run(children) => ended.what("reaper")?,
         }
         Err(Error::internal("a port ended"))
     })
@@ -145,6 +147,7 @@ pub fn on_host(control: &Path, stream: &Path) -> Result<()> {
     std::fs::copy("/proc/self/exe", state.join(boot::SHARE).join(fork::PROGRAM)).what("copy forkpoint")?;
     let cgroups = Path::new(cgroup::MOUNT).join("cgroup.controllers").exists()
         && cgroup::prepare(&Linux, Path::new(cgroup::MOUNT)).is_ok();
+    let children = sys::child_signals().what("hear of children")?;
     runtime()?.block_on(async {
         let reaper = Reaper::default();
         let services = Services::new(agent(reaper.clone(), &state, cgroups.then(|| cgroup::MOUNT.into()), false));
@@ -152,7 +155,7 @@ pub fn on_host(control: &Path, stream: &Path) -> Result<()> {
         tokio::select! {
             ended = serve_socket(control, &services) => ended,
             ended = serve_socket(stream, &services) => ended,
-            ended = reaper.run() => ended.what("reaper"),
+            ended = reaper.run(children) => ended.what("reaper"),
         }
     })
 }

@@ -19,6 +19,8 @@ pub const RING: usize = 256 * 1024;
 pub const CHUNK: usize = 64 * 1024;
 /// What is read at once of an output that is thrown away.
 const SCRAP: usize = 4096;
+/// The ring of a process that has not written more: most never do.
+const SMALL: usize = 4096;
 /// Turns between the two streams that the ring remembers; more count as full.
 const SEGMENTS: usize = 4096;
 
@@ -72,18 +74,26 @@ impl Ring {
         if self.forgotten {
             return read(&mut [0; SCRAP]);
         }
-        if self.bytes.is_empty() {
-            self.bytes = vec![0; RING];
+        if self.end == self.bytes.len() as u64 && self.bytes.len() < RING {
+            self.bytes.resize(if self.end == 0 { SMALL } else { RING }, 0);
+        }
+        if self.bytes.len() == SMALL {
+            // Never gone round: it grows first.
+            let at = self.end as usize;
+            return read(&mut self.bytes[at..]).map(|n| self.grown(stream, n));
         }
         let free = RING - (self.end - self.start) as usize;
         let at = (self.end % RING as u64) as usize;
         let room = free.min(RING - at).min(CHUNK);
-        let n = read(&mut self.bytes[at..at + room])?;
+        read(&mut self.bytes[at..at + room]).map(|n| self.grown(stream, n))
+    }
+
+    fn grown(&mut self, stream: Stream, n: usize) -> usize {
         if n > 0 && self.segments.back().is_none_or(|&(_, last)| last != stream) {
             self.segments.push_back((self.end, stream));
         }
         self.end += n as u64;
-        Ok(n)
+        n
     }
 
     fn chunk_at(&self, offset: u64) -> Option<Chunk> {

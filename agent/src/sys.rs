@@ -79,26 +79,22 @@ pub fn spawn(spec: &Spawn<'_>) -> Result<(u32, OwnedFd)> {
     Ok((pid as u32, unsafe { OwnedFd::from_raw_fd(pidfd) }))
 }
 
-/// Only for the single-threaded nursery: a child of its parent's, in that cgroup. `None` in the child.
-pub fn fork_sibling(cgroup: Option<BorrowedFd<'_>>) -> Result<Option<(u32, OwnedFd)>> {
+/// Only for the single-threaded nursery: a child of its parent's, in that cgroup. True in the child. `pass`: what the
+/// caller's own filter asks for.
+pub fn fork_sibling(cgroup: Option<BorrowedFd<'_>>, pass: u64) -> Result<bool> {
     const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-    let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain data for which all-zero is valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     // A sibling's signal at its exit is its parent's: none may be given here.
-    args.flags = (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64;
-    args.pidfd = &raw mut pidfd as u64;
+    args.flags = libc::CLONE_PARENT as u64;
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;
     }
     // SAFETY: without CLONE_VM the child has its own copy of memory, like fork; the caller has one thread, so that the
     // copy of every lock is free. What glibc remembers of its thread's id is the parent's, and is used by nothing here.
-    match check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })? {
-        0 => Ok(None),
-        // SAFETY: the kernel stored a fresh descriptor that nobody else owns.
-        pid => Ok(Some((pid as u32, unsafe { OwnedFd::from_raw_fd(pidfd) }))),
-    }
+    let size = size_of::<libc::clone_args>();
+    Ok(check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size, 0, 0, 0, pass) })? == 0)
 }
 
 /// Only for the single-threaded container-init. `None` in the child.
@@ -124,6 +120,26 @@ pub fn inherited(number: RawFd) -> Result<OwnedFd> {
     unsafe {
         check(libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC).into())?;
         Ok(OwnedFd::from_raw_fd(number))
+    }
+}
+
+pub fn random<const N: usize>() -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    // SAFETY: the kernel writes at most N bytes.
+    let got = check(unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), N, 0) } as libc::c_long)?;
+    if got == N as libc::c_long { Ok(bytes) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+}
+
+/// Readable when a child has ended. From here on the signal itself comes to nobody: called before there are threads.
+pub fn child_signals() -> Result<OwnedFd> {
+    // SAFETY: the set lives across both calls; the kernel makes a fresh descriptor that nobody else owns.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        check(libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()).into())?;
+        let fd = check(libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }
 
@@ -212,8 +228,13 @@ pub fn unshare(namespaces: i32) -> Result<()> {
 }
 
 pub fn setns(target: BorrowedFd<'_>, namespaces: i32) -> Result<()> {
+    setns_with(target, namespaces, 0)
+}
+
+/// `pass`: what the caller's own filter asks for.
+pub fn setns_with(target: BorrowedFd<'_>, namespaces: i32, pass: u64) -> Result<()> {
     // SAFETY: no pointer is passed.
-    check(unsafe { libc::setns(target.as_raw_fd(), namespaces) }.into())?;
+    check(unsafe { libc::syscall(libc::SYS_setns, target.as_raw_fd(), namespaces, 0, 0, 0, pass) })?;
     Ok(())
 }
 

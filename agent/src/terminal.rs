@@ -52,12 +52,13 @@ pub fn take(slave: &OwnedFd) -> rustix::io::Result<()> {
     rustix::stdio::dup2_stderr(slave)
 }
 
-pub fn send(socket: &UnixStream, master: &OwnedFd) -> rustix::io::Result<()> {
+/// A few bytes, and the descriptor that travels with them.
+pub fn send(socket: &UnixStream, bytes: &[u8], master: &OwnedFd) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [master.as_fd()];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    rustix::net::sendmsg(socket, &[IoSlice::new(b"t")], &mut control, SendFlags::empty())?;
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }
 

@@ -6,7 +6,8 @@
 //! A virtio-serial port without a host reads 0 and polls HUP for as long as the host is away. tokio's
 //! `AsyncFd` would take that for a closed file for ever and spin, so the port sits edge-triggered in an
 //! epoll set of its own, and tokio watches the set: a set is only ever readable, and each edge (data,
-//! room, host came or went) is one wake-up.
+//! room, host came or went) is one wake-up. Room is watched for only while something waits for it: the other side
+//! makes some with each piece that it takes.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -28,6 +29,7 @@ use crate::sys;
 /// Bytes kept in each direction: enough for one frame and its successor.
 const BUFFER: usize = 64 * 1024;
 const READ: usize = 32 * 1024;
+const EDGES: epoll::EventFlags = epoll::EventFlags::IN.union(epoll::EventFlags::RDHUP).union(epoll::EventFlags::ET);
 
 /// What is done with each new connection; dropping the returned guard must end it.
 pub trait Serve {
@@ -46,6 +48,7 @@ pub enum Hangup {
 
 struct Shared {
     fd: OwnedFd,
+    edges: AsyncFd<OwnedFd>,
     state: Mutex<State>,
     /// The connection took bytes from a full buffer: the port may be read again.
     drained: Notify,
@@ -58,6 +61,8 @@ struct State {
     open: bool,
     inbound: VecDeque<u8>,
     outbound: Outbound,
+    /// Room is watched for.
+    is_waiting: bool,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -105,16 +110,39 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes until the pipe is full. Errors are left to the reading side to notice.
-    fn flush(&self, outbound: &mut Outbound) {
+    /// Writes until the pipe is full, and wakes who waited for room. Errors are left to the reading side to notice.
+    fn flush(&self, state: &mut State) {
+        self.write_out(state);
+        if state.outbound.waiting() < BUFFER {
+            if let Some(writer) = state.writer.take() {
+                writer.wake();
+            }
+        }
+    }
+
+    fn write_out(&self, state: &mut State) {
+        let outbound = &mut state.outbound;
         while outbound.waiting() > 0 {
             match rustix::io::write(&self.fd, &outbound.bytes[outbound.sent..]) {
                 Ok(n) if n > 0 => outbound.sent += n,
                 Err(Errno::INTR) => {}
-                _ => return,
+                _ => return self.watch_room(state, true),
             }
         }
         outbound.clear();
+        self.watch_room(state, false);
+    }
+
+    /// Room that came before is told as an edge all the same.
+    fn watch_room(&self, state: &mut State, is_waiting: bool) {
+        if state.is_waiting == is_waiting {
+            return;
+        }
+        let flags = if is_waiting { EDGES | epoll::EventFlags::OUT } else { EDGES };
+        match epoll::modify(self.edges.get_ref(), &self.fd, epoll::EventData::new_u64(0), flags) {
+            Ok(()) => state.is_waiting = is_waiting,
+            Err(cause) => crate::warn!("watch a port: {}", Error::from(cause)),
+        }
     }
 }
 
@@ -122,7 +150,7 @@ impl Shared {
 pub async fn serve_pipe<S: Serve>(fd: OwnedFd, hangup: Hangup, service: &S) -> Result<()> {
     rustix::fs::fcntl_setfl(&fd, rustix::fs::OFlags::NONBLOCK)?;
     let edges = watch_edges(&fd)?;
-    let shared = Arc::new(Shared { fd, state: Mutex::default(), drained: Notify::new() });
+    let shared = Arc::new(Shared { fd, edges, state: Mutex::default(), drained: Notify::new() });
     let mut port = Port { shared, decoder: Decoder::default(), guard: None, service };
     let mut buffer = vec![0; READ];
     loop {
@@ -148,10 +176,10 @@ pub async fn serve_pipe<S: Serve>(fd: OwnedFd, hangup: Hangup, service: &S) -> R
         if full {
             tokio::select! {
                 () = port.shared.drained.notified() => {}
-                edge = wait_edge(&edges) => { edge?; port.room(); }
+                edge = wait_edge(&port.shared.edges) => { edge?; port.room(); }
             }
         } else {
-            wait_edge(&edges).await?;
+            wait_edge(&port.shared.edges).await?;
             port.room();
         }
     }
@@ -200,7 +228,7 @@ impl<S: Serve> Port<'_, S> {
         let epoch = {
             let mut state = self.shared.lock();
             state.begin(nonce);
-            self.shared.flush(&mut state.outbound);
+            self.shared.flush(&mut state);
             state.epoch
         };
         self.guard = Some(self.service.serve(Connection { shared: self.shared.clone(), epoch }));
@@ -209,19 +237,15 @@ impl<S: Serve> Port<'_, S> {
     /// An edge may mean that the pipe takes bytes again.
     fn room(&self) {
         let mut state = self.shared.lock();
-        self.shared.flush(&mut state.outbound);
-        if state.outbound.waiting() < BUFFER {
-            if let Some(writer) = state.writer.take() {
-                writer.wake();
-            }
+        if state.outbound.waiting() > 0 {
+            self.shared.flush(&mut state);
         }
     }
 }
 
 fn watch_edges(fd: &OwnedFd) -> Result<AsyncFd<OwnedFd>> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP | epoll::EventFlags::ET;
-    epoll::add(&set, fd, epoll::EventData::new_u64(0), flags)?;
+    epoll::add(&set, fd, epoll::EventData::new_u64(0), EDGES)?;
     sys::watch(set, Interest::READABLE)
 }
 
@@ -282,7 +306,7 @@ impl hyper::rt::Write for Connection {
         };
         let state = &mut *state;
         if state.outbound.waiting() >= BUFFER {
-            self.shared.flush(&mut state.outbound);
+            self.shared.flush(state);
         }
         if state.outbound.waiting() >= BUFFER {
             state.writer = Some(cx.waker().clone());
@@ -296,7 +320,7 @@ impl hyper::rt::Write for Connection {
     /// Starts the bytes on their way. It does not wait for them: the port flushes on.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
         if let Some(mut state) = self.live() {
-            self.shared.flush(&mut state.outbound);
+            self.shared.flush(&mut state);
         }
         Poll::Ready(Ok(()))
     }

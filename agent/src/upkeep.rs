@@ -10,18 +10,28 @@ use crate::error::{Error, Kind, Result};
 use crate::freeze::Frozen;
 use crate::growth;
 use crate::proto::*;
-use crate::service::Agent;
+use crate::service::{Agent, Still};
 
 impl Agent {
     pub async fn freeze(self) -> Result<FreezeGuestResponse> {
         let mut frozen = self.inner.frozen.write().await;
+        if let Some(still) = frozen.clone() {
+            let is_whole = still.lock().unwrap_or_else(PoisonError::into_inner).is_whole;
+            if !is_whole {
+                thaw(still).await?;
+                *frozen = None;
+            }
+        }
         if frozen.is_none() {
             if self.inner.workshop.cgroups.is_none() && !self.containers().is_empty() {
                 return Err(Error::new(Kind::Unsupported, "without cgroups no container can be frozen"));
             }
             let workshop = self.inner.workshop.clone();
-            let freezing = move || Frozen::freeze(workshop.cgroups.as_deref(), &workshop.disks.writable());
-            *frozen = Some(Arc::new(Mutex::new(blocking(freezing).await?)));
+            let freezing = move || Ok(Frozen::freeze(workshop.cgroups.as_deref(), &workshop.disks.writable()));
+            let (still, told) = blocking(freezing).await?;
+            // Of what failed half-way, too, and could not be undone: the next thaw does, or the next freeze.
+            *frozen = still.map(|still| Arc::new(Mutex::new(still)));
+            told?;
         }
         Ok(FreezeGuestResponse {})
     }
@@ -30,7 +40,7 @@ impl Agent {
         let mut frozen = self.inner.frozen.write().await;
         // Forgotten only when it moves again.
         if let Some(still) = frozen.clone() {
-            blocking(move || still.lock().unwrap_or_else(PoisonError::into_inner).thaw()).await?;
+            thaw(still).await?;
             *frozen = None;
         }
         Ok(ThawGuestResponse {})
@@ -120,4 +130,8 @@ impl Agent {
         self.inner.power.off_soon();
         Ok(ShutdownResponse {})
     }
+}
+
+async fn thaw(still: Still) -> Result<()> {
+    blocking(move || still.lock().unwrap_or_else(PoisonError::into_inner).thaw()).await
 }

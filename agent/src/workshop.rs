@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::birth::{self, Birth, Newborn};
 use crate::boot;
 use crate::cgroup::Cgroup;
 use crate::container::Container;
@@ -19,8 +20,7 @@ use crate::files::Files;
 use crate::guest::Identity;
 use crate::init::{self, Config};
 use crate::mount::Linux;
-use crate::nursery::{self, Nursery};
-use crate::process::{self, Ahead, Birth, Newborn};
+use crate::nursery::{self, Nurseries, Nursery};
 use crate::proto::{CreateContainerRequest, Resources};
 use crate::reaper::Reaper;
 use crate::spare::Spare;
@@ -38,7 +38,7 @@ pub struct Workshop {
     pub cgroups: Option<PathBuf>,
     pub devices: Filter,
     pub spare: Mutex<Option<Spare>>,
-    pub nursery: nursery::Place,
+    pub nurseries: Nurseries,
 }
 
 /// Made and born, not yet in the runtime's care.
@@ -66,7 +66,21 @@ impl Workshop {
             let cgroup = self.cgroups.as_ref().map(|mount| self.make_spare_cgroup(mount)).transpose()?;
             *spare = Some(Spare::bear(&self.reaper, cgroup)?);
         }
-        self.nursery.require(|| Nursery::open(&self.reaper))
+        self.nurseries.usual.require(|| Nursery::open(&self.reaper, nursery::ARGUMENT))
+    }
+
+    /// One that bears such processes, if it is there.
+    pub fn find_nursery(&self, is_usual: bool) -> Option<Arc<Nursery>> {
+        if is_usual { self.nurseries.usual.find() } else { self.nurseries.plain.find() }
+    }
+
+    /// Blocking.
+    pub fn offer_nursery(&self, is_usual: bool) -> Result<()> {
+        if is_usual {
+            self.nurseries.usual.offer(|| Nursery::open(&self.reaper, nursery::ARGUMENT))
+        } else {
+            self.nurseries.plain.offer(|| Nursery::open(&self.reaper, nursery::PLAIN_ARGUMENT))
+        }
     }
 
     /// Of a container that is not privileged, without limits yet.
@@ -178,8 +192,7 @@ impl Workshop {
             cgroup: cgroup.as_ref().map(|c| c.fd()),
             handle: (root.mount.as_fd(), init::ROOT),
         };
-        let ahead = spare.take().map_or(Ahead::Nobody, Ahead::Spare);
-        let newborn = process::bear(&self.reaper, &config, &birth, ahead)?;
+        let newborn = birth::bear(&self.reaper, &config, &birth, spare.take())?;
         let archived = Files::new(root.mount, root.layers);
         Ok(Made { newborn, cgroup, files, archived, leases })
     }

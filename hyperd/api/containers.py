@@ -135,8 +135,8 @@ class ContainerServicer(FileServicer):
     async def ReadLogs(self, request: wire.ReadLogsRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):
             wanted = logs.decode(request)
-            journal = self._fleet.get(request.container).journal
-            await logs.read(journal, wanted, lambda entry: context.write(convert.encode_log_entry(entry)))
+            handle = self._fleet.get(request.container)
+            await logs.read(handle, wanted, lambda entry: context.write(convert.encode_log_entry(entry)))
 
     async def RunContainer(self, requests: AsyncIterator[wire.SessionRequest], context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from hyper.v1 import container_pb2 as wire
-from hyperd.sandbox import Cursor, Journal, LogEntry
+from hyperd.sandbox import Cursor, Journal, LogEntry, SandboxHandle
 
 Respond = Callable[[LogEntry], Awaitable[None]]
 
@@ -31,22 +31,30 @@ def decode(request: wire.ReadLogsRequest) -> Wanted:
     )
 
 
-async def read(journal: Journal, wanted: Wanted, respond: Respond) -> None:
-    """With ``follow`` until the container ends or ``until`` has passed."""
-    cursor = Cursor()
+async def read(handle: SandboxHandle, wanted: Wanted, respond: Respond) -> None:
+    """With ``follow`` until the container ends or ``until`` has passed, across rollbacks.
+
+    Raises WrongStateError when one that is followed is put to sleep.
+    """
+    journal, cursor = handle.journal, Cursor()
     if wanted.tail_lines is not None:
         for entry in await _last_lines(journal, wanted, cursor):
             await respond(entry)
         if not wanted.follow:
             return
+    was_running = not journal.closed
     left_s = None if wanted.until_ns is None else max(0.0, (wanted.until_ns - time.time_ns()) / 1e9)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(left_s if wanted.follow and left_s else None):
-            async for entry in journal.read(cursor, follow=wanted.follow and left_s != 0):
-                if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
+            follow = wanted.follow and left_s != 0
+            while True:
+                async for entry in journal.read(cursor, follow=follow):
+                    if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
+                        return
+                    if entry.time_ns >= wanted.since_ns:
+                        await respond(entry)
+                if not (follow and was_running and await handle.log_goes_on()):
                     return
-                if entry.time_ns >= wanted.since_ns:
-                    await respond(entry)
 
 
 async def _last_lines(journal: Journal, wanted: Wanted, cursor: Cursor) -> list[LogEntry]:

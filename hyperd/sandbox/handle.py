@@ -70,6 +70,23 @@ class SandboxHandle:
     def view(self) -> ContainerView:
         return self._driver.view()
 
+    async def log_goes_on(self) -> bool:
+        """Asked where a follower of the log has come to its end: whether more will come, for it was rolled back.
+
+        Raises WrongStateError when it was put to sleep, TimeoutExpiredError when the rollback takes too long.
+        """
+        match self._driver.state:
+            case machine.Hibernated():
+                raise WrongStateError(
+                    "was put to sleep",
+                    subject=self._driver.subject,
+                    hint=f"`hyper wake {self.record.name}`, then follow its log again",
+                )
+            case machine.Starting(back_to=snapshot) if snapshot is not None:
+                return await self._driver.find_tenure() is not None
+            case _:
+                return False
+
     async def start(self) -> None:
         """Return when the first process runs; at once when it already does.
 

@@ -255,22 +255,32 @@ async def test_exec_d_processes_are_born_in_a_nursery_and_without_it_and_in_the_
 
 
 @pytest.mark.parametrize("site", ["agent"], indirect=True)
-async def test_what_the_nursery_bears_is_confined_as_what_is_executed_anew(site):
+@pytest.mark.parametrize(
+    ("given", "nursery", "seccomp"),
+    [
+        ({}, "nursery\0", 2),
+        ({"user": "1000:1000", "no_new_privileges": True}, "nursery\0", 2),
+        ({"capabilities": ("CHOWN", "NET_ADMIN")}, "nursery-plain\0", 2),
+        ({"seccomp_unconfined": True}, "nursery-plain\0", 0),
+    ],
+)
+async def test_what_a_nursery_bears_is_confined_as_what_is_executed_anew(site, given, nursery, seccomp):
     same = ("PPid", "Uid", "Gid", "Groups", "SigBlk", "SigIgn", "SigCgt", "Cap", "NoNewPrivs", "Seccomp")
 
     async def confinement(process_id: ProcessId) -> list[str]:
-        await guest.exec_process(BOX, process_id, ProcessPlan(("cat", "/proc/self/status"), ENV))
+        await guest.exec_process(BOX, process_id, ProcessPlan(("cat", "/proc/self/status"), ENV, **given))
         status = (await collect(guest, process_id))[Stream.STDOUT].decode()
         return [line for line in status.splitlines() if line.startswith(same)]
 
     async with site.guest() as guest:
         await site.run(guest, SLEEP)
         executed = await confinement(EXEC)
-        await eventually(lambda: bool(children(site, "nursery")))
+        await eventually(lambda: bool(children(site, nursery)))
         nursed = await confinement(ProcessId("exec-2"))
         assert nursed == executed
-        assert "Seccomp:\t2" in nursed
+        assert f"Seccomp:\t{seccomp}" in nursed
         assert "PPid:\t0" in nursed
+        assert len(children(site, "nursery")) == 1
 
 
 @pytest.mark.parametrize("site", ["agent"], indirect=True)

@@ -189,6 +189,39 @@ async def test_logs_whole_last_lines_and_none(api: Api) -> None:
     assert await logs_of(api, container, since=past.until, until=future.since) == b"1\n2\n3\n4\n5"
 
 
+async def test_logs_that_are_followed_say_that_it_was_put_to_sleep(api: Api) -> None:
+    container = await create(api)
+    await api.containers.StartContainer(pb.StartContainerRequest(container=container))
+    api.world.process(api.fleet.get(container)).emit(b"1\n")
+    call = api.containers.ReadLogs(pb.ReadLogsRequest(container=container, follow=True))
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await call.read()).data == b"1\n"
+        await api.fleet.get(container).hibernate()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert "was put to sleep" in str(caught.value.details())
+    # One that was asleep before has nothing to say.
+    assert await logs_of(api, container, follow=True) == b"1\n"
+
+
+async def test_logs_that_are_followed_go_on_after_a_rollback(api: Api) -> None:
+    container = await create(api)
+    await api.containers.StartContainer(pb.StartContainerRequest(container=container))
+    handle = api.fleet.get(container)
+    await handle.snapshot("s")
+    api.world.process(handle).emit(b"1\n")
+    call = api.containers.ReadLogs(pb.ReadLogsRequest(container=container, follow=True))
+    async with asyncio.timeout(DEADLINE_S):
+        assert (await call.read()).data == b"1\n"
+        await api.fleet.roll_back(container, "s")
+        process = api.world.process(handle)
+        process.emit(b"2\n")
+        assert (await call.read()).data == b"2\n"
+        process.finish(ProcessExit(0))
+        assert await call.read() is grpc.aio.EOF
+
+
 async def test_logs_follow_until_the_end_or_until_the_moment_given(api: Api) -> None:
     container = await create(api)
     await api.containers.StartContainer(pb.StartContainerRequest(container=container))
