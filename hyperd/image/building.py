@@ -27,6 +27,7 @@ from hyperd.image.making import names_for
 from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
 from hyperd.image.reference import Named
+from hyperd.image.waiting import paced
 from hyperd.model.image import Digest, Image, ImageId
 
 ReadLayer = Callable[[Digest], contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]]
@@ -45,8 +46,9 @@ class Ground:
 
 
 class Building:
-    def __init__(self, parts: Parts, intake: Intake) -> None:
+    def __init__(self, parts: Parts, intake: Intake, *, stall_timeout_s: float) -> None:
         self._parts = parts
+        self._stall_timeout_s = stall_timeout_s
         self._intake = intake
 
     async def take(self, config: bytes, read_layer: ReadLayer, tags: Sequence[str]) -> Image:
@@ -82,7 +84,10 @@ class Building:
     async def _take(
         self, diff_id: Digest, read_layer: ReadLayer, mine: set[Digest], pins: contextlib.AsyncExitStack
     ) -> tuple[Blob, LayerFile]:
-        async with read_layer(diff_id) as data, self._intake.taken(data) as draft:
+        async with (
+            read_layer(diff_id) as data,
+            self._intake.taken(paced(data, self._stall_timeout_s)) as draft,
+        ):
             if draft.diff_id != diff_id:
                 raise InvalidError(
                     "a layer is not what the image's config says",

@@ -23,23 +23,25 @@ from hyperd.image.layer_intake import Draft, Intake
 from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
 from hyperd.image.reference import Named, parse_named, require_free
+from hyperd.image.waiting import paced
 from hyperd.model.image import Digest, Image, ImageId, NewImage
 
 _NO_DIGEST = Digest("sha256:" + "0" * 64)
 
 
 class Making:
-    def __init__(self, parts: Parts, intake: Intake) -> None:
+    def __init__(self, parts: Parts, intake: Intake, *, stall_timeout_s: float) -> None:
         self._parts = parts
+        self._stall_timeout_s = stall_timeout_s
         self._intake = intake
 
     async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         """As ``ImageStore.commit``."""
         async with self._standing(base) as ground:
-            return await self._make(ground, layer, new)
+            return await self._make(ground, paced(layer, self._stall_timeout_s), new)
 
     async def make_on_nothing(self, layer: AsyncIterator[bytes], new: NewImage) -> Image:
-        """``layer``: a plain tar."""
+        """``layer``: a plain tar, paced."""
         platform = new.platform or platforms.host_platform()
         return await self._make(assembling.from_nothing(platform), layer, new)
 

@@ -122,11 +122,9 @@ class OciImageStore:
             self._conversions,
             self._temporary,
         )
-        self._intake = Intake(
-            self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
-        )
-        self._making = Making(self._parts, self._intake)
-        self._building = Building(self._parts, self._intake)
+        self._intake = Intake(self._layers, self._content, self._temporary)
+        self._making = Making(self._parts, self._intake, stall_timeout_s=settings.stall_timeout_s)
+        self._building = Building(self._parts, self._intake, stall_timeout_s=settings.stall_timeout_s)
         self._saving = Saving(self._parts)
         self._loading = Loading(
             self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
