@@ -26,17 +26,10 @@ BUILD = (
     *("gcc", "libc6-dev", "make", "pkg-config", "python3-dev", "python3-venv", "libvirt-dev"),
     *("flex", "bison", "bc", "perl", "libelf-dev", "libssl-dev", "xz-utils", "protobuf-compiler"),
 )
-# What makes, signs and reads the images of demo and tests, and the terminal that tests look at.
+# What makes, signs and reads the images of demo and tests, the terminal that tests look at, and builds' ssh-agent.
 TRIAL = (
-    "mmdebstrap",
-    "docker-registry",
-    "umoci",
-    "cpio",
-    "tmux",
-    "gpg",
-    "gpg-agent",
-    "gpgconf",
-    "openssh-client",
+    *("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "gpg", "gpg-agent", "gpgconf"),
+    *("buildah", "podman", "openssh-client"),
 )
 # What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old, and virtiofsd put together.
 RELEASE = {

@@ -9,7 +9,7 @@ transaction; before that, whatever goes wrong, nothing stays.
 
 import contextlib
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, UnavailableError
@@ -20,6 +20,7 @@ from hyperd.image import platform as platforms
 from hyperd.image import records
 from hyperd.image.assemble import Assembled, Base, Blob
 from hyperd.image.layer_intake import Draft, Intake
+from hyperd.image.layers import LayerFile
 from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
 from hyperd.image.reference import Named, parse_named, require_free
@@ -65,30 +66,7 @@ class Making:
             raise
 
     async def _record(self, draft: Draft, made: Assembled, names: tuple[Named, ...]) -> Image:
-        parts = self._parts
-        layer = await self._intake.keep(draft)
-        await parts.workers.call_while_wanted(self._put, made)
-        new = records.NewImage(
-            made.image_id,
-            made.manifest_digest,
-            made.parsed_manifest,
-            made.config,
-            made.parsed.diff_ids,
-            names,
-        )
-
-        def save(connection: sqlite3.Connection) -> Image:
-            records.save_layer(connection, layer)
-            return records.save_image(connection, new)
-
-        return await parts.database.transaction(save)
-
-    def _put(self, _: Wanted, made: Assembled) -> None:
-        content = self._parts.content
-        with files.file_errors(content.root):
-            content.put(made.manifest_digest, made.manifest)
-            content.put(Digest(made.image_id), made.config)
-            self._parts.disks.make(made.image_id, made.parsed.diff_ids)
+        return await record(self._parts, made, [await self._intake.keep(draft)], names)
 
     @contextlib.asynccontextmanager
     async def _standing(self, base: ImageId) -> AsyncIterator[Base]:
@@ -103,19 +81,45 @@ class Making:
             return (Digest(row["manifest_digest"]), row["config"]), records.digests_of(connection, base)
 
         async with self._parts.garbage.held(look) as (manifest, config):
-            yield Base(config, await self._read_manifest(base, manifest))
+            yield Base(config, await read_manifest(self._parts, manifest, "the image's manifest", base))
 
-    async def _read_manifest(self, base: ImageId, digest: Digest) -> bytes:
-        content = self._parts.content
-        try:
-            return await self._parts.workers.call(content.read, digest, limit=MAX_MANIFEST_BYTES)
-        except HyperError as error:
-            raise UnavailableError(
-                "the image's manifest is damaged",
-                subject=base,
-                evidence=str(error),
-                hint="`hyper pull` it again",
-            ) from error
+
+async def record(
+    parts: Parts, made: Assembled, layers: Sequence[LayerFile], names: tuple[Named, ...]
+) -> Image:
+    """The image's own files, then its records; whoever calls has pinned them, and kept the layers."""
+
+    def put(_: Wanted) -> None:
+        with files.file_errors(parts.content.root):
+            parts.content.put(made.manifest_digest, made.manifest)
+            parts.content.put(Digest(made.image_id), made.config)
+            parts.disks.make(made.image_id, made.parsed.diff_ids)
+
+    def save(connection: sqlite3.Connection) -> Image:
+        for layer in layers:
+            records.save_layer(connection, layer)
+        return records.save_image(connection, new)
+
+    await parts.workers.call_while_wanted(put)
+    new = records.NewImage(
+        made.image_id,
+        made.manifest_digest,
+        made.parsed_manifest,
+        made.config,
+        made.parsed.diff_ids,
+        names,
+    )
+    return await parts.database.transaction(save)
+
+
+async def read_manifest(parts: Parts, digest: Digest, what: str, image: object) -> bytes:
+    """Raises UnavailableError: ``what`` of the image is damaged."""
+    try:
+        return await parts.workers.call(parts.content.read, digest, limit=MAX_MANIFEST_BYTES)
+    except HyperError as error:
+        raise UnavailableError(
+            f"{what} is damaged", subject=str(image), evidence=str(error), hint="`hyper pull` it again"
+        ) from error
 
 
 def names_for(reference: str) -> tuple[Named, ...]:
