@@ -39,6 +39,7 @@ class Admissions:
             try:
                 shown = await self._shown(remote, policy)
             except DeniedError as error:
+                error.subject = subject  # of an archive it would be a directory of ours
                 if any(each.kind == SIGSTORE for each in verdict.requirements):
                     error.hint = error.hint or await self._hint_for_sigstore()
                 raise
