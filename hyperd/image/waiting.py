@@ -12,7 +12,7 @@ LEAST_BYTES_PER_S = 16 << 10
 
 
 class Pace:
-    """The patience with a sender or reader: waiting for it uses it up, what it moves gives it back, up to what it was."""
+    """The patience with a sender or reader: waiting uses it up, what is moved gives it back, as far as it was."""
 
     def __init__(self, patience_s: float = PATIENCE_S, *, subject: str = "data", does: str = "comes") -> None:
         self.patience_s = self.left_s = patience_s
