@@ -28,7 +28,7 @@ BUILD = (
 )
 # What makes, signs and reads images, the terminal that tests look at, an iSCSI server and an ssh-agent for them.
 TRIAL = (
-    *("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "tgt"),
+    *("mmdebstrap", "docker-registry", "umoci", "cpio", "tmux", "tgt", "buildah", "podman"),
     *("gpg", "gpg-agent", "gpgconf", "openssh-client"),
 )
 # What differs between the releases: mkfs.erofs is built on Debian 12, whose own is too old, and virtiofsd put together.

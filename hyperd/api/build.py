@@ -12,7 +12,7 @@ from hyperd.api.uploads import MAX_DATA_BYTES, first_request, tell
 from hyperd.build import MAX_MESSAGE_BYTES, Builds, Event
 from hyperd.errors import InvalidError, TimeoutExpiredError
 from hyperd.host.groups import first_error
-from hyperd.image import paced
+from hyperd.image import Pace, paced
 from hyperd.model.build import AgentMessage, BuildFailed, BuildSpec, Built, GitContext, Output, Secret
 from hyperd.model.image import Credentials, LayerProgress
 
@@ -60,6 +60,7 @@ class _Caller:
         self._answers: dict[str, asyncio.Future[Credentials | None]] = {}
         self._agents: dict[tuple[str, int], asyncio.Future[bytes]] = {}
         self._telling = asyncio.Lock()  # gRPC takes one message at a time
+        self._pace = Pace(subject="what the build tells", does="is read")
 
     async def take(self) -> None:
         # Not `async for`: grpc.aio iterates a request stream of ours by anext() only.
@@ -96,7 +97,10 @@ class _Caller:
 
     async def _tell(self, response: wire.BuildImageResponse) -> None:
         async with self._telling:
+            clock = asyncio.get_running_loop().time
+            since = clock()
             await tell(self._context, response, "the build")
+            self._pace.count(clock() - since, response.ByteSize())
 
     async def credentials(self, reference: str) -> Credentials | None:
         """What the caller has for the registry of that reference."""

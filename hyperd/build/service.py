@@ -23,7 +23,7 @@ from hyperd.build.builder import Builder
 from hyperd.build.plan import BuilderSizing
 from hyperd.build.ssh import AskAgent
 from hyperd.build.work import Work
-from hyperd.errors import ExhaustedError, HyperError, ImageNotFoundError, UnavailableError
+from hyperd.errors import DeniedError, ExhaustedError, HyperError, ImageNotFoundError, UnavailableError
 from hyperd.host.workers import Workers
 from hyperd.image import ImageStore
 from hyperd.model.build import BuildFailed, BuildSpec, Built
@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 
 MAX_WAITING = 32
 _CHUNK_BYTES = 1 << 20
+_HINT = (
+    "no build can begin without it: allow `oci` in the policy's `transports`, which what is loaded from archives "
+    'falls under, as in {"oci": {"": [{"type": "insecureAcceptAnything"}]}}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +142,14 @@ class Builds:
         with contextlib.suppress(ImageNotFoundError):
             return (await self._images.get(wanted.image_id)).image_id
         log.info("loading the builder's image", extra={"image": wanted.name})
-        async with contextlib.aclosing(self._images.load(self._pieces(archive), ours=True)) as events:
-            async for _ in events:
-                continue
+        try:
+            async with contextlib.aclosing(self._images.load(self._pieces(archive), ours=True)) as events:
+                async for _ in events:
+                    continue
+        except DeniedError as error:
+            error.subject = f"the builder's image, {wanted.name}"
+            error.hint = _HINT
+            raise
         await self._remove_others(wanted)
         try:
             return (await self._images.get(wanted.image_id)).image_id

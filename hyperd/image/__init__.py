@@ -7,7 +7,7 @@ from hyperd.image.platform import host_platform, parse_platform
 from hyperd.image.reference import Transport, parse_digest, parse_source, parse_target
 from hyperd.image.settings import ImageSettings
 from hyperd.image.store import OciImageStore
-from hyperd.image.waiting import paced
+from hyperd.image.waiting import Pace, paced
 
 __all__ = [
     "LOW_SHARE",
@@ -15,6 +15,7 @@ __all__ = [
     "ImageStore",
     "Marks",
     "OciImageStore",
+    "Pace",
     "PullEvent",
     "Transport",
     "host_platform",

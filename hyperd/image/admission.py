@@ -22,6 +22,9 @@ from hyperd.image.transport import Remote, Skopeo
 from hyperd.image.witness import Witness
 from hyperd.model.image import Admission, Digest
 
+SIGSTORE = "sigstoreSigned"
+SIGSTORE_SINCE = (1, 13)
+
 
 class Admissions:
     def __init__(self, skopeo: Skopeo, workers: Workers, temporary: Path) -> None:
@@ -33,7 +36,13 @@ class Admissions:
         """``manifest``: the digest of the one that will be kept. Raises DeniedError, and what a pull raises."""
         policy, verdict = await self._workers.call(self._read, remote.source)
         if not policy.asks_nothing:
-            shown = await self._shown(remote, policy)
+            try:
+                shown = await self._shown(remote, policy)
+            except DeniedError as error:
+                error.subject = subject  # of an archive it would be a directory of ours
+                if any(each.kind == SIGSTORE for each in verdict.requirements):
+                    error.hint = error.hint or await self._hint_for_sigstore()
+                raise
             if shown != manifest:
                 raise DeniedError(
                     "the manifest that the registry serves is not the one that the host's policy allows",
@@ -42,6 +51,16 @@ class Admissions:
                     hint="its tag may just have moved: try again",
                 )
         return Admission(subject, manifest, verdict.scope, verdict.requirements, datetime.now(UTC))
+
+    async def _hint_for_sigstore(self) -> str:
+        version = await self._skopeo.version()
+        if version >= SIGSTORE_SINCE:
+            return ""
+        has = ".".join(map(str, version)) or "of an unknown version"
+        return (
+            f"the policy asks for a sigstore signature, and this host's skopeo ({has}) may not know them, as Debian "
+            f"12's: install skopeo >= {'.'.join(map(str, SIGSTORE_SINCE))}"
+        )
 
     def _read(self, source: Source) -> tuple[Policy, Verdict]:
         policy = read_policy(self._skopeo.policy_path())

@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from hyperd.errors import HyperError, InvalidError, UnavailableError
+from hyperd.errors import HyperError, InvalidError
 from hyperd.image import assemble as assembling
 from hyperd.image import records
 from hyperd.image.assemble import Base, Blob
@@ -21,11 +21,11 @@ from hyperd.image.config import ParsedConfig, parse_config
 from hyperd.image.content import digest_of
 from hyperd.image.layer_intake import Intake
 from hyperd.image.layers import LayerFile
-from hyperd.image.making import names_for
-from hyperd.image.manifest import MAX_MANIFEST_BYTES
+from hyperd.image.making import names_for, read_manifest
 from hyperd.image.pull import Parts
 from hyperd.image.recording import record
 from hyperd.image.reference import Named
+from hyperd.image.waiting import paced
 from hyperd.model.image import Digest, Image, ImageId
 
 ReadLayer = Callable[[Digest], contextlib.AbstractAsyncContextManager[AsyncIterator[bytes]]]
@@ -44,8 +44,9 @@ class Ground:
 
 
 class Building:
-    def __init__(self, parts: Parts, intake: Intake) -> None:
+    def __init__(self, parts: Parts, intake: Intake, *, stall_timeout_s: float) -> None:
         self._parts = parts
+        self._stall_timeout_s = stall_timeout_s
         self._intake = intake
 
     async def take(self, config: bytes, read_layer: ReadLayer, tags: Sequence[str]) -> Image:
@@ -81,7 +82,10 @@ class Building:
     async def _take(
         self, diff_id: Digest, read_layer: ReadLayer, mine: set[Digest], pins: contextlib.AsyncExitStack
     ) -> tuple[Blob, LayerFile]:
-        async with read_layer(diff_id) as data, self._intake.taken(data) as draft:
+        async with (
+            read_layer(diff_id) as data,
+            self._intake.taken(paced(data, self._stall_timeout_s)) as draft,
+        ):
             if draft.diff_id != diff_id:
                 raise InvalidError(
                     "a layer is not what the image's config says",
@@ -95,18 +99,9 @@ class Building:
     async def _base(self, ground: Ground) -> Base:
         if ground.manifest_digest is None:
             return Base(ground.config, None)
-        content = self._parts.content
-        try:
-            manifest = await self._parts.workers.call(
-                content.read, ground.manifest_digest, limit=MAX_MANIFEST_BYTES
-            )
-        except HyperError as error:
-            raise UnavailableError(
-                "the manifest of its base is damaged",
-                subject=str(ground.image_id),
-                evidence=str(error),
-                hint="`hyper pull` it again",
-            ) from error
+        manifest = await read_manifest(
+            self._parts, ground.manifest_digest, "the manifest of its base", ground.image_id
+        )
         return Base(ground.config, manifest)
 
     async def _name(self, image_id: ImageId, names: tuple[Named, ...]) -> Image:

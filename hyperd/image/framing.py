@@ -64,7 +64,7 @@ class Framing:
             self._step = self._second_zero
             return
         start = self._offset - BLOCK
-        size = _number(block[124:136])
+        size = number_in(block[124:136])
         if not _is_checksum_right(block) or size is None:
             self._refuse("invalid tar header", start)
             return
@@ -127,7 +127,7 @@ def _is_checksum_right(block: bytes) -> bool:
     return told == sum(byte - 256 * (byte > 127) for byte in others) + 8 * ord(" ")  # old tars: signed
 
 
-def _number(field: bytes) -> int | None:
+def number_in(field: bytes) -> int | None:
     """Octal, or base 256 where the first bit is set; None is neither, or negative."""
     if not field[0] & 0x80:
         return _octal(field)

@@ -4,8 +4,8 @@
     tar --> framing, SHA-256 --+--> gzip --> SHA-256 --> tmp/intake-X.gz
                                +--> mkfs.erofs --------> tmp/intake-X.erofs
 
-It comes from a guest or a caller, both strangers: bounded, with a deadline for every chunk, never unpacked. The same
-tar makes the same blob, however it was cut into chunks: it is compressed in pieces of one size.
+It comes from a guest or a caller, both strangers: bounded, never unpacked; whoever hands it on watches its pace. The
+same tar makes the same blob, however it was cut into chunks: it is compressed in pieces of one size.
 """
 
 import asyncio
@@ -27,6 +27,7 @@ from hyperd.host import files, process
 from hyperd.host.workers import Wanted, Workers
 from hyperd.image.content import Content
 from hyperd.image.disk import filesystem_uuid
+from hyperd.image.examine import fault_in
 from hyperd.image.framing import Framing
 from hyperd.image.layers import (
     CONVERT_TIMEOUT_S,
@@ -40,7 +41,6 @@ from hyperd.image.layers import (
 )
 from hyperd.image.stream import Limits, Streamed
 from hyperd.image.superblock import stamp
-from hyperd.image.waiting import waiting
 from hyperd.model.image import Digest
 
 PIECE_BYTES = 1 << 20
@@ -67,13 +67,10 @@ class Draft:
 
 
 class Intake:
-    """``stall_timeout_s``: how long a sender may send nothing."""
-
-    def __init__(self, layers: Layers, content: Content, temporary: Path, *, stall_timeout_s: float) -> None:
+    def __init__(self, layers: Layers, content: Content, temporary: Path) -> None:
         self._layers = layers
         self._content = content
         self._temporary = temporary
-        self._stall_timeout_s = stall_timeout_s
         self._slots = asyncio.Semaphore(PARALLEL)
         self._threads = Workers("image-intake", PARALLEL)
 
@@ -82,7 +79,7 @@ class Intake:
 
     @contextlib.asynccontextmanager
     async def taken(self, data: AsyncIterator[bytes]) -> AsyncIterator[Draft]:
-        """Read ``data`` to its end; at the end of the block what was not kept is gone.
+        """Read ``data``, which is ``paced``, to its end; at the end of the block what was not kept is gone.
 
         Raises InvalidError (no tar), ExhaustedError, TimeoutExpiredError, UnavailableError (no mkfs.erofs), and what
         ``data`` raises.
@@ -121,7 +118,8 @@ class Intake:
                 ending = tasks.create_task(end_of(child))
                 streamed = await in_time(self._feed(data, sink, ending), INTAKE_TIMEOUT_S)
                 returncode, said = await in_time(ending, CONVERT_TIMEOUT_S)
-            judged(streamed.diff_id, streamed, returncode, said)
+            fault = "" if returncode == 0 else await self._threads.call(fault_in, blob)
+            judged(streamed.diff_id, streamed, returncode, said, fault)
             await self._threads.call(stamp, target, filesystem_uuid(streamed.diff_id))
             return Draft(streamed.diff_id, streamed.size_bytes, *sink.blob, blob, disk)
 
@@ -129,11 +127,11 @@ class Intake:
         self, data: AsyncIterator[bytes], sink: "Sink", ending: "asyncio.Task[tuple[int, str]]"
     ) -> Streamed:
         """To the end of the data, or of a mkfs.erofs that has given up."""
-        async with contextlib.aclosing(_pieces(data, self._stall_timeout_s)) as pieces:
+        async with contextlib.aclosing(_pieces(data)) as pieces:
             async for piece in pieces:
                 await self._threads.call_while_wanted(sink.feed, piece)
                 if ending.done() and ending.result()[0] != 0:
-                    break
+                    return await self._threads.call_while_wanted(sink.give_up)
         return await self._threads.call_while_wanted(sink.finish)
 
     def _publish(self, _: Wanted, draft: Draft) -> LayerFile:
@@ -192,6 +190,10 @@ class Sink:
         complaint = self._framing.finish() if self._size else "there are no bytes at all"
         if complaint:
             raise _no_tar(complaint)
+        return self.give_up(_)
+
+    def give_up(self, _: Wanted) -> Streamed:
+        """In the middle, too: what was fed is in the blob, for whoever wants to know why."""
         self._write(self._compressor.flush())
         self.close()
         return Streamed(Digest(f"sha256:{self._hashed.hexdigest()}"), self._size)
@@ -239,15 +241,18 @@ async def in_time(work: Awaitable[R], timeout_s: float, what: str = "layer") -> 
         raise TimeoutExpiredError(f"no {what} after {timeout_s:g} s") from error
 
 
-async def _pieces(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGenerator[bytes, None]:
+async def _pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """All of one size but the last; ``data`` is closed with it."""
     kept = bytearray()
-    async with contextlib.aclosing(waiting(data, stall_timeout_s)) as chunks:
-        async for chunk in chunks:
+    try:
+        async for chunk in data:
             kept += chunk
             while len(kept) >= PIECE_BYTES:
                 yield bytes(kept[:PIECE_BYTES])
                 del kept[:PIECE_BYTES]
+    finally:
+        if isinstance(data, AsyncGenerator):
+            await data.aclose()
     if kept:
         yield bytes(kept)
 

@@ -20,6 +20,7 @@ from hyperd.host import files, process
 from hyperd.host.workers import Workers
 from hyperd.image.content import hex_of
 from hyperd.image.disk import filesystem_uuid, padded
+from hyperd.image.examine import fault_in
 from hyperd.image.stream import LayerStream, Limits, Streamed
 from hyperd.model.image import Digest
 
@@ -123,7 +124,8 @@ class Layers:
                 returncode, said = await end_of(child)
                 if returncode != 0 and is_no_space(said):
                     stream.stop()
-            return judged(diff_id, streaming.result(), returncode, said)
+            fault = "" if returncode == 0 else await self._threads.call(fault_in, blob)
+            return judged(diff_id, streaming.result(), returncode, said, fault)
 
     def filter_argv(self, diff_id: Digest, target: int) -> list[str]:
         """mkfs.erofs as nobody: a tar on standard input, the file on descriptor ``target``."""
@@ -177,8 +179,11 @@ def is_no_space(said: str) -> bool:
     return any(word in said for word in _NO_SPACE)
 
 
-def judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: str) -> Streamed:
-    """A wrong hash explains everything that mkfs.erofs may have said, so it comes first."""
+def judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: str, fault: str) -> Streamed:
+    """A wrong hash explains everything that mkfs.erofs may have said, so it comes first.
+
+    ``fault``: what an examination of the tar has found, after mkfs.erofs failed.
+    """
     if returncode != 0 and is_no_space(said):
         raise ExhaustedError("no space left for the layer", subject=diff_id, evidence=said)
     if streamed is None:
@@ -200,6 +205,8 @@ def judged(diff_id: Digest, streamed: Streamed | None, returncode: int, said: st
         raise ExhaustedError("the layer has too many files", subject=diff_id, evidence=said)
     if streamed.complaint:
         raise InvalidError("the layer is not a tar archive", subject=diff_id, evidence=streamed.complaint)
+    if returncode != 0 and fault:
+        raise InvalidError("an entry of the layer cannot be unpacked", subject=diff_id, evidence=fault)
     if returncode < 0:
         raise UnavailableError(f"mkfs.erofs ended by signal {-returncode}", subject=diff_id, evidence=said)
     if returncode != 0:

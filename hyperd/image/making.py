@@ -22,23 +22,25 @@ from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
 from hyperd.image.recording import record
 from hyperd.image.reference import Named, parse_named, require_free
+from hyperd.image.waiting import paced
 from hyperd.model.image import Digest, Image, ImageId, NewImage
 
 _NO_DIGEST = Digest("sha256:" + "0" * 64)
 
 
 class Making:
-    def __init__(self, parts: Parts, intake: Intake) -> None:
+    def __init__(self, parts: Parts, intake: Intake, *, stall_timeout_s: float) -> None:
         self._parts = parts
+        self._stall_timeout_s = stall_timeout_s
         self._intake = intake
 
     async def commit(self, base: ImageId, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         """As ``ImageStore.commit``."""
         async with self._standing(base) as ground:
-            return await self._make(ground, layer, new)
+            return await self._make(ground, paced(layer, self._stall_timeout_s), new)
 
     async def make_on_nothing(self, layer: AsyncIterator[bytes], new: NewImage) -> Image:
-        """``layer``: a plain tar."""
+        """``layer``: a plain tar, paced."""
         platform = new.platform or platforms.host_platform()
         return await self._make(assembling.from_nothing(platform), layer, new)
 
@@ -74,19 +76,17 @@ class Making:
             return (Digest(row["manifest_digest"]), row["config"]), records.digests_of(connection, base)
 
         async with self._parts.garbage.held(look) as (manifest, config):
-            yield Base(config, await self._read_manifest(base, manifest))
+            yield Base(config, await read_manifest(self._parts, manifest, "the image's manifest", base))
 
-    async def _read_manifest(self, base: ImageId, digest: Digest) -> bytes:
-        content = self._parts.content
-        try:
-            return await self._parts.workers.call(content.read, digest, limit=MAX_MANIFEST_BYTES)
-        except HyperError as error:
-            raise UnavailableError(
-                "the image's manifest is damaged",
-                subject=base,
-                evidence=str(error),
-                hint="`hyper pull` it again",
-            ) from error
+
+async def read_manifest(parts: Parts, digest: Digest, what: str, image: object) -> bytes:
+    """Raises UnavailableError: ``what`` of the image is damaged."""
+    try:
+        return await parts.workers.call(parts.content.read, digest, limit=MAX_MANIFEST_BYTES)
+    except HyperError as error:
+        raise UnavailableError(
+            f"{what} is damaged", subject=str(image), evidence=str(error), hint="`hyper pull` it again"
+        ) from error
 
 
 def names_for(reference: str) -> tuple[Named, ...]:

@@ -8,6 +8,7 @@ from hyperd.host import files
 from hyperd.host.workers import Wanted
 from hyperd.image import records
 from hyperd.image.assemble import Assembled
+from hyperd.image.disks import EMPTY_LAYER, EMPTY_TAR
 from hyperd.image.layers import LayerFile
 from hyperd.image.pull import Parts
 from hyperd.image.reference import Named
@@ -31,6 +32,9 @@ async def record(
             records.save_layer(connection, layer)
         return records.save_image(connection, new)
 
+    if not made.parsed.diff_ids and not parts.layers.has(EMPTY_LAYER):  # its disk is of that one alone
+        await parts.workers.call(parts.content.put, EMPTY_LAYER, EMPTY_TAR)
+        layers = [await parts.layers.convert(EMPTY_LAYER, parts.content.path(EMPTY_LAYER), lambda _: None)]
     await parts.workers.call_while_wanted(put)
     new = records.NewImage(
         made.image_id,

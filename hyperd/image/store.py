@@ -6,56 +6,48 @@ import contextlib
 import logging
 import shutil
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from hyperd.errors import HyperError, NotFoundError
+from hyperd.errors import HyperError
 from hyperd.host import files
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.image import manifest as manifests
-from hyperd.image import platform as platforms
-from hyperd.image import pruning, records, web
-from hyperd.image import push as pushes
+from hyperd.image import pruning, records
 from hyperd.image import reference as references
 from hyperd.image import removal as removals
-from hyperd.image import search as searches
 from hyperd.image import usage as usages
 from hyperd.image.admission import Admissions
 from hyperd.image.archive_write import Saving
-from hyperd.image.base import DEFAULT_LIMIT, NONE_IN_USE, LoadEvent, PullEvent, PushEvent
+from hyperd.image.base import NONE_IN_USE, LoadEvent
 from hyperd.image.budget import Budget
 from hyperd.image.building import Building, ReadLayer
 from hyperd.image.content import Content, IndexEntry
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import Downloads
-from hyperd.image.flights import Flights, Hub
+from hyperd.image.exchange import Exchange
+from hyperd.image.flights import Flights
 from hyperd.image.gc import Garbage
 from hyperd.image.layer_intake import Intake
 from hyperd.image.layers import SUFFIX, LayerFile, Layers
 from hyperd.image.loading import Loading
-from hyperd.image.logins import Logins, require_sensible
+from hyperd.image.logins import Logins
 from hyperd.image.making import Making
-from hyperd.image.pull import Parts, Pull
-from hyperd.image.push import Push
+from hyperd.image.pull import Parts
 from hyperd.image.records import Kind
-from hyperd.image.reference import Source, Transport
 from hyperd.image.settings import ImageSettings
 from hyperd.image.stream import Limits
-from hyperd.image.transport import Remote, Skopeo
+from hyperd.image.transport import Skopeo
 from hyperd.image.upload import Uploads
 from hyperd.model.image import (
-    Credentials,
     Digest,
-    FoundImage,
     Image,
     ImageId,
     LoadedImage,
     NewImage,
     Platform,
     Pruning,
-    RawManifest,
     Removal,
     RootDisk,
     StoreUsage,
@@ -90,9 +82,6 @@ class OciImageStore:
         self._garbage = Garbage(
             database, self._workers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
         )
-        self._logins = Logins(self._temporary, self._workers, settings.authfile)
-        self._pulls: Flights[tuple[Remote, Credentials | None], PullEvent, Image] = Flights(tasks)
-        self._pushes: Flights[Hashable, PushEvent, None] = Flights(tasks)
         self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
         self._budget = Budget(
             settings.budget,
@@ -122,17 +111,22 @@ class OciImageStore:
             self._conversions,
             self._temporary,
         )
-        self._intake = Intake(
-            self._layers, self._content, self._temporary, stall_timeout_s=settings.stall_timeout_s
+        self._exchange = Exchange(
+            self._parts,
+            Logins(self._temporary, self._workers, settings.authfile),
+            Uploads(self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s),
+            tasks,
+            self._came_in,
         )
-        self._making = Making(self._parts, self._intake)
-        self._building = Building(self._parts, self._intake)
+        # What the store says of registries is theirs.
+        self.pull, self.push = self._exchange.pull, self._exchange.push
+        self.manifest, self.search = self._exchange.manifest, self._exchange.search
+        self._intake = Intake(self._layers, self._content, self._temporary)
+        self._making = Making(self._parts, self._intake, stall_timeout_s=settings.stall_timeout_s)
+        self._building = Building(self._parts, self._intake, stall_timeout_s=settings.stall_timeout_s)
         self._saving = Saving(self._parts)
         self._loading = Loading(
-            self._parts, self._pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
-        )
-        self._uploads = Uploads(
-            self._skopeo, self._content, self._workers, self._temporary, settings.stall_timeout_s
+            self._parts, self._exchange.pulls, self._layers.limits, stall_timeout_s=settings.stall_timeout_s
         )
         self._measured = {
             Kind.BLOB: (self._content.shared_blob_dir / "sha256", ""),
@@ -151,8 +145,7 @@ class OciImageStore:
 
     async def close(self) -> None:
         """Cancel what is under way and wait for its end."""
-        await self._pulls.cancel()
-        await self._pushes.cancel()
+        await self._exchange.close()
         await self._conversions.cancel()
         with contextlib.suppress(HyperError):  # it costs the order in which images go
             await self._budget.write_down()
@@ -160,46 +153,6 @@ class OciImageStore:
         self._layers.close()
         self._intake.close()
         self._loading.close()
-
-    async def pull(
-        self,
-        reference: str,
-        *,
-        platform: Platform | None = None,
-        tls_insecure: bool = False,
-        credentials: Credentials | None = None,
-        all_tags: bool = False,
-    ) -> AsyncGenerator[PullEvent, None]:
-        """As ``ImageStore.pull``; a caller that may stop early closes the iterator (``contextlib.aclosing``)."""
-        wanted = Remote(
-            Source(Transport.DOCKER, references.parse_repository(reference))
-            if all_tags
-            else references.parse_source(reference),
-            platform or platforms.host_platform(),
-            tls_insecure,
-        )
-        sources = await self._tags_of(wanted, credentials) if all_tags else [wanted.source]
-        for source in sources:
-            remote = replace(wanted, source=source)
-            async with contextlib.aclosing(self._pull_one(remote, credentials)) as events:
-                async for event in events:
-                    yield event
-
-    async def _pull_one(
-        self, remote: Remote, credentials: Credentials | None
-    ) -> AsyncGenerator[PullEvent, None]:
-        async def work(hub: Hub[PullEvent]) -> Image:
-            async with self._reached(remote, credentials) as reached:
-                image = await Pull(self._parts, reached, hub).run()
-            await self._came_in(image)
-            return image
-
-        # Only those of one and the same right to it share a pull.
-        async with self._pulls.board((remote, credentials), work) as flight:
-            async with contextlib.aclosing(flight.hub.listen()) as events:
-                async for event in events:
-                    yield event
-            yield await flight.landed()
 
     async def _came_in(self, image: Image) -> None:
         """What is due after that; a budget that cannot be kept costs nobody the image."""
@@ -213,23 +166,6 @@ class OciImageStore:
     def used_by(self, in_use: Callable[[], Mapping[ImageId, str]]) -> None:
         """Who uses images; until it is said, nobody."""
         self._budget.in_use = in_use
-
-    async def _tags_of(self, remote: Remote, credentials: Credentials | None) -> list[Source]:
-        named = remote.source.named
-        async with self._reached(remote, credentials) as reached:
-            tags = await self._skopeo.repository_tags(reached)
-        if named is None or not tags:
-            raise NotFoundError("the repository has no tags", subject=str(remote.source))
-        return [Source(Transport.DOCKER, replace(named, tag=tag)) for tag in tags]
-
-    @contextlib.asynccontextmanager
-    async def _reached(self, remote: Remote, credentials: Credentials | None) -> AsyncIterator[Remote]:
-        """With the caller's credentials, as long as it takes."""
-        named = remote.source.named
-        is_registry = remote.source.transport is Transport.DOCKER and named is not None
-        registry = named.registry if is_registry and named is not None else ""
-        async with self._logins.lent(credentials if registry else None, registry) as authfile:
-            yield replace(remote, authfile=authfile)
 
     async def get(self, reference: str) -> Image:
         def find(connection: sqlite3.Connection) -> Image:
@@ -283,57 +219,11 @@ class OciImageStore:
         found = await self._workers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
         return replace(found, budget=self._budget.usage)
 
-    async def push(
-        self,
-        reference: str,
-        *,
-        all_tags: bool = False,
-        tls_insecure: bool = False,
-        credentials: Credentials | None = None,
-    ) -> AsyncGenerator[PushEvent, None]:
-        """As ``ImageStore.push``; a caller that may stop early closes the iterator."""
-        targets = await self._database.transaction(
-            lambda connection: pushes.find_targets(connection, reference, all_tags=all_tags)
-        )
-        source = Source(Transport.DOCKER, targets[0].named)
-        remote = Remote(source, platforms.host_platform(), tls_insecure)
-
-        async def work(hub: Hub[PushEvent]) -> None:
-            async with self._reached(remote, credentials) as reached:
-                await Push(self._parts, self._uploads, hub).run(targets, reached)
-
-        async with self._pushes.board((tuple(targets), remote, credentials), work) as flight:
-            async with contextlib.aclosing(flight.hub.listen()) as events:
-                async for event in events:
-                    yield event
-            await flight.landed()
-
     async def tag(self, image: str, reference: str) -> str:
         target = references.parse_target(reference)
         name = await self._database.transaction(lambda connection: removals.tag(connection, image, target))
         await self._write_index()
         return name
-
-    async def manifest(
-        self, reference: str, *, tls_insecure: bool = False, credentials: Credentials | None = None
-    ) -> RawManifest:
-        remote = Remote(references.parse_source(reference), platforms.host_platform(), tls_insecure)
-        async with self._reached(remote, credentials) as reached:
-            raw = await self._skopeo.raw_manifest(reached)
-        return manifests.described(raw, str(remote.source))
-
-    async def search(
-        self,
-        term: str,
-        *,
-        limit: int = DEFAULT_LIMIT,
-        tls_insecure: bool = False,
-        credentials: Credentials | None = None,
-    ) -> list[FoundImage]:
-        wanted = searches.Search(term, limit, tls_insecure, credentials)
-        if credentials is not None:
-            require_sensible(credentials)
-        return await searches.search(wanted, lambda asked: web.fetch(asked, self._workers))
 
     async def root_disk(self, image_id: ImageId) -> RootDisk:
         self._budget.touch(image_id)

@@ -7,6 +7,7 @@ give image ids and digests that no other tool knows. `copy` is used for layers, 
 
 import json
 import os
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,12 @@ class Skopeo:
             f"oci:{layout}",
         ]
         await self._run(argv, remote, COPY_TIMEOUT_S)
+
+    async def version(self) -> tuple[int, ...]:
+        """() when it does not tell."""
+        finished = await process.run([self._skopeo, "--version"], timeout_s=INSPECT_TIMEOUT_S)
+        found = re.search(r"(\d+)\.(\d+)(?:\.(\d+))?", finished.stdout.decode(errors="replace"))
+        return tuple(int(each) for each in found.groups() if each) if found else ()
 
     async def show(self, remote: Remote, policy: Path, target: str, authfile: Path) -> None:
         """Copy the image to ``target`` if ``policy`` admits it, unchanged. Raises DeniedError when it does not."""

@@ -12,18 +12,21 @@ LEAST_BYTES_PER_S = 16 << 10
 
 
 class Pace:
-    """The patience with a sender: waiting for it uses it up, what it sends gives it back, up to what it was."""
+    """The patience with a sender or reader: waiting uses it up, what is moved gives it back, as far as it was."""
 
-    def __init__(self, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, patience_s: float = PATIENCE_S, *, subject: str = "data", does: str = "comes") -> None:
         self.patience_s = self.left_s = patience_s
+        self._subject = subject
+        self._does = does
 
     def count(self, waited_s: float, size_bytes: int) -> None:
         """Raises TimeoutExpiredError."""
         self.left_s = min(self.patience_s, self.left_s - waited_s + size_bytes / LEAST_BYTES_PER_S)
         if self.left_s <= 0:
             raise TimeoutExpiredError(
-                f"it comes more slowly than {LEAST_BYTES_PER_S >> 10} KiB a second, for {self.patience_s:g} s and more",
-                subject="data",
+                f"it {self._does} more slowly than {LEAST_BYTES_PER_S >> 10} KiB a second, "
+                f"for {self.patience_s:g} s and more",
+                subject=self._subject,
             )
 
 

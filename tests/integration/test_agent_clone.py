@@ -182,17 +182,18 @@ async def test_forkpoints_return_in_each_clone_and_only_there(bench):
 async def test_a_fork_keeps_its_limit_of_memory_and_tells_who_was_killed_for_it(bench):
     too_much, little = ("dd", "if=/dev/zero", "of=/dev/null", "bs=96M", "count=1"), ("true",)
 
-    async def ended(name: str, args: tuple[str, ...]) -> ProcessExit:
+    async def end_of(name: str, args: tuple[str, ...]) -> ProcessExit:
         await guest.exec_process(BOX, ProcessId(name), ProcessPlan(args, ENV))
         async with asyncio.timeout(60):
-            return await guest.wait_process(BOX, ProcessId(name))
+            ended: ProcessExit = await guest.wait_process(BOX, ProcessId(name))
+            return ended
 
     source = bench.boot()
     guest = await source.dial()
     await guest.configure(source.identity())
     await run(guest, container("sleep 1000", memory_bytes=48 << 20))
     # What was before the fork is counted to nobody after it.
-    assert await ended("before", too_much) == ProcessExit(137, signal=9, oom_killed=True)
+    assert await end_of("before", too_much) == ProcessExit(137, signal=9, oom_killed=True)
     await guest.exec_process(BOX, ProcessId("across"), ProcessPlan(("sleep", "1000"), ENV))
     await guest.freeze()
     await guest.close()
@@ -203,11 +204,11 @@ async def test_a_fork_keeps_its_limit_of_memory_and_tells_who_was_killed_for_it(
     await guest.configure(clone.identity(fork=ForkIdentity(0, 1)))
     await guest.thaw()
     assert (await guest.stats(BOX)).memory_limit_bytes == 48 << 20
-    assert await ended("little", little) == ProcessExit(0)
+    assert await end_of("little", little) == ProcessExit(0)
     assert await guest.signal(BOX, ProcessId("across"), 9)
     assert await guest.wait_process(BOX, ProcessId("across")) == ProcessExit(137, signal=9)
-    assert await ended("after", too_much) == ProcessExit(137, signal=9, oom_killed=True)
-    assert await ended("then", little) == ProcessExit(0)
+    assert await end_of("after", too_much) == ProcessExit(137, signal=9, oom_killed=True)
+    assert await end_of("then", little) == ProcessExit(0)
     (status,) = await guest.list_containers()
     assert status.processes[0].running, "only who asked for too much is killed"
     await guest.close()

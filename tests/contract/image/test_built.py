@@ -84,6 +84,16 @@ async def test_an_image_on_nothing(store):
     assert removal.deleted
 
 
+async def test_an_image_without_a_layer(store):
+    """FROM scratch, and LABEL: its disk is empty, and there."""
+    engine = Engine(None)
+    for _ in range(2):
+        image = await store.take_built(engine.config, engine.read, ["none:1"])
+        assert image.diff_ids == ()
+        assert (await store.root_disk(image.image_id)).path.exists()
+        assert (await store.remove(image.image_id, force=True)).deleted
+
+
 @pytest.mark.parametrize("fault", ["another layer", "no tar", "breaks off", "config", "tag"])
 async def test_what_is_not_as_it_should_be_leaves_nothing(store, hub, fault):
     base = images.busybox_image()

@@ -193,7 +193,7 @@ async def test_a_login_of_the_daemon_for_another_registry_is_not_lost(tmp_path):
             for credentials in (None, Credentials()):
                 with pytest.raises(NotFoundError):  # let in, and nothing there
                     await store.manifest(f"{hub.address}/private:1", credentials=credentials)
-            async with store._logins.lent(LOGIN, "example.org") as lent:
+            async with store._exchange._logins.lent(LOGIN, "example.org") as lent:
                 assert lent is not None
                 body = json.loads(lent.read_text())
                 assert stat.S_IMODE(lent.stat().st_mode) == 0o600

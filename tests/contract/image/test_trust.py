@@ -147,8 +147,9 @@ async def test_a_sigstore_signature_is_looked_at(hub, store, host):
     host.allow({f"docker:{hub.address}": sigstore_signed(SIGSTORE_PUBLIC)})
     source, name = await hub.push(SIGNED, "source:1"), f"{hub.address}/app:1"
     if not await host.push_signed_by_sigstore(source, name):
-        with pytest.raises(DeniedError, match="policy does not allow"):
+        with pytest.raises(DeniedError, match="policy does not allow") as refused:
             await pulled(store, source)
+        assert "install skopeo >= 1.13" in refused.value.hint
         return
     image, _ = await pulled(store, name)
     assert image.manifest_digest == SIGNED.manifest_digest

@@ -208,3 +208,28 @@ async def test_an_agent_that_does_not_answer_is_one_without_an_answer(
     call.cancel()
     await eventually(lambda: not api.shop.fleet.views())
     api.shop.require_nothing_left()
+
+
+async def test_a_caller_who_reads_next_to_nothing_gives_the_turn_back(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+):
+    """Each message within its time, all of them together for ever."""
+    loop = asyncio.get_running_loop()
+    clock, passed = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: clock() + passed)
+    api.shop.script("buildah", None, *[bytes(1 << 20)] * 64)
+    scratch = pb.BuildImageRequest(options=pb.BuildOptions(dockerfile=b"FROM scratch"))
+    call = api.stub.BuildImage(iter_of((scratch, *CONTEXT)))
+    await eventually(lambda: api.shop.running("buildah"))
+
+    async def read_slowly() -> None:
+        nonlocal passed
+        while True:
+            passed += 100.0
+            assert await call.read() is not grpc.aio.EOF
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await read_slowly()
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "is read more slowly" in str(caught.value.details())
+    api.shop.require_nothing_left()

@@ -328,12 +328,16 @@ class Daemon:
     async def commit(self, name: str) -> None:
         """A layer that only this has, on the image."""
         base = await self.database.transaction(lambda each: records.find_id(each, name))
-        await Making(self.parts, self._intake()).commit(base, stream(b"commit"), NewImage(name))
+        await Making(self.parts, self._intake(), stall_timeout_s=60).commit(
+            base, stream(b"commit"), NewImage(name)
+        )
 
     async def import_root(self, name: str) -> None:
         """A layer that others have, too."""
         new = NewImage(name, platform=PLATFORM)
-        await Making(self.parts, self._intake()).make_on_nothing(stream(images.layer_tar(C)), new)
+        await Making(self.parts, self._intake(), stall_timeout_s=60).make_on_nothing(
+            stream(images.layer_tar(C)), new
+        )
 
     async def save(self, name: str) -> None:
         async with contextlib.aclosing(Saving(self.parts).save([name])) as chunks:
