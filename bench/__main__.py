@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import execs, fio, forks, images, memory, policies, shares, starts, storage
+from bench import execs, fio, forks, images, memory, network, policies, shares, starts, storage
 from bench.api import IMAGE, Api, call
 from bench.measure import NotMeasured, Result, render, write
 from bench.stage import Bench, Stage, running_hyper
@@ -45,6 +45,8 @@ BENCHES: dict[str, tuple[Bench, str]] = {
     "commit": (images.commit, "commit of 512 MiB; floor: tar | gzip at the same level"),
     "disk": (images.disk, "four images that share layers; floor: each layer once"),
     "agent": (memory.agent, "resident memory of the agent"),
+    "network": (network.traffic, "TCP of guests and requests to them; floor: bare QEMUs on a plain bridge"),
+    "attach": (network.attaches, "attach to a network with three published ports; floor: with none"),
     "policies": (policies.among_many, "rules of one sandbox more among 500; floor: nft with the same rules"),
     "memory": (memory.clones, "PSS per idle clone, of 50, every MiB under a name"),
 }  # fmt: skip

@@ -53,6 +53,7 @@ class TestImage:
         job.run(
             *("mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(SHELL + self.packages)}"),
             *(*filters, f'--extract-hook=printf "{lines}" > "$1/etc/passwd"'),
+            '--extract-hook=printf "root:x:0:\\n" > "$1/etc/group"',
             *(debian.codename(), archive),
         )
 

@@ -92,6 +92,7 @@ class Machine:
 
     directory: Path
     writable: Path
+    tap: str = ""  # its NIC's; "" = it leads nowhere
     mac: str = field(
         default_factory=lambda: ":".join(["52", "54", "00", *(secrets.token_hex(1) for _ in "abc")])
     )
@@ -115,7 +116,8 @@ class Machine:
         ):
             argv += ["-blockdev", f"file,node-name={name},filename={path},read-only={mode}"]
             argv += ["-device", f"virtio-blk-pci-non-transitional,drive={name},serial={name},addr={slot}"]
-        argv += ["-netdev", "hubport,id=net,hubid=0"]
+        wire = f"tap,ifname={self.tap},script=no,downscript=no,vhost=off" if self.tap else "hubport,hubid=0"
+        argv += ["-netdev", f"{wire},id=net"]
         argv += ["-device", f"virtio-net-pci-non-transitional,netdev=net,romfile=,mac={self.mac},addr=7"]
         argv += ["-device", "virtio-serial-pci-non-transitional,addr=11"]
         argv += ["-serial", f"file:{self.directory}/console"]
@@ -158,16 +160,20 @@ class Machine:
 class Bench:
     """The files of one family of guests, and its machines. Leaves nothing."""
 
-    def __init__(self, directory: Path, add: Callable[[Path], None] | None = None) -> None:
-        """``add``: puts more into the image's root."""
+    def __init__(
+        self, directory: Path, add: Callable[[Path], None] | None = None, *, image: Path | None = None
+    ) -> None:
+        """``image``: a file system that is there already; None: busybox's is made, ``add`` puts more into its root."""
         self.directory = directory
         self._add = add
-        self.image = directory / "image"
+        self.image = image or directory / "image"
+        self._is_made = image is not None
         self.writable = directory / "writable"
         self._machines: list[Machine] = []
 
     def __enter__(self) -> Self:
-        make_image(self.directory / "root", self.image, self._add)
+        if not self._is_made:
+            make_image(self.directory / "root", self.image, self._add)
         with self.writable.open("wb") as disk:
             disk.truncate(64 << 20)
         make_ext4(self.writable)
@@ -189,8 +195,8 @@ class Bench:
             *("-object", f"memory-backend-file,{memory},share={'on' if share else 'off'}"),
         ]
 
-    def boot(self) -> Machine:
-        return self._start("source", self.writable, incoming=False)
+    def boot(self, tap: str = "") -> Machine:
+        return self._start("source", self.writable, incoming=False, tap=tap)
 
     def save(self, source: Machine) -> None:
         """And ends the source: its RAM file is the clones' from now on."""
@@ -212,8 +218,8 @@ class Bench:
         machine.qmp("cont")
         return machine
 
-    def _start(self, name: str, disk: Path, *, incoming: bool) -> Machine:
-        machine = Machine(self.directory / name, disk)
+    def _start(self, name: str, disk: Path, *, incoming: bool, tap: str = "") -> Machine:
+        machine = Machine(self.directory / name, disk, tap)
         self._machines.append(machine)
         machine.start(self, incoming=incoming)
         return machine
