@@ -257,7 +257,8 @@ class FakeAgent:
     connections: set["FakeGuest"] = field(default_factory=set)
     files: FakeFiles = field(default_factory=FakeFiles)  # on the disk, which outlives the VM
     volume_sizes: dict[str, int] = field(default_factory=dict)  # of those that grew, by their disks' serials
-    opened_volumes: list[tuple[str, str, str]] = field(default_factory=list)  # serial, file system, directory
+    # Serial, file system, directory, whether to read only.
+    opened_volumes: list[tuple[str, str, str, bool]] = field(default_factory=list)
     still_volumes: set[str] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)
@@ -592,11 +593,17 @@ class FakeGuest(FakeArchives):
         return self.agent.thaw_volume(serial)
 
     async def open_volume(
-        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+        self,
+        container_id: ContainerId,
+        serial: str,
+        filesystem: str,
+        directory: str,
+        *,
+        readonly: bool = False,
     ) -> None:
         await self._enter("open_volume")
         self.agent.open_volume(container_id)
-        self.agent.opened_volumes.append((serial, filesystem, directory))
+        self.agent.opened_volumes.append((serial, filesystem, directory, readonly))
 
     async def shutdown(self, timeout_s: float) -> None:
         await self._enter("shutdown")
