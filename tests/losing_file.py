@@ -12,6 +12,7 @@ The worst of file systems: it writes nothing before fsync or fdatasync. FUSE, sp
 import contextlib
 import errno
 import os
+import select
 import stat
 import struct
 import subprocess
@@ -53,7 +54,8 @@ class LosingFile:
         self._pages = LosingPages(self._backing)
         self._lock = threading.Lock()
         self._has_power = True
-        self._device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+        self._device = os.open("/dev/fuse", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._woken, self._wake = os.pipe2(os.O_CLOEXEC)
         options = f"fd={self._device},rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions"
         subprocess.run(
             ["mount", "-i", "-t", "fuse", "-o", options, "losing", path.parent],
@@ -69,19 +71,21 @@ class LosingFile:
             self.lost_pages = self._pages.lose()
 
     def close(self) -> None:
+        """Also where others have it mounted still, who were started meanwhile: for them it is gone."""
         subprocess.run(["umount", "-l", self.path.parent], check=True)
+        os.close(self._wake)
         self._thread.join(10)
-        os.close(self._device)
-        os.close(self._backing)
+        for descriptor in (self._device, self._woken, self._backing):
+            os.close(descriptor)
 
     def _serve(self) -> None:
-        while True:
+        while self._woken not in select.select([self._device, self._woken], [], [])[0]:
             try:
                 request = os.read(self._device, MAX_WRITE + 4096)
             except OSError as error:
                 if error.errno == errno.ENODEV:  # unmounted
                     return
-                if error.errno not in (errno.ENOENT, errno.EINTR):
+                if error.errno not in (errno.ENOENT, errno.EINTR, errno.EAGAIN):
                     raise
                 continue
             _, opcode, unique, node = struct.unpack_from("<IIQQ", request)

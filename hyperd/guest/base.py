@@ -167,7 +167,13 @@ class Guest(Protocol):
         """Whether it stood still until now. Idempotent."""
 
     async def open_volume(
-        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+        self,
+        container_id: ContainerId,
+        serial: str,
+        filesystem: str,
+        directory: str,
+        *,
+        readonly: bool = False,
     ) -> None:
         """Mount a volume alone as if it were a container's root: for ``write_tree`` and ``read_tree``.
 

@@ -189,10 +189,20 @@ class AgentGuest(Archives):
         return (await self._call(self._agent.ThawVolume, request, SHORT_S)).stood_still
 
     async def open_volume(
-        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+        self,
+        container_id: ContainerId,
+        serial: str,
+        filesystem: str,
+        directory: str,
+        *,
+        readonly: bool = False,
     ) -> None:
         request = pb.OpenVolumeRequest(
-            container_id=container_id, disk_serial=serial, filesystem=filesystem, subdirectory=directory
+            container_id=container_id,
+            disk_serial=serial,
+            filesystem=filesystem,
+            subdirectory=directory,
+            readonly=readonly,
         )
         await self._call(self._agent.OpenVolume, request, CREATE_S)
 

@@ -113,7 +113,7 @@ class ContainerFiles:
         async with self._opened(writes=writes, disks=(replace(mount, no_copy=True),)) as guest:
             key = ContainerId(secrets.token_hex(32))
             (serial,) = mount_sources.serials_of((mount,)).values()
-            await guest.open_volume(key, serial, filesystem, DATA_DIRECTORY)
+            await guest.open_volume(key, serial, filesystem, DATA_DIRECTORY, readonly=mount.readonly)
             try:
                 yield guest, key, inner
             except HyperError:

@@ -147,11 +147,17 @@ class FakeGuest(FakeArchives):
         return self.agent.thaw_volume(serial)
 
     async def open_volume(
-        self, container_id: ContainerId, serial: str, filesystem: str, directory: str
+        self,
+        container_id: ContainerId,
+        serial: str,
+        filesystem: str,
+        directory: str,
+        *,
+        readonly: bool = False,
     ) -> None:
         await self._enter("open_volume")
         self.agent.open_volume(container_id)
-        self.agent.opened_volumes.append((serial, filesystem, directory))
+        self.agent.opened_volumes.append((serial, filesystem, directory, readonly))
 
     async def shutdown(self, timeout_s: float) -> None:
         await self._enter("shutdown")

@@ -72,7 +72,8 @@ class FakeAgent:
     connections: set["Connection"] = field(default_factory=set)
     files: FakeFiles = field(default_factory=FakeFiles)  # on the disk, which outlives the VM
     volume_sizes: dict[str, int] = field(default_factory=dict)  # of those that grew, by their disks' serials
-    opened_volumes: list[tuple[str, str, str]] = field(default_factory=list)  # serial, file system, directory
+    # Serial, file system, directory, whether to read only.
+    opened_volumes: list[tuple[str, str, str, bool]] = field(default_factory=list)
     still_volumes: set[str] = field(default_factory=set)
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -147,6 +148,21 @@ def test_what_is_committed_is_there_whoever_is_killed(database: Database, killed
         database.require_all()
 
 
+@contextlib.contextmanager
+def writing(argv: list[str], file: BinaryIO) -> Iterator[None]:
+    with subprocess.Popen(argv, stdout=file, stderr=subprocess.DEVNULL) as writer:
+        try:
+            yield
+        finally:
+            writer.kill()
+
+
+def server_of(host: Hyper, sandbox_id: str) -> int:
+    """The virtiofsd of a container that has one."""
+    words = sandbox_id[:12].encode()
+    return min(pid for pid in host.share_processes() if words in Path(f"/proc/{pid}/cmdline").read_bytes())
+
+
 def test_what_is_synced_to_a_shared_volume_is_there_when_its_virtiofsd_is_killed(
     host: Hyper, name: str, tmp_path: Path
 ):
@@ -160,22 +176,10 @@ def test_what_is_synced_to_a_shared_volume_is_there_when_its_virtiofsd_is_killed
         for box in (name, f"{name}-2"):
             host.ok("run", "-d", "--name", box, "-v", f"{name}:/pool", BUSYBOX, "sleep", "600")
         for _ in range(ROUNDS):
-            with (
-                told.open("wb") as file,
-                subprocess.Popen(
-                    host.argv("exec", name, "sh", "-c", writes), stdout=file, stderr=subprocess.DEVNULL
-                ) as writer,
-            ):
-                wait_until(
-                    lambda: len(told.read_bytes().splitlines()) >= ENOUGH, "it writes", timeout_s=SLOW_S
-                )
-                sandbox = host.ok("inspect", "-f", "{{.Id}}", name)
-                os.kill(
-                    min(pid for pid, line in host.share_processes().items() if sandbox[:12] in line),
-                    signal.SIGKILL,
-                )
+            with told.open("wb") as file, writing(host.argv("exec", name, "sh", "-c", writes), file):
+                wait_until(lambda: told.read_bytes().count(b"\n") >= ENOUGH, "it writes", timeout_s=SLOW_S)
+                os.kill(server_of(host, host.ok("inspect", "-f", "{{.Id}}", name)), signal.SIGKILL)
                 wait_until(lambda: "in trouble" in host.ok("ps"), "it is told")
-                writer.kill()
             numbers = [line.decode() for line in told.read_bytes().rpartition(b"\n")[0].split()]
             lost = [number for number in numbers if (pool / number).read_text() != f"{number}-{number}\n"]
             assert lost == []

@@ -36,7 +36,7 @@ async def test_of_one_that_does_not_run_a_volume_is_opened_in_a_vm_and_nothing_e
     world.hypervisor.definitions.clear()
     assert await read(handle, b"/data/file") != []
     agent = world.agent(handle)
-    assert agent.opened_volumes == [("volume0", filesystem, "data")]
+    assert agent.opened_volumes == [("volume0", filesystem, "data", False)]
     assert agent.calls[-3:] == ["delete_container", "delete_container", "shutdown"]
     [definition] = world.hypervisor.definitions
     assert [disk.path.parent.name for disk in definition.disks if disk.serial.startswith("volume")] == ["db"]
@@ -65,6 +65,9 @@ async def test_of_one_that_does_not_run_what_is_no_disk_is_refused_with_where_it
     with pytest.raises(WrongStateError, match="is mounted read-only at /data"):
         await write(handle, path=b"/data")
     assert world.hypervisor.definitions == []
+    disk_of(world, handle).synced[b"/file"] = b"1"
+    assert await read(handle, b"/data/file") != []
+    assert world.agent(handle).opened_volumes == [("volume0", "ext4", "data", True)]
 
 
 async def test_a_volume_that_another_container_writes_to_is_not_opened_and_that_is_said(
