@@ -3,9 +3,16 @@
 
 import os
 import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import pytest_asyncio
+
+if TYPE_CHECKING:
+    from hyperd.host.database import Database
 
 # How long an example takes says how busy the machine is.
 hypothesis.settings.register_profile("hyper", deadline=None)
@@ -19,6 +26,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # test id -> why it cannot run there
 ALLOWED_SKIPS: dict[str, str] = {}
+
+
+@pytest_asyncio.fixture
+async def database(tmp_path: Path) -> "AsyncIterator[Database]":
+    """Records, with nothing in them."""
+    from hyperd.host.database import Database  # noqa: PLC0415 - the black box's tests import nothing of hyperd
+
+    opened = Database(tmp_path / "records.sqlite")
+    await opened.open()
+    yield opened
+    await opened.close()
 
 
 @pytest.hookimpl(trylast=True)

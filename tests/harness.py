@@ -162,6 +162,17 @@ class Hyper:
     def log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else ""
 
+    def clear(self, *, snapshots: bool = False) -> None:
+        """Remove all containers, and with ``snapshots`` those, too."""
+        if containers := self.ok("ps", "-aq").split():
+            self.ok("rm", "-f", *containers)
+        if snapshots and (saved := self.ok("snapshot", "ls", "-q").split()):
+            self.ok("snapshot", "rm", *saved)
+
+    def require_no_leaks(self) -> None:
+        leaks = self.leaks()
+        assert not leaks, f"left behind: {leaks}"
+
     def leaks(self) -> list[str]:
         """What is left of sandboxes although no container exists: processes, taps, leases, disks, sockets, mounts.
 

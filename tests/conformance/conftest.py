@@ -21,13 +21,11 @@ def shared() -> Iterator[Hyper]:
 def host(shared: Hyper) -> Iterator[Hyper]:
     """The suite's daemon; the test leaves neither containers nor images behind."""
     yield shared
-    containers = shared.ok("ps", "-aq").split()
-    if containers:
-        shared.ok("rm", "-f", *containers)
+    shared.clear()
     stored = sorted(set(shared.ok("images", "-q", "--no-trunc").split()))
     if stored:
         shared.ok("rmi", "-f", *stored)
-    assert not shared.leaks()
+    shared.require_no_leaks()
 
 
 @pytest.fixture

@@ -36,11 +36,8 @@ def shared(layouts: Path) -> Iterator[Hyper]:
 def host(shared: Hyper) -> Iterator[Hyper]:
     """The suite's daemon, with the promise that the test leaves nothing behind."""
     yield shared
-    left = shared.ok("ps", "-aq").split()
-    if left:
-        shared.run("rm", "-f", *left)
-    leaks = shared.leaks()
-    assert not leaks, f"left behind: {leaks}"
+    shared.clear()
+    shared.require_no_leaks()
 
 
 @pytest.fixture

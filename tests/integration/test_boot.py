@@ -22,7 +22,7 @@ def test_a_kernel_without_an_init_shows_its_panic(layouts: Path):
         message = finished.stderr.decode()
         assert finished.returncode == 125
         assert "Kernel panic" in message or "No working init" in message
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 def test_an_agent_that_does_not_answer_in_time_is_an_error(layouts: Path):
@@ -30,7 +30,7 @@ def test_an_agent_that_does_not_answer_in_time_is_an_error(layouts: Path):
         finished = _pulled(host, layouts).run("run", "--rm", BUSYBOX, "true")
         assert finished.returncode == 125
         assert "0.2 s" in finished.stderr.decode()
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 def test_a_missing_kernel_is_named(layouts: Path):
@@ -38,7 +38,7 @@ def test_a_missing_kernel_is_named(layouts: Path):
         finished = _pulled(host, layouts).run("run", "--rm", BUSYBOX, "true")
         assert finished.returncode == 125
         assert "/nowhere/vmlinux" in finished.stderr.decode()
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 async def test_the_agent_stays_within_its_memory():
@@ -73,4 +73,4 @@ def test_a_full_host_disk_is_an_error_in_the_guest_and_not_its_end(layouts: Path
         assert host.ok("exec", "full", "echo", "on it goes") == "on it goes"
         room.unlink()  # records need some to be removed
         host.ok("rm", "-f", "full")
-        assert not host.leaks()
+        host.require_no_leaks()

@@ -56,7 +56,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hyper]:
 def host(daemon: Hyper) -> Iterator[Hyper]:
     yield daemon
     assert not daemon.ok("ps", "-aq")
-    assert not daemon.leaks()
+    daemon.require_no_leaks()
 
 
 @dataclass

@@ -52,11 +52,8 @@ def born(layouts: Path) -> Iterator[Hyper]:
         host.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
         host.ok("template", "build", "-m", MEMORY, timeout_s=200)
         yield host
-        left = host.ok("ps", "-aq").split()
-        if left:
-            host.run("rm", "-f", *left)
-        leaks = host.leaks()
-        assert not leaks, f"left behind: {leaks}"
+        host.clear()
+        host.require_no_leaks()
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +65,7 @@ def sparing(layouts: Path) -> Iterator[Hyper]:
         for _ in range(2):  # asked for twice in a row: from now on they are of this size
             host.ok("rm", host.ok("create", "-m", MEMORY, BUSYBOX))
         yield host
-        leaks = host.leaks()
-        assert not leaks, f"left behind: {leaks}"
+        host.require_no_leaks()
 
 
 @dataclass(frozen=True)

@@ -106,8 +106,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
         yield made
         host.ok("rm", "-f", BOX)
         host.ok("volume", "rm", VOLUME)
-        leaks = host.leaks()
-        assert not leaks, f"left behind: {leaks}"
+        host.require_no_leaks()
 
 
 def kill_qemu(host: Hyper) -> None:

@@ -194,4 +194,4 @@ def test_a_daemon_killed_while_files_are_open_leaves_nothing(layouts: Path):
         with connected(host) as files:
             assert "big" in files.export("box").getnames()
         host.ok("rm", "box")
-        assert not host.leaks()
+        host.require_no_leaks()

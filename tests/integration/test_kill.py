@@ -22,10 +22,8 @@ def own(layouts: Path) -> Iterator[Hyper]:
         host.ok("pull", "-q", f"oci:{layouts}/busybox:test.local/busybox:latest")
         host.wait_for_template()  # no machine is there but the test's
         yield host
-        left = host.ok("ps", "-aq").split()
-        if left:
-            host.ok("rm", "-f", *left)
-        assert not host.leaks()
+        host.clear()
+        host.require_no_leaks()
 
 
 def test_a_killed_daemon_loses_nothing(own: Hyper):

@@ -49,8 +49,7 @@ def host(own: Hyper) -> Iterator[Hyper]:
     saved = own.ok("snapshot", "ls", "-q").split()
     if saved:
         own.ok("snapshot", "rm", *saved)
-    leaks = own.leaks()
-    assert not leaks, f"left behind: {leaks}"
+    own.require_no_leaks()
 
 
 Moment = Callable[[Hyper], Callable[[], bool]]  # looks first at what is there before the call

@@ -103,7 +103,7 @@ def test_without_a_network_hyperd_starts_and_says_so(layouts: Path):
             subprocess.run(["ip", "link", "del", "vpn0"], check=True)
             assert own.ok("run", "--rm", BUSYBOX, "echo", "again") == "again"
             assert "vpn0" not in own.ok("info")
-            assert not own.leaks()
+            own.require_no_leaks()
     finally:
         subprocess.run(["ip", "link", "del", "vpn0"], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", "hyper9"], check=False, capture_output=True)

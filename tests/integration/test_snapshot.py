@@ -31,14 +31,8 @@ def own(layouts: Path) -> Iterator[Hyper]:
 @pytest.fixture
 def host(own: Hyper) -> Iterator[Hyper]:
     yield own
-    left = own.ok("ps", "-aq").split()
-    if left:
-        own.ok("rm", "-f", *left)
-    saved = own.ok("snapshot", "ls", "-q").split()
-    if saved:
-        own.ok("snapshot", "rm", *saved)
-    leaks = own.leaks()
-    assert not leaks, f"left behind: {leaks}"
+    own.clear(snapshots=True)
+    own.require_no_leaks()
 
 
 def counter(host: Hyper, name: str = "counter") -> None:

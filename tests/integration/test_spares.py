@@ -31,17 +31,11 @@ def host(own: Hyper) -> Iterator[Hyper]:
     """With a spare that is ready."""
     own.wait_for_spare()
     yield own
-    left = own.ok("ps", "-aq").split()
-    if left:
-        own.ok("rm", "-f", *left)
-    saved = own.ok("snapshot", "ls", "-q").split()
-    if saved:
-        own.ok("snapshot", "rm", *saved)
+    own.clear(snapshots=True)
     volumes = own.ok("volume", "ls", "-q").split()
     if volumes:
         own.ok("volume", "rm", *volumes)
-    leaks = own.leaks()
-    assert not leaks, f"left behind: {leaks}"
+    own.require_no_leaks()
 
 
 def path_of(host: Hyper, name: str) -> str:
@@ -139,7 +133,7 @@ def test_a_daemon_killed_while_a_spare_is_made_leaves_nothing(host: Hyper):
     host.settings["template.spares"] = "0"
     host.start()
     try:
-        assert not host.leaks()
+        host.require_no_leaks()
     finally:
         host.stop()
         host.settings["template.spares"] = "1"
@@ -159,7 +153,7 @@ def test_the_daemon_takes_its_spares_with_it(host: Hyper):
     host.stop()
     try:
         assert not host.qemu_processes()
-        assert not host.leaks()
+        host.require_no_leaks()
     finally:
         host.start()
 
@@ -180,4 +174,4 @@ def test_memory_that_is_not_shared_does_not_matter(layouts: Path):
         assert host.ok("run", "--name", "box", BUSYBOX, "echo", "ok") == "ok"
         assert path_of(host, "box") == "spare"
         host.ok("rm", "box")
-        assert not host.leaks()
+        host.require_no_leaks()

@@ -40,7 +40,7 @@ def test_the_default_size_has_one_soon_after_the_daemon_s_start(layouts: Path):
         pulled(host, layouts)
         wait_until(lambda: len(template_ids(host)) == 1, "the template is built", timeout_s=200)
         assert started(host)["Path"] == "template"
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 def test_a_new_size_boots_at_once_and_has_a_template_the_next_time(layouts: Path):
@@ -53,7 +53,7 @@ def test_a_new_size_boots_at_once_and_has_a_template_the_next_time(layouts: Path
         wait_until(lambda: "96MiB" in host.ok("template", "ls"), "the template is built", timeout_s=200)
         assert started(host, "-m", "96m", "--network", "none")["Path"] == "template"
         assert template_ids(host) > before
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 def test_a_container_that_starts_again_from_a_template_has_its_disk_as_it_left_it(layouts: Path):
@@ -70,7 +70,7 @@ def test_a_container_that_starts_again_from_a_template_has_its_disk_as_it_left_i
             (disk,) = (host.state_dir / "storage/sandboxes").glob("*/writable.img")
             subprocess.run(["e2fsck", "-fn", str(disk)], check=True, capture_output=True)
         host.ok("rm", "box")
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 @pytest.mark.parametrize("share", ["true", "false"])
@@ -94,7 +94,7 @@ def test_what_runs_from_a_template_outlives_it_and_the_daemon(layouts: Path, sha
         host.start()
         assert host.ok("exec", "box", "sh", "-c", "md5sum < /f") == "96995b58d4cbf6aaa9041b4f00c7f6ae  -"
         host.ok("rm", "-f", "box")
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_behind(layouts: Path):
@@ -103,7 +103,7 @@ def test_a_daemon_killed_in_the_middle_of_a_build_leaves_nothing_behind(layouts:
         host.kill_daemon()
         host.settings["template.enabled"] = "false"
         host.start()
-        assert not host.leaks()
+        host.require_no_leaks()
         assert not template_ids(host)
         host.stop()
         host.settings["template.enabled"] = "true"
@@ -128,7 +128,7 @@ def test_a_state_that_qemu_refuses_is_thrown_away_and_the_start_boots(layouts: P
         assert "the template was bad and is removed" in start["Note"]
         assert "cannot be restored" in start["Note"]
         wait_until(lambda: started(host)["Path"] == "template", "it is made anew", timeout_s=200)
-        assert not host.leaks()
+        host.require_no_leaks()
 
 
 def reseal(manifest: Path, state: Path) -> None:

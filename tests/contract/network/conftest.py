@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.host.database import Database
 from hyperd.network import BridgeNetwork, BridgeSettings
 
 CLONE_NEWNET = 0x40000000
@@ -55,14 +54,6 @@ def ancestors() -> Iterator[str]:
         yield process
         status = Path(f"/proc/{process}/status").read_text()
         process = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid:"))
-
-
-@pytest.fixture
-async def database(tmp_path):
-    it = Database(tmp_path / "hyperd.db")
-    await it.open()
-    yield it
-    await it.close()
 
 
 @pytest.fixture

@@ -4,17 +4,8 @@
 import pytest
 import pytest_asyncio
 
-from hyperd.host.database import Database
 from tests.contract.storage.volumes import opened
 from tests.fakes.volumes import FakeVolumes
-
-
-@pytest_asyncio.fixture
-async def database(tmp_path):
-    subject = Database(tmp_path / "records.sqlite")
-    await subject.open()
-    yield subject
-    await subject.close()
 
 
 @pytest_asyncio.fixture

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The servicers over a real UNIX socket, the service over fakes."""
 
+import contextlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,17 +92,16 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
     )
 
 
-@pytest_asyncio.fixture
-async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    store = MovingImages()
-    world = World(tmp_path, images=store)
-    path = tmp_path / "s"
+@contextlib.asynccontextmanager
+async def served(world: World, store: MovingImages | None = None) -> AsyncIterator[Api]:
+    """A daemon over fakes, and stubs of its services."""
+    path = world.root / "s"
     async with (
         world.daemon() as fleet,
         serving(path, "no-such-group", servicers(world, fleet)),
         grpc.aio.insecure_channel(f"unix:{path}") as channel,
     ):
-        yield Api(
+        made = Api(
             world,
             fleet,
             path,
@@ -110,5 +110,12 @@ async def api(tmp_path: Path) -> AsyncIterator[Api]:
             system_pb2_grpc.SystemServiceStub(channel),
             snapshot_pb2_grpc.TemplateServiceStub(channel),
             snapshot_pb2_grpc.SnapshotServiceStub(channel),
-            store,
         )
+        yield made if store is None else replace(made, store=store)
+
+
+@pytest_asyncio.fixture
+async def api(tmp_path: Path) -> AsyncIterator[Api]:
+    store = MovingImages()
+    async with served(World(tmp_path, images=store), store) as made:
+        yield made

@@ -10,31 +10,15 @@ import pytest
 import pytest_asyncio
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import container_pb2_grpc, image_pb2_grpc, snapshot_pb2, snapshot_pb2_grpc, system_pb2_grpc
-from hyperd.api import serving
+from hyper.v1 import snapshot_pb2
 from tests.fakes.world import World
-from tests.unit.api.conftest import Api, servicers
+from tests.unit.api.conftest import Api, served
 
 
 @pytest_asyncio.fixture
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
-    world = World(tmp_path, templates_enabled=True)
-    path = tmp_path / "s"
-    async with (
-        world.daemon() as fleet,
-        serving(path, "no-such-group", servicers(world, fleet)),
-        grpc.aio.insecure_channel(f"unix:{path}") as channel,
-    ):
-        yield Api(
-            world,
-            fleet,
-            path,
-            container_pb2_grpc.ContainerServiceStub(channel),
-            image_pb2_grpc.ImageServiceStub(channel),
-            system_pb2_grpc.SystemServiceStub(channel),
-            snapshot_pb2_grpc.TemplateServiceStub(channel),
-            snapshot_pb2_grpc.SnapshotServiceStub(channel),
-        )
+    async with served(World(tmp_path, templates_enabled=True)) as made:
+        yield made
 
 
 async def test_a_size_is_built_with_a_network_and_without_and_shown_with_what_it_depends_on(api: Api) -> None:

@@ -15,12 +15,9 @@ from tests import images
 
 
 @pytest.fixture
-async def database(tmp_path):
-    it = Database(tmp_path / "test.db")
-    await it.open()
-    await it.migrate(records.ROOM, records.MIGRATIONS)
-    yield it
-    await it.close()
+async def database(database: Database) -> Database:
+    await database.migrate(records.ROOM, records.MIGRATIONS)
+    return database
 
 
 async def add(database, built, *names):

@@ -3,8 +3,6 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,9 @@ from hyperd.network.policy.groups import MIGRATION, Groups
 
 
 @pytest.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    it = Database(tmp_path / "hyperd.db")
-    await it.open()
-    await it.migrate("policy", (MIGRATION,))
-    yield it
-    await it.close()
+async def database(database: Database) -> Database:
+    await database.migrate("policy", (MIGRATION,))
+    return database
 
 
 @pytest.fixture

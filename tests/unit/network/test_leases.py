@@ -26,14 +26,6 @@ def box(number):
 
 
 @pytest.fixture
-async def database(tmp_path):
-    it = Database(tmp_path / "hyperd.db")
-    await it.open()
-    yield it
-    await it.close()
-
-
-@pytest.fixture
 async def leases(database):
     it = Leases(database, SETTINGS)
     await it.prepare()

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from hypothesis import given
 
 from hyperd.errors import ExistsError, UnavailableError
@@ -26,14 +23,6 @@ def record(digit: str = "a", name: str = "web") -> ContainerRecord:
     return ContainerRecord(
         SandboxId(digit * 64), name, spec, ImageId("sha256:0"), ("sh",), Sizing(2, 512), NOW
     )
-
-
-@pytest_asyncio.fixture
-async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(tmp_path / "records.sqlite")
-    await database.open()
-    yield database
-    await database.close()
 
 
 @given(specs)
