@@ -78,6 +78,7 @@ async def test_a_port_is_published_in_both_families(networks, plain_bridges):
                 (tcp(), lease.gateway6, lease.gateway6),
                 (tcp(two), lease.gateway6, lease.gateway6),  # a sibling, by either of the host's addresses
                 (tcp(two), HOST_OUTSIDE, lease.gateway6),
+                (tcp(one), lease.gateway6, lease.gateway6),  # itself
             ]
             for client, address, peer in at:
                 assert await seen(client, tcp(one), address) == peer, address
