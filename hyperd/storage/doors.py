@@ -94,9 +94,6 @@ class Doors:
     async def keep_only(self, running: Collection[SandboxId]) -> None:
         await self._servers.keep_only(running)
 
-    def tidy(self) -> None:
-        self._servers.tidy()
-
     def _start(
         self, wanted: Wanted, sandbox_id: SandboxId, key: str, disk: IscsiDisk, mode: Sequence[str]
     ) -> Path:
