@@ -187,15 +187,19 @@ async def test_what_the_sender_raises_goes_through_and_nothing_is_written(
 async def test_a_guest_that_moves_no_byte_is_given_up(
     peer: AgentPeer, guest: Guest, call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hyperd.guest.archives.STALL_S", 0.05)
+    def lose_patience() -> None:
+        monkeypatch.setattr("hyperd.guest.archives.STALL_S", 0.05)
+
     if call == "read":
         peer.archives.answers, peer.archives.hang = [pb.ReadLayerResponse(data=b"x")], True
         layer = guest.read_layer(BOX, freeze=False)
         assert await anext(layer) == b"x"
+        lose_patience()
         with pytest.raises(TimeoutExpiredError, match="no byte"):
             await anext(layer)
     else:
         peer.agent.files.pieces = 0
+        lose_patience()
         with pytest.raises(TimeoutExpiredError, match="no byte"):
             await guest.write_tree(BOX, WriteOptions(b"/"), given(b"tar"))
 
