@@ -185,8 +185,8 @@ async def test_a_fork_keeps_its_limit_of_memory_and_tells_who_was_killed_for_it(
     async def end_of(name: str, args: tuple[str, ...]) -> ProcessExit:
         await guest.exec_process(BOX, ProcessId(name), ProcessPlan(args, ENV))
         async with asyncio.timeout(60):
-            ended: ProcessExit = await guest.wait_process(BOX, ProcessId(name))
-            return ended
+            exit_: ProcessExit = await guest.wait_process(BOX, ProcessId(name))
+        return exit_
 
     source = bench.boot()
     guest = await source.dial()
