@@ -90,8 +90,8 @@ def image(host: Hyper, name: str) -> Iterator[str]:
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("program")
     (place / "odd.c").write_text(PROGRAM)
-    command = ["gcc", "-static", "-Os", f"-DHOLE={HOLE_BYTES}", "-o", place / "oddities", place / "odd.c"]
-    subprocess.run(command, check=True)
+    command = ["gcc", "-static", "-Os", f"-DHOLE={HOLE_BYTES}", "-o", "oddities", "odd.c"]
+    subprocess.run(command, cwd=place, check=True)
     return place / "oddities"
 
 
