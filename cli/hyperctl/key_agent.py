@@ -38,7 +38,11 @@ def agent_of(keys: Sequence[str], subject: str) -> Iterator[str]:
             ) from error
         try:
             if child.stdout is None or child.stdout.readline().strip() != b"0":
-                raise CliError("ssh-add does not take it", subject=f"{subject}={','.join(keys)}")
+                raise CliError(
+                    "ssh-add does not take it",
+                    subject=f"{subject}={','.join(keys)}",
+                    hint="a passphrase is asked for on the terminal; without one, `ssh-add` it and use --ssh default",
+                )
             yield path
         finally:
             _end(child)
