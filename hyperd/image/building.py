@@ -14,9 +14,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 from hyperd.errors import HyperError, InvalidError, UnavailableError
+from hyperd.host import files
+from hyperd.host.workers import Wanted
 from hyperd.image import assemble as assembling
 from hyperd.image import records
-from hyperd.image.assemble import Base, Blob
+from hyperd.image.assemble import Assembled, Base, Blob
 from hyperd.image.config import ParsedConfig, parse_config
 from hyperd.image.content import digest_of
 from hyperd.image.layer_intake import Intake
@@ -24,7 +26,6 @@ from hyperd.image.layers import LayerFile
 from hyperd.image.making import names_for
 from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
-from hyperd.image.recording import record
 from hyperd.image.reference import Named
 from hyperd.model.image import Digest, Image, ImageId
 
@@ -72,7 +73,7 @@ class Building:
                 made = assembling.join(base, config, blobs)
                 mine.add(made.manifest_digest)
                 await pins.enter_async_context(garbage.pinned(mine))
-                return await record(self._parts, made, [layer for _, layer in taken.values()], names)
+                return await self._record(made, [layer for _, layer in taken.values()], names)
         except BaseException:
             with contextlib.suppress(HyperError):  # what went wrong before is what the caller hears
                 await garbage.sweep(mine)
@@ -108,6 +109,31 @@ class Building:
                 hint="`hyper pull` it again",
             ) from error
         return Base(ground.config, manifest)
+
+    async def _record(self, made: Assembled, layers: Sequence[LayerFile], names: tuple[Named, ...]) -> Image:
+        await self._parts.workers.call_while_wanted(self._put, made)
+        new = records.NewImage(
+            made.image_id,
+            made.manifest_digest,
+            made.parsed_manifest,
+            made.config,
+            made.parsed.diff_ids,
+            names,
+        )
+
+        def save(connection: sqlite3.Connection) -> Image:
+            for layer in layers:
+                records.save_layer(connection, layer)
+            return records.save_image(connection, new)
+
+        return await self._parts.database.transaction(save)
+
+    def _put(self, _: Wanted, made: Assembled) -> None:
+        content = self._parts.content
+        with files.file_errors(content.root):
+            content.put(made.manifest_digest, made.manifest)
+            content.put(Digest(made.image_id), made.config)
+            self._parts.disks.make(made.image_id, made.parsed.diff_ids)
 
     async def _name(self, image_id: ImageId, names: tuple[Named, ...]) -> Image:
         def name(connection: sqlite3.Connection) -> Image:

@@ -13,6 +13,8 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from hyperd.errors import HyperError, ImageNotFoundError, InvalidError, UnavailableError
+from hyperd.host import files
+from hyperd.host.workers import Wanted
 from hyperd.image import assemble as assembling
 from hyperd.image import platform as platforms
 from hyperd.image import records
@@ -20,7 +22,6 @@ from hyperd.image.assemble import Assembled, Base, Blob
 from hyperd.image.layer_intake import Draft, Intake
 from hyperd.image.manifest import MAX_MANIFEST_BYTES
 from hyperd.image.pull import Parts
-from hyperd.image.recording import record
 from hyperd.image.reference import Named, parse_named, require_free
 from hyperd.model.image import Digest, Image, ImageId, NewImage
 
@@ -55,11 +56,37 @@ class Making:
         mine = {Digest(made.image_id), made.manifest_digest, draft.blob_digest, draft.diff_id}
         try:
             async with garbage.pinned(mine):
-                return await record(self._parts, made, (await self._intake.keep(draft),), names)
+                return await self._record(draft, made, names)
         except BaseException:
             with contextlib.suppress(HyperError):  # what went wrong before is what the caller hears
                 await garbage.sweep(mine)
             raise
+
+    async def _record(self, draft: Draft, made: Assembled, names: tuple[Named, ...]) -> Image:
+        parts = self._parts
+        layer = await self._intake.keep(draft)
+        await parts.workers.call_while_wanted(self._put, made)
+        new = records.NewImage(
+            made.image_id,
+            made.manifest_digest,
+            made.parsed_manifest,
+            made.config,
+            made.parsed.diff_ids,
+            names,
+        )
+
+        def save(connection: sqlite3.Connection) -> Image:
+            records.save_layer(connection, layer)
+            return records.save_image(connection, new)
+
+        return await parts.database.transaction(save)
+
+    def _put(self, _: Wanted, made: Assembled) -> None:
+        content = self._parts.content
+        with files.file_errors(content.root):
+            content.put(made.manifest_digest, made.manifest)
+            content.put(Digest(made.image_id), made.config)
+            self._parts.disks.make(made.image_id, made.parsed.diff_ids)
 
     @contextlib.asynccontextmanager
     async def _standing(self, base: ImageId) -> AsyncIterator[Base]:
