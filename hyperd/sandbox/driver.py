@@ -20,6 +20,7 @@ from hyperd.errors import (
 from hyperd.model.container import ExitReason
 from hyperd.model.vm import VmGone
 from hyperd.sandbox import endpoints, machine
+from hyperd.sandbox.beginning import BeginningSandbox
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     Adopt,
@@ -49,13 +50,12 @@ from hyperd.sandbox.message import (
     Settle,
     UpFailed,
 )
-from hyperd.sandbox.starting import StartingSandbox
 from hyperd.sandbox.waiting import fail, resolve
 
 log = logging.getLogger(__name__)
 
 
-class SandboxDriver(StartingSandbox):
+class SandboxDriver(BeginningSandbox):
     async def _handle(self, message: Message) -> None:  # noqa: PLR0912 - a message a branch
         match message:
             case _ if self.pending and isinstance(message, AskOfWhole):

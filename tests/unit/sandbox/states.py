@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hyperd.model.container import ContainerSpec, Exit, ExitReason, StartPath, StartReport, Ulimit
 from hyperd.model.guest import TerminalSize
-from hyperd.model.network import Attachment
+from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility, SnapshotId
 from hyperd.sandbox import machine
 
@@ -48,11 +48,12 @@ facts = st.builds(
     made_of=st.none() | made_of,
 )
 snapshot_ids = texts.map(SnapshotId)
-asleep = st.builds(machine.Hibernated, snapshot_ids, facts, times)
+ports = st.none() | st.lists(st.builds(PortRequest, numbers, host_port=numbers), max_size=2).map(tuple)
+asleep = st.builds(machine.Hibernated, snapshot_ids, facts, times, ports)
 states = st.one_of(
     st.builds(machine.Created),
     st.builds(machine.Starting, times, st.none() | asleep),
-    st.builds(machine.Starting, times, back_to=snapshot_ids),
+    st.builds(machine.Starting, times, back_to=snapshot_ids, ports=ports),
     st.builds(machine.Running, facts),
     st.builds(machine.Paused, facts),
     asleep,
@@ -67,8 +68,8 @@ events = st.one_of(
     st.builds(machine.StartFailed, exits, times),
     st.builds(machine.Pause),
     st.builds(machine.Unpause),
-    st.builds(machine.Slept, snapshot_ids, times),
-    st.builds(machine.RollBack, snapshot_ids, times),
+    st.builds(machine.Slept, snapshot_ids, times, ports),
+    st.builds(machine.RollBack, snapshot_ids, times, ports),
     st.builds(machine.Stop, st.none() | exits),
     st.builds(machine.Gone, exits, times),
     st.builds(machine.Lost, exits, times),

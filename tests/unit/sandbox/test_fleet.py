@@ -296,7 +296,7 @@ async def test_requests_during_the_adoption_are_answered(world: World, ask: str)
 async def test_a_vm_that_was_going_down_ends_even_when_nobody_answers_in_it(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hyperd.sandbox.starting.FINISH_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("hyperd.sandbox.beginning.FINISH_TIMEOUT_S", 0.02)
     async with world.daemon() as fleet:
         handle = await started(fleet, name="web")
         facts = machine.RunFacts(NOW, handle.view().vm_pid, 17, "tcg", "6.12", 90, handle.view().attachment)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FINISH_TIMEOUT_S = 60.0
 
 
-class StartingSandbox(EndingSandbox):
+class BeginningSandbox(EndingSandbox):
     async def _on_start(self, done: Started, origin: Origin | None) -> None:
         if isinstance(self.state, machine.Running):
             resolve_starts([done])
