@@ -51,9 +51,9 @@ from hyperd.network.planning import (
     choose_subnet,
     choose_subnet6,
     filled,
-    parse_subnet,
-    parse_subnet6,
+    settings_of,
     spec_of,
+    view_of,
 )
 from hyperd.network.plugs import remove_left_taps, remove_links
 from hyperd.network.policy import Policies
@@ -251,7 +251,7 @@ class BridgeNetworks:
         return owners | self._policies.owners
 
     def list_networks(self) -> list[NetworkView]:
-        return [self._default_view(), *self._views.values()]
+        return [view_of(self._settings), *self._views.values()]
 
     def get_network(self, reference: str) -> NetworkView:
         views = self.list_networks()
@@ -284,7 +284,7 @@ class BridgeNetworks:
             settings = filled(spec, subnet, subnet6, self._settings)
             view = NetworkView(spec_of(spec, settings), secrets.token_hex(32), "", datetime.now(UTC))
             view = dataclasses.replace(view, bridge=f"hyb{view.network_id[:12]}")
-            network = self._network(self._settings_of(view))
+            network = self._network(settings_of(view, self._settings))
             try:
                 await self._definitions.insert(view)
                 await network.prepare()
@@ -367,7 +367,7 @@ class BridgeNetworks:
                 return
             for view in await self._definitions.list_all():
                 self._views[view.spec.name] = view
-                self._networks[view.spec.name] = self._network(self._settings_of(view))
+                self._networks[view.spec.name] = self._network(settings_of(view, self._settings))
             self._is_loaded = True
 
     async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
@@ -393,17 +393,6 @@ class BridgeNetworks:
     def _called(self, sandbox_id: SandboxId) -> str:
         name = self._container(sandbox_id)
         return f"container {name}" if name else in_short(sandbox_id)
-
-    def _settings_of(self, view: NetworkView) -> BridgeSettings:
-        spec = view.spec
-        subnet6 = parse_subnet6(spec.subnet6) if spec.subnet6 else None
-        made = filled(spec, parse_subnet(spec.subnet), subnet6, self._settings)
-        return dataclasses.replace(made, bridge=view.bridge)
-
-    def _default_view(self) -> NetworkView:
-        settings = self._settings
-        spec = NetworkSpec(settings.name, str(settings.subnet), str(settings.gateway), mtu=settings.mtu)
-        return NetworkView(spec, "0" * 64, settings.bridge, None)
 
 
 def _no_such(name: str) -> NotFoundError:

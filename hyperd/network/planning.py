@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from hyperd.errors import ExhaustedError, HyperError, InvalidError
-from hyperd.model.network import NetworkSpec
+from hyperd.model.network import NetworkSpec, NetworkView
 from hyperd.network.bridge import HostRoute, require_free
 from hyperd.network.settings import BridgeSettings
 
@@ -85,6 +85,20 @@ def filled(
         subnet6=subnet6,
         gateway_address6=gateway6,
     )
+
+
+def settings_of(view: NetworkView, base: BridgeSettings) -> BridgeSettings:
+    """Of one that users made."""
+    spec = view.spec
+    subnet6 = parse_subnet6(spec.subnet6) if spec.subnet6 else None
+    made = filled(spec, parse_subnet(spec.subnet), subnet6, base)
+    return dataclasses.replace(made, bridge=view.bridge)
+
+
+def view_of(settings: BridgeSettings) -> NetworkView:
+    """Of the default one."""
+    spec = NetworkSpec(settings.name, str(settings.subnet), str(settings.gateway), mtu=settings.mtu)
+    return NetworkView(spec, "0" * 64, settings.bridge, None)
 
 
 def spec_of(asked: NetworkSpec, settings: BridgeSettings) -> NetworkSpec:
