@@ -39,6 +39,7 @@ _MEANING: dict[int, type[HyperError]] = {
 _EXITED = re.compile(
     r".*(?:unexpectedly closed the monitor|process exited while connecting to monitor)(?: \(vm='[^']*'\))?:?\s*",
 )
+_END_OF_MONITOR = "internal error: End of file from qemu monitor"
 _NO_MEMORY_WORDS = ("Cannot allocate memory", "cannot set up guest memory")
 
 
@@ -84,4 +85,7 @@ def errors_of_existing(subject: str) -> Iterator[None]:
 
 def is_gone(error: libvirt.libvirtError) -> bool:
     """The domain does not exist, or not any more: what ``destroy`` wanted."""
-    return error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
+    if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+        return True
+    # Its QEMU has ended, and libvirt has heard of it by this very call.
+    return (error.get_error_message() or "").startswith(_END_OF_MONITOR)

@@ -49,12 +49,13 @@ async def test_one_that_has_its_name_and_no_record_yet_goes_with_the_next_start(
         )
         with pytest.raises(KilledError):
             await database.transaction(record_and_die, lasting=True)
-        stack.pop_all()  # whoever would undo it is dead
+        cut_off = stack.pop_all()  # whoever would undo it is dead
     assert len(killed) == 2
     assert directories(tmp_path / "volumes") == killed
     after = await opened(database, tmp_path / "volumes")
     assert directories(tmp_path / "volumes") == kept
     after.close()
+    await cut_off.aclose()
 
 
 async def test_one_that_was_recorded_and_not_said_so_yet_stays(local, database, tmp_path):

@@ -14,7 +14,7 @@ from hyperd.errors import (
 )
 from hyperd.model.vm import VmGoneCause
 from hyperd.vm.libvirt.domain import cause_of
-from hyperd.vm.libvirt.errors import kind_of, libvirt_errors
+from hyperd.vm.libvirt.errors import errors_of_existing, kind_of, libvirt_errors
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,11 @@ def test_a_qemu_that_ended_is_told_in_our_words_with_its_last_ones_as_evidence(m
     with pytest.raises(UnavailableError) as caught, libvirt_errors("VM 1"):
         raise error
     assert (caught.value.brief, caught.value.evidence) == ("QEMU exited", last_words)
+
+
+def test_a_vm_whose_qemu_ends_during_a_call_is_not_there():
+    error = libvirt.libvirtError("")
+    message = "internal error: End of file from qemu monitor (vm='hyper-1')"
+    error.err = (libvirt.VIR_ERR_INTERNAL_ERROR, 0, message, 2, "", "", "", -1, -1)
+    with pytest.raises(NotFoundError), errors_of_existing("VM 1"):
+        raise error
