@@ -145,11 +145,14 @@ fn record(records: &mut Vec<u8>, key: &[u8], value: &[u8]) {
     records.push(b'\n');
 }
 
+/// All nine digits or none: mkfs.erofs 1.8 takes whatever stands behind the point for nanoseconds.
 fn render_time((seconds, nanoseconds): (i64, u32)) -> String {
     let total = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
     let (sign, amount) = (if total < 0 { "-" } else { "" }, total.unsigned_abs());
-    let text = format!("{sign}{}.{:09}", amount / 1_000_000_000, amount % 1_000_000_000);
-    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+    match amount % 1_000_000_000 {
+        0 => format!("{sign}{}", amount / 1_000_000_000),
+        fraction => format!("{sign}{}.{fraction:09}", amount / 1_000_000_000),
+    }
 }
 
 pub struct Tar<'a, O: Outlet> {

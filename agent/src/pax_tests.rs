@@ -71,6 +71,18 @@ fn headers_say_all_and_short_ones_need_no_extension() {
 }
 
 #[test]
+fn a_part_of_a_second_has_all_its_digits() {
+    for (mtime, told) in [
+        ((5, 37_406_670), &b" mtime=5.037406670\n"[..]),
+        ((5, 500_000_000), b" mtime=5.500000000\n"),
+        ((-10, 0), b" mtime=-10\n"),
+    ] {
+        let entry = Entry { path: b"a", kind: b'0', mtime, ..Entry::default() };
+        assert!(entry.render().windows(told.len()).any(|seen| seen == told));
+    }
+}
+
+#[test]
 fn a_file_of_more_than_eight_gibibytes_has_its_size() {
     let size = (8 << 30) + 1;
     let header = Entry { path: b"big", kind: b'0', size, ..Entry::default() }.render();
