@@ -30,8 +30,18 @@ async def agent(tmp_path_factory) -> AsyncIterator[Site]:
 
 def find_nurseries(site: Site) -> list[int]:
     tasks = Path(f"/proc/{site.pid}/task").iterdir()
-    children = [pid for task in tasks for pid in (task / "children").read_text().split()]
-    return [int(pid) for pid in children if b"container-nursery" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    children = [pid for task in tasks for pid in read_of(task / "children").split()]
+    return [
+        int(pid) for pid in children if b"container-nursery" in read_of(Path(f"/proc/{pid.decode()}/cmdline"))
+    ]
+
+
+def read_of(path: Path) -> bytes:
+    """Of a process or thread that may have ended meanwhile."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
