@@ -60,6 +60,7 @@ from hyperd.sandbox import (
     Turns,
     VolumeDesk,
     fingerprint,
+    kernel_release,
     parallel_starts,
 )
 from hyperd.snapshot import LocalSnapshots
@@ -134,6 +135,7 @@ async def serve(config: Config, stop: asyncio.Event) -> None:
             storage,
             snapshots,
             floor.files,
+            await floor.files.call(kernel_release, config.vm.kernel),
         )
         await _run(
             config, fleet, images, Builds(settings.builds(config), fleet, images, floor.files), desk, stop

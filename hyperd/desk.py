@@ -47,6 +47,7 @@ class Desk:
     storage: Storage
     snapshots: SnapshotStore
     files: Workers
+    guest_kernel: str = ""  # its release
 
     @property
     def default_sizing(self) -> Sizing:
@@ -80,6 +81,7 @@ class Desk:
             python_version=python_platform.python_version(),
             qemu_version=self.capabilities.qemu_version,
             libvirt_version=self.capabilities.libvirt_version,
+            guest_kernel=self.guest_kernel,
             host_kernel=python_platform.release(),
             architecture=python_platform.machine(),
         )

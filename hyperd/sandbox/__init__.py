@@ -6,7 +6,7 @@ from hyperd.sandbox.admission import Admission
 from hyperd.sandbox.cloning import CloneOptions
 from hyperd.sandbox.definition import GuestSettings, SandboxPaths, Shape
 from hyperd.sandbox.errands import Services
-from hyperd.sandbox.facts import Facts
+from hyperd.sandbox.facts import Facts, kernel_release
 from hyperd.sandbox.fleet import Fleet, is_running
 from hyperd.sandbox.floating_desk import FloatingDesk
 from hyperd.sandbox.handle import SandboxHandle
@@ -66,6 +66,7 @@ __all__ = [
     "VolumeDesk",
     "fingerprint",
     "is_running",
+    "kernel_release",
     "parallel_starts",
     "parse_signal",
 ]

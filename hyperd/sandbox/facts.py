@@ -3,6 +3,8 @@
 
 import asyncio
 import hashlib
+import mmap
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hyperd.sandbox.accelerator import fingerprint
 from hyperd.sandbox.compatibility import HostFacts
 
 CPUINFO = Path("/proc/cpuinfo")
+_BANNER = re.compile(rb"Linux version (\d[\w.+-]*) ")  # init/version-timestamp.c
 _NAMING = ("vendor_id", "cpu family", "model", "stepping")
 _FEATURES = ("flags", "vmx flags")
 
@@ -73,3 +76,13 @@ def describe_cpu(cpuinfo: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kernel_release(kernel: Path) -> str:
+    """As its own banner says, e.g. ``6.12.117``; "" for what has none, or is not there. Blocks."""
+    try:
+        with kernel.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            found = _BANNER.search(content)
+            return found[1].decode() if found else ""
+    except (OSError, ValueError):  # ValueError: an empty file cannot be mapped
+        return ""
