@@ -124,11 +124,11 @@ async def test_whoever_serves_finds_the_share_and_nothing_else_and_may_do_little
     mounts = Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
     assert [line.split()[4] for line in mounts] == ["/"]
     assert {"nosuid", "nodev", "rw"} <= set(mounts[0].split()[5].split(","))
-    status = Path(f"/proc/{pid}/status").read_text()
-    assert "NoNewPrivs:\t1" in status
+    status = Path(f"/proc/{pid}/status")
     # chown, dac_override, fowner, fsetid, setgid, setuid, setfcap: neither mknod nor anything over the system.
-    assert "CapPrm:\t00000000800000db" in status
-    assert "CapBnd:\t0000000000000000" in status
+    await eventually(lambda: "CapPrm:\t00000000800000db" in status.read_text(), PATIENCE_S)
+    assert "CapBnd:\t0000000000000000" in status.read_text()
+    assert "NoNewPrivs:\t1" in status.read_text()
     for kind in ("mnt", "net", "pid"):
         ours, theirs = (Path(f"/proc/{who}/ns/{kind}").readlink() for who in ("self", pid))
         assert ours != theirs
