@@ -6,7 +6,7 @@ child process. See linux/netfilter/nf_tables.h. Blocking.
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 INET_FAMILY, BRIDGE_FAMILY = 1, 7  # NFPROTO_INET, NFPROTO_BRIDGE
@@ -101,3 +101,13 @@ def text_attribute(kind: int, text: str) -> bytes:
 
 def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
+
+
+def attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
+    """What a message's body is made of: (kind, value), without the flags of the kind. Ends at what is none."""
+    while len(body) >= 4:
+        size, kind = struct.unpack_from("=HH", body)
+        if size < 4:
+            return
+        yield kind & 0x3FFF, body[4:size]
+        body = body[size + (-size % 4) :]

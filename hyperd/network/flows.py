@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 
 from hyperd.model.network import Protocol
-from hyperd.network.elements import NETLINK_NETFILTER
+from hyperd.network.elements import NETLINK_NETFILTER, attributes
 from hyperd.network.forwards import Forward
 from hyperd.network.settings import ANY, ANY6, Address
 
@@ -108,7 +108,7 @@ def _dumped(kernel: socket.socket) -> Iterator[Flow]:
 
 
 def _parse(body: bytes) -> Flow:
-    parts = _attributes(body)
+    parts = dict(attributes(body))
     number, begun_by, destination = _tuple(parts[_ORIGINAL])
     _, answered_by, answered_to = _tuple(parts[_REPLY])
     (status,) = struct.unpack("!I", parts[_STATUS])
@@ -120,24 +120,13 @@ def _parse(body: bytes) -> Flow:
 
 def _tuple(body: bytes) -> tuple[int, tuple[Address, int], tuple[Address, int]]:
     """Protocol, source, destination."""
-    parts = _attributes(body)
-    addresses, ports = _attributes(parts[1]), _attributes(parts[2])
+    parts = dict(attributes(body))
+    addresses, ports = dict(attributes(parts[1])), dict(attributes(parts[2]))
     source, destination = (int.from_bytes(ports.get(kind, b""), "big") for kind in (2, 3))
     begun_by, sent_to = (
         addresses.get(kind) or addresses[kind + 2] for kind in (1, 2)
     )  # IPv6's have two more
     return ports[1][0], (ip_address(begun_by), source), (ip_address(sent_to), destination)
-
-
-def _attributes(body: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(body) >= 4:
-        size, kind = struct.unpack_from("=HH", body)
-        if size < 4:
-            break
-        found[kind & 0x3FFF] = body[4:size]
-        body = body[size + (-size % 4) :]
-    return found
 
 
 def _message(kind: int, flags: int, body: bytes, family: int) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 from hyperd.host.workers import Workers
 from hyperd.model.stats import WireUsage
 from hyperd.model.vm import SandboxId
+from hyperd.network.elements import attributes
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import Policies
 from hyperd.network.tap import SLOTS, tap_name
@@ -97,16 +98,5 @@ def _dropped_in(tap: str) -> int:
         if -code in _MISSING:
             return 0
         raise OSError(-code, os.strerror(-code))
-    queue = _attributes(_attributes(answer[36:size]).get(_STATS, b"")).get(_QUEUE, b"")
+    queue = dict(attributes(dict(attributes(answer[36:size])).get(_STATS, b""))).get(_QUEUE, b"")
     return int(struct.unpack_from("=III", queue)[2]) if len(queue) >= 12 else 0
-
-
-def _attributes(body: bytes) -> dict[int, bytes]:
-    found = {}
-    while len(body) >= 4:
-        size, kind = struct.unpack_from("=HH", body)
-        if size < 4:
-            break
-        found[kind & 0x3FFF] = body[4:size]
-        body = body[size + (-size % 4) :]
-    return found

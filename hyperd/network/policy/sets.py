@@ -74,7 +74,7 @@ def read_dropped(base: str) -> dict[str, int]:
 
 def has_table(table: str) -> bool:
     """Whether nobody took it away: the kernel answers while it is asked. Raises OSError."""
-    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table)
+    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + elements.text_attribute(_TABLE, table)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(struct.pack("=IHHII", 16 + len(body), _GETTABLE, _REQUEST, 1, 0) + body)
@@ -84,7 +84,11 @@ def has_table(table: str) -> bool:
 
 def has_rules(table: str, chain: str) -> bool:
     """Whether there are any: `nft flush table` leaves chains that let everything through. Raises OSError."""
-    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_RULE_TABLE, table) + _text(_RULE_CHAIN, chain)
+    body = (
+        struct.pack("!BBH", INET_FAMILY, 0, 0)
+        + elements.text_attribute(_RULE_TABLE, table)
+        + elements.text_attribute(_RULE_CHAIN, chain)
+    )
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(struct.pack("=IHHII", 16 + len(body), _GETRULE, _REQUEST | _DUMP, 1, 0) + body)
@@ -94,7 +98,11 @@ def has_rules(table: str, chain: str) -> bool:
 
 def _dumped(table: str, name: str) -> Iterator[tuple[bytes, int, float]]:
     """Key, packets, seconds left of each element."""
-    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + _text(_TABLE, table) + _text(_SET, name)
+    body = (
+        struct.pack("!BBH", INET_FAMILY, 0, 0)
+        + elements.text_attribute(_TABLE, table)
+        + elements.text_attribute(_SET, name)
+    )
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
         kernel.send(struct.pack("=IHHII", 16 + len(body), _GETSETELEM, _REQUEST | _DUMP, 1, 0) + body)
@@ -107,31 +115,19 @@ def _dumped(table: str, name: str) -> Iterator[tuple[bytes, int, float]]:
                     if code not in (0, -errno.ENOENT):
                         raise OSError(-code, os.strerror(-code))
                     return
-                for _, element in _attributes(dict(_attributes(answer[20:size])).get(_ELEMENTS, b"")):
-                    yield _parse(dict(_attributes(element)))
+                for _, element in elements.attributes(
+                    dict(elements.attributes(answer[20:size])).get(_ELEMENTS, b"")
+                ):
+                    yield _parse(dict(elements.attributes(element)))
                 answer = answer[size + (-size % 4) :]
 
 
 def _parse(parts: dict[int, bytes]) -> tuple[bytes, int, float]:
-    key = dict(_attributes(parts[_KEY]))[_VALUE]
+    key = dict(elements.attributes(parts[_KEY]))[_VALUE]
     (expires_ms,) = struct.unpack("!Q", parts.get(_EXPIRATION, b"\0" * 8))
     counter = parts.get(_EXPRESSION)
     if counter is None:  # kernels that know of several have them in a list
-        counter = next((value for _, value in _attributes(parts.get(_EXPRESSIONS, b""))), b"")
-    data = dict(_attributes(dict(_attributes(counter)).get(2, b"")))
+        counter = next((value for _, value in elements.attributes(parts.get(_EXPRESSIONS, b""))), b"")
+    data = dict(elements.attributes(dict(elements.attributes(counter)).get(2, b"")))
     (packets,) = struct.unpack("!Q", data.get(_PACKETS, b"\0" * 8))
     return key, packets, expires_ms / 1000
-
-
-def _attributes(body: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(body) >= 4:
-        size, kind = struct.unpack_from("=HH", body)
-        if size < 4:
-            return
-        yield kind & 0x3FFF, body[4:size]
-        body = body[size + (-size % 4) :]
-
-
-def _text(kind: int, text: str) -> bytes:
-    value = text.encode() + b"\0"
-    return struct.pack("=HH", 4 + len(value), kind) + value + b"\0" * (-len(value) % 4)
