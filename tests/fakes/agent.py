@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # ruff: noqa: N802 - the names are those of the contract
-"""A FakeAgent behind sockets: the agent's side of the link, and gRPC servicers over the same world.
+"""A FakeAgent behind sockets: gRPC servicers over the link's other side (agent_link.py), over the same world.
 
     async with serving(FakeAgent(...), directory) as peer:
         guest = await AgentDialer().connect(peer.control.path, peer.stream.path, timeout_s=5, subject="box")
@@ -11,10 +11,9 @@ Like QEMU a port serves one host at a time, and like a serial port it keeps what
 import asyncio
 import contextlib
 import shutil
-import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,172 +25,28 @@ from hyper.agent.v1 import agent_pb2_grpc as rpc
 from hyperd.errors import HyperError
 from hyperd.model.guest import (
     ContainerId,
-    ContainerIdentity,
-    ContainerPlan,
-    ForkIdentity,
     GuestContainerState,
-    GuestIdentity,
-    GuestMount,
-    GuestWiring,
-    HostEntry,
-    LayerSource,
-    Link,
-    ProcessExit,
     ProcessId,
-    ProcessPlan,
-    Rlimit,
-    Route,
     Stream,
     TerminalSize,
-    WritableSource,
+)
+from tests.fakes.agent_link import FakePort
+from tests.fakes.agent_messages import (
+    decode_container,
+    decode_identity,
+    decode_process,
+    decode_wiring,
+    encode_exit,
 )
 from tests.fakes.archives import ArchiveServicer
 from tests.fakes.guest_agent import FakeAgent
 
-READ_BYTES = 32 * 1024
-QUEUED_READS = 4
-OPENING = b"HYPER1"
 STATES = {
     GuestContainerState.CREATED: pb.CONTAINER_STATE_CREATED,
     GuestContainerState.RUNNING: pb.CONTAINER_STATE_RUNNING,
     GuestContainerState.EXITED: pb.CONTAINER_STATE_EXITED,
 }
 STREAMS = {Stream.STDOUT: pb.STREAM_STDOUT, Stream.STDERR: pb.STREAM_STDERR}
-
-
-class AgentLink:
-    """The agent's side of docs/agent-protocol.md, written apart from hyperd's: byte by byte, as the page says it."""
-
-    def __init__(self) -> None:
-        self._frame: bytearray | None = None  # after a flag; None: skipping or in data
-        self._in_data = False
-        self._escaped = False
-
-    def feed(self, data: bytes) -> Iterator[tuple[str, bytes]]:
-        """("cut", b""), ("open", nonce) and ("data", bytes), in order."""
-        plain = bytearray()
-        for byte in data:
-            if byte == 0x7E:
-                if plain:
-                    yield "data", bytes(plain)
-                    plain.clear()
-                frame, self._frame = self._frame, bytearray()
-                if frame is not None and len(frame) == 38 and frame.startswith(OPENING):
-                    self._frame, self._in_data, self._escaped = None, True, False
-                    yield "open", bytes(frame[6:])
-                elif self._in_data:
-                    self._in_data = False
-                    yield "cut", b""
-            elif self._frame is not None:
-                self._frame.append(byte)
-            elif self._in_data and self._escaped:
-                self._escaped = False
-                plain.append({0x5E: 0x7E, 0x5D: 0x7D}[byte])
-            elif self._in_data and byte == 0x7D:
-                self._escaped = True
-            elif self._in_data:
-                plain.append(byte)
-        if plain:
-            yield "data", bytes(plain)
-
-
-def link_escape(data: bytes) -> bytes:
-    return data.replace(b"\x7d", b"\x7d\x5d").replace(b"\x7e", b"\x7d\x5e")
-
-
-class FakePort:
-    """A virtio-serial port: QEMU's socket outside, the agent's HTTP/2 server inside."""
-
-    def __init__(self, path: Path, backend: Path) -> None:
-        self.path = path
-        self.openings = 0
-        self.is_mute = False  # the guest never opens the port
-        self._backend = backend
-        self._link = AgentLink()
-        self._out: asyncio.Queue[bytes] = asyncio.Queue(QUEUED_READS)
-        self._inner: asyncio.StreamWriter | None = None
-        self._pump: asyncio.Task[None] | None = None
-        self._host: socket.socket | None = None
-
-    async def run(self) -> None:
-        loop = asyncio.get_running_loop()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as listener:
-            listener.bind(str(self.path))
-            listener.listen(1)
-            try:
-                while True:
-                    host, _ = await loop.sock_accept(listener)
-                    with host:
-                        await self._serve(host)
-            finally:
-                await self._cut()
-
-    def send_raw(self, data: bytes) -> None:
-        """Bytes to the host beside the protocol."""
-        self._out.put_nowait(data)
-
-    def hang_up(self) -> None:
-        """QEMU goes away under the connection."""
-        if self._host is not None:
-            with contextlib.suppress(OSError):
-                self._host.shutdown(socket.SHUT_RDWR)
-
-    async def _serve(self, host: socket.socket) -> None:
-        self._host = host
-        reading = asyncio.create_task(self._read(host))
-        writing = asyncio.create_task(self._write(host))
-        try:
-            await reading
-        except OSError:
-            pass
-        finally:
-            self._host = None
-            writing.cancel()
-            reading.cancel()
-            await asyncio.wait([reading, writing])
-
-    async def _write(self, host: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                await asyncio.get_running_loop().sock_sendall(host, await self._out.get())
-
-    async def _read(self, host: socket.socket) -> None:
-        while data := await asyncio.get_running_loop().sock_recv(host, READ_BYTES):
-            if self.is_mute:
-                continue
-            for event, payload in self._link.feed(data):
-                if event == "data":
-                    await self._deliver(payload)
-                else:
-                    await self._cut()
-                if event == "open":
-                    self.openings += 1
-                    await self._out.put(b"~" + OPENING + payload + b"~")
-                    await self._open()
-
-    async def _open(self) -> None:
-        reader, self._inner = await asyncio.open_unix_connection(str(self._backend))
-        self._pump = asyncio.create_task(self._pump_out(reader))
-
-    async def _deliver(self, data: bytes) -> None:
-        if self._inner is not None:
-            with contextlib.suppress(OSError):
-                self._inner.write(data)
-                await self._inner.drain()
-
-    async def _pump_out(self, reader: asyncio.StreamReader) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(READ_BYTES):
-                await self._out.put(link_escape(data))
-
-    async def _cut(self) -> None:
-        pump, inner, self._pump, self._inner = self._pump, self._inner, None, None
-        if pump is not None and inner is not None:
-            pump.cancel()
-            await asyncio.wait([pump])
-            inner.close()
-            with contextlib.suppress(OSError):
-                await inner.wait_closed()
 
 
 @dataclass(slots=True)
@@ -532,98 +387,3 @@ class StreamServicer(rpc.StreamServiceServicer):
                 if request.eof:
                     process.end_input()
         return pb.WriteInputResponse(accepted_bytes=accepted)
-
-
-def encode_exit(status: ProcessExit) -> pb.ExitStatus:
-    return pb.ExitStatus(
-        code=status.code, signal=status.signal, oom_killed=status.oom_killed, start_error=status.start_error
-    )
-
-
-def decode_wiring(request: pb.RewireGuestRequest) -> GuestWiring:
-    identity = decode_identity(
-        pb.ConfigureGuestRequest(links=request.links, dns=request.dns, hosts=request.hosts)
-    )
-    return GuestWiring(
-        identity.links, identity.dns_servers, identity.dns_searches, identity.dns_options, identity.hosts
-    )
-
-
-def decode_identity(request: pb.ConfigureGuestRequest) -> GuestIdentity:
-    return GuestIdentity(
-        hostname=request.hostname,
-        entropy=request.entropy,
-        links=tuple(
-            Link(
-                link.mac,
-                link.name,
-                tuple(link.addresses),
-                tuple(Route(route.destination, route.gateway) for route in link.routes),
-                link.mtu,
-            )
-            for link in request.links
-        ),
-        dns_servers=tuple(request.dns.servers),
-        dns_searches=tuple(request.dns.searches),
-        dns_options=tuple(request.dns.options),
-        hosts=tuple(HostEntry(entry.address, tuple(entry.names)) for entry in request.hosts),
-        sysctls=dict(request.sysctls),
-        machine_id=request.machine_id,
-        boot_id=request.boot_id,
-        containers=tuple(
-            ContainerIdentity(ContainerId(container.container_id), container.hostname)
-            for container in request.containers
-        ),
-        fork=ForkIdentity(request.fork.index, request.fork.count, tuple(request.fork.env))
-        if request.HasField("fork")
-        else None,
-    )
-
-
-def decode_container(request: pb.CreateContainerRequest) -> ContainerPlan:
-    root, isolation, resources = request.root, request.isolation, request.resources
-    writable = root.writable
-    return ContainerPlan(
-        container_id=ContainerId(request.container_id),
-        layers=tuple(
-            LayerSource(layer.disk_serial, layer.partition, layer.filesystem) for layer in root.layers
-        ),
-        writable=WritableSource(writable.disk_serial, writable.directory, writable.filesystem)
-        if root.HasField("writable")
-        else None,
-        readonly_root=root.readonly,
-        process=decode_process(request.process),
-        hostname=request.hostname,
-        mounts=tuple(
-            GuestMount(mount.destination, mount.type, mount.source, tuple(mount.options))
-            for mount in request.mounts
-        ),
-        init=isolation.init,
-        masked_paths=tuple(isolation.masked_paths),
-        readonly_paths=tuple(isolation.readonly_paths),
-        sysctls=dict(isolation.sysctls),
-        privileged=isolation.privileged,
-        shm_size_bytes=request.shm_size_bytes,
-        memory_bytes=resources.memory_bytes,
-        cpu_quota_us=resources.cpu_quota_us,
-        cpu_period_us=resources.cpu_period_us,
-        pids_limit=resources.pids_limit,
-    )
-
-
-def decode_process(spec: pb.ProcessSpec) -> ProcessPlan:
-    size = spec.terminal_size
-    return ProcessPlan(
-        args=tuple(spec.args),
-        env=tuple(spec.env),
-        working_directory=spec.working_directory,
-        user=spec.user,
-        additional_groups=tuple(spec.additional_groups),
-        terminal=spec.terminal,
-        terminal_size=TerminalSize(size.columns, size.rows) if spec.HasField("terminal_size") else None,
-        stdin=spec.stdin,
-        no_new_privileges=spec.no_new_privileges,
-        rlimits=tuple(Rlimit(limit.name, limit.soft, limit.hard) for limit in spec.rlimits),
-        capabilities=tuple(spec.capabilities.names) if spec.HasField("capabilities") else None,
-        seccomp_unconfined=spec.seccomp == pb.SECCOMP_MODE_UNCONFINED,
-    )

@@ -11,7 +11,7 @@ from hyperd.errors import HyperError, InvalidError, TimeoutExpiredError, Unavail
 from hyperd.guest import convert
 from hyperd.guest.failures import MAX_TEXT, NonsenseError, agent_errors, printable
 from hyperd.model import guest as model
-from tests.fakes import agent as peer
+from tests.fakes import agent_messages as peer
 
 texts = st.text(max_size=20)
 words = st.lists(texts, max_size=3).map(tuple)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperd.guest.link import FLAG, HostLink, LinkBrokenError, escape, new_nonce, render_opening
-from tests.fakes.agent import AgentLink
+from tests.fakes.agent_link import AgentLink
 
 NONCE = b"0123456789abcdef0123456789abcdef"
 # Bytes that mean something to the link, far more often than chance would have them.
