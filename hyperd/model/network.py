@@ -48,6 +48,7 @@ class Attachment:
     address6: str = ""  # "" where the network has no IPv6
     prefix_length6: int = 0
     gateway6: str = ""
+    is_routed: bool = False  # not on its bridge: its guest sends all to the gateways
 
 
 def way_out(attachments: Iterable[Attachment]) -> Attachment | None:

@@ -4,7 +4,8 @@
 import enum
 from dataclasses import dataclass
 from datetime import datetime
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
+from typing import TypeAlias
 
 from hyperd.errors import InvalidError
 from hyperd.model.vm import SandboxId
@@ -12,6 +13,9 @@ from hyperd.model.vm import SandboxId
 # Bytes a second that both tc and nft can count, with the bursts that they are given.
 LEAST_RATE = 1 << 10
 GREATEST_RATE = 2 << 30
+
+
+AnyNetwork: TypeAlias = IPv4Network | IPv6Network
 
 
 class EgressMode(enum.StrEnum):
@@ -31,9 +35,12 @@ class PortRange:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """``protocol`` "": of any; with ``ports`` TCP and UDP. ``ports``: apart from each other, in order; () = all."""
+    """``protocol`` "": of any; with ``ports`` TCP and UDP. ``ports``: apart from each other, in order; () = all.
 
-    protocol: str = ""  # tcp, udp, icmp
+    `icmp` is that of either family, with ``ports``, which are its types then, of IPv4; `icmpv6` is of IPv6.
+    """
+
+    protocol: str = ""  # tcp, udp, icmp, icmpv6
     ports: tuple[PortRange, ...] = ()
 
     def __str__(self) -> str:
@@ -45,7 +52,7 @@ class EgressRule:
     """To any of these, for that service."""
 
     domains: tuple[str, ...] = ()  # lower case: a name, `*.NAME` for all beneath it, `*` for any
-    networks: tuple[IPv4Network, ...] = ()
+    networks: tuple[AnyNetwork, ...] = ()
     groups: tuple[str, ...] = ()  # the sandboxes of security groups
     service: Service = Service()
 
@@ -57,11 +64,11 @@ class Direction(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GroupRule:
-    """To or from a range, or the sandboxes of a group; with neither, anybody. ``service``: of icmp, types."""
+    """To or from a range, or the sandboxes of a group; with neither, anybody."""
 
     direction: Direction
     service: Service = Service()
-    network: IPv4Network | None = None
+    network: AnyNetwork | None = None
     group: str = ""
 
 

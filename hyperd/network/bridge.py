@@ -82,7 +82,7 @@ async def ensure_bridge(settings: BridgeSettings) -> Bridge:
                 _speak_ipv6(settings.bridge)
                 await _ensure_address6(netlink, index, settings)
                 if not settings.internal:
-                    await _take_loopback6(netlink, index)
+                    await take_loopback6(netlink, index)
     return Bridge(index, mtu)
 
 
@@ -146,8 +146,9 @@ async def _ensure_address6(netlink: AsyncIPRoute, index: int, settings: BridgeSe
         )
 
 
-async def _take_loopback6(netlink: AsyncIPRoute, index: int) -> None:
-    """Answers to the host's own ::1, which rules have led to a guest and lead back, are taken from this bridge, too.
+async def take_loopback6(netlink: AsyncIPRoute, index: int) -> None:
+    """Answers to the host's own ::1, which rules have led to a guest and lead back, are taken from this bridge or tap,
+    too. Idempotent.
 
     What comes from the wire for ::1 the kernel drops before any rule or route, so nobody else gains by it.
     """
@@ -158,7 +159,7 @@ async def _take_loopback6(netlink: AsyncIPRoute, index: int) -> None:
         oif=index,
         table=_LOCAL_TABLE,
         type="local",
-        priority=_NOT_FIRST,
+        priority=_NOT_FIRST + index,  # one of the same metric would take another interface's place
     )
 
 

@@ -165,9 +165,6 @@ class BridgeNetwork:
         if self._bridge is None:
             raise UnavailableError("the network is not prepared", subject=sandbox_id)
         await self._plugs.enforce(lease, self._bridge, self._owner)
-        stale = [port for port in self._publishing.of(sandbox_id) if ":" in port.host_ip]
-        if stale:  # from now on it has no IPv6
-            await self._publishing.withdraw(sandbox_id, stale, hang_up=True)
 
     async def publish(
         self, sandbox_id: SandboxId, ports: Sequence[PortRequest], holder: str
@@ -190,12 +187,12 @@ class BridgeNetwork:
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
         await self._publishing.withdraw(sandbox_id, ports, hang_up=True)
 
-    def has_ipv6(self, sandbox_id: SandboxId) -> bool:
-        """Policies know of none: there is none where they hold."""
-        return self._settings.subnet6 is not None and not self._policies.covers(sandbox_id)
-
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         return self._publishing.of(sandbox_id)
+
+    def requests_again(self, sandbox_id: SandboxId, *, has_ipv6: bool) -> list[PortRequest]:
+        """What publishes on another network what it does here."""
+        return self._publishing.requests_again(sandbox_id, has_ipv6=has_ipv6)
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)
@@ -351,8 +348,7 @@ class BridgeNetwork:
             )
 
     def _inside(self, lease: Lease) -> Inside:
-        has_ipv6 = self.has_ipv6(lease.sandbox_id)
-        return Inside(lease.address, address6_in(lease, self._settings) if has_ipv6 else None)
+        return Inside(lease.address, address6_in(lease, self._settings))
 
     async def _connect(self, lease: Lease, ports: Sequence[PortRequest], holder: str) -> Bridge:
         """Published and plugged, unless that is done."""
@@ -380,9 +376,10 @@ class BridgeNetwork:
 
     def _attachment(self, lease: Lease, bridge: Bridge, gateway_priority: int) -> Attachment:
         settings = self._settings
-        asks_here = settings.has_names or self._policies.covers(lease.sandbox_id)
+        is_routed = self._policies.covers(lease.sandbox_id)
+        asks_here = settings.has_names or is_routed
         attachment = attachment_of(lease, settings, bridge.mtu, gateway_priority, asks_here=asks_here)
-        return attachment if self.has_ipv6(lease.sandbox_id) else replace(attachment, address6="")
+        return replace(attachment, is_routed=is_routed)
 
 
 def _namespace() -> int:

@@ -62,7 +62,11 @@ class Directory:
         settings, named = list(self._networks()), list(self._named())
         self._zones = {each.name: _zone_of(each, named) for each in settings if each.has_names}
         self._outward = {each.name for each in settings if not each.internal}
-        self._who = {(entry.network, entry.address): entry.sandbox_id for entry in named}
+        self._who = {
+            (entry.network, address): entry.sandbox_id
+            for entry in named
+            for address in (entry.address, entry.address6)
+        }
         self._links = {entry.sandbox_id: entry.links for entry in named}
         self._on, self._at = defaultdict(list), defaultdict(list)
         for entry in named:

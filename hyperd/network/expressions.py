@@ -7,7 +7,7 @@ Each match loads a register and compares it; lists of more than one value become
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 from hyperd.network.elements import attribute, text_attribute
 
@@ -19,9 +19,9 @@ _DROP, _ACCEPT, _GOTO = 0, 1, -4
 _NETWORK, _TRANSPORT = 1, 2
 _META_IIFNAME, _META_NFPROTO, _META_L4PROTO = 6, 15, 16
 _CT_STATUS, _DNAT = 2, 1 << 5
-_IPV4 = 2
+_FAMILIES = {"ip": 2, "ip6": 10}  # NFPROTO_IPV4, NFPROTO_IPV6
 _UNNAMED = "__set%d"  # the kernel puts a number of its own there
-_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17}
+_PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58}
 _RESET, _ICMPX, _ADMIN_PROHIBITED = 1, 2, 3
 _UPDATE = 1
 
@@ -34,8 +34,10 @@ class Type:
     size: int
 
 
-ADDRESS, PROTOCOL, PORT, ICMP = Type(7, 4), Type(12, 1), Type(13, 2), Type(14, 1)
-TYPES = {"ipv4_addr": ADDRESS, "inet_proto": PROTOCOL, "inet_service": PORT}
+ADDRESS, ADDRESS6, PROTOCOL, PORT = Type(7, 4), Type(8, 16), Type(12, 1), Type(13, 2)
+ICMP, ICMP6 = Type(14, 1), Type(29, 1)
+TYPES = {"ipv4_addr": ADDRESS, "ipv6_addr": ADDRESS6, "inet_proto": PROTOCOL, "inet_service": PORT}
+_ADDRESSES = {"ip": (ADDRESS, {"saddr": 12, "daddr": 16}), "ip6": (ADDRESS6, {"saddr": 8, "daddr": 24})}
 Range = tuple[int, int]
 
 
@@ -102,6 +104,12 @@ class Words:
         found, self._words = self._words[:end], self._words[end + 1 :]
         return found
 
+    def family(self, word: str) -> str:
+        """Of which that word, taken before, takes a packet to be; "" of none."""
+        if word == "update":
+            return next((each for each in self._words if each in _FAMILIES), "")
+        return word if word in _FAMILIES else ""
+
     def require_end(self) -> None:
         if self._words:
             raise ValueError(self._words)
@@ -109,17 +117,19 @@ class Words:
 
 def parse(words: Words, table: Table) -> Iterator[bytes]:
     """A rule. Raises ValueError, KeyError, IndexError for words that are none of these."""
-    is_ipv4 = False
+    is_family_known = False
     while words:
         word = words.take()
-        if word in ("ip", "update") and not is_ipv4:
-            is_ipv4 = True
+        family = words.family(word)
+        if family and not is_family_known:
+            is_family_known = True
             yield _meta(_META_NFPROTO)
-            yield _compared(bytes([_IPV4]), _EQUAL)
+            yield _compared(bytes([_FAMILIES[family]]), _EQUAL)
         match word:
-            case "ip":
-                yield _address(words.take())
-                yield from _matched(words, table, ADDRESS, _network)
+            case "ip" | "ip6":
+                type_, offsets = _ADDRESSES[word]
+                yield _payload(_NETWORK, offsets[words.take()], type_.size)
+                yield from _matched(words, table, type_, _network)
             case "meta":
                 words.want("l4proto")
                 yield _meta(_META_L4PROTO)
@@ -128,10 +138,10 @@ def parse(words: Words, table: Table) -> Iterator[bytes]:
                 words.want("dport")
                 yield _payload(_TRANSPORT, 2, 2)
                 yield from _matched(words, table, PORT, _range)
-            case "icmp":
+            case "icmp" | "icmpv6":
                 words.want("type")
                 yield _payload(_TRANSPORT, 0, 1)
-                yield from _matched(words, table, ICMP, _range)
+                yield from _matched(words, table, ICMP if word == "icmp" else ICMP6, _range)
             case "iifname":
                 yield _meta(_META_IIFNAME)
                 yield _interface(words.take())
@@ -187,8 +197,9 @@ def _matched(words: Words, table: Table, type_: Type, read: Callable[[str], Rang
     first, last = (number.to_bytes(type_.size, "big") for number in ranges[0])
     if first == last:
         yield _compared(first, operator)
-    elif type_ is ADDRESS and (mask := _mask(*ranges[0])):
-        parts = _u32(1, _REGISTER) + _u32(2, _REGISTER) + _u32(3, 4) + _value(4, mask) + _value(5, bytes(4))
+    elif type_ in (ADDRESS, ADDRESS6) and (mask := _mask(*ranges[0], type_.size)):
+        parts = _u32(1, _REGISTER) + _u32(2, _REGISTER) + _u32(3, type_.size)
+        parts += _value(4, mask) + _value(5, bytes(type_.size))
         yield _expression("bitwise", parts)
         yield _compared(first, operator)
     else:
@@ -197,12 +208,12 @@ def _matched(words: Words, table: Table, type_: Type, read: Callable[[str], Rang
         )
 
 
-def _mask(first: int, last: int) -> bytes:
+def _mask(first: int, last: int, size_bytes: int) -> bytes:
     """Of the prefix that this range is; b"" when it is none."""
     size = last - first + 1
     if size & (size - 1) or first % size:
         return b""
-    return ((1 << 32) - size).to_bytes(4, "big")
+    return ((1 << 8 * size_bytes) - size).to_bytes(size_bytes, "big")
 
 
 def _merged(ranges: Sequence[Range]) -> list[Range]:
@@ -217,7 +228,7 @@ def _merged(ranges: Sequence[Range]) -> list[Range]:
 
 
 def _network(word: str) -> Range:
-    network = IPv4Network(word)
+    network = ip_network(word)
     return int(network.network_address), int(network.broadcast_address)
 
 
@@ -228,10 +239,6 @@ def _protocol(word: str) -> Range:
 def _range(word: str) -> Range:
     first, _, last = word.partition("-")
     return int(first), int(last or first)
-
-
-def _address(side: str) -> bytes:
-    return _payload(_NETWORK, {"saddr": 12, "daddr": 16}[side], 4)
 
 
 def _interface(word: str) -> bytes:
@@ -252,17 +259,20 @@ def _is_dnat() -> Iterator[bytes]:
 
 
 def _updated(words: Words) -> Iterator[bytes]:
-    """`@SET { ip daddr . meta l4proto [. th dport] counter }`"""
+    """`@SET { ip daddr . meta l4proto [. th dport] counter }`, or with `ip6`"""
     name = words.take()
     told = " ".join(words.braced())
     if not name.startswith("@"):
         raise ValueError(name)
-    if told not in ("ip daddr . meta l4proto counter", "ip daddr . meta l4proto . th dport counter"):
+    family, _, key = told.partition(" ")
+    if key not in ("daddr . meta l4proto counter", "daddr . meta l4proto . th dport counter"):
         raise ValueError(told)
-    yield _payload(_NETWORK, 16, 4, _WORDS)
-    yield _meta(_META_L4PROTO, _WORDS + 1)
+    type_, offsets = _ADDRESSES[family]
+    yield _payload(_NETWORK, offsets["daddr"], type_.size, _WORDS)
+    protocol = _WORDS + type_.size // 4
+    yield _meta(_META_L4PROTO, protocol)
     if "dport" in told:
-        yield _payload(_TRANSPORT, 2, 2, _WORDS + 2)
+        yield _payload(_TRANSPORT, 2, 2, protocol + 1)
     parts = text_attribute(1, name[1:]) + _u32(3, _UPDATE) + _u32(4, _WORDS)
     yield _expression("dynset", parts + attribute(7 | _NESTED, counter()))
 

@@ -4,7 +4,7 @@ look-ups however many ports are published. Pure.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from hyperd.model.network import PortRequest, Protocol, PublishedPort
@@ -24,6 +24,7 @@ class Forward:
     host_port: int
     address: Address  # the guest's, of the same family
     container_port: int
+    is_anywhere: bool = field(default=False, compare=False)  # no address of the host's was asked for
 
     @property
     def published(self) -> PublishedPort:
@@ -48,7 +49,10 @@ class Inside:
     def forward(self, request: PortRequest, host_ip: Address, host_port: int) -> Forward:
         address = self.address if host_ip.version == 4 else self.address6
         assert address is not None, "asked for by port_places alone"  # noqa: S101
-        return Forward(request.protocol, host_ip, host_port, address, request.container_port)
+        return Forward(
+            *(request.protocol, host_ip, host_port, address, request.container_port),
+            is_anywhere=not request.host_ip,
+        )
 
 
 def element(forward: Forward) -> Element:
@@ -108,6 +112,8 @@ def render6(bridge: str, subnet: str, gateway: str, forwards: Iterable[Forward],
     }}
     chain postrouting6 {{
         type nat hook postrouting priority srcnat; policy accept;
+        oifname "{PREFIX}*" ip6 daddr {subnet} ip6 saddr ::1 snat ip6 to {gateway}
+        oifname "{PREFIX}*" ip6 daddr {subnet} accept
         ip6 saddr {subnet} oifname != "{bridge}" masquerade
         ip6 saddr {{ {subnet}, ::1 }} oifname "{bridge}" ct status dnat snat ip6 to {gateway}
     }}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A network's name server, on its gateway's address, over UDP and TCP.
+"""A network's name server, on its gateway's addresses, over UDP and TCP.
 
 Guests are hostile: each has so many questions a second and so many connections, whatever is no question is dropped.
 """
@@ -11,8 +11,8 @@ import socket
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from ipaddress import IPv4Address
+from collections.abc import Callable, Sequence
+from ipaddress import IPv4Address, IPv6Address
 
 import dns.exception
 import dns.flags
@@ -54,80 +54,91 @@ class Rates:
         return allowed
 
 
+Peer = tuple[str, int] | tuple[str, int, int, int]  # as socket(7) has it: of IPv4, of IPv6
+
+
 class NameServer:
     """``zone``: as it is now for who asks from that address. ``screen``: what guests with a policy may ask."""
 
     def __init__(
         self,
-        address: IPv4Address,
+        addresses: Sequence[IPv4Address | IPv6Address],
         zone: Callable[[str], Zone],
         forwarder: Forwarder,
         screen: Screen | None = None,
     ) -> None:
         self._screen = screen
-        self._address = address
+        self._addresses = tuple(addresses)
         self._zone = zone
         self._forwarder = forwarder
         self._rates = Rates()
         self._answering: set[asyncio.Task[None]] = set()
         self._connections: dict[str, int] = {}
-        self._transport: asyncio.DatagramTransport | None = None
-        self._server: asyncio.Server | None = None
+        self._transports: list[asyncio.DatagramTransport] = []
+        self._servers: list[asyncio.Server] = []
 
     @property
     def is_open(self) -> bool:
-        return self._server is not None
+        return len(self._servers) == len(self._addresses)
 
     async def open(self) -> None:
         """Idempotent. Raises UnavailableError when something else has the port."""
         if self.is_open:
             return
         loop = asyncio.get_running_loop()
-        where = (str(self._address), PORT)
-        try:
-            self._transport, _ = await loop.create_datagram_endpoint(
-                lambda: _Datagrams(self), local_addr=where, family=socket.AF_INET
-            )
-            self._server = await asyncio.start_server(
-                self._serve, *where, family=socket.AF_INET, limit=_MAX_QUESTION_BYTES
-            )
-        except OSError as error:
-            self.close()
-            raise UnavailableError(
-                "names cannot be served",
-                subject=f"{where[0]}:{PORT}",
-                evidence=str(error),
-                hint="a name server of the host's own listens there: let it leave out hyper's bridges"
-                if error.errno == errno.EADDRINUSE
-                else "",
-            ) from error
+        for address in self._addresses:
+            where = (str(address), PORT)
+            family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+            try:
+                transport, _ = await loop.create_datagram_endpoint(
+                    lambda: _Datagrams(self), local_addr=where, family=family
+                )
+                self._transports.append(transport)
+                server = await asyncio.start_server(
+                    self._serve, *where, family=family, limit=_MAX_QUESTION_BYTES
+                )
+                self._servers.append(server)
+            except OSError as error:
+                self.close()
+                raise self._unavailable(address, error) from error
+
+    @staticmethod
+    def _unavailable(address: IPv4Address | IPv6Address, error: OSError) -> UnavailableError:
+        return UnavailableError(
+            "names cannot be served",
+            subject=f"{address} port {PORT}",
+            evidence=str(error),
+            hint="a name server of the host's own listens there: let it leave out hyper's bridges"
+            if error.errno == errno.EADDRINUSE
+            else "",
+        )
 
     def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-        if self._server is not None:
-            self._server.close()
-        self._transport = self._server = None
+        for transport in self._transports:
+            transport.close()
+        for server in self._servers:
+            server.close()
+        self._transports, self._servers = [], []
         for task in self._answering:
             task.cancel()
 
-    def hear(self, wire: bytes, peer: tuple[str, int]) -> None:
+    def hear(self, wire: bytes, peer: Peer, transport: asyncio.DatagramTransport) -> None:
         """A datagram."""
         if len(self._answering) >= MAX_IN_FLIGHT or not self._rates.allows(peer[0]):
             return
-        task = asyncio.get_running_loop().create_task(self._answer_datagram(wire, peer))
+        task = asyncio.get_running_loop().create_task(self._answer_datagram(wire, peer, transport))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
 
-    async def _answer_datagram(self, wire: bytes, peer: tuple[str, int]) -> None:
+    async def _answer_datagram(self, wire: bytes, peer: Peer, transport: asyncio.DatagramTransport) -> None:
         try:
             query = _parse(wire)
             if query is None:
                 return
             made = await self._answer(query, peer[0])
             room = max(_LEAST_BYTES, min(query.payload, PAYLOAD_BYTES)) if query.edns >= 0 else _LEAST_BYTES
-            if self._transport is not None:
-                self._transport.sendto(_fitting(query, made, room), peer)
+            if not transport.is_closing():
+                transport.sendto(_fitting(query, made, room), peer)
         except Exception:  # noqa: BLE001 - a guest's question ends no more than itself
             _log.exception("a question was not answered")
 
@@ -190,10 +201,15 @@ class NameServer:
 class _Datagrams(asyncio.DatagramProtocol):
     def __init__(self, server: NameServer) -> None:
         self._server = server
+        self._transport: asyncio.DatagramTransport | None = None
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        if len(data) <= _MAX_QUESTION_BYTES:
-            self._server.hear(data, addr)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)  # noqa: S101 - what asyncio makes for it
+        self._transport = transport
+
+    def datagram_received(self, data: bytes, addr: Peer) -> None:
+        if len(data) <= _MAX_QUESTION_BYTES and self._transport is not None:
+            self._server.hear(data, addr, self._transport)
 
     def error_received(self, exc: Exception) -> None:
         """A guest that has gone: nobody waits for the answer."""

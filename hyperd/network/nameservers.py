@@ -8,6 +8,7 @@ from hyperd.network.directory import Directory
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
 from hyperd.network.policy import Policies, Screen
+from hyperd.network.settings import Address
 
 
 class NameServers:
@@ -30,7 +31,9 @@ class NameServers:
         if name not in self._servers:
             zone = functools.partial(self._directory.zone, settings)
             screen = Screen(self._policies, settings.table)
-            self._servers[name] = NameServer(settings.gateway, zone, self._forwarder, screen)
+            six = settings.gateway6
+            gateways: list[Address] = [settings.gateway, *([six] if six else [])]
+            self._servers[name] = NameServer(gateways, zone, self._forwarder, screen)
         await self._servers[name].open()
 
     def close(self, name: str) -> None:

@@ -6,6 +6,7 @@ What the rules promise is in docs/network.md. Nothing outside our tables is touc
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.errors import DeniedError, HyperError, UnavailableError
@@ -55,13 +56,14 @@ def render_routed(
     asked = () if settings.internal else dns_servers
     allowed = [*asked, *([str(settings.gateway)] if settings.has_names else [])]
     dns = f"ip daddr {{ {', '.join(allowed)} }} th dport 53 accept" if allowed else ""
-    others = (
-        f'iifname != {{ "{bridge}", "lo" }} iifname != "{PREFIX}*" ip daddr {settings.gateway} th dport 53 counter drop'
-        ' comment "names are for the guests"'
+    gateways = [("ip", settings.gateway), *([("ip6", settings.gateway6)] if settings.subnet6 else [])]
+    others = "".join(
+        f'        iifname != {{ "{bridge}", "lo" }} iifname != "{PREFIX}*" {word} daddr {gateway} th dport 53'
+        ' counter drop comment "names are for the guests"\n'
+        for word, gateway in gateways
         if settings.has_names
-        else ""
     )
-    own6, within6, nat6 = _render_ipv6(settings, published)
+    six = _render_ipv6(settings, published)
     routed = f'iifname "{PREFIX}*"'  # a tap with a policy, which has judged this already
     unjudged = f'{routed} meta mark & {JUDGED:#x} == 0 counter drop comment "its policy is not there"'
     ways = _NO_WAYS if settings.internal else _WAYS
@@ -74,16 +76,15 @@ table inet {table} {{
     chain prerouting {{
         type filter hook prerouting priority raw; policy accept;
         iifname "{bridge}" ip saddr != {subnet} counter drop comment "a guest has no other address"
-{own6}        iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
+{six.said}        iifname != "lo" ip daddr 127.0.0.0/8 counter drop comment "the host's loopback is the host's"
     }}
     chain input {{
         type filter hook input priority filter; policy accept;
         {unjudged}
-        {others}
-        iifname != "{bridge}" accept
+{others}        iifname != "{bridge}" accept
         ct state established,related accept
         icmp type echo-request accept
-{within6}        {dns}
+{six.heard}        {dns}
         counter reject with icmpx admin-prohibited comment "the host's own services"
     }}
     chain forward {{
@@ -92,32 +93,48 @@ table inet {table} {{
         iifname "{bridge}" oifname "{bridge}" accept
         {routed} ip saddr {subnet} oifname "{bridge}" accept
         iifname "{bridge}" oifname "{PREFIX}*" ip daddr {subnet} accept
-{beyond}\
+{six.among}{beyond}\
         oifname "{bridge}" counter drop comment "nobody outside begins"
     }}
-{forwards.render(bridge, str(subnet), str(settings.gateway), published)}{nat6}}}
+{forwards.render(bridge, str(subnet), str(settings.gateway), published)}{six.translated}}}
 """
 
 
-def _render_ipv6(settings: BridgeSettings, published: Iterable[Forward]) -> tuple[str, str, str]:
-    """What a guest may send at all, what the host itself hears of it, and under whose address the rest leaves."""
+@dataclass(frozen=True, slots=True)
+class _Ipv6Rules:
+    """What a guest may send at all, what the host itself hears of it, what passes between those with a policy and those
+    without, and under whose address the rest leaves.
+    """
+
+    said: str
+    heard: str = ""
+    among: str = ""
+    translated: str = ""
+
+
+def _render_ipv6(settings: BridgeSettings, published: Iterable[Forward]) -> _Ipv6Rules:
     bridge, subnet = settings.bridge, settings.subnet6
     if subnet is None:
-        return (
-            f'        iifname "{bridge}" meta nfproto ipv6 counter drop comment "guests have IPv4 only"\n',
-            "",
-            "",
+        return _Ipv6Rules(
+            f'        iifname "{bridge}" meta nfproto ipv6 counter drop comment "guests have IPv4 only"\n'
         )
-    own = (
+    said = (
         f'        iifname "{bridge}" ip6 saddr != {{ {subnet}, fe80::/10 }} counter drop\n'
-        f'        iifname != {{ "{bridge}", "lo" }} ip6 saddr {subnet} counter drop comment "nobody else has these"\n'
+        f'        iifname != {{ "{bridge}", "lo" }} iifname != "{PREFIX}*" ip6 saddr {subnet} counter drop'
+        ' comment "nobody else has these"\n'
     )
-    within = "        icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert } accept\n"
-    if settings.internal:
-        return own, within, ""
+    heard = "        icmpv6 type { echo-request, nd-neighbor-solicit, nd-neighbor-advert } accept\n"
     gateway = str(settings.gateway6)
+    if settings.has_names:
+        heard += f"        ip6 daddr {gateway} th dport 53 accept\n"
+    among = (
+        f'        iifname "{PREFIX}*" ip6 saddr {subnet} oifname "{bridge}" accept\n'
+        f'        iifname "{bridge}" oifname "{PREFIX}*" ip6 daddr {subnet} accept\n'
+    )
+    if settings.internal:
+        return _Ipv6Rules(said, heard, among)
     nat = forwards.render6(bridge, str(subnet), gateway, published, loopback=is_loopback6_led())
-    return own, within, nat
+    return _Ipv6Rules(said, heard, among, nat)
 
 
 def render_bridged(settings: BridgeSettings, speakers: Iterable[Speaker]) -> str:

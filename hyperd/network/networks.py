@@ -34,7 +34,6 @@ from hyperd.model.network import (
     NetworkView,
     PortRequest,
     PublishedPort,
-    requests_of,
 )
 from hyperd.model.stats import WireUsage
 from hyperd.model.vm import SandboxId
@@ -229,12 +228,12 @@ class BridgeNetworks:
     ) -> None:
         there = self._require(network)
         requests = list(otherwise) if not self.published(sandbox_id) else []
-        has_ipv6 = there.has_ipv6(sandbox_id)
         for other in await self._of(sandbox_id):
             moved = other.published(sandbox_id)
             if moved and other is not there:
+                has_ipv6 = there.settings.subnet6 is not None
+                requests += other.requests_again(sandbox_id, has_ipv6=has_ipv6)
                 await other.unpublish(sandbox_id, moved)
-                requests += [one for one in requests_of(moved) if has_ipv6 or ":" not in one.host_ip]
         if requests and not there.settings.internal:
             await there.publish(sandbox_id, requests, holder)
 

@@ -7,6 +7,7 @@ A tap that is parked leads nowhere, whatever its guest sends: it waits for a VM 
 import asyncio
 import contextlib
 import errno
+import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,14 +23,15 @@ from hyperd.model.vm import SandboxId
 from hyperd.network import links
 from hyperd.network.bridge import Bridge
 from hyperd.network.leases import Lease
-from hyperd.network.nat import let_loopback_in
+from hyperd.network.nat import enable_forwarding6, let_loopback_in
 from hyperd.network.netlink import network_errors
-from hyperd.network.policy import Place, Policies, Wire, route
+from hyperd.network.policy import Ipv6, Place, Policies, Wire, route
 from hyperd.network.pool import address6_of, link_local_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
 from hyperd.network.tap import create_tap, existing_taps, remove_unused_tap
 
+_log = logging.getLogger(__name__)
 MISSING = (errno.ENODEV, errno.ENOENT)
 
 
@@ -55,7 +57,8 @@ class Plugs:
         self._lock = lock
         self._policies = policies
         self._is_published = is_published
-        self._place = Place(settings.table, settings.internal)
+        versions = (4, 6) if settings.subnet6 else (4,)
+        self._place = Place(settings.table, settings.internal, versions)
         self.is_guarded = True  # each tap has rules of its own
         self._gone: Batch[_Gone] = Batch(self._remove, links.MOST)
         self._with_rules: set[str] | None = None  # None: an earlier hyperd's may be there
@@ -164,6 +167,10 @@ class Plugs:
                 self._with_rules.difference_update(taps)
 
     async def _route(self, index: int, lease: Lease, bridge: Bridge, owner: str) -> None:
+        if (
+            self._settings.subnet6 is not None and enable_forwarding6()
+        ):  # to its neighbours, also of an internal one
+            _log.info("net.ipv6.conf.all.forwarding was 0 and is now 1")
         with network_errors(lease.tap):
             async with AsyncIPRoute() as netlink:
                 limited = self._policies.limited(lease.sandbox_id, self._wire(lease))
@@ -172,9 +179,12 @@ class Plugs:
         let_loopback_in(lease.tap, wanted=self._is_published(lease.address))
 
     def _wire(self, lease: Lease) -> Wire:
-        settings = self._settings
+        settings, address6, ipv6 = self._settings, address6_in(lease, self._settings), None
+        if address6 is not None and settings.subnet6 is not None and settings.gateway6 is not None:
+            ipv6 = Ipv6(address6, link_local_of(lease.mac), settings.subnet6, settings.gateway6)
         return Wire(
-            lease.tap, lease.address, settings.name, settings.bridge, settings.subnet, settings.gateway
+            *(lease.tap, lease.address, settings.name, settings.bridge, settings.subnet, settings.gateway),
+            ipv6=ipv6,
         )
 
 

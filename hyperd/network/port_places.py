@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hyperd.errors import InvalidError, UnsupportedError
-from hyperd.model.network import PortRequest
+from hyperd.model.network import PortRequest, requests_of
 from hyperd.network.forwards import Forward, Inside
 from hyperd.network.settings import ANY, ANY6, Address
 
@@ -41,9 +41,20 @@ def _require_led(host_ip: IPv6Address, inside: Inside) -> None:
         raise UnsupportedError(
             "the container has no IPv6 on its network, so nothing is published at an IPv6 address",
             subject=f"host address {host_ip}",
-            hint="make a network with `hyper network create --ipv6`; a container with an egress policy has none there"
-            " either",
+            hint="make a network with `hyper network create --ipv6`",
         )
+
+
+def requests_again(forwards: Iterable[Forward], *, has_ipv6: bool) -> list[PortRequest]:
+    """What publishes these for one that is on another network by now: at the same addresses, of families it has."""
+    forwards = tuple(forwards)
+    anywhere = dict.fromkeys(
+        PortRequest(one.container_port, one.protocol, "", one.host_port)
+        for one in forwards
+        if one.is_anywhere
+    )
+    somewhere = requests_of(one.published for one in forwards if not one.is_anywhere)
+    return [*anywhere, *(one for one in somewhere if has_ipv6 or ":" not in one.host_ip)]
 
 
 def are_as_asked(

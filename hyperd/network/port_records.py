@@ -31,6 +31,7 @@ FURTHER_MIGRATIONS = (
     f"""INSERT INTO published_port SELECT network, sandbox_id, holder, {_dotted("address")}, protocol,
         {_dotted("host_ip")}, host_port, container_port FROM network_port""",  # noqa: S608 - our own words
     "DROP TABLE network_port",
+    "ALTER TABLE published_port ADD COLUMN is_anywhere INTEGER NOT NULL DEFAULT 0",
 )
 
 Owned = tuple[SandboxId, str, Forward]  # whose, by id and name
@@ -44,7 +45,7 @@ class PortRecords:
     async def list_all(self) -> list[Owned]:
         def work(connection: sqlite3.Connection) -> list[Owned]:
             rows = connection.execute(
-                "SELECT sandbox_id, holder, protocol, host_ip, host_port, address, container_port"
+                "SELECT sandbox_id, holder, protocol, host_ip, host_port, address, container_port, is_anywhere"
                 " FROM published_port WHERE network = ?",
                 (self._network,),
             )
@@ -52,7 +53,10 @@ class PortRecords:
                 (
                     SandboxId(row[0]),
                     row[1],
-                    Forward(Protocol(row[2]), ip_address(row[3]), row[4], ip_address(row[5]), row[6]),
+                    Forward(
+                        *(Protocol(row[2]), ip_address(row[3]), row[4], ip_address(row[5]), row[6]),
+                        is_anywhere=bool(row[7]),
+                    ),
                 )
                 for row in rows
             ]
@@ -64,13 +68,13 @@ class PortRecords:
         rows = [
             (
                 *(self._network, sandbox_id, holder, str(forward.address), forward.protocol.value),
-                *(str(forward.host_ip), forward.host_port, forward.container_port),
+                *(str(forward.host_ip), forward.host_port, forward.container_port, forward.is_anywhere),
             )
             for sandbox_id, holder, forward in made
         ]
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.executemany("INSERT INTO published_port VALUES (?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            connection.executemany("INSERT INTO published_port VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
 
         await self._database.transaction(work)
 

@@ -23,7 +23,7 @@ from hyperd.network.bridge import is_loopback6_led
 from hyperd.network.elements import INET_FAMILY
 from hyperd.network.forwards import Forward, Inside, element
 from hyperd.network.netlink import network_errors
-from hyperd.network.port_places import are_as_asked, places
+from hyperd.network.port_places import are_as_asked, places, requests_again
 from hyperd.network.port_records import PortRecords
 from hyperd.network.settings import Address
 
@@ -97,6 +97,10 @@ class Publishing:
     def of(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
         published = (forward.published for forward in self._of(sandbox_id))
         return tuple(sorted(published, key=lambda p: (p.container_port, p.protocol, p.host_ip, p.host_port)))
+
+    def requests_again(self, sandbox_id: SandboxId, *, has_ipv6: bool) -> list[PortRequest]:
+        """What publishes on another network what it does here."""
+        return requests_again(self._of(sandbox_id), has_ipv6=has_ipv6)
 
     async def publish(
         self,

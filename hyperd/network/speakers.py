@@ -97,7 +97,8 @@ def _elements(speaker: Speaker) -> list[Element]:
 
 
 # Of an advertisement, which alone tells of a neighbour: nft 1.0 has no word for it, and takes it for no address.
-_TARGET = "iifname . ether saddr . @th,64,128"
+TARGET = "@th,64,128"
+_TARGET = f"iifname . ether saddr . {TARGET}"
 _GUEST6 = f"""\
         icmpv6 type {{ nd-router-advert, nd-redirect, mld-listener-query }} counter drop
         udp sport 547 udp dport 546 counter drop comment "as above"

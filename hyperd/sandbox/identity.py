@@ -71,13 +71,27 @@ def _link(attachment: Attachment, *, has_default_route: bool) -> Link:
         mac=attachment.mac,
         name=f"eth{attachment.slot}",
         addresses=(f"{attachment.address}/{attachment.prefix_length}", *_addresses6(attachment)),
-        routes=tuple(_routes(attachment)) if has_default_route else (),
+        routes=(*_to_neighbours(attachment), *(_routes(attachment) if has_default_route else ())),
         mtu=attachment.mtu,
     )
 
 
 def _addresses6(attachment: Attachment) -> tuple[str, ...]:
     return (f"{attachment.address6}/{attachment.prefix_length6}",) if attachment.address6 else ()
+
+
+def _to_neighbours(attachment: Attachment) -> Iterator[Route]:
+    """In IPv6, where they are not on the same wire: by the gateway, which answers for itself alone.
+
+    The halves of the subnet, for these come before the address's own way there: nothing is taken away from a guest
+    that runs.
+    """
+    if not (attachment.is_routed and attachment.address6):
+        return
+    yield Route(f"{attachment.gateway6}/128", "")
+    own = ipaddress.IPv6Interface(f"{attachment.address6}/{attachment.prefix_length6}")
+    for half in own.network.subnets():
+        yield Route(str(half), attachment.gateway6)
 
 
 def _routes(attachment: Attachment) -> Iterator[Route]:

@@ -3,7 +3,7 @@
 
 from hyperd.network.policy.policies import Policies
 from hyperd.network.policy.screen import Screen
-from hyperd.network.policy.wire import Wire, route
+from hyperd.network.policy.wire import Ipv6, Wire, route
 from hyperd.network.policy.wires import Place
 
-__all__ = ["Place", "Policies", "Screen", "Wire", "route"]
+__all__ = ["Ipv6", "Place", "Policies", "Screen", "Wire", "route"]

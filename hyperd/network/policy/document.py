@@ -6,16 +6,16 @@ allow:
     ports: 443                    # or a list: [80, 443, 8000-8100]; left out: all
   - domain: "*.pythonhosted.org"  # what is beneath it, not itself; "*": any
     protocol: tcp                 # tcp, udp or icmp; left out: any
-  - cidr: [192.0.2.0/24, 198.51.100.7]
+  - cidr: [192.0.2.0/24, 198.51.100.7, "2001:db8::/32"]
   - group: db                     # the sandboxes of a security group, on the same network
 """
 
 import re
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 
 from hyperd.errors import InvalidError
-from hyperd.model.policy import EgressMode, EgressPolicy, EgressRule, PortRange, Service
+from hyperd.model.policy import AnyNetwork, EgressMode, EgressPolicy, EgressRule, PortRange, Service
 from hyperd.network.policy.nodes import Node, Reader
 
 MAX_RULES = 256  # of one policy
@@ -72,14 +72,15 @@ def parse_domain(text: str) -> str:
     return name
 
 
-def parse_network(text: str) -> IPv4Network:
+def parse_network(text: str) -> AnyNetwork:
     """Raises ValueError."""
-    if ":" in text:
-        raise ValueError(f"{text!r} is of IPv6: a sandbox with a policy has IPv4 only")
     try:
-        return IPv4Network(text)
+        network = ip_network(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} is no IPv4 network: {error}") from error
+        raise ValueError(f"{text!r} is no network: {error}") from error
+    if network.version == 6 and "%" in text:
+        raise ValueError(f"{text!r} is of one interface alone")
+    return network
 
 
 def parse_group(text: str) -> str:

@@ -5,8 +5,8 @@ name: web                      # may be left out; else it is the one that the co
 description: what it is for
 rules:
   - direction: ingress         # or egress
-    protocol: tcp              # tcp, udp, icmp; left out or "": any
-    port_range_min: 22         # of icmp: types; left out: all
+    protocol: tcp              # tcp, udp, icmp (with types: of IPv4), icmpv6; left out or "": any
+    port_range_min: 22         # of icmp and icmpv6: types; left out: all
     port_range_max: 22         # left out: as the first
     remote_ip_prefix: 0.0.0.0/0
     remote_group_name: lb      # instead of the prefix; neither: from anywhere
@@ -68,12 +68,12 @@ def _rule(reader: Reader, node: Node) -> GroupRule:
 
 def _service(reader: Reader, node: Node, keys: dict[str, Node]) -> Service:
     protocol = reader.one(keys, "protocol").lower()
-    if protocol not in ("", "tcp", "udp", "icmp"):
-        raise reader.wrong(keys["protocol"], f"{protocol!r} is not tcp, udp, icmp or empty")
+    if protocol not in ("", "tcp", "udp", "icmp", "icmpv6"):
+        raise reader.wrong(keys["protocol"], f"{protocol!r} is not tcp, udp, icmp, icmpv6 or empty")
     first, last = reader.one(keys, "port_range_min"), reader.one(keys, "port_range_max")
     if not first and not last:
         return Service(protocol)
-    least, most = (0, 255) if protocol == "icmp" else (1, 65535)
+    least, most = (0, 255) if protocol.startswith("icmp") else (1, 65535)
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) <= most):

@@ -6,31 +6,41 @@ says anything of that; what its egress policy says holds besides.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Address, IPv4Network
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from hyperd.model.policy import Direction, EgressPolicy, GroupRule, SecurityGroup, Service
+from hyperd.model.policy import AnyNetwork, Direction, EgressPolicy, GroupRule, SecurityGroup, Service
 from hyperd.network.elements import Element
+from hyperd.network.settings import Address
 
 ROUTED = "routed"  # the set of taps with a policy
 PORTED = "ported"  # and that of protocols with ports: one for all, for the kernel goes through a list to find a set
+WORDS = {4: "ip", 6: "ip6"}  # nft's for a family
 
 
-def members_set(group: str) -> str:
+def suffix(version: int) -> str:
+    """Of the names of what there is one of for each family."""
+    return "6" if version == 6 else ""
+
+
+def members_set(group: str, version: int = 4) -> str:
     """The addresses of those who have it, in one network."""
-    return f"members_{zlib.crc32(group.encode()):08x}"
+    return f"members{suffix(version)}_{zlib.crc32(group.encode()):08x}"
 
 
-def render_members(table: str, groups: Iterable[str]) -> str:
+def render_members(table: str, groups: Iterable[str], versions: Sequence[int] = (4,)) -> str:
     """The sets, there from now on."""
     return "".join(
-        f"add set {table} {members_set(group)} {{ type ipv4_addr; }}\n" for group in sorted(groups)
+        f"add set {table} {members_set(group, version)} {{ type ipv{version}_addr; }}\n"
+        for group in sorted(groups)
+        for version in versions
     )
 
 
-def members_of(groups: Mapping[str, Iterable[IPv4Address]]) -> list[Element]:
+def members_of(groups: Mapping[str, Iterable[Address]]) -> list[Element]:
     return [
-        Element(members_set(group), address.packed) for group, known in groups.items() for address in known
+        Element(members_set(group, address.version), address.packed)
+        for group, known in groups.items()
+        for address in known
     ]
 
 
@@ -40,40 +50,65 @@ def referred(groups: Iterable[SecurityGroup], egress: EgressPolicy) -> set[str]:
     return found | {name for rule in egress.rules for name in rule.groups}
 
 
-def heard(groups: Iterable[SecurityGroup], bridge: str, subnet: IPv4Network) -> Iterator[str]:
+def heard(groups: Iterable[SecurityGroup], bridge: str, subnets: Sequence[AnyNetwork]) -> Iterator[str]:
     """Of what others begin. An address of the network's counts only where it comes from the network.
 
     Whoever else begins comes by what is published, or not at all: nothing behind these rules would stop him.
+    ``subnets``: of each family that the wire has.
     """
-    published = "ct status dnat"
-    within = tuple(f"{where} ip saddr {subnet}" for where in (f'iifname "{bridge}"', f"iifname @{ROUTED}"))
+    published, places = "ct status dnat ", (f'iifname "{bridge}" ', f"iifname @{ROUTED} ")
+    within = {
+        subnet.version: [f"{place}{WORDS[subnet.version]} saddr {subnet} " for place in places]
+        for subnet in subnets
+    }
     groups = tuple(groups)
     if not groups:
-        yield from (f"{where} accept" for where in (published, *within))
+        yield f"{published}accept"
+        yield from (f"{where}accept" for told in within.values() for where in told)
         yield "counter drop"
         return
     for rule in _of(groups, Direction.INGRESS):
-        for where in within if rule.group else (published, *within):
-            yield f"{where} {_whom('saddr', rule)}{render_service(rule.service)}accept"
+        yield from dict.fromkeys(
+            f"{where}{whom}{service}accept"
+            for version, told in within.items()
+            for whom, service in _matches("saddr", rule, version)
+            for where in (told if rule.group else (published, *told))
+        )
     yield "meta l4proto tcp counter reject with tcp reset"
     yield "counter reject with icmpx admin-prohibited"
 
 
-def begun(groups: Iterable[SecurityGroup], refusing: str) -> Iterator[str]:
+def begun(groups: Iterable[SecurityGroup], refusing: str, versions: Sequence[int] = (4,)) -> Iterator[str]:
     """Of what it begins itself. ``refusing``: the chain that refuses it."""
     rules = list(_of(groups, Direction.EGRESS))
     for rule in rules:
-        yield f"{_whom('daddr', rule)}{render_service(rule.service)}accept"
+        yield from dict.fromkeys(
+            f"{whom}{service}accept"
+            for version in versions
+            for whom, service in _matches("daddr", rule, version)
+        )
     yield f"goto {refusing}" if rules else "accept"
 
 
-def render_service(service: Service) -> str:
-    if service.ports and service.protocol == "icmp":
-        return f"meta l4proto icmp icmp type {{ {', '.join(map(str, service.ports))} }} "
+def render_service(service: Service, version: int) -> str | None:
+    """None: there is no such thing in this family."""
+    if service.protocol in ("icmp", "icmpv6"):
+        return _render_icmp(service, version)
     if service.ports:
         protocol = service.protocol or f"@{PORTED}"
         return f"meta l4proto {protocol} th dport {{ {', '.join(map(str, service.ports))} }} "
     return f"meta l4proto {service.protocol} " if service.protocol else ""
+
+
+def _render_icmp(service: Service, version: int) -> str | None:
+    """Types are numbers of one family's own."""
+    if version != 6 and service.protocol == "icmpv6":
+        return None
+    if version == 6 and service.protocol == "icmp" and service.ports:
+        return None
+    l4proto, word = ("ipv6-icmp", "icmpv6") if version == 6 else ("icmp", "icmp")
+    types = f"{word} type {{ {', '.join(map(str, service.ports))} }} " if service.ports else ""
+    return f"meta l4proto {l4proto} {types}"
 
 
 def _of(groups: Iterable[SecurityGroup], direction: Direction) -> Iterator[GroupRule]:
@@ -83,7 +118,14 @@ def _of(groups: Iterable[SecurityGroup], direction: Direction) -> Iterator[Group
                 yield rule
 
 
-def _whom(side: str, rule: GroupRule) -> str:
+def _matches(side: str, rule: GroupRule, version: int) -> Iterator[tuple[str, str]]:
+    """Whom and what, in this family; nothing for a rule of the other."""
+    service = render_service(rule.service, version)
+    if service is None or (rule.network is not None and rule.network.version != version):
+        return
     if rule.group:
-        return f"ip {side} @{members_set(rule.group)} "
-    return f"ip {side} {rule.network} " if rule.network is not None else ""
+        yield f"{WORDS[version]} {side} @{members_set(rule.group, version)} ", service
+    elif rule.network is not None:
+        yield f"{WORDS[version]} {side} {rule.network} ", service
+    else:
+        yield "", service

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from typing import Any
 
 from hyperd.errors import ExhaustedError, ExistsError, HyperError, NotFoundError, WrongStateError
@@ -131,7 +131,7 @@ def _kept_rule(rule: dict[str, Any]) -> GroupRule:
     return GroupRule(
         Direction(rule["direction"]),
         Service(rule["protocol"], ports),
-        IPv4Network(network) if network else None,
+        ip_network(network) if network else None,
         rule.get("remote_group_name", ""),
     )
 

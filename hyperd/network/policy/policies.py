@@ -9,7 +9,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address
 
 from hyperd.errors import HyperError, InvalidError, NotFoundError, WrongStateError
 from hyperd.host.database import Database
@@ -28,13 +27,15 @@ from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
 from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
+from hyperd.network.policy.hooks import SENT, table_of
 from hyperd.network.policy.records import Held, PolicyRecords, moved
 from hyperd.network.policy.reports import Account, Reports
-from hyperd.network.policy.rules import SENT, Judged, Learned, table_of
+from hyperd.network.policy.rules import Judged, Learned
 from hyperd.network.policy.screening import services_for
 from hyperd.network.policy.tally import Tally
 from hyperd.network.policy.wire import Wire
 from hyperd.network.policy.wires import Armed, Place, Wires
+from hyperd.network.settings import Address
 from hyperd.network.tap import has_tap
 
 _log = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ class Policies:
     async def cut(self, wire: Wire) -> None:
         """What it has begun, or others with it, is asked anew whether it may."""
         with network_errors(wire.name):
-            await self._kernel.call(flows.forget_of, wire.address)
+            await self._kernel.call(flows.forget_of, wire.addresses)
 
     async def disarm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """When its tap is gone. What was refused is written down first. Idempotent."""
@@ -264,7 +265,11 @@ class Policies:
         policed = self._policed.get(armed.owner) if armed else None
         return (armed.owner, policed.egress, policed.account.tally) if armed and policed else None
 
-    async def learn(self, sandbox_id: SandboxId, name: str, told: Iterable[tuple[IPv4Address, int]]) -> bool:
+    def has_ipv6(self, sandbox_id: SandboxId) -> bool:
+        """On any of its networks."""
+        return any(armed.judged.wire.ipv6 for armed in self._wires.of(sandbox_id))
+
+    async def learn(self, sandbox_id: SandboxId, name: str, told: Iterable[tuple[Address, int]]) -> bool:
         """Let through to these addresses, for as many seconds; False when that could not be."""
         policed, revision = self._policed.get(sandbox_id), self.revision(sandbox_id)
         if policed is None:
@@ -331,7 +336,7 @@ def _egress(limits: Limits) -> EgressPolicy:
 
 def _learned(policed: _Policed) -> Learned:
     """What the names that it still may look up stand for."""
-    found: dict[Service, dict[IPv4Address, int]] = {}
+    found: dict[Service, dict[Address, int]] = {}
     for name, address, left_s in policed.account.tally.told(asyncio.get_running_loop().time()):
         for service in services_for(policed.egress, name):
             known = found.setdefault(service, {})

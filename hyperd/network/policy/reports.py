@@ -50,7 +50,7 @@ class Reports:
     async def counted(self, place: Place, wire: Wire, account: Account) -> list[Attempt]:
         """On this wire, since its rules are there; empty when they are not."""
         with network_errors(wire.name):
-            blocked = await self._kernel.call(sets.read_blocked, place.base, wire.name)
+            blocked = await self._kernel.call(sets.read_blocked, place.base, wire)
         return account.tally.attempts(blocked)
 
     async def left(self, sandbox_id: SandboxId, account: Account, counted: list[Attempt]) -> None:

@@ -5,7 +5,7 @@ What an allowed name stands for is let through before the answer is sent.
 """
 
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 import dns.message
 import dns.rcode
@@ -14,6 +14,7 @@ import dns.rdatatype
 from hyperd.model.policy import EgressMode
 from hyperd.network.policy.policies import Policies
 from hyperd.network.policy.screening import is_named, may_look_up, prohibited, services_for, sift, text_of
+from hyperd.network.settings import Address
 from hyperd.network.zone import refusal
 
 Ask = Callable[[], Awaitable[dns.message.Message]]
@@ -44,7 +45,7 @@ class Screen:
         now = self._policies.at(self._base, guest)
         if now is None or now[0] != sandbox_id or not services_for(now[1], name):
             return prohibited(query)  # it was changed meanwhile
-        sifted = sift(now[1], answered, mine)
+        sifted = sift(now[1], answered, mine, has_ipv6=self._policies.has_ipv6(sandbox_id))
         for address in sifted.left_out:
             tally.refuse(name, str(address))
         if sifted.left_out and not sifted.told:
@@ -54,12 +55,12 @@ class Screen:
         return sifted.message
 
 
-def _addresses(own: dns.message.Message | None) -> set[IPv4Address]:
+def _addresses(own: dns.message.Message | None) -> set[Address]:
     if own is None:
         return set()
     return {
-        IPv4Address(rdata.address)
+        ip_address(rdata.address)
         for rrset in own.answer
-        if rrset.rdtype == dns.rdatatype.A
+        if rrset.rdtype in (dns.rdatatype.A, dns.rdatatype.AAAA)
         for rdata in rrset
     }

@@ -8,7 +8,7 @@ inside (DNS rebinding): such an address is left out, unless the policy names it.
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import dns.edns
 import dns.flags
@@ -19,6 +19,7 @@ import dns.rdatatype
 import dns.rrset
 
 from hyperd.model.policy import EgressMode, EgressPolicy, Service
+from hyperd.network.settings import Address
 from hyperd.network.zone import refusal
 
 LEAST_S, MOST_S, GRACE_S = (
@@ -27,6 +28,11 @@ LEAST_S, MOST_S, GRACE_S = (
     60,
 )  # an address is held to for longer than its answer, which is cut to MOST_S
 MAX_ADDRESSES = 64  # of one answer
+_ASSIGNED = IPv6Network("2000::/3")  # what is given out at all
+# Of it: what leads to an IPv4 address, by whatever relay, and what is for documents.
+_NOT_ITSELF = tuple(map(IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+_NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052
+_KINDS = (dns.rdatatype.A, dns.rdatatype.AAAA)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +40,8 @@ class Sifted:
     """An answer as it is passed on. ``told``: its addresses, and for how many seconds they may be reached."""
 
     message: dns.message.Message
-    told: tuple[tuple[IPv4Address, int], ...] = ()
-    left_out: tuple[IPv4Address, ...] = ()
+    told: tuple[tuple[Address, int], ...] = ()
+    left_out: tuple[Address, ...] = ()
 
 
 def services_for(policy: EgressPolicy, name: str) -> tuple[Service, ...]:
@@ -51,30 +57,41 @@ def may_look_up(policy: EgressPolicy, name: str) -> bool:
     return policy.mode is EgressMode.ALLOW_ALL or bool(services_for(policy, name))
 
 
-def is_named(policy: EgressPolicy, address: IPv4Address) -> bool:
+def is_named(policy: EgressPolicy, address: Address) -> bool:
     """Whether it is in a range that the policy allows by itself."""
     return any(address in network for rule in policy.rules for network in rule.networks)
 
 
-def is_public(address: IPv4Address) -> bool:
+def is_public(address: Address) -> bool:
+    """One of IPv6 that stands for one of IPv4 is as that is, where a translator may lead to it."""
+    if isinstance(address, IPv6Address):
+        if address in _NAT64:
+            return is_public(IPv4Address(address.packed[12:]))
+        return address in _ASSIGNED and not any(address in network for network in _NOT_ITSELF)
     return address.is_global and not address.is_multicast
 
 
-def sift(policy: EgressPolicy, answer: dns.message.Message, own: Collection[IPv4Address] = ()) -> Sifted:
+def sift(
+    policy: EgressPolicy,
+    answer: dns.message.Message,
+    own: Collection[Address] = (),
+    *,
+    has_ipv6: bool = False,
+) -> Sifted:
     """``own``: addresses that are no trap, since they come from our own zone."""
     if policy.mode is EgressMode.ALLOW_ALL:
         return Sifted(answer)
-    told: dict[IPv4Address, int] = {}
-    left_out: list[IPv4Address] = []
+    told: dict[Address, int] = {}
+    left_out: list[Address] = []
     kept = []
     for rrset in answer.answer:
-        if rrset.rdtype == dns.rdatatype.AAAA:
-            continue  # it has no IPv6
+        if rrset.rdtype == dns.rdatatype.AAAA and not has_ipv6:
+            continue
         ttl = min(rrset.ttl, MOST_S)
         passed = dns.rrset.RRset(rrset.name, rrset.rdclass, rrset.rdtype)
         for rdata in rrset:
-            if rrset.rdtype == dns.rdatatype.A:
-                address = IPv4Address(rdata.address)
+            if rrset.rdtype in _KINDS:
+                address = ip_address(rdata.address)
                 if address not in own and not is_public(address) and not is_named(policy, address):
                     left_out.append(address)
                     continue

@@ -10,12 +10,15 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from hyperd.model.policy import Service
 from hyperd.network import elements
 from hyperd.network.elements import INET_FAMILY, NETLINK_NETFILTER, Element
-from hyperd.network.policy.rules import DROPPED, KEPT_S, blocked_set, learned_set, other_set, table_of
+from hyperd.network.policy.hooks import DROPPED, table_of
+from hyperd.network.policy.rules import KEPT_S, blocked_set, learned_set, other_set
+from hyperd.network.policy.wire import Wire
+from hyperd.network.settings import Address
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 16
@@ -26,24 +29,29 @@ _ERROR, _DONE = 2, 3
 _TABLE, _SET, _ELEMENTS = 1, 2, 3
 _KEY, _VALUE, _EXPIRATION, _EXPRESSION, _EXPRESSIONS = 1, 1, 5, 7, 11
 _PACKETS = 2
-_NAMES = {1: "icmp", 6: "tcp", 17: "udp"}
+_NAMES = {1: "icmp", 6: "tcp", 17: "udp", 58: "icmp"}
 
 
 @dataclass(frozen=True, slots=True)
 class Blocked:
     """``ago_s``: since the last packet."""
 
-    address: IPv4Address
+    address: Address
     protocol: str
     port: int
     count: int
     ago_s: float
 
 
-def learn(base: str, tap: str, service: Service, addresses: Iterable[tuple[IPv4Address, int]]) -> None:
-    """For so many seconds each from now on. Raises OSError: ENOENT without the set, ENFILE when it is full."""
-    where = learned_set(tap, service)
+def learn(base: str, wire: Wire, service: Service, addresses: Iterable[tuple[Address, int]]) -> None:
+    """For so many seconds each from now on, but of a family that the wire has not.
+
+    Raises OSError: ENOENT without the set, ENFILE when it is full.
+    """
     for address, lasts_s in addresses:
+        if address.version == 6 and wire.ipv6 is None:
+            continue
+        where = learned_set(wire.name, service, address.version)
         element = Element(where, address.packed, timeout_ms=lasts_s * 1000)
         try:
             elements.renew(INET_FAMILY, table_of(base), [element])
@@ -53,14 +61,19 @@ def learn(base: str, tap: str, service: Service, addresses: Iterable[tuple[IPv4A
             elements.add(INET_FAMILY, table_of(base), [element])
 
 
-def read_blocked(base: str, tap: str) -> list[Blocked]:
+def read_blocked(base: str, wire: Wire) -> list[Blocked]:
     """Empty where the sets are not there. Raises OSError."""
     found = []
-    for name, has_port in ((blocked_set(tap), True), (other_set(tap), False)):
-        for key, count, expires_s in _dumped(table_of(base), name):
-            port = int.from_bytes(key[8:10], "big") if has_port else 0
-            protocol = _NAMES.get(key[4], str(key[4]))
-            found.append(Blocked(IPv4Address(key[:4]), protocol, port, count, max(0.0, KEPT_S - expires_s)))
+    for size, version in [(len(address.packed), address.version) for address in wire.addresses]:
+        for name, has_port in (
+            (blocked_set(wire.name, version), True),
+            (other_set(wire.name, version), False),
+        ):
+            for key, count, expires_s in _dumped(table_of(base), name):
+                port = int.from_bytes(key[size + 4 : size + 6], "big") if has_port else 0
+                protocol = _NAMES.get(key[size], str(key[size]))
+                ago_s = max(0.0, KEPT_S - expires_s)
+                found.append(Blocked(ip_address(key[:size]), protocol, port, count, ago_s))
     return found
 
 

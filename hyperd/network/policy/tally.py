@@ -8,10 +8,10 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 
 from hyperd.model.policy import Attempt
 from hyperd.network.policy.sets import Blocked
+from hyperd.network.settings import Address
 
 MAX_NAMES, MAX_TOLD = 512, 4096
 
@@ -21,8 +21,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._refused: OrderedDict[str, Attempt] = OrderedDict()
-        self._names: OrderedDict[IPv4Address, str] = OrderedDict()
-        self._told: OrderedDict[tuple[str, IPv4Address], float] = OrderedDict()
+        self._names: OrderedDict[Address, str] = OrderedDict()
+        self._told: OrderedDict[tuple[str, Address], float] = OrderedDict()
 
     def refuse(self, name: str, why: str = "") -> None:
         """``name`` was not looked up; or was, and ``why``, an address, was not told."""
@@ -37,7 +37,7 @@ class Tally:
         while len(self._refused) > MAX_NAMES:
             self._refused.popitem(last=False)
 
-    def tell(self, name: str, address: IPv4Address, until: float) -> None:
+    def tell(self, name: str, address: Address, until: float) -> None:
         """``until``: of a monotonic clock, as in ``told``."""
         self._names.pop(address, None)
         self._names[address] = name
@@ -48,7 +48,7 @@ class Tally:
         while len(self._told) > MAX_TOLD:
             self._told.popitem(last=False)
 
-    def told(self, now: float) -> list[tuple[str, IPv4Address, int]]:
+    def told(self, now: float) -> list[tuple[str, Address, int]]:
         """Name, address and seconds left, of what still holds."""
         return [
             (name, address, int(until - now))

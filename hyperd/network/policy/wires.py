@@ -6,7 +6,7 @@ import errno
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 
 from pyroute2 import AsyncIPRoute
 
@@ -19,19 +19,18 @@ from hyperd.network.elements import INET_FAMILY, Element
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
 from hyperd.network.policy.group_rules import members_of, members_set, referred, render_members
+from hyperd.network.policy.hooks import render_base, render_none, table_of
 from hyperd.network.policy.load import load_rules
 from hyperd.network.policy.rules import (
     Judged,
     Learned,
     elements_of,
-    render_base,
     render_gone,
-    render_none,
     render_stale,
     render_wire,
-    table_of,
 )
 from hyperd.network.policy.wire import Wire, unroute
+from hyperd.network.settings import Address
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +41,7 @@ class Place:
 
     base: str
     internal: bool
+    versions: tuple[int, ...] = (4,)  # families that it has
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +63,9 @@ class Wires:
     def __init__(self, kernel: Workers) -> None:
         self._kernel = kernel
         self._assembling = Workers("policies-rules", 1)  # what takes a moment: not before what is learned
-        self._members: dict[str, dict[str, set[IPv4Address]]] = {}  # by table: as they are put in
+        self._members: dict[str, dict[str, set[Address]]] = {}  # by table: as they are put in
         self._armed: dict[tuple[str, IPv4Address], Armed] = {}
+        self._at: dict[tuple[str, Address], Armed] = {}  # by its address of either family
         self._spoken_of: dict[str, set[str]] = {}  # by table: groups that have a set of members there
         self._based: set[str] = set()  # whose tables have their hooks
         self._changing = asyncio.Lock()
@@ -74,7 +75,7 @@ class Wires:
         self._assembling.close()
 
     def at(self, base: str, address: str) -> Armed | None:
-        return self._armed.get((base, IPv4Address(address)))
+        return self._at.get((base, ip_address(address)))
 
     def of(self, owner: SandboxId) -> list[Armed]:
         return [armed for armed in self._armed.values() if armed.owner == owner]
@@ -94,7 +95,8 @@ class Wires:
         """Of one network, all at once. Idempotent."""
         base = found[0].place.base
         async with self._changing:
-            self._armed.update((armed.key, armed) for armed in found)
+            for armed in found:
+                self._know(armed)
             self._based.discard(base)
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
@@ -105,7 +107,7 @@ class Wires:
             armed = make()
             if armed is None:
                 return False
-            self._armed[armed.key] = armed
+            self._know(armed)
             await self._load(armed.place, [armed])
             await self._put_in(armed.place.base, [armed])
             return True
@@ -115,15 +117,14 @@ class Wires:
         return known is not None and known.owner == owner
 
     async def learn(
-        self, owner: SandboxId, services: Callable[[], Iterable[Service]], told: list[tuple[IPv4Address, int]]
+        self, owner: SandboxId, services: Callable[[], Iterable[Service]], told: list[tuple[Address, int]]
     ) -> bool:
         """``services``: when its turn has come. It may ask on one and go out by another. Raises OSError."""
         async with self._changing:
             wires, found = self.of(owner), list(services())
             for service in found:
                 for armed in wires:
-                    tap = armed.judged.wire.name
-                    await self._kernel.call(sets.learn, armed.place.base, tap, service, told)
+                    await self._kernel.call(sets.learn, armed.place.base, armed.judged.wire, service, told)
             return bool(wires and found)
 
     async def disarm(self, armed: Armed) -> None:
@@ -133,7 +134,7 @@ class Wires:
             with network_errors(wire.name):
                 async with AsyncIPRoute() as netlink:
                     await unroute(netlink, wire)
-            self._armed.pop(armed.key, None)
+            self._forget(armed)
             if not self.are_on(base):
                 self._spoken_of.pop(base, None)
                 self._members.pop(base, None)
@@ -154,8 +155,9 @@ class Wires:
         async with self._changing:
             for base, groups in self._spoken_of.items():
                 if name in groups:
-                    table = f"inet {table_of(base)}"
-                    gone = render_members(table, [name]) + f"delete set {table} {members_set(name)}\n"
+                    table, versions = f"inet {table_of(base)}", self._versions(base)
+                    gone = render_members(table, [name], versions)
+                    gone += "".join(f"delete set {table} {members_set(name, each)}\n" for each in versions)
                     await load_rules(gone, table_of(base))
                     groups.discard(name)
                     self._members.get(base, {}).pop(name, None)
@@ -164,7 +166,7 @@ class Wires:
         table, spoken_of = f"inet {table_of(place.base)}", self._spoken_of.setdefault(place.base, set())
         for armed in changed:
             spoken_of |= referred(armed.judged.groups, armed.judged.egress)
-        text = render_members(table, spoken_of) + also
+        text = render_members(table, spoken_of, place.versions) + also
         for armed in changed:
             text += render_wire(place.base, armed.judged, forgets=armed.learned is not None)
             text += render_stale(place.base, armed.judged, armed.earlier)
@@ -192,7 +194,24 @@ class Wires:
         here = [armed for (known, _), armed in self._armed.items() if known == base]
         groups = {name for armed in here for name in referred(armed.judged.groups, armed.judged.egress)}
         self._members[base] = {}
-        return "".join(f"flush set inet {table_of(base)} {members_set(name)}\n" for name in sorted(groups))
+        return "".join(
+            f"flush set inet {table_of(base)} {members_set(name, version)}\n"
+            for name in sorted(groups)
+            for version in self._versions(base)
+        )
+
+    def _versions(self, base: str) -> tuple[int, ...]:
+        return next(armed.place.versions for (known, _), armed in self._armed.items() if known == base)
+
+    def _know(self, armed: Armed) -> None:
+        self._armed[armed.key] = armed
+        for address in armed.judged.wire.addresses:
+            self._at[armed.place.base, address] = armed
+
+    def _forget(self, armed: Armed) -> None:
+        known = self._armed.pop(armed.key, armed)
+        for address in known.judged.wire.addresses:
+            self._at.pop((armed.place.base, address), None)
 
     async def _put_in(self, base: str, changed: Iterable[Armed]) -> None:
         """What leads to the rules that are there by now, and what they look up."""
@@ -202,7 +221,7 @@ class Wires:
             with network_errors(wire.name):
                 await self._kernel.call(elements.add, INET_FAMILY, table_of(base), elements_of(wire))
                 for service, known in (armed.learned or {}).items():
-                    await self._kernel.call(sets.learn, base, wire.name, service, known.items())
+                    await self._kernel.call(sets.learn, base, wire, service, known.items())
 
     async def _take_out(self, base: str, gone: Iterable[Element]) -> None:
         gone = list(gone)
@@ -233,7 +252,7 @@ class Wires:
         self._members[base] = now
 
 
-def _having(group: str, wires: Iterable[Armed]) -> Iterator[IPv4Address]:
+def _having(group: str, wires: Iterable[Armed]) -> Iterator[Address]:
     for armed in wires:
         if any(known.name == group for known in armed.judged.groups):
-            yield armed.judged.wire.address
+            yield from armed.judged.wire.addresses

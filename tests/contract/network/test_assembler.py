@@ -6,7 +6,7 @@ import contextlib
 import errno
 import functools
 import re
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -25,16 +25,18 @@ from hyperd.model.vm import SandboxId
 from hyperd.network.assembler import UnspokenError, assemble
 from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.group_rules import render_members
-from hyperd.network.policy.rules import Judged, render_base, render_gone, render_wire, table_of
-from hyperd.network.policy.wire import Wire
+from hyperd.network.policy.hooks import render_base, table_of
+from hyperd.network.policy.rules import Judged, render_gone, render_wire
+from hyperd.network.policy.wire import Ipv6, Wire
 from hyperd.network.policy.wires import Armed, Place, Wires
 from tests.contract.network.egress import GOOD, OUTSIDE, world
 
-SUBNET = IPv4Network("10.219.0.0/16")
+SUBNET, SUBNET6 = IPv4Network("10.219.0.0/16"), IPv6Network("fd12:3456::/64")
 BASE = "hyper_assembled"
 TABLE = f"inet {table_of(BASE)}"
 WEB = Service("tcp", (PortRange(80, 80), PortRange(443, 443), PortRange(8000, 8100)))
 PINGS = Service("icmp", (PortRange(0, 0), PortRange(8, 8)))
+PINGS6 = Service("icmpv6", (PortRange(128, 129),))
 LISTED = """
 allow:
   - {domain: a.test, ports: 443}
@@ -46,6 +48,13 @@ allow:
   - {domain: c.test, protocol: udp}
   - {group: db, ports: 5432}
 """
+LISTED6 = f"""{LISTED}
+  - {{cidr: ["2001:db8::/32", 192.0.2.7]}}
+  - {{cidr: ["2001:db8:1::/48", "2001:db8:2::7", "2001:db8:2::8/125"], ports: 22}}
+  - {{cidr: "::/0", ports: 1-65535, protocol: udp}}
+  - {{cidr: "fd00:ec2::254", ports: 80}}
+  - {{cidr: ["::/0", 0.0.0.0/0], protocol: icmp}}
+"""
 GROUP = SecurityGroup(
     "web",
     "",
@@ -55,12 +64,21 @@ GROUP = SecurityGroup(
         GroupRule(Direction.INGRESS, Service("udp"), IPv4Network("0.0.0.0/0")),
         GroupRule(Direction.EGRESS, Service(), group="db"),
         GroupRule(Direction.EGRESS, Service("", (PortRange(1, 1023),)), IPv4Network("10.1.2.3/32")),
+        GroupRule(Direction.INGRESS, PINGS6, IPv6Network("fd00::/8")),
+        GroupRule(Direction.INGRESS, Service("icmp")),
+        GroupRule(Direction.EGRESS, Service("icmp"), IPv6Network("2001:db8::1/128")),
+        GroupRule(Direction.EGRESS, PINGS6, IPv6Network("::/0")),
     ),
 )
 
 
-def wire(number: int = 1, **fields: int) -> Wire:
-    return Wire(f"hyt{number:012x}", SUBNET[number + 1], "bench", "hyperb0", SUBNET, SUBNET[1], **fields)
+def wire(number: int = 1, ipv6: Ipv6 | None = None, **fields: int) -> Wire:
+    name = f"hyt{number:012x}"
+    return Wire(name, SUBNET[number + 1], "bench", "hyperb0", SUBNET, SUBNET[1], ipv6=ipv6, **fields)
+
+
+def six(number: int = 1) -> Wire:
+    return wire(number, Ipv6(SUBNET6[number + 1], IPv6Network("fe80::/64")[number], SUBNET6, SUBNET6[1]))
 
 
 CASES = {
@@ -69,12 +87,17 @@ CASES = {
     "listed": Judged(wire(), parse_egress(LISTED)),
     "a group": Judged(wire(), EgressPolicy(EgressMode.ALLOW_ALL), (GROUP,)),
     "an empty group": Judged(wire(), parse_egress(LISTED), (SecurityGroup("none"),)),
+    "nothing in either family": Judged(six(), EgressPolicy(EgressMode.NONE)),
+    "all in both families": Judged(six(), EgressPolicy(EgressMode.ALLOW_ALL)),
+    "listed in both families": Judged(six(), parse_egress(LISTED6)),
+    "a group in both families": Judged(six(), EgressPolicy(EgressMode.ALLOW_ALL), (GROUP,)),
+    "an empty group in both families": Judged(six(), parse_egress(LISTED6), (SecurityGroup("none"),)),
     "rates": Judged(wire(rate_in=5000, rate_out=5000), EgressPolicy(EgressMode.ALLOW_ALL)),
 }
 
 
 def words_of(judged: Judged) -> str:
-    return render_members(TABLE, ["db"]) + render_wire(BASE, judged, forgets=True)
+    return render_members(TABLE, ["db"], (4, 6)) + render_wire(BASE, judged, forgets=True)
 
 
 async def nft(text: str) -> None:
@@ -89,7 +112,7 @@ async def listed() -> str:
 
 @pytest.fixture
 async def hooks():
-    text = render_base(BASE, wire(), internal=False)
+    text = render_base(BASE, six(), internal=False)
     await nft(text)
     yield text
     await nft(f"delete table {TABLE}")
@@ -112,7 +135,7 @@ async def test_it_is_what_nft_makes_of_the_same_words(hooks, case):
 
 @pytest.mark.parametrize("case", CASES)
 async def test_it_is_taken_out_to_the_last(hooks, case):
-    assemble(render_members(TABLE, ["db"]))
+    assemble(render_members(TABLE, ["db"], (4, 6)))
     before = await listed()
     assemble(render_wire(BASE, CASES[case]))
     assert await listed() != before
