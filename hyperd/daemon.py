@@ -167,7 +167,12 @@ async def _run(
 
 def _servicers(fleet: Fleet, images: OciImageStore, builds: Builds, desk: Desk) -> Servicers:
     resetting = Resetting(desk.network, fleet, desk.spares, desk.templates)
-    policies = PolicyDesk(desk.network, lambda reference: fleet.get(reference).record, fleet.records)
+    policies = PolicyDesk(
+        desk.network,
+        lambda reference: fleet.get(reference).record,
+        fleet.records,
+        lambda sandbox_id: fleet.get(sandbox_id).reroute(),
+    )
     return Servicers(
         ContainerServicer(fleet),
         ImageServicer(images, fleet),

@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
+from typing import cast
 
 import dns.exception
 import dns.flags
@@ -204,8 +205,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self._transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)  # noqa: S101 - what asyncio makes for it
-        self._transport = transport
+        self._transport = cast(asyncio.DatagramTransport, transport)
 
     def datagram_received(self, data: bytes, addr: Peer) -> None:
         if len(data) <= _MAX_QUESTION_BYTES and self._transport is not None:

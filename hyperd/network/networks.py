@@ -234,8 +234,15 @@ class BridgeNetworks:
                 has_ipv6 = there.settings.subnet6 is not None
                 requests += other.requests_again(sandbox_id, has_ipv6=has_ipv6)
                 await other.unpublish(sandbox_id, moved)
-        if requests and not there.settings.internal:
+        if not requests or there.settings.internal:
+            return
+        try:
             await there.publish(sandbox_id, requests, holder)
+        except ExistsError as error:  # somebody has one of them in the family that is new
+            _log.warning("ports stay in IPv4", extra={"holder": holder, "error": str(error)})
+            default = str(there.settings.publish_address)
+            at_ipv4 = [dataclasses.replace(one, host_ip=one.host_ip or default) for one in requests]
+            await there.publish(sandbox_id, [one for one in at_ipv4 if ":" not in one.host_ip], holder)
 
     async def usage(self, sandbox_ids: Collection[SandboxId]) -> dict[SandboxId, WireUsage]:
         return await self._meter.read(sandbox_ids)

@@ -104,7 +104,7 @@ class BeginningSandbox(EndingSandbox):
             self.tenure.begin()
         self._changed.beat()
         self.tenure.execs.adopt(live.execs)
-        if isinstance(was, machine.Running):
+        if isinstance(was, machine.Running) or self._has_stale_routes():
             self._as_operation(self._settle_wiring())
         if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
             self._spawn(self._let_go(self.tenure, wakes=was.asleep is not None))

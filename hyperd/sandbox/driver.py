@@ -31,6 +31,7 @@ from hyperd.sandbox.message import (
     AskOfWhole,
     AskPause,
     AskRemove,
+    AskReroute,
     AskRollback,
     AskSnapshot,
     AskStart,
@@ -66,9 +67,17 @@ class SandboxDriver(BeginningSandbox):
                 await self._on_stop(message)
             case AskRemove(done, force, volumes):
                 await self._on_remove(done, force=force, volumes=volumes)
-            case AskConnect() | AskDisconnect() if self._is_at_rest:
+            case AskConnect() | AskDisconnect() | AskReroute() if self._is_at_rest:
                 await self._on_rewire(message)
-            case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate() | AskConnect() | AskDisconnect():
+            case (
+                AskPause()
+                | AskUnpause()
+                | AskSnapshot()
+                | AskHibernate()
+                | AskConnect()
+                | AskDisconnect()
+                | AskReroute()
+            ):
                 self._on_operation(message)
             case AskWake():
                 await self._on_wake(message)
@@ -101,6 +110,8 @@ class SandboxDriver(BeginningSandbox):
             match ask:
                 case AskConnect(done, endpoint):
                     await self._respecify(endpoints.connected(self.record, endpoint))
+                    resolve([done])
+                case AskReroute(done):
                     resolve([done])
                 case AskDisconnect(told, name):
                     await self._respecify(endpoints.disconnected(self.record, name))

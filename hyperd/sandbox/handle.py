@@ -36,6 +36,7 @@ from hyperd.sandbox.message import (
     AskHibernate,
     AskPause,
     AskRemove,
+    AskReroute,
     AskRollback,
     AskSnapshot,
     AskStart,
@@ -198,6 +199,12 @@ class SandboxHandle:
         """At once where it runs, else from its next start on. Raises WrongStateError, InvalidError, as ``attach``."""
         done = _future()
         self._driver.post(AskConnect(done, endpoint))
+        await done
+
+    async def reroute(self) -> None:
+        """Its policy is in force: what that changes for its guest. Raises WrongStateError where it stands still."""
+        done = _future()
+        self._driver.post(AskReroute(done))
         await done
 
     async def disconnect(self, network: str, *, force: bool = False) -> str:

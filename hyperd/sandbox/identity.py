@@ -71,13 +71,17 @@ def _link(attachment: Attachment, *, has_default_route: bool) -> Link:
         mac=attachment.mac,
         name=f"eth{attachment.slot}",
         addresses=(f"{attachment.address}/{attachment.prefix_length}", *_addresses6(attachment)),
-        routes=(*_to_neighbours(attachment), *(_routes(attachment) if has_default_route else ())),
+        routes=routes_of(attachment, has_default_route=has_default_route),
         mtu=attachment.mtu,
     )
 
 
 def _addresses6(attachment: Attachment) -> tuple[str, ...]:
     return (f"{attachment.address6}/{attachment.prefix_length6}",) if attachment.address6 else ()
+
+
+def routes_of(attachment: Attachment, *, has_default_route: bool) -> tuple[Route, ...]:
+    return (*_to_neighbours(attachment), *(_routes(attachment) if has_default_route else ()))
 
 
 def _to_neighbours(attachment: Attachment) -> Iterator[Route]:

@@ -68,6 +68,13 @@ class AskConnect:
 
 
 @dataclass(frozen=True, slots=True)
+class AskReroute:
+    """It has a policy by now: its guest is told where its neighbours are."""
+
+    done: Done
+
+
+@dataclass(frozen=True, slots=True)
 class AskDisconnect:
     """The answer is what its user is to be told, or "". ``force``: its guest is neither told nor waited for."""
 
@@ -152,7 +159,7 @@ class OfRun:
     news: News
 
 
-Rewire = AskConnect | AskDisconnect
+Rewire = AskConnect | AskDisconnect | AskReroute
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation

@@ -23,6 +23,7 @@ from hyperd.sandbox.message import (
     AskDisconnect,
     AskHibernate,
     AskPause,
+    AskReroute,
     AskSnapshot,
     AskUnpause,
     Operation,
@@ -101,6 +102,9 @@ class SandboxOperations(OpenedSandbox):
                             made.set_result(snapshot)
                     case AskConnect(done, endpoint):
                         await (await self._rewiring()).connect(endpoint)
+                        resolve([done])
+                    case AskReroute(done):
+                        await (await self._rewiring()).reroute()
                         resolve([done])
                     case AskDisconnect(told, network, force):
                         warning = await (await self._rewiring()).disconnect(network, force=force)
@@ -289,6 +293,14 @@ class SandboxOperations(OpenedSandbox):
             self._require_settled(machine.Running)
             raise WrongStateError("ended meanwhile", subject=self.subject)
 
+    def _has_stale_routes(self) -> bool:
+        """It got a policy while it came up."""
+        network = self.services.runner.rooms.network
+        match self.state:
+            case machine.Running(facts):
+                return wiring.needs_routes(network, self.record, facts.attachments)
+        return False
+
     async def _settle_wiring(self) -> None:
         """Of one that was taken over: what a hyperd that was killed left of it halfway."""
         try:
@@ -299,6 +311,7 @@ class SandboxOperations(OpenedSandbox):
                 else:  # killed before its ports were led to where they belong
                     await rewiring.lead_ports(self.record.spec, rewiring.before)
                 self.left_networks = False
+                await (await self._rewiring()).reroute()
         except HyperError as error:
             log.warning("networks not settled", extra={"sandbox": self.record.name, "error": str(error)})
 

@@ -2,13 +2,17 @@
 """What containers may begin and hear on the network, as users ask for it: also of one that has gone."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 
-from hyperd.errors import NotFoundError, WrongStateError
+from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.policy import EgressReport, Limits, SecurityGroup
+from hyperd.model.vm import SandboxId
 from hyperd.network.base import Network, SecurityGroups
+
+log = logging.getLogger(__name__)
 
 
 def limits_of(spec: ContainerSpec) -> Limits:
@@ -30,17 +34,22 @@ def as_limited(network: Network, record: ContainerRecord) -> ContainerRecord:
 
 
 class PolicyDesk:
-    """``find``: a container that there is, raises NotFoundError; ``records``: of all, those being created, too."""
+    """``find``: a container that there is, raises NotFoundError; ``records``: of all, those being created, too.
+
+    ``reroute``: tell one that runs what its policy, which is in force, changes for it.
+    """
 
     def __init__(
         self,
         network: Network,
         find: Callable[[str], ContainerRecord],
         records: Callable[[], Sequence[ContainerRecord]],
+        reroute: Callable[[SandboxId], Awaitable[None]],
     ) -> None:
         self._network = network
         self._find = find
         self._records = records
+        self._reroute = reroute
         self._changing = asyncio.Lock()
 
     @property
@@ -114,4 +123,10 @@ class PolicyDesk:
             if limits != before or not only_if_other:
                 await self._network.policies.change(record.sandbox_id, limits, record.name)
                 await self._network.enforce(record.sandbox_id)
+                try:
+                    await self._reroute(record.sandbox_id)
+                except (
+                    HyperError
+                ) as error:  # it stands still, or ends: it is told when it goes on with another hyperd
+                    log.warning("guest not rerouted", extra={"sandbox": record.name, "error": str(error)})
             return limits

@@ -103,6 +103,13 @@ class Rewiring:
             return ""
         return "" if await self.remove_parked() else KEEPS_NIC
 
+    async def reroute(self) -> None:
+        """Where a policy took it off its bridges: its guest is told, and loses nothing by it."""
+        if needs_routes(self.rooms.network, self.sandbox, self.before):
+            after = tuple(replace(at, is_routed=True) for at in self.before)
+            await self._tell_guest(after)
+            await self.record(self.sandbox.spec, after)
+
     async def _leave(
         self, network: str, spec: ContainerSpec, after: tuple[Attachment, ...], *, force: bool
     ) -> None:
@@ -168,6 +175,13 @@ class Rewiring:
             await self.guest.rewire(self._wiring(attachments))
         except HyperError as error:
             log.warning("guest not rewired", extra={"sandbox": self.sandbox.name, "error": str(error)})
+
+
+def needs_routes(network: Network, record: ContainerRecord, attachments: Sequence[Attachment]) -> bool:
+    """Whether its guest still takes its neighbours in IPv6 to be on the same wire."""
+    return network.policies.covers(record.sandbox_id) and any(
+        at.address6 and not at.is_routed for at in attachments
+    )
 
 
 def _leads_out(attachments: Sequence[Attachment]) -> bool:

@@ -111,6 +111,7 @@ class FakeNetwork:
             address6=_address6(view, lease.address, endpoint),
             prefix_length6=64 if view.spec.ipv6 else 0,
             gateway6="fd00::1" if view.spec.ipv6 else "",
+            is_routed=self.policies.covers(sandbox_id),
         )
 
     def _lease(self, sandbox_id: SandboxId, endpoint: Endpoint, slot: int) -> FakeLease:

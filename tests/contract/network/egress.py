@@ -5,9 +5,11 @@ import asyncio
 import contextlib
 import errno
 import socket
+from ipaddress import ip_address
 
 import dns.message
 import dns.rcode
+import dns.rdatatype
 import dns.rrset
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -50,8 +52,11 @@ class Upstream(asyncio.DatagramProtocol):
         self.asked.append(name)
         if name not in self.zone:
             made.set_rcode(dns.rcode.NXDOMAIN)
-        elif query.question[0].rdtype == dns.rdatatype.A:
-            made.answer.append(dns.rrset.from_text(name, 60, "IN", "A", *self.zone[name]))
+        kind = dns.rdatatype.to_text(query.question[0].rdtype)
+        version = {"A": 4, "AAAA": 6}.get(kind)
+        known = [each for each in self.zone.get(name, []) if ip_address(each).version == version]
+        if known:
+            made.answer.append(dns.rrset.from_text(name, 60, "IN", kind, *known))
         self._transport.sendto(made.to_wire(), addr)
 
 

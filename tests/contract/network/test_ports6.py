@@ -14,7 +14,6 @@ import pytest
 from hyperd.errors import ExistsError, InvalidError, UnsupportedError
 from hyperd.host import process
 from hyperd.model.network import Endpoint, NetworkSpec, PortRequest, Protocol, PublishedPort
-from hyperd.model.policy import Limits
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks
 from hyperd.network.port_records import FURTHER_MIGRATIONS, MIGRATION
@@ -158,15 +157,6 @@ async def test_what_is_no_address_of_the_host_is_refused(networks, address):
     assert await networks.list_attached() == set()
 
 
-async def test_one_that_gets_limits_has_no_port_at_ipv6_any_more(networks):
-    async with published(networks, PortRequest(80, host_port=8080)):
-        await networks.policies.change(ONE, Limits("none"), "box")
-        await networks.enforce(ONE)
-        assert networks.published(ONE) == (PublishedPort(80, TCP, "0.0.0.0", 8080),)
-        with pytest.raises(UnsupportedError, match="egress policy"):
-            await networks.publish(ONE, [PortRequest(81, host_ip="::")], "box", "six")
-
-
 async def test_a_connection_over_ipv6_ends_when_its_port_is_taken_back(networks):
     async with published(networks, PortRequest(80, host_port=8080)) as (one, lease, ports):
         client, server = tcp(), tcp(one)
@@ -200,14 +190,33 @@ async def test_the_next_hyperd_has_them_again_and_a_flush_too(networks, database
             networks._views.pop("six")
 
 
-async def test_ports_are_led_along_where_the_other_network_has_ipv6_too(networks):
+async def test_ports_are_led_along_in_the_families_of_the_other_network(networks):
     for name, ipv6 in (("four", False), ("other", True)):
         await networks.create_network(NetworkSpec(name, ipv6=ipv6))
-    async with published(networks, PortRequest(80, host_port=8080)) as (_, _, ports):
-        for network, expected in (("other", ports), ("four", ports[:1])):
-            await networks.attach(ONE, (), "box", Endpoint(network), 1 if network == "other" else 2)
+    at_ipv4 = PortRequest(81, host_ip="0.0.0.0", host_port=8081)
+    async with published(networks, PortRequest(80, host_port=8080), at_ipv4) as (_, _, ports):
+        anywhere, anywhere6, asked_for = ports
+        for slot, network, expected in (
+            (1, "other", (anywhere, anywhere6, asked_for)),
+            (2, "four", (anywhere, asked_for)),
+            (1, "other", (anywhere, anywhere6, asked_for)),
+        ):
+            await networks.attach(ONE, (), "box", Endpoint(network), slot)
             await networks.lead_ports(ONE, network, "box")
-            assert networks.published(ONE) == expected
+            assert networks.published(ONE) == expected, network
+
+
+async def test_where_the_port_is_taken_in_ipv6_it_stays_where_it_was(networks):
+    await networks.create_network(NetworkSpec("four"))
+    await networks.create_network(NetworkSpec("six", ipv6=True))
+    await networks.attach(ONE, [PortRequest(80, host_port=8080)], "box", Endpoint("four"))
+    await networks.attach(ONE, (), "box", Endpoint("six"), 1)
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        taken.bind(("::", 8080))
+        taken.listen(1)
+        await networks.lead_ports(ONE, "six", "box")
+    assert networks.published(ONE) == (PublishedPort(80, TCP, "0.0.0.0", 8080),)
 
 
 def test_what_an_older_hyperd_recorded_is_read():
@@ -218,4 +227,4 @@ def test_what_an_older_hyperd_recorded_is_read():
         for statement in FURTHER_MIGRATIONS:
             connection.execute(statement)
         kept = connection.execute("SELECT * FROM published_port").fetchall()
-    assert kept == [("bridge", ONE, "box", "10.213.0.2", "tcp", HOST4, 8080, 80)]
+    assert kept == [("bridge", ONE, "box", "10.213.0.2", "tcp", HOST4, 8080, 80, 0)]

@@ -76,6 +76,7 @@ def servicers(world: World, fleet: Fleet) -> Servicers:
         world.network,
         lambda reference: fleet.get(reference).record,
         fleet.records,
+        lambda sandbox_id: fleet.get(sandbox_id).reroute(),
     )
     return Servicers(
         ContainerServicer(fleet),

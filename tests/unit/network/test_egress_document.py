@@ -64,7 +64,7 @@ def test_a_word_is_a_policy(mode):
         ("allow:\n  - domain: a.test\n    ports: 0\n", 3, "'0' is not a port"),
         ("allow:\n  - domain: a.test\n    ports: 80-79\n", 3, "is not a port"),
         ("allow:\n  - domain: a.test\n    ports: [80,\n      65536]\n", 4, "is not a port"),
-        ("allow:\n  - cidr: 10.0.0.1/8\n", 2, "is no IPv4 network"),
+        ("allow:\n  - cidr: 10.0.0.1/8\n", 2, "is no network"),
         ("allow:\n  - cidr: []\n", 2, "is empty"),
         ("allow:\n  - group: -x\n", 2, "is not a name"),
         ("allow:\n  - ports: 80\n", 2, "needs a domain, a cidr or a group"),
@@ -98,9 +98,15 @@ def test_what_is_too_much_is_refused():
         parse_egress("# nothing")
 
 
-def test_ipv6_is_not_there():
-    with pytest.raises(InvalidError, match="IPv4 only"):
-        parse_egress("allow: [{cidr: '2001:db8::/32'}]")
+def test_ranges_are_of_either_family():
+    (rule,) = parse_egress("allow: [{cidr: ['2001:db8::/32', 192.0.2.7, 'fd00::1']}]").rules
+    assert [str(each) for each in rule.networks] == ["2001:db8::/32", "192.0.2.7/32", "fd00::1/128"]
+
+
+@pytest.mark.parametrize("cidr", ["fe80::1%eth0", "2001:db8::1/32", "fd00::/129"])
+def test_what_is_no_range_of_ipv6_is_refused(cidr):
+    with pytest.raises(InvalidError, match="line 1"):
+        parse_egress(f"allow: [{{cidr: '{cidr}'}}]")
 
 
 def require_policy_or_refusal(text):

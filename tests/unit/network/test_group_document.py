@@ -2,7 +2,7 @@
 """Security groups as hyper.sh wrote them."""
 
 import contextlib
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
@@ -31,9 +31,14 @@ rules:
   protocol: icmp
   port_range_min: 8
 """
-SUBNET = IPv4Network("10.213.0.0/16")
-networks = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
-    lambda pair: IPv4Network(pair, strict=False)
+SUBNET, SUBNET6 = IPv4Network("10.213.0.0/16"), IPv6Network("fd12::/64")
+networks = st.one_of(
+    st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(
+        lambda pair: IPv4Network(pair, strict=False)
+    ),
+    st.tuples(st.integers(0, 2**128 - 1), st.integers(0, 128)).map(
+        lambda pair: IPv6Network(pair, strict=False)
+    ),
 )
 whom: st.SearchStrategy[dict[str, Any]] = st.one_of(
     st.just({}), networks.map(lambda network: {"network": network}), st.just({"group": "other"})
@@ -42,8 +47,8 @@ whom: st.SearchStrategy[dict[str, Any]] = st.one_of(
 
 @st.composite
 def group_rules(draw):
-    protocol = draw(st.sampled_from(["", "tcp", "udp", "icmp"]))
-    most = 255 if protocol == "icmp" else 65535
+    protocol = draw(st.sampled_from(["", "tcp", "udp", "icmp", "icmpv6"]))
+    most = 255 if protocol.startswith("icmp") else 65535
     first, last = sorted(draw(st.tuples(st.integers(1, most), st.integers(1, most))))
     ports = draw(st.sampled_from([(), (PortRange(first, last),)]))
     return GroupRule(draw(st.sampled_from(Direction)), Service(protocol, ports), **draw(whom))
@@ -115,18 +120,44 @@ def test_any_text_is_a_group_or_a_refusal(text):
 
 @given(st.lists(group_rules(), max_size=5))
 def test_whatever_no_rule_lets_in_is_refused(rules):
-    told = list(heard([SecurityGroup("web", "", tuple(rules))], "hyper0", SUBNET))
-    assert all(rule.endswith("accept") for rule in told[:-2])
-    assert "reject" in told[-2]
-    assert "reject" in told[-1]
-    ways = sum(2 if rule.group else 3 for rule in rules if rule.direction is Direction.INGRESS)
-    assert len(told) == 2 + ways, "from the bridge, from other taps, and but of a group by what is published"
-    ours = ("ct status dnat", f'iifname "hyper0" ip saddr {SUBNET}', f"iifname @routed ip saddr {SUBNET}")
-    assert all(rule.startswith(ours) for rule in told[:-2])
+    group = SecurityGroup("web", "", tuple(rules))
+    for subnets in ((SUBNET,), (SUBNET, SUBNET6)):
+        told = list(heard([group], "hyper0", subnets))
+        assert all(rule.endswith("accept") for rule in told[:-2])
+        assert "reject" in told[-2]
+        assert "reject" in told[-1]
+        places = ('iifname "hyper0"', "iifname @routed")
+        words = zip(("ip", "ip6"), subnets, strict=False)
+        ours = [f"{place} {word} saddr {subnet}" for word, subnet in words for place in places]
+        assert all(rule.startswith(("ct status dnat", *ours)) for rule in told[:-2])
+
+
+@given(group_rules())
+def test_a_rule_is_one_for_each_way_in_of_its_family(rule):
+    told = list(heard([SecurityGroup("web", "", (rule,))], "hyper0", (SUBNET,)))
+    ways = 2 if rule.group else 3  # from the bridge, from other taps, and but of a group by what is published
+    is_ipv6 = rule.service.protocol == "icmpv6" or isinstance(rule.network, IPv6Network)
+    is_told = rule.direction is Direction.INGRESS and not is_ipv6
+    assert len(told) == 2 + (ways if is_told else 0)
+
+
+def test_what_a_family_has_not_is_no_rule_of_it():
+    pings, pings6 = Service("icmp", (PortRange(8, 8),)), Service("icmpv6", (PortRange(128, 128),))
+    rules = [GroupRule(Direction.EGRESS, each) for each in (pings, pings6, Service("icmp"))]
+    told = list(begun([SecurityGroup("web", "", tuple(rules))], "refuse", (4, 6)))
+    assert told == [
+        "meta l4proto icmp icmp type { 8 } accept",
+        "meta l4proto ipv6-icmp icmpv6 type { 128 } accept",
+        "meta l4proto icmp accept",
+        "meta l4proto ipv6-icmp accept",
+        "goto refuse",
+    ]
+    only = GroupRule(Direction.EGRESS, Service("tcp"), SUBNET6)
+    assert list(begun([SecurityGroup("web", "", (only,))], "refuse")) == ["goto refuse"]
 
 
 @given(st.lists(group_rules(), max_size=5))
 def test_whatever_no_rule_lets_out_is_refused_once_there_is_one(rules):
-    told = list(begun([SecurityGroup("web", "", tuple(rules))], "refuse"))
+    told = list(begun([SecurityGroup("web", "", tuple(rules))], "refuse", (4, 6)))
     some = any(rule.direction is Direction.EGRESS for rule in rules)
     assert told[-1] == ("goto refuse" if some else "accept")

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nftables is told of policies. That it understands, and what comes of it, tests/contract/network has."""
 
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from hyperd.model.policy import EgressMode, EgressPolicy, EgressRule, PortRange, Service
+from hyperd.network.policy.hooks import NOWHERE, render_base
 from hyperd.network.policy.rules import (
-    NOWHERE,
     Judged,
     learned_set,
-    render_base,
     render_gone,
     render_stale,
     render_wire,
 )
-from hyperd.network.policy.wire import Wire
+from hyperd.network.policy.wire import Ipv6, Wire
 
 SUBNET = IPv4Network("10.213.0.0/16")
 WIRE = Wire("hyt123456789012", IPv4Address("10.213.0.2"), "bridge", "hyper0", SUBNET, SUBNET[1])
@@ -88,6 +88,32 @@ def test_sets_that_no_policy_needs_any_more_go():
     name = learned_set(WIRE.name, WEB)
     assert f"delete set inet t_policy {name}" in render_stale("t", Judged(WIRE, now), [before])
     assert name not in render_stale("t", Judged(WIRE, before), [before])
+
+
+SUBNET6 = IPv6Network("fd12::/64")
+SIX = replace(WIRE, ipv6=Ipv6(SUBNET6[2], IPv6Address("fe80::2"), SUBNET6, SUBNET6[1]))
+
+
+def test_each_word_of_ipv4_has_one_of_ipv6_where_there_is_any():
+    everything = listed(
+        EgressRule(("a.test",), (IPv4Network("0.0.0.0/0"), IPv6Network("::/0")), ("db",), WEB)
+    )
+    rules = [
+        line.split(" ", 5)[-1]
+        for line in render_wire("t", Judged(SIX, everything)).splitlines()
+        if line.startswith("add rule")
+    ]
+    of_ipv4 = [rule for rule in rules if rule.startswith("ip ")]
+    of_ipv6 = [rule for rule in rules if rule.startswith("ip6 ")]
+    assert len(of_ipv4) == len(of_ipv6) == 4, "nowhere, the range, the group, the names"
+    assert "ip6" not in render_wire("t", Judged(WIRE, everything))
+
+
+def test_metadata_are_out_of_reach_in_ipv6_unless_they_are_named():
+    everywhere = render_wire("t", Judged(SIX, listed(EgressRule((), (IPv6Network("::/0"),), (), WEB))))
+    named = render_wire("t", Judged(SIX, listed(EgressRule((), (IPv6Network("fd00:ec2::254"),), (), WEB))))
+    assert everywhere.index(f"@{NOWHERE}6 goto") < everywhere.index("ip6 daddr { ::/0 }")
+    assert named.index("ip6 daddr { fd00:ec2::254/128 }") < named.index(f"@{NOWHERE}6 goto")
 
 
 def test_on_an_internal_network_nothing_leaves_it():

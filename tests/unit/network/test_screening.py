@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which names may be looked up, and which addresses are told."""
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 
 import dns.edns
 import dns.message
@@ -30,7 +30,7 @@ WEB, SSH = Service("tcp", (PortRange(443, 443),)), Service("tcp", (PortRange(22,
 
 def policy(*domains, networks=(), service=WEB):
     return EgressPolicy(
-        EgressMode.LISTED, (EgressRule(domains, tuple(map(IPv4Network, networks)), (), service),)
+        EgressMode.LISTED, (EgressRule(domains, tuple(map(ip_network, networks)), (), service),)
     )
 
 
@@ -104,9 +104,55 @@ def test_our_own_zone_is_no_trap():
     assert [found for found, _ in made.told] == [IPv4Address("10.213.0.9")]
 
 
-def test_ipv6_is_left_out():
-    made = sift(policy("a.test"), answered("a.test", ("AAAA", 60, "2001:db8::1")))
-    assert not made.message.answer
+PUBLIC6 = "2606:2800:220:1::34"
+
+
+def test_addresses_of_ipv6_are_told_to_whom_has_any():
+    both = ("A", 60, "93.184.216.34"), ("AAAA", 60, PUBLIC6)
+    made = sift(policy("a.test"), answered("a.test", *both), has_ipv6=True)
+    assert dict(made.told).keys() == {IPv4Address("93.184.216.34"), IPv6Address(PUBLIC6)}
+    alone = sift(policy("a.test"), answered("a.test", *both))
+    assert dict(alone.told).keys() == {IPv4Address("93.184.216.34")}
+    assert PUBLIC6 not in alone.message.to_text()
+    assert not alone.left_out, "it is no trap"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "::",
+        "::1",
+        "::10.0.0.1",
+        "::ffff:10.0.0.1",
+        "::ffff:93.184.216.34",
+        "64:ff9b::10.0.0.1",
+        "64:ff9b::169.254.169.254",
+        "64:ff9b:1::1",
+        "100::1",
+        "2001::1",
+        "2001:db8::1",
+        "2002:a00:1::1",
+        "3fff::1",
+        "fd00::1",
+        "fd00:ec2::254",
+        "fe80::1",
+        "fec0::1",
+        "ff02::1",
+    ],
+)
+def test_an_address_inside_is_left_out_in_ipv6(address):
+    trap = answered("a.test", ("AAAA", 60, address, PUBLIC6))
+    made = sift(policy("a.test"), trap, has_ipv6=True)
+    assert made.left_out == (IPv6Address(address),)
+    assert dict(made.told).keys() == {IPv6Address(PUBLIC6)}
+    named = sift(
+        policy("a.test", networks=[address]), answered("a.test", ("AAAA", 60, address)), has_ipv6=True
+    )
+    assert [found for found, _ in named.told] == [IPv6Address(address)]
+
+
+def test_what_a_translator_leads_to_the_public_is_public():
+    assert is_public(IPv6Address("64:ff9b::93.184.216.34"))
 
 
 def test_as_many_addresses_are_told_as_are_let_through():

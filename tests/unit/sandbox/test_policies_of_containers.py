@@ -6,6 +6,8 @@ import asyncio
 import pytest
 
 from hyperd.errors import InvalidError, NotFoundError, UnavailableError, WrongStateError
+from hyperd.model.guest import Route
+from hyperd.model.network import NetworkSpec
 from hyperd.model.policy import Limits
 from hyperd.sandbox import CloneOptions, PolicyDesk
 from tests.fakes.world import created, eventually, started
@@ -17,6 +19,7 @@ def desk(world, fleet):
         world.network,
         lambda reference: fleet.get(reference).record,
         fleet.records,
+        lambda sandbox_id: fleet.get(sandbox_id).reroute(),
     )
 
 
@@ -166,3 +169,51 @@ async def test_nobody_is_given_a_group_that_is_being_removed(world, fleet, desk)
             await desk.remove_group("web")
     assert giving.result() == ("web",)
     assert world.network.policies.limits_of(handle.record.sandbox_id) == Limits(groups=("web",))
+
+
+HALVES = {Route("fd00::/65", "fd00::1"), Route("fd00::8000:0:0:0/65", "fd00::1")}
+
+
+def is_led(world, handle):
+    """Whether its guest sends what is for its neighbours to the gateway, in IPv6."""
+    (link,) = world.agent(handle).wiring.links
+    return set(link.routes) >= HALVES and Route("fd00::1/128", "") in link.routes
+
+
+async def test_the_guest_of_a_policy_is_told_where_its_neighbours_are_in_ipv6(world, fleet, desk):
+    await world.network.create_network(NetworkSpec("six", ipv6=True))
+    handle = await started(fleet, network="six", egress="none")
+    assert is_led(world, handle)
+    plain = await started(fleet, network="six")
+    assert not is_led(world, plain)
+    before = world.agent(plain).wiring
+    await desk.set_egress(plain.record.name, "none")
+    assert is_led(world, plain)
+    assert world.agent(plain).wiring.links[0].addresses == before.links[0].addresses, "which it keeps"
+    assert world.agent(plain).calls.count("rewire") == 1
+    await desk.set_egress(plain.record.name, "allow-all")
+    assert world.agent(plain).calls.count("rewire") == 1, "it knows"
+
+
+async def test_a_policy_holds_also_where_the_guest_is_not_told(world, fleet, desk):
+    await world.network.create_network(NetworkSpec("six", ipv6=True))
+    deaf = await started(fleet, network="six")
+    world.agent(deaf).fail_next("rewire", UnavailableError("does not listen"))
+    await desk.set_egress(deaf.record.name, "none")
+    still = await started(fleet, network="six")
+    await still.pause()
+    await desk.set_egress(still.record.name, "none")
+    assert world.network.enforced == [deaf.record.sandbox_id, still.record.sandbox_id]
+    assert not is_led(world, still)
+
+
+async def test_who_got_a_policy_while_it_came_up_is_told_when_it_is_up(world, fleet, desk):
+    await world.network.create_network(NetworkSpec("six", ipv6=True))
+    handle = await created(fleet, network="six")
+    world.hypervisor.gate.clear()
+    starting = asyncio.create_task(handle.start())
+    await eventually(lambda: world.network.taps.get(handle.record.sandbox_id))
+    await desk.set_egress(handle.record.name, "none")
+    world.hypervisor.gate.set()
+    await starting
+    await eventually(lambda: is_led(world, handle))

@@ -32,7 +32,9 @@ async def expired(world: World, sandbox_id: SandboxId) -> None:
 
 async def limit(world: World, fleet: Fleet, reference: str) -> None:
     """As `hyper egress set` does."""
-    desk = PolicyDesk(world.network, lambda name: fleet.get(name).record, list)
+    desk = PolicyDesk(
+        world.network, lambda name: fleet.get(name).record, list, lambda name: fleet.get(name).reroute()
+    )
     await desk.set_egress(reference, "none")
 
 
