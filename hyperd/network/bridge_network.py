@@ -32,6 +32,7 @@ from hyperd.network.nat import (
     enable_forwarding6,
     let_loopback_in,
     remove_rules,
+    rules_said,
     rules_standing,
 )
 from hyperd.network.netlink import network_errors
@@ -74,6 +75,7 @@ class BridgeNetwork:
             self._switch_loopback,
         )
         self._standing: tuple[int, ...] = (0,)  # rules in each of its tables
+        self._said: tuple[bytes, ...] = ()  # what they say
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
@@ -104,11 +106,14 @@ class BridgeNetwork:
         """Once."""
         try:
             if self.trouble is None and await self._is_prepared():
-                return
+                if await self._is_as_made():
+                    return
+                self._standing = (0,)  # not as they should be, however many there are
             if self.trouble is None and self._bridge is None and not await self.list_leased():
                 return
             if self._bridge is not None:
-                _log.warning("the rules for the network of sandboxes are gone: making them again")
+                fields = {"network": self._settings.name}
+                _log.warning("the rules for the network of sandboxes were changed: made again", extra=fields)
             await self._require_prepared()
         except HyperError as error:
             _log.error("not repaired", extra={"error": str(error)})
@@ -275,6 +280,12 @@ class BridgeNetwork:
             and await self._policies.stands(self._settings.table)
         )
 
+    async def _is_as_made(self) -> bool:
+        """Nobody has changed what the rules say. Not for each start: that is for ``look``."""
+        async with self._changing_rules:
+            said = rules_said(self._settings, bridged=self._plugs.is_guarded)
+        return said in ((), self._said) and await self._policies.are_as_made(self._settings.table)
+
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
             raise NotFoundError("no such network", subject=f"network {self._settings.name}")
@@ -313,6 +324,7 @@ class BridgeNetwork:
             )
             # Made again also when one of them is taken out; () is never what is seen.
             self._standing = rules_standing(self._settings, bridged=self._plugs.is_guarded) or (0,)
+            self._said = rules_said(self._settings, bridged=self._plugs.is_guarded)
             self._plugs.ruled(speaker.tap for speaker in known)
             self._switch_loopback()
         if was_guarded and not self._plugs.is_guarded:

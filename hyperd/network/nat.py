@@ -17,7 +17,7 @@ from hyperd.network.elements import BRIDGE_FAMILY, INET_FAMILY
 from hyperd.network.forwards import Forward
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, render
-from hyperd.network.standing import count_rules
+from hyperd.network.standing import count_rules, digest_rules
 from hyperd.network.tap import JUDGED, PREFIX
 
 _log = logging.getLogger(__name__)
@@ -199,11 +199,22 @@ async def _load(settings: BridgeSettings, rules: str) -> str:
 
 def rules_standing(settings: BridgeSettings, *, bridged: bool = True) -> tuple[int, ...]:
     """How many rules each of our tables has; () when that cannot be seen. Cheap enough for every start."""
-    families = (INET_FAMILY, BRIDGE_FAMILY) if bridged else (INET_FAMILY,)
     try:
-        return tuple(count_rules(family, settings.table) for family in families)
+        return tuple(count_rules(family, settings.table) for family in _families(bridged=bridged))
     except OSError:  # TimeoutError is one
         return ()
+
+
+def rules_said(settings: BridgeSettings, *, bridged: bool = True) -> tuple[bytes, ...]:
+    """What the rules of each of our tables say, in short; () when that cannot be seen."""
+    try:
+        return tuple(digest_rules(family, settings.table) for family in _families(bridged=bridged))
+    except OSError:
+        return ()
+
+
+def _families(*, bridged: bool) -> tuple[int, ...]:
+    return (INET_FAMILY, BRIDGE_FAMILY) if bridged else (INET_FAMILY,)
 
 
 def enable_forwarding() -> bool:

@@ -25,7 +25,7 @@ from hyperd.network.bridge import Bridge
 from hyperd.network.leases import Lease
 from hyperd.network.nat import enable_forwarding6, let_loopback_in
 from hyperd.network.netlink import network_errors
-from hyperd.network.policy import Ipv6, Place, Policies, Wire, route
+from hyperd.network.policy import Ipv6, Place, Policies, Wire, announce, route
 from hyperd.network.pool import address6_of, link_local_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
@@ -176,6 +176,7 @@ class Plugs:
                 limited = self._policies.limited(lease.sandbox_id, self._wire(lease))
                 alias = alias_of(owner, lease.sandbox_id)
                 await route(netlink, index, limited, mtu=bridge.mtu, ifalias=alias)
+            announce(limited)
         let_loopback_in(lease.tap, wanted=self._is_published(lease.address))
 
     def _wire(self, lease: Lease) -> Wire:

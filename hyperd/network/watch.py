@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that are taken away and rules that are taken out of ours, heard of when it happens: whoever flushes the host's
-rules takes ours away, too.
+"""Tables that are taken away, and rules of ours that come, change or go, heard of when it happens: whoever flushes the
+host's rules takes ours away, too.
 
 The kernel tells every change of nftables to whoever listens; see linux/netfilter/nfnetlink.h.
 """
@@ -12,12 +12,14 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from hyperd.network.elements import NETLINK_NETFILTER
+from hyperd.network.elements import NETLINK_NETFILTER, attributes
+from hyperd.network.policy.hooks import HOOKS
 
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES
-_DELTABLE, _DELRULE = 10 << 8 | 2, 10 << 8 | 8
-_TABLE = 1
-_OURS, _CHANGING = b"hyper_", b"_policy"  # that one's rules come and go with sandboxes
+_DELTABLE = 10 << 8 | 2
+_RULES = 10 << 8 | 6, 10 << 8 | 8  # new, gone
+_TABLE, _CHAIN = 1, 2
+_OURS, _CHANGING = b"hyper_", b"_policy"
 _MESSAGE_BYTES = 1 << 16
 _AT_ONCE = 64
 TOGETHER_S = 0.2
@@ -30,7 +32,7 @@ class TableWatch:
         self._gone = asyncio.Event()
 
     async def wait(self, timeout_s: float) -> bool:
-        """Until some table was taken away, since the last call; False when none was for so long.
+        """Until some table was taken away or a rule of ours changed, since the last call; False when not for so long.
 
         The first is told at once, those that follow together: others may replace theirs all the time.
         """
@@ -57,7 +59,7 @@ class TableWatch:
                     raise
                 self._gone.set()  # more than there was room for: perhaps that, too
                 continue
-            if _has_deletion(message):
+            if _has_change(message):
                 self._gone.set()
 
 
@@ -76,10 +78,10 @@ async def watching() -> AsyncIterator[TableWatch]:
             loop.remove_reader(kernel.fileno())
 
 
-def _has_deletion(message: bytes) -> bool:
+def _has_change(message: bytes) -> bool:
     while len(message) >= 16:
         size, kind = struct.unpack_from("=IH", message)
-        if kind == _DELTABLE or (kind == _DELRULE and _is_of_ours(message[20:size])):
+        if kind == _DELTABLE or (kind in _RULES and _is_of_ours(message[20:size])):
             return True
         if size < 16:
             return False
@@ -88,12 +90,10 @@ def _has_deletion(message: bytes) -> bool:
 
 
 def _is_of_ours(body: bytes) -> bool:
-    while len(body) >= 4:
-        size, kind = struct.unpack_from("=HH", body)
-        if size < 4:
-            return False
-        if kind & 0x3FFF == _TABLE:
-            name = body[4:size].rstrip(b"\0")
-            return name.startswith(_OURS) and not name.endswith(_CHANGING)
-        body = body[size + (-size % 4) :]
-    return False
+    """But of a policy's table only what all have in common: the rest comes and goes with sandboxes."""
+    parts = dict(attributes(body))
+    table = parts.get(_TABLE, b"").rstrip(b"\0")
+    if not table.startswith(_OURS):
+        return False
+    chain = parts.get(_CHAIN, b"").rstrip(b"\0").decode(errors="replace")
+    return not table.endswith(_CHANGING) or chain in HOOKS

@@ -25,7 +25,7 @@ from hyperd.network.floating.rules import render, table_of
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy.load import load_rules
 from hyperd.network.policy.sets import has_table
-from hyperd.network.standing import count_rules
+from hyperd.network.standing import digest_rules
 
 _NAME = re.compile(r"[a-zA-Z][a-zA-Z0-9_.-]{0,62}")
 _LOOPBACK = 1  # its index
@@ -46,7 +46,7 @@ class Floating:
         self._is_prepared = False
         self._attached: set[SandboxId] = set()
         self._in_force: dict[IPv4Address, IPv4Address] | None = None  # None: an earlier hyperd's may be
-        self._standing = 0  # rules in the table
+        self._said = b""  # what the rules of the table say
         self._kernel = Workers("floating", 1)
         self._label = f"lo:{bridge}"[:15]  # what tells our addresses there from the host's own
 
@@ -61,7 +61,7 @@ class Floating:
 
     async def look(self) -> None:
         """Whether nobody has taken away what should be in force; else as ``stand``."""
-        if self._in_force and await self._count_rules() != self._standing:
+        if self._in_force and await self._rules_said() != self._said:
             await self.stand()
 
     def close(self) -> None:
@@ -144,11 +144,11 @@ class Floating:
                 if wanted != self._in_force:
                     known = ours | wanted.keys() | (self._in_force or {}).keys()
                     await self._kernel.call(flows.forget_strays, known, wanted)
-        self._in_force, self._standing = wanted, await self._count_rules()
+        self._in_force, self._said = wanted, await self._rules_said()
 
-    async def _count_rules(self) -> int:
+    async def _rules_said(self) -> bytes:
         with network_errors("floating addresses"):
-            return await self._kernel.call(count_rules, INET_FAMILY, table_of(self._base))
+            return await self._kernel.call(digest_rules, INET_FAMILY, table_of(self._base))
 
     async def _has_table(self) -> bool:
         with network_errors("floating addresses"):

@@ -16,6 +16,14 @@ from hyperd.network.tap import JUDGED
 SPEAKERS, RATES, DROPPED = "speakers", "rate_of", "dropped"
 SPEAKERS6, TARGETS6 = "speakers6", "targets6"
 SENT = "sent"  # the chain that everything from a tap with a policy passes
+HOOKS = {  # the chains that the kernel begins with
+    "names": "nat hook prerouting priority -101",
+    SENT: "filter hook prerouting priority -300",
+    "begun": "filter hook forward priority -3",
+    "outward": "filter hook forward priority -2",
+    "inward": "filter hook forward priority -1",
+    "host": "filter hook input priority -1",
+}
 OUTWARD, REFUSING, BEGUN, HEARD = "outward_of", "refusing_of", "begun_of", "heard_of"
 MAX_DROPPING = 65535  # taps: more than a bridge takes, for one that is not counted is not dropped
 # Sets that the rules of all look up. Elements that are added again stay as they are.
@@ -49,14 +57,6 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
     """The table with its hooks, as it has to be before the first wire. ``wires_of``: any of the network."""
     table, six = f"inet {table_of(base)}", wires_of.ipv6
     shared = _SHARED | (_SHARED6 if six else {})
-    hooks = {
-        "names": "nat hook prerouting priority -101",
-        SENT: "filter hook prerouting priority -300",
-        "begun": "filter hook forward priority -3",
-        "outward": "filter hook forward priority -2",
-        "inward": "filter hook forward priority -1",
-        "host": "filter hook input priority -1",
-    }
     lines = [
         f"add table {table}",
         f"add set {table} {ROUTED} {{ type ifname; }}",
@@ -70,8 +70,8 @@ def render_base(base: str, wires_of: Wire, *, internal: bool) -> str:
             f"add map {table} {name} {{ type ifname : verdict; }}"
             for name in (OUTWARD, REFUSING, BEGUN, HEARD)
         ),
-        *(f"add chain {table} {name} {{ type {hook}; policy accept; }}" for name, hook in hooks.items()),
-        *(f"flush chain {table} {name}" for name in hooks),
+        *(f"add chain {table} {name} {{ type {hook}; policy accept; }}" for name, hook in HOOKS.items()),
+        *(f"flush chain {table} {name}" for name in HOOKS),
     ]
     refuse = ["meta l4proto tcp counter reject with tcp reset", "counter reject with icmpx admin-prohibited"]
     known = "ct state established,related accept"

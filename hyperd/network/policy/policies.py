@@ -160,6 +160,10 @@ class Policies:
         except OSError:
             return False
 
+    async def are_as_made(self, base: str) -> bool:
+        """Whether nobody has changed what the rules of all say; those of one sandbox alone are not compared."""
+        return await self._wires.are_as_made(base)
+
     def rated(self) -> list[Wire]:
         """Those that a rate holds for."""
         return [wire for _, wire in self._wires.rated()]

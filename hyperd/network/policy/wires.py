@@ -19,7 +19,7 @@ from hyperd.network.elements import INET_FAMILY, Element
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
 from hyperd.network.policy.group_rules import members_of, members_set, referred, render_members
-from hyperd.network.policy.hooks import render_base, render_none, table_of
+from hyperd.network.policy.hooks import HOOKS, render_base, render_none, table_of
 from hyperd.network.policy.load import load_rules
 from hyperd.network.policy.rules import (
     Judged,
@@ -31,6 +31,7 @@ from hyperd.network.policy.rules import (
 )
 from hyperd.network.policy.wire import Wire, unroute
 from hyperd.network.settings import Address
+from hyperd.network.standing import digest_rules
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ class Wires:
         self._armed: dict[tuple[str, IPv4Address], Armed] = {}
         self._at: dict[tuple[str, Address], Armed] = {}  # by its address of either family
         self._spoken_of: dict[str, set[str]] = {}  # by table: groups that have a set of members there
-        self._based: set[str] = set()  # whose tables have their hooks
+        self._based: dict[str, bytes] = {}  # tables that have their hooks, and what those say
         self._changing = asyncio.Lock()
 
     def close(self) -> None:
@@ -97,7 +98,7 @@ class Wires:
         async with self._changing:
             for armed in found:
                 self._know(armed)
-            self._based.discard(base)
+            self._based.pop(base, None)
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
 
@@ -138,7 +139,7 @@ class Wires:
             if not self.are_on(base):
                 self._spoken_of.pop(base, None)
                 self._members.pop(base, None)
-                self._based.discard(base)
+                self._based.pop(base, None)
                 await load_rules(render_none(base), table_of(base))
                 return
             await self._take_out(base, elements_of(wire))
@@ -147,8 +148,13 @@ class Wires:
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
-        self._based.discard(base)
+        self._based.pop(base, None)
         await load_rules(render_none(base), table_of(base))
+
+    async def are_as_made(self, base: str) -> bool:
+        async with self._changing:
+            said = self._based.get(base)
+            return said is None or await self._kernel.call(_digest_hooks, base) in (b"", said)
 
     async def forget_group(self, name: str) -> None:
         """Nobody has it, and no rule speaks of it."""
@@ -181,13 +187,14 @@ class Wires:
         hooks = render_base(base, wire, internal=place.internal)
         if base not in self._based:
             await load_rules(hooks, table_of(base))
-            self._based.add(base)
+            self._based[base] = await self._kernel.call(_digest_hooks, base)
         try:
             await self._assembling.call(assemble, text)
         except (UnspokenError, OSError) as error:
             if not (isinstance(error, OSError) and error.errno == errno.ENOENT):
                 _log.warning("left to nft", extra={"table": table_of(base), "error": str(error)})
             await load_rules(hooks + text, table_of(base))
+            self._based[base] = await self._kernel.call(_digest_hooks, base)
 
     def _forgotten(self, base: str) -> str:
         """Members that an earlier hyperd has put in: whoever is one is put in again."""
@@ -250,6 +257,14 @@ class Wires:
                 await self._kernel.call(elements.add, INET_FAMILY, table_of(base), added)
         await self._take_out(base, members_of({name: before[name] - now.get(name, set()) for name in before}))
         self._members[base] = now
+
+
+def _digest_hooks(base: str) -> bytes:
+    """What the rules say that all sandboxes have in common; b"" when that cannot be seen. Blocking."""
+    try:
+        return b"".join(digest_rules(INET_FAMILY, table_of(base), hook) for hook in HOOKS)
+    except OSError:
+        return b""
 
 
 def _having(group: str, wires: Iterable[Armed]) -> Iterator[Address]:
