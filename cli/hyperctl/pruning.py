@@ -3,10 +3,10 @@
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hyper.v1 import container_pb2, image_pb2, system_pb2
+from hyper.v1 import container_pb2, image_pb2, network_pb2, system_pb2, volume_pb2
 from hyperctl import client as hyperd
 from hyperctl import errors
 from hyperctl.client import Client
@@ -74,16 +74,13 @@ def _on_wire(wanted: Filters) -> list[tuple[str, str]]:
 
 async def prune_containers(client: Client, wanted: Filters) -> Pruned:
     """One that has started or gone since is left alone."""
-    limits_ns = [_until_ns(value) for key, value in wanted if key == "until"]
     listing = await client.containers.ListContainers(
         container_pb2.ListContainersRequest(all=True), timeout=hyperd.QUERY_TIMEOUT_S
     )
     chosen = [
         container
         for container in listing.containers
-        if container.state in STOPPED
-        and all(_created_ns(container) < limit_ns for limit_ns in limits_ns)
-        and _has_labels(container, wanted)
+        if container.state in STOPPED and _is_wanted(container, wanted)
     ]
     if not chosen:
         return Pruned("Deleted Containers:", [], 0)
@@ -91,17 +88,54 @@ async def prune_containers(client: Client, wanted: Filters) -> Pruned:
     sizes = {each.id: each.writable_bytes + each.log_bytes for each in usage.containers}
     removed = []
     for container in chosen:
-        try:
-            with hyperd.rpc_errors(client.address):
-                await client.containers.RemoveContainer(
-                    container_pb2.RemoveContainerRequest(container=container.id)
-                )
-        except CliError as error:
-            if error.exit_status not in {errors.CONFLICT, errors.NOT_FOUND}:
-                raise
-        else:
+        request = container_pb2.RemoveContainerRequest(container=container.id)
+        if await _is_removed(client, client.containers.RemoveContainer(request)):
             removed.append(container.id)
     return Pruned("Deleted Containers:", removed, sum(sizes.get(each, 0) for each in removed))
+
+
+async def prune_networks(client: Client, wanted: Filters) -> Pruned:
+    """Those that no container is on, stopped ones included. One that somebody has come to since is left alone."""
+    title = "Deleted Networks:"
+    if not wanted:
+        done = await client.networks.PruneNetworks(network_pb2.PruneNetworksRequest())
+        return Pruned(title, list(done.names), 0)
+    listing = await client.networks.ListNetworks(
+        network_pb2.ListNetworksRequest(), timeout=hyperd.QUERY_TIMEOUT_S
+    )
+    removed = []
+    for network in listing.networks:
+        if network.members or not network.HasField("created_at") or not _is_wanted(network, wanted):
+            continue
+        request = network_pb2.RemoveNetworkRequest(network=network.id)
+        if await _is_removed(client, client.networks.RemoveNetwork(request)):
+            removed.append(network.spec.name)
+    return Pruned(title, removed, 0)
+
+
+async def prune_volumes(client: Client, wanted: Filters) -> Pruned:
+    """Anonymous ones that no container has."""
+    filters = [volume_pb2.VolumeFilter(key=key, value=value) for key, value in wanted]
+    done = await client.volumes.PruneVolumes(volume_pb2.PruneVolumesRequest(filters=filters))
+    return Pruned("Deleted Volumes:", list(done.removed), done.reclaimed_bytes)
+
+
+async def _is_removed(client: Client, removal: Awaitable[object]) -> bool:
+    """False: somebody has come to use it, or was faster."""
+    try:
+        with hyperd.rpc_errors(client.address):
+            await removal
+    except CliError as error:
+        if error.exit_status not in {errors.CONFLICT, errors.NOT_FOUND}:
+            raise
+        return False
+    return True
+
+
+def _is_wanted(made: container_pb2.Container | network_pb2.Network, wanted: Filters) -> bool:
+    created_ns = made.created_at.seconds * 1_000_000_000 + made.created_at.nanos
+    limits_ns = [_until_ns(value) for key, value in wanted if key == "until"]
+    return all(created_ns < limit_ns for limit_ns in limits_ns) and _has_labels(made.spec.labels, wanted)
 
 
 def _until_ns(value: str) -> int:
@@ -109,24 +143,23 @@ def _until_ns(value: str) -> int:
     return seconds * 1_000_000_000 + nanos
 
 
-def _created_ns(container: container_pb2.Container) -> int:
-    return container.created_at.seconds * 1_000_000_000 + container.created_at.nanos
-
-
-def _has_labels(container: container_pb2.Container, wanted: Filters) -> bool:
+def _has_labels(labels: Mapping[str, str], wanted: Filters) -> bool:
     for key, value in wanted:
         if key == "until":
             continue
         name, equals, text = value.partition("=")
-        labels = container.spec.labels
         has = name in labels and (not equals or labels[name] == text)
         if has == (key == "label!"):
             return False
     return True
 
 
-def tell(pruned: Sequence[Pruned]) -> None:
+def tell_removed(pruned: Sequence[Pruned]) -> None:
     for each in pruned:
         if each.lines:
             print(printable("\n".join([each.title, *each.lines])) + "\n")
+
+
+def tell(pruned: Sequence[Pruned]) -> None:
+    tell_removed(pruned)
     print(f"Total reclaimed space: {render_size(sum(each.reclaimed_bytes for each in pruned), digits=4)}")

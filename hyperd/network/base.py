@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses and wires for sandboxes."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from hyperd.errors import HyperError
@@ -194,5 +194,8 @@ class Network(Protocol):
     async def create_network(self, spec: NetworkSpec) -> NetworkView:
         """Raises ExistsError, InvalidError, UnavailableError, ExhaustedError (no subnet left). Nothing stays behind."""
 
-    async def remove_network(self, name: str) -> None:
-        """Raises NotFoundError, WrongStateError while somebody has an address of it."""
+    async def remove_network(self, name: str, require_unused: Callable[[], None] = lambda: None) -> None:
+        """``require_unused`` is asked in the very moment from which on nobody finds it any more.
+
+        Raises NotFoundError, WrongStateError while somebody has an address of it.
+        """

@@ -43,6 +43,7 @@ from hyperd.network.definitions import Definitions
 from hyperd.network.directory import Directory
 from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
+from hyperd.network.leading import lead
 from hyperd.network.leases import in_short
 from hyperd.network.meter import Meter
 from hyperd.network.nameservers import NameServers
@@ -227,22 +228,8 @@ class BridgeNetworks:
         self, sandbox_id: SandboxId, network: str, holder: str, otherwise: Sequence[PortRequest] = ()
     ) -> None:
         there = self._require(network)
-        requests = list(otherwise) if not self.published(sandbox_id) else []
-        for other in await self._of(sandbox_id):
-            moved = other.published(sandbox_id)
-            if moved and other is not there:
-                has_ipv6 = there.settings.subnet6 is not None
-                requests += other.requests_again(sandbox_id, has_ipv6=has_ipv6)
-                await other.unpublish(sandbox_id, moved)
-        if not requests or there.settings.internal:
-            return
-        try:
-            await there.publish(sandbox_id, requests, holder)
-        except ExistsError as error:  # somebody has one of them in the family that is new
-            _log.warning("ports stay in IPv4", extra={"holder": holder, "error": str(error)})
-            default = str(there.settings.publish_address)
-            at_ipv4 = [dataclasses.replace(one, host_ip=one.host_ip or default) for one in requests]
-            await there.publish(sandbox_id, [one for one in at_ipv4 if ":" not in one.host_ip], holder)
+        wanted = otherwise if not self.published(sandbox_id) else ()
+        await lead(sandbox_id, there, await self._of(sandbox_id), holder, wanted)
 
     async def usage(self, sandbox_ids: Collection[SandboxId]) -> dict[SandboxId, WireUsage]:
         return await self._meter.read(sandbox_ids)
@@ -302,7 +289,7 @@ class BridgeNetworks:
         _log.info("network made", extra={"network": spec.name, "subnet": view.spec.subnet})
         return view
 
-    async def remove_network(self, name: str) -> None:
+    async def remove_network(self, name: str, require_unused: Callable[[], None] = lambda: None) -> None:
         async with self._changing:
             if name == self._settings.name:
                 raise WrongStateError("is the default one", subject=f"network {name}")
@@ -313,6 +300,7 @@ class BridgeNetworks:
             if owners:
                 shown = ", ".join(sorted(map(self._called, owners)))
                 raise WrongStateError(f"is in use by {shown}", subject=f"network {name}")
+            require_unused()
             del self._networks[name]
             view = self._views.pop(name)
             try:

@@ -13,10 +13,7 @@ import asyncio
 import logging
 import secrets
 
-from hyperd.errors import (
-    HyperError,
-    WrongStateError,
-)
+from hyperd.errors import HyperError, NotFoundError, WrongStateError
 from hyperd.model.container import ExitReason
 from hyperd.model.vm import VmGone
 from hyperd.sandbox import endpoints, machine
@@ -109,7 +106,13 @@ class SandboxDriver(BeginningSandbox):
             self.require_readable()
             match ask:
                 case AskConnect(done, endpoint):
+                    before = self.record.spec
                     await self._respecify(endpoints.connected(self.record, endpoint))
+                    try:
+                        network.get_network(endpoint.network)  # from here on it counts as one that is on it
+                    except NotFoundError:
+                        await self._respecify(before)
+                        raise
                     resolve([done])
                 case AskReroute(done):
                     resolve([done])

@@ -4,7 +4,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hyperd.errors import HyperError, InvalidError, UnsupportedError, WrongStateError
+from hyperd.errors import (
+    HyperError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
 from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.network import DEFAULT_NETWORK, Endpoint, NetworkSpec, NetworkView
 from hyperd.network.base import Network
@@ -89,27 +96,38 @@ class NetworkDesk:
     async def remove(self, reference: str) -> str:
         """Its name. Raises WrongStateError with the names of those that are on it."""
         name = self.get(reference).spec.name
-        users = self._users(name)
-        if users and name != DEFAULT_NETWORK:
-            raise WrongStateError(
-                f"is in use by {', '.join(users)}",
-                subject=f"network {name}",
-                hint="remove them first",
-            )
-        await self._network.remove_network(name)
+
+        def require_unused() -> None:
+            users = self._users(name)
+            if users and name != DEFAULT_NETWORK:
+                raise WrongStateError(
+                    f"is in use by {', '.join(users)}",
+                    subject=f"network {name}",
+                    hint="remove them first",
+                )
+
+        require_unused()
+        await self._network.remove_network(name, require_unused)
         return name
 
     async def prune(self) -> list[str]:
-        """Those that nobody is on."""
-        gone = []
+        """Those that nobody is on. Raises HyperError when one could not be removed, the others gone."""
+        gone, failed = [], []
         for view in self.list_networks():
             name = view.spec.name
             if view.created_at is not None and not self._users(name):
                 try:
-                    await self._network.remove_network(name)
-                except HyperError:  # somebody came
+                    gone.append(await self.remove(name))
+                except (WrongStateError, NotFoundError):  # somebody came, or was faster
                     continue
-                gone.append(name)
+                except HyperError as error:
+                    failed.append((name, error))
+        if failed:
+            raise UnavailableError(
+                f"not removed; {len(gone)} others were",
+                subject=f"network {', '.join(name for name, _ in failed)}",
+                evidence=str(failed[0][1]),
+            ) from failed[0][1]
         return gone
 
     def _users(self, name: str) -> list[str]:

@@ -19,6 +19,7 @@ from hyper.v1 import (
     build_pb2_grpc,
     container_pb2_grpc,
     image_pb2_grpc,
+    network_pb2_grpc,
     policy_pb2_grpc,
     snapshot_pb2_grpc,
     system_pb2,
@@ -29,6 +30,7 @@ from hyper.v1 import container_pb2 as pb
 from tests.fakes.daemon_build import FakeBuilds
 from tests.fakes.daemon_files import FilesOfContainers
 from tests.fakes.daemon_images import FakeImages
+from tests.fakes.daemon_networks import FakeNetworks
 from tests.fakes.daemon_policies import FakeEgress, FakeFloatingService, FakeSecurityGroups
 from tests.fakes.daemon_snapshots import FakeSnapshots, FakeTemplates
 from tests.fakes.daemon_state import UP, FakeDaemon, abort, ago
@@ -263,6 +265,8 @@ async def serving(daemon: FakeDaemon, path: str) -> AsyncIterator[None]:
     snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(FakeSnapshots(daemon), server)
     snapshot_pb2_grpc.add_TemplateServiceServicer_to_server(FakeTemplates(daemon), server)
     volume_pb2_grpc.add_VolumeServiceServicer_to_server(FakeVolumes(daemon), server)
+    networks = FakeNetworks(daemon)  # type: ignore[abstract] # what no test asks it for is not there
+    network_pb2_grpc.add_NetworkServiceServicer_to_server(networks, server)
     build_pb2_grpc.add_BuildServiceServicer_to_server(FakeBuilds(daemon), server)
     policy_pb2_grpc.add_EgressServiceServicer_to_server(FakeEgress(daemon), server)
     policy_pb2_grpc.add_SecurityGroupServiceServicer_to_server(FakeSecurityGroups(daemon), server)

@@ -14,7 +14,7 @@ import grpc.aio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from hyper.v1 import container_pb2 as pb
-from hyper.v1 import image_pb2, snapshot_pb2, system_pb2, volume_pb2
+from hyper.v1 import image_pb2, network_pb2, snapshot_pb2, system_pb2, volume_pb2
 from tests.fakes.programs import FakeProcess
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -35,6 +35,7 @@ class FakeDaemon:
     snapshots: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     templates: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     volumes: dict[str, volume_pb2.Volume] = field(default_factory=dict)
+    networks: dict[str, network_pb2.Network] = field(default_factory=dict)
     filled: dict[str, bytes] = field(default_factory=dict)  # by volume: the tar
     contents: dict[str, bytes] = field(default_factory=dict)  # of snapshots, as they are exported
     pullable: set[str] = field(default_factory=lambda: {"alpine", "busybox"})

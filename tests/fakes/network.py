@@ -2,7 +2,7 @@
 """A network of addresses without wires; satisfies hyperd.network.base.Network."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from ipaddress import IPv4Address, IPv4Network
@@ -57,6 +57,9 @@ class FakeNetwork:
         self.fail_next_disconnect: HyperError | None = None
         self.gate = asyncio.Event()  # attach waits for it
         self.gate.set()
+        self.remove_gate = asyncio.Event()  # remove_network waits for it
+        self.remove_gate.set()
+        self.fail_next_remove: HyperError | None = None
         self.attaching: set[SandboxId] = set()
         self._last = 1
         self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
@@ -290,10 +293,15 @@ class FakeNetwork:
         self.networks.append(view)
         return view
 
-    async def remove_network(self, name: str) -> None:
+    async def remove_network(self, name: str, require_unused: Callable[[], None] = lambda: None) -> None:
         view = self.get_network(name)
+        await self.remove_gate.wait()
+        error, self.fail_next_remove = self.fail_next_remove, None
+        if error is not None:
+            raise error
         if view.created_at is None or any(name in leases for leases in self.leases.values()):
             raise WrongStateError("is in use", subject=f"network {name}")
+        require_unused()
         self.networks.remove(view)
 
     def close(self) -> None:

@@ -9,17 +9,19 @@ import typer
 from hyper.v1 import container_pb2
 from hyper.v1 import network_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, flags, options, pruning, several, tree
+from hyperctl import completion, errors, flags, options, pruning, several, tree
 from hyperctl.client import Client
+from hyperctl.commands.prune import FILTERS, Filters, Force
 from hyperctl.endpoints import parse_priority
 from hyperctl.errors import InvalidError
+from hyperctl.network_filters import NETWORK_FILTERS, is_wanted, require_network_filters
 from hyperctl.network_shape import (
     NETWORK_COLUMNS,
     NETWORK_HEADERS,
     network_document,
     network_row,
 )
-from hyperctl.output import print_listing, print_rows
+from hyperctl.output import print_listing
 from hyperctl.several import Document
 
 EPILOG = """\b
@@ -111,13 +113,22 @@ def ls(
     *,
     quiet: flags.OnlyIds = False,
     no_trunc: flags.WholeIds = False,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", "-f", metavar="KEY=VALUE", help="dangling, driver, id, label, name, scope, type"
+        ),
+    ] = None,
     form: flags.RowsFormat = "",
 ) -> int:
     """List networks."""
+    wanted = options.parse_filters(filters or [], NETWORK_FILTERS)
+    require_network_filters(wanted)
     response = hyperd.ask(
         lambda client: client.networks.ListNetworks(pb.ListNetworksRequest(), timeout=hyperd.QUERY_TIMEOUT_S)
     )
-    rows = [network_row(network, truncate=not no_trunc) for network in response.networks]
+    chosen = [network for network in response.networks if is_wanted(network, wanted)]
+    rows = [network_row(network, truncate=not no_trunc) for network in chosen]
     print_listing(
         rows, columns=NETWORK_COLUMNS, headers=NETWORK_HEADERS, form=form, only="ID" if quiet else ""
     )
@@ -142,23 +153,33 @@ def inspect(
 
 
 @tree.command(app, "rm")
-def rm(names: Names) -> int:
+def rm(
+    names: Names,
+    *,
+    force: Annotated[bool, typer.Option("--force", "-f", help="One that there is not is no failure")] = False,
+) -> int:
     """Remove networks. One that containers are on stays, and they are named."""
     return several.remove(
-        names, lambda client, name: client.networks.RemoveNetwork(pb.RemoveNetworkRequest(network=name))
+        names,
+        lambda client, name: client.networks.RemoveNetwork(pb.RemoveNetworkRequest(network=name)),
+        forgiven=frozenset({errors.NOT_FOUND}) if force else frozenset(),
     )
 
 
 @tree.command(app, "prune")
-def prune(*, force: Annotated[bool, typer.Option("--force", "-f", help="Do not ask")] = False) -> int:
-    """Remove the networks that no container is on, and print their names."""
+def prune(*, force: Force = False, filters: Filters = None) -> int:
+    """Remove the networks that no container is on, stopped ones included."""
+    wanted = options.parse_filters(filters or [], FILTERS)
     pruning.require_consent(
         "WARNING! This will remove all custom networks not used by at least one container.",
         "network prune",
         force=force,
     )
-    response = hyperd.ask(lambda client: client.networks.PruneNetworks(pb.PruneNetworksRequest()))
-    print_rows("\n".join(response.names))
+
+    async def work(client: Client) -> pruning.Pruned:
+        return await pruning.prune_networks(client, wanted)
+
+    pruning.tell_removed([hyperd.ask(work)])
     return 0
 
 

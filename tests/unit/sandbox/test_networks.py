@@ -149,6 +149,42 @@ async def test_a_network_that_goes_just_before_a_creation_is_recorded_refuses_it
     assert fleet.views() == []
 
 
+async def test_a_network_that_a_container_was_created_on_while_it_was_to_go_stays(world, fleet, desk):
+    world.network.remove_gate.clear()
+    removing = [asyncio.create_task(work) for work in (desk.remove("back"), desk.prune())]
+    await asyncio.sleep(0)
+    await created(fleet, name="web", network="back")
+    world.network.remove_gate.set()
+    with pytest.raises(WrongStateError, match="in use by web"):
+        await removing[0]
+    assert await removing[1] == ["zone"]
+    assert desk.get("back")
+
+
+async def test_one_at_rest_is_not_put_on_a_network_that_goes_meanwhile(world, fleet, desk):
+    handle = await created(fleet, name="web")
+    save = world.records.save_state
+
+    async def save_late(*given, **how):
+        world.records.save_state = save
+        await desk.remove("back")
+        return await save(*given, **how)
+
+    world.records.save_state = save_late
+    with pytest.raises(NotFoundError, match="no such network"):
+        await desk.connect(handle, BACK)
+    assert [at.network for at in endpoints.endpoints_of(handle.record.spec)] == ["bridge"]
+    await handle.start()
+
+
+async def test_a_prune_says_what_could_not_be_removed_and_removes_the_rest(world, fleet, desk):
+    world.network.fail_next_remove = UnavailableError("its rules were not removed", subject="table")
+    with pytest.raises(UnavailableError, match="network back") as raised:
+        await desk.prune()
+    assert "its rules were not removed" in str(raised.value)
+    assert [view.spec.name for view in desk.list_networks()] == ["bridge", "back"]
+
+
 async def test_one_that_runs_joins_a_network_and_leaves_it(world, fleet, desk):
     handle = await started(fleet, network="zone", ports=(PortRequest(80, host_port=8080),))
     sandbox_id = handle.record.sandbox_id
