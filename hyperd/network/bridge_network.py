@@ -76,6 +76,7 @@ class BridgeNetwork:
         )
         self._standing: tuple[int, ...] = (0,)  # rules in each of its tables
         self._said: tuple[bytes, ...] = ()  # what they say
+        self._led: set[IPv4Address] = set()  # at which something is published, as was seen to
         self._bridge: Bridge | None = None  # only with its rules in force
         self.trouble: HyperError | None = None
         self._owner = ""
@@ -91,10 +92,6 @@ class BridgeNetwork:
         """Make or repair everything. Idempotent. Raises WrongStateError when another process has this bridge."""
         async with self._preparing:
             await self._prepare()
-
-    async def ready(self) -> None:
-        """As ``prepare``, unless it is."""
-        await self._require_prepared()
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: what could not be prepared, or lost its rules (`nft flush ruleset`), is prepared again."""
@@ -112,9 +109,8 @@ class BridgeNetwork:
             if self.trouble is None and self._bridge is None and not await self.list_leased():
                 return
             if self._bridge is not None:
-                fields = {"network": self._settings.name}
-                _log.warning("the rules for the network of sandboxes were changed: made again", extra=fields)
-            await self._require_prepared()
+                _log.warning("the rules for the network of sandboxes were changed: made again")
+            await self.ready()
         except HyperError as error:
             _log.error("not repaired", extra={"error": str(error)})
 
@@ -126,7 +122,7 @@ class BridgeNetwork:
         endpoint: Endpoint = DEFAULT_ENDPOINT,
         slot: int = 0,
     ) -> Attachment:
-        await self._require_prepared()
+        await self.ready()
         lease = await self._leases.lease(sandbox_id, wish_of(endpoint, slot))
         try:
             try:
@@ -166,7 +162,7 @@ class BridgeNetwork:
         lease = await self._leases.find(sandbox_id)
         if lease is None or not self._policies.covers(sandbox_id):
             return
-        await self._require_prepared()
+        await self.ready()
         if self._bridge is None:
             raise UnavailableError("the network is not prepared", subject=sandbox_id)
         await self._plugs.enforce(lease, self._bridge, self._owner)
@@ -186,7 +182,7 @@ class BridgeNetwork:
             except OSError as error:
                 raise WrongStateError("is not on the network", subject=f"container {holder}") from error
 
-        await self._require_prepared()
+        await self.ready()
         return await self._publishing.publish(sandbox_id, holder, self._inside(lease), ports, require_plugged)
 
     async def unpublish(self, sandbox_id: SandboxId, ports: Collection[PublishedPort]) -> None:
@@ -196,7 +192,6 @@ class BridgeNetwork:
         return self._publishing.of(sandbox_id)
 
     def requests_again(self, sandbox_id: SandboxId, *, has_ipv6: bool) -> list[PortRequest]:
-        """What publishes on another network what it does here."""
         return self._publishing.requests_again(sandbox_id, has_ipv6=has_ipv6)
 
     async def release(self, sandbox_id: SandboxId) -> None:
@@ -266,8 +261,8 @@ class BridgeNetwork:
             owned.close()
         self._lock.release()
 
-    async def _require_prepared(self) -> None:
-        """Look first, so that many who find the rules gone make them once."""
+    async def ready(self) -> None:
+        """As ``prepare``, unless it is. Look first, so that many who find the rules gone make them once."""
         if not await self._is_prepared():
             async with self._preparing:
                 if not await self._is_prepared():
@@ -283,8 +278,9 @@ class BridgeNetwork:
     async def _is_as_made(self) -> bool:
         """Nobody has changed what the rules say. Not for each start: that is for ``look``."""
         async with self._changing_rules:
-            said = rules_said(self._settings, bridged=self._plugs.is_guarded)
-        return said in ((), self._said) and await self._policies.are_as_made(self._settings.table)
+            if rules_said(self._settings, bridged=self._plugs.is_guarded) not in ((), self._said):
+                return False
+        return await self._policies.are_as_made(self._settings.table)
 
     async def _prepare(self) -> None:
         if self._is_removed:  # meanwhile
@@ -303,11 +299,8 @@ class BridgeNetwork:
             self._bridge, self.trouble = None, error
             raise
         self._bridge, self.trouble = bridge, None  # only now: who finds a bridge has all the rest too
-        fields = {
-            "bridge": self._settings.bridge,
-            "subnet": str(self._settings.subnet),
-            "mtu": bridge.mtu,
-        }
+        where = self._settings
+        fields = {"bridge": where.bridge, "subnet": str(where.subnet), "mtu": bridge.mtu}
         _log.info("network is ready", extra=fields)
         if changed:
             _log.info("net.ipv4.ip_forward was 0 and is now 1")
@@ -323,8 +316,9 @@ class BridgeNetwork:
                 await apply_rules(self._settings, dns_servers, known, self._publishing.forwards),
             )
             # Made again also when one of them is taken out; () is never what is seen.
-            self._standing = rules_standing(self._settings, bridged=self._plugs.is_guarded) or (0,)
-            self._said = rules_said(self._settings, bridged=self._plugs.is_guarded)
+            bridged = self._plugs.is_guarded
+            self._standing = rules_standing(self._settings, bridged=bridged) or (0,)
+            self._said = rules_said(self._settings, bridged=bridged)
             self._plugs.ruled(speaker.tap for speaker in known)
             self._switch_loopback()
         if was_guarded and not self._plugs.is_guarded:
@@ -334,10 +328,14 @@ class BridgeNetwork:
 
     def _switch_loopback(self) -> None:
         """Of the bridge, and of the taps that are not on it."""
-        published = {forward.address for forward in self._publishing.forwards if forward.address.version == 4}
+        addresses = (forward.address for forward in self._publishing.forwards)
+        published = {address for address in addresses if isinstance(address, IPv4Address)}
         let_loopback_in(self._settings.bridge, wanted=bool(published))
-        for wire in self._policies.wires_on(self._settings.table):
-            let_loopback_in(wire.name, wanted=wire.address in published)
+        for address in published ^ self._led:  # a tap that comes is as it should be
+            armed = self._policies.wire_at(self._settings.table, address)
+            if armed is not None:
+                let_loopback_in(armed.name, wanted=address in published)
+        self._led = published
 
     def _is_published(self, address: IPv4Address) -> bool:
         return any(forward.address == address for forward in self._publishing.forwards)

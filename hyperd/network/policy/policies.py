@@ -177,8 +177,9 @@ class Policies:
                 found |= await self._looking.call(sets.read_dropped, base)
         return found
 
-    def wires_on(self, base: str) -> list[Wire]:
-        return self._wires.on(base)
+    def wire_at(self, base: str, address: Address) -> Wire | None:
+        armed = self._wires.at(base, str(address))
+        return armed.judged.wire if armed is not None else None
 
     async def arm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """Its rules, before its tap is there; or anew, with what its names stand for under them.

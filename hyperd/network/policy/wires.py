@@ -64,7 +64,9 @@ class Wires:
     def __init__(self, kernel: Workers) -> None:
         self._kernel = kernel
         self._assembling = Workers("policies-rules", 1)  # what takes a moment: not before what is learned
-        self._members: dict[str, dict[str, set[Address]]] = {}  # by table: as they are put in
+        self._members: dict[str, dict[str, set[Address]]] = {}  # by table and group: as they are put in
+        self._having: dict[str, dict[str, set[Address]]] = {}  # as they should be
+        self._moved: dict[str, set[str]] = {}  # by table: groups of which that may not be the same
         self._armed: dict[tuple[str, IPv4Address], Armed] = {}
         self._at: dict[tuple[str, Address], Armed] = {}  # by its address of either family
         self._spoken_of: dict[str, set[str]] = {}  # by table: groups that have a set of members there
@@ -80,9 +82,6 @@ class Wires:
 
     def of(self, owner: SandboxId) -> list[Armed]:
         return [armed for armed in self._armed.values() if armed.owner == owner]
-
-    def on(self, base: str) -> list[Wire]:
-        return [armed.judged.wire for (known, _), armed in self._armed.items() if known == base]
 
     def rated(self) -> list[tuple[str, Wire]]:
         """With the networks' own tables."""
@@ -137,8 +136,8 @@ class Wires:
                     await unroute(netlink, wire)
             self._forget(armed)
             if not self.are_on(base):
-                self._spoken_of.pop(base, None)
-                self._members.pop(base, None)
+                for known in (self._spoken_of, self._members, self._having, self._moved):
+                    known.pop(base, None)
                 self._based.pop(base, None)
                 await load_rules(render_none(base), table_of(base))
                 return
@@ -171,7 +170,9 @@ class Wires:
     async def _load(self, place: Place, changed: list[Armed], also: str = "") -> None:
         table, spoken_of = f"inet {table_of(place.base)}", self._spoken_of.setdefault(place.base, set())
         for armed in changed:
-            spoken_of |= referred(armed.judged.groups, armed.judged.egress)
+            named = referred(armed.judged.groups, armed.judged.egress)
+            self._moved.setdefault(place.base, set()).update(named - spoken_of)
+            spoken_of |= named
         text = render_members(table, spoken_of, place.versions) + also
         for armed in changed:
             text += render_wire(place.base, armed.judged, forgets=armed.learned is not None)
@@ -201,6 +202,7 @@ class Wires:
         here = [armed for (known, _), armed in self._armed.items() if known == base]
         groups = {name for armed in here for name in referred(armed.judged.groups, armed.judged.egress)}
         self._members[base] = {}
+        self._moved.setdefault(base, set()).update(groups)
         return "".join(
             f"flush set inet {table_of(base)} {members_set(name, version)}\n"
             for name in sorted(groups)
@@ -211,14 +213,28 @@ class Wires:
         return next(armed.place.versions for (known, _), armed in self._armed.items() if known == base)
 
     def _know(self, armed: Armed) -> None:
+        self._forget(armed)
         self._armed[armed.key] = armed
         for address in armed.judged.wire.addresses:
             self._at[armed.place.base, address] = armed
+        for members in self._move(armed):
+            members.update(armed.judged.wire.addresses)
 
     def _forget(self, armed: Armed) -> None:
-        known = self._armed.pop(armed.key, armed)
+        known = self._armed.pop(armed.key, None)
+        if known is None:
+            return
         for address in known.judged.wire.addresses:
-            self._at.pop((armed.place.base, address), None)
+            self._at.pop((known.place.base, address), None)
+        for members in self._move(known):
+            members.difference_update(known.judged.wire.addresses)
+
+    def _move(self, armed: Armed) -> Iterator[set[Address]]:
+        """The members of each of its groups, which are others from now on."""
+        base = armed.place.base
+        for group in armed.judged.groups:
+            self._moved.setdefault(base, set()).add(group.name)
+            yield self._having.setdefault(base, {}).setdefault(group.name, set())
 
     async def _put_in(self, base: str, changed: Iterable[Armed]) -> None:
         """What leads to the rules that are there by now, and what they look up."""
@@ -247,16 +263,17 @@ class Wires:
         return True
 
     async def _regroup(self, base: str) -> None:
-        """The members of each group that somebody's rules here speak of, or did."""
-        here = [armed for (known, _), armed in self._armed.items() if known == base]
-        now = {name: set(_having(name, here)) for name in self._spoken_of.get(base, ())}
-        before = self._members.get(base, {})
-        added = members_of({name: now[name] - before.get(name, set()) for name in now})
+        """The members of each group that somebody's rules here speak of, and that has others now."""
+        moved = self._moved.get(base, set()) & self._spoken_of.get(base, set())
+        now = {name: set(self._having.get(base, {}).get(name, ())) for name in moved}
+        before = self._members.setdefault(base, {})
+        added = members_of({name: now[name] - before.get(name, set()) for name in moved})
         if added:
             with network_errors(base):
                 await self._kernel.call(elements.add, INET_FAMILY, table_of(base), added)
-        await self._take_out(base, members_of({name: before[name] - now.get(name, set()) for name in before}))
-        self._members[base] = now
+        await self._take_out(base, members_of({name: before.get(name, set()) - now[name] for name in moved}))
+        before.update(now)
+        self._moved.pop(base, None)
 
 
 def _digest_hooks(base: str) -> bytes:
@@ -265,9 +282,3 @@ def _digest_hooks(base: str) -> bytes:
         return b"".join(digest_rules(INET_FAMILY, table_of(base), hook) for hook in HOOKS)
     except OSError:
         return b""
-
-
-def _having(group: str, wires: Iterable[Armed]) -> Iterator[Address]:
-    for armed in wires:
-        if any(known.name == group for known in armed.judged.groups):
-            yield from armed.judged.wire.addresses

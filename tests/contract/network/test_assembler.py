@@ -6,7 +6,7 @@ import contextlib
 import errno
 import functools
 import re
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -227,7 +227,8 @@ async def tracing():
 
 async def rules_passed(it) -> int:
     """By the first packet of a connection of the guest to outside, of all tables."""
-    tap = next(iter(it.policies.wires_on(f"hyper_{it.networks.get_network('bridge').bridge}"))).name
+    base = f"hyper_{it.networks.get_network('bridge').bridge}"
+    tap = it.policies.wire_at(base, IPv4Address(it.leases[0].address)).name
     await nft(
         "table inet tracer { chain first { type filter hook prerouting priority -400;"
         f' iifname "{tap}" tcp flags syn meta nftrace set 1\n }}\n}}\n'

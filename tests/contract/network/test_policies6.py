@@ -349,8 +349,9 @@ async def test_names_are_not_told_to_an_address_of_its_link(database):
 
 async def test_when_it_has_gone_nothing_of_it_is_left(database):
     async with world(database, "allow-all") as it:
-        wire = it.networks.policies.wires_on(f"hyper_{it.networks.get_network('six').bridge}")
-        assert wire
+        base = f"hyper_{it.networks.get_network('six').bridge}"
+        for address in (it.lease.address, it.lease.address6):
+            assert it.networks.policies.wire_at(base, ipaddress.ip_address(address)).name == tap_name(ONE)
         shown = await process.run_checked(["ip", "-6", "neigh", "show", "proxy"], timeout_s=20)
         assert it.lease.address6 in shown.stdout.decode()
         await it.networks.release(ONE)

@@ -2,10 +2,12 @@
 """Whom a sandbox with security groups hears, and speaks to; and the groups themselves, the fake's held to the same."""
 
 import json
+import re
 
 import pytest
 
 from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.host import process
 from hyperd.model.network import PortRequest
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
@@ -142,6 +144,31 @@ async def test_a_rule_may_speak_of_a_group(database, by):
         assert await it.connects(there, 5432, it.neighbour)
         await it.networks.release(PLAIN)
         assert there not in (await rules()).partition("set members_")[2].partition("}")[0]
+
+
+async def members() -> set[str]:
+    """Of the only group that a rule speaks of."""
+    shown = (await rules()).partition("set members_")[2].partition("}")[0]
+    return set(re.findall(r"\d+\.\d+\.\d+\.\d+", shown))
+
+
+async def test_who_has_a_group_is_known_as_they_come_change_and_go(database):
+    async with world(database, "none") as it:
+        for name in ("db", "web"):
+            await it.policies.groups.create(group(name))
+        there, here = it.leases[1].address, it.leases[0].address
+        await it.replug_neighbour(Limits(groups=("db",)))
+        await in_groups(it, egress="allow: [{group: db}]")
+        assert await members() == {there}, "also who had it before a rule spoke of it"
+        await in_groups(it, "db", "web", egress="allow: [{group: db}]")
+        assert await members() == {there, here}
+        await it.replug_neighbour(Limits(groups=("web",)))
+        assert await members() == {here}
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        await it.networks.prepare()
+        assert await members() == {here}, "and after a flush"
+        await in_groups(it, egress="allow: [{group: db}]")
+        assert await members() == set()
 
 
 async def test_a_group_that_is_gone_leaves_nothing(database):
