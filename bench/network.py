@@ -2,8 +2,8 @@
 """Throughput and round trips of guests' TCP, beside bare QEMU guests on a plain bridge; and what published ports add.
 
 The servers are Debian's nginx and iperf3, of an image for tests, on both sides. From the host asks this process. Ours
-and the floor take turns, in short runs: how busy the machine is hits both. What a clock says of a transfer is also said in
-CPU time of the QEMU that serves it, which others take nothing of.
+and the floor take turns, in short runs: how busy the machine is hits both. What a clock says of a transfer is also said
+in CPU time of the QEMU that serves it, which others take nothing of.
 """
 
 import asyncio
