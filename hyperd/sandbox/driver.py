@@ -32,11 +32,13 @@ from hyperd.sandbox.message import (
     AskPause,
     AskRemove,
     AskRollback,
+    AskSeat,
     AskSnapshot,
     AskStart,
     AskStop,
     AskUnpause,
     AskWake,
+    CarrierEnds,
     IsDown,
     IsLost,
     IsRemoved,
@@ -68,7 +70,15 @@ class SandboxDriver(BeginningSandbox):
                 await self._on_remove(done, force=force, volumes=volumes)
             case AskConnect() | AskDisconnect() if self._is_at_rest:
                 await self._on_rewire(message)
-            case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate() | AskConnect() | AskDisconnect():
+            case (
+                AskPause()
+                | AskUnpause()
+                | AskSnapshot()
+                | AskHibernate()
+                | AskSeat()
+                | AskConnect()
+                | AskDisconnect()
+            ):
                 self._on_operation(message)
             case AskWake():
                 await self._on_wake(message)
@@ -85,7 +95,7 @@ class SandboxDriver(BeginningSandbox):
             case OfRun(run, news) if run == self._run:
                 await self._on_news(news)
             case OfRun(_, IsUp(live)):
-                self._spawn(live.guest.close())
+                self._spawn(live.hang_up())
             case OfRun(_, Settle(_, done)):
                 fail([done], WrongStateError("ended meanwhile", subject=self.subject))
 
@@ -122,6 +132,8 @@ class SandboxDriver(BeginningSandbox):
                     await self._end(self.tenure.exit_of(status))
             case IsLost(exit_):
                 await self._end(exit_)
+            case CarrierEnds(exit_):
+                await self._on_carrier_ends(exit_)
             case IsDown(exit_):
                 await self._on_down(exit_)
             case Settle():
@@ -138,14 +150,15 @@ class SandboxDriver(BeginningSandbox):
         self._run += 1
         tenure, self.tenure, self._coming_up, self._trouble = self.tenure, None, None, None
         self._ending, self._removing = True, False
+        self.riders.tell_end(exit_)
         if tenure is not None:
             tenure.begin_end(exit_)
             tenure.live.stack.pop_all()
         try:
             if tenure is not None:
-                await tenure.live.guest.close()
+                await tenure.live.hang_up()
             if had_run:
-                await self.services.runner.clean_up(self.record.sandbox_id)
+                await self._errands.clean_up(None)
         except Exception as further:
             log.exception("not cleaned up", extra={"sandbox": self.record.name, "error": str(further)})
         self.pump.finish()
@@ -190,6 +203,6 @@ class SandboxDriver(BeginningSandbox):
         self.journal.close()
         if self._late is not None:
             self._late.stack.pop_all()
-            await self._late.guest.close()
+            await self._late.hang_up()
         if self.tenure is not None:  # one that is going down, too: the next hyperd finds how far it came
             await self.tenure.leave()

@@ -8,6 +8,7 @@ from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateEr
 from hyperd.model.container import ContainerRecord
 from hyperd.model.network import FloatingAddress
 from hyperd.network.base import Network
+from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.fleet import Fleet
 
 Lent = tuple[FloatingAddress, str]  # and the name of the container that has it, "" when none does
@@ -29,8 +30,8 @@ class FloatingDesk:
     async def attach(self, reference: str, container: str, *, force: bool) -> Lent:
         """Also to one that does not run. Raises NotFoundError, WrongStateError, ExistsError, InvalidError."""
         record = self._find(container)
-        if record.spec.network == "none":
-            raise InvalidError("has no network", subject=f"container {record.name}")
+        if not endpoints_of(record.spec):
+            raise InvalidError("has no network of its own", subject=f"container {record.name}")
         with self._names():
             return self._lent(await self._network.floating.attach(reference, record.sandbox_id, force=force))
 

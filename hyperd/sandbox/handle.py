@@ -183,7 +183,7 @@ class SandboxHandle:
         ports.require_valid_requests(requests)
         out = self.view().attachment
         if out is None:
-            raise WrongStateError("has no network", subject=f"container {self.record.name}")
+            raise WrongStateError("has no network of its own", subject=f"container {self.record.name}")
         network = self._driver.services.runner.rooms.network
         return await network.publish(self.record.sandbox_id, requests, self.record.name, out.network)
 

@@ -13,6 +13,7 @@ from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
 from hyperd.sandbox.revival import Origin
+from hyperd.sandbox.riders import Rider, Seat
 from hyperd.sandbox.run import Live
 
 Done = asyncio.Future[None]
@@ -77,6 +78,14 @@ class AskDisconnect:
 
 
 @dataclass(frozen=True, slots=True)
+class AskSeat:
+    """Of a carrier: another container wants to be in its VM."""
+
+    done: "asyncio.Future[Seat]"
+    rider: Rider
+
+
+@dataclass(frozen=True, slots=True)
 class AskWake:
     done: Started
 
@@ -123,6 +132,13 @@ class IsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class CarrierEnds:
+    """Of a rider: the VM that it is in goes, and it has to leave. ``exit``: how it ends by that."""
+
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
 class IsDown:
     exit: Exit
 
@@ -141,7 +157,7 @@ class Settle:
     spec: ContainerSpec | None = None
 
 
-News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown | Settle
+News = IsUp | UpFailed | ProcessEnded | IsLost | CarrierEnds | IsDown | Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +169,7 @@ class OfRun:
 
 
 Rewire = AskConnect | AskDisconnect
-Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | Rewire
+Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | AskSeat | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
 Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone

@@ -18,6 +18,8 @@ def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
     Raises NotFoundError, InvalidError for one that is given twice and for ports that nobody could reach,
     UnsupportedError for an IPv6 address to reach one at where there is none.
     """
+    if endpoints.carrier_of(spec) is not None:
+        return spec
     found = [
         (endpoint, network.get_network(endpoint.network).spec) for endpoint in endpoints.endpoints_of(spec)
     ]

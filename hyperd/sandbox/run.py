@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from hyperd.errors import HyperError
 from hyperd.guest.base import Guest
@@ -19,13 +20,14 @@ from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartReport
-from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
+from hyperd.model.guest import FIRST_PROCESS, ContainerId, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
 from hyperd.sandbox import definition, plans, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal, Kept
 from hyperd.sandbox.mount_sources import EMULATED_NOTE
 from hyperd.sandbox.patience import PatientDialer, Turns
@@ -52,9 +54,16 @@ _ID = re.compile(r"[0-9a-f]{64}")
 SYNC_TIMEOUT_S = 5.0
 
 
+class SharedVm(Protocol):
+    """A VM that is another's, as is the connection to its agent."""
+
+    async def next_guest(self, broken: Guest) -> Guest:
+        """After ``broken`` broke. Raises UnavailableError when there will be none."""
+
+
 @dataclass(slots=True)
 class Live:
-    """A VM with a connected agent. ``stack`` undoes all of it."""
+    """A VM with a connected agent, or a place in another's. ``stack`` undoes all of it."""
 
     guest: Guest
     vm_pid: int
@@ -69,6 +78,12 @@ class Live:
     execs: dict[ProcessId, int] = field(
         default_factory=dict
     )  # taken over: further processes, end of their output
+    shared: SharedVm | None = None
+
+    async def hang_up(self) -> None:
+        """The VM runs on."""
+        if self.shared is None:
+            await self.guest.close()
 
 
 class Runner:
@@ -202,7 +217,7 @@ class Runner:
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
                 try:
-                    execs = execs_of(await guest.list_containers())
+                    execs = execs_of(await guest.list_containers(), container_id_of(record))
                 except BaseException:
                     await guest.close()
                     raise
@@ -213,7 +228,13 @@ class Runner:
             return Live(guest, vm_pid, 0, accelerator, attachments, stack.pop_all(), execs=execs)
 
     async def reconnect(self, record: ContainerRecord, live: Live) -> None:
-        """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``."""
+        """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``.
+
+        One that is another's is that one's to dial.
+        """
+        if live.shared is not None:
+            live.guest = await live.shared.next_guest(live.guest)
+            return
         await live.guest.close()
         live.guest = await self._dial(
             record, self.settings.paths(record.sandbox_id), self.settings.reconnect_timeout_s
@@ -221,13 +242,13 @@ class Runner:
 
     async def tear_down(self, live: Live, *, keep_disk: bool) -> None:
         """Sync the guest's disk where it will be needed again, then undo everything."""
-        if keep_disk:
+        if keep_disk and live.shared is None:
             # A guest that cannot sync is destroyed all the same: its ext4 has a journal.
             try:
                 await live.guest.shutdown(SYNC_TIMEOUT_S)
             except HyperError as error:
                 log.warning("guest not shut down", extra={"error": str(error)})
-        await live.guest.close()  # perhaps a later one than the stack knows
+        await live.hang_up()  # perhaps a later one than the stack knows
         await live.stack.aclose()
 
     async def attach(
@@ -302,12 +323,13 @@ class Runner:
         )
 
 
-def execs_of(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
+def execs_of(containers: list[ContainerStatus], container_id: ContainerId) -> dict[ProcessId, int]:
+    """Others may be in the same guest."""
     return {
         process.process_id: process.output_end_offset
         for container in containers
         for process in container.processes
-        if process.process_id != FIRST_PROCESS
+        if container.container_id == container_id and process.process_id != FIRST_PROCESS
     }
 
 

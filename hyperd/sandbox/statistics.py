@@ -3,14 +3,17 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
 
 from hyperd.errors import HyperError
-from hyperd.model.stats import ContainerStats, WireUsage
+from hyperd.model.guest import GuestStats
+from hyperd.model.stats import ContainerStats, VmUsage, WireUsage
 from hyperd.model.vm import SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox import filters
+from hyperd.sandbox.endpoints import carrier_of
 from hyperd.sandbox.handle import SandboxHandle
 from hyperd.vm import Hypervisor
 
@@ -42,8 +45,12 @@ async def _of(
     vm, guest = None, None
     if is_running:
         async with turns:
-            vm = await _told(hypervisor.usage(record.sandbox_id))
             guest = await _told(handle.guest_stats())
+            if carrier_of(record.spec) is None:
+                vm = await _told(hypervisor.usage(record.sandbox_id))
+            elif guest is not None:  # the VM is another's: what its guest counts of it
+                vm = _usage_of(guest[0])
+                guest = guest[0], guest[0]
     return ContainerStats(
         sandbox_id=record.sandbox_id,
         name=record.name,
@@ -54,6 +61,11 @@ async def _of(
         memory_bytes=guest[1].memory_usage_bytes if guest else None,
         pids=guest[0].pids if guest else None,
     )
+
+
+def _usage_of(counted: GuestStats) -> VmUsage:
+    read, written = counted.io_read_bytes, counted.io_write_bytes
+    return VmUsage(time.monotonic_ns(), counted.cpu_usage_ns, None, read, written)
 
 
 async def _told(question: Awaitable[R]) -> R | None:

@@ -56,6 +56,7 @@ class Tenure(Presence):
         super().__init__(live)
         self.stop_asked = False
         self.killed_with: set[int] = set()
+        self.carrier_ended: Exit | None = None  # of a rider: how it ends when it was killed for that
         self.operations: set[asyncio.Task[None]] = (
             set()
         )  # the driver's, that have the VM stand still for a time
@@ -84,6 +85,8 @@ class Tenure(Presence):
     def exit_of(self, status: ProcessExit) -> Exit:
         if status.start_error:
             return Exit(status.code, ExitReason.START_FAILED, message=status.start_error)
+        if self.carrier_ended is not None and status.signal == SIGKILL:
+            return self.carrier_ended
         reason = ExitReason.EXITED
         if status.oom_killed and status.signal == SIGKILL:  # the kernel may have killed a child alone
             reason = ExitReason.OOM
@@ -97,6 +100,11 @@ class Tenure(Presence):
         task = self._spawn(self._stop_gently(signal, timeout_s))
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
+
+    def end_with_carrier(self, exit_: Exit) -> None:
+        """Of a rider, whose VM goes: at once, but its output and its disk whole."""
+        self.carrier_ended = exit_
+        self.stop(SIGKILL, KILL_TIMEOUT_S)
 
     async def unpause(self) -> None:
         """The VM runs again: its clock is stepped, and its guest thawed where a snapshot was made meanwhile."""
@@ -159,6 +167,8 @@ class Tenure(Presence):
             await self._runner.tear_down(self.live, keep_disk=sync and not self.vm_ended)
         except HyperError as error:
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+            if self.live.shared is not None:  # nobody ends that VM for it
+                exit_ = machine.lost(ExitReason.AGENT_LOST, str(error))
         self._post(IsDown(exit_))
 
     async def end_unnoticed(self) -> None:
@@ -171,7 +181,7 @@ class Tenure(Presence):
             await asyncio.wait(tasks)
         self._journal.close()
         try:
-            await self.live.guest.close()
+            await self.live.hang_up()
             await self.live.stack.aclose()
         except HyperError as error:  # the fleet's next look ends what is left
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
@@ -180,7 +190,7 @@ class Tenure(Presence):
         """hyperd is ending: hang up and let the VM run."""
         self.live.stack.pop_all()
         self._journal.close()
-        await self.live.guest.close()
+        await self.live.hang_up()
 
     async def _watch(self) -> None:
         """Carry output and wait for the first process; dial again when only the connection broke.
@@ -304,7 +314,7 @@ class Tenure(Presence):
                     return
         except HyperError as error:
             log.warning("cannot signal", extra={"sandbox": self._record.name, "error": str(error)})
-        self._post(IsLost(STOPPED_BY_FORCE))
+        self._post(IsLost(self.carrier_ended or STOPPED_BY_FORCE))
 
     async def _signal(self, number: int, *, everyone: bool) -> None:
         """Over the next connection when this one is broken."""

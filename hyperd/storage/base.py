@@ -34,6 +34,12 @@ class Storage(Protocol):
         InvalidError; nothing stays behind.
         """
 
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        """The sandbox's disk is for the QEMU of another to open, until ``create_writable`` gives it to its own.
+
+        Raises NotFoundError.
+        """
+
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         """The sandbox's disk becomes a copy of ``source`` (reflink, else its data alone), whatever it was before.
 

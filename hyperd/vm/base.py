@@ -44,6 +44,15 @@ class Hypervisor(Protocol):
         Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
         """
 
+    async def detach_disk(self, sandbox_id: SandboxId, serial: str) -> bool:
+        """Whether the VM has no disk of that serial any more, and QEMU its file no longer open. As ``detach_nic``."""
+
+    async def list_plugged(self, sandbox_id: SandboxId) -> list[str]:
+        """What was plugged in since it started: serials of disks, tags of shares, taps of NICs.
+
+        Raises NotFoundError, UnavailableError.
+        """
+
     async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
         """As ``attach_disk``, for a VM with ``shared_memory``. UnavailableError, too, when nobody serves it."""
 

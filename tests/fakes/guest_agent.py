@@ -2,7 +2,7 @@
 """An agent without a machine: what there is in a guest, whoever is connected."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -219,6 +219,14 @@ class FakeAgent:
         if len(self.containers) > 1:
             raise WrongStateError(f"there are {len(self.containers)} containers")
         self.delete(container_id)
+
+    def release_disks(self, serials: Sequence[str]) -> None:
+        for container in self.containers.values():
+            plan = container.plan
+            held = {layer.disk_serial for layer in plan.layers}
+            held |= {plan.writable.disk_serial} if plan.writable is not None else set()
+            if in_use := held & set(serials):
+                raise WrongStateError(f"a container has disk {in_use.pop()}")
 
     def exec(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         container = self.container(container_id)

@@ -21,7 +21,7 @@ import libvirt
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
 from hyperd.model.stats import VmUsage
-from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
 from hyperd.vm.libvirt.capabilities import (
@@ -38,6 +38,7 @@ from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
 from hyperd.vm.libvirt.states import VmStates
+from hyperd.vm.libvirt.steering import Steering
 from hyperd.vm.libvirt.unfinished import end_unfinished, unfinished
 from hyperd.vm.libvirt.usage import Usages
 from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
@@ -68,7 +69,7 @@ class _Ending:
     forgotten: asyncio.Event = field(default_factory=asyncio.Event)  # the name can be used again
 
 
-class LibvirtHypervisor:
+class LibvirtHypervisor(Steering):
     """An async context manager. Leaving it leaves the VMs running; the next one of the same root adopts them.
 
     Wants ``hyperd.host.reaper.Reaper`` around it, or QEMU's zombies are PID 1's to reap.
@@ -140,35 +141,6 @@ class LibvirtHypervisor:
             raise TimeoutExpiredError(
                 f"did not start in {self.settings.start_timeout_s:g} s", subject=domain_name(sandbox_id)
             ) from error
-
-    async def pause(self, sandbox_id: SandboxId) -> None:
-        await self._states.pause(sandbox_id)
-
-    async def resume(self, sandbox_id: SandboxId) -> None:
-        """As ``Hypervisor.resume``. A save under way that nobody waits for any more is broken off."""
-        await self._states.resume(sandbox_id)
-
-    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
-        """As ``Hypervisor.save``. A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
-        await self._states.save(sandbox_id, state)
-
-    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        await self._states.attach_disk(sandbox_id, disk)
-
-    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
-        await self._states.attach_share(sandbox_id, share)
-
-    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
-        await self._states.resize_disk(sandbox_id, path, size_bytes)
-
-    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
-        await self._states.attach_nic(sandbox_id, nic)
-
-    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
-        return await self._states.detach_nic(sandbox_id, tap)
-
-    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        await self._states.replace_disk(sandbox_id, disk)
 
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)

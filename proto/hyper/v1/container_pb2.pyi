@@ -93,6 +93,8 @@ class _ExitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitReason
     EXIT_REASON_START_FAILED: _ExitReason.ValueType  # 6
     """never ran: code 125, 126, 127"""
     EXIT_REASON_AGENT_LOST: _ExitReason.ValueType  # 7
+    EXIT_REASON_CARRIER_ENDED: _ExitReason.ValueType  # 8
+    """the container in whose VM it ran (--network container:ID)"""
 
 class ExitReason(_ExitReason, metaclass=_ExitReasonEnumTypeWrapper):
     """Why a container is not running any more."""
@@ -109,6 +111,8 @@ EXIT_REASON_VM_LOST: ExitReason.ValueType  # 5
 EXIT_REASON_START_FAILED: ExitReason.ValueType  # 6
 """never ran: code 125, 126, 127"""
 EXIT_REASON_AGENT_LOST: ExitReason.ValueType  # 7
+EXIT_REASON_CARRIER_ENDED: ExitReason.ValueType  # 8
+"""the container in whose VM it ran (--network container:ID)"""
 Global___ExitReason: _TypeAlias = ExitReason  # noqa: Y015
 
 class _Stream:
@@ -291,7 +295,7 @@ class ContainerSpec(_message.Message):
     platform: _builtins.str
     """os/arch[/variant]; "" = the host's"""
     network: _builtins.str
-    """"" = bridge; none; the name of one that was made"""
+    """"" = bridge; none; the name of one that was made; container:NAME|ID (recorded by id)"""
     auto_remove: _builtins.bool
     no_new_privileges: _builtins.bool
     seccomp_unconfined: _builtins.bool
@@ -758,7 +762,7 @@ class Container(_message.Message):
     """sha256:..."""
     state: Global___ContainerState.ValueType
     vm_pid: _builtins.int
-    """of QEMU, when one exists"""
+    """of QEMU, when one exists; with --network container:ID that container's"""
     guest_pid: _builtins.int
     accelerator: _builtins.str
     """kvm | tcg, when a VM exists"""
@@ -849,7 +853,7 @@ class StartReport(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """spare | template | cold | snapshot"""
+    """spare | template | cold | snapshot | joined (another container's VM)"""
     note: _builtins.str
     """why a faster path was not taken"""
     @_builtins.property

@@ -42,6 +42,7 @@ async def test_what_a_vm_uses_of_the_host_is_counted(subject: Subject) -> None:
         await subject.hypervisor.usage(definition.sandbox_id)
     await subject.hypervisor.start(definition)
     first = await subject.hypervisor.usage(definition.sandbox_id)
+    assert first.memory_bytes is not None
     assert first.memory_bytes > 1 << 20
     assert first.block_read_bytes is not None
     assert first.block_written_bytes is not None
