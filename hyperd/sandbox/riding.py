@@ -165,12 +165,13 @@ class RiderErrands(Errands):
         return await carrier.take_seat(rider)
 
     async def _make_room(self, seat: Seat) -> None:
-        """What an earlier run left goes first. Raises ExhaustedError, and what kept it from going."""
+        """What an earlier run left goes first. Raises ExhaustedError, UnsupportedError, what kept it from going."""
         plugged = await self._rooms.hypervisor.list_plugged(seat.vm_id)
         if set(self._serials) & set(plugged):
             log.warning("still there", extra={"sandbox": self._record.name, "carrier": seat.carrier.name})
             await self._leave(seat)
             plugged = await self._rooms.hypervisor.list_plugged(seat.vm_id)
+        await seat.guest.release_disks(self._serials)  # an agent that cannot do so never gets them
         if len(plugged) + len(self._serials) > HOT_PLUG_DEVICES:
             raise ExhaustedError(
                 f"the VM of container {seat.carrier.name} has room for {HOT_PLUG_DEVICES} devices beside its own: "

@@ -39,7 +39,7 @@ class Hypervisor(Protocol):
         """
 
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        """Plug it into a VM that runs; it stays until the VM ends. Return when the guest has been told of it.
+        """Plug it into a VM that runs. Return when the guest has been told of it.
 
         Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
         """

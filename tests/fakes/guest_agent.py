@@ -164,6 +164,8 @@ class FakeAgent:
         self.require_moving()
         if plan.container_id in self.containers:
             raise ExistsError("the guest has such a container", subject=plan.container_id)
+        if plan.share_names_with is not None:
+            self.container(plan.share_names_with)
         process = self._new_process(plan.process)
         self.containers[plan.container_id] = FakeContainer(plan, {FIRST_PROCESS: process})
         return process.pid

@@ -252,6 +252,23 @@ async def test_an_adopted_disk_belongs_to_its_sandboxs_user(tmp_path):
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (70001, 70000, 0o600)
 
 
+async def test_a_disk_that_is_lent_is_its_borrowers_until_it_is_asked_for_again(tmp_path):
+    local = LocalStorage(tmp_path, size_bytes=64 << 20, owner_of=owner_among({BOX: 70001, OTHER: 70002}))
+    try:
+        disk = await local.create_writable(BOX)
+        assert await local.lend_writable(BOX, OTHER) == disk
+        assert (disk.stat().st_uid, disk.stat().st_mode & 0o777) == (70002, 0o600)
+        await local.create_writable(BOX)
+        assert disk.stat().st_uid == 70001
+    finally:
+        local.close()
+
+
+async def test_a_disk_that_is_not_there_is_lent_to_nobody(storage):
+    with pytest.raises(NotFoundError):
+        await storage.lend_writable(BOX, OTHER)
+
+
 def owner_among(uids):
     return lambda sandbox_id: (uids[sandbox_id], 70000)
 

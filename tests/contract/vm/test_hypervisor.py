@@ -91,6 +91,31 @@ async def test_disks_are_plugged_into_a_vm_that_runs_while_there_is_room(subject
         await subject.hypervisor.attach_disk(definition.sandbox_id, one_more)
 
 
+async def test_what_is_plugged_in_is_told_and_what_is_not_there_counts_as_unplugged(subject: Subject) -> None:
+    """A guest that never booted lets go of nothing: that one does is seen with real ones (test_riders.py)."""
+    path = subject.lab.path / "first.img"
+    path.write_bytes(bytes(1 << 20))
+    path.chmod(0o666)
+    first = Disk("writable", path, DiskFormat.RAW, readonly=False)
+    definition = subject.lab.define(disks=(first,))
+    await subject.hypervisor.start(definition)
+    assert await subject.hypervisor.list_plugged(definition.sandbox_id) == []
+    hot = dataclasses.replace(first, serial="writable-0123456789a", path=path.with_name("hot.img"))
+    hot.path.write_bytes(bytes(1 << 20))
+    hot.path.chmod(0o666)
+    await subject.hypervisor.attach_disk(definition.sandbox_id, hot)
+    assert await subject.hypervisor.list_plugged(definition.sandbox_id) == [hot.serial]
+    assert await subject.hypervisor.detach_disk(definition.sandbox_id, "absent") is True
+    assert await subject.hypervisor.detach_disk(definition.sandbox_id, "writable") is False
+    await subject.hypervisor.destroy(definition.sandbox_id)
+    for gone in (
+        subject.hypervisor.list_plugged(definition.sandbox_id),
+        subject.hypervisor.detach_disk(definition.sandbox_id, hot.serial),
+    ):
+        with pytest.raises(NotFoundError):
+            await gone
+
+
 async def test_a_disk_grows_under_its_vm(subject: Subject) -> None:
     definition = subject.lab.define()
     path = subject.lab.path / "grows.img"
