@@ -20,7 +20,7 @@ from hyperd.model.guest import ProcessExit
 from hyperd.model.network import Endpoint, PortRequest, Protocol
 from hyperd.model.vm import HOT_PLUG_DEVICES, Disk
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import Fleet, SandboxHandle, machine, riders
+from hyperd.sandbox import Fleet, PolicyDesk, SandboxHandle, machine, riders
 from hyperd.sandbox.plans import rider_serials
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import World, created, eventually, started
@@ -389,6 +389,24 @@ async def test_files_of_a_rider_at_rest_are_opened_in_a_vm_of_its_own(world: Wor
     assert world.hypervisor.definitions[-1].sandbox_id == side.record.sandbox_id
     assert world.storage.lent == {}
     assert list(world.hypervisor.running) == [web.record.sandbox_id]
+
+
+async def test_limits_of_the_network_are_its_carriers_to_change_and_to_show(
+    world: World, fleet: Fleet
+) -> None:
+    web = await started(fleet, name="web", egress="none")
+    await rider_of(web, fleet, name="side")
+    desk = PolicyDesk(world.network, lambda name: fleet.get(name).record, fleet.records)
+    for asked in (
+        desk.set_egress("side", "allow-all"),
+        desk.change_groups("side", ["g"], []),
+        desk.report("side"),
+    ):
+        with pytest.raises(InvalidError, match="has the network of container"):
+            await asked
+    with pytest.raises(InvalidError, match="has the network of container"):
+        desk.inspect("side")
+    assert desk.inspect("web")[1].egress == "none"
 
 
 async def test_a_bug_in_a_rider_leaves_its_carrier_alone(world: World, fleet: Fleet) -> None:
