@@ -37,6 +37,7 @@ from hyperd.sandbox.message import (
     AskStop,
     AskUnpause,
     AskWake,
+    ClearAway,
     IsDown,
     IsLost,
     IsRemoved,
@@ -78,6 +79,8 @@ class SandboxDriver(BeginningSandbox):
                 self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
+            case ClearAway():
+                self._on_clear_away()
             case VmGone():
                 self._on_vm_gone(message)
             case IsRemoved(error):

@@ -32,6 +32,7 @@ from hyperd.sandbox.message import (
     Adopt,
     Ask,
     AskStop,
+    ClearAway,
     IsLost,
     Message,
     News,
@@ -126,6 +127,10 @@ class SandboxInstance(Actor[Message]):
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
+
+    def clear_away(self) -> None:
+        """What the fleet's look found of one that is at rest."""
+        self.post(ClearAway())
 
     async def find_tenure(self) -> Tenure | None:
         """Waits while a VM is coming up or being taken over; None when none is.

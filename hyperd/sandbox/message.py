@@ -101,6 +101,11 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearAway:
+    """A run left something behind: a VM, or volumes that are attached to one that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class IsUp:
     live: Live
     refused: ProcessExit | None = None  # why the first process was not executed
@@ -156,4 +161,4 @@ Rewire = AskConnect | AskDisconnect
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
-Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone
+Message = Ask | OpenFiles | Adopt | ClearAway | OfRun | IsRemoved | VmGone
