@@ -19,11 +19,11 @@ from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartReport
-from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
+from hyperd.model.guest import FIRST_PROCESS, ContainerId, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
-from hyperd.sandbox import definition, plans, plugging, wiring
+from hyperd.sandbox import definition, identity, plans, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.journal import Journal, Kept
@@ -202,7 +202,7 @@ class Runner:
             try:
                 guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
                 try:
-                    execs = execs_of(await guest.list_containers())
+                    execs = execs_of(await guest.list_containers(), identity.container_id_of(record))
                 except BaseException:
                     await guest.close()
                     raise
@@ -302,10 +302,12 @@ class Runner:
         )
 
 
-def execs_of(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
+def execs_of(containers: list[ContainerStatus], container_id: ContainerId) -> dict[ProcessId, int]:
+    """Those of this one, each with the end of its output. Whatever else the guest says that it has is nobody's."""
     return {
         process.process_id: process.output_end_offset
         for container in containers
+        if container.container_id == container_id
         for process in container.processes
         if process.process_id != FIRST_PROCESS
     }
