@@ -6,7 +6,7 @@ import json
 import sqlite3
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -237,9 +237,10 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         _require(isinstance(value, dict), kind, value, where)
         return {str(key): _build(typing.get_args(kind)[1], item, f"{where}[]") for key, item in value.items()}
     if kind is datetime or (isinstance(kind, type) and issubclass(kind, Enum)):
-        read: Callable[[Any], Any] = datetime.fromisoformat if kind is datetime else kind
         try:
-            return read(value)
+            if kind is datetime:
+                return datetime.fromisoformat(value)
+            return kind(value)
         except (ValueError, TypeError):  # it has the value in its text
             raise ValueError(f"{where} is no {kind.__name__}") from None
     plain = {float: int | float}.get(kind, kind) if kind in (str, int, float, bool) else _base_of(kind)
