@@ -240,7 +240,8 @@ def _build(kind: Any, value: Any, where: str) -> Any:
         try:
             if kind is datetime:
                 return datetime.fromisoformat(value)
-            return kind(value)
+            made: Any = kind
+            return made(value)
         except (ValueError, TypeError):  # it has the value in its text
             raise ValueError(f"{where} is no {kind.__name__}") from None
     plain = {float: int | float}.get(kind, kind) if kind in (str, int, float, bool) else _base_of(kind)
