@@ -58,6 +58,9 @@ class Execs:
             end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
             self._watch(process_id, pump, end)
 
+    def has(self, process_id: ProcessId) -> bool:
+        return process_id in self._sent
+
     def note_signal(self, process_id: ProcessId, number: int) -> None:
         """See ``Tenure.note_signal``."""
         if (sent := self._sent.get(process_id)) is not None:

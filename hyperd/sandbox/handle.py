@@ -131,6 +131,17 @@ class SandboxHandle:
         if not delivered:
             raise self._has_ended()
 
+    async def signal_exec(self, exec_id: str, signal: int) -> None:
+        """Of a further process, whoever holds its streams. Raises NotFoundError when there is none, WrongStateError."""
+        tenure = await self._require_tenure()
+        process_id = ProcessId(exec_id)
+        gone = NotFoundError(f"has no process {exec_id[:64]!r}", subject=f"container {self.record.name}")
+        if not tenure.execs.has(process_id):
+            raise gone
+        tenure.note_signal(process_id, signal)
+        if not await tenure.live.guest.signal(identity.container_id_of(self.record), process_id, signal):
+            raise gone
+
     async def guest_stats(self) -> tuple[GuestStats, GuestStats] | None:
         """Of its container, and of its guest as a whole; None unless it runs."""
         tenure = self._driver.tenure
