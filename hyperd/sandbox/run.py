@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{64}")
 SYNC_TIMEOUT_S = 5.0
+TAKEN_OVER_AT_A_TIME = 64  # each has so long to say hello, and so many say it in less
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ class Runner:
         self.spares = spares
         self.turns = turns
         self.dialer = PatientDialer(rooms.dialer, files)
+        self._dialling = asyncio.Semaphore(TAKEN_OVER_AT_A_TIME)
         self._starter = Starter(rooms, settings, templates, spares, files)
 
     async def bring_up(
@@ -200,7 +202,8 @@ class Runner:
                 stack.push_async_callback(self.rooms.shares.end, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
-                guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
+                async with self._dialling:
+                    guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
                 try:
                     execs = execs_of(await guest.list_containers(), identity.container_id_of(record))
                 except BaseException:
