@@ -39,6 +39,7 @@ from hyperd.sandbox.message import (
     AskUnpause,
     AskWake,
     CarrierEnds,
+    ClearAway,
     IsDown,
     IsLost,
     IsRemoved,
@@ -88,6 +89,8 @@ class SandboxDriver(BeginningSandbox):
                 self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
+            case ClearAway():
+                self._on_clear_away()
             case VmGone():
                 self._on_vm_gone(message)
             case IsRemoved(error):

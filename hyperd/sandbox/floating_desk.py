@@ -68,5 +68,4 @@ class FloatingDesk:
         return self._fleet.get(reference).record
 
     def _lent(self, address: FloatingAddress) -> Lent:
-        names = {view.record.sandbox_id: view.record.name for view in self._fleet.views()}
-        return address, names.get(address.sandbox_id, "") if address.sandbox_id is not None else ""
+        return address, self._fleet.name_of(address.sandbox_id) if address.sandbox_id is not None else ""

@@ -110,6 +110,11 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearAway:
+    """A run left something behind: a VM, or volumes that are attached to one that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class IsUp:
     live: Live
     refused: ProcessExit | None = None  # why the first process was not executed
@@ -172,4 +177,4 @@ Rewire = AskConnect | AskDisconnect
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | AskSeat | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
-Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone
+Message = Ask | OpenFiles | Adopt | ClearAway | OfRun | IsRemoved | VmGone

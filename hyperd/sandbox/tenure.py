@@ -7,14 +7,14 @@ The driver decides; this carries. Each coroutine runs as a task of the driver's 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from signal import SIGKILL
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import Guest
 from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
-from hyperd.model.guest import FIRST_PROCESS, ProcessExit
+from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.sandbox import machine
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
 from hyperd.sandbox.identity import container_id_of
@@ -82,21 +82,33 @@ class Tenure(Presence):
         if self._record.spec.mounts:
             self._watching_shares = self._spawn(self._watch_shares())
 
-    def exit_of(self, status: ProcessExit) -> Exit:
+    def note_signal(self, process_id: ProcessId, number: int) -> None:
+        """It is about to be sent on somebody's behalf: an end by it is no accident."""
+        if process_id == FIRST_PROCESS:
+            self.killed_with.add(number)
+            self.stop_asked |= number == SIGKILL
+        else:
+            self.execs.note_signal(process_id, number)
+
+    def exit_of(self, status: ProcessExit, sent: Collection[int] = ()) -> Exit:
+        """``sent``: the signals that were sent to this process alone. With the first process all others are killed."""
         if status.start_error:
             return Exit(status.code, ExitReason.START_FAILED, message=status.start_error)
         if self.carrier_ended is not None and status.signal == SIGKILL:
             return self.carrier_ended
         reason = ExitReason.EXITED
-        if status.oom_killed and status.signal == SIGKILL:  # the kernel may have killed a child alone
+        if status.signal and (status.signal in self.killed_with or status.signal in sent):
+            reason = ExitReason.STOPPED
+        elif status.oom_killed and status.signal == SIGKILL:  # the kernel may have killed a child alone
             reason = ExitReason.OOM
-        elif self.stop_asked or (status.signal and status.signal in self.killed_with):
+        elif self.stop_asked:
             reason = ExitReason.STOPPED
         return Exit(status.code, reason, signal=status.signal)
 
     def stop(self, signal: int, timeout_s: float) -> None:
         """Signal, wait, SIGKILL, wait; then the VM itself, which needs nobody's consent. Can be asked again."""
         self.stop_asked = True
+        self.killed_with.add(signal)
         task = self._spawn(self._stop_gently(signal, timeout_s))
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
@@ -307,6 +319,7 @@ class Tenure(Presence):
             for number, patience_s, everyone in ((signal, timeout_s, False), (SIGKILL, KILL_TIMEOUT_S, True)):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):
+                        self.killed_with.add(number)
                         await self._signal(number, everyone=everyone)
                         while not (self._process_ended or self.is_ending):
                             await self.changed.wait()

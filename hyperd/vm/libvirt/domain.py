@@ -201,24 +201,17 @@ def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:
     return found
 
 
+def find_ours(connection: libvirt.virConnect, sandbox_id: SandboxId) -> OurDomain | None:
+    try:
+        return OurDomain(sandbox_id, is_paused(look_up(connection, sandbox_id)))
+    except libvirt.libvirtError as error:
+        if is_gone(error):
+            return None
+        raise
+
+
 def is_paused(domain: libvirt.virDomain) -> bool:
     return int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED
-
-
-def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
-    """As ``list_ours``, after libvirt has reconnected to each QEMU, or found that it is gone.
-
-    It does so in the background: a destroy in that very moment fails with "Domain not found".
-    """
-    found = []
-    for ours in list_ours(connection):
-        with contextlib.suppress(libvirt.libvirtError):  # its QEMU had ended while nobody looked
-            domain = look_up(connection, ours.sandbox_id)
-            domain.memoryStats()  # a job of the domain: waits for the job that reconnects it
-            source = ET.fromstring(domain.XMLDesc()).find("devices/serial/source")  # noqa: S314 - libvirt's own
-            path = source.get("path") if source is not None else None
-            found.append(OurDomain(ours.sandbox_id, ours.paused, Path(path) if path else None))
-    return found
 
 
 def _exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:

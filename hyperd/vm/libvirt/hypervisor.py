@@ -23,14 +23,15 @@ from hyperd.host.lock import FileLock
 from hyperd.model.stats import VmUsage
 from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
-from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
+from hyperd.vm.libvirt.adoption import found_ours, listed_ours, settle_ours
+from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent, answered_within
 from hyperd.vm.libvirt.capabilities import (
     HypervisorCapabilities,
     kept_answers,
     read_capabilities,
     were_old,
 )
-from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settle_ours
+from hyperd.vm.libvirt.domain import OurDomain, cause_of, create, destroy
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.probes import end_probes
@@ -47,6 +48,7 @@ _log = logging.getLogger(__name__)
 
 _MAX_EVENTS = 4096
 _EVENT_TIMEOUT_S = 2.0
+_PREPARE_TIMEOUT_S = 90.0
 _POLL_S = 0.01
 
 
@@ -115,8 +117,12 @@ class LibvirtHypervisor(Steering):
 
     async def prepare(self) -> HypervisorCapabilities:
         """Fill libvirt's capability cache. For set-up: some 5 s the first time, nothing afterwards."""
-        with libvirt_errors(str(self.settings.platform.emulator)):
-            read = await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
+        emulator = str(self.settings.platform.emulator)
+        async with answered_within(_PREPARE_TIMEOUT_S, "asked QEMU what it can", emulator):
+            with libvirt_errors(emulator):
+                read = await self._bridge.call(
+                    lambda connection: read_capabilities(connection, self.settings)
+                )
         return replace(read, asked_anew=were_old(self._kept, kept_answers(self.settings)))
 
     async def start(self, definition: VmDefinition) -> VmStatus:
@@ -166,16 +172,19 @@ class LibvirtHypervisor(Steering):
             ) from error
 
     async def list_running(self) -> list[VmStatus]:
-        with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(list_ours, lane=Lane.URGENT)
-        statuses = []
-        for domain in found:
-            if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
-                continue
-            process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
-            if process is not None:  # else it ended meanwhile, and its event is on the way
-                statuses.append(VmStatus(domain.sandbox_id, process.pid, domain.paused))
-        return statuses
+        found = await listed_ours(self._bridge, self.settings.connection_uri)
+        return [status for domain in found if (status := self._status(domain)) is not None]
+
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        domain = await found_ours(self._bridge, sandbox_id)
+        return self._status(domain) if domain is not None else None
+
+    def _status(self, domain: OurDomain) -> VmStatus | None:
+        """None of one that is coming or going, or ended meanwhile: its event is on the way."""
+        if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
+            return None
+        process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
+        return VmStatus(domain.sandbox_id, process.pid, domain.paused) if process is not None else None
 
     async def usage(self, sandbox_id: SandboxId) -> VmUsage:
         return await self._usages.read(sandbox_id, self._running.get(sandbox_id))
@@ -312,9 +321,7 @@ class LibvirtHypervisor(Steering):
 
     async def _adopt(self) -> None:
         """VMs of an earlier process. libvirt reconnects in the background: wait until it has."""
-        with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(settle_ours)
-        for domain in found:
+        for domain in await settle_ours(self._bridge, self.settings.connection_uri):
             if domain.console is not None:
                 self._consoles.add(domain.sandbox_id, domain.console)
             self._hold(domain.sandbox_id)

@@ -1112,6 +1112,48 @@ class KillContainerResponse(_message.Message):
 Global___KillContainerResponse: _TypeAlias = KillContainerResponse  # noqa: Y015
 
 @_typing.final
+class SignalExecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    EXEC_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    exec_id: _builtins.str
+    """as `started` says it"""
+    signal: _builtins.str
+    """as of KillContainer; "" = KILL"""
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        exec_id: _builtins.str = ...,
+        signal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "exec_id", b"exec_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalExecRequest: _TypeAlias = SignalExecRequest  # noqa: Y015
+
+@_typing.final
+class SignalExecResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalExecResponse: _TypeAlias = SignalExecResponse  # noqa: Y015
+
+@_typing.final
 class RemoveContainerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1211,9 +1253,7 @@ class ListContainersResponse(_message.Message):
 
     CONTAINERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]:
-        """newest first"""
-
+    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]: ...
     def __init__(
         self,
         *,
@@ -1691,6 +1731,7 @@ class SessionRequest(_message.Message):
     stdin: _builtins.bytes
     """at most 64 KiB"""
     signal: _builtins.int
+    """waits behind input that nobody reads; KillContainer and SignalExec do not"""
     @_builtins.property
     def run(self) -> Global___RunOptions: ...
     @_builtins.property

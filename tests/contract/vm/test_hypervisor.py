@@ -9,6 +9,7 @@ import pytest
 from hyperd.errors import ExistsError, HyperError, NotFoundError, UnavailableError
 from hyperd.model.vm import HOT_PLUG_DEVICES, Disk, DiskFormat, SandboxId, VmGone, VmGoneCause
 from hyperd.vm import Hypervisor
+from tests.contract.vm.lab import new_id
 from tests.contract.vm.subject import Subject
 
 
@@ -22,9 +23,12 @@ async def test_a_started_vm_is_listed_until_it_is_destroyed(subject: Subject) ->
     status = await subject.hypervisor.start(definition)
     assert status.sandbox_id == definition.sandbox_id
     assert status.pid > 1
+    assert await subject.hypervisor.find_running(definition.sandbox_id) == status
+    assert await subject.hypervisor.find_running(new_id()) is None
     assert await subject.hypervisor.list_running() == [status]
     await subject.hypervisor.destroy(definition.sandbox_id)
     assert await subject.hypervisor.list_running() == []
+    assert await subject.hypervisor.find_running(definition.sandbox_id) is None
 
 
 async def test_destroying_is_an_event_and_may_be_repeated(subject: Subject) -> None:

@@ -49,3 +49,19 @@ async def test_an_address_is_free_again_with_its_container_gone(fleet, desk):
     await handle.remove(force=True)
     ((known, name),) = await desk.list_all()
     assert (known.sandbox_id, name) == (None, "")
+
+
+async def test_no_view_of_all_is_made_for_each_address(world, fleet, desk, monkeypatch):
+    handles = [await created(fleet, name=f"c{number}") for number in range(5)]
+    for lent, handle in zip(await desk.allocate(5, ""), handles, strict=True):
+        await desk.attach(lent[0].address, handle.record.name, force=False)
+    views = 0
+
+    def counted(sandbox_id):
+        nonlocal views
+        views += 1
+        return ()
+
+    monkeypatch.setattr(world.network, "published", counted)
+    assert sorted(name for _, name in await desk.list_all()) == ["c0", "c1", "c2", "c3", "c4"]
+    assert views == 0
