@@ -242,16 +242,21 @@ class Runner:
             record, self.settings.paths(record.sandbox_id), self.settings.reconnect_timeout_s
         )
 
-    async def tear_down(self, live: Live, *, keep_disk: bool) -> None:
-        """Sync the guest's disk where it will be needed again, then undo everything."""
+    async def tear_down(self, live: Live, sandbox_id: SandboxId, *, keep_disk: bool) -> None:
+        """Sync the guest's disk where it will be needed again, then undo everything.
+
+        Its taps go while QEMU ends: the kernel takes its time for either, and neither waits for the other.
+        """
         if keep_disk and live.shared is None:
             # A guest that cannot sync is destroyed all the same: its ext4 has a journal.
             try:
                 await live.guest.shutdown(SYNC_TIMEOUT_S)
             except HyperError as error:
                 log.warning("guest not shut down", extra={"error": str(error)})
-        await live.hang_up()  # perhaps a later one than the stack knows
-        await live.stack.aclose()
+        async with first_error(), asyncio.TaskGroup() as beside:
+            beside.create_task(self._cut_off(sandbox_id))
+            await live.hang_up()  # perhaps a later one than the stack knows
+            await live.stack.aclose()
 
     async def attach(
         self, record: ContainerRecord, published: tuple[PortRequest, ...] | None = None
@@ -312,6 +317,12 @@ class Runner:
 
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(console_tail, self.settings.paths(sandbox_id).console_log)
+
+    async def _cut_off(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self.rooms.network.detach(sandbox_id)
+        except HyperError as error:  # the stack does it once more, and says so if that fails too
+            log.debug("not cut off yet", extra={"sandbox": sandbox_id, "error": str(error)})
 
     async def _attach(
         self, record: ContainerRecord, stack: contextlib.AsyncExitStack

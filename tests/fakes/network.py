@@ -55,6 +55,7 @@ class FakeNetwork:
         self.fail_next_attach: HyperError | None = None
         self.fail_next_release: HyperError | None = None
         self.fail_next_disconnect: HyperError | None = None
+        self.fail_next_detach: HyperError | None = None
         self.gate = asyncio.Event()  # attach waits for it
         self.gate.set()
         self.attaching: set[SandboxId] = set()
@@ -133,6 +134,9 @@ class FakeNetwork:
         return FakeLease(address, mac, slot)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
+        error, self.fail_next_detach = self.fail_next_detach, None
+        if error is not None:
+            raise error
         self.taps.pop(sandbox_id, None)
         self._withdraw(sandbox_id)
 

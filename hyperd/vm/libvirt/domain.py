@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from hyperd.errors import ExistsError, NotFoundError
-from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmGoneCause
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.errors import is_gone
 from hyperd.vm.libvirt.xml import (
@@ -22,23 +22,12 @@ from hyperd.vm.libvirt.xml import (
     render_hot_share,
 )
 
-_CAUSES = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: VmGoneCause.SHUTDOWN,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: VmGoneCause.DESTROYED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: VmGoneCause.CRASHED,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class OurDomain:
     sandbox_id: SandboxId
     paused: bool
     console: Path | None = None
-
-
-def cause_of(detail: int) -> VmGoneCause:
-    """Of a lifecycle event `stopped`. All that is no one's wish is a loss."""
-    return _CAUSES.get(detail, VmGoneCause.LOST)
 
 
 def create(

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -31,7 +31,8 @@ from hyperd.vm.libvirt.capabilities import (
     read_capabilities,
     were_old,
 )
-from hyperd.vm.libvirt.domain import OurDomain, cause_of, create, destroy
+from hyperd.vm.libvirt.domain import OurDomain, create, destroy
+from hyperd.vm.libvirt.ends import Ends
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.probes import end_probes
@@ -40,35 +41,16 @@ from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
 from hyperd.vm.libvirt.states import VmStates
 from hyperd.vm.libvirt.steering import Steering
+from hyperd.vm.libvirt.transitions import Ending, Starting
 from hyperd.vm.libvirt.unfinished import end_unfinished, unfinished
 from hyperd.vm.libvirt.usage import Usages
 from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 
 _log = logging.getLogger(__name__)
 
-_MAX_EVENTS = 4096
 _EVENT_TIMEOUT_S = 2.0
 _PREPARE_TIMEOUT_S = 90.0
 _POLL_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class _Starting:
-    """A VM that libvirt is making. Cancelled outcome: nobody waits for it any more."""
-
-    outcome: "asyncio.Future[VmStatus]" = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """A VM whose process is killed: what is still to come."""
-
-    process: QemuProcess
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)  # libvirt's event
-    forgotten: asyncio.Event = field(default_factory=asyncio.Event)  # the name can be used again
 
 
 class LibvirtHypervisor(Steering):
@@ -82,9 +64,9 @@ class LibvirtHypervisor(Steering):
         self._stack = contextlib.AsyncExitStack()
         self._running: dict[SandboxId, QemuProcess] = {}
         self._consoles = Consoles()
-        self._starting: dict[SandboxId, _Starting] = {}
-        self._ending: dict[SandboxId, _Ending] = {}
-        self._events: asyncio.Queue[VmGone] = asyncio.Queue(_MAX_EVENTS)
+        self._starting: dict[SandboxId, Starting] = {}
+        self._ending: dict[SandboxId, Ending] = {}
+        self._ends = Ends()
         self._kept: dict[str, int] = {}  # of libvirt's capability cache, before libvirt looked
 
     async def __aenter__(self) -> Self:
@@ -129,11 +111,12 @@ class LibvirtHypervisor(Steering):
         """As ``Hypervisor.start``. A cancelled caller stops waiting; what it began is ended behind it."""
         sandbox_id = definition.sandbox_id
         described = render_domain(definition, self.settings)
-        starting = _Starting()
+        starting = Starting()
         try:
             async with asyncio.timeout(self.settings.start_timeout_s):
                 await self._wait_startable(sandbox_id)
                 self._starting[sandbox_id] = starting
+                self._ends.forget(sandbox_id)
                 self._tasks.create_task(self._start(definition, described, starting))
                 try:
                     return await starting.outcome
@@ -156,7 +139,7 @@ class LibvirtHypervisor(Steering):
                     process = self._take(sandbox_id) or QemuProcess.find(self.settings.pid_dir, name)
                     if process is not None:
                         process.kill()
-                        ending = self._ending[sandbox_id] = _Ending(process)
+                        ending = self._ending[sandbox_id] = Ending(process)
                         self._tasks.create_task(self._finish(sandbox_id, ending))
                         break
                     if sandbox_id not in self._starting:
@@ -189,9 +172,8 @@ class LibvirtHypervisor(Steering):
     async def usage(self, sandbox_id: SandboxId) -> VmUsage:
         return await self._usages.read(sandbox_id, self._running.get(sandbox_id))
 
-    async def events(self) -> AsyncIterator[VmGone]:
-        while True:
-            yield await self._events.get()
+    def events(self) -> AsyncIterator[VmGone]:
+        return self._ends.events()
 
     async def _wait_startable(self, sandbox_id: SandboxId) -> None:
         """Until what came before is quite gone. Raises ExistsError when it is not going."""
@@ -206,7 +188,7 @@ class LibvirtHypervisor(Steering):
             else:
                 return
 
-    async def _start(self, definition: VmDefinition, described: str, starting: "_Starting") -> None:
+    async def _start(self, definition: VmDefinition, described: str, starting: Starting) -> None:
         """Never raises: ``starting`` has the outcome, for the caller who may have gone."""
         sandbox_id = definition.sandbox_id
         try:
@@ -289,11 +271,11 @@ class LibvirtHypervisor(Steering):
                 await self._forget(sandbox_id)
                 return
             process.kill()
-            ending = self._ending[sandbox_id] = _Ending(process)
+            ending = self._ending[sandbox_id] = Ending(process)
             self._tasks.create_task(self._finish(sandbox_id, ending))
         await ending.process.wait_gone()
 
-    async def _finish(self, sandbox_id: SandboxId, ending: "_Ending") -> None:
+    async def _finish(self, sandbox_id: SandboxId, ending: Ending) -> None:
         """Wait in the background until libvirt has tidied up and said so; the name is free again then."""
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
@@ -342,25 +324,23 @@ class LibvirtHypervisor(Steering):
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
         sandbox_id = find_sandbox_id(event.name)
-        if sandbox_id is None or event.event != libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        if sandbox_id is None:
             return
-        detail = ""
-        if (ending := self._ending.get(sandbox_id)) is not None:
-            cause = VmGoneCause.DESTROYED
+        self._ends.note(sandbox_id, event)
+        if event.event != libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            return
+        ending = self._ending.get(sandbox_id)
+        cause = self._ends.cause(sandbox_id, event, destroyed=ending is not None)
+        if ending is not None:
             ending.stopped.set()
-        else:
-            cause = cause_of(event.detail)
-            if (process := self._take(sandbox_id)) is not None:
-                process.close()
+        elif (process := self._take(sandbox_id)) is not None:
+            process.close()
+        detail = ""
         if cause is VmGoneCause.LOST:
             detail = qemu_log_tail(self.settings.log_dir, event.name)
         if sandbox_id not in self._starting:  # a start that fails has its own use for the log
             remove_qemu_log(self.settings.log_dir, event.name)
-        _log.info("VM gone", extra={"sandbox": sandbox_id, "cause": cause.value})
-        try:
-            self._events.put_nowait(VmGone(sandbox_id, cause, detail))
-        except asyncio.QueueFull:  # events are hints: who reconciles finds out
-            _log.warning("nobody reads the hypervisor's events", extra={"sandbox": sandbox_id})
+        self._ends.tell(VmGone(sandbox_id, cause, detail))
 
     async def _warm_up(self) -> None:
         """libvirt reads its capability cache at first use, in 0.7 s: before the first VM, not in its start."""
