@@ -15,7 +15,7 @@ VolumeName = NewType("VolumeName", str)
 LOCAL = "local"
 EXT4, XFS = "ext4", "xfs"
 SHARED = "virtiofs"  # the file system of a volume that is a directory of the host's, for many to write to
-NBD, ISCSI = "nbd", "iscsi"  # a disk that a server on the network has
+NBD, ISCSI, RBD = "nbd", "iscsi", "rbd"  # a disk that a server on the network has
 
 
 class MountType(enum.StrEnum):

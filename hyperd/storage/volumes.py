@@ -263,13 +263,13 @@ class LocalVolumes:
 
         with contextlib.ExitStack() as reserved:
             for name, server in wanted:
-                disk = server.identity
-                if disk in self._reserved:
+                disks = server.identities
+                if not self._reserved.isdisjoint(disks):
                     raise WrongStateError(
                         f"{server} is being made a volume", subject=f"volume {name}", hint="try again"
                     )
-                self._reserved.add(disk)
-                reserved.callback(self._reserved.discard, disk)
+                self._reserved |= disks
+                reserved.callback(self._reserved.difference_update, disks)
             if wanted:
                 await self._database.transaction(work)
             yield
