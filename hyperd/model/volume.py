@@ -94,6 +94,14 @@ class VolumeView:
     users: tuple[VolumeUser, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class BrokenVolume:
+    """Whoever spoke to its server for a VM has ended."""
+
+    name: VolumeName
+    evidence: str  # what it complained of
+
+
 VolumeSnapshotId = NewType("VolumeSnapshotId", str)  # 64 hexadecimal digits
 
 

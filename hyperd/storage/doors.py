@@ -87,6 +87,13 @@ class Doors:
         finally:
             await asyncio.shield(self.end(nobody))
 
+    async def wait_ended(self, sandbox_id: SandboxId) -> tuple[str, str]:
+        """The ``key`` of the first that has ended, as far as it names one, and its complaint.
+
+        Of who has none this never returns.
+        """
+        return await self._servers.wait_ended(sandbox_id)
+
     async def end(self, sandbox_id: SandboxId) -> None:
         """Its VM is no more. Idempotent."""
         await self._servers.end(sandbox_id)

@@ -22,7 +22,16 @@ from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import NbdExport, SandboxId
-from hyperd.model.volume import LOCAL, SHARED, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.model.volume import (
+    LOCAL,
+    SHARED,
+    BrokenVolume,
+    Volume,
+    VolumeName,
+    VolumeRequest,
+    VolumeUser,
+    VolumeView,
+)
 from hyperd.storage import remote
 from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
@@ -302,6 +311,12 @@ class LocalVolumes:
             return volume
         export = await self._doors.open(sandbox_id, row.volume_id, records.server_of(row), readonly=readonly)
         return replace(volume, export=export)
+
+    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenVolume:
+        key, evidence = await self._doors.wait_ended(sandbox_id)
+        uses = await self._database.transaction(lambda connection: records.uses_of(connection, sandbox_id))
+        name = next((row.name for row, _ in uses if row.volume_id.startswith(key)), VolumeName(key))
+        return BrokenVolume(name, evidence)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         def work(connection: sqlite3.Connection) -> None:

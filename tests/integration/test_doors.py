@@ -92,6 +92,15 @@ def test_a_guest_writes_to_a_servers_disk_and_nobody_sees_the_secret(own: Hyper,
     own.kill_daemon()
     own.start()
     assert own.ok("exec", name, "md5sum", "/data/f") == sums
+    os.kill(door, signal.SIGKILL)
+    wait_until(lambda: "in trouble" in own.ok("ps"), "ps says it")
+    told = f"nobody speaks to the server of volume {name} any more: /data has I/O errors"
+    assert told in own.ok("inspect", "-f", "{{.State.Error}}", name)
+    assert own.ok("exec", name, "echo", "alive") == "alive"
+    own.ok("stop", "-t", "1", name)
+    own.ok("start", name)
+    assert own.ok("exec", name, "md5sum", "/data/f") == sums
+    (door,) = own.door_processes()
     os.kill(min(own.qemu_processes()), signal.SIGKILL)
     wait_until(lambda: not own.door_processes(), "it ended with its VM")
     own.ok("start", name)
