@@ -4,7 +4,9 @@
 https://www.qemu.org/docs/master/system/images.html and qapi/block-core.json: BlockdevOptionsIscsi, BlockdevOptionsRbd.
 """
 
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,9 +83,13 @@ def _plan_rbd(disk: RbdDisk) -> Plan:
 
 
 def _read_line(path: Path, max_bytes: int, what: str) -> bytes:
-    """Without its newline."""
-    with file_errors(path), path.open("rb") as file:
-        line = file.read(max_bytes + 2).removesuffix(b"\n")
+    """Without its newline. Nobody waits for who would write to a pipe of that name."""
+    with file_errors(path):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise InvalidError(f"is no {what}: not a regular file", subject=str(path))
+            line = file.read(max_bytes + 2).removesuffix(b"\n")
     if not 0 < len(line) <= max_bytes or b"\n" in line:
         raise InvalidError(f"is no {what}: one line of up to {max_bytes} bytes is wanted", subject=str(path))
     return line

@@ -12,6 +12,7 @@ import contextlib
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from hyperd.errors import HyperError
@@ -30,6 +31,14 @@ PATIENCE_S = 5.0
 _SCRIPT = 'echo $$ >"$1"; shift; cd /; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
 _READ_ONLY = ("--read-only",)
 _READ_WRITE = ("--cache", "writeback", "--discard", "unmap")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Where a sandbox's QEMU finds the disk until ``end``: it answers."""
+
+    export: NbdExport
+    size_bytes: int
 
 
 class Doors:
@@ -53,13 +62,14 @@ class Doors:
 
     async def open(
         self, sandbox_id: SandboxId, key: str, server: Server, *, readonly: bool = False
-    ) -> NbdExport:
-        """Where the sandbox's QEMU finds the disk until ``end``: it answers. ``key``: of the volume.
+    ) -> Opened:
+        """``key``: of the volume. Idempotent.
 
-        Idempotent. Raises as ``remote.size_of``, with what the server said, and as ``plan``.
+        Raises as ``remote.size_of``, with what the server said, and as ``plan``.
         """
         if isinstance(server.disk, NbdExport):
-            return server.disk
+            size_bytes = await remote.size_of(server.disk, str(server), readonly=readonly)
+            return Opened(server.disk, size_bytes)
         await self._servers.expect(sandbox_id)
         tag = key[:_KEY_DIGITS]
         path = await self._workers.call_while_wanted(
@@ -67,7 +77,7 @@ class Doors:
         )
         export = NbdExport("", 0, _NAME, path)
         try:
-            await remote.size_of(export, str(server), readonly=readonly)
+            size_bytes = await remote.size_of(export, str(server), readonly=readonly)
         except HyperError as error:
             ended = await self._servers.find_ended(sandbox_id)
             raise type(error)(
@@ -76,14 +86,14 @@ class Doors:
                 evidence=ended[1].replace(str(path), "") if ended else "",
                 hint=hint_of(server.disk),
             ) from error
-        return export
+        return Opened(export, size_bytes)
 
     @contextlib.asynccontextmanager
     async def passing(self, server: Server) -> AsyncIterator[NbdExport]:
         """For the host itself, until the block ends."""
         nobody = SandboxId(secrets.token_hex(32))
         try:
-            yield await self.open(nobody, _NAME, server)
+            yield (await self.open(nobody, _NAME, server)).export
         finally:
             await asyncio.shield(self.end(nobody))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.model.vm import NbdExport, SandboxId
+from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
     LOCAL,
     SHARED,
@@ -191,10 +191,13 @@ class LocalVolumes:
             return rows
 
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        await _require_servers([(await self._get(name), False)])
         async with self._not_copied([name]):
             (row,) = await self._database.transaction(work)
-        return await self._opened(sandbox_id, row, readonly=False)
+        try:
+            return await self._opened(sandbox_id, row, readonly=False)
+        except BaseException:
+            await asyncio.shield(self.release(sandbox_id))
+            raise
 
     @contextlib.asynccontextmanager
     async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
@@ -297,7 +300,6 @@ class LocalVolumes:
         if not uses:
             return {}
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        await _require_servers(uses)
         async with self._not_copied([row.name for row, _ in uses]):
             rows = await self._database.transaction(work)
         readonly = {row.name: is_readonly for row, is_readonly in uses}
@@ -305,12 +307,17 @@ class LocalVolumes:
         return {row.name: await self._opened(sandbox_id, row, readonly=readonly[row.name]) for row in rows}
 
     async def _opened(self, sandbox_id: SandboxId, row: Row, *, readonly: bool) -> Volume:
-        """With what its VM connects to."""
-        volume = self._volume(row)
+        """With what its VM connects to; as large as its server says by now."""
         if row.driver == LOCAL:
-            return volume
-        export = await self._doors.open(sandbox_id, row.volume_id, records.server_of(row), readonly=readonly)
-        return replace(volume, export=export)
+            return self._volume(row)
+        server = records.server_of(row)
+        opened = await self._doors.open(sandbox_id, row.volume_id, server, readonly=readonly)
+        remote.require_whole(opened.size_bytes, row.size_bytes, str(server))
+        if opened.size_bytes > row.size_bytes:
+            await self._database.transaction(
+                lambda connection: records.grow(connection, row, opened.size_bytes), lasting=True
+            )
+        return replace(self._volume(row), size_bytes=opened.size_bytes, export=opened.export)
 
     async def wait_broken(self, sandbox_id: SandboxId) -> BrokenVolume:
         key, evidence = await self._doors.wait_ended(sandbox_id)
@@ -391,14 +398,6 @@ class LocalVolumes:
             row.driver,
             server=str(records.server_of(row)) if row.driver != LOCAL else "",
         )
-
-
-async def _require_servers(uses: Sequence[tuple[Row, bool]]) -> None:
-    """A QEMU would wait for one that does not answer, and its VM with it."""
-    for row, readonly in uses:
-        disk = records.server_of(row).disk if row.driver != LOCAL else None
-        if isinstance(disk, NbdExport):
-            await remote.size_of(disk, str(disk), readonly=readonly)
 
 
 def _taken(name: VolumeName) -> ExistsError:

@@ -163,6 +163,11 @@ async def test_a_password_that_is_wrong_or_missing_is_told_and_nothing_stays(
     wanted.options["password-file"] = str(password)
     with pytest.raises(InvalidError, match="is no password"):
         await volumes.create(wanted)
+    password.unlink()
+    os.mkfifo(password)
+    async with asyncio.timeout(10):
+        with pytest.raises(InvalidError, match="not a regular file"):
+            await volumes.create(wanted)
     assert await volumes.list() == []
 
 
