@@ -19,8 +19,8 @@ from hyperd.sandbox import machine
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
 from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.lookout import watch_served
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
-from hyperd.sandbox.mount_sources import broken_error
 from hyperd.sandbox.presence import Presence
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, Runner
@@ -29,7 +29,6 @@ from hyperd.sandbox.standstill import step_clock, thaw
 log = logging.getLogger(__name__)
 
 KILL_TIMEOUT_S = 5.0  # from SIGKILL to its effect, before the VM is destroyed
-SHARES_DELAY_S = 30.0  # between two tries to watch who serves shares
 LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection broke
 STEADY_S = 10.0  # a connection that held so long counts as one that works
 REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
@@ -71,7 +70,7 @@ class Tenure(Presence):
         self._process_ended = False
         self._stands_still = False  # and could not be made to go on
         self._watching: asyncio.Task[None] | None = None
-        self._watching_shares: asyncio.Task[None] | None = None
+        self._lookout: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self.execs = Execs(record, self, spawn, self.exit_of)
 
@@ -80,7 +79,7 @@ class Tenure(Presence):
         self._process_ended = process_ended
         self._watching = self._spawn(self._watch())
         if self._record.spec.mounts:
-            self._watching_shares = self._spawn(self._watch_shares())
+            self._lookout = self._spawn(watch_served(self._record, self, self._runner.rooms))
 
     def note_signal(self, process_id: ProcessId, number: int) -> None:
         """It is about to be sent on somebody's behalf: an end by it is no accident."""
@@ -228,26 +227,9 @@ class Tenure(Presence):
             self._tell_trouble(None)
             self.changed.beat()
 
-    async def _watch_shares(self) -> None:
-        """One that is not served any more hangs its guest, which is to be known. It ends with its VM, too."""
-        while not self.is_ending:
-            try:
-                broken = await self._runner.rooms.shares.wait_broken(self._record.sandbox_id)
-            except (
-                HyperError
-            ) as error:  # who serves one cannot be told: that is no reason to end what is served
-                log.warning("shares not watched", extra={"sandbox": self._record.name, "error": str(error)})
-                await self.ended_within(SHARES_DELAY_S)
-                continue
-            await self.ended_within(LOST_GRACE_S)
-            if not self.is_ending:
-                self.broken = broken_error(self._record, broken)
-                log.error("share lost", extra={"sandbox": self._record.name, "error": str(self.broken)})
-            return
-
     def _besides(self) -> "set[asyncio.Task[None]]":
         """What nobody waits for at the end."""
-        return self._stopping | ({self._watching_shares} if self._watching_shares is not None else set())
+        return self._stopping | ({self._lookout} if self._lookout is not None else set())
 
     async def _redial(self, failures: int) -> bool:
         """Until it is reached: True; or until the run is over: False."""
