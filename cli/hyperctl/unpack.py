@@ -89,9 +89,9 @@ class Unpacker:
         with self._parent(root, parts) as parent:
             name = parts[-1]
             if entry.kind == tarfile.DIRTYPE:
-                self._make_directory(parent, name)
-                self._held.append((parts, entry))
-                self._finish_directories(root, HELD_DIRECTORIES)
+                if self._make_directory(parent, name):
+                    self._held.append((parts, entry))
+                    self._finish_directories(root, HELD_DIRECTORIES)
             elif entry.kind in FILES:
                 self._replace(parent, name, lambda draft: self._write_file(parent, draft, entry))
             elif entry.kind == tarfile.SYMTYPE:
@@ -115,13 +115,16 @@ class Unpacker:
         finally:
             os.close(descriptor)
 
-    def _make_directory(self, parent: int, name: str) -> None:
+    def _make_directory(self, parent: int, name: str) -> bool:
+        """Whether there was none: one that was is its user's, mode, owner and all."""
+        self.written += 1
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 raise OSError(errno.EEXIST, "a file is in the place of a directory") from None
-        self.written += 1
+            return False
+        return True
 
     def _replace(self, parent: int, name: str, write: Callable[[str], None]) -> None:
         """``write`` makes it under another name; then it replaces what is there, unless that is a directory."""

@@ -67,6 +67,26 @@ def test_content_goes_in_without_touching_the_directory_itself(home):
     assert stat.S_IMODE(home.stat().st_mode) == 0o750
 
 
+@pytest.mark.parametrize("options", [{}, {"keep_owner": True}])
+@pytest.mark.parametrize("mode", [0o777, 0o6777, 0])
+def test_what_a_guest_says_of_a_directory_that_is_there_is_not_heard(home, mode, options):
+    """Its user's keys may be in it."""
+    ours = home / "top/.ssh"
+    ours.mkdir(parents=True, mode=0o700)
+    ours.chmod(0o700)
+    before = (home / "top").stat(), ours.stat()
+    told = [folder(name, mode) for name in ("top", "top/.ssh", "top/.ssh/new")]
+    for info in told:
+        info.uid = info.gid = 1234
+    unpack(home, tar_of(*told, ("top/.ssh/f", b"x")), **options)
+    for was, now in zip(before, ((home / "top").stat(), ours.stat()), strict=True):
+        assert (now.st_mode, now.st_uid, now.st_gid) == (was.st_mode, was.st_uid, was.st_gid)
+    assert (ours / "f").read_bytes() == b"x"
+    assert stat.S_IMODE((ours / "new").stat().st_mode) == mode & (
+        0o7777 if options and os.geteuid() == 0 else 0o777
+    )
+
+
 @pytest.mark.parametrize(
     "members",
     [
