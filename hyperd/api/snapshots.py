@@ -41,7 +41,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
     ) -> wire.ListSnapshotsResponse:
         async with errors_as_status(context):
             of_containers, of_volumes = await self._snapshots.list()
-            found = [encode(item) for item in (*of_containers, *of_volumes)]
+            found = [*map(encode, of_containers), *map(encode, of_volumes)]
             found.sort(key=lambda item: (item.created_at.seconds, item.created_at.nanos), reverse=True)
             return wire.ListSnapshotsResponse(snapshots=found)
 

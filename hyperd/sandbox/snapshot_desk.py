@@ -82,10 +82,9 @@ class SnapshotDesk:
             self._naming.discard(name)
 
     async def _resolve(self, reference: str) -> str:
-        names: dict[str, str] = {
-            found.manifest.snapshot_id: found.manifest.name for found in self._of_containers.list()
-        }
-        names.update(await self._of_volumes.names())
+        of_containers = self._of_containers.list()
+        names: dict[str, str] = {**await self._of_volumes.names()}
+        names |= {found.manifest.snapshot_id: found.manifest.name for found in of_containers}
         return resolve(reference, names, "snapshot", "`hyper snapshot ls` lists all")
 
 
