@@ -82,9 +82,9 @@ class SnapshotDesk:
             self._naming.discard(name)
 
     async def _resolve(self, reference: str) -> str:
-        of_containers = self._of_containers.list()
-        names: dict[str, str] = {**await self._of_volumes.names()}
-        names |= {found.manifest.snapshot_id: found.manifest.name for found in of_containers}
+        of_volumes = await self._of_volumes.names()
+        names = {str(key): name for key, name in of_volumes.items()}
+        names |= {item.manifest.snapshot_id: item.manifest.name for item in self._of_containers.list()}
         return resolve(reference, names, "snapshot", "`hyper snapshot ls` lists all")
 
 
