@@ -75,6 +75,7 @@ class Fleet(RestoringFleet):
             [key for item in stored if (key := machine.asleep_in(item.state))],
             [item.record.sandbox_id for item in stored if item.unreadable is not None],
         )
+        await self._discard_staged(stored)
         left = await self._leave_networks(stored)
         async with self._tasks:
             for item in stored:
@@ -90,6 +91,19 @@ class Fleet(RestoringFleet):
             self._tasks.create_task(self._listen())
             self._tasks.create_task(self._reconcile_regularly())
             ready.set()
+
+    async def _discard_staged(self, stored: Sequence[Stored]) -> None:
+        """Of rollbacks that were not recorded: nobody goes on with these."""
+        back = {
+            item.record.sandbox_id
+            for item in stored
+            if item.unreadable is not None
+            or (isinstance(item.state, machine.Starting) and item.state.back_to is not None)
+        }
+        try:
+            await self._services.runner.rooms.storage.discard_all_staged(back)
+        except HyperError as error:  # the next hyperd tries again
+            log.error("staged disks not removed", extra={"error": str(error)})  # noqa: TRY400
 
     async def _leave_networks(self, stored: Sequence[Stored]) -> set[SandboxId]:
         """Those that a hyperd that was killed was about to join, or to leave; and who was on one."""

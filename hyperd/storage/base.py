@@ -60,6 +60,9 @@ class Storage(Protocol):
     async def discard_staged(self, sandbox_id: SandboxId) -> None:
         """Idempotent."""
 
+    async def discard_all_staged(self, but: Collection[SandboxId]) -> None:
+        """What a killed hyperd left that it had staged, or half made, of others than those. Before any VM starts."""
+
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         """Raises NotFoundError."""
 
@@ -133,6 +136,9 @@ class VolumeSnapshots(Protocol):
 
     async def list(self) -> list[VolumeSnapshot]:
         """Newest first."""
+
+    async def names(self) -> dict[VolumeSnapshotId, str]:
+        """Of all; "" of one that has none."""
 
     async def get(self, reference: str) -> VolumeSnapshot:
         """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError (ambiguous)."""

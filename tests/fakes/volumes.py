@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
+from hyperd.model.reference import resolve
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
     EXT4,
@@ -96,14 +97,12 @@ class FakeVolumeSnapshots:
     async def list(self) -> list[VolumeSnapshot]:
         return list(self.kept)
 
+    async def names(self) -> dict[VolumeSnapshotId, str]:
+        return {item.snapshot_id: item.name for item in self.kept}
+
     async def get(self, reference: str) -> VolumeSnapshot:
-        exact = [item for item in self.kept if reference in (item.snapshot_id, item.name)]
-        chosen = exact or [item for item in self.kept if item.snapshot_id.startswith(reference)]
-        if not reference or not chosen:
-            raise NotFoundError("no such snapshot", subject=reference)
-        if len(chosen) > 1:
-            raise InvalidError("is the beginning of several snapshots' ids", subject=reference)
-        return chosen[0]
+        key = resolve(reference, await self.names(), "snapshot")
+        return next(item for item in self.kept if item.snapshot_id == key)
 
     async def remove(self, reference: str) -> VolumeSnapshotId:
         found = await self.get(reference)
