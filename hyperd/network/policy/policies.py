@@ -203,7 +203,7 @@ class Policies:
                 return None
             return self._armed(place, sandbox_id, wire, anew=True)
 
-        is_armed = await self._wires.arm(made)
+        is_armed = await self._wires.arm(place.base, made)
         if is_armed:
             await self._settle(sandbox_id, revision)
         return is_armed
