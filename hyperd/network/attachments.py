@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a sandbox asks of a network, and what it is told that it has, in the model's words."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 
-from hyperd.model.network import Attachment, Endpoint
+from hyperd.model.network import Attachment, Endpoint, parse_address6
 from hyperd.network.leases import Lease, Wish
 from hyperd.network.plugs import address6_in
 from hyperd.network.resolver import read_resolver
@@ -12,7 +12,7 @@ from hyperd.network.settings import BridgeSettings
 
 def wish_of(endpoint: Endpoint, slot: int) -> Wish:
     address = IPv4Address(endpoint.address) if endpoint.address else None
-    address6 = IPv6Address(endpoint.address6) if endpoint.address6 else None
+    address6 = parse_address6(endpoint.address6) if endpoint.address6 else None
     return Wish(address, endpoint.mac_address.lower(), slot, address6)
 
 

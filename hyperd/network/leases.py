@@ -254,7 +254,7 @@ class Leases:
         ).fetchall()
         taken = [IPv4Address(row[0]) for row in rows]
         if settings.subnet6 is not None:
-            asked_for = (IPv6Address(row[1]) for row in rows if row[1])
+            asked_for = (_address6(row[1]) for row in rows if row[1])
             implied = (address4_of(address, settings.subnet, settings.subnet6) for address in asked_for)
             taken += [address for address in implied if address is not None]
         return taken
@@ -292,11 +292,16 @@ class Leases:
         return address
 
 
+def _address6(text: str) -> IPv6Address:
+    """Without the scope that an earlier hyperd let in, which nftables does not."""
+    return IPv6Address(text.partition("%")[0])
+
+
 def _decode(row: sqlite3.Row) -> Lease:
     return Lease(
         SandboxId(row["sandbox_id"]),
         IPv4Address(row["address"]),
         own_mac=row["mac"],
         slot=row["slot"],
-        own_address6=IPv6Address(row["address6"]) if row["address6"] else None,
+        own_address6=_address6(row["address6"]) if row["address6"] else None,
     )

@@ -5,12 +5,12 @@ import contextlib
 import dataclasses
 import secrets
 from collections.abc import Collection, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from hyperd.errors import ExhaustedError, HyperError, InvalidError
-from hyperd.model.network import NetworkSpec, NetworkView
+from hyperd.model.network import NetworkSpec, NetworkView, parse_address6
 from hyperd.network.bridge import HostRoute, require_free
-from hyperd.network.settings import BridgeSettings
+from hyperd.network.settings import MOST_MTU, BridgeSettings
 
 _AMAZON = IPv6Network("fd00:ec2::/32")  # its machines ask there for credentials
 POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
@@ -71,7 +71,7 @@ def filled(
     with _as_invalid("range", spec.ip_range):
         ip_range = IPv4Network(spec.ip_range) if spec.ip_range else None
     with _as_invalid("gateway", spec.gateway6, version=6):
-        gateway6 = IPv6Address(spec.gateway6) if spec.gateway6 else None
+        gateway6 = parse_address6(spec.gateway6) if spec.gateway6 else None
     return dataclasses.replace(
         base,
         name=spec.name,
@@ -91,6 +91,7 @@ def settings_of(view: NetworkView, base: BridgeSettings) -> BridgeSettings:
     """Of one that users made."""
     spec = view.spec
     subnet6 = parse_subnet6(spec.subnet6) if spec.subnet6 else None
+    spec = dataclasses.replace(spec, mtu=min(spec.mtu, MOST_MTU))  # an earlier hyperd made more of them
     made = filled(spec, parse_subnet(spec.subnet), subnet6, base)
     return dataclasses.replace(made, bridge=view.bridge)
 
@@ -122,6 +123,7 @@ def parse_subnet(text: str) -> IPv4Network:
 def parse_subnet6(text: str) -> IPv6Network:
     """Raises InvalidError."""
     with _as_invalid("subnet", text, version=6):
+        parse_address6(text.partition("/")[0])
         return IPv6Network(text)
 
 

@@ -87,7 +87,7 @@ def create(
         gateway6=gateways[6],
         ip_range=ip_range,
         internal=internal,
-        mtu=options.parse_integer("--mtu", mtu, minimum=1, maximum=65535) if mtu else 0,
+        mtu=options.parse_integer("--mtu", mtu, minimum=1, maximum=65521) if mtu else 0,
         labels=options.parse_pairs("--label", label or []),
     )
     response = hyperd.ask(lambda client: client.networks.CreateNetwork(pb.CreateNetworkRequest(spec=spec)))

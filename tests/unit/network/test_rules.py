@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -74,6 +74,8 @@ def test_an_internal_network_has_no_way_out_at_all_and_none_in():
         {"bridge": 'hyper0" accept'},
         {"subnet": IPv4Network("10.1.2.0/30")},
         {"mtu": 100},
+        {"mtu": 65522},
+        {"mtu": 1279, "subnet6": IPv6Network("fd00::/64")},
     ],
 )
 def test_settings_that_cannot_work_are_invalid(wrong):
