@@ -60,6 +60,10 @@ class Shelf:
         for element in elements:
             self._until.setdefault(element.where, {})[element.key] = now + element.timeout_ms / 1000
 
+    def doubt(self) -> None:
+        """There may be more than is known of."""
+        self._is_whole = False
+
     def _require_room(self, where: str, count: int) -> None:
         known, now = self._until.get(where, {}), self._clock()
         if len(known) + count > MAX_LEARNED:
@@ -152,10 +156,13 @@ class Learning:
         due = [(self._shelf(tap), *self._shelf(tap).due(found)) for tap, found in wanted.items()]
         new = [element for _, some, _ in due for element in some]
         again = [element for _, _, some in due for element in some]
-        if new or again:
-            await self._kernel.call_while_wanted(
-                self._tell, new, again
-            )  # never behind whoever has the lock next
+        try:
+            if new or again:  # and never behind the back of whoever has the lock next
+                await self._kernel.call_while_wanted(self._tell, new, again)
+        except BaseException:
+            for shelf, _, _ in due:
+                shelf.doubt()
+            raise
         for shelf, some, more in due:
             shelf.put([*some, *more])
 

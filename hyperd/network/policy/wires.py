@@ -101,16 +101,15 @@ class Wires:
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
 
-    async def arm(self, base: str, make: Callable[[], Armed | None]) -> bool:
-        """``make``: as it is when its turn has come; None when there is nothing to arm any more."""
+    async def arm(self, base: str, make: Callable[[], list[Armed]]) -> list[Armed]:
+        """All or none of those that are made when their turn has come, and there may be none to arm any more."""
         async with self._changing[base]:
-            armed = make()
-            if armed is None:
-                return False
-            self._armed[armed.key] = armed
-            await self._load(armed.place, [armed])
-            await self._put_in(base, [armed])
-            return True
+            found = make()
+            if found:
+                self._armed.update((armed.key, armed) for armed in found)
+                await self._load(found[0].place, found)
+                await self._put_in(base, found)
+            return found
 
     def are_armed(self, place: Place, owner: SandboxId, wire: Wire) -> bool:
         known = self._armed.get((place.base, wire.address))

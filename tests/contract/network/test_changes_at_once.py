@@ -3,14 +3,12 @@
 
 import asyncio
 import json
-import socket
 import threading
 from ipaddress import IPv4Address
 
 from hyperd.model.policy import Limits
-from hyperd.network.elements import NETLINK_NETFILTER, attributes, message
 from tests.contract.network.conftest import SETTINGS
-from tests.contract.network.egress import PLAIN, POLICED, SOON_S, rules, world
+from tests.contract.network.egress import PLAIN, POLICED, SOON_S, generation, rules, world
 from tests.contract.network.test_security_groups import group, tcp
 
 DB = group("db", tcp("ingress", 5432))
@@ -92,13 +90,6 @@ async def test_a_policy_that_is_put_in_force_does_not_undo_the_record_of_the_nex
         await asyncio.gather(enforcing, it.policies.change(POLICED, Limits("none"), "job"))
         await it.restart(database)
         assert it.policies.limits_of(POLICED) == Limits("none")
-
-
-def generation() -> int:
-    """How many transactions nftables has seen here; see NFT_MSG_GETGEN in linux/netfilter/nf_tables.h."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as kernel:
-        kernel.send(message(10 << 8 | 16, 1, 1, 0, b"", 0))
-        return int.from_bytes(dict(attributes(kernel.recv(4096)[20:]))[1], "big")
 
 
 async def asked(it, addresses) -> int:

@@ -50,6 +50,13 @@ def test_what_has_run_out_is_put_in_as_if_it_had_never_been_there():
     assert known.due([element()]) == ([element()], [])
 
 
+def test_after_a_failure_anything_may_be_there():
+    known, _ = shelf()
+    known.put([element(1)])
+    known.doubt()
+    assert known.due([element(1), element(2)]) == ([], [element(2)])
+
+
 def test_one_that_is_told_twice_is_put_in_once():
     known, _ = shelf(is_whole=False)
     assert known.due([element(), element()]) == ([], [element()])
