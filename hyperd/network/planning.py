@@ -1,19 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a network as asked for to one that can be made: its subnet chosen, its settings filled in. Pure."""
+"""From a network as asked for to one that can be made: its name looked at, its subnet chosen, its settings filled in;
+and how users find one. Pure.
+"""
 
 import contextlib
 import dataclasses
+import re
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from hyperd.errors import ExhaustedError, HyperError, InvalidError
-from hyperd.model.network import NetworkSpec, NetworkView, parse_address6
+from hyperd.errors import ExhaustedError, HyperError, InvalidError, NotFoundError
+from hyperd.model.network import DEFAULT_NETWORK, NetworkSpec, NetworkView, parse_address6
 from hyperd.network.bridge import HostRoute, require_free
 from hyperd.network.settings import MOST_MTU, BridgeSettings
 
 _AMAZON = IPv6Network("fd00:ec2::/32")  # its machines ask there for credentials
 POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_RESERVED = (DEFAULT_NETWORK, "none", "host", "default", "container")
+
+
+def require_name(name: str) -> None:
+    """Raises InvalidError for what no network that users make can be called."""
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise InvalidError(
+            "is not a name for a network",
+            subject=repr(name),
+            hint="a name is a letter or digit, then letters, digits, `_`, `.` and `-`, 63 at the most; "
+            f"{', '.join(sorted(_RESERVED))} are taken",
+        )
+
+
+def find_view(views: Sequence[NetworkView], reference: str) -> NetworkView:
+    """By name, id or the unique beginning of one. Raises NotFoundError, InvalidError."""
+    for view in views:
+        if reference in (view.spec.name, view.network_id):
+            return view
+    matching = [view for view in views if reference and view.network_id.startswith(reference)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise InvalidError(f"{len(matching)} networks begin with it", subject=repr(reference))
+    raise no_such(reference)
+
+
+def no_such(name: str) -> NotFoundError:
+    return NotFoundError("no such network", subject=f"network {name}", hint="`hyper network ls` lists all")
 
 
 def choose_subnet(

@@ -50,13 +50,20 @@ class Resetting:
     async def _reset(self, views: Sequence[ContainerView]) -> Gone:
         for view in views:
             await self._fleet.get(view.record.sandbox_id).remove(force=True)
-        floating = [known.address for known in await self._network.floating.list_addresses()]
-        for address in floating:
-            await self._network.floating.release(address)
+        floating = await self._network.floating.list_addresses()
+        for known in floating:
+            if known.sandbox_id is not None:  # of one that nobody knows any more
+                await self._network.floating.detach(known.sandbox_id)
+            await self._network.floating.release(known.address)
         networks = [view.spec.name for view in self._network.list_networks() if view.created_at is not None]
         await self._network.clear()
         groups = await self._remove_groups()
-        return Gone(sorted(view.record.name for view in views), networks, groups, floating)
+        return Gone(
+            sorted(view.record.name for view in views),
+            networks,
+            groups,
+            [known.address for known in floating],
+        )
 
     async def _remove_groups(self) -> list[str]:
         """First those that no other speaks of, and so on; what speak of each other lose their rules before."""

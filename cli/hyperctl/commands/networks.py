@@ -206,7 +206,9 @@ def connect(
         gateway_priority=parse_priority(gw_priority) if gw_priority else 0,
     )
     request = pb.ConnectNetworkRequest(container=container, endpoint=endpoint)
-    hyperd.ask(lambda client: client.networks.ConnectNetwork(request))
+    response = hyperd.ask(lambda client: client.networks.ConnectNetwork(request))
+    for warning in response.warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
     return 0
 
 

@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hyperd.errors import ExhaustedError, ExistsError, InvalidError, WrongStateError
 from hyperd.host.database import Database
+from hyperd.model.network import Endpoint
 from hyperd.model.vm import SandboxId
+from hyperd.network.attachments import wish_of
 from hyperd.network.leases import Leases, Wish
 from hyperd.network.plugs import address6_in
 from hyperd.network.settings import BridgeSettings
@@ -153,8 +155,11 @@ async def test_an_address_that_an_earlier_hyperd_gave_with_a_scope_is_the_one_wi
     await there.lease(box(1), Wish(address6=IPv6Address("fd12:3456::50%eth0")))
     (lease,) = await there.list_all()
     assert address6_in(lease, settings) == IPv6Address("fd12:3456::50")
-    with pytest.raises(ExistsError):
-        await there.lease(box(2), Wish(address6=IPv6Address("fd12:3456::50")))
+
+
+def test_an_address_with_a_scope_is_none_to_ask_for():
+    with pytest.raises(InvalidError, match="no IPv6 address"):
+        wish_of(Endpoint("six", address6="fd12:3456::50%eth0"), 0)
 
 
 async def test_an_ipv6_address_of_a_network_without_ipv6_is_told_of_the_network(leases):
