@@ -112,14 +112,13 @@ class SandboxDriver(BeginningSandbox):
         try:
             self.require_readable()
             match ask:
-                case AskConnect(done, endpoint):
+                case AskConnect(_, endpoint):
                     await self._respecify(endpoints.connected(self.record, endpoint))
-                    resolve([done])
-                case AskDisconnect(told, name):
+                case AskDisconnect(_, name):
                     await self._respecify(endpoints.disconnected(self.record, name))
                     await network.disconnect(self.record.sandbox_id, name)
-                    if not told.done():
-                        told.set_result("")
+            if not ask.done.done():
+                ask.done.set_result([])
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)

@@ -64,15 +64,17 @@ class AskHibernate:
 
 @dataclass(frozen=True, slots=True)
 class AskConnect:
-    done: Done
+    """The answer is what its user is to be told."""
+
+    done: "asyncio.Future[list[str]]"
     endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class AskDisconnect:
-    """The answer is what its user is to be told, or "". ``force``: its guest is neither told nor waited for."""
+    """The answer is what its user is to be told. ``force``: its guest is neither told nor waited for."""
 
-    done: "asyncio.Future[str]"
+    done: "asyncio.Future[list[str]]"
     network: str
     force: bool = False
 
