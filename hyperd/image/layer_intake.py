@@ -15,14 +15,14 @@ import hashlib
 import os
 import secrets
 import select
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from isal import isal_zlib
 
-from hyperd.errors import ExhaustedError, InvalidError, TimeoutExpiredError
+from hyperd.errors import ExhaustedError, InvalidError
 from hyperd.host import files, process
 from hyperd.host.workers import Wanted, Workers
 from hyperd.image.content import Content
@@ -41,6 +41,7 @@ from hyperd.image.layers import (
 )
 from hyperd.image.stream import Limits, Streamed
 from hyperd.image.superblock import stamp
+from hyperd.image.waiting import in_time
 from hyperd.model.image import Digest
 
 PIECE_BYTES = 1 << 20
@@ -50,7 +51,6 @@ INTAKE_TIMEOUT_S = 6 * 3600.0  # the end of patience with a sender that drips
 _GZIP_WBITS = 31  # deflate with a gzip frame that has neither a name nor a time
 _CHECK_EVERY_BYTES = 32 << 20
 _POLL_MS = 200
-R = TypeVar("R")
 _UNKNOWN = Digest("sha256:" + "0" * 64)
 
 
@@ -90,8 +90,7 @@ class Intake:
             try:
                 yield await self._take(data, blob, disk)
             finally:
-                blob.unlink(missing_ok=True)
-                disk.unlink(missing_ok=True)
+                await self._threads.call_to_the_end(_remove, blob, disk)
 
     async def keep(self, draft: Draft) -> LayerFile:
         """Give both files their names; whoever calls has pinned them."""
@@ -120,7 +119,8 @@ class Intake:
                 returncode, said = await in_time(ending, CONVERT_TIMEOUT_S)
             fault = "" if returncode == 0 else await self._threads.call(fault_in, blob)
             judged(streamed.diff_id, streamed, returncode, said, fault)
-            await self._threads.call(stamp, target, filesystem_uuid(streamed.diff_id))
+            # To its end: a descriptor that is closed meanwhile may be somebody else's file by then.
+            await self._threads.call_to_the_end(stamp, target, filesystem_uuid(streamed.diff_id))
             return Draft(streamed.diff_id, streamed.size_bytes, *sink.blob, blob, disk)
 
     async def _feed(
@@ -233,14 +233,6 @@ class Sink:
         files.require_free(directory, 0, keep_bytes=self._limits.reserve_bytes, what="the layer")
 
 
-async def in_time(work: Awaitable[R], timeout_s: float, what: str = "layer") -> R:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError as error:
-        raise TimeoutExpiredError(f"no {what} after {timeout_s:g} s") from error
-
-
 async def _pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """All of one size but the last; ``data`` is closed with it."""
     kept = bytearray()
@@ -255,6 +247,11 @@ async def _pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             await data.aclose()
     if kept:
         yield bytes(kept)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _no_tar(complaint: str) -> InvalidError:

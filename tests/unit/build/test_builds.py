@@ -96,6 +96,18 @@ async def test_a_name_that_is_none_is_the_engines_to_complain_of(shop: Shop):
     assert await shop.build(dockerfile=b"FROM NOT/A:NAME:") == BuildFailed(125)
 
 
+async def test_a_caller_who_goes_while_the_builder_is_being_recorded_leaves_none(shop: Shop):
+    shop.world.volumes.may_settle.clear()
+    building = asyncio.create_task(shop.build())
+    await eventually(lambda: bool(shop.fleet.views()))
+    building.cancel()
+    await asyncio.wait({building}, timeout=0.05)
+    shop.world.volumes.may_settle.set()
+    await asyncio.wait({building})
+    assert building.cancelled()
+    shop.require_nothing_left()
+
+
 async def test_secrets_reach_the_builder_on_standard_input_alone(shop: Shop):
     shop.answer("/build/Dockerfile", b"FROM scratch")
     shop.script("sh", None)
