@@ -39,14 +39,17 @@ from hyperd.image.layers import (
     judged,
     one_error,
 )
-from hyperd.image.stream import Limits, Streamed
+from hyperd.image.stream import END_OF_ARCHIVE, Limits, Streamed
 from hyperd.image.superblock import stamp
 from hyperd.image.waiting import in_time
 from hyperd.model.image import Digest
 
 PIECE_BYTES = 1 << 20
 GZIP_LEVEL = 1  # ISA-L's own scale, 0 to 3
-PARALLEL = 4
+THREADS = 4
+MAX_AT_ONCE = (
+    64  # a place is held while the sender is waited for: few would let slow ones keep out all others
+)
 INTAKE_TIMEOUT_S = 6 * 3600.0  # the end of patience with a sender that drips
 _GZIP_WBITS = 31  # deflate with a gzip frame that has neither a name nor a time
 _CHECK_EVERY_BYTES = 32 << 20
@@ -71,8 +74,8 @@ class Intake:
         self._layers = layers
         self._content = content
         self._temporary = temporary
-        self._slots = asyncio.Semaphore(PARALLEL)
-        self._threads = Workers("image-intake", PARALLEL)
+        self._under_way = 0
+        self._threads = Workers("image-intake", THREADS)
 
     def close(self) -> None:
         self._threads.close()
@@ -81,16 +84,21 @@ class Intake:
     async def taken(self, data: AsyncIterator[bytes]) -> AsyncIterator[Draft]:
         """Read ``data``, which is ``paced``, to its end; at the end of the block what was not kept is gone.
 
-        Raises InvalidError (no tar), ExhaustedError, TimeoutExpiredError, UnavailableError (no mkfs.erofs), and what
-        ``data`` raises.
+        Raises InvalidError (no tar), ExhaustedError (no space, too many at once), TimeoutExpiredError,
+        UnavailableError (no mkfs.erofs), and what ``data`` raises.
         """
-        async with self._slots:
-            stem = f"intake-{secrets.token_hex(8)}"
-            blob, disk = self._temporary / f"{stem}.gz", self._temporary / f"{stem}.erofs"
-            try:
-                yield await self._take(data, blob, disk)
-            finally:
-                await self._threads.call_to_the_end(_remove, blob, disk)
+        if self._under_way >= MAX_AT_ONCE:
+            raise ExhaustedError(
+                f"{MAX_AT_ONCE} layers are coming in already", hint="try again when some have"
+            )
+        stem = f"intake-{secrets.token_hex(8)}"
+        blob, disk = self._temporary / f"{stem}.gz", self._temporary / f"{stem}.erofs"
+        self._under_way += 1
+        try:
+            yield await self._take(data, blob, disk)
+        finally:
+            self._under_way -= 1
+            await self._threads.call_to_the_end(_remove, blob, disk)
 
     async def keep(self, draft: Draft) -> LayerFile:
         """Give both files their names; whoever calls has pinned them."""
@@ -185,12 +193,14 @@ class Sink:
         self._write(self._compressor.compress(piece))
         self._hand_on(wanted, piece)
 
-    def finish(self, _: Wanted) -> Streamed:
+    def finish(self, wanted: Wanted) -> Streamed:
         self._require_room()
         complaint = self._framing.finish() if self._size else "there are no bytes at all"
         if complaint:
             raise _no_tar(complaint)
-        return self.give_up(_)
+        if self._framing.lacks_end:
+            self._hand_on(wanted, END_OF_ARCHIVE)
+        return self.give_up(wanted)
 
     def give_up(self, _: Wanted) -> Streamed:
         """In the middle, too: what was fed is in the blob, for whoever wants to know why."""

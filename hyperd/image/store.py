@@ -79,10 +79,12 @@ class OciImageStore:
             parallel=settings.parallel_layers,
         )
         self._disks = Disks(root / "disks", self._layers)
+        self._readers = Workers(
+            "image-readers", 2
+        )  # what takes long: whole blobs are read, large files deleted
         self._garbage = Garbage(
-            database, self._workers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
+            database, self._readers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
         )
-        self._readers = Workers("image-readers", 2)
         self._conversions = Conversions(
             database, self._readers, self._content, self._layers, self._garbage, tasks
         )

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from hyperd.errors import InvalidError
-from hyperd.model.image import Digest, LayerPhase, LayerProgress, LoadedImage
+from hyperd.image import OciImageStore
+from hyperd.model.image import Digest, Image, LayerPhase, LayerProgress, LoadedImage
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.contract.image.test_pull import phases, pulled
@@ -30,10 +31,11 @@ async def test_a_blob_that_is_not_the_layer_is_refused_though_the_layer_is_here(
     assert names_in(store._temporary) == []
 
 
-async def test_nor_is_it_loaded(store, tmp_path):
+async def test_nor_is_it_loaded(store: OciImageStore, tmp_path: Path) -> None:
     def archive(built: images.BuiltImage, name: str) -> bytes:
         images.write_archive(built, tmp_path / "archive.tar", f"example.org/{name}:1")
-        return (tmp_path / "archive.tar").read_bytes()
+        data: bytes = (tmp_path / "archive.tar").read_bytes()
+        return data
 
     async def load(data: bytes) -> list[str]:
         async def chunks():
@@ -91,13 +93,14 @@ async def test_a_bad_blob_of_one_pull_does_not_fail_the_good_one_of_another(hub,
         assert await succeeding == SECRET.image_id
 
 
-async def _pull_noting(store, name: str, note: Path) -> str:
-    last = None
+async def _pull_noting(store: OciImageStore, name: str, note: Path) -> str:
+    found = ""
     async for event in store.pull(name):
-        last = event
         if isinstance(event, LayerProgress) and event.phase is LayerPhase.CONVERTING:
             note.touch()
-    return last.image_id
+        elif isinstance(event, Image):
+            found = event.image_id
+    return found
 
 
 async def _exists(path: Path) -> None:

@@ -74,6 +74,15 @@ async def test_a_base_image_that_is_missing_is_pulled_with_the_callers_credentia
     assert PullNotice("Pulling far.example/base") in shop.heard
 
 
+async def test_a_name_of_hexadecimal_letters_is_no_id(shop: Shop):
+    name = image_named("alpine").image_id.removeprefix("sha256:")[:12]
+    shop.world.images.publish(name)
+    await shop.build(dockerfile=b"FROM " + name.encode())
+    assert shop.world.images.pulls == [name]
+    await shop.build(dockerfile=b"FROM " + name.encode())
+    assert shop.world.images.pulls == [name]
+
+
 async def test_pull_asks_the_registry_for_what_is_here(shop: Shop):
     shop.world.images.publish("alpine")
     await shop.build(pull=True)
