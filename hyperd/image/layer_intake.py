@@ -15,14 +15,14 @@ import hashlib
 import os
 import secrets
 import select
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from isal import isal_zlib
 
-from hyperd.errors import ExhaustedError, InvalidError, TimeoutExpiredError
+from hyperd.errors import ExhaustedError, InvalidError
 from hyperd.host import files, process
 from hyperd.host.workers import Wanted, Workers
 from hyperd.image.content import Content
@@ -39,18 +39,21 @@ from hyperd.image.layers import (
     judged,
     one_error,
 )
-from hyperd.image.stream import Limits, Streamed
+from hyperd.image.stream import END_OF_ARCHIVE, Limits, Streamed
 from hyperd.image.superblock import stamp
+from hyperd.image.waiting import in_time
 from hyperd.model.image import Digest
 
 PIECE_BYTES = 1 << 20
 GZIP_LEVEL = 1  # ISA-L's own scale, 0 to 3
-PARALLEL = 4
+THREADS = 4
+MAX_AT_ONCE = (
+    64  # a place is held while the sender is waited for: few would let slow ones keep out all others
+)
 INTAKE_TIMEOUT_S = 6 * 3600.0  # the end of patience with a sender that drips
 _GZIP_WBITS = 31  # deflate with a gzip frame that has neither a name nor a time
 _CHECK_EVERY_BYTES = 32 << 20
 _POLL_MS = 200
-R = TypeVar("R")
 _UNKNOWN = Digest("sha256:" + "0" * 64)
 
 
@@ -71,8 +74,8 @@ class Intake:
         self._layers = layers
         self._content = content
         self._temporary = temporary
-        self._slots = asyncio.Semaphore(PARALLEL)
-        self._threads = Workers("image-intake", PARALLEL)
+        self._under_way = 0
+        self._threads = Workers("image-intake", THREADS)
 
     def close(self) -> None:
         self._threads.close()
@@ -81,17 +84,21 @@ class Intake:
     async def taken(self, data: AsyncIterator[bytes]) -> AsyncIterator[Draft]:
         """Read ``data``, which is ``paced``, to its end; at the end of the block what was not kept is gone.
 
-        Raises InvalidError (no tar), ExhaustedError, TimeoutExpiredError, UnavailableError (no mkfs.erofs), and what
-        ``data`` raises.
+        Raises InvalidError (no tar), ExhaustedError (no space, too many at once), TimeoutExpiredError,
+        UnavailableError (no mkfs.erofs), and what ``data`` raises.
         """
-        async with self._slots:
-            stem = f"intake-{secrets.token_hex(8)}"
-            blob, disk = self._temporary / f"{stem}.gz", self._temporary / f"{stem}.erofs"
-            try:
-                yield await self._take(data, blob, disk)
-            finally:
-                blob.unlink(missing_ok=True)
-                disk.unlink(missing_ok=True)
+        if self._under_way >= MAX_AT_ONCE:
+            raise ExhaustedError(
+                f"{MAX_AT_ONCE} layers are coming in already", hint="try again when some have"
+            )
+        stem = f"intake-{secrets.token_hex(8)}"
+        blob, disk = self._temporary / f"{stem}.gz", self._temporary / f"{stem}.erofs"
+        self._under_way += 1
+        try:
+            yield await self._take(data, blob, disk)
+        finally:
+            self._under_way -= 1
+            await self._threads.call_to_the_end(_remove, blob, disk)
 
     async def keep(self, draft: Draft) -> LayerFile:
         """Give both files their names; whoever calls has pinned them."""
@@ -120,7 +127,8 @@ class Intake:
                 returncode, said = await in_time(ending, CONVERT_TIMEOUT_S)
             fault = "" if returncode == 0 else await self._threads.call(fault_in, blob)
             judged(streamed.diff_id, streamed, returncode, said, fault)
-            await self._threads.call(stamp, target, filesystem_uuid(streamed.diff_id))
+            # To its end: a descriptor that is closed meanwhile may be somebody else's file by then.
+            await self._threads.call_to_the_end(stamp, target, filesystem_uuid(streamed.diff_id))
             return Draft(streamed.diff_id, streamed.size_bytes, *sink.blob, blob, disk)
 
     async def _feed(
@@ -185,12 +193,14 @@ class Sink:
         self._write(self._compressor.compress(piece))
         self._hand_on(wanted, piece)
 
-    def finish(self, _: Wanted) -> Streamed:
+    def finish(self, wanted: Wanted) -> Streamed:
         self._require_room()
         complaint = self._framing.finish() if self._size else "there are no bytes at all"
         if complaint:
             raise _no_tar(complaint)
-        return self.give_up(_)
+        if self._framing.lacks_end:
+            self._hand_on(wanted, END_OF_ARCHIVE)
+        return self.give_up(wanted)
 
     def give_up(self, _: Wanted) -> Streamed:
         """In the middle, too: what was fed is in the blob, for whoever wants to know why."""
@@ -233,14 +243,6 @@ class Sink:
         files.require_free(directory, 0, keep_bytes=self._limits.reserve_bytes, what="the layer")
 
 
-async def in_time(work: Awaitable[R], timeout_s: float, what: str = "layer") -> R:
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await work
-    except TimeoutError as error:
-        raise TimeoutExpiredError(f"no {what} after {timeout_s:g} s") from error
-
-
 async def _pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     """All of one size but the last; ``data`` is closed with it."""
     kept = bytearray()
@@ -255,6 +257,11 @@ async def _pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
             await data.aclose()
     if kept:
         yield bytes(kept)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def _no_tar(complaint: str) -> InvalidError:

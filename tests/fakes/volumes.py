@@ -125,6 +125,8 @@ class FakeVolumes:
         self.fail_next_make: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
         self.broken: dict[SandboxId, asyncio.Future[BrokenVolume]] = {}
+        self.may_settle = asyncio.Event()  # what `providing` waits for at its end, when all is on record
+        self.may_settle.set()
 
     async def create(self, request: VolumeRequest) -> Volume:
         if request.name in self.kept and request.snapshot:
@@ -207,6 +209,7 @@ class FakeVolumes:
                 if name in self.kept and not self.kept[name].users:
                     del self.kept[name]
             raise
+        await self.may_settle.wait()
 
     async def release(self, sandbox_id: SandboxId) -> None:
         for kept in self.kept.values():
