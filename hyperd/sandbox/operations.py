@@ -123,7 +123,7 @@ class SandboxOperations(OpenedSandbox):
         if not ask.done.done():
             ask.done.set_result(self.riders.seat(ask.rider, self.record, facts, tenure))
 
-    def _require_whole_vm(self, what: str) -> None:
+    def require_vm_alone(self, what: str) -> None:
         """It has one, and alone. Raises UnsupportedError, WrongStateError."""
         joined.require_own_vm(self.record, what)
         self.riders.require_none(self.subject, what)
@@ -132,7 +132,7 @@ class SandboxOperations(OpenedSandbox):
         if isinstance(self.state, machine.Paused):
             return
         preconditions.require_running(self.state, self.record.name)
-        self._require_whole_vm("a pause")
+        self.require_vm_alone("a pause")
         await self._close_files("was paused")
         try:
             await self._hypervisor.pause(self.record.sandbox_id)
@@ -170,7 +170,7 @@ class SandboxOperations(OpenedSandbox):
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = preconditions.require_up(self.state, self.record.name)
-        self._require_whole_vm("a snapshot")
+        self.require_vm_alone("a snapshot")
         mounts.require_none(self.record, "a snapshot")
         await self._require_saveable(facts, "a snapshot")
         self.files.require_none()
@@ -191,7 +191,7 @@ class SandboxOperations(OpenedSandbox):
         if isinstance(self.state, machine.Hibernated):
             return
         facts = preconditions.require_up(self.state, self.record.name)
-        self._require_whole_vm("sleep")
+        self.require_vm_alone("sleep")
         mounts.require_none(self.record, "one that sleeps")
         await self._require_saveable(facts, "one that sleeps")
         await self._close_files("was put to sleep")

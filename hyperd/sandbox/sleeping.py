@@ -70,7 +70,7 @@ class SleepingSandbox(SandboxOperations):
         possible = isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed)
         if not possible or (self._ending and self.tenure is not None):
             raise WrongStateError(f"is {machine.name_of(self.state)}", subject=self.subject)
-        self._require_whole_vm("a rollback")
+        self.require_vm_alone("a rollback")
         if isinstance(self.state, machine.Exited | machine.Failed):
             self.files.require_none()
 

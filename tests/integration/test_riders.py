@@ -181,7 +181,7 @@ def test_riders_end_with_their_carrier_and_say_so(host: Hyper, name: str, way: s
             case "stop":
                 host.ok("stop", "-t", "1", web)
             case "exit":
-                host.ok("kill", "-s", "TERM", web)
+                host.ok("kill", web)
                 host.ok("wait", web)
             case "rm":
                 host.ok("rm", "-f", web)

@@ -20,7 +20,7 @@ from hyperd.model.guest import ProcessExit
 from hyperd.model.network import Endpoint, PortRequest, Protocol
 from hyperd.model.vm import HOT_PLUG_DEVICES, Disk
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import Fleet, PolicyDesk, SandboxHandle, machine, riders
+from hyperd.sandbox import CloneOptions, Fleet, PolicyDesk, SandboxHandle, machine, riders
 from hyperd.sandbox.plans import rider_serials
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import World, created, eventually, started
@@ -208,10 +208,11 @@ async def test_a_full_vm_refuses_with_the_count(world: World, fleet: Fleet) -> N
 async def test_nothing_is_done_to_the_vm_as_a_whole_while_somebody_rides(world: World, fleet: Fleet) -> None:
     web = await started(fleet, name="web")
     side = await rider_of(web, fleet, name="side")
-    for work in (web.pause(), web.snapshot("s"), web.hibernate()):
+    fork = CloneOptions()
+    for work in (web.pause(), web.snapshot("s"), web.hibernate(), fleet.fork("web", fork)):
         with pytest.raises(WrongStateError, match=r"has others in its VM \(side\)"):
             await work
-    for work in (side.pause(), side.snapshot("s"), side.hibernate()):
+    for work in (side.pause(), side.snapshot("s"), side.hibernate(), fleet.fork("side", fork)):
         with pytest.raises(UnsupportedError, match="runs in the VM of container"):
             await work
     for work in (side.connect(Endpoint("back")), side.disconnect("back")):  # type: ignore[assignment]
