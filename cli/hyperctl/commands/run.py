@@ -16,6 +16,7 @@ from hyperctl.client import Client
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import EXIT_STATUS_OF_REASON, HYPER_FAILED, CliError, InvalidError
 from hyperctl.outcome import exit_status
+from hyperctl.progress import LayersProgress
 from hyperctl.pull import pull_images, pull_missing, pull_request
 from hyperctl.session import Session, SessionSetup, SignalSender
 from hyperctl.spec import ContainerFlags, build_spec, takes_container_flags
@@ -164,7 +165,7 @@ async def with_image(
     """Attempt it; when the image is not here (and --pull allows), pull it and attempt it once more."""
     if pull == "always":
         request = pull_request(spec.image, platform=spec.platform)
-        await pull_images(client, request, out=sys.stderr)
+        await pull_images(client, request, LayersProgress(sys.stderr))
     try:
         with hyperd.rpc_errors(client.address):
             return await attempt()
