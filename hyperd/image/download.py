@@ -23,7 +23,8 @@ from hyperd.image.reference import Transport
 from hyperd.image.transport import Remote, Skopeo
 from hyperd.model.image import Digest
 
-LOOK_EVERY_S = 0.2
+# How often what arrives is looked at: a tenth of the time so far, within these. A small layer is not waited for.
+LOOK_AFTER_S, LOOK_EVERY_S = 0.02, 0.2
 STALL_TIMEOUT_S = 180.0
 USUAL_UNPACKING = 3  # how much larger layers become; no manifest says it
 _UNDER_WAY = "oci-put-blob*"
@@ -123,9 +124,10 @@ class Downloads:
         layout: Path,
         progress: Progress,
     ) -> None:
-        estimate, seen, stalled_since = Estimate(), (-1, -1), asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time()
+        now, estimate, seen, stalled_since = began, Estimate(), (-1, -1), began
         while not copying.done():
-            await asyncio.wait({copying}, timeout=LOOK_EVERY_S)
+            await asyncio.wait({copying}, timeout=min(max((now - began) / 10, LOOK_AFTER_S), LOOK_EVERY_S))
             await self.look_for(arrivals)
             missing = arrivals.missing()
             sizes = await self._workers.call(_sizes_under_way, layout)

@@ -142,7 +142,8 @@ class Layers:
             "--quiet",
             "--tar=f",
             "--aufs",  # .wh. files become what overlayfs understands
-            "--sort=none",  # data as it comes: no temporary copy, twice as fast
+            # Data as it comes, each file's in blocks of its own: else all of it is written twice.
+            *("--sort=none", "-Enoinline_data"),
             *("-T0", "--mkfs-time"),  # only the filesystem's own time: files keep theirs
             f"-U{filesystem_uuid(diff_id)}",
             f"/proc/self/fd/{target}",
