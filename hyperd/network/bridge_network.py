@@ -140,7 +140,7 @@ class BridgeNetwork:
             if self._policies.revision(sandbox_id) != revision:
                 await self.enforce(sandbox_id)  # somebody changed it meanwhile, and found no tap
         except BaseException:
-            await asyncio.shield(self._undo(lease))
+            await asyncio.shield(self._undo_alone(lease))
             raise
         return self._attachment(lease, bridge, endpoint.gateway_priority)
 
@@ -364,6 +364,10 @@ class BridgeNetwork:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
         await self._plugs.plug(lease, bridge, self._owner)
         return bridge
+
+    async def _undo_alone(self, lease: Lease) -> None:
+        async with self._preparing:  # which would plug it in again, as long as there is a lease
+            await self._undo(lease)
 
     async def _undo(self, lease: Lease) -> None:
         try:

@@ -23,6 +23,7 @@ from hyperd.network.policy.rules import MAX_LEARNED, Learned, learned_set, table
 from hyperd.network.policy.wire import Wire
 
 SLACK_S = 30.0  # what is known for so much less than it should be is not put in again
+REFUSED_S = 5.0
 _SURELY_S = 2.0  # of what has run out: the kernel's clock is its own
 _TOGETHER = 16  # questions of one transaction
 Told = Collection[tuple[IPv4Address, int]]
@@ -35,11 +36,13 @@ class Shelf:
         self._until: dict[str, dict[bytes, float]] = {}
         self._is_whole = is_whole
         self._clock = clock
+        self._refused: OSError | None = None
+        self._refused_until = 0.0
 
     def due(self, wanted: Iterable[Element]) -> tuple[list[Element], list[Element]]:
         """Those to be put in, and those that may be there and begin their time again; the rest is well as it is.
 
-        Raises OSError ENFILE when there is no room for them.
+        Raises OSError, ENFILE when there is no room for them.
         """
         now = self._clock()
         new: dict[tuple[str, bytes], Element] = {}
@@ -49,7 +52,11 @@ class Shelf:
             if until is not None and until - now >= element.timeout_ms / 1000 - SLACK_S:
                 continue
             is_gone = self._is_whole if until is None else until + _SURELY_S < now
-            (new if is_gone else again)[element.where, element.key] = element
+            found, key = new if is_gone else again, (element.where, element.key)
+            if key not in found or found[key].timeout_ms < element.timeout_ms:
+                found[key] = element
+        if (new or again) and self._refused is not None and now < self._refused_until:
+            raise OSError(self._refused.errno, self._refused.strerror)
         for where in {where for where, _ in new}:
             self._require_room(where, sum(each.where == where for each in new.values()))
         return list(new.values()), list(again.values())
@@ -63,6 +70,10 @@ class Shelf:
     def doubt(self) -> None:
         """There may be more than is known of."""
         self._is_whole = False
+
+    def refuse(self, error: OSError) -> None:
+        """The kernel would not: it is not asked again for a moment, for that costs as much."""
+        self._refused, self._refused_until = error, self._clock() + REFUSED_S
 
     def _require_room(self, where: str, count: int) -> None:
         known, now = self._until.get(where, {}), self._clock()
@@ -136,10 +147,13 @@ class Learning:
                 await self._put_in(self._wanted(answers))
             except OSError:
                 for answer in answers:
+                    wanted = self._wanted([answer])
                     try:
-                        await self._put_in(self._wanted([answer]))
+                        await self._put_in(wanted)
                     except OSError as error:
                         answer.refused = error
+                        for tap in wanted:
+                            self._shelf(tap).refuse(error)
 
     def _wanted(self, answers: Iterable[_Answer]) -> dict[str, list[Element]]:
         """By tap."""

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What of an answer the kernel has to be told."""
 
+import errno
+
 import pytest
 
 from hyperd.network.elements import Element
-from hyperd.network.policy.learning import Shelf
+from hyperd.network.policy.learning import REFUSED_S, Shelf
 from hyperd.network.policy.rules import MAX_LEARNED
 
 
@@ -57,9 +59,20 @@ def test_after_a_failure_anything_may_be_there():
     assert known.due([element(1), element(2)]) == ([], [element(2)])
 
 
-def test_one_that_is_told_twice_is_put_in_once():
+def test_one_that_is_told_twice_is_put_in_once_for_the_longer():
     known, _ = shelf(is_whole=False)
-    assert known.due([element(), element()]) == ([], [element()])
+    assert known.due([element(), element(lasts_s=200), element()]) == ([], [element(lasts_s=200)])
+
+
+def test_what_the_kernel_refused_it_is_not_asked_again_for_a_moment():
+    known, clock = shelf()
+    known.put([element(1)])
+    known.refuse(OSError(errno.ENFILE, "full"))
+    with pytest.raises(OSError, match="full"):
+        known.due([element(2)])
+    assert known.due([element(1)]) == ([], []), "nothing is to be asked"
+    clock.now += REFUSED_S
+    assert known.due([element(2)]) == ([element(2)], [])
 
 
 def test_a_set_that_is_full_is_told_until_something_has_run_out():
