@@ -193,16 +193,16 @@ async def test_a_guest_whose_disk_takes_for_ever_does_not_stop_other_starts(
 ) -> None:
     monkeypatch.setattr(patience, "HELD_S", 0.01)
     world.hypervisor.held_verbs.add("create_container")
-    gates = []
+    held = []
     async with asyncio.TaskGroup() as tasks:
         for _ in range(8):  # as many as come up at a time
             handle = await created(fleet, memory_bytes=64 << 20)
             tasks.create_task(handle.start())
-            await eventually(lambda handle=handle: handle.record.sandbox_id in world.hypervisor.agents)
-            gates.append(world.agent(handle).hold("create_container"))
+            held.append(handle)
+            await eventually(lambda: len(world.hypervisor.agents) == len(held))
         world.hypervisor.held_verbs.clear()
         other = await created(fleet, memory_bytes=64 << 20)
         async with asyncio.timeout(5):
             await other.start()
-        for gate in gates:
-            gate.set()
+        for handle in held:
+            world.agent(handle).hold("create_container").set()
