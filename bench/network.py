@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from bench.cpu import cpu_ms
+from bench.cpu import cpu_ms_of
 from bench.measure import Aim, CannotMeasureError, Result, interleaved, summarize
 from bench.stage import Stage
 from hyperd.guest import Guest
@@ -65,9 +65,9 @@ class Pair:
 
     def cpu_ms(self, work: Callable[[], object]) -> float:
         """That its QEMU takes meanwhile, in the kernel and out of it, per MiB."""
-        before = cpu_ms([self.pid])
+        before = cpu_ms_of([self.pid])
         work()
-        return (cpu_ms([self.pid]) - before) / BIG_MIB
+        return (cpu_ms_of([self.pid]) - before) / BIG_MIB
 
     def to_host_ms(self) -> float:
         """The large file, read by the host."""

@@ -6,11 +6,12 @@ Guests are hostile: each has so many questions a second and so many connections,
 
 import asyncio
 import errno
+import functools
 import logging
 import socket
 import struct
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import cast
@@ -29,7 +30,7 @@ from hyperd.network.zone import Zone, answer, refusal
 _log = logging.getLogger(__name__)
 PORT = 53
 RATE, BURST = 200.0, 400.0  # questions a second and at once, of one guest
-MAX_IN_FLIGHT = 1024  # of one network
+MAX_IN_FLIGHT, MAX_IN_FLIGHT_EACH = 1024, 128  # of one network, of one guest
 MAX_CONNECTIONS, MAX_CONNECTIONS_EACH = 256, 8
 IDLE_S = 10.0
 _MAX_QUESTION_BYTES = 2048
@@ -73,7 +74,9 @@ class NameServer:
         self._zone = zone
         self._forwarder = forwarder
         self._rates = Rates()
+        self._opening = asyncio.Lock()
         self._answering: set[asyncio.Task[None]] = set()
+        self._in_flight: Counter[str] = Counter()  # by guest
         self._connections: dict[str, int] = {}
         self._transports: list[asyncio.DatagramTransport] = []
         self._servers: list[asyncio.Server] = []
@@ -84,35 +87,41 @@ class NameServer:
 
     async def open(self) -> None:
         """Idempotent. Raises UnavailableError when something else has the port."""
-        if self.is_open:
-            return
-        loop = asyncio.get_running_loop()
+        async with self._opening:  # many who start at once ask for it
+            if not self.is_open:
+                self._transports, self._servers = await self._listen()
+
+    async def _listen(self) -> tuple[list[asyncio.DatagramTransport], list[asyncio.Server]]:
+        """All or none."""
+        transports: list[asyncio.DatagramTransport] = []
+        servers: list[asyncio.Server] = []
         for address in self._addresses:
             where = (str(address), PORT)
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
             try:
-                transport, _ = await loop.create_datagram_endpoint(
+                transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
                     lambda: _Datagrams(self), local_addr=where, family=family
                 )
-                self._transports.append(transport)
-                server = await asyncio.start_server(
-                    self._serve, *where, family=family, limit=_MAX_QUESTION_BYTES
+                transports.append(transport)
+                servers.append(
+                    await asyncio.start_server(self._serve, *where, family=family, limit=_MAX_QUESTION_BYTES)
                 )
-                self._servers.append(server)
-            except OSError as error:
-                self.close()
-                raise self._unavailable(address, error) from error
-
-    @staticmethod
-    def _unavailable(address: IPv4Address | IPv6Address, error: OSError) -> UnavailableError:
-        return UnavailableError(
-            "names cannot be served",
-            subject=f"{address} port {PORT}",
-            evidence=str(error),
-            hint="a name server of the host's own listens there: let it leave out hyper's bridges"
-            if error.errno == errno.EADDRINUSE
-            else "",
-        )
+            except BaseException as error:
+                for transport in transports:
+                    transport.close()
+                for server in servers:
+                    server.close()
+                if not isinstance(error, OSError):
+                    raise
+                raise UnavailableError(
+                    "names cannot be served",
+                    subject=f"{address} port {PORT}",
+                    evidence=str(error),
+                    hint="a name server of the host's own listens there: let it leave out hyper's bridges"
+                    if error.errno == errno.EADDRINUSE
+                    else "",
+                ) from error
+        return transports, servers
 
     def close(self) -> None:
         for transport in self._transports:
@@ -125,11 +134,21 @@ class NameServer:
 
     def hear(self, wire: bytes, peer: Peer, transport: asyncio.DatagramTransport) -> None:
         """A datagram."""
-        if len(self._answering) >= MAX_IN_FLIGHT or not self._rates.allows(peer[0]):
+        guest = peer[0]
+        if len(self._answering) >= MAX_IN_FLIGHT or self._in_flight[guest] >= MAX_IN_FLIGHT_EACH:
+            return
+        if not self._rates.allows(guest):
             return
         task = asyncio.get_running_loop().create_task(self._answer_datagram(wire, peer, transport))
         self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._in_flight[guest] += 1
+        task.add_done_callback(functools.partial(self._answered, guest))
+
+    def _answered(self, guest: str, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._in_flight[guest] -= 1
+        if not self._in_flight[guest]:
+            del self._in_flight[guest]
 
     async def _answer_datagram(self, wire: bytes, peer: Peer, transport: asyncio.DatagramTransport) -> None:
         try:
@@ -149,16 +168,16 @@ class NameServer:
         zone = self._zone(guest)
         known = answer(zone, query)
         if self._screen is not None:
-            screened = await self._screen.answer(guest, query, known, lambda: self._ask(zone, query))
+            screened = await self._screen.answer(guest, query, known, lambda: self._ask(zone, query, guest))
             if screened is not None:
                 return screened
-        return known if known is not None else await self._ask(zone, query)
+        return known if known is not None else await self._ask(zone, query, guest)
 
-    async def _ask(self, zone: Zone, query: dns.message.Message) -> dns.message.Message:
+    async def _ask(self, zone: Zone, query: dns.message.Message, guest: str) -> dns.message.Message:
         """The others."""
         if not zone.is_outward:
             return refusal(query, dns.rcode.NXDOMAIN)
-        return await self._forwarder.ask(query)
+        return await self._forwarder.ask(query, guest)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         guest = writer.get_extra_info("peername")[0]

@@ -16,7 +16,7 @@ from hyperd.model.container import ContainerSpec
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine, mounts, ports, preconditions, wiring
+from hyperd.sandbox import instance, joined, machine, mounts, ports, preconditions, wiring
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     AskConnect,
@@ -24,9 +24,11 @@ from hyperd.sandbox.message import (
     AskHibernate,
     AskPause,
     AskReroute,
+    AskSeat,
     AskSnapshot,
     AskUnpause,
     Operation,
+    Rewire,
     Settle,
 )
 from hyperd.sandbox.opened import OpenedSandbox
@@ -100,24 +102,47 @@ class SandboxOperations(OpenedSandbox):
                         snapshot = await self._snapshot(ask)
                         if not made.done():
                             made.set_result(snapshot)
-                    case AskConnect(done, endpoint):
-                        await (await self._rewiring()).connect(endpoint)
-                        resolve([done])
-                    case AskReroute(done):
-                        await (await self._rewiring()).reroute()
-                        resolve([done])
-                    case AskDisconnect(told, network, force):
-                        warning = await (await self._rewiring()).disconnect(network, force=force)
-                        if not told.done():
-                            told.set_result(warning)
+                    case AskSeat():
+                        await self._seat(ask)
+                    case AskConnect() | AskDisconnect() | AskReroute():
+                        warnings = await self._rewire(ask)
+                        if not ask.done.done():
+                            ask.done.set_result(warnings)
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)
+
+    async def _rewire(self, ask: Rewire) -> list[str]:
+        """What is to be told."""
+        rewiring = await self._rewiring()
+        match ask:
+            case AskConnect(_, endpoint):
+                return await rewiring.connect(endpoint)
+            case AskDisconnect(_, network, force):
+                return await rewiring.disconnect(network, force=force)
+            case AskReroute():
+                await rewiring.reroute()
+                return []
+
+    async def _seat(self, ask: AskSeat) -> None:
+        """Nothing has the VM stand still now, nor will while it is taken."""
+        if not isinstance(self.state, machine.Running) or self._ending:
+            raise joined.not_running(self.record.name, ask.rider.name)
+        facts = self.state.facts
+        tenure = await self._require_tenure(facts)
+        if not ask.done.done():
+            ask.done.set_result(self.riders.seat(ask.rider, self.record, facts, tenure))
+
+    def require_vm_alone(self, what: str) -> None:
+        """It has one, and alone. Raises UnsupportedError, WrongStateError."""
+        joined.require_own_vm(self.record, what)
+        self.riders.require_none(self.subject, what)
 
     async def _pause(self) -> None:
         if isinstance(self.state, machine.Paused):
             return
         preconditions.require_running(self.state, self.record.name)
+        self.require_vm_alone("a pause")
         await self._close_files("was paused")
         try:
             await self._hypervisor.pause(self.record.sandbox_id)
@@ -155,6 +180,7 @@ class SandboxOperations(OpenedSandbox):
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = preconditions.require_up(self.state, self.record.name)
+        self.require_vm_alone("a snapshot")
         mounts.require_none(self.record, "a snapshot")
         await self._require_saveable(facts, "a snapshot")
         self.files.require_none()
@@ -175,6 +201,7 @@ class SandboxOperations(OpenedSandbox):
         if isinstance(self.state, machine.Hibernated):
             return
         facts = preconditions.require_up(self.state, self.record.name)
+        self.require_vm_alone("sleep")
         mounts.require_none(self.record, "one that sleeps")
         await self._require_saveable(facts, "one that sleeps")
         await self._close_files("was put to sleep")
@@ -275,6 +302,13 @@ class SandboxOperations(OpenedSandbox):
     async def _require_saveable(self, facts: machine.RunFacts, what: str) -> None:
         network = self.services.runner.rooms.network
         await wiring.require_saveable(network, self.record, facts.attachments, what)
+        if left := await self._hypervisor.list_plugged(self.record.sandbox_id):
+            raise WrongStateError(
+                f"has a disk of another container's in its VM, and {what} does not hold it",
+                subject=self.subject,
+                evidence=f"its guest has not let go of {', '.join(left)}",
+                hint="stop and start it",
+            )
 
     async def _rewiring(self) -> wiring.Rewiring:
         """Raises WrongStateError unless it runs."""

@@ -5,7 +5,7 @@ Whoever has a group hears what its groups let in, and nothing else. It may begin
 says anything of that; what its egress policy says holds besides.
 """
 
-import zlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hyperd.model.policy import AnyNetwork, Direction, EgressPolicy, GroupRule, SecurityGroup, Service
@@ -22,9 +22,14 @@ def suffix(version: int) -> str:
     return "6" if version == 6 else ""
 
 
+def digest(text: str) -> str:
+    """Of what is too long for the name of a set: one that nobody finds another text of."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def members_set(group: str, version: int = 4) -> str:
     """The addresses of those who have it, in one network."""
-    return f"members{suffix(version)}_{zlib.crc32(group.encode()):08x}"
+    return f"members{suffix(version)}_{digest(group)}"
 
 
 def render_members(table: str, groups: Iterable[str], versions: Sequence[int] = (4,)) -> str:

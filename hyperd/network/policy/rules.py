@@ -4,7 +4,6 @@
 Text is made so that it can be told over and over: what a table has learned, and counted, stays.
 """
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
@@ -152,7 +151,7 @@ def other_set(tap: str, version: int = 4) -> str:
 
 def learned_set(tap: str, service: Service, version: int = 4) -> str:
     """The addresses that names allowed for this service stand for."""
-    return f"named{suffix(version)}_{tap}_{zlib.crc32(str(service).encode()):08x}"
+    return f"named{suffix(version)}_{tap}_{group_rules.digest(str(service))}"
 
 
 def _learned(table: str, name: str, version: int) -> str:

@@ -10,6 +10,7 @@ forged senders in IPv4; in IPv6 the rules stand alone.
 """
 
 import errno
+import os
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,13 +90,13 @@ async def route(netlink: AsyncIPRoute, index: int, wire: Wire, *, mtu: int, ifal
 
     Its MAC is the bridge's: a guest that ran before it had a policy goes on. Raises NetlinkError, OSError.
     """
+    bridge = await _require_link(netlink, wire.bridge)  # before anything is touched
     await netlink.link("set", index=index, master=0)
     for path, value in _of_tap(wire):
         _set(path.format(wire.name), value)
     await netlink.link("set", index=index, mtu=mtu, ifalias=ifalias, address=mac_of(wire.gateway), state="up")
     await netlink.route("replace", dst=f"{wire.address}/32", oif=index, scope=_LINK_SCOPE)
     await _shape(netlink, index, wire.rate_in)
-    (bridge,) = await netlink.link_lookup(ifname=wire.bridge)
     _set(f"ipv4/neigh/{wire.bridge}/proxy_delay", "0")
     await netlink.neigh("replace", dst=str(wire.address), ifindex=bridge, flags=_PROXY)
     if wire.ipv6 is not None:
@@ -133,6 +134,13 @@ def _of_tap(wire: Wire) -> Iterator[tuple[str, str]]:
         yield "ipv6/conf/{}/disable_ipv6", "1"
     else:
         yield from _OF_TAP6.items()
+
+
+async def _require_link(netlink: AsyncIPRoute, name: str) -> int:
+    """Its index. Raises NetlinkError, as the kernel would."""
+    for index in await netlink.link_lookup(ifname=name):
+        return int(index)
+    raise NetlinkError(errno.ENODEV, f"{name}: {os.strerror(errno.ENODEV)}")
 
 
 async def _shape(netlink: AsyncIPRoute, index: int, rate: int) -> None:

@@ -4,7 +4,6 @@
 import asyncio
 import contextlib
 import errno
-import functools
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
@@ -185,7 +184,7 @@ async def test_one_more_sandbox_needs_no_nft(monkeypatch):
         await wires.stand([armed(number) for number in range(1, 4)])
         with monkeypatch.context() as nowhere:
             nowhere.setenv("PATH", "/nonexistent")
-            await wires.arm(functools.partial(armed, 4))
+            await wires.arm(BASE, lambda: [armed(4)])
             await wires.disarm(armed(2))
         shown = await listed()
         assert "from_hyt000000000004" in shown
@@ -202,7 +201,7 @@ async def test_with_the_table_gone_it_is_made_again(monkeypatch):
     try:
         await wires.stand([armed(1)])
         await nft(f"delete table {TABLE}")
-        await wires.arm(functools.partial(armed, 2))
+        await wires.arm(BASE, lambda: [armed(2)])
         shown = await listed()
         assert "from_hyt000000000002" in shown
         assert "hook forward" in shown
@@ -262,7 +261,8 @@ async def test_a_packets_way_does_not_grow_with_the_sandboxes_that_have_rules(da
         place = Place(next(iter(it.policies._wires._armed))[0], internal=False)
         for number in range(40):
             one = armed(number + 100)
-            await it.policies._wires.arm(functools.partial(Armed, one.owner, place, one.judged))
+            made = [Armed(one.owner, place, one.judged)]
+            await it.policies._wires.arm(place.base, lambda made=made: made)
         try:
             assert await rules_passed(it) == alone
         finally:
