@@ -39,6 +39,7 @@ from hyperd.sandbox.message import (
     AskUnpause,
     AskWake,
     CarrierEnds,
+    ClearAway,
     IsDown,
     IsLost,
     IsRemoved,
@@ -88,6 +89,8 @@ class SandboxDriver(BeginningSandbox):
                 self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
+            case ClearAway():
+                self._on_clear_away()
             case VmGone():
                 self._on_vm_gone(message)
             case IsRemoved(error):
@@ -109,14 +112,13 @@ class SandboxDriver(BeginningSandbox):
         try:
             self.require_readable()
             match ask:
-                case AskConnect(done, endpoint):
+                case AskConnect(_, endpoint):
                     await self._respecify(endpoints.connected(self.record, endpoint))
-                    resolve([done])
-                case AskDisconnect(told, name):
+                case AskDisconnect(_, name):
                     await self._respecify(endpoints.disconnected(self.record, name))
                     await network.disconnect(self.record.sandbox_id, name)
-                    if not told.done():
-                        told.set_result("")
+            if not ask.done.done():
+                ask.done.set_result([])
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from hyperd.errors import InvalidError, NotFoundError, UnsupportedError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerSpec
-from hyperd.model.network import DEFAULT_NETWORK, NO_NETWORK, Endpoint
+from hyperd.model.network import DEFAULT_NETWORK, NO_NETWORK, Endpoint, parse_address6
 from hyperd.model.vm import HOT_PLUG_DEVICES, SandboxId
 
 ANOTHERS_NETWORK = "container:"  # what goes before the id of a container whose network it has
@@ -100,7 +100,7 @@ def require_valid_endpoint(endpoint: Endpoint) -> None:
     if endpoint.address:
         _require_address(endpoint.address, ipaddress.IPv4Address, "IPv4", "--ip")
     if endpoint.address6:
-        _require_address(endpoint.address6, ipaddress.IPv6Address, "IPv6", "--ip6")
+        _require_address(endpoint.address6, parse_address6, "IPv6", "--ip6")
     if endpoint.mac_address:
         _require_mac(endpoint.mac_address)
 

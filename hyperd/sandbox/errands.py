@@ -180,19 +180,19 @@ class Errands:
 
     async def _require_still(self, vm: VmStatus) -> None:
         """Who answered may be the next VM's agent, which is not to be thawed by this one's errand."""
-        running = await self._runner.rooms.hypervisor.list_running()
-        if not any((other.sandbox_id, other.pid) == (vm.sandbox_id, vm.pid) for other in running):
+        there = await self._runner.rooms.hypervisor.find_running(vm.sandbox_id)
+        if there is None or there.pid != vm.pid:
             raise UnavailableError("its VM is another by now", subject=f"container {self._record.name}")
 
     async def verify_gone(self, gone: VmGone, vm_pid: int) -> News | None:
         """Events are hints, and this one may be of an earlier run's VM: ask whether ours is there."""
         sandbox_id = self._vm_id
         try:
-            vms = await self._runner.rooms.hypervisor.list_running()
+            there = await self._runner.rooms.hypervisor.find_running(sandbox_id)
         except HyperError as error:
-            log.warning("cannot list VMs", extra={"sandbox": self._record.name, "error": str(error)})
+            log.warning("cannot look for its VM", extra={"sandbox": self._record.name, "error": str(error)})
             return None  # the agent's connection, or the fleet's next look, will tell
-        if any(vm.sandbox_id == sandbox_id and vm.pid == vm_pid for vm in vms):
+        if there is not None and there.pid == vm_pid:
             return None
         match gone.cause:
             case VmGoneCause.CRASHED:

@@ -75,6 +75,7 @@ class Fleet(RestoringFleet):
             [key for item in stored if (key := machine.asleep_in(item.state))],
             [item.record.sandbox_id for item in stored if item.unreadable is not None],
         )
+        await self._discard_staged(stored)
         left = await self._leave_networks(stored)
         async with self._tasks:
             for item in stored:
@@ -90,6 +91,19 @@ class Fleet(RestoringFleet):
             self._tasks.create_task(self._listen())
             self._tasks.create_task(self._reconcile_regularly())
             ready.set()
+
+    async def _discard_staged(self, stored: Sequence[Stored]) -> None:
+        """Of rollbacks that were not recorded: nobody goes on with these."""
+        back = {
+            item.record.sandbox_id
+            for item in stored
+            if item.unreadable is not None
+            or (isinstance(item.state, machine.Starting) and item.state.back_to is not None)
+        }
+        try:
+            await self._services.runner.rooms.storage.discard_all_staged(back)
+        except HyperError as error:  # the next hyperd tries again
+            log.error("staged disks not removed", extra={"error": str(error)})  # noqa: TRY400
 
     async def _leave_networks(self, stored: Sequence[Stored]) -> set[SandboxId]:
         """Those that a hyperd that was killed was about to join, or to leave; and who was on one."""
@@ -229,7 +243,10 @@ class Fleet(RestoringFleet):
         return users
 
     async def reconcile(self) -> None:
-        """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way."""
+        """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way.
+
+        What is left of a run its driver clears away, if it is at rest still, and no start is under way meanwhile.
+        """
         hypervisor = self._services.runner.rooms.hypervisor
         try:
             running = {vm.sandbox_id for vm in await hypervisor.list_running()}
@@ -246,10 +263,7 @@ class Fleet(RestoringFleet):
             self._drivers[sandbox_id].vm_is_missing()
         for sandbox_id in surplus & self._surplus:
             log.error("a VM runs that should not", extra={"id": sandbox_id[:12]})
-            try:
-                await self._services.runner.end_vm(sandbox_id)
-            except HyperError as error:
-                log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+            self._drivers[sandbox_id].clear_away()
         self._missing, self._surplus = missing, surplus
         await self._detach_idle(running)
         await self.volume_vms.end_left()
@@ -257,16 +271,16 @@ class Fleet(RestoringFleet):
 
     async def _detach_idle(self, running: Collection[SandboxId]) -> None:
         """Volumes of a VM that could not be ended, and has gone since."""
-        volumes = self._services.runner.rooms.volumes
         try:
-            idle = {holder for holder in await volumes.attached() if self._is_idle(holder)} - set(running)
-            for sandbox_id in idle & self._holding:
-                if self._is_idle(sandbox_id):
-                    log.warning("detaching the volumes of a VM that is gone", extra={"id": sandbox_id[:12]})
-                    await volumes.detach(sandbox_id)
-            self._holding = idle
+            attached = await self._services.runner.rooms.volumes.attached()
         except HyperError as error:
-            log.error("volumes not detached", extra={"error": str(error)})  # noqa: TRY400
+            log.error("volumes not looked at", extra={"error": str(error)})  # noqa: TRY400
+            return
+        idle = {holder for holder in attached if self._is_idle(holder)} - set(running)
+        for sandbox_id in idle & self._holding:
+            log.warning("detaching the volumes of a VM that is gone", extra={"id": sandbox_id[:12]})
+            self._drivers[sandbox_id].clear_away()
+        self._holding = idle
 
     def _is_idle(self, sandbox_id: SandboxId) -> bool:
         driver = self._drivers.get(sandbox_id)

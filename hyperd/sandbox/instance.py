@@ -35,6 +35,7 @@ from hyperd.sandbox.message import (
     AskSeat,
     AskStop,
     CarrierEnds,
+    ClearAway,
     IsLost,
     Message,
     News,
@@ -53,6 +54,7 @@ from hyperd.sandbox.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
+MAX_ASKED = 256
 LIVE_TIMEOUT_S = 30.0  # for a running container whose VM is being taken over
 
 
@@ -109,6 +111,16 @@ class SandboxInstance(Actor[Message]):
         shown = view_of(self.record, self.state, self.generation, self.journal.directory, trouble)
         return replace(shown, ports=self.services.runner.rooms.network.published(self.record.sandbox_id))
 
+    def ask(self, message: Ask) -> None:
+        """As ``post``, for callers, of whom there are so many at most: one who hangs up leaves its question behind."""
+        asked = self._inbox.qsize() + self.waiting.count + len(self._operations)
+        if self.over or asked < MAX_ASKED:
+            self.post(message)
+            return
+        hint = "try again when what is under way has ended"
+        error = UnavailableError(f"{asked} calls wait for it already", subject=self.subject, hint=hint)
+        message.done.set_exception(error)
+
     def vm_gone(self, gone: VmGone) -> None:
         self.post(gone)
 
@@ -139,6 +151,10 @@ class SandboxInstance(Actor[Message]):
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
+
+    def clear_away(self) -> None:
+        """What the fleet's look found of one that is at rest."""
+        self.post(ClearAway())
 
     async def find_tenure(self) -> Tenure | None:
         """Waits while a VM is coming up or being taken over; None when none is.

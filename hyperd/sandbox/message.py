@@ -64,15 +64,17 @@ class AskHibernate:
 
 @dataclass(frozen=True, slots=True)
 class AskConnect:
-    done: Done
+    """The answer is what its user is to be told."""
+
+    done: "asyncio.Future[list[str]]"
     endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class AskDisconnect:
-    """The answer is what its user is to be told, or "". ``force``: its guest is neither told nor waited for."""
+    """The answer is what its user is to be told. ``force``: its guest is neither told nor waited for."""
 
-    done: "asyncio.Future[str]"
+    done: "asyncio.Future[list[str]]"
     network: str
     force: bool = False
 
@@ -107,6 +109,11 @@ class OpenFiles:
 @dataclass(frozen=True, slots=True)
 class Adopt:
     vm: VmStatus | None
+
+
+@dataclass(frozen=True, slots=True)
+class ClearAway:
+    """A run left something behind: a VM, or volumes that are attached to one that is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,4 +179,4 @@ Rewire = AskConnect | AskDisconnect
 Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | AskSeat | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
-Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone
+Message = Ask | OpenFiles | Adopt | ClearAway | OfRun | IsRemoved | VmGone

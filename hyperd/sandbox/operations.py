@@ -102,13 +102,14 @@ class SandboxOperations(OpenedSandbox):
                             made.set_result(snapshot)
                     case AskSeat():
                         await self._seat(ask)
-                    case AskConnect(done, endpoint):
-                        await (await self._rewiring()).connect(endpoint)
-                        resolve([done])
-                    case AskDisconnect(told, network, force):
-                        warning = await (await self._rewiring()).disconnect(network, force=force)
+                    case AskConnect(told, endpoint):
+                        warnings = await (await self._rewiring()).connect(endpoint)
                         if not told.done():
-                            told.set_result(warning)
+                            told.set_result(warnings)
+                    case AskDisconnect(told, network, force):
+                        warnings = await (await self._rewiring()).disconnect(network, force=force)
+                        if not told.done():
+                            told.set_result(warnings)
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)

@@ -57,8 +57,13 @@ class SleepingSandbox(SandboxOperations):
         while self._operations:
             await self._changed.wait()
 
+    def _on_clear_away(self) -> None:
+        """The look that found something may be older than what has begun since; what begins now waits for this."""
+        if self.should_have_no_vm() and not self._operations:
+            self._as_operation(self._clear_away())
+
     async def _clear_away(self) -> None:
-        """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep, or had its files open."""
+        """What its last run left: a VM did not end, or hyperd did, while it put it to sleep or had its files open."""
         await self._errands.clean_up(None)
 
     def require_can_roll_back(self) -> None:

@@ -27,8 +27,8 @@ _AT_ONCE = 16
 async def read(
     handles: Sequence[SandboxHandle], hypervisor: Hypervisor, network: Network
 ) -> list[ContainerStats]:
-    """In their order. What cannot be told in time is None."""
-    wires = await _told(network.usage([handle.record.sandbox_id for handle in handles])) or {}
+    """In their order. What cannot be told in time is None; over no tap nothing has gone."""
+    wires = await _told(network.usage([handle.record.sandbox_id for handle in handles]))
     turns = asyncio.Semaphore(_AT_ONCE)
     async with asyncio.TaskGroup() as tasks:
         found = [tasks.create_task(_of(handle, hypervisor, wires, turns)) for handle in handles]
@@ -38,7 +38,7 @@ async def read(
 async def _of(
     handle: SandboxHandle,
     hypervisor: Hypervisor,
-    wires: dict[SandboxId, WireUsage],
+    wires: dict[SandboxId, WireUsage] | None,
     turns: asyncio.Semaphore,
 ) -> ContainerStats:
     record, is_running = handle.record, handle.view().state in filters.UP
@@ -57,7 +57,7 @@ async def _of(
         is_running=is_running,
         memory_limit_bytes=record.sizing.memory_mib << 20,
         vm=vm,
-        wire=wires.get(record.sandbox_id),
+        wire=None if wires is None else wires.get(record.sandbox_id, WireUsage()),
         memory_bytes=guest[1].memory_usage_bytes if guest else None,
         pids=guest[0].pids if guest else None,
     )

@@ -86,6 +86,9 @@ class Hypervisor(Protocol):
     async def list_running(self) -> list[VmStatus]:
         """Every VM of ours that exists, those of an earlier daemon included."""
 
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        """The one of ``list_running``, for one question to the hypervisor instead of one for each VM."""
+
     async def usage(self, sandbox_id: SandboxId) -> VmUsage:
         """What it uses of the host. Raises NotFoundError."""
 

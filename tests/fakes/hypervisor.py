@@ -47,6 +47,7 @@ class FakeHypervisor:
         self.gate.set()
         self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
         self.save_gate.set()
+        self.listed = 0  # how often all were
         self.calls: list[str] = []  # of pause, resume and save
         self._gates: dict[str, asyncio.Event] = {}
         self._ended: dict[SandboxId, asyncio.Event] = {}
@@ -195,7 +196,11 @@ class FakeHypervisor:
         self._end(sandbox_id, VmGoneCause.DESTROYED)
 
     async def list_running(self) -> list[VmStatus]:
+        self.listed += 1
         return list(self.running.values())
+
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        return self.running.get(sandbox_id)
 
     async def events(self) -> AsyncIterator[VmGone]:
         while True:

@@ -2,6 +2,7 @@
 """Writable disks that are only names."""
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from hyperd.errors import ExhaustedError, HyperError, NotFoundError
@@ -56,7 +57,7 @@ class FakeStorage:
         if error is not None:
             raise error
         self.staged[sandbox_id] = source
-        return self.root / sandbox_id / ".writable.img.staged"
+        return self.root / sandbox_id / "writable.img.staged"
 
     async def adopt_staged(self, sandbox_id: SandboxId) -> Path:
         if sandbox_id not in self.staged:
@@ -66,6 +67,9 @@ class FakeStorage:
 
     async def discard_staged(self, sandbox_id: SandboxId) -> None:
         self.staged.pop(sandbox_id, None)
+
+    async def discard_all_staged(self, but: Collection[SandboxId]) -> None:
+        self.staged = {sandbox_id: path for sandbox_id, path in self.staged.items() if sandbox_id in but}
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         if sandbox_id not in self.disks:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from hyperd.errors import ExistsError, NotFoundError
-from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmGoneCause
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.errors import is_gone
 from hyperd.vm.libvirt.xml import (
@@ -22,23 +22,12 @@ from hyperd.vm.libvirt.xml import (
     render_hot_share,
 )
 
-_CAUSES = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: VmGoneCause.SHUTDOWN,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: VmGoneCause.DESTROYED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: VmGoneCause.CRASHED,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class OurDomain:
     sandbox_id: SandboxId
     paused: bool
     console: Path | None = None
-
-
-def cause_of(detail: int) -> VmGoneCause:
-    """Of a lifecycle event `stopped`. All that is no one's wish is a loss."""
-    return _CAUSES.get(detail, VmGoneCause.LOST)
 
 
 def create(
@@ -201,24 +190,17 @@ def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:
     return found
 
 
+def find_ours(connection: libvirt.virConnect, sandbox_id: SandboxId) -> OurDomain | None:
+    try:
+        return OurDomain(sandbox_id, is_paused(look_up(connection, sandbox_id)))
+    except libvirt.libvirtError as error:
+        if is_gone(error):
+            return None
+        raise
+
+
 def is_paused(domain: libvirt.virDomain) -> bool:
     return int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED
-
-
-def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
-    """As ``list_ours``, after libvirt has reconnected to each QEMU, or found that it is gone.
-
-    It does so in the background: a destroy in that very moment fails with "Domain not found".
-    """
-    found = []
-    for ours in list_ours(connection):
-        with contextlib.suppress(libvirt.libvirtError):  # its QEMU had ended while nobody looked
-            domain = look_up(connection, ours.sandbox_id)
-            domain.memoryStats()  # a job of the domain: waits for the job that reconnects it
-            source = ET.fromstring(domain.XMLDesc()).find("devices/serial/source")  # noqa: S314 - libvirt's own
-            path = source.get("path") if source is not None else None
-            found.append(OurDomain(ours.sandbox_id, ours.paused, Path(path) if path else None))
-    return found
 
 
 def _exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:

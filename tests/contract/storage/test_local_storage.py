@@ -269,6 +269,56 @@ async def test_a_disk_that_is_not_there_is_lent_to_nobody(storage):
         await storage.lend_writable(BOX, OTHER)
 
 
+@pytest.mark.parametrize("made", ["create", "adopt", "stage"])
+async def test_what_a_killed_hyperd_had_half_made_is_known_and_goes(local, tmp_path, monkeypatch, made):
+    """Whichever file it was at: the copy has a name of its own until it is whole."""
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    await local.prepare()
+    if made == "stage":
+        await local.create_writable(BOX)
+    with monkeypatch.context() as killed:
+        killed.setattr("pathlib.Path.rename", _die)
+        killed.setattr("hyperd.host.files.remove_tree", _die)
+        killed.setattr("pathlib.Path.unlink", _die)
+        with pytest.raises(KilledError):
+            await {
+                "create": lambda: local.create_writable(BOX),
+                "adopt": lambda: local.adopt_writable(BOX, source),
+                "stage": lambda: local.stage_writable(BOX, source),
+            }[made]()
+    directory = tmp_path / "state/sandboxes" / BOX
+    assert len(names_in(directory)) == (2 if made == "stage" else 1)
+    assert await local.list_sandboxes() == {BOX}
+    await local.discard_all_staged({BOX})
+    assert len(names_in(directory)) == (2 if made == "stage" else 1)
+    await local.discard_all_staged({OTHER})
+    assert names_in(directory) == (["writable.img"] if made == "stage" else [])
+    await local.remove(BOX)
+    assert names_in(tmp_path / "state/sandboxes") == []
+
+
+async def test_what_is_staged_goes_unless_somebody_goes_on_with_it(local, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    for sandbox_id in (BOX, OTHER):
+        await local.create_writable(sandbox_id)
+        await local.stage_writable(sandbox_id, source)
+    await local.discard_all_staged({BOX})
+    assert (await local.adopt_staged(BOX)).read_bytes() == b"then"
+    with pytest.raises(NotFoundError):
+        await local.adopt_staged(OTHER)
+    assert await local.list_sandboxes() == {BOX, OTHER}
+
+
+class KilledError(Exception):
+    """Stands for the end of hyperd."""
+
+
+def _die(*_, **__):
+    raise KilledError
+
+
 def owner_among(uids):
     return lambda sandbox_id: (uids[sandbox_id], 70000)
 

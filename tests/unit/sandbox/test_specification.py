@@ -53,6 +53,9 @@ def test_an_empty_word_is_a_command() -> None:
         {"extra_hosts": ("db",)},
         {"extra_hosts": ("db:nowhere",)},
         {"dns_servers": ("nowhere",)},
+        {"dns_servers": ("fe80::1%eth0",)},
+        {"extra_hosts": ("db:fe80::1%eth0",)},
+        {"network": "six", "address6": "fd00::50%eth0"},
     ],
 )
 def test_what_no_container_can_be_made_of_is_refused(fields: dict[str, object]) -> None:
