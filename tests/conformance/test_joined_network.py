@@ -9,6 +9,19 @@ from tests import images
 from tests.harness import Hyper
 
 IMAGE = "test.local/busybox"
+CONFLICTS = (
+    (["--hostname", "x"], "conflicting options: hostname and the network mode"),
+    (["--dns", "192.0.2.1"], "conflicting options: dns and the network mode"),
+    (
+        ["--add-host", "x:192.0.2.1"],
+        "conflicting options: custom host-to-IP mapping and the network mode",
+    ),
+    (["--mac-address", "02:00:00:00:00:01"], "conflicting options: mac-address and the network mode"),
+    (["-p", "80"], "conflicting options: port publishing and the container type network mode"),
+    (["-P"], "conflicting options: port publishing and the container type network mode"),
+    (["--expose", "80"], "conflicting options: port exposing and the container type network mode"),
+    (["--link", "web"], "container type network can't be used with links"),
+)
 
 
 @pytest.fixture
@@ -29,26 +42,11 @@ def test_localhost_is_the_other_containers_however_that_is_called(host: Hyper, w
     assert host.ok("inspect", "-f", "{{json .NetworkSettings.Networks}}", created) == "{}"
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--hostname", "x"], "conflicting options: hostname and the network mode"),
-        (["--dns", "192.0.2.1"], "conflicting options: dns and the network mode"),
-        (
-            ["--add-host", "x:192.0.2.1"],
-            "conflicting options: custom host-to-IP mapping and the network mode",
-        ),
-        (["--mac-address", "02:00:00:00:00:01"], "conflicting options: mac-address and the network mode"),
-        (["-p", "80"], "conflicting options: port publishing and the container type network mode"),
-        (["-P"], "conflicting options: port publishing and the container type network mode"),
-        (["--expose", "80"], "conflicting options: port exposing and the container type network mode"),
-        (["--link", "web"], "container type network can't be used with links"),
-    ],
-)
-def test_what_contradicts_it_is_refused_in_dockers_words(host: Hyper, web: str, flags: list[str], words: str):
-    refused = host.run("create", "--network", "container:web", *flags, IMAGE)
-    assert refused.returncode != 0
-    assert words in refused.stderr.decode()
+def test_what_contradicts_it_is_refused_in_dockers_words(host: Hyper, web: str):
+    for flags, words in CONFLICTS:
+        refused = host.run("create", "--network", "container:web", *flags, IMAGE)
+        assert refused.returncode != 0, flags
+        assert words in refused.stderr.decode(), flags
 
 
 def test_the_other_has_to_be_there_and_to_run(host: Hyper, web: str):

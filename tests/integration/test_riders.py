@@ -8,7 +8,9 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,13 +27,19 @@ def carrier(host: Hyper, name: str, *flags: str) -> str:
     return name
 
 
-def inspected(host: Hyper, name: str) -> dict:  # type: ignore[type-arg]
-    return json.loads(host.ok("inspect", name))[0]
+def inspected(host: Hyper, name: str) -> dict[str, Any]:
+    (document,) = json.loads(host.ok("inspect", name))
+    assert isinstance(document, dict)
+    return document
 
 
 def end_of(host: Hyper, name: str) -> tuple[str, int, str]:
     state = inspected(host, name)["State"]
     return state["Status"], state["ExitCode"], state["Error"]
+
+
+def has_ended(host: Hyper, name: str, status: str) -> bool:
+    return end_of(host, name)[0] == status
 
 
 def in_guest(host: Hyper, name: str, *command: str) -> str:
@@ -191,9 +199,7 @@ def test_riders_end_with_their_carrier_and_say_so(host: Hyper, name: str, way: s
     lost = way == "kill -9"
     assert told.decode().strip() == ("125" if lost else "137")
     for side in sides:
-        wait_until(
-            lambda side=side: end_of(host, side)[0] == ("failed" if lost else "exited"), "it has ended"
-        )
+        wait_until(partial(has_ended, host, side, "failed" if lost else "exited"), "it has ended")
         _, code, why = end_of(host, side)
         assert code == (125 if lost else 137)
         assert f"container {web}" in why

@@ -21,6 +21,7 @@ from hyperd.model.network import Endpoint, PortRequest, Protocol
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import endpoints, joined, plans, ports, specification
+from hyperd.sandbox.identity import container_id_of
 
 SPEC = ContainerSpec("i", network="container:web")
 CARRIER = ContainerRecord(
@@ -74,7 +75,7 @@ def test_its_carrier_is_recorded_by_id_and_gives_it_its_host_name() -> None:
     found = joined.settled(SPEC, {"web": CARRIER}.__getitem__)
     assert (found.network, found.hostname) == (f"container:{CARRIER.sandbox_id}", "www")
     plain = ContainerSpec("i", network="back")
-    assert joined.settled(plain, {}.__getitem__) == plain
+    assert joined.settled(plain, {"web": CARRIER}.__getitem__) == plain
 
 
 def test_who_joins_a_rider_joins_its_carrier() -> None:
@@ -109,14 +110,14 @@ def test_volumes_and_directories_of_the_host_are_refused(kind: MountType) -> Non
 def test_its_plan_has_disks_of_its_own_and_limits_instead_of_a_size() -> None:
     rider = replace(CARRIER, spec=replace(SPEC, memory_bytes=64 << 20, cpus=2.0))
     root = RootDisk(Path("/disk"), 2)
-    plan = plans.rider_plan(rider, ImageConfig(), root, CARRIER.sandbox_id)  # type: ignore[arg-type]
+    plan = plans.rider_plan(rider, ImageConfig(), root, container_id_of(CARRIER))
     image, writable = plans.rider_serials(rider.sandbox_id)
     assert [layer.disk_serial for layer in plan.layers] == [image, image]
     assert plan.writable is not None
     assert plan.writable.disk_serial == writable
     assert max(len(image), len(writable)) <= 20
     assert (plan.memory_bytes, plan.cpu_quota_us, plan.cpu_period_us) == (64 << 20, 200_000, 100_000)
-    assert plan.share_names_with == CARRIER.sandbox_id
+    assert plan.share_names_with == container_id_of(CARRIER)
 
 
 def test_a_rider_ends_as_its_carrier_lets_it() -> None:

@@ -21,6 +21,7 @@ from hyperd.model.network import Endpoint, PortRequest, Protocol
 from hyperd.model.vm import HOT_PLUG_DEVICES, Disk
 from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import CloneOptions, Fleet, PolicyDesk, SandboxHandle, machine, riders
+from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.plans import rider_serials
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import World, created, eventually, started
@@ -39,7 +40,7 @@ def plugged(world: World, carrier: SandboxHandle) -> list[str]:
 def require_alone(world: World, carrier: SandboxHandle) -> None:
     """Nothing of another is in its VM."""
     assert plugged(world, carrier) == []
-    assert list(world.agent(carrier).containers) == [carrier.record.sandbox_id]
+    assert list(world.agent(carrier).containers) == [container_id_of(carrier.record)]
 
 
 async def test_a_rider_runs_in_its_carriers_vm_with_disks_of_its_own(world: World, fleet: Fleet) -> None:
@@ -48,8 +49,8 @@ async def test_a_rider_runs_in_its_carriers_vm_with_disks_of_its_own(world: Worl
     assert len(world.hypervisor.running) == 1
     assert plugged(world, web) == list(rider_serials(side.record.sandbox_id))
     assert world.storage.lent == {side.record.sandbox_id: web.record.sandbox_id}
-    plan = world.agent(web).containers[side.record.sandbox_id].plan  # type: ignore[index]
-    assert (plan.hostname, plan.share_names_with) == ("www", web.record.sandbox_id)
+    plan = world.agent(web).containers[container_id_of(side.record)].plan
+    assert (plan.hostname, plan.share_names_with) == ("www", container_id_of(web.record))
     view = side.view()
     assert (view.state, view.vm_pid) == (ContainerState.RUNNING, web.view().vm_pid)
     assert view.start is not None
@@ -79,8 +80,8 @@ async def test_output_execs_stop_and_another_start_are_as_of_any_container(
     session = await side.attach(start=True)
     world.process(side).emit(b"hello")
     execed = await side.exec(ExecSpec(("id",)))
-    (process_id,) = world.agent(web).containers[side.record.sandbox_id].processes.keys() - {""}  # type: ignore[index]
-    world.agent(web).process(side.record.sandbox_id, process_id).finish(ProcessExit(4))  # type: ignore[arg-type]
+    (process_id,) = world.agent(web).containers[container_id_of(side.record)].processes.keys() - {""}
+    world.agent(web).process(container_id_of(side.record), process_id).finish(ProcessExit(4))
     assert (await all_of(execed))[2].code == 4
     await side.stop(timeout_s=0)
     out, _, exit_ = await all_of(session)
