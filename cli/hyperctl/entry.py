@@ -14,6 +14,6 @@ if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is 
 # gRPC tells of a connection that ended in lines of its own on standard error; hyper says it in its own words.
 os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
-from hyperctl.main import main
+from hyperctl.main import main  # noqa: E402 - loading it is what the above is for
 
 __all__ = ["main"]

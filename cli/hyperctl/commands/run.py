@@ -162,10 +162,11 @@ async def with_image(
 ) -> T:
     """Attempt it; when the image is not here (and --pull allows), pull it and attempt it once more."""
     if pull == "always":
+        from hyperctl.progress import LayersProgress
         from hyperctl.pull import pull_images, pull_request
 
         request = pull_request(spec.image, platform=spec.platform)
-        await pull_images(client, request, out=sys.stderr)
+        await pull_images(client, request, LayersProgress(sys.stderr))
     try:
         with hyperd.rpc_errors(client.address):
             return await attempt()

@@ -21,16 +21,17 @@ import libvirt
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
 from hyperd.model.stats import VmUsage
-from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
-from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
+from hyperd.vm.libvirt.adoption import found_ours, listed_ours, settle_ours
+from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent, answered_within
 from hyperd.vm.libvirt.capabilities import (
     HypervisorCapabilities,
     kept_answers,
     read_capabilities,
     were_old,
 )
-from hyperd.vm.libvirt.domain import create, destroy, list_ours, settle_ours
+from hyperd.vm.libvirt.domain import OurDomain, create, destroy
 from hyperd.vm.libvirt.ends import Ends
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
@@ -39,6 +40,7 @@ from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
 from hyperd.vm.libvirt.states import VmStates
+from hyperd.vm.libvirt.steering import Steering
 from hyperd.vm.libvirt.transitions import Ending, Starting
 from hyperd.vm.libvirt.unfinished import end_unfinished, unfinished
 from hyperd.vm.libvirt.usage import Usages
@@ -47,10 +49,11 @@ from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 _log = logging.getLogger(__name__)
 
 _EVENT_TIMEOUT_S = 2.0
+_PREPARE_TIMEOUT_S = 90.0
 _POLL_S = 0.01
 
 
-class LibvirtHypervisor:
+class LibvirtHypervisor(Steering):
     """An async context manager. Leaving it leaves the VMs running; the next one of the same root adopts them.
 
     Wants ``hyperd.host.reaper.Reaper`` around it, or QEMU's zombies are PID 1's to reap.
@@ -96,8 +99,12 @@ class LibvirtHypervisor:
 
     async def prepare(self) -> HypervisorCapabilities:
         """Fill libvirt's capability cache. For set-up: some 5 s the first time, nothing afterwards."""
-        with libvirt_errors(str(self.settings.platform.emulator)):
-            read = await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
+        emulator = str(self.settings.platform.emulator)
+        async with answered_within(_PREPARE_TIMEOUT_S, "asked QEMU what it can", emulator):
+            with libvirt_errors(emulator):
+                read = await self._bridge.call(
+                    lambda connection: read_capabilities(connection, self.settings)
+                )
         return replace(read, asked_anew=were_old(self._kept, kept_answers(self.settings)))
 
     async def start(self, definition: VmDefinition) -> VmStatus:
@@ -124,35 +131,6 @@ class LibvirtHypervisor:
                 f"did not start in {self.settings.start_timeout_s:g} s", subject=domain_name(sandbox_id)
             ) from error
 
-    async def pause(self, sandbox_id: SandboxId) -> None:
-        await self._states.pause(sandbox_id)
-
-    async def resume(self, sandbox_id: SandboxId) -> None:
-        """As ``Hypervisor.resume``. A save under way that nobody waits for any more is broken off."""
-        await self._states.resume(sandbox_id)
-
-    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
-        """As ``Hypervisor.save``. A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
-        await self._states.save(sandbox_id, state)
-
-    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        await self._states.attach_disk(sandbox_id, disk)
-
-    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
-        await self._states.attach_share(sandbox_id, share)
-
-    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
-        await self._states.resize_disk(sandbox_id, path, size_bytes)
-
-    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
-        await self._states.attach_nic(sandbox_id, nic)
-
-    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
-        return await self._states.detach_nic(sandbox_id, tap)
-
-    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        await self._states.replace_disk(sandbox_id, disk)
-
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
         try:
@@ -177,16 +155,19 @@ class LibvirtHypervisor:
             ) from error
 
     async def list_running(self) -> list[VmStatus]:
-        with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(list_ours, lane=Lane.URGENT)
-        statuses = []
-        for domain in found:
-            if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
-                continue
-            process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
-            if process is not None:  # else it ended meanwhile, and its event is on the way
-                statuses.append(VmStatus(domain.sandbox_id, process.pid, domain.paused))
-        return statuses
+        found = await listed_ours(self._bridge, self.settings.connection_uri)
+        return [status for domain in found if (status := self._status(domain)) is not None]
+
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        domain = await found_ours(self._bridge, sandbox_id)
+        return self._status(domain) if domain is not None else None
+
+    def _status(self, domain: OurDomain) -> VmStatus | None:
+        """None of one that is coming or going, or ended meanwhile: its event is on the way."""
+        if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
+            return None
+        process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
+        return VmStatus(domain.sandbox_id, process.pid, domain.paused) if process is not None else None
 
     async def usage(self, sandbox_id: SandboxId) -> VmUsage:
         return await self._usages.read(sandbox_id, self._running.get(sandbox_id))
@@ -322,9 +303,7 @@ class LibvirtHypervisor:
 
     async def _adopt(self) -> None:
         """VMs of an earlier process. libvirt reconnects in the background: wait until it has."""
-        with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(settle_ours)
-        for domain in found:
+        for domain in await settle_ours(self._bridge, self.settings.connection_uri):
             if domain.console is not None:
                 self._consoles.add(domain.sandbox_id, domain.console)
             self._hold(domain.sandbox_id)

@@ -138,8 +138,10 @@ async def test_reconciling_ends_a_vm_that_should_not_be(world: World, fleet: Fle
     await fleet.reconcile()
     world.hypervisor.fail_next_destroy = UnavailableError("busy")  # no reason for hyperd to end
     await fleet.reconcile()
+    await eventually(lambda: world.hypervisor.fail_next_destroy is None)
+    assert sandbox_id in world.hypervisor.running
     await fleet.reconcile()
-    assert sandbox_id not in world.hypervisor.running
+    await eventually(lambda: sandbox_id not in world.hypervisor.running)
 
 
 async def test_lists_are_newest_first_and_by_default_of_what_runs(fleet: Fleet) -> None:

@@ -286,14 +286,14 @@ async def test_what_no_sandbox_can_be_made_from_is_not_imported(
 ) -> None:
     handle = await started(fleet)
     snapshot = await handle.snapshot("s")
-    await fleet.snapshots.remove("s")
+    await fleet.snapshot_desk.remove("s")
 
     async def stream(source: dict[str, str]) -> AsyncIterator[bytes]:
         yield manifests.encode(replace(snapshot.manifest, source=source))
 
     with pytest.raises(InvalidError):
-        await fleet.snapshots.import_(stream({**snapshot.manifest.source, **change}))
+        await fleet.snapshot_desk.import_(stream({**snapshot.manifest.source, **change}))
     assert fleet.snapshots.list() == []
     assert not world.snapshots.drafts
-    await fleet.snapshots.import_(stream(dict(snapshot.manifest.source)))
+    await fleet.snapshot_desk.import_(stream(dict(snapshot.manifest.source)))
     assert len(fleet.snapshots.list()) == 1
