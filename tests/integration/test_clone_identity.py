@@ -23,6 +23,7 @@ from tests.harness import Hyper, hyper, wait_until
 BUSYBOX = "test.local/busybox"
 CLONES = int(os.environ.get("HYPER_CLONES", "8"))
 WAVE = 8
+pytestmark = pytest.mark.timeout(300 + 15 * (CLONES - 8))  # the fixture makes them all
 TOLERANCE_S = 0.05
 TICK_S = 0.004  # a file's time is that of the guest's last tick
 MEMORY = "128m"
