@@ -349,7 +349,7 @@ class LocalVolumes:
         """The name last of all: what a kill leaves without a record is a ``.new``, or says that it is unrecorded."""
         records.insert(connection, row)
         if row.driver == LOCAL:
-            self._files.publish(row.volume_id, recorded=False)
+            self._files.publish(row.volume_id)
 
     def _hand_over(self, connection: sqlite3.Connection, rows: Sequence[Row]) -> None:
         """Within the transaction that says whose they are: one thread, so the last one to be asked is right."""

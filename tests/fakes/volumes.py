@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hyperd.errors import ExistsError, HyperError, InvalidError, NotFoundError, UnsupportedError
+from hyperd.model.reference import resolve
 from hyperd.model.vm import SandboxId
 from hyperd.model.volume import (
     EXT4,
@@ -97,14 +98,12 @@ class FakeVolumeSnapshots:
     async def list(self) -> list[VolumeSnapshot]:
         return list(self.kept)
 
+    async def names(self) -> dict[VolumeSnapshotId, str]:
+        return {item.snapshot_id: item.name for item in self.kept}
+
     async def get(self, reference: str) -> VolumeSnapshot:
-        exact = [item for item in self.kept if reference in (item.snapshot_id, item.name)]
-        chosen = exact or [item for item in self.kept if item.snapshot_id.startswith(reference)]
-        if not reference or not chosen:
-            raise NotFoundError("no such snapshot", subject=reference)
-        if len(chosen) > 1:
-            raise InvalidError("is the beginning of several snapshots' ids", subject=reference)
-        return chosen[0]
+        key = resolve(reference, await self.names(), "snapshot")
+        return next(item for item in self.kept if item.snapshot_id == key)
 
     async def remove(self, reference: str) -> VolumeSnapshotId:
         found = await self.get(reference)
@@ -127,6 +126,8 @@ class FakeVolumes:
         self.fail_next_make: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
         self.broken: dict[SandboxId, asyncio.Future[BrokenVolume]] = {}
+        self.may_settle = asyncio.Event()  # what `providing` waits for at its end, when all is on record
+        self.may_settle.set()
 
     async def create(self, request: VolumeRequest) -> Volume:
         if request.name in self.kept and request.snapshot:
@@ -212,6 +213,7 @@ class FakeVolumes:
                 if name in self.kept and not self.kept[name].users:
                     del self.kept[name]
             raise
+        await self.may_settle.wait()
 
     async def release(self, sandbox_id: SandboxId) -> None:
         for kept in self.kept.values():

@@ -190,7 +190,7 @@ async def test_a_vm_that_cannot_be_ended_keeps_its_volumes_until_it_is_gone(flee
         world.hypervisor.lose(sandbox_id)
     for _ in range(2):
         await fleet.reconcile()
-    assert world.volumes.attached_to("db") == set()
+    await eventually(lambda: world.volumes.attached_to("db") == set())
     assert sandbox_id not in world.hypervisor.running
     await second.start()
 
