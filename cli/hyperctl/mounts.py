@@ -89,7 +89,7 @@ def parse_mount(text: str) -> pb.Mount:  # noqa: PLR0912 - a key a branch
             case "volume-driver":
                 mount.driver = value
             case "volume-opt":
-                _take_option(mount, text, value)
+                _take_option(mount, value)
             case "tmpfs-size":
                 mount.size_bytes = parse_size("--mount", value)
             case "tmpfs-mode":
@@ -134,6 +134,9 @@ def _require_whole(mount: pb.Mount, text: str) -> None:
         raise _invalid("--mount", text, "a tmpfs has no source")
     if mount.type != pb.MOUNT_TYPE_BIND and (mount.create_source or mount.uid_map or mount.gid_map):
         raise _invalid("--mount", text, "bind-... and idmap only go with type=bind")
+    if mount.options and mount.driver in {"", "local"}:
+        option = next(iter(mount.options))
+        raise _invalid("--mount", text, f"the driver local has no option {option!r} but size")
     if not is_volume and (mount.no_copy or mount.labels or mount.driver):
         raise _invalid("--mount", text, "volume-... only goes with type=volume")
     if not is_tmpfs and (mount.mode or (mount.size_bytes and not is_volume)):
@@ -153,11 +156,12 @@ def _take_idmap(mount: pb.Mount, flag: str, text: str, value: str) -> None:
             (mount.uid_map if kind == "uids" else mount.gid_map).add(host=host, guest=guest, count=count)
 
 
-def _take_option(mount: pb.Mount, text: str, value: str) -> None:
-    key, _, size = value.partition("=")
-    if key != "size":
-        raise _invalid("--mount", text, f"the driver local has no option {key!r} but size")
-    mount.size_bytes = parse_size("--mount", size)
+def _take_option(mount: pb.Mount, value: str) -> None:
+    key, _, option = value.partition("=")
+    if key == "size":
+        mount.size_bytes = parse_size("--mount", option)
+    else:
+        mount.options[key] = option
 
 
 def _flag(text: str, key: str, value: str, *, given: bool) -> bool:

@@ -30,6 +30,7 @@ def decode_mount(message: wire.Mount) -> Mount:
         message.driver,
         uids=tuple(_decode_ids(ids) for ids in message.uid_map),
         gids=tuple(_decode_ids(ids) for ids in message.gid_map),
+        options=dict(message.options),
     )
 
 
@@ -48,6 +49,7 @@ def encode_mount(mount: Mount) -> wire.Mount:
         anonymous=mount.anonymous,
         uid_map=[_encode_ids(ids) for ids in mount.uids],
         gid_map=[_encode_ids(ids) for ids in mount.gids],
+        options=mount.options,
     )
 
 

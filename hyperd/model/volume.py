@@ -41,6 +41,7 @@ class Mount:
     anonymous: bool = False  # the volume was made for this container and has no name of its user's
     uids: tuple[IdRange, ...] = ()  # bind: ids that are others in the container
     gids: tuple[IdRange, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)  # of the driver of a volume that is made for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,7 +102,10 @@ class ContainerFiles:
     ) -> AsyncIterator[tuple[Guest, ContainerId, bytes]]:
         """As what and where the guest has the path. One that runs sees its mounts itself."""
         found = mounts.find_at(self._record, path)
-        if found is None or await self._find_tenure() is not None:
+        runs = await self._find_tenure() is not None
+        if not runs:
+            mounts.require_lasting(self._record, path, found)
+        if found is None or runs:
             async with self._opened(writes=writes) as guest:
                 yield guest, self._container_id, path
             return

@@ -22,6 +22,7 @@ def requests_of(mounts: Sequence[Mount]) -> list[VolumeRequest]:
                 mount.size_bytes,
                 driver=mount.driver,
                 labels=mount.labels,
+                options=mount.options,
                 anonymous=mount.anonymous,
             )
     return list(requests.values())

@@ -95,16 +95,36 @@ def find_at(record: ContainerRecord, path: bytes) -> tuple[Mount, bytes] | None:
 
     By the path's words: a link of the guest's that leads into a volume leads to what is beneath it.
     """
-    normal = posixpath.normpath(path).replace(b"//", b"/")
+    normal = _normal_bytes(path)
     found: tuple[Mount, bytes] | None = None
     for mount in record.spec.mounts:
         destination = mount.destination.encode()
-        if normal == destination or normal.startswith(destination + b"/"):
+        if _is_in(normal, destination):
             slash = b"/" if path.endswith((b"/", b"/.")) else b""  # it is to be a directory
             inner = normal[len(destination) :] + slash or b"/"
             if found is None or len(destination) > len(found[0].destination.encode()):
                 found = mount, inner
     return found
+
+
+def require_lasting(record: ContainerRecord, path: bytes, found: tuple[Mount, bytes] | None) -> None:
+    """Of a container that does not run, with what ``find_at`` found. Raises UnsupportedError: a tmpfs is over it."""
+    deepest = found[0].destination if found is not None else ""
+    over = [where for where in record.spec.tmpfs if _is_in(_normal_bytes(path), where.encode())]
+    if over and len(max(over, key=len)) > len(deepest):
+        raise UnsupportedError(
+            f"lies in the tmpfs at {max(over, key=len)}, which is there while it runs, and gone with that",
+            subject=path.decode(errors="replace")[:200],
+            hint=f"`hyper start {record.name}` first",
+        )
+
+
+def _normal_bytes(path: bytes) -> bytes:
+    return posixpath.normpath(path).replace(b"//", b"/")
+
+
+def _is_in(normal: bytes, destination: bytes) -> bool:
+    return normal == destination or normal.startswith(destination.rstrip(b"/") + b"/")
 
 
 def require_disk(record: ContainerRecord, mount: Mount, path: bytes, *, is_disk: bool) -> None:
@@ -141,7 +161,7 @@ def _require_sound(mount: Mount) -> None:
     if mount.type is MountType.BIND:
         if not mount.source.startswith("/") or "\0" in mount.source:
             raise InvalidError("is not an absolute path", subject=f"bind source {mount.source!r}"[:200])
-        if mount.no_copy or mount.size_bytes or mount.mode or mount.labels or mount.driver:
+        if mount.no_copy or mount.size_bytes or mount.mode or mount.labels or mount.driver or mount.options:
             raise InvalidError("a bind has neither size, mode, labels nor driver", subject=mount.destination)
         _require_ids(mount.uids)
         _require_ids(mount.gids)

@@ -3,6 +3,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hyperd.errors import ExistsError, InvalidError, UnsupportedError
@@ -148,6 +149,13 @@ def require_same(request: VolumeRequest, there: "Row") -> None:
             subject=f"volume {there.name}",
             hint="another name, or remove it first",
         )
+
+
+def require_as_asked(request: VolumeRequest, there: "Row") -> None:
+    """Of one that is there, for who mounts it: what was asked for, and as Docker no label. Raises ExistsError."""
+    driver = request.driver or there.driver
+    options = request.options or (there.options if driver == there.driver else {})
+    require_same(replace(request, driver=driver, options=options, labels={}), there)
 
 
 def _server(driver: str, options: Mapping[str, str]) -> Server:

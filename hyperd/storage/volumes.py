@@ -38,7 +38,7 @@ from hyperd.storage import volume_rules as rules
 from hyperd.storage.base import Recording
 from hyperd.storage.doors import Doors
 from hyperd.storage.formatting import make_seed
-from hyperd.storage.remote_rules import DRIVERS, parse
+from hyperd.storage.reservations import Reservations
 from hyperd.storage.volume_files import DiskFiles, hand_over
 from hyperd.storage.volume_making import VolumeMaker
 from hyperd.storage.volume_records import Row
@@ -71,7 +71,7 @@ class LocalVolumes:
         self._files = DiskFiles(root)
         self._copying: Counter[VolumeName] = Counter()
         self._copied = asyncio.Lock()
-        self._reserved: set[str] = set()  # identities of servers' disks
+        self._reservations = Reservations(database)
         self._doors = doors or Doors(root / ".doors", owner_of=owner_of)
         self._moved = asyncio.Event()
         self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._copies)
@@ -102,7 +102,7 @@ class LocalVolumes:
         rules.require_possible(request, self._size_bytes)
         there = await self._find(request.name)
         if there is None:
-            async with self._reserving([request]):
+            async with self._reservations.holding([request]):
                 made = await self._maker.make(request)
                 try:
                     await self._database.transaction(
@@ -236,8 +236,13 @@ class LocalVolumes:
         requests: Sequence[VolumeRequest],
         uses: Mapping[VolumeName, bool],
     ) -> AsyncIterator[Recording]:
+        missing: list[VolumeRequest] = []
         for request in requests:
-            rules.require_possible(request, self._size_bytes)
+            if (there := await self._find(request.name)) is not None:
+                rules.require_as_asked(request, there)
+            else:
+                rules.require_possible(request, self._size_bytes)
+                missing.append(request)
         made: list[Row] = []
 
         def record(connection: sqlite3.Connection) -> None:
@@ -246,8 +251,7 @@ class LocalVolumes:
             records.use(connection, sandbox_id, holder, uses)
 
         try:
-            missing = [request for request in requests if await self._find(request.name) is None]
-            async with self._reserving(missing):
+            async with self._reservations.holding(missing):
                 for request in missing:
                     made += [await self._maker.make(request)]
                 yield record
@@ -256,35 +260,6 @@ class LocalVolumes:
             await asyncio.shield(self._undo(sandbox_id, made))
             raise
         await asyncio.shield(self._settle([row.volume_id for row in made]))
-
-    @contextlib.asynccontextmanager
-    async def _reserving(self, requests: Sequence[VolumeRequest]) -> AsyncIterator[None]:
-        """Within, nobody else makes volumes of these servers' disks, which may be formatted.
-
-        Raises ExistsError (a disk is a volume already), WrongStateError (it is about to become one).
-        """
-        wanted = [
-            (request.name, parse(request.driver, request.options, f"volume {request.name}")[0])
-            for request in requests
-            if request.driver in DRIVERS
-        ]
-
-        def work(connection: sqlite3.Connection) -> None:
-            for name, server in wanted:
-                records.require_nobodys(connection, name, server)
-
-        with contextlib.ExitStack() as reserved:
-            for name, server in wanted:
-                disks = server.identities
-                if not self._reserved.isdisjoint(disks):
-                    raise WrongStateError(
-                        f"{server} is being made a volume", subject=f"volume {name}", hint="try again"
-                    )
-                self._reserved |= disks
-                reserved.callback(self._reserved.difference_update, disks)
-            if wanted:
-                await self._database.transaction(work)
-            yield
 
     async def release(self, sandbox_id: SandboxId) -> None:
         await self.detach(sandbox_id)

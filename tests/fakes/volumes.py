@@ -32,6 +32,7 @@ from hyperd.storage.remote_rules import DRIVERS, parse
 from hyperd.storage.volume_records import Row, in_use
 from hyperd.storage.volume_rules import (
     DEFAULT_VOLUME_BYTES,
+    require_as_asked,
     require_filesystem,
     require_growth,
     require_name,
@@ -192,6 +193,9 @@ class FakeVolumes:
         requests: Sequence[VolumeRequest],
         uses: Mapping[VolumeName, bool],
     ) -> AsyncIterator[Recording]:
+        for request in requests:
+            if (there := self.kept.get(request.name)) is not None:
+                require_as_asked(request, _row(there.volume))
         made = {request.name: self._make(request) for request in requests if request.name not in self.kept}
 
         def record(_: sqlite3.Connection) -> None:
@@ -305,3 +309,16 @@ class FakeVolumes:
         if name not in self.kept:
             raise NotFoundError("no such volume", subject=name)
         return self.kept[name]
+
+
+def _row(volume: Volume) -> Row:
+    return Row(
+        volume.name,
+        "0" * 32,
+        volume.size_bytes,
+        volume.filesystem,
+        volume.labels,
+        volume.anonymous,
+        volume.created_at,
+        volume.driver,
+    )

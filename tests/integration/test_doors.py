@@ -75,6 +75,7 @@ def served(request: pytest.FixtureRequest) -> Served:
     return found
 
 
+@pytest.mark.timeout(900)  # four starts, a cluster, and half a minute of a lock whose holder was killed
 def test_a_guest_writes_to_a_servers_disk_and_nobody_sees_the_secret(own: Hyper, name: str, served: Served):
     options = served.options | {"format": "true"}
     words = [word for key, value in options.items() for word in ("-o", f"{key}={value}")]

@@ -486,6 +486,26 @@ class Mount(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TYPE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
@@ -497,6 +517,7 @@ class Mount(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     DRIVER_FIELD_NUMBER: _builtins.int
     ANONYMOUS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     UID_MAP_FIELD_NUMBER: _builtins.int
     GID_MAP_FIELD_NUMBER: _builtins.int
     type: Global___MountType.ValueType
@@ -514,12 +535,16 @@ class Mount(_message.Message):
     mode: _builtins.int
     """tmpfs: permission bits, 0 = 1777"""
     driver: _builtins.str
-    """volume: "" or local"""
+    """volume: as of CreateVolume"""
     anonymous: _builtins.bool
     """shown: the volume was made for this container and has no name of its user's"""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """of a volume that is made by this"""
+
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """volume: of its driver, as of CreateVolume"""
 
     @_builtins.property
     def uid_map(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdRange]:
@@ -541,12 +566,13 @@ class Mount(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         driver: _builtins.str = ...,
         anonymous: _builtins.bool = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         uid_map: _abc.Iterable[Global___IdRange] | None = ...,
         gid_map: _abc.Iterable[Global___IdRange] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "gid_map", b"gid_map", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type", "uid_map", b"uid_map"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anonymous", b"anonymous", "create_source", b"create_source", "destination", b"destination", "driver", b"driver", "gid_map", b"gid_map", "labels", b"labels", "mode", b"mode", "no_copy", b"no_copy", "options", b"options", "readonly", b"readonly", "size_bytes", b"size_bytes", "source", b"source", "type", b"type", "uid_map", b"uid_map"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -60,6 +60,18 @@ async def test_a_volume_that_a_container_has_stays(volumes, database):
     assert await volumes.remove(DB)
 
 
+async def test_one_that_is_there_is_what_its_container_asked_for_or_refused(volumes, database):
+    await volumes.create(VolumeRequest(DB, 32 << 20, labels={"team": "web"}))
+    nbd = {"server": "127.0.0.1", "export": "disk"}
+    for other in (VolumeRequest(DB, 64 << 20), VolumeRequest(DB, driver="nbd", options=nbd)):
+        with pytest.raises(ExistsError):
+            await used(volumes, database, BOX, other)
+    assert (await volumes.get(DB)).users == ()
+    await used(volumes, database, BOX, VolumeRequest(DB, 32 << 20, driver="local", labels={"team": "db"}))
+    await used(volumes, database, OTHER, VolumeRequest(DB))
+    assert (await volumes.get(DB)).volume.labels == {"team": "web"}
+
+
 async def test_one_writes_or_many_read(volumes, database):
     await used(volumes, database, BOX, VolumeRequest(DB))
     await used(volumes, database, OTHER, VolumeRequest(DB), readonly=True)

@@ -26,6 +26,7 @@ from hyperd.model.vm import NbdExport, SandboxId
 from hyperd.model.volume import NBD, XFS, VolumeName, VolumeRequest
 from hyperd.storage import LocalVolumes, nbd
 from hyperd.storage import volume_records as records
+from tests.contract.storage.volumes import used
 from tests.harness import wait_until
 from tests.losing import losing_disk
 
@@ -239,6 +240,16 @@ async def test_a_disk_is_as_large_as_its_server_says_by_now_and_never_smaller(vo
                 assert (await volumes.lend(BOX, "volume-init", DB)).size_bytes == told
             await volumes.release(BOX)
             assert (await volumes.create(wanted)).size_bytes == 2 * SIZE
+
+
+async def test_a_container_may_ask_for_a_servers_disk_that_is_no_volume_yet(volumes, disk, tmp_path):
+    database = volumes._database
+    await used(volumes, database, BOX, request(disk.port, format="true"))
+    assert (await volumes.get(DB)).volume.driver == NBD
+    other = SandboxId("b" * 64)
+    await used(volumes, database, other, VolumeRequest(DB, driver=NBD))
+    with pytest.raises(ExistsError, match="lies elsewhere"):
+        await used(volumes, database, SandboxId("c" * 64), request(disk.port, export="another"))
 
 
 async def test_a_server_that_takes_a_file_system_too_slowly_is_told(volumes, disk, monkeypatch):

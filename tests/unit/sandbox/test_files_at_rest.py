@@ -12,6 +12,7 @@ from hyperd.errors import (
     NotFoundError,
     TimeoutExpiredError,
     UnavailableError,
+    UnsupportedError,
     WrongStateError,
 )
 from hyperd.model.container import ContainerState
@@ -301,3 +302,16 @@ async def test_a_daemon_that_ends_ends_the_vm(world: World) -> None:
         held = await holding(world, handle, "write")
     assert not has_vm(world, handle)
     assert isinstance(await held.error(), HyperError)
+
+
+async def test_what_lies_in_a_tmpfs_is_gone_and_nothing_is_written_beneath_it(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await created(fleet, tmpfs={"/srv": ""})
+    disk_of(world, handle).synced[b"/etc/a"] = b"1"
+    for call in (write(handle), read(handle, b"/srv/written")):
+        with pytest.raises(UnsupportedError, match="in the tmpfs at /srv"):
+            await call
+    assert not has_vm(world, handle)
+    await handle.start()
+    await write(handle)

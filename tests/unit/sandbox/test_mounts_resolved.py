@@ -131,3 +131,33 @@ def test_a_path_lies_in_the_innermost_mount(path, inner):
     assert (found and found[1]) == inner
     if found:
         assert found[0].source == ("inner" if b"/in" in path else "db")
+
+
+@pytest.mark.parametrize(
+    ("path", "over"),
+    [
+        (b"/tmp", "/tmp"),
+        (b"/tmp/x", "/tmp"),
+        (b"/y/../tmp/in/", "/tmp"),
+        (b"/data/scratch/x", "/data/scratch"),
+        (b"/data/x", None),
+        (b"/tmp/kept/x", None),
+        (b"/tmpx", None),
+        (b"/", None),
+    ],
+)
+def test_what_a_tmpfs_is_over_is_not_looked_at_while_that_is_gone(path, over):
+    spec = ContainerSpec(
+        "alpine",
+        mounts=(volume("/data", "db"), volume("/tmp/kept", "kept")),
+        tmpfs={"/tmp": "", "/data/scratch": "size=1m"},
+    )
+    record = ContainerRecord(
+        SandboxId("a" * 64), "web", spec, ImageId("sha256:1"), (), Sizing(1, 256), datetime.now(UTC)
+    )
+    found = mounts.find_at(record, path)
+    if over is None:
+        mounts.require_lasting(record, path, found)
+        return
+    with pytest.raises(UnsupportedError, match=f"in the tmpfs at {over},"):
+        mounts.require_lasting(record, path, found)
