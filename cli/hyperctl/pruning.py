@@ -77,12 +77,10 @@ def _on_wire(wanted: Filters) -> list[tuple[str, str]]:
 async def prune_containers(client: Client, wanted: Filters) -> Pruned:
     """One that has started or gone since is left alone."""
     limits_ns = [_until_ns(value) for key, value in wanted if key == "until"]
-    listing = await client.containers.ListContainers(
-        container_pb2.ListContainersRequest(all=True), timeout=hyperd.QUERY_TIMEOUT_S
-    )
+    containers = await client.list_containers(container_pb2.ListContainersRequest(all=True))
     chosen = [
         container
-        for container in listing.containers
+        for container in containers
         if container.state in STOPPED
         and all(_created_ns(container) < limit_ns for limit_ns in limits_ns)
         and _has_labels(container, wanted)
