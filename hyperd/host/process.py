@@ -11,7 +11,7 @@ import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
+from hyperd.errors import HyperError, InvalidError, TimeoutExpiredError, UnavailableError
 
 MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 TAIL_BYTES = 4096
@@ -98,6 +98,8 @@ async def spawn(
             pass_fds=pass_fds,
             start_new_session=True,  # so that its own children die with it
         )
+    except ValueError as error:  # what a caller has passed on unseen
+        raise InvalidError("an argument holds a zero byte", subject=argv[0]) from error
     except OSError as error:
         raise UnavailableError(
             f"cannot be executed: {error.strerror}",

@@ -157,19 +157,26 @@ class Intake:
 
 
 async def _pieces(data: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """All of one size but the last; ``data`` is closed with it."""
-    kept = bytearray()
+    """All of one size but the last; those that come so are not copied. ``data`` is closed with it."""
+    kept: list[bytes] = []
+    size = 0
     try:
         async for chunk in data:
-            kept += chunk
-            while len(kept) >= PIECE_BYTES:
-                yield bytes(kept[:PIECE_BYTES])
-                del kept[:PIECE_BYTES]
+            kept.append(chunk)
+            size += len(chunk)
+            if size < PIECE_BYTES:
+                continue
+            joined = b"".join(kept)
+            whole = size - size % PIECE_BYTES
+            for at in range(0, whole, PIECE_BYTES):
+                yield joined[at : at + PIECE_BYTES]
+            size -= whole
+            kept = [joined[whole:]] if size else []
     finally:
         if isinstance(data, AsyncGenerator):
             await data.aclose()
-    if kept:
-        yield bytes(kept)
+    if size:
+        yield b"".join(kept)
 
 
 def _sync_disk(descriptor: int) -> None:

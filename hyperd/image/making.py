@@ -46,11 +46,17 @@ class Making:
 
     async def _make(self, base: Base, layer: AsyncIterator[bytes], new: NewImage) -> Image:
         names = names_for(new.reference)
-        assembling.assemble(base, _NO_DIGEST, Blob(_NO_DIGEST, 0), new, datetime.now(UTC))  # or it ends here
+        await self._assemble(base, _NO_DIGEST, Blob(_NO_DIGEST, 0), new)  # or it ends here
         async with self._intake.taken(layer) as draft:
             blob = Blob(draft.blob_digest, draft.blob_bytes)
-            made = assembling.assemble(base, draft.diff_id, blob, new, datetime.now(UTC))
+            made = await self._assemble(base, draft.diff_id, blob, new)
             return await self._keep(draft, made, names)
+
+    async def _assemble(self, base: Base, diff_id: Digest, blob: Blob, new: NewImage) -> Assembled:
+        """On a thread: a stranger's changes may expand to much."""
+        return await self._parts.workers.call(
+            assembling.assemble, base, diff_id, blob, new, datetime.now(UTC)
+        )
 
     async def _keep(self, draft: Draft, made: Assembled, names: tuple[Named, ...]) -> Image:
         garbage = self._parts.garbage

@@ -60,13 +60,15 @@ class Push:
             await self._send(target, replace(remote, source=source))
 
     async def _send(self, target: Target, remote: Remote) -> None:
-        def look(connection: sqlite3.Connection) -> tuple[Image, set[Digest]]:
+        def look(connection: sqlite3.Connection) -> tuple[tuple[Image, bool], set[Digest]]:
             image = records.get_image(connection, target.image_id)
-            return image, records.digests_of(connection, target.image_id)
+            is_one_of_many = records.came_of_an_index(connection, target.image_id)
+            return (image, is_one_of_many), records.digests_of(connection, target.image_id)
 
-        async with self._parts.garbage.held(look) as image:
+        async with self._parts.garbage.held(look) as (image, is_one_of_many):
             manifest = await self._read_manifest(image)
-            self._warn_of_platforms(image, target.named)
+            if is_one_of_many:
+                self._warn_of_platforms(image, target.named)
             size = await self._uploads.send(remote, image.manifest_digest, manifest, self._tell)
             await self._parts.database.transaction(
                 lambda connection: records.save_pushed(connection, image, target.named)
@@ -84,12 +86,11 @@ class Push:
         return manifest
 
     def _warn_of_platforms(self, image: Image, named: Named) -> None:
-        if any(name.partition("@")[2] != image.manifest_digest for name in image.digests):
-            self._notice(
-                ("platforms", str(named)),
-                f"{named.familiar}: what is sent is the one manifest that is here, for {image.platform}; a registry"
-                " serves this image under another digest too, be it that of an index of several platforms",
-            )
+        self._notice(
+            ("platforms", str(named)),
+            f"{named.familiar}: only {image.platform} is here and is sent; the image that was pulled had several"
+            " platforms",
+        )
 
     def _tell(self, progress: PushProgress) -> None:
         self._hub.publish(progress.digest, progress)

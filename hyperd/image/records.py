@@ -50,6 +50,8 @@ MIGRATIONS = (
         image_id TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE, used_at REAL NOT NULL) STRICT""",
     # What blobs were seen to unpack to.
     "CREATE TABLE image_blob (blob_digest TEXT PRIMARY KEY, diff_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
+    # Of what: an index of several platforms, or the manifest that was kept then.
+    "ALTER TABLE image_digest ADD COLUMN is_index INTEGER NOT NULL DEFAULT 0",
 )
 
 
@@ -132,11 +134,21 @@ def save_image(connection: sqlite3.Connection, new: NewImage) -> Image:
 def save_names(connection: sqlite3.Connection, image_id: ImageId, names: Iterable[Named]) -> None:
     """A tag moves; the image that it named stays, without it."""
     for name in names:
-        table = "image_digest" if name.digest else "image_tag"
-        connection.execute(
-            f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",  # noqa: S608  # one of two literals
-            (str(references.canonical(name)), name.repository, image_id),
-        )
+        values = (str(references.canonical(name)), name.repository, image_id)
+        if name.digest:
+            connection.execute(
+                "INSERT OR REPLACE INTO image_digest"
+                " SELECT ?, ?, ?, manifest_digest != ? FROM image WHERE image_id = ?",
+                (*values, name.digest, image_id),
+            )
+        else:
+            connection.execute("INSERT OR REPLACE INTO image_tag VALUES (?, ?, ?)", values)
+
+
+def came_of_an_index(connection: sqlite3.Connection, image_id: ImageId) -> bool:
+    """Whether a registry serves it under the digest of an index of several platforms."""
+    row = connection.execute("SELECT 1 FROM image_digest WHERE image_id = ? AND is_index", (image_id,))
+    return row.fetchone() is not None
 
 
 def get_image(connection: sqlite3.Connection, image_id: ImageId) -> Image:

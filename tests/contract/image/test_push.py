@@ -97,6 +97,15 @@ async def test_of_an_index_the_one_manifest_is_pushed_that_is_here_and_said(hub,
     assert await fetched(name) == mine.manifest
 
 
+async def test_an_image_in_two_compressions_is_not_one_of_several_platforms(hub, store):
+    gzip, zstd = images.build(SMALL), images.build(SMALL, compression="zstd")
+    await pulled(store, await hub.push(gzip, "x:gzip"))
+    name = await hub.push(zstd, "x:zstd")
+    await pulled(store, name)
+    _, _, notices = await pushed(store, name)
+    assert not any("platforms" in notice for notice in notices)
+
+
 async def test_all_tags_of_a_repository_are_pushed_and_pulled(hub, store, tmp_path):
     first, second = images.build(SMALL), images.build([SMALL[0]])
     for built, tag in ((first, "1"), (first, "latest"), (second, "2")):

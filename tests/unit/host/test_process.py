@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from hyperd.errors import TimeoutExpiredError, UnavailableError
+from hyperd.errors import InvalidError, TimeoutExpiredError, UnavailableError
 from hyperd.host import process, systemd
 from hyperd.host.held import HeldProcess
 from hyperd.host.workers import Workers
@@ -135,3 +135,8 @@ def test_readiness_is_told_and_never_fails(tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         systemd.notify("READY=1")
         assert listener.recv(100) == b"READY=1"
+
+
+async def test_an_argument_with_a_zero_byte_is_the_callers_mistake() -> None:
+    with pytest.raises(InvalidError, match="zero byte"):
+        await process.run(["true", "a\0b"], timeout_s=10)

@@ -13,7 +13,8 @@ import random
 
 import pytest
 
-from tests.unit.image.lives import NAMES, place
+from tests.unit.image.lives import place
+from tests.unit.image.played import NAMES
 
 _VERBS = "pull pull pull load push tag remove remove prune evict commit import_root save root_disk".split()
 _FIRST, _, _LAST = os.environ.get("HYPER_GARBAGE_SEEDS", "1-40").partition("-")

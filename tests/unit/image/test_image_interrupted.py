@@ -8,7 +8,8 @@ import pytest
 
 from hyperd.image import records
 from hyperd.model.image import Digest
-from tests.unit.image.lives import BUILT, one_life
+from tests.unit.image.lives import one_life
+from tests.unit.image.played import BUILT
 
 GZIP, ZSTD = "example.org/x:1", "example.org/y:1"
 DIGESTS = [Digest(each) for each in (*BUILT[GZIP].blobs, *BUILT[GZIP].diff_ids, BUILT[GZIP].manifest_digest)]

@@ -10,7 +10,8 @@ from hyperd.errors import ImageNotFoundError
 from hyperd.image import records
 from hyperd.image.content import hex_of
 from hyperd.model.image import Digest, ImageId
-from tests.unit.image.lives import BUILT, one_life, place
+from tests.unit.image.lives import one_life, place
+from tests.unit.image.played import BUILT
 
 GZIP, ZSTD, PLAIN, OTHER = "example.org/x:1", "example.org/y:1", "example.org/y:2", "example.org/x:2"
 
