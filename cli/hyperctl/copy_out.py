@@ -11,7 +11,7 @@ from typing import Any
 from hyper.v1 import container_pb2 as pb
 from hyperctl import client as hyperd
 from hyperctl import pipes
-from hyperctl.errors import CONFLICT, CliError
+from hyperctl.errors import CONFLICT, INVALID, CliError
 from hyperctl.places import (
     STANDARD,
     Place,
@@ -29,8 +29,11 @@ from hyperctl.unpack import Unpacker, require_written, tell_left
 MAX_PATH_CELLS = 200
 
 
-def copy_out(source: Place, target: str, *, keep_owner: bool, follow: bool, quiet: bool) -> int:
-    """Raises CliError. Files are whole or not there; those that were written before a failure stay."""
+def copy_out(source: Place, target: str, *, archive: bool, follow: bool, quiet: bool) -> int:
+    """The exit status: not 0 when something was left out, which is told.
+
+    Raises CliError. Files are whole or not there; those that were written before a failure stay.
+    """
     follow = follow or means_directory(source.path)
     if target == STANDARD:
         pipes.refuse_terminal_output("cp", "a tar", hint="name a place, or redirect")
@@ -40,7 +43,7 @@ def copy_out(source: Place, target: str, *, keep_owner: bool, follow: bool, quie
 
         call = container_pb2_grpc.ContainerServiceStub(channel).ReadPath(_request(source, follow=follow))
         try:
-            return _receive(call, source, target, keep_owner=keep_owner, quiet=quiet)
+            return _receive(call, source, target, archive=archive, quiet=quiet)
         finally:
             call.cancel()
 
@@ -51,7 +54,7 @@ def _request(source: Place, *, follow: bool) -> pb.ReadPathRequest:
     )
 
 
-def _receive(call: Any, source: Place, target: str, *, keep_owner: bool, quiet: bool) -> int:
+def _receive(call: Any, source: Place, target: str, *, archive: bool, quiet: bool) -> int:
     first = next(call, None)
     if first is None or first.WhichOneof("kind") != "stat":
         raise CliError("the daemon said nothing of it", subject=str(source))
@@ -69,7 +72,7 @@ def _receive(call: Any, source: Place, target: str, *, keep_owner: bool, quiet: 
             progress.add(len(response.data))
             yield response.data
 
-    unpacker = Unpacker(Path(directory), name, keep_owner=keep_owner)
+    unpacker = Unpacker(Path(directory), name, archive=archive)
     try:
         unpacker.unpack(chunks())
     finally:
@@ -78,6 +81,7 @@ def _receive(call: Any, source: Place, target: str, *, keep_owner: bool, quiet: 
     if told := tell_left(unpacker.left):
         count = unpacker.left.count
         print(printable(f"hyper: {source}: {count} not copied\n{told}"), file=sys.stderr)
+        return CONFLICT
     if not quiet:
         print(f"Successfully copied {render_size(received)} to {_absolute(target)}", file=sys.stderr)
     return 0
@@ -86,13 +90,17 @@ def _receive(call: Any, source: Place, target: str, *, keep_owner: bool, quiet: 
 def _look(path: str) -> Target:
     """A link at the end is followed, also one to nothing: what it points to is written, not the link."""
     place = path
-    for _ in range(40):  # as many links as the kernel would follow
-        if not Path(place).is_symlink() or Path(place).is_dir():
-            break
-        place = join_link(place, os.readlink(place))  # noqa: PTH115 - as it is
-    if place != path and path.endswith("/"):
-        place += "/"
-    return Target(place, Path(place).exists(), Path(place).is_dir())
+    try:
+        for _ in range(40):  # as many links as the kernel would follow
+            if not Path(place).is_symlink() or Path(place).is_dir():
+                break
+            place = join_link(place, os.readlink(place))  # noqa: PTH115 - as it is
+        if place != path and path.endswith("/"):
+            place += "/"
+        return Target(place, Path(place).exists(), Path(place).is_dir())
+    except OSError as error:
+        brief = f"cannot be looked at: {error.strerror}"
+        raise CliError(brief, subject=path, exit_status=INVALID) from error
 
 
 def _absolute(path: str) -> str:

@@ -100,6 +100,9 @@ def run(args: Sequence[str]) -> int:
         status = _report(
             CliError(f"is not whole: {error}", subject="the installation", hint="run `make setup`")
         )
+    except OSError as error:
+        brief = error.strerror or str(error)
+        status = _report(CliError(brief[:1].lower() + brief[1:], subject=str(error.filename or "")))
     try:
         sys.stderr.flush()
     except BrokenPipeError:

@@ -12,6 +12,7 @@ from hyperctl import errors
 from hyperctl.client import Client
 from hyperctl.errors import CliError
 from hyperctl.moments import parse_moment
+from hyperctl.names import familiar_name
 from hyperctl.render import printable, render_rfc3339, render_size
 
 STOPPED = frozenset(
@@ -56,7 +57,8 @@ async def prune_images(client: Client, wanted: Filters, *, everything: bool) -> 
         filters=[image_pb2.ImageFilter(key=key, value=value) for key, value in _on_wire(wanted)],
     )
     done = await client.images.PruneImages(request)
-    lines = [f"untagged: {name}" for name in done.untagged] + [f"deleted: {name}" for name in done.deleted]
+    lines = [f"untagged: {familiar_name(name)}" for name in done.untagged]
+    lines += [f"deleted: {digest}" for digest in done.deleted]
     return Pruned("Deleted Images:", lines, done.reclaimed_bytes)
 
 

@@ -3,8 +3,8 @@
 
 Each entry is reached from the directory's own descriptor, part by part, and no symbolic link is ever followed on the
 way, be it the archive's or one that was there. A file is written under a name of its own and renamed when it is whole.
-Links that would lead out of the copy, devices and FIFOs are left out and told of; set-id bits and owners come only
-with ``keep_owner``.
+Devices and FIFOs are left out and told of, and so are links that would lead out of the copy: whoever reads it, or
+copies into it later, might follow them. Those come with ``archive``, as do owners and set-id bits where root asks.
 """
 
 import collections
@@ -43,10 +43,11 @@ class Left:
 class Unpacker:
     """Puts entries into ``directory``; the archive's top entry becomes ``name`` ("." = its content goes in)."""
 
-    def __init__(self, directory: Path, name: str, *, keep_owner: bool = False) -> None:
+    def __init__(self, directory: Path, name: str, *, archive: bool = False) -> None:
         self._directory = directory
         self._base = [] if name == "." else [name]
-        self._keep_owner = keep_owner and os.geteuid() == 0
+        self._keep_links = archive
+        self._keep_owner = archive and os.geteuid() == 0
         self._top: list[str] | None = None
         self._held: collections.deque[tuple[list[str], Entry]] = collections.deque()
         self.left = Left()
@@ -89,9 +90,9 @@ class Unpacker:
         with self._parent(root, parts) as parent:
             name = parts[-1]
             if entry.kind == tarfile.DIRTYPE:
-                self._make_directory(parent, name)
-                self._held.append((parts, entry))
-                self._finish_directories(root, HELD_DIRECTORIES)
+                if self._make_directory(parent, name):
+                    self._held.append((parts, entry))
+                    self._finish_directories(root, HELD_DIRECTORIES)
             elif entry.kind in FILES:
                 self._replace(parent, name, lambda draft: self._write_file(parent, draft, entry))
             elif entry.kind == tarfile.SYMTYPE:
@@ -115,13 +116,16 @@ class Unpacker:
         finally:
             os.close(descriptor)
 
-    def _make_directory(self, parent: int, name: str) -> None:
+    def _make_directory(self, parent: int, name: str) -> bool:
+        """Whether there was none: one that was is its user's, mode, owner and all."""
+        self.written += 1
         try:
             os.mkdir(name, 0o700, dir_fd=parent)
         except FileExistsError:
             if not stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 raise OSError(errno.EEXIST, "a file is in the place of a directory") from None
-        self.written += 1
+            return False
+        return True
 
     def _replace(self, parent: int, name: str, write: Callable[[str], None]) -> None:
         """``write`` makes it under another name; then it replaces what is there, unless that is a directory."""
@@ -151,10 +155,19 @@ class Unpacker:
             os.close(descriptor)
 
     def _make_symlink(self, parent: int, parts: list[str], entry: Entry) -> None:
-        if not _stays_inside(parts[len(self._base) :], entry.link_target):
-            self.left.add("/".join(parts), f"a link to {entry.link_target}")
+        target = entry.link_target
+        if not target or not (self._keep_links or _stays_inside(parts[len(self._base) :], target)):
+            self.left.add("/".join(parts), f"a link to {target}")
             return
-        self._replace(parent, parts[-1], lambda draft: os.symlink(entry.link_target, draft, dir_fd=parent))
+
+        def write(draft: str) -> None:
+            os.symlink(target, draft, dir_fd=parent)
+            if self._keep_owner:
+                os.chown(draft, entry.uid, entry.gid, dir_fd=parent, follow_symlinks=False)
+            with _times_that_fit():
+                os.utime(draft, (entry.mtime_s, entry.mtime_s), dir_fd=parent, follow_symlinks=False)
+
+        self._replace(parent, parts[-1], write)
 
     def _make_hard_link(self, root: int, parent: int, parts: list[str], entry: Entry) -> None:
         target = self._place(entry.link_target)
@@ -189,8 +202,13 @@ class Unpacker:
             os.fchown(descriptor, entry.uid, entry.gid)  # first: it takes set-id bits away
             bits = 0o7777
         os.fchmod(descriptor, entry.mode & bits)
-        with contextlib.suppress(OverflowError, ValueError, OSError):  # a time that this host cannot write
+        with _times_that_fit():
             os.utime(descriptor, (entry.mtime_s, entry.mtime_s))
+
+
+def _times_that_fit() -> contextlib.AbstractContextManager[None]:
+    """A guest may have one that this host cannot write."""
+    return contextlib.suppress(OverflowError, ValueError, OSError)
 
 
 def tell_left(left: Left) -> str:
@@ -207,7 +225,7 @@ def require_written(unpacker: Unpacker, subject: str) -> None:
         raise CliError(
             f"not copied: it is {unpacker.left.names[0][1]}",
             subject=subject,
-            hint="-L copies what a link points to",
+            hint="-L copies what a link points to, -a the link",
             exit_status=CONFLICT,
         )
 

@@ -8,7 +8,8 @@ from hyper.v1 import snapshot_pb2 as wire
 from hyper.v1 import snapshot_pb2_grpc
 from hyperd.api import convert
 from hyperd.api.status import Context, errors_as_status
-from hyperd.errors import InvalidError, NotFoundError
+from hyperd.errors import InvalidError
+from hyperd.model.snapshot import Snapshot
 from hyperd.model.volume import VolumeName, VolumeSnapshot
 from hyperd.sandbox import Fleet
 
@@ -18,8 +19,7 @@ MAX_DATA_BYTES = 1 << 20  # of one message
 class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._snapshots = fleet.snapshots
-        self._of_volumes = fleet.volumes.snapshots
+        self._snapshots = fleet.snapshot_desk
 
     async def CreateSnapshot(
         self, request: wire.CreateSnapshotRequest, context: Context
@@ -27,21 +27,21 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         async with errors_as_status(context):
             if bool(request.volume) == bool(request.container):
                 raise InvalidError("a snapshot is of a container or of a volume")
-            if request.name:
-                self._snapshots.require_free(request.name)
-                await self._of_volumes.require_free(request.name)
-            if request.volume:
-                taken = await self._fleet.living_volumes.snapshot(VolumeName(request.volume), request.name)
-                return wire.CreateSnapshotResponse(snapshot=encode_volume_snapshot(taken))
-            snapshot = await self._fleet.get(request.container).snapshot(request.name)
-            return wire.CreateSnapshotResponse(snapshot=convert.encode_snapshot(snapshot))
+            made: Snapshot | VolumeSnapshot
+            async with self._snapshots.naming(request.name):
+                if request.volume:
+                    name = VolumeName(request.volume)
+                    made = await self._fleet.living_volumes.snapshot(name, request.name)
+                else:
+                    made = await self._fleet.get(request.container).snapshot(request.name)
+            return wire.CreateSnapshotResponse(snapshot=encode(made))
 
     async def ListSnapshots(
         self, request: wire.ListSnapshotsRequest, context: Context
     ) -> wire.ListSnapshotsResponse:
         async with errors_as_status(context):
-            found = [convert.encode_snapshot(item) for item in self._snapshots.list()]
-            found += [encode_volume_snapshot(item) for item in await self._of_volumes.list()]
+            of_containers, of_volumes = await self._snapshots.list()
+            found = [*map(encode, of_containers), *map(encode, of_volumes)]
             found.sort(key=lambda item: (item.created_at.seconds, item.created_at.nanos), reverse=True)
             return wire.ListSnapshotsResponse(snapshots=found)
 
@@ -49,19 +49,14 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         self, request: wire.InspectSnapshotRequest, context: Context
     ) -> wire.InspectSnapshotResponse:
         async with errors_as_status(context):
-            if (of_volume := await self._find_of_volume(request.snapshot)) is not None:
-                return wire.InspectSnapshotResponse(snapshot=encode_volume_snapshot(of_volume))
-            snapshot = self._snapshots.get(request.snapshot)
-            return wire.InspectSnapshotResponse(snapshot=convert.encode_snapshot(snapshot))
+            found = await self._snapshots.get(request.snapshot)
+            return wire.InspectSnapshotResponse(snapshot=encode(found))
 
     async def RemoveSnapshot(
         self, request: wire.RemoveSnapshotRequest, context: Context
     ) -> wire.RemoveSnapshotResponse:
         async with errors_as_status(context):
-            if (of_volume := await self._find_of_volume(request.snapshot)) is not None:
-                key: str = await self._of_volumes.remove(of_volume.snapshot_id)
-            else:
-                key = await self._snapshots.remove(request.snapshot)
+            key = await self._snapshots.remove(request.snapshot)
             return wire.RemoveSnapshotResponse(snapshot_id=key)
 
     async def ExportSnapshot(self, request: wire.ExportSnapshotRequest, context: Context) -> None:  # type: ignore[override]
@@ -93,17 +88,10 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
             views = await self._fleet.restore(request.snapshot, options)
             return wire.RestoreSnapshotResponse(clones=convert.encode_clones(views))
 
-    async def _find_of_volume(self, reference: str) -> VolumeSnapshot | None:
-        """A container's snapshot of that name or id comes first. Raises InvalidError (ambiguous)."""
-        try:
-            self._snapshots.get(reference)
-        except NotFoundError:
-            with contextlib.suppress(NotFoundError):
-                return await self._of_volumes.get(reference)
-        return None
 
-
-def encode_volume_snapshot(snapshot: VolumeSnapshot) -> wire.Snapshot:
+def encode(snapshot: Snapshot | VolumeSnapshot) -> wire.Snapshot:
+    if isinstance(snapshot, Snapshot):
+        return convert.encode_snapshot(snapshot)
     return wire.Snapshot(
         id=snapshot.snapshot_id,
         name=snapshot.name,

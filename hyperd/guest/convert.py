@@ -124,6 +124,7 @@ def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
             readonly_paths=plan.readonly_paths,
             sysctls=plan.sysctls,
             privileged=plan.privileged,
+            share_names_with=plan.share_names_with or "",
         ),
         resources=pb.Resources(
             memory_bytes=plan.memory_bytes,

@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,12 +17,13 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
 from hyperd.model.stats import ContainerStats
-from hyperd.model.vm import SandboxId
+from hyperd.model.vm import SandboxId, VmStatus
 from hyperd.sandbox import (
     admission,
     endpoints,
     filters,
     identity,
+    joined,
     links,
     machine,
     mount_sources,
@@ -50,6 +51,7 @@ class Fleet(RestoringFleet):
     def __init__(self, services: Services, settings: FleetSettings) -> None:
         super().__init__(services, settings)
         services.peers.find = self._find_running
+        services.carriers.find = self._drivers.get
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
         self._holding: set[SandboxId] = set()
@@ -73,13 +75,14 @@ class Fleet(RestoringFleet):
             [key for item in stored if (key := machine.asleep_in(item.state))],
             [item.record.sandbox_id for item in stored if item.unreadable is not None],
         )
+        await self._discard_staged(stored)
         left = await self._leave_networks(stored)
         async with self._tasks:
             for item in stored:
                 driver = self._admit(item.record, item.state, item.generation)
                 driver.left_networks = item.record.sandbox_id in left
                 if item.unreadable is None:
-                    driver.adopt(running.get(item.record.sandbox_id))
+                    driver.adopt(_vm_of(item, running))
                 else:
                     fields = {"id": item.record.sandbox_id, "error": str(item.unreadable)}
                     log.error("record set aside", extra=fields)
@@ -88,6 +91,19 @@ class Fleet(RestoringFleet):
             self._tasks.create_task(self._listen())
             self._tasks.create_task(self._reconcile_regularly())
             ready.set()
+
+    async def _discard_staged(self, stored: Sequence[Stored]) -> None:
+        """Of rollbacks that were not recorded: nobody goes on with these."""
+        back = {
+            item.record.sandbox_id
+            for item in stored
+            if item.unreadable is not None
+            or (isinstance(item.state, machine.Starting) and item.state.back_to is not None)
+        }
+        try:
+            await self._services.runner.rooms.storage.discard_all_staged(back)
+        except HyperError as error:  # the next hyperd tries again
+            log.error("staged disks not removed", extra={"error": str(error)})  # noqa: TRY400
 
     async def _leave_networks(self, stored: Sequence[Stored]) -> set[SandboxId]:
         """Those that a hyperd that was killed was about to join, or to leave; and who was on one."""
@@ -107,6 +123,7 @@ class Fleet(RestoringFleet):
         specification.require_valid(spec)
         network = self._services.runner.rooms.network
         network.policies.require_valid(policy_desk.limits_of(spec))
+        spec = joined.settled(spec, lambda name: self._find(name).record)
         spec = settled(network, spec)
         spec = links.settled(spec, lambda name: self._find(name).view())
         image = await self._services.runner.rooms.images.get(spec.image)
@@ -114,11 +131,17 @@ class Fleet(RestoringFleet):
         command = specification.command_of(spec, image.config)
         spec, warnings = specification.with_image_defaults(spec, image.config)
         shared = [self._shared(text) for text in spec.volumes_from]
-        spec, further = mounts.resolve(spec, image.config.volumes, shared)
+        carrier = self._carrier_of(spec)
+        joined.require_mountable(spec)
+        spec, further = mounts.resolve(spec, image.config.volumes if carrier is None else (), shared)
         warnings += further
+        if carrier is not None:
+            warnings += joined.warnings_of(image.config.volumes)
         if binds := mount_sources.bind_requests(spec.mounts):
             await self._services.runner.rooms.shares.require_possible(binds)
-        sizing = specification.sizing_of(spec, self._settings.default_sizing)
+        sizing = specification.sizing_of(spec, carrier.sizing if carrier else self._settings.default_sizing)
+        if carrier is not None:
+            joined.require_fits(spec, sizing, carrier)
         held = self._services.ledger.admission
         admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, largest_mib=held.largest_mib)
         name = spec.name.removeprefix("/")
@@ -158,6 +181,10 @@ class Fleet(RestoringFleet):
         async with volumes.providing(record.sandbox_id, record.name, requests, uses) as recording:
             await self._insert(record, along=recording)
             return self._admit(record, machine.Created(), 0)
+
+    def _carrier_of(self, spec: ContainerSpec) -> ContainerRecord | None:
+        carrier_id = endpoints.carrier_of(spec)
+        return self._find(carrier_id).record if carrier_id is not None else None
 
     def _shared(self, text: str) -> mounts.Sharing:
         reference, readonly = mounts.parse_volumes_from(text)
@@ -336,6 +363,15 @@ class Fleet(RestoringFleet):
                 subject=f"image {spec.image}",
                 hint="pull it for this platform",
             )
+
+
+def _vm_of(item: Stored, running: Mapping[SandboxId, VmStatus]) -> VmStatus | None:
+    """What there is of the VM that it ran in: its own, or the very one of its carrier that it was in."""
+    carrier_id = endpoints.carrier_of(item.record.spec)
+    if carrier_id is None or not isinstance(item.state, machine.Running | machine.Stopping):
+        return running.get(item.record.sandbox_id)
+    vm = running.get(carrier_id)
+    return vm if vm is not None and vm.pid == item.state.facts.vm_pid else None
 
 
 def is_running(view: ContainerView) -> bool:

@@ -66,6 +66,11 @@ class SandboxHandle:
     def journal(self) -> Journal:
         return self._driver.journal
 
+    @property
+    def is_being_removed(self) -> bool:
+        """Or was."""
+        return self._driver.removed or isinstance(self._driver.state, machine.Removing)
+
     def view(self) -> ContainerView:
         return self._driver.view()
 
@@ -192,7 +197,7 @@ class SandboxHandle:
         ports.require_valid_requests(requests)
         out = self.view().attachment
         if out is None:
-            raise WrongStateError("has no network", subject=f"container {self.record.name}")
+            raise WrongStateError("has no network of its own", subject=f"container {self.record.name}")
         network = self._driver.services.runner.rooms.network
         return await network.publish(self.record.sandbox_id, requests, self.record.name, out.network)
 
@@ -203,15 +208,18 @@ class SandboxHandle:
         await network.unpublish(self.record.sandbox_id, found)
         return found
 
-    async def connect(self, endpoint: Endpoint) -> None:
-        """At once where it runs, else from its next start on. Raises WrongStateError, InvalidError, as ``attach``."""
-        done = _future()
-        self._driver.ask(AskConnect(done, endpoint))
-        await done
+    async def connect(self, endpoint: Endpoint) -> list[str]:
+        """At once where it runs, else from its next start on; what is to be told.
 
-    async def disconnect(self, network: str, *, force: bool = False) -> str:
-        """What is to be told, or "". Raises NotFoundError when it is not on it."""
-        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        Raises WrongStateError, InvalidError, as ``attach``.
+        """
+        told: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._driver.ask(AskConnect(told, endpoint))
+        return await told
+
+    async def disconnect(self, network: str, *, force: bool = False) -> list[str]:
+        """What is to be told. Raises NotFoundError when it is not on it."""
+        told: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
         self._driver.ask(AskDisconnect(told, network, force))
         return await told
 

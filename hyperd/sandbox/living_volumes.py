@@ -61,6 +61,7 @@ class LivingVolumes:
     def __init__(self, rooms: Rooms, find: Callable[[SandboxId], SandboxDriver | None]) -> None:
         self._rooms = rooms
         self._find = find
+        self._still: set[VolumeName] = set()  # whose writers wait, or are about to
 
     async def resize(self, name: VolumeName, size_bytes: int) -> VolumeView:
         """Only larger. What is cut short is done by the same call again, the file system's part by the next mount, too.
@@ -161,30 +162,46 @@ class LivingVolumes:
                 subject=f"volume {volume.name}",
                 hint="once more",
             )
-        guest = tenure.live.guest
         try:
-            await guest.freeze_volume(writer.serial, STILL_S)
-        except WrongStateError:  # it stands still for somebody else, who will let it go on
-            raise
-        except HyperError as error:
-            await _let_go(guest, writer.serial)
-            return await self._copied_at_once(tenure, volume, take, error)
-
-        deadline = asyncio.timeout(STILL_S)  # a copy that takes longer is worth nothing
-
-        async def settle() -> Consistency:
-            deadline.reschedule(None)
-            if not await guest.thaw_volume(writer.serial):
-                raise _too_slow(volume)
-            return Consistency.FROZEN
-
-        try:
-            async with deadline:
+            async with self._standing_still(tenure.live.guest, writer.serial, volume) as settle:
                 return await take(volume, settle)
-        except TimeoutError as error:
-            raise _too_slow(volume) from error
+        except _NotStillError as error:
+            return await self._copied_at_once(tenure, volume, take, error.cause)
+
+    @contextlib.asynccontextmanager
+    async def _standing_still(self, guest: Guest, serial: str, volume: Volume) -> AsyncIterator[Settle]:
+        """Within, its writers wait. Raises _NotStillError, WrongStateError (they wait for another copy already)."""
+        if volume.name in self._still:
+            raise WrongStateError("is being copied", subject=f"volume {volume.name}", hint="try again soon")
+        self._still.add(volume.name)
+        is_ours = True
+        try:
+            try:
+                await guest.freeze_volume(serial, STILL_S)
+            except WrongStateError:  # it stands still for somebody else, who will let it go on
+                is_ours = False
+                raise
+            except HyperError as error:
+                raise _NotStillError(error) from error
+            deadline = asyncio.timeout(STILL_S)  # a copy that takes longer is worth nothing
+
+            async def settle() -> Consistency:
+                deadline.reschedule(None)
+                if not await guest.thaw_volume(serial):
+                    raise _too_slow(volume)
+                return Consistency.FROZEN
+
+            try:
+                async with deadline:
+                    yield settle
+            except TimeoutError as error:
+                raise _too_slow(volume) from error
         finally:
-            await to_the_end(_let_go(guest, writer.serial))
+            try:  # also for who hung up while it was asked to stand still: the guest does so all the same
+                if is_ours:
+                    await to_the_end(_let_go(guest, serial))
+            finally:
+                self._still.discard(volume.name)
 
     async def _copied_at_once(self, tenure: Tenure, volume: Volume, take: Take[R], cause: HyperError) -> R:
         """A guest that does not stand still: one moment of its disk, where the host can take that."""
@@ -214,6 +231,14 @@ class LivingVolumes:
                 f"is in use by {user.name}", subject=f"volume {name}", hint="try again soon"
             )
         return _Writer(driver, mount_sources.serials_of(driver.record.spec.mounts)[name])
+
+
+class _NotStillError(Exception):
+    """A guest does not stand still: ``cause`` says why."""
+
+    def __init__(self, cause: HyperError) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 def require_disk(volume: Volume, what: str) -> None:

@@ -58,13 +58,20 @@ class Resetting:
             turn = asyncio.Semaphore(REMOVALS)
             for view in views:
                 tasks.create_task(self._remove(view.record.sandbox_id, turn))
-        floating = [known.address for known in await self._network.floating.list_addresses()]
-        for address in floating:
-            await self._network.floating.release(address)
+        floating = await self._network.floating.list_addresses()
+        for known in floating:
+            if known.sandbox_id is not None:  # of one that nobody knows any more
+                await self._network.floating.detach(known.sandbox_id)
+            await self._network.floating.release(known.address)
         networks = [view.spec.name for view in self._network.list_networks() if view.created_at is not None]
         await self._network.clear()
         groups = await self._remove_groups()
-        return Gone(sorted(view.record.name for view in views), networks, groups, floating)
+        return Gone(
+            sorted(view.record.name for view in views),
+            networks,
+            groups,
+            [known.address for known in floating],
+        )
 
     async def _remove(self, sandbox_id: SandboxId, turn: asyncio.Semaphore) -> None:
         async with turn:

@@ -37,7 +37,7 @@ class RestoringFleet(Roster):
         Raises NotFoundError, InvalidError, ExistsError, ImageNotFoundError, UnsupportedError (another kind of host),
         ExhaustedError with the arithmetic, RestoreError.
         """
-        snapshot = self.snapshots.get(reference)
+        snapshot = await self.snapshot_desk.get_of_container(reference)
         return await self._detached(self._restore_in_use(snapshot, options))
 
     async def fork(self, reference: str, options: CloneOptions) -> tuple[list[ContainerView], int]:
@@ -49,7 +49,8 @@ class RestoringFleet(Roster):
 
         What can be refused or fail is, as far as it can be told, before the run that there is has ended.
         """
-        driver, snapshot = self._find(reference), self.snapshots.get(snapshot_reference)
+        snapshot = await self.snapshot_desk.get_of_container(snapshot_reference)
+        driver = self._find(reference)
         source = parse_source(snapshot.manifest)
         if source.sandbox_id != driver.record.sandbox_id:
             raise InvalidError(
@@ -60,13 +61,15 @@ class RestoringFleet(Roster):
         if driver.record.sandbox_id in self._rolling_back:
             raise WrongStateError("is being rolled back", subject=driver.subject)
         driver.require_can_roll_back()
+        self._rolling_back.add(
+            driver.record.sandbox_id
+        )  # now: in this turn of the loop another may be asked for
         await self._detached(
             self._roll_back(driver, Origin(snapshot, back=True, output_offset=source.output_offset))
         )
 
     async def _roll_back(self, driver: SandboxDriver, origin: Origin) -> None:
         rooms, snapshot, record = self._services.runner.rooms, origin.snapshot, driver.record
-        self._rolling_back.add(record.sandbox_id)
         try:
             with self.snapshots.in_use(snapshot):
                 await self._require_restorable(snapshot, record)
@@ -87,6 +90,7 @@ class RestoringFleet(Roster):
     async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
         # All that can be refused is refused before the source stands still.
         facts = preconditions.require_up(driver.state, driver.record.name)
+        driver.require_vm_alone("a fork")
         mounts.require_none(driver.record, "a fork")
         network = self._services.runner.rooms.network
         await wiring.require_saveable(network, driver.record, facts.attachments, "a fork")

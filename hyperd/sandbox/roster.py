@@ -17,6 +17,7 @@ from hyperd.sandbox.errands import Services
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.living_volumes import LivingVolumes
 from hyperd.sandbox.policy_desk import limits_of
+from hyperd.sandbox.snapshot_desk import SnapshotDesk
 from hyperd.sandbox.snapshots import Snapshots
 from hyperd.sandbox.volume_vm import VolumeVms
 from hyperd.sandbox.volumes import VolumeDesk
@@ -35,6 +36,7 @@ class Roster:
     def __init__(self, services: Services, settings: FleetSettings) -> None:
         self.snapshots = Snapshots(services.runner.rooms.snapshots)
         self.volumes: VolumeDesk = services.volumes
+        self.snapshot_desk = SnapshotDesk(self.snapshots, services.runner.rooms.volumes.snapshots)
         self._services = services
         self._settings = settings
         self._drivers: dict[SandboxId, SandboxDriver] = {}

@@ -70,6 +70,7 @@ class SleepingSandbox(SandboxOperations):
         possible = isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed)
         if not possible or (self._ending and self.tenure is not None):
             raise WrongStateError(f"is {machine.name_of(self.state)}", subject=self.subject)
+        self.require_vm_alone("a rollback")
         if isinstance(self.state, machine.Exited | machine.Failed):
             self.files.require_none()
 
@@ -137,6 +138,7 @@ class SleepingSandbox(SandboxOperations):
         self._start_called_ms = now_ms()
         self._run += 1
         self._ending = self._giving_up = False
+        self._given_up_for = None
         self._stop_asked = self._rumour = None
         self.renew_pump()
 

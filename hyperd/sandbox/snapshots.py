@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The snapshots that users see, and what the service keeps for itself among them."""
+"""The snapshots of containers, and what the service keeps for itself among them."""
 
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 
 from hyperd.errors import ExistsError, HyperError, InvalidError, RestoreError, WrongStateError
 from hyperd.model.image import ImageId
@@ -29,13 +29,11 @@ class Snapshots:
         found = self._store.list(SnapshotKind.SANDBOX)
         return [item for item in found if item.manifest.source.get("passing") != _PASSING]
 
-    def get(self, reference: str) -> Snapshot:
-        """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError."""
-        return self._store.get(SnapshotKind.SANDBOX, reference)
+    def find(self, snapshot_id: SnapshotId) -> Snapshot | None:
+        return next((item for item in self.list() if item.manifest.snapshot_id == snapshot_id), None)
 
-    async def remove(self, reference: str) -> SnapshotId:
+    async def remove(self, snapshot: Snapshot) -> SnapshotId:
         """Clones that run go on. Raises WrongStateError while something is being made from it."""
-        snapshot = self.get(reference)
         snapshot_id = snapshot.manifest.snapshot_id
         if snapshot_id in self._in_use:
             hint = "try again when that has ended"
@@ -47,13 +45,23 @@ class Snapshots:
         """Its files are needed: it is not removed meanwhile."""
         return self._in_use.of(snapshot)
 
-    def export(self, reference: str) -> AsyncGenerator[bytes]:
-        return self._store.export(self.get(reference))
+    def export(self, snapshot: Snapshot) -> AsyncGenerator[bytes]:
+        return self._store.export(snapshot)
 
-    async def import_(self, stream: AsyncIterator[bytes], *, name: str = "") -> Snapshot:
-        if name:
-            self.require_free(name)
-        return await self._store.import_(stream, name=name, require=_require_importable)
+    async def import_(
+        self,
+        stream: AsyncIterator[bytes],
+        *,
+        name: str = "",
+        require: Callable[[Manifest], None] = lambda _: None,
+    ) -> Snapshot:
+        """``require``: raises for a manifest that is not to come in. Raises as ``SnapshotStore.import_``."""
+
+        def accept(manifest: Manifest) -> None:
+            _require_importable(manifest)
+            require(manifest)
+
+        return await self._store.import_(stream, name=name, require=accept)
 
     def require_free(self, name: str) -> None:
         """Before a sandbox is stopped for it. Raises ExistsError, InvalidError."""

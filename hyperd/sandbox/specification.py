@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerSpec, Sizing
 from hyperd.model.image import ImageConfig
-from hyperd.sandbox import capabilities, endpoints, identity, plans, ports
+from hyperd.sandbox import capabilities, endpoints, identity, joined, plans, ports
 from hyperd.sandbox.records import dumps
 from hyperd.sandbox.signals import parse_signal
 
@@ -40,6 +40,7 @@ def require_valid(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
     _require_paths(spec)
+    joined.require_valid(spec)
     endpoints.require_valid(spec)
     if spec.hostname and not identity.HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))

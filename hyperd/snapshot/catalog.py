@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterable
 from datetime import datetime
 
-from hyperd.errors import ExistsError, InvalidError, NotFoundError
+from hyperd.errors import ExistsError
+from hyperd.model.reference import resolve
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 
 
@@ -46,24 +47,10 @@ class Catalog:
         return sorted(found, key=_newness, reverse=True)
 
     def get(self, kind: SnapshotKind, reference: str) -> Snapshot:
-        """As Docker: a full id, else a name, else the beginning of an id.
-
-        Raises NotFoundError, InvalidError (ambiguous).
-        """
-        found = self.of_kind(kind)
-        for snapshot in found:
-            if reference and reference in (snapshot.manifest.snapshot_id, snapshot.manifest.name):
-                return snapshot
-        begun = [one for one in found if reference and one.manifest.snapshot_id.startswith(reference)]
-        if len(begun) > 1:
-            raise InvalidError(
-                f"more than one {_noun(kind)} has an id that begins so",
-                subject=reference,
-                hint="give more digits",
-            )
-        if not begun:
-            raise NotFoundError(f"no such {_noun(kind)}", subject=reference[:300])
-        return begun[0]
+        """Raises NotFoundError, InvalidError (ambiguous)."""
+        found = {snapshot.manifest.snapshot_id: snapshot for snapshot in self.of_kind(kind)}
+        names = {snapshot_id: snapshot.manifest.name for snapshot_id, snapshot in found.items()}
+        return found[resolve(reference, names, _noun(kind))]
 
     def find_compatible(self, kind: SnapshotKind, compatibility: Compatibility) -> Snapshot | None:
         """The newest."""

@@ -10,6 +10,7 @@ from typing import Protocol
 from hyperd.model.share import BrokenShare, Share, ShareRequest
 from hyperd.model.vm import SandboxId, SharePort
 from hyperd.model.volume import (
+    BrokenVolume,
     Consistency,
     Volume,
     VolumeName,
@@ -34,6 +35,12 @@ class Storage(Protocol):
         InvalidError; nothing stays behind.
         """
 
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        """The sandbox's disk is for the QEMU of another to open, until ``create_writable`` gives it to its own.
+
+        Raises NotFoundError.
+        """
+
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         """The sandbox's disk becomes a copy of ``source`` (reflink, else its data alone), whatever it was before.
 
@@ -52,6 +59,9 @@ class Storage(Protocol):
 
     async def discard_staged(self, sandbox_id: SandboxId) -> None:
         """Idempotent."""
+
+    async def discard_all_staged(self, but: Collection[SandboxId]) -> None:
+        """What a killed hyperd left that it had staged, or half made, of others than those. Before any VM starts."""
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         """Raises NotFoundError."""
@@ -127,6 +137,9 @@ class VolumeSnapshots(Protocol):
     async def list(self) -> list[VolumeSnapshot]:
         """Newest first."""
 
+    async def names(self) -> dict[VolumeSnapshotId, str]:
+        """Of all; "" of one that has none."""
+
     async def get(self, reference: str) -> VolumeSnapshot:
         """By full id, name, or unique prefix of an id. Raises NotFoundError, InvalidError (ambiguous)."""
 
@@ -198,6 +211,12 @@ class Volumes(Protocol):
 
         Raises WrongStateError that names the container which has one already (a volume is written to by one VM at a
         time, or read by many), ExhaustedError.
+        """
+
+    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenVolume:
+        """Return when nobody speaks to the server of one that it has attached any more, and which.
+
+        Raises UnavailableError when that cannot be told.
         """
 
     async def detach(self, sandbox_id: SandboxId) -> None:

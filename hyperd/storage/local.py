@@ -3,15 +3,17 @@
 
     ROOT/templates/ext4-KEY.img            made once; KEY names the size and how it was made
     ROOT/sandboxes/ID/writable.img         a sparse copy, mode 0600, owned by the user of the sandbox's QEMU
+    ROOT/sandboxes/ID/writable.img.staged  the one that it rolls back to, until it has that name
 
 mkfs.ext4 runs once per size and never on the way to a start: a start copies the few blocks that an empty ext4 has.
 """
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from hyperd.errors import ExhaustedError, InvalidError, NotFoundError, UnavailableError
@@ -19,12 +21,15 @@ from hyperd.host import files, process
 from hyperd.host.workers import Wanted, Workers
 from hyperd.model.vm import SandboxId
 
+log = logging.getLogger(__name__)
+
 DEFAULT_SIZE_BYTES = 10 << 30
 MINIMUM_SIZE_BYTES = 64 << 20
 MAXIMUM_SIZE_BYTES = 16 << 40  # what ext4 does with blocks of 4 KiB and 32-bit numbers
 RESERVE_BYTES = 64 << 20
 MKFS_TIMEOUT_S = 120.0
 DISK_NAME = "writable.img"
+STAGED_NAME = f"{DISK_NAME}.staged"
 
 # Each option serves a small template, a quiet first mount, or room for the user:
 MKFS_OPTIONS = (
@@ -87,6 +92,9 @@ class LocalStorage:
         await self.prepare()
         return await self._workers.call_while_wanted(self._create, sandbox_id)
 
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        return await self._workers.call_while_wanted(self._lend, sandbox_id, to)
+
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         return await self._workers.call_while_wanted(self._adopt, sandbox_id, source)
 
@@ -98,6 +106,9 @@ class LocalStorage:
 
     async def discard_staged(self, sandbox_id: SandboxId) -> None:
         await self._workers.call(self._discard_staged, sandbox_id)
+
+    async def discard_all_staged(self, but: Collection[SandboxId]) -> None:
+        await self._workers.call(self._discard_all_staged, frozenset(but))
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         return await self._workers.call(self._existing, sandbox_id)
@@ -180,6 +191,14 @@ class LocalStorage:
                 raise
             return disk
 
+    def _lend(self, wanted: Wanted, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        disk = self._existing(sandbox_id)
+        with files.file_errors(disk):
+            wanted.require()
+            if self._owner_of is not None:
+                os.chown(disk, *self._owner_of(to), follow_symlinks=False)
+        return disk
+
     def _adopt(self, wanted: Wanted, sandbox_id: SandboxId, source: Path) -> Path:
         disk = self._disk(sandbox_id)
         owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
@@ -203,6 +222,7 @@ class LocalStorage:
         owner = self._owner_of(sandbox_id) if self._owner_of is not None else None
         with files.file_errors(staged):
             files.make_directory(staged.parent, 0o711)
+            self._remove_half_made(staged)
             files.copy_sparse(
                 source, staged, mode=0o600, owner=owner, keep_free_bytes=RESERVE_BYTES, wanted=wanted
             )
@@ -219,6 +239,14 @@ class LocalStorage:
         with files.file_errors(staged):
             staged.unlink(missing_ok=True)
 
+    def _discard_all_staged(self, but: Collection[SandboxId]) -> None:
+        with files.file_errors(self._sandboxes):
+            for directory in self._sandboxes.iterdir() if self._sandboxes.is_dir() else ():
+                for left in self._own_files(directory):
+                    if left.name != DISK_NAME and directory.name not in but:
+                        log.warning("removing what was left of a disk", extra={"path": str(left)})
+                        left.unlink(missing_ok=True)
+
     def _existing(self, sandbox_id: SandboxId) -> Path:
         disk = self._disk(sandbox_id)
         with files.file_errors(disk):
@@ -232,24 +260,25 @@ class LocalStorage:
         with files.file_errors(disk):
             if not disk.parent.is_dir():
                 return
-            disk.unlink(missing_ok=True)
-            self._remove_half_made(disk)
+            for own in self._own_files(disk.parent):
+                own.unlink(missing_ok=True)
             if not any(disk.parent.iterdir()):
                 disk.parent.rmdir()
 
     def _remove_half_made(self, disk: Path) -> None:
-        for half_made in disk.parent.glob(f".{DISK_NAME}.*{files.TEMPORARY_SUFFIX}"):
-            half_made.unlink(missing_ok=True)
+        for half_made in self._own_files(disk.parent):
+            if half_made.name.endswith(files.TEMPORARY_SUFFIX):
+                half_made.unlink(missing_ok=True)
+
+    def _own_files(self, directory: Path) -> list[Path]:
+        """The disk, what is staged, and what a killed hyperd had half made of either."""
+        return list(directory.glob(f"*{DISK_NAME}*"))
 
     def _list(self) -> set[SandboxId]:
         with files.file_errors(self._sandboxes):
             if not self._sandboxes.is_dir():
                 return set()
-            return {
-                SandboxId(path.name)
-                for path in self._sandboxes.iterdir()
-                if any(path.glob(f"{DISK_NAME}")) or any(path.glob(f".{DISK_NAME}.*"))
-            }
+            return {SandboxId(path.name) for path in self._sandboxes.iterdir() if self._own_files(path)}
 
     def _disk(self, sandbox_id: SandboxId) -> Path:
         if not _ID.fullmatch(sandbox_id):
@@ -257,8 +286,7 @@ class LocalStorage:
         return self._sandboxes / sandbox_id / DISK_NAME
 
     def _staged(self, sandbox_id: SandboxId) -> Path:
-        """Named as what is half-made, and removed like that."""
-        return self._disk(sandbox_id).with_name(f".{DISK_NAME}.staged{files.TEMPORARY_SUFFIX}")
+        return self._disk(sandbox_id).with_name(STAGED_NAME)
 
     def _require_space(self, directory: Path) -> None:
         files.require_free(directory, 0, keep_bytes=RESERVE_BYTES, what="a writable disk")

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from hyperd.errors import HyperError
 from hyperd.host import files
 from hyperd.host.workers import Wanted
 from hyperd.model.vm import SandboxId
@@ -53,20 +54,25 @@ class DiskFiles:
         with files.file_errors(self.root):
             files.make_directory(self.root, 0o711)
             for directory in self.root.iterdir():
-                if _LEFT.fullmatch(directory.name):
-                    log.warning("removing what was left of a disk", extra={"path": str(directory)})
-                    try:
-                        files.remove_tree(directory)
-                    except OSError as error:
-                        told = {"path": str(directory), "error": str(error)}
-                        log.error("what was left of a disk stays", extra=told)  # noqa: TRY400
-                elif _ID.fullmatch(directory.name) and directory.name in known:
-                    self.settle(directory.name)
-                elif _ID.fullmatch(directory.name) and (directory / UNRECORDED_NAME).exists():
-                    log.warning("removing a disk that was never recorded", extra={"path": str(directory)})
-                    self.remove(directory.name)
-                elif _ID.fullmatch(directory.name):
-                    log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
+                try:
+                    self._sweep(directory, known)
+                except (OSError, HyperError) as error:
+                    told = {"path": str(directory), "error": str(error)}
+                    log.error("what was left of a disk stays", extra=told)  # noqa: TRY400
+
+    def _sweep(self, directory: Path, known: Collection[str]) -> None:
+        if _LEFT.fullmatch(directory.name):
+            log.warning("removing what was left of a disk", extra={"path": str(directory)})
+            files.remove_tree(directory)
+        elif not _ID.fullmatch(directory.name):
+            return
+        elif directory.name in known:
+            self.settle(directory.name)
+        elif (directory / UNRECORDED_NAME).exists():
+            log.warning("removing a disk that was never recorded", extra={"path": str(directory)})
+            self.remove(directory.name)
+        else:
+            log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
 
     def make_empty(self, disk_id: str, size_bytes: int) -> None:
         disk = self._begin(disk_id, "a volume")
@@ -112,13 +118,12 @@ class DiskFiles:
         disk = self.new(disk_id)
         files.sync(disk if disk.exists() else disk.with_name(SHARED_NAME))
 
-    def publish(self, disk_id: str, *, recorded: bool = True) -> None:
-        """Give it its name. ``recorded``: else a kill before ``settle`` leaves what the next sweep removes."""
+    def publish(self, disk_id: str) -> None:
+        """Give it its name. A kill before ``settle`` leaves what the next sweep removes, unless its record is there."""
         directory = self.root / disk_id
         new = self.new(disk_id).parent
         with files.file_errors(directory):
-            if not recorded:
-                (new / UNRECORDED_NAME).touch(0o600)
+            (new / UNRECORDED_NAME).touch(0o600)
             files.publish(new, directory)
 
     def settle(self, disk_id: str) -> None:

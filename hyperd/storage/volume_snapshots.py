@@ -2,6 +2,7 @@
 """Copies of volumes' disks, each of one moment.
 
     root/ID.new/disk.img   in the making      root/ID/disk.img   a snapshot; its record names the ID
+                                              root/ID/unrecorded   beside it until that record is committed
 
 Where the file system can share blocks a snapshot costs what changes afterwards; elsewhere its data is copied.
 """
@@ -12,14 +13,15 @@ import logging
 import os
 import secrets
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hyperd.errors import ExistsError, InvalidError, NotFoundError
+from hyperd.errors import ExistsError
 from hyperd.host.database import Database
 from hyperd.host.workers import Wanted, Workers
+from hyperd.model.reference import resolve
 from hyperd.model.volume import Consistency, Volume, VolumeSnapshot, VolumeSnapshotId
 from hyperd.storage import volume_archive as archive
 from hyperd.storage import volume_records as records
@@ -73,7 +75,7 @@ class LocalVolumeSnapshots:
                 lambda connection: self._record(connection, snapshot), lasting=True
             )
         finally:
-            await asyncio.shield(self._remove_unrecorded(key))
+            await asyncio.shield(self._settle(key))
         log.info("volume snapshot made", extra={"volume": volume.name, "id": key[:12]})
         return await self.get(key)
 
@@ -112,25 +114,28 @@ class LocalVolumeSnapshots:
         )
 
     async def list(self) -> list[VolumeSnapshot]:
+        return [*await self._measured(await self._database.transaction(records.load_snapshots))]
+
+    async def names(self) -> dict[VolumeSnapshotId, str]:
         found = await self._database.transaction(records.load_snapshots)
-        sizes = await self._workers.call(self._files.allocated, [item.snapshot_id for item in found])
-        return [
-            replace(item, path=self._files.disk(item.snapshot_id), allocated_bytes=size)
-            for item, size in zip(found, sizes, strict=True)
-        ]
+        return {item.snapshot_id: item.name for item in found}
 
     async def get(self, reference: str) -> VolumeSnapshot:
-        found = await self.list()
-        exact = [item for item in found if reference in (item.snapshot_id, item.name) and reference]
-        chosen = exact or [item for item in found if reference and item.snapshot_id.startswith(reference)]
-        if not chosen:
-            raise NotFoundError("no such snapshot", subject=reference, hint="`hyper snapshot ls` lists all")
-        if len(chosen) > 1:
-            raise InvalidError(f"is the beginning of {len(chosen)} snapshots' ids", subject=reference)
-        return chosen[0]
+        found = await self._database.transaction(records.load_snapshots)
+        names = {item.snapshot_id: item.name for item in found}
+        key = resolve(reference, names, "snapshot", "`hyper snapshot ls` lists all")
+        (chosen,) = await self._measured([item for item in found if item.snapshot_id == key])
+        return chosen
+
+    async def _measured(self, found: Sequence[VolumeSnapshot]) -> tuple[VolumeSnapshot, ...]:
+        sizes = await self._workers.call(self._files.allocated, [item.snapshot_id for item in found])
+        return tuple(
+            replace(item, path=self._files.disk(item.snapshot_id), allocated_bytes=size)
+            for item, size in zip(found, sizes, strict=True)
+        )
 
     async def remove(self, reference: str) -> VolumeSnapshotId:
-        key = (await self.get(reference)).snapshot_id
+        key = resolve(reference, await self.names(), "snapshot", "`hyper snapshot ls` lists all")
         await self._database.transaction(
             lambda connection: records.delete_snapshot(connection, key), lasting=True
         )
@@ -149,12 +154,13 @@ class LocalVolumeSnapshots:
                     hint=f"`hyper snapshot rm {name}` frees it, or give another --name",
                 )
 
-    async def _remove_unrecorded(self, key: VolumeSnapshotId) -> None:
-        known = {item.snapshot_id for item in await self._database.transaction(records.load_snapshots)}
-        if key not in known:
-            await self._workers.call(self._files.remove, key)
+    async def _settle(self, key: VolumeSnapshotId) -> None:
+        """What has a record stays, what has none goes."""
+        is_known = key in await self.names()
+        await self._workers.call(self._files.settle if is_known else self._files.remove, key)
 
     def _record(self, connection: sqlite3.Connection, snapshot: VolumeSnapshot) -> None:
+        """The name last of all: what a kill leaves without a record is a ``.new``, or says that it is unrecorded."""
         records.insert_snapshot(connection, snapshot)
         self._files.publish(snapshot.snapshot_id)
 

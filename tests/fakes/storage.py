@@ -2,6 +2,7 @@
 """Writable disks that are only names."""
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 from hyperd.errors import ExhaustedError, HyperError, NotFoundError
@@ -18,6 +19,7 @@ class FakeStorage:
         self.adopted: dict[SandboxId, Path] = {}  # of which file a disk is a copy
         self.staged: dict[SandboxId, Path] = {}
         self.sizes: dict[SandboxId, int] = {}  # as asked for; 0 = the room's own
+        self.lent: dict[SandboxId, SandboxId] = {}  # whose QEMU may open the disk, where it is another's
         self.fail_next_create: HyperError | None = None
         self.fail_next_adopt: HyperError | None = None
         self.gate = asyncio.Event()
@@ -32,7 +34,14 @@ class FakeStorage:
         if error is not None:
             raise error
         self.sizes[sandbox_id] = size_bytes
+        self.lent.pop(sandbox_id, None)
         return self._disk(sandbox_id)
+
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        if sandbox_id not in self.disks:
+            raise NotFoundError("the sandbox has no writable disk", subject=sandbox_id)
+        self.lent[sandbox_id] = to
+        return self.disks[sandbox_id]
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         await self.gate.wait()
@@ -48,7 +57,7 @@ class FakeStorage:
         if error is not None:
             raise error
         self.staged[sandbox_id] = source
-        return self.root / sandbox_id / ".writable.img.staged"
+        return self.root / sandbox_id / "writable.img.staged"
 
     async def adopt_staged(self, sandbox_id: SandboxId) -> Path:
         if sandbox_id not in self.staged:
@@ -58,6 +67,9 @@ class FakeStorage:
 
     async def discard_staged(self, sandbox_id: SandboxId) -> None:
         self.staged.pop(sandbox_id, None)
+
+    async def discard_all_staged(self, but: Collection[SandboxId]) -> None:
+        self.staged = {sandbox_id: path for sandbox_id, path in self.staged.items() if sandbox_id in but}
 
     async def writable_path(self, sandbox_id: SandboxId) -> Path:
         if sandbox_id not in self.disks:

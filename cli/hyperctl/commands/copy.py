@@ -29,7 +29,7 @@ def cp(
     ],
     *,
     archive: Annotated[
-        bool, typer.Option("--archive", "-a", help="Keep owners, and as root set-id bits")
+        bool, typer.Option("--archive", "-a", help="Keep owners, links that lead out, as root set-id bits")
     ] = False,
     follow: Annotated[
         bool, typer.Option("--follow-link", "-L", help="Copy what SOURCE points to, if it is a link")
@@ -48,7 +48,7 @@ def cp(
     if here.container:
         from hyperctl.copy_out import copy_out
 
-        return copy_out(here, there.path, keep_owner=archive, follow=follow, quiet=quiet)
+        return copy_out(here, there.path, archive=archive, follow=follow, quiet=quiet)
     if there.container:
         from hyperctl.copy_in import copy_in
 

@@ -252,6 +252,73 @@ async def test_an_adopted_disk_belongs_to_its_sandboxs_user(tmp_path):
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (70001, 70000, 0o600)
 
 
+async def test_a_disk_that_is_lent_is_its_borrowers_until_it_is_asked_for_again(tmp_path):
+    local = LocalStorage(tmp_path, size_bytes=64 << 20, owner_of=owner_among({BOX: 70001, OTHER: 70002}))
+    try:
+        disk = await local.create_writable(BOX)
+        assert await local.lend_writable(BOX, OTHER) == disk
+        assert (disk.stat().st_uid, disk.stat().st_mode & 0o777) == (70002, 0o600)
+        await local.create_writable(BOX)
+        assert disk.stat().st_uid == 70001
+    finally:
+        local.close()
+
+
+async def test_a_disk_that_is_not_there_is_lent_to_nobody(storage):
+    with pytest.raises(NotFoundError):
+        await storage.lend_writable(BOX, OTHER)
+
+
+@pytest.mark.parametrize("made", ["create", "adopt", "stage"])
+async def test_what_a_killed_hyperd_had_half_made_is_known_and_goes(local, tmp_path, monkeypatch, made):
+    """Whichever file it was at: the copy has a name of its own until it is whole."""
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    await local.prepare()
+    if made == "stage":
+        await local.create_writable(BOX)
+    with monkeypatch.context() as killed:
+        killed.setattr("pathlib.Path.rename", _die)
+        killed.setattr("hyperd.host.files.remove_tree", _die)
+        killed.setattr("pathlib.Path.unlink", _die)
+        with pytest.raises(KilledError):
+            await {
+                "create": lambda: local.create_writable(BOX),
+                "adopt": lambda: local.adopt_writable(BOX, source),
+                "stage": lambda: local.stage_writable(BOX, source),
+            }[made]()
+    directory = tmp_path / "state/sandboxes" / BOX
+    assert len(names_in(directory)) == (2 if made == "stage" else 1)
+    assert await local.list_sandboxes() == {BOX}
+    await local.discard_all_staged({BOX})
+    assert len(names_in(directory)) == (2 if made == "stage" else 1)
+    await local.discard_all_staged({OTHER})
+    assert names_in(directory) == (["writable.img"] if made == "stage" else [])
+    await local.remove(BOX)
+    assert names_in(tmp_path / "state/sandboxes") == []
+
+
+async def test_what_is_staged_goes_unless_somebody_goes_on_with_it(local, tmp_path):
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    for sandbox_id in (BOX, OTHER):
+        await local.create_writable(sandbox_id)
+        await local.stage_writable(sandbox_id, source)
+    await local.discard_all_staged({BOX})
+    assert (await local.adopt_staged(BOX)).read_bytes() == b"then"
+    with pytest.raises(NotFoundError):
+        await local.adopt_staged(OTHER)
+    assert await local.list_sandboxes() == {BOX, OTHER}
+
+
+class KilledError(Exception):
+    """Stands for the end of hyperd."""
+
+
+def _die(*_, **__):
+    raise KilledError
+
+
 def owner_among(uids):
     return lambda sandbox_id: (uids[sandbox_id], 70000)
 

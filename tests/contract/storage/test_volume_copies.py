@@ -23,6 +23,7 @@ from tests.contract.storage.volumes import (
     DB,
     SMALL,
     WHILE_EXPORTED,
+    KilledError,
     detached,
     directories,
     each_of,
@@ -144,6 +145,43 @@ async def test_of_a_snapshot_that_was_cut_short_nothing_stays(local, database, t
         await task
     (await opened(database, tmp_path / "volumes")).close()
     assert directories(root) == [kept.snapshot_id]
+
+
+@pytest.mark.parametrize("at", ["before", "after"])
+async def test_a_snapshot_whose_recording_is_cut_short_is_whole_or_not_there(
+    local, database, tmp_path, monkeypatch, at
+):
+    """A kill before the record is committed, or before it is known to be."""
+    made = await local.create(VolumeRequest(DB, SMALL))
+    root = tmp_path / "volumes" / ".snapshots"
+    transaction = database.transaction
+
+    async def killed_then(work, *, lasting=False):
+        if not lasting:
+            return await transaction(work)
+
+        def recording(connection):
+            work(connection)
+            if at == "before":
+                raise KilledError
+
+        await transaction(recording, lasting=True)
+        raise KilledError
+
+    async def dead(_):
+        """Whoever would undo it."""
+
+    with monkeypatch.context() as killed:
+        killed.setattr(local.snapshots, "_settle", dead)
+        killed.setattr(database, "transaction", killed_then)
+        with pytest.raises(KilledError):
+            await local.snapshots.take(made, "first", detached)
+    assert len(directories(root)) == 1
+    (await opened(database, tmp_path / "volumes")).close()
+    left = [item.snapshot_id for item in await local.snapshots.list()]
+    assert len(left) == (at == "after")
+    assert directories(root) == left
+    assert all([path.name for path in (root / key).iterdir()] == ["disk.img"] for key in left)
 
 
 async def test_who_wants_a_volume_that_is_being_copied_waits(local, database, monkeypatch):

@@ -164,19 +164,27 @@ async def test_whatever_a_guest_made_in_a_shared_volume_it_is_listed_and_removed
     assert not made.path.parent.exists()
 
 
-async def test_what_cannot_be_swept_away_keeps_nobody_from_starting(local, database, tmp_path, monkeypatch):
+@pytest.mark.parametrize("left", ["gone", "unrecorded", "recorded"])
+async def test_what_cannot_be_swept_away_keeps_nobody_from_starting(
+    local, database, tmp_path, monkeypatch, left
+):
     root = tmp_path / "volumes"
-    (root / f"{'f' * 32}.gone").mkdir()
-    removing = files.remove_tree
+    kept = [(await local.create(VolumeRequest(DB))).path.parent.name]
+    other = root / {"gone": f"{'f' * 32}.gone", "unrecorded": "f" * 32, "recorded": kept[0]}[left]
+    other.mkdir(exist_ok=True)
+    (other / "unrecorded").touch()
 
-    def failing(path):
+    def failing(path, **_):
         raise OSError(5, "Input/output error", str(path))
 
-    monkeypatch.setattr(files, "remove_tree", failing)
+    with monkeypatch.context() as broken:
+        broken.setattr(files, "remove_tree", failing)
+        broken.setattr("pathlib.Path.unlink", failing)
+        (await opened(database, root)).close()
+        assert (await local.get(DB)).volume.path.is_file()
     (await opened(database, root)).close()
-    monkeypatch.setattr(files, "remove_tree", removing)
-    (await opened(database, root)).close()
-    assert directories(root) == []
+    assert directories(root) == kept
+    assert [path.name for path in (root / kept[0]).iterdir()] == ["disk.img"]
 
 
 async def test_records_that_are_lost_cost_no_volume(local, tmp_path):

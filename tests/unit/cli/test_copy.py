@@ -90,13 +90,16 @@ def test_out_of_a_container(daemon, web, hyper, tmp_path, monkeypatch):
     )
     daemon.files.add("/etc/nginx", tree)
     result = hyper("cp", "web:/etc/nginx", "new")
-    assert (result.status, result.out) == (0, "")
+    assert (result.status, result.out) == (4, "")
     assert "1 not copied\n  new/out: a link to /etc/shadow" in result.err
+    assert "Successfully" not in result.err
     assert (tmp_path / "new/conf").read_bytes() == b"on"
-    assert hyper("cp", "web:/etc/nginx/", "new").status == 0
+    assert hyper("cp", "-a", "web:/etc/nginx", "all").status == 0
+    assert (tmp_path / "all/out").readlink().name == "shadow"
+    assert hyper("cp", "-a", "web:/etc/nginx/", "new").status == 0
     assert (tmp_path / "new/nginx/conf").exists()
     assert hyper("cp", "web:etc/nginx/.", "new").status == 3  # as relative as it is, the daemon knows
-    assert hyper("cp", "web:/etc/nginx/.", "new").status == 0
+    assert hyper("cp", "-a", "web:/etc/nginx/.", "new").status == 0
     assert (tmp_path / "new/conf").exists()
 
 
@@ -118,6 +121,13 @@ def test_a_target_that_is_a_link_is_followed(daemon, web, hyper, tmp_path):
     (tmp_path / "link").symlink_to("real")
     assert hyper("cp", "web:/f", f"{tmp_path}/link").status == 0
     assert ((tmp_path / "real").read_bytes(), (tmp_path / "link").is_symlink()) == (b"1", True)
+
+
+def test_a_target_that_cannot_be_looked_at_is_said_in_a_line(daemon, web, hyper, tmp_path):
+    daemon.files.add("/f", tar_of(("f", b"1")), mode=FILE)
+    long = tmp_path / ("a" * 300)
+    result = hyper("cp", "web:/f", str(long))
+    assert (result.status, result.err) == (2, f"hyper: {long}: cannot be looked at: File name too long\n")
 
 
 def test_a_daemon_that_lies_writes_nothing_elsewhere(daemon, web, hyper, tmp_path):

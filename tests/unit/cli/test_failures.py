@@ -49,6 +49,15 @@ def test_an_installation_that_is_not_whole_is_said_in_a_line(daemon, hyper, monk
     assert "hint: run `make setup`" in result.err
 
 
+def test_what_the_system_refuses_is_said_in_a_line(daemon, hyper, monkeypatch):
+    def refused(_):
+        raise PermissionError(13, "Permission denied", "/root/secret")
+
+    monkeypatch.setattr("hyperctl.main._invoke", refused)
+    result = hyper("ps")
+    assert (result.status, result.err) == (1, "hyper: /root/secret: permission denied\n")
+
+
 def test_no_daemon_is_said_with_how_to_start_one(hyper, socket_path):
     result = hyper("ps")
     assert result.status == 7

@@ -67,6 +67,26 @@ def test_content_goes_in_without_touching_the_directory_itself(home):
     assert stat.S_IMODE(home.stat().st_mode) == 0o750
 
 
+@pytest.mark.parametrize("options", [{}, {"archive": True}])
+@pytest.mark.parametrize("mode", [0o777, 0o6777, 0])
+def test_what_a_guest_says_of_a_directory_that_is_there_is_not_heard(home, mode, options):
+    """Its user's keys may be in it."""
+    ours = home / "top/.ssh"
+    ours.mkdir(parents=True, mode=0o700)
+    ours.chmod(0o700)
+    before = (home / "top").stat(), ours.stat()
+    told = [folder(name, mode) for name in ("top", "top/.ssh", "top/.ssh/new")]
+    for info in told:
+        info.uid = info.gid = 1234
+    unpack(home, tar_of(*told, ("top/.ssh/f", b"x")), **options)
+    for was, now in zip(before, ((home / "top").stat(), ours.stat()), strict=True):
+        assert (now.st_mode, now.st_uid, now.st_gid) == (was.st_mode, was.st_uid, was.st_gid)
+    assert (ours / "f").read_bytes() == b"x"
+    assert stat.S_IMODE((ours / "new").stat().st_mode) == mode & (
+        0o7777 if options and os.geteuid() == 0 else 0o777
+    )
+
+
 @pytest.mark.parametrize(
     "members",
     [
@@ -136,7 +156,7 @@ def test_no_devices_no_fifos(home):
         special("top/sda", tarfile.BLKTYPE),
         special("top/pipe", tarfile.FIFOTYPE),
     )
-    unpacker = unpack(home, tar, keep_owner=True)
+    unpacker = unpack(home, tar, archive=True)
     assert list((home / "top").iterdir()) == []
     assert unpacker.left.count == 3
 
@@ -147,12 +167,43 @@ def test_one_path_that_is_a_link_out_is_an_error(home):
         require_written(unpacker, "web:/l")
 
 
+def test_an_archive_has_its_links_as_they_are_and_no_later_one_is_led_out_by_them(home):
+    outside = home.parents[1] / "outside"
+    links = [
+        special("top/abs", tarfile.SYMTYPE, "/etc/passwd"),
+        special("top/s", tarfile.SYMTYPE, "../../../outside"),
+        special("top/f", tarfile.SYMTYPE, "../../../outside/secret"),
+    ]
+    for info in links:
+        info.mtime, info.uid, info.gid = 1_000_000_000, 1234, 1234
+    unpacker = unpack(home, tar_of(folder("top"), *links), archive=True)
+    assert not unpacker.left.count
+    assert os.readlink(home / "top/abs") == "/etc/passwd"  # noqa: PTH115 - as it is
+    about = (home / "top/s").lstat()
+    assert about.st_mtime == 1_000_000_000
+    assert (about.st_uid, about.st_gid) == (
+        (1234, 1234) if os.geteuid() == 0 else (os.geteuid(), about.st_gid)
+    )
+    with pytest.raises(CliError):
+        unpack(home, tar_of(folder("top"), ("top/s/secret", b"mine")), archive=True)
+    unpack(home, tar_of(folder("top"), ("top/f", b"mine")), archive=True)
+    assert (home / "top/f").read_bytes() == b"mine"
+    assert ((outside / "secret").read_text(), outside.stat().st_uid) == ("secret", os.geteuid())
+
+
+def test_links_within_the_copy_have_their_time(home):
+    info = special("top/l", tarfile.SYMTYPE, "f")
+    info.mtime = 1_000_000_000
+    unpack(home, tar_of(folder("top"), info))
+    assert (home / "top/l").lstat().st_mtime == 1_000_000_000
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="owners are root's to give")
 def test_owners_and_set_id_bits_only_when_they_are_asked_for(home):
     info = special("f", tarfile.REGTYPE, mode=0o6755)
     info.uid = info.gid = 1234
     unpack(home, tar_of(info), "plain")
-    unpack(home, tar_of(info), "kept", keep_owner=True)
+    unpack(home, tar_of(info), "kept", archive=True)
     plain, kept = (home / "plain").stat(), (home / "kept").stat()
     assert (stat.S_IMODE(plain.st_mode), plain.st_uid) == (0o755, os.getuid())
     assert (stat.S_IMODE(kept.st_mode), kept.st_uid, kept.st_gid) == (0o6755, 1234, 1234)

@@ -225,7 +225,7 @@ async def test_an_image_of_a_snapshot_is_in_use_and_says_by_which(world: World, 
     assert fleet.images_in_use() == {source.record.image_id: "a container"}
     await source.remove(force=True)
     assert fleet.images_in_use() == {source.record.image_id: "snapshot kept"}
-    await fleet.snapshots.remove("kept")
+    await fleet.snapshot_desk.remove("kept")
     assert fleet.images_in_use() == {}
 
 

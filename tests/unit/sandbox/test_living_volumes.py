@@ -114,6 +114,32 @@ async def test_a_guest_stands_still_for_its_copy_and_goes_on_whatever_comes(flee
     assert agent.still_volumes == set()
 
 
+async def test_whoever_hangs_up_while_a_guest_comes_to_a_stop_leaves_none_standing(fleet, world):
+    handle = await started(fleet, mounts=(DATA,))
+    agent = agent_of(world, handle)
+    answers = agent.hold("freeze_volume")
+    taking = asyncio.create_task(fleet.living_volumes.snapshot(DB, ""))
+    await agent.wait_called("freeze_volume")
+    agent.freeze_volume("volume0")  # the agent goes on with what it was asked, whoever hears its answer
+    with pytest.raises(WrongStateError, match="is being copied"):
+        await fleet.living_volumes.snapshot(DB, "")
+    assert agent.still_volumes == {"volume0"}
+    taking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await taking
+    assert agent.still_volumes == set()
+    answers.set()
+    assert (await fleet.living_volumes.snapshot(DB, "")).consistency is Consistency.FROZEN
+
+
+async def test_one_that_stands_still_for_somebody_else_is_not_let_go(fleet, world):
+    handle = await started(fleet, mounts=(DATA,))
+    agent_of(world, handle).freeze_volume("volume0")  # for a hyperd that was killed
+    with pytest.raises(WrongStateError, match="stands still already"):
+        await fleet.living_volumes.snapshot(DB, "")
+    assert agent_of(world, handle).still_volumes == {"volume0"}
+
+
 async def test_a_copy_that_took_longer_than_the_guest_waits_is_none(fleet, world):
     handle = await started(fleet, mounts=(DATA,))
 

@@ -55,6 +55,13 @@ async def test_nothing_is_left(world, fleet, resetting, force):
     assert (await resetting.reset(force=False)).containers == []
 
 
+async def test_an_address_of_a_container_whom_nobody_knows_goes_too(world, fleet, resetting):
+    ((address),) = await world.network.floating.allocate(1)
+    await world.network.floating.attach(address.address, "f" * 64)
+    assert (await resetting.reset(force=False)).floating == [address.address]
+    assert not world.network.floating.known
+
+
 async def test_spares_are_in_nobody_s_way_and_come_back_with_the_next_container(world):
     keep_one(world)
     async with world.daemon() as fleet:

@@ -146,17 +146,17 @@ async def test_a_snapshot_stays_while_it_is_rolled_back_to_or_restored(world: Wo
     with pytest.raises(WrongStateError, match="is being rolled back"):
         await fleet.roll_back(handle.record.name, "s")
     with pytest.raises(WrongStateError, match="is being restored"):
-        await fleet.snapshots.remove("s")
+        await fleet.snapshot_desk.remove("s")
     world.storage.gate.set()
     await rolling
     world.storage.gate.clear()
     restoring = asyncio.get_running_loop().create_task(fleet.restore("s", CloneOptions()))
     await let_others_run()
     with pytest.raises(WrongStateError, match="is being restored"):
-        await fleet.snapshots.remove("s")
+        await fleet.snapshot_desk.remove("s")
     world.storage.gate.set()
     await restoring
-    await fleet.snapshots.remove("s")
+    await fleet.snapshot_desk.remove("s")
     assert world.snapshots.list(SnapshotKind.SANDBOX) == []
 
 
@@ -208,9 +208,35 @@ async def test_a_rollback_that_the_next_daemon_finishes_publishes_the_same(world
         assert published(handle) == [(82, 8082), (83, 8083)]
 
 
+async def test_what_was_staged_for_a_rollback_that_was_never_recorded_goes(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet)
+        reference = handle.record.sandbox_id
+        snapshot = await handle.snapshot("s")
+    await world.storage.stage_writable(reference, snapshot.path("disk"))  # and killed
+    async with world.daemon() as fleet:
+        assert state(fleet.get(reference)) is ContainerState.RUNNING
+        assert not world.storage.staged
+
+
 def test_a_rollback_that_an_older_hyperd_began_is_read() -> None:
     begun = machine.Starting(datetime.now(UTC), back_to=SnapshotId("s"), ports=ASKED)
     assert loads(machine.Starting, dumps(begun)) == begun
     older = re.sub(r',"ports":\[.*?\]', "", dumps(begun))
     assert older != dumps(begun)
     assert loads(machine.Starting, older) == machine.Starting(begun.since, back_to=SnapshotId("s"))
+
+
+async def test_of_two_rollbacks_in_one_turn_one_is_refused_and_the_other_is_whole(
+    world: World, fleet: Fleet
+) -> None:
+    handle = await started(fleet)
+    await handle.snapshot("s")
+    outcomes = await asyncio.gather(
+        *(fleet.roll_back(handle.record.name, "s") for _ in range(2)), return_exceptions=True
+    )
+    refused = [outcome for outcome in outcomes if outcome is not None]
+    assert [type(outcome) for outcome in refused] == [WrongStateError]
+    assert state(handle) is ContainerState.RUNNING
+    assert handle.record.sandbox_id in world.storage.adopted
+    await fleet.roll_back(handle.record.name, "s")
