@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -89,25 +90,10 @@ class Reviver:
         phases: Phases,
     ) -> Live:
         """On any failure nothing stays but the writable disk and the lease. What runs is frozen."""
-        try:
-            return await self._revive(record, origin, accelerator, host, phases)
-        except BaseException:
-            if origin.back:
-                await to_the_end(self._rooms.storage.discard_staged(record.sandbox_id))
-            raise
-
-    async def _revive(
-        self,
-        record: ContainerRecord,
-        origin: Origin,
-        accelerator: Accelerator,
-        host: HostFacts,
-        phases: Phases,
-    ) -> Live:
         snapshot, rooms = origin.snapshot, self._rooms
-        await rooms.snapshots.require_intact(snapshot)
         paths = self._settings.paths(record.sandbox_id)
-        async with contextlib.AsyncExitStack() as stack:
+        async with self._staged(record.sandbox_id, origin), contextlib.AsyncExitStack() as stack:
+            await rooms.snapshots.require_intact(snapshot)
             async with first_error(), asyncio.TaskGroup() as tasks:
                 root_task = tasks.create_task(rooms.images.root_disk(record.image_id))
                 disk_task = tasks.create_task(self._disk(record.sandbox_id, origin))
@@ -158,6 +144,16 @@ class Reviver:
                 max(first.output_start_offset, min(origin.output_offset, first.output_end_offset)),
                 execs_of(containers, identity.container_id_of(record)),
             )
+
+    @contextlib.asynccontextmanager
+    async def _staged(self, sandbox_id: SandboxId, origin: Origin) -> AsyncIterator[None]:
+        """The disk that a rollback has beside the sandbox's own goes where that fails."""
+        try:
+            yield
+        except BaseException:
+            if origin.back:
+                await to_the_end(self._rooms.storage.discard_staged(sandbox_id))
+            raise
 
     async def _disk(self, sandbox_id: SandboxId, origin: Origin) -> Path:
         storage, source = self._rooms.storage, origin.snapshot.path(DISK)
