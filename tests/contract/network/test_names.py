@@ -38,6 +38,8 @@ THREE = SandboxId("3" * 64)
 class Upstream(asyncio.DatagramProtocol):
     """A server of the host's: `big.test` only fits into TCP, `gone.test` is not there, `silent.test` hears nothing."""
 
+    networks: BridgeNetworks
+
     def __init__(self):
         self.asked = []
 
@@ -196,8 +198,8 @@ async def test_questions_that_nobody_answers_take_no_other_guest_s_place(databas
     ):
         with namespace.socket(socket.SOCK_DGRAM) as hostile:
             for number in range(390):
-                query = dns.message.make_query(f"{number}.silent.test", "A").to_wire()
-                await loop.sock_sendto(hostile, query, (lease.gateway, 53))
+                silent = dns.message.make_query(f"{number}.silent.test", "A").to_wire()
+                await loop.sock_sendto(hostile, silent, (lease.gateway, 53))
                 await asyncio.sleep(0)  # the server takes it, else its socket is full
             query = dns.message.make_query("example.test", "A")
             asked = functools.partial(dns.query.udp, query, lease.gateway, timeout=SOON_S)

@@ -112,5 +112,9 @@ def test_a_network_s_name_hides_no_names_of_the_world():
     directory = Directory(lambda: [com], lambda: [Named("com", "10.3.0.2", ("web",), WEB)])
     zone = directory.zone(com, "10.3.0.2")
     assert answer(zone, dns.message.make_query("example.com", "A")) is None
-    assert answer(zone, dns.message.make_query("com", "A")).rcode() == dns.rcode.NXDOMAIN
-    assert answer(zone, dns.message.make_query("web.com", "A")).answer
+    nobody = answer(zone, dns.message.make_query("com", "A"))
+    assert nobody is not None
+    assert nobody.rcode() == dns.rcode.NXDOMAIN
+    ours = answer(zone, dns.message.make_query("web.com", "A"))
+    assert ours is not None
+    assert ours.answer
