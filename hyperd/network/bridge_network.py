@@ -14,8 +14,6 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from pyroute2 import AsyncIPRoute
-
 from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.lock import FileLock
@@ -36,13 +34,12 @@ from hyperd.network.nat import (
     rules_said,
     rules_standing,
 )
-from hyperd.network.netlink import network_errors
-from hyperd.network.plugs import Plugs, address6_in, alias_of, remove_links, speaker_of
+from hyperd.network.plugs import Plugs, address6_in, owners_of_taps, remove_links, speaker_of
 from hyperd.network.policy import Policies
 from hyperd.network.publishing import AtPort, Publishing
 from hyperd.network.resolver import read_resolver
 from hyperd.network.settings import BridgeSettings
-from hyperd.network.tap import PREFIX, tap_name
+from hyperd.network.tap import tap_name
 
 _log = logging.getLogger(__name__)
 LOOK_EVERY_S = 60.0
@@ -207,15 +204,8 @@ class BridgeNetwork:
 
     async def list_attached(self) -> set[SandboxId]:
         await self._prepare_records()
-        owners = await self._leases.list_owners() | self._publishing.owners
-        alias_start = alias_of(self._owner, "")
-        with network_errors(self._settings.bridge):
-            async with AsyncIPRoute() as netlink:
-                async for link in await netlink.link("dump"):
-                    name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
-                    if name.startswith(PREFIX) and alias.startswith(alias_start):
-                        owners.add(SandboxId(alias.removeprefix(alias_start)))
-        return owners
+        known = await self._leases.list_owners() | self._publishing.owners
+        return known | await owners_of_taps(self._owner)
 
     @property
     def settings(self) -> BridgeSettings:

@@ -28,7 +28,7 @@ from hyperd.network.policy import Ipv6, Place, Policies, Wire, announce, route
 from hyperd.network.pool import address6_of, link_local_of
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.speakers import Speaker, allow, forget
-from hyperd.network.tap import create_tap, existing_taps, remove_unused_tap
+from hyperd.network.tap import PREFIX, create_tap, existing_taps, remove_unused_tap
 
 _log = logging.getLogger(__name__)
 MISSING = (errno.ENODEV, errno.ENOENT)
@@ -233,6 +233,18 @@ async def remove_links(names: Iterable[str]) -> None:
                 except NetlinkError as error:
                     if error.code not in MISSING:
                         raise
+
+
+async def owners_of_taps(owner: str) -> set[SandboxId]:
+    """Of all that are there, by their alias, also those that no lease tells of. ``owner``: of the records."""
+    start, owners = alias_of(owner, ""), set()
+    with network_errors("taps"):
+        async with AsyncIPRoute() as netlink:
+            async for link in await netlink.link("dump"):
+                name, alias = link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_IFALIAS") or ""
+                if name.startswith(PREFIX) and alias.startswith(start):
+                    owners.add(SandboxId(alias.removeprefix(start)))
+    return owners
 
 
 async def remove_left_taps(sandbox_id: SandboxId) -> None:

@@ -15,7 +15,7 @@ from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.egress import POLICED, SOON_S
 
 OWN, POLICY = f"inet {SETTINGS.table}", f"inet {SETTINGS.table}_policy"
-TOLD = "the rules for the network of sandboxes were changed: made again"
+TOLD = "the bridge or the rules of sandboxes are gone or changed: making them again"
 
 
 async def nft(*words: str) -> None:
