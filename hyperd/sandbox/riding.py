@@ -140,7 +140,8 @@ class RiderErrands(Errands):
             )
 
     async def _clear(self) -> None:
-        """What a run left in the carrier's VM that nobody has a hold of. Nothing, where that one does not run."""
+        """What a run left in the carrier's VM, if that one runs, and the VM that it had itself for its files."""
+        await super()._clear()
         with contextlib.suppress(NotFoundError, WrongStateError):
             seat = await self._take_seat()
             try:

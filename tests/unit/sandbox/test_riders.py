@@ -3,6 +3,7 @@
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
@@ -18,7 +19,7 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerState, ExecSpec, ExitReason, StartPath
 from hyperd.model.guest import ProcessExit
 from hyperd.model.network import Endpoint, PortRequest, Protocol
-from hyperd.model.vm import HOT_PLUG_DEVICES, Disk
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Channel, Disk, VmDefinition
 from hyperd.model.volume import Mount, MountType
 from hyperd.sandbox import CloneOptions, Fleet, PolicyDesk, SandboxHandle, machine, riders
 from hyperd.sandbox.identity import container_id_of
@@ -391,6 +392,21 @@ async def test_files_of_a_rider_at_rest_are_opened_in_a_vm_of_its_own(world: Wor
     assert world.hypervisor.definitions[-1].sandbox_id == side.record.sandbox_id
     assert world.storage.lent == {}
     assert list(world.hypervisor.running) == [web.record.sandbox_id]
+
+
+async def test_a_vm_in_which_a_killed_hyperd_had_its_files_open_is_ended(world: World) -> None:
+    async with world.daemon() as fleet:
+        await started(fleet, name="web")
+        side = await created(fleet, name="side", network="container:web")
+    left = VmDefinition(
+        side.record.sandbox_id, 1, 64, Accelerator.TCG, Path("/k"), Path("/i"), "", world.root / "console",
+        channels=(Channel("hyper.control", world.root / "control"),),
+    )  # fmt: skip
+    await world.hypervisor.start(left)
+    async with world.daemon() as fleet:
+        await eventually(lambda: side.record.sandbox_id not in world.hypervisor.running)
+        assert state(fleet.get("web")) is ContainerState.RUNNING
+        await fleet.get("side").start()
 
 
 async def test_limits_of_the_network_are_its_carriers_to_change_and_to_show(
