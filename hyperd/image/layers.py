@@ -142,8 +142,7 @@ class Layers:
             "--quiet",
             "--tar=f",
             "--aufs",  # .wh. files become what overlayfs understands
-            # Data as it comes, each file's in blocks of its own: else all of it is written twice.
-            *("--sort=none", "-Enoinline_data"),
+            "--sort=none",  # data as it comes; why not -Enoinline_data too is in docs/images.md
             *("-T0", "--mkfs-time"),  # only the filesystem's own time: files keep theirs
             f"-U{filesystem_uuid(diff_id)}",
             f"/proc/self/fd/{target}",

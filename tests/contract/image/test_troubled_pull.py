@@ -97,7 +97,8 @@ async def test_a_layer_that_is_more_than_its_manifest_says_is_given_up_while_it_
     ) as between:
         with pytest.raises(UnavailableError, match="sends more than the manifest says"):
             await pulled(store, f"{between.address}/app:1")
-    assert leftovers(store) == []
+    assert names_in(store._temporary) == names_in(store._disks.root) == []
+    assert not store._content.has(Digest(BUILT.layer_digests[1]))
 
 
 async def test_a_disk_that_others_fill_meanwhile_ends_a_pull(hub, tmp_path):
