@@ -5,7 +5,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -45,17 +45,30 @@ async def read(handle: SandboxHandle, wanted: Wanted, respond: Respond) -> None:
             return
     was_running = not journal.closed
     left_s = None if wanted.until_ns is None else max(0.0, (wanted.until_ns - time.time_ns()) / 1e9)
+    follow = wanted.follow and left_s != 0
+    over_at = asyncio.get_running_loop().time() + left_s if follow and left_s is not None else None
     with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(left_s if wanted.follow and left_s else None):
-            follow = wanted.follow and left_s != 0
-            while True:
-                async for entry in journal.read(cursor, follow=follow):
-                    if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
-                        return
-                    if entry.time_ns >= wanted.since_ns:
-                        await respond(entry)
+        while True:
+            async for entry in _before(over_at, journal.read(cursor, follow=follow)):
+                if wanted.until_ns is not None and entry.time_ns > wanted.until_ns:
+                    return
+                if entry.time_ns >= wanted.since_ns:
+                    await respond(entry)
+            async with asyncio.timeout_at(over_at):
                 if not (follow and was_running and await handle.log_goes_on()):
                     return
+
+
+async def _before(over_at: float | None, entries: AsyncIterator[LogEntry]) -> AsyncIterator[LogEntry]:
+    """Waits for the next until then; raises TimeoutError. Who takes them is not cut off: a call whose answer is being
+    written would hang.
+    """
+    while True:
+        async with asyncio.timeout_at(over_at):
+            entry = await anext(entries, None)
+        if entry is None:
+            return
+        yield entry
 
 
 async def _last_lines(journal: Journal, wanted: Wanted, cursor: Cursor) -> list[LogEntry]:

@@ -11,6 +11,7 @@ import pytest
 
 from hyper.v1 import container_pb2 as pb
 from hyper.v1 import system_pb2
+from hyperd.api import logs
 from hyperd.errors import (
     DeniedError,
     ExhaustedError,
@@ -25,6 +26,7 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.model.guest import ProcessExit, Stream
+from hyperd.sandbox import LogEntry
 from hyperd.sandbox.specification import MAX_SPEC_BYTES
 from tests.fakes.guest_process import Script
 from tests.fakes.world import eventually
@@ -246,6 +248,24 @@ async def test_logs_follow_until_the_end_or_until_the_moment_given(api: Api) -> 
         assert first.data == b"new\n"
         process.finish(ProcessExit(0))
         assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_line_that_is_being_written_when_the_moment_comes_is_written(api: Api) -> None:
+    handle = api.fleet.get(await create(api))
+    await handle.start()
+    api.world.process(handle).emit(b"line\n")
+    await eventually(lambda: handle.journal.end_offset == 5)
+    loop, passed, taken = asyncio.get_running_loop(), asyncio.Event(), []
+
+    async def respond(entry: LogEntry) -> None:
+        await passed.wait()
+        taken.append(entry.data)
+
+    wanted = logs.Wanted(follow=True, tail_lines=None, since_ns=0, until_ns=time.time_ns() + 200_000_000)
+    loop.call_later(0.25, passed.set)
+    async with asyncio.timeout(DEADLINE_S):
+        await logs.read(handle, wanted, respond)
+    assert taken == [b"line\n"]
 
 
 async def test_a_filter_that_is_none_is_refused(api: Api) -> None:
