@@ -199,8 +199,10 @@ class Volumes(Protocol):
     async def release(self, sandbox_id: SandboxId) -> None:
         """The container is no more: it has no volumes. Idempotent."""
 
-    async def attach(self, sandbox_id: SandboxId) -> dict[VolumeName, Volume]:
-        """All that the container has, for its VM: in its QEMU's hands from here on. Idempotent.
+    async def attach(
+        self, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+    ) -> dict[VolumeName, Volume]:
+        """All that the container has, or ``only`` those, for its VM: in its QEMU's hands from here on. Idempotent.
 
         Raises WrongStateError that names the container which has one already (a volume is written to by one VM at a
         time, or read by many), ExhaustedError.

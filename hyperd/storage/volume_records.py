@@ -138,10 +138,13 @@ def uses_of(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[tuple
     return [(require(connection, VolumeName(row["volume"])), bool(row["readonly"])) for row in rows]
 
 
-def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
-    """All volumes of a sandbox, for its VM. Raises WrongStateError that names who has one already."""
+def attach(
+    connection: sqlite3.Connection, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+) -> list[Row]:
+    """Volumes of a sandbox, for its VM: all, or those. Raises WrongStateError that names who has one already."""
     rows = []
-    own = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
+    found = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
+    own = [mine for mine in found if only is None or mine["volume"] in only]
     for mine in own:
         name = VolumeName(mine["volume"])
         rows.append(require(connection, name))
@@ -161,7 +164,10 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
         if writer is not None:
             brief = f"cannot be read: container {writer.name} writes to it"
             raise WrongStateError(brief, subject=f"volume {name}", hint=_share_hint(writer.name))
-    connection.execute("UPDATE volume_user SET attached = 1 WHERE sandbox_id = ?", (sandbox_id,))
+    connection.executemany(
+        "UPDATE volume_user SET attached = 1 WHERE sandbox_id = ? AND volume = ?",
+        [(sandbox_id, mine["volume"]) for mine in own],
+    )
     return rows
 
 

@@ -209,11 +209,14 @@ class FakeVolumes:
         for kept in self.kept.values():
             kept.users.pop(sandbox_id, None)
 
-    async def attach(self, sandbox_id: SandboxId) -> dict[VolumeName, Volume]:
+    async def attach(
+        self, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+    ) -> dict[VolumeName, Volume]:
         error, self.fail_next_attach = self.fail_next_attach, None
         if error is not None:
             raise error
-        own = [kept for kept in self.kept.values() if sandbox_id in kept.users]
+        own = [kept for name, kept in self.kept.items() if sandbox_id in kept.users]
+        own = [kept for kept in own if only is None or kept.volume.name in only]
         for kept in [kept for kept in own if not kept.volume.is_shared]:
             mine = kept.users[sandbox_id]
             for user in kept.users.values():

@@ -70,6 +70,15 @@ async def test_of_one_that_does_not_run_what_is_no_disk_is_refused_with_where_it
     assert world.agent(handle).opened_volumes == [("volume0", "ext4", "data", True)]
 
 
+async def test_what_happens_to_its_other_volumes_is_no_matter(world: World, fleet: Fleet) -> None:
+    other = Mount(MountType.VOLUME, "/other", "other")
+    writer = await started(fleet, name="writer", mounts=(other,))
+    handle = await created(fleet, mounts=(other, in_volume()))
+    await write(handle, path=b"/data")
+    assert b"/written" in disk_of(world, handle).synced
+    assert world.volumes.attached_to("other") == {writer.record.sandbox_id}
+
+
 async def test_a_volume_that_another_container_writes_to_is_not_opened_and_that_is_said(
     world: World, fleet: Fleet
 ) -> None:
