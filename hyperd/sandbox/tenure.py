@@ -15,6 +15,7 @@ from hyperd.guest.base import Guest
 from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
 from hyperd.model.guest import FIRST_PROCESS, ProcessExit
+from hyperd.model.share import BrokenShare
 from hyperd.sandbox import machine
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
 from hyperd.sandbox.identity import container_id_of
@@ -207,9 +208,11 @@ class Tenure(Presence):
 
     async def _watch_shares(self) -> None:
         """One that is not served any more hangs its guest, which is to be known. It ends with its VM, too."""
+        broken: list[BrokenShare] = []
         while not self.is_ending:
+            known = [share.tag for share in broken]
             try:
-                broken = await self._runner.rooms.shares.wait_broken(self._record.sandbox_id)
+                broken += [await self._runner.rooms.shares.wait_broken(self._record.sandbox_id, known)]
             except (
                 HyperError
             ) as error:  # who serves one cannot be told: that is no reason to end what is served
@@ -220,7 +223,6 @@ class Tenure(Presence):
             if not self.is_ending:
                 self.broken = broken_error(self._record, broken)
                 log.error("share lost", extra={"sandbox": self._record.name, "error": str(self.broken)})
-            return
 
     def _besides(self) -> "set[asyncio.Task[None]]":
         """What nobody waits for at the end."""

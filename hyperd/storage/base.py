@@ -87,8 +87,8 @@ class Shares(Protocol):
     async def require_served(self, sandbox_id: SandboxId) -> None:
         """Raises UnavailableError, with its words, when one of them complained and ended: why its QEMU failed."""
 
-    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
-        """Return when one of them is not served any more, and which: for the guest it hangs from then on.
+    async def wait_broken(self, sandbox_id: SandboxId, known: Collection[str] = ()) -> BrokenShare:
+        """Return when one of them, but of those tags, is not served any more, and which: it hangs its guest's users.
 
         Raises UnavailableError when it cannot be told who serves one.
         """

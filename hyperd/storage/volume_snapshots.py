@@ -117,8 +117,9 @@ class LocalVolumeSnapshots:
 
     async def _pieces(self, packed: Iterator[bytes]) -> AsyncIterator[bytes]:
         """One thread reads, so that none is in it when it is closed."""
-        while (piece := await self._reading.call(next, packed, b"")) != b"":
-            yield piece
+        while (piece := await self._reading.call(next, packed, None)) is not None:
+            if piece:
+                yield piece
 
     async def _copy(self, key: str, volume: Volume, *, only_shared: bool) -> int:
         """How large it is. Ended when this returns, also for a caller who goes."""

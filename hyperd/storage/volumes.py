@@ -175,7 +175,7 @@ class LocalVolumes:
 
     async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
         def work(connection: sqlite3.Connection) -> list[Row]:
-            records.use(connection, sandbox_id, holder, {name: False})
+            records.use(connection, sandbox_id, holder, {name: False}, lent=True)
             rows = records.attach(connection, sandbox_id)
             self._hand_over(connection, rows)
             return rows

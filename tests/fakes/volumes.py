@@ -162,7 +162,7 @@ class FakeVolumes:
 
     async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
         kept = self._require(name)
-        kept.users[sandbox_id] = VolumeUser(sandbox_id, holder, readonly=False, attached=False)
+        kept.users[sandbox_id] = VolumeUser(sandbox_id, holder, readonly=False, attached=False, lent=True)
         try:
             return (await self.attach(sandbox_id))[name]
         except HyperError:

@@ -252,6 +252,24 @@ async def test_an_adopted_disk_belongs_to_its_sandboxs_user(tmp_path):
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (70001, 70000, 0o600)
 
 
+async def test_what_is_rolled_back_to_is_on_the_disk_before_the_run_ends(local, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("hyperd.host.files.os.fsync", record)
+    await local.create_writable(BOX)
+    staged = await local.stage_writable(BOX, source)
+    assert synced[-1] == staged.stat().st_ino
+    disk = await local.adopt_staged(BOX)
+    assert synced[-1] == disk.parent.stat().st_ino
+
+
 @pytest.mark.parametrize("made", ["create", "adopt", "stage"])
 async def test_what_a_killed_hyperd_had_half_made_is_known_and_goes(local, tmp_path, monkeypatch, made):
     """Whichever file it was at: the copy has a name of its own until it is whole."""

@@ -168,7 +168,13 @@ async def test_a_volume_is_lent_to_one_who_is_no_container(volumes, database):
     assert lent.name == DB
     (user,) = (await volumes.get(DB)).users
     assert (user.name, user.readonly, user.attached) == ("volume-init", False, True)
-    with pytest.raises(WrongStateError, match="volume-init"):
+    await used(volumes, database, OTHER, VolumeRequest(DB))
+    for call in (volumes.attach(OTHER), volumes.remove(DB)):
+        with pytest.raises(WrongStateError, match="is being filled") as refused:
+            await call
+        assert "volume init" in refused.value.hint
+    await volumes.release(OTHER)
+    with pytest.raises(WrongStateError, match="is being filled"):
         await volumes.lend(OTHER, "volume-init", DB)
     assert len((await volumes.get(DB)).users) == 1
     await volumes.release(BOX)

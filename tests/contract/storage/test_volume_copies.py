@@ -18,6 +18,7 @@ from hyperd.errors import (
 from hyperd.host import files
 from hyperd.host.workers import NotWantedError
 from hyperd.model.volume import VolumeName, VolumeRequest
+from hyperd.storage import volume_archive as archive
 from tests.contract.storage.volumes import (
     BOX,
     DB,
@@ -304,6 +305,24 @@ async def test_where_blocks_cannot_be_shared_a_copy_of_one_moment_is_refused(loc
         with pytest.raises(UnsupportedError, match="cannot share blocks"):
             await local.snapshots.take(replace(made, path=source), "first", detached, only_shared=True)
     assert await local.snapshots.list() == []
+
+
+async def test_an_export_of_zeros_that_a_guest_wrote_can_be_given_up_on_the_way(local):
+    made = await local.create(VolumeRequest(DB, 4 * SMALL))
+    descriptor = os.open(made.path, os.O_RDWR)
+    try:
+        for offset in range(SMALL, 4 * SMALL, 1 << 20):
+            os.pwrite(descriptor, bytes(1 << 20), offset)
+        pieces = list(archive.packed(descriptor, archive.Manifest(4 * SMALL, "ext4")))
+    finally:
+        os.close(descriptor)
+    assert pieces.count(b"") == 3  # each of 64 MiB
+    async with local.snapshots.stream(made, detached) as stream:
+        assert all([piece async for piece in stream])
+    async with local.snapshots.stream(made, detached) as stream:
+        back = await local.import_(VolumeName("back"), {}, stream)
+    assert back.path.read_bytes() == made.path.read_bytes()
+    assert allocated_bytes(back.path) < 3 << 20
 
 
 class Held:
