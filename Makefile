@@ -53,7 +53,7 @@ typecheck: ## mypy, strict
 unit: ## pure code and servicers with fakes
 	$(PYTEST) tests/unit setup $(ARGS)
 
-test-images: ## what only tests need: busybox, and images of Debian's servers
+test-images: ## what only tests need: Ceph, fio, busybox, and images of Debian's servers
 	@setup/run --tests $(addprefix --force ,$(FORCE))
 
 contract: test-images ## each fake against its real adapter

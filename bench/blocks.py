@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many blocks of guest code QEMU translates in each phase of a start from a template (`info jit`), without hyperd.
+"""How many blocks of guest code QEMU translates in each phase of a start from a template (`info jit`), without hyperd,
+and the CPU time that it takes for it.
 
     setup/private .venv/bin/python -m bench.blocks 5                a start from the template
     setup/private .venv/bin/python -m bench.blocks 5 spare          from a spare
     setup/private .venv/bin/python -m bench.blocks 5 unrehearsed    from a spare that only said hello
 
-Unlike time, the number hardly depends on what else the machine does. One layer, disks as hyperd makes them.
+Unlike time, the number hardly depends on what else the machine does, and CPU time less. One layer, disks as hyperd
+makes them. The first phase has QEMU's own start in it.
 """
 
 import asyncio
@@ -16,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.cpu import cpu_ms_of
 from bench.floor import IGNORE_SHARED
 from bench.qemu import PLACE, BareVm, Machine, bare_vm
 from hyperd.image.disk import DESCRIPTOR_NAME, HEAD_NAME, TAIL_NAME, Extent, padded, render_disk
@@ -88,19 +92,39 @@ def main() -> None:
         vmdk = f"vmdk,file.driver=file,file.filename={place}/{DESCRIPTOR_NAME}"
         image = source.image if ahead else vmdk
         clone = replace(source, ram_shared=False, incoming=True, image=image, writable=place / "own")
-        counts = [asyncio.run(_start(clone, state, place, ahead)) for _ in range(runs)]
-    for phase in counts[0]:
-        print(f"{phase:10} {statistics.median(count[phase] for count in counts):7.0f}")
-    print(f"{'all':10} {statistics.median(sum(count.values()) for count in counts):7.0f}")
+        starts = [asyncio.run(_start(clone, state, place, ahead)) for _ in range(runs)]
+    print(f"{'':10} {'blocks':>7} {'CPU ms':>7}")
+    for phase in starts[0]:
+        _print(phase, [start[phase] for start in starts])
+    _print("all", [_Cost.sum(start.values()) for start in starts])
 
 
-async def _start(machine: Machine, state: Path, place: Path, ahead: str) -> dict[str, int]:
+@dataclass(frozen=True, slots=True)
+class _Cost:
+    blocks: int
+    cpu_ms: float
+
+    @staticmethod
+    def sum(costs: Iterable["_Cost"]) -> "_Cost":
+        several = list(costs)
+        return _Cost(sum(cost.blocks for cost in several), sum(cost.cpu_ms for cost in several))
+
+
+def _print(phase: str, costs: list[_Cost]) -> None:
+    blocks = statistics.median(cost.blocks for cost in costs)
+    cpu_ms = statistics.median(cost.cpu_ms for cost in costs)
+    print(f"{phase:10} {blocks:7.0f} {cpu_ms:7.1f}")
+
+
+async def _start(machine: Machine, state: Path, place: Path, ahead: str) -> dict[str, _Cost]:
     subprocess.run(["cp", "--sparse=always", place / "writable", place / "own"], check=True)
-    counts: dict[str, int] = {}
+    costs: dict[str, _Cost] = {}
     with bare_vm(machine) as vm:
 
         async def mark(phase: str) -> None:
-            counts[phase] = await _translated(vm) - sum(counts.values())
+            before = _Cost.sum(costs.values())
+            cpu_ms = cpu_ms_of([vm.process.pid])
+            costs[phase] = _Cost(await _translated(vm) - before.blocks, cpu_ms - before.cpu_ms)
 
         await vm.restore(state, IGNORE_SHARED)
         async with vm.guest() as guest:
@@ -120,7 +144,7 @@ async def _start(machine: Machine, state: Path, place: Path, ahead: str) -> dict
             async for _ in guest.read_output(BOX, FIRST_PROCESS, 0):
                 break
             await mark("first byte")
-    return counts
+    return costs
 
 
 async def _put_in(vm: BareVm, image: Path) -> None:

@@ -49,11 +49,11 @@ def _removals(host: Hyper) -> dict[str, float]:
     async def work(api: Api) -> dict[str, float]:
         ids = [await api.start() for _ in range(REMOVALS)]
         pids = [host.daemon.pid] if host.daemon is not None else []
-        before, began = _cpu_ms(pids), time.monotonic()
+        before, began = cpu_ms_of(pids), time.monotonic()
         await asyncio.gather(*(api.remove(container_id) for container_id in ids))
         took = (time.monotonic() - began) * 1000
         return {
-            "removal: CPU of hyperd": (_cpu_ms(pids) - before) / REMOVALS,
+            "removal: CPU of hyperd": (cpu_ms_of(pids) - before) / REMOVALS,
             "removal: the clock (if idle)": took / REMOVALS,
         }
 
@@ -63,10 +63,10 @@ def _removals(host: Hyper) -> dict[str, float]:
 def _used(host: Hyper) -> dict[str, float]:
     if host.daemon is None:
         raise RuntimeError("no daemon")
-    return {"hyperd": _cpu_ms([host.daemon.pid]), "QEMU": _cpu_ms(host.qemu_processes())}
+    return {"hyperd": cpu_ms_of([host.daemon.pid]), "QEMU": cpu_ms_of(host.qemu_processes())}
 
 
-def _cpu_ms(pids: Iterable[int]) -> float:
+def cpu_ms_of(pids: Iterable[int]) -> float:
     """Of all their threads that live, in the kernel and out of it."""
     tasks = [stat for pid in pids for stat in Path(f"/proc/{pid}/task").glob("*/schedstat")]
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e6

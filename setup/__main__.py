@@ -18,12 +18,13 @@ from setup.packages import Packages
 from setup.prepare import Prepare
 from setup.step import BUILD, Step, run_steps
 from setup.testimage import POSTGRES, SERVERS
+from setup.testpackages import TestPackages
 from setup.virtiofsd import Virtiofsd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-TESTS = ("busybox", "postgres", "servers")  # no user has any use for these
+TESTS = ("testpackages", "busybox", "postgres", "servers")  # no user has any use for these
 NAMES = ("packages", "kernel", "builder", "python", "erofs", "virtiofsd", "agent", "prepare", *TESTS)
 
 
@@ -38,7 +39,17 @@ def main() -> None:
     force = frozenset(arguments.force)
     steps: tuple[Step, ...] = (
         *(Packages(), Kernel(renew="kernel" in force), Builder(renew="builder" in force)),
-        *(Environment(), Erofs(), Virtiofsd(), Busybox(), POSTGRES, SERVERS, Agent(), Prepare()),
+        *(
+            Environment(),
+            Erofs(),
+            Virtiofsd(),
+            TestPackages(),
+            Busybox(),
+            POSTGRES,
+            SERVERS,
+            Agent(),
+            Prepare(),
+        ),
     )
     wanted = chosen(arguments.only, tests=arguments.tests)
     os.umask(0o022)  # QEMU's user reads what is made here

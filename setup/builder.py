@@ -150,7 +150,7 @@ def write_archive(archive: Path, layers: Iterable[tuple[str, bytes]]) -> None:
         "config": described(CONFIG_TYPE, config),
         "layers": [described(LAYER_TYPE, blob) for blob in blobs],
     })  # fmt: skip
-    # hyperd finds by its name whether it has this very image: the name is its content's.
+    # Other content, another name: `images` then shows which builder is which. hyperd finds it by its id.
     name = f"{NAME}:{digest_of(manifest).removeprefix('sha256:')[:12]}"
     entry = {**described(MANIFEST_TYPE, manifest), "annotations": {"io.containerd.image.name": name}}
     members = {

@@ -138,7 +138,7 @@ def services_held_back() -> Iterator[None]:
         return
     policy.write_text(
         "#!/bin/sh\n# Put here by hyper's set-up for the time of an installation.\n"
-        'case "$1" in docker-registry*|libvirt*|virt*) exit 101 ;; esac\nexit 104\n'
+        'case "$1" in docker-registry*|libvirt*|virt*|tgt*|ceph*|rbdmap*) exit 101 ;; esac\nexit 104\n'
     )
     policy.chmod(0o755)
     try:

@@ -14,6 +14,8 @@ from setup import debian
 from setup.step import StepError, capture, hash_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from setup.step import Job
 
 # What hyperd uses while it runs.
@@ -86,7 +88,7 @@ class Packages:
                 add_backports(job)
             job.say(f"installing {len(missing)} packages and what they need: {' '.join(missing)}")
             debian.install(job, missing, preferences=PREFERENCES if debian.codename() == "bookworm" else "")
-            keep_services_off(job, before)
+            keep_services_off(job, before, UNITS)
             if still := missing_packages():
                 raise StepError(
                     f"not to be had in the version needed: {', '.join(still)}", hint=debian.APT_HINT
@@ -148,15 +150,13 @@ def add_backports(job: Job) -> None:
         )
 
 
-def keep_services_off(job: Job, before: dict[str, str]) -> None:
+def keep_services_off(job: Job, before: Mapping[str, str], units: Mapping[str, Sequence[str]]) -> None:
     """Disable the units of packages that were not installed before, so that a reboot does not start them either."""
-    after = debian.installed_versions(list(UNITS))
-    units = [unit for name in UNITS if name in after and name not in before for unit in UNITS[name]]
-    if units and shutil.which("systemctl"):
-        job.run("systemctl", "disable", *units)
-        job.say(
-            "new services are neither started nor enabled: hyper runs its own libvirt and starts its own registry"
-        )
+    after = debian.installed_versions(list(units))
+    new = [unit for name in units if name in after and name not in before for unit in units[name]]
+    if new and shutil.which("systemctl"):
+        job.run("systemctl", "disable", *new)
+        job.say("new services are neither started nor enabled: what hyper needs of them it runs itself")
 
 
 def has_accounts() -> bool:

@@ -49,7 +49,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_users_make_nothing_that_only_tests_need() -> None:
     for_users, for_tests = chosen((), tests=False), chosen((), tests=True)
-    assert for_tests == {"busybox", "postgres", "servers"}
+    assert for_tests == {"testpackages", "busybox", "postgres", "servers"}
     assert {"kernel", "agent", "prepare"} <= for_users
     assert not for_users & for_tests
     assert chosen(("postgres",), tests=False) == {"postgres"}

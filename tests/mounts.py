@@ -3,7 +3,8 @@
 
 import contextlib
 import os
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 from hyperd.host import process
@@ -22,6 +23,30 @@ async def small_filesystem(target: Path, *, size_mib: int) -> AsyncIterator[Path
         yield target
     finally:
         await process.run_checked(["umount", "--lazy", str(target)], timeout_s=10)
+
+
+@contextlib.contextmanager
+def xfs_filesystem(target: Path, *, size_mib: int, reflink: bool) -> Iterator[Path]:
+    """In a file beside it, by a loop device that goes with the mount. ``reflink``: files may share blocks."""
+    image = target.with_name(f"{target.name}.xfs")
+    target.mkdir(exist_ok=True)
+    image.touch(0o600)
+    os.truncate(image, size_mib << 20)
+    argv = ["mkfs.xfs", "-q", "-m", f"crc=1,reflink={int(reflink)}", str(image)]
+    subprocess.run(argv, check=True)
+    subprocess.run(["mount", "-t", "xfs", "-o", "loop", image, target], check=True)
+    try:
+        yield target
+    finally:
+        subprocess.run(["umount", target], check=True)
+        image.unlink()
+
+
+def used_bytes(place: Path) -> int:
+    """Of its file system, when all that was written is on it. Blocks that files share count once."""
+    subprocess.run(["sync", "--file-system", place], check=True)
+    found = os.statvfs(place)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
 def allocated_bytes(path: Path) -> int:

@@ -15,7 +15,7 @@ use rustix::mount::UnmountFlags;
 use crate::error::{Context, Error, Kind, Result};
 use crate::kept::{self, Kept};
 use crate::mount::{Attributes, Filesystem, Kernel};
-use crate::plugged::{DISK_DEADLINE, POLL, SHARES, check_serial, wait_device, wait_share};
+use crate::plugged::{DISK_DEADLINE, POLL, SHARES, check_serial, find_disk, wait_device, wait_share};
 use crate::proto::{Layer, WritableLayer};
 use crate::virtio;
 
@@ -106,6 +106,29 @@ impl<K: Kernel> Disks<K> {
             }
         }
         Ok(())
+    }
+
+    /// Until nobody has a file system of these disks mounted: a namespace lets go of its mounts a moment after its last process.
+    pub fn wait_unmounted(&self, serials: &[String]) -> Result<()> {
+        let deadline = Instant::now() + DISK_DEADLINE;
+        for serial in serials {
+            check_serial(serial)?;
+            if self.is_leased(serial) {
+                return Err(Error::wrong_state(format!("a container has disk {serial}")));
+            }
+            while find_disk(serial).is_some_and(|name| kept::is_in_use(&name).unwrap_or(true)) {
+                if Instant::now() >= deadline {
+                    return Err(Error::new(Kind::TimedOut, format!("somebody still has disk {serial} mounted")));
+                }
+                std::thread::sleep(POLL);
+            }
+        }
+        Ok(())
+    }
+
+    fn is_leased(&self, serial: &str) -> bool {
+        let mounted = self.mounted.lock().unwrap_or_else(PoisonError::into_inner);
+        mounted.keys().any(|key| key.rsplit_once('.').is_some_and(|(disk, _)| disk == serial))
     }
 
     /// The file system of a disk that is mounted since the template, if it is that disk's still.

@@ -18,7 +18,7 @@ use crate::net::Links;
 use crate::path::Root;
 use crate::proto::{ConfigureGuestRequest, Dns, HostEntry, RewireGuestRequest};
 use crate::virtio::Released;
-use crate::{rootfs, sys};
+use crate::{names, rootfs, sys};
 
 const MAX_ENTROPY: usize = 512;
 const MAX_HOSTNAME: usize = 64;
@@ -130,10 +130,13 @@ impl Identity {
         if known.is_empty() { rustix::system::uname().nodename().to_string_lossy().into_owned() } else { known }
     }
 
-    /// The files of a container that is being made.
-    pub fn write_files(&self, directory: &Path, hostname: &str) -> Result<()> {
+    /// The files of a container that is being made; `shared`: those of another one are its own, too.
+    pub fn write_files(&self, directory: &Path, hostname: &str, shared: Option<&Path>) -> Result<()> {
         let names = self.names().clone();
-        names.write(directory, hostname)?;
+        match shared {
+            Some(other) => names::share(other, directory)?,
+            None => names.write(directory, hostname)?,
+        }
         names.write_ids(directory, false)
     }
 }

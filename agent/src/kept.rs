@@ -146,6 +146,11 @@ fn find_disk(drivers: &Path, device: &str) -> Option<PathBuf> {
 pub fn is_mounted(drivers: &Path, device: &str) -> Result<bool> {
     let Some(sysfs) = find_disk(drivers, device) else { return Ok(false) };
     let Some(name) = sysfs.file_name().and_then(|name| name.to_str()) else { return Ok(false) };
+    is_in_use(name)
+}
+
+/// As `is_mounted`, by the disk's name.
+pub fn is_in_use(name: &str) -> Result<bool> {
     match rustix::fs::open(format!("/dev/{name}"), OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty()) {
         Ok(_) => Ok(false),
         Err(rustix::io::Errno::BUSY) => Ok(true),

@@ -20,7 +20,11 @@ impl Agent {
         let id = request.container_id.clone();
         let isolation = request.isolation.clone().unwrap_or_default();
         let partner = |id: &str| if id.is_empty() { Ok(None) } else { self.container(id).map(Some) };
-        let shared = Shared { pid: partner(&isolation.share_pid_with)?, ipc: partner(&isolation.share_ipc_with)? };
+        let shared = Shared {
+            pid: partner(&isolation.share_pid_with)?,
+            ipc: partner(&isolation.share_ipc_with)?,
+            names: partner(&isolation.share_names_with)?,
+        };
         self.reserve(&id)?;
         let (workshop, identity) = (self.inner.workshop.clone(), self.inner.identity.clone());
         let made = blocking(move || workshop.make(request, &identity, &shared)).await;

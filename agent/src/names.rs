@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::error::{Context, Result};
 use crate::guest::check_hostname;
 use crate::proto::{Dns, HostEntry, Link};
-use crate::rootfs::{BOOT_ID, MACHINE_ID};
+use crate::rootfs::{BOOT_ID, MACHINE_ID, NAME_FILES};
 
 const MAX_BYTES: u64 = 256 * 1024;
 
@@ -63,6 +63,14 @@ impl Names {
         }
         Ok(())
     }
+}
+
+/// The same files under a second name: whoever changes one, in place, changes both.
+pub fn share(from: &Path, directory: &Path) -> Result<()> {
+    for name in NAME_FILES {
+        std::fs::hard_link(from.join(name), directory.join(name)).what(format_args!("share {name}"))?;
+    }
+    Ok(())
 }
 
 fn write(directory: &Path, name: &str, content: &str) -> Result<()> {
@@ -180,6 +188,24 @@ mod tests {
         let after = Names { addresses: vec!["10.0.0.2".into()], ..before.clone() };
         after.revise(&before, &scratch.0).unwrap();
         assert!(std::fs::read_to_string(scratch.0.join("hosts")).unwrap().contains("10.0.0.2\tguest\n"));
+    }
+
+    #[test]
+    fn a_container_that_shares_another_ones_names_sees_each_change_of_them() {
+        let (first, second) = (Scratch::new(), Scratch::new());
+        let before = Names { addresses: vec!["10.0.0.2".into()], ..Names::default() };
+        before.write(&first.0, "web").unwrap();
+        share(&first.0, &second.0).unwrap();
+        let after = Names { addresses: vec!["10.0.0.2".into(), "10.1.0.2".into()], ..before.clone() };
+        // All containers are revised, one after the other: the second time nothing is left to do.
+        for scratch in [&first, &second] {
+            after.revise(&before, &scratch.0).unwrap();
+        }
+        for scratch in [&first, &second] {
+            assert_eq!(std::fs::read_to_string(scratch.0.join("hosts")).unwrap(), render_hosts(&after, "web"));
+        }
+        std::fs::remove_dir_all(&first.0).unwrap();
+        assert_eq!(std::fs::read_to_string(second.0.join("hostname")).unwrap(), "web\n");
     }
 
     #[test]

@@ -73,7 +73,8 @@ fn has_share(shares: &Path, tag: &str) -> bool {
     found.any(|entry| std::fs::read_to_string(entry.path().join("tag")).is_ok_and(|told| told.trim_end() == tag))
 }
 
-fn find_disk(serial: &str) -> Option<String> {
+/// Its name in the kernel, such as vdc.
+pub fn find_disk(serial: &str) -> Option<String> {
     let mut disks = std::fs::read_dir("/sys/block").ok()?.flatten();
     let found = disks.find(|entry| read_serial(&entry.path()).is_some_and(|found| found == serial))?;
     found.file_name().into_string().ok()

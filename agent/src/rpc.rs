@@ -125,6 +125,10 @@ impl AgentService for Agent {
         detached(Agent::end_rehearsal(self.clone(), request.into_inner().container_id)).await
     }
 
+    async fn release_disks(&self, request: Request<ReleaseDisksRequest>) -> Answer<ReleaseDisksResponse> {
+        detached(Agent::release_disks(self.clone(), request.into_inner())).await
+    }
+
     async fn list_containers(&self, _: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
         let status = |slot: &Slot| match slot {
             Slot::Busy => None,

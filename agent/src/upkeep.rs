@@ -91,6 +91,12 @@ impl Agent {
         .await
     }
 
+    pub async fn release_disks(self, request: ReleaseDisksRequest) -> Result<ReleaseDisksResponse> {
+        let _moving = self.moving()?;
+        let workshop = self.inner.workshop.clone();
+        blocking(move || workshop.disks.wait_unmounted(&request.disk_serials)).await.map(|()| ReleaseDisksResponse {})
+    }
+
     pub async fn grow_volume(self, request: GrowVolumeRequest) -> Result<GrowVolumeResponse> {
         let _moving = self.moving()?;
         let path = self.inner.workshop.disks.find_writable(&request.disk_serial)?;

@@ -50,11 +50,12 @@ pub struct Made {
     pub leases: Vec<Lease>,
 }
 
-/// Namespaces that a container shares with another one.
+/// What a container shares with another one: namespaces, and the files by which it finds names.
 #[derive(Default)]
 pub struct Shared {
     pub pid: Option<Arc<Container>>,
     pub ipc: Option<Arc<Container>>,
+    pub names: Option<Arc<Container>>,
 }
 
 impl Workshop {
@@ -156,7 +157,7 @@ impl Workshop {
         if request.hostname.is_empty() {
             request.hostname = identity.hostname();
         }
-        identity.write_files(&files, &request.hostname)?;
+        identity.write_files(&files, &request.hostname, shared.names.as_ref().map(|other| other.files()))?;
         let mut leases = self.mount_sources(request)?;
         let root = self.disks.mount_root(request, &files)?;
         self.fill_volumes(request, &root.layers)?;

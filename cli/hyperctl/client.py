@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import grpc.aio
 
     from hyper.v1 import (
+        container_pb2,
         container_pb2_grpc,
         image_pb2_grpc,
         network_pb2_grpc,
@@ -59,6 +60,13 @@ class Client:
         from hyper.v1 import container_pb2_grpc
 
         return container_pb2_grpc.ContainerServiceStub(self._channel)
+
+    async def list_containers(
+        self, request: "container_pb2.ListContainersRequest", *, timeout_s: float = QUERY_TIMEOUT_S
+    ) -> "list[container_pb2.Container]":
+        """Newest first."""
+        parts = self.containers.ListContainers(request, timeout=timeout_s)
+        return [container async for part in parts for container in part.containers]
 
     @property
     def images(self) -> "image_pb2_grpc.ImageServiceAsyncStub":

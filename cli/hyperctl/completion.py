@@ -63,8 +63,8 @@ def _container_names(*, running_only: bool, status: str = "") -> Callable[[Clien
 
         filters = [pb.Filter(key="status", value=status)] if status else []
         request = pb.ListContainersRequest(all=not running_only, filters=filters)
-        response = await client.containers.ListContainers(request, timeout=DEADLINE_S)
-        return [container.name for container in response.containers]
+        containers = await client.list_containers(request, timeout_s=DEADLINE_S)
+        return [container.name for container in containers]
 
     return names
 

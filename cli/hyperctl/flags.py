@@ -14,3 +14,7 @@ DocumentsFormat = Annotated[
 OnlyIds = Annotated[bool, typer.Option("--quiet", "-q", help="Only ids")]
 OnlyNames = Annotated[bool, typer.Option("--quiet", "-q", help="Only names")]
 WholeIds = Annotated[bool, typer.Option("--no-trunc", help="Whole ids")]
+ProgressFormat = Annotated[
+    str,
+    typer.Option("--format", metavar="json", help="Progress as one JSON object a line", show_default=False),
+]

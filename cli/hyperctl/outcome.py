@@ -13,6 +13,7 @@ REASONS = {
     pb.EXIT_REASON_VM_LOST: "the virtual machine was killed from outside or crashed",
     pb.EXIT_REASON_START_FAILED: "the process could not be started",
     pb.EXIT_REASON_AGENT_LOST: "the agent in the guest stopped answering",
+    pb.EXIT_REASON_CARRIER_ENDED: "the container whose network it had has ended",
 }
 
 

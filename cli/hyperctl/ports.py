@@ -47,6 +47,8 @@ def parse_unpublished(texts: Iterable[str]) -> list[network_pb2.UnpublishedPort]
     for text in texts:
         host, colon, rest = text.rpartition(":")
         port, protocol = parse_port(rest)
+        if "/" in host:
+            raise _invalid("port", text, "HOST:CONTAINER[/PROTOCOL]")
         host_port = parse_port(host)[0] if colon else 0
         found.append(network_pb2.UnpublishedPort(container_port=port, protocol=protocol, host_port=host_port))
     return found

@@ -12,6 +12,7 @@ from hyperctl import errors
 from hyperctl.client import Client
 from hyperctl.errors import CliError
 from hyperctl.moments import parse_moment
+from hyperctl.names import familiar_name
 from hyperctl.render import printable, render_rfc3339, render_size
 
 STOPPED = frozenset(
@@ -56,7 +57,8 @@ async def prune_images(client: Client, wanted: Filters, *, everything: bool) -> 
         filters=[image_pb2.ImageFilter(key=key, value=value) for key, value in _on_wire(wanted)],
     )
     done = await client.images.PruneImages(request)
-    lines = [f"untagged: {name}" for name in done.untagged] + [f"deleted: {name}" for name in done.deleted]
+    lines = [f"untagged: {familiar_name(name)}" for name in done.untagged]
+    lines += [f"deleted: {digest}" for digest in done.deleted]
     return Pruned("Deleted Images:", lines, done.reclaimed_bytes)
 
 
@@ -75,12 +77,10 @@ def _on_wire(wanted: Filters) -> list[tuple[str, str]]:
 async def prune_containers(client: Client, wanted: Filters) -> Pruned:
     """One that has started or gone since is left alone."""
     limits_ns = [_until_ns(value) for key, value in wanted if key == "until"]
-    listing = await client.containers.ListContainers(
-        container_pb2.ListContainersRequest(all=True), timeout=hyperd.QUERY_TIMEOUT_S
-    )
+    containers = await client.list_containers(container_pb2.ListContainersRequest(all=True))
     chosen = [
         container
-        for container in listing.containers
+        for container in containers
         if container.state in STOPPED
         and all(_created_ns(container) < limit_ns for limit_ns in limits_ns)
         and _has_labels(container, wanted)

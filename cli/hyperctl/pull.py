@@ -2,23 +2,22 @@
 """Pulling an image, for `hyper pull` and for `hyper run` of an image that is not here."""
 
 import sys
-from typing import TextIO
 
 from hyper.v1 import image_pb2 as pb
 from hyperctl.client import Client
 from hyperctl.errors import CliError
 from hyperctl.names import with_default_tag
 from hyperctl.progress import LayersProgress
+from hyperctl.progress_json import JsonProgress
 
 
 async def pull_images(
-    client: Client, request: pb.PullImageRequest, *, out: TextIO, quiet: bool = False, headline: str = ""
+    client: Client, request: pb.PullImageRequest, progress: LayersProgress | JsonProgress, headline: str = ""
 ) -> list[pb.Image]:
-    """Show it on ``out``; hyperd has Docker's words. Hanging up (Ctrl-C) ends a pull that nobody else waits for.
+    """Show it; hyperd has Docker's words. Hanging up (Ctrl-C) ends a pull that nobody else waits for.
 
     One image, or with ``all_tags`` one a tag.
     """
-    progress = LayersProgress(out, quiet=quiet)
     images: list[pb.Image] = []
     try:
         async for response in client.images.PullImage(request):
@@ -51,4 +50,4 @@ def pull_request(reference: str, *, platform: str = "") -> pb.PullImageRequest:
 async def pull_missing(client: Client, reference: str, platform: str) -> None:
     """As `run` does it: told on standard error, so that standard output stays the process's."""
     print(f"Unable to find image '{with_default_tag(reference)}' locally", file=sys.stderr, flush=True)
-    await pull_images(client, pull_request(reference, platform=platform), out=sys.stderr)
+    await pull_images(client, pull_request(reference, platform=platform), LayersProgress(sys.stderr))

@@ -45,9 +45,8 @@ class SessionSetup:
     stdin: bool
     close_stdin: bool = field(default=True, kw_only=True)  # the end of our input is the end of the process's
     detach_keys: bytes
+    send_signal: "SignalSender"
     forward_signals: bool = True
-    # None: within the session, all that `exec` has.
-    send_signal: "SignalSender | None" = None
     on_started: Callable[[pb.SessionStarted], None] | None = None
 
 
@@ -192,10 +191,8 @@ class Session:
                 size = terminal.find_size(1, 0)
                 if size is not None and self._started_as.tty:
                     await self._send(pb.SessionRequest(resize=pb.TerminalSize(columns=size[0], rows=size[1])))
-            elif self._setup.send_signal is None:
-                await self._send(pb.SessionRequest(signal=number))
             else:
-                await self._setup.send_signal(self._started_as.container_id, number)
+                await self._setup.send_signal(self._started_as, number)
 
     @contextlib.contextmanager
     def _signals_caught(self) -> Iterator[None]:
@@ -216,7 +213,7 @@ class Session:
         enough = self._interrupts >= ENOUGH_INTERRUPTS
         if number != signal.SIGWINCH and (hanging_up or enough or not self._setup.forward_signals):
             if enough:
-                hint = "`hyper ps` shows whether it still runs"
+                hint = "`hyper ps` shows whether its container still runs"
                 print_error(CliError(f"{ENOUGH_INTERRUPTS} interrupts: not waiting any longer", hint=hint))
             self._end(Outcome(signal=number))
             return
@@ -230,14 +227,21 @@ class Session:
 
 
 class SignalSender:
-    """To a container's first process by a call of its own: it cannot wait behind input that nobody reads."""
+    """To the session's process by a call of its own: it cannot wait behind input that nobody reads."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def __call__(self, container_id: str, signal_number: int) -> None:
+    async def __call__(self, started: pb.SessionStarted, signal_number: int) -> None:
         import grpc.aio
 
-        request = pb.KillContainerRequest(container=container_id, signal=str(signal_number))
+        container, number, calls = started.container_id, str(signal_number), self._client.containers
         with contextlib.suppress(grpc.aio.AioRpcError):  # it has just ended: its exit is on the way
-            await self._client.containers.KillContainer(request, timeout=SIGNAL_TIMEOUT_S)
+            if started.exec_id:
+                exec_request = pb.SignalExecRequest(
+                    container=container, exec_id=started.exec_id, signal=number
+                )
+                await calls.SignalExec(exec_request, timeout=SIGNAL_TIMEOUT_S)
+            else:
+                request = pb.KillContainerRequest(container=container, signal=number)
+                await calls.KillContainer(request, timeout=SIGNAL_TIMEOUT_S)

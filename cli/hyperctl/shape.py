@@ -37,6 +37,7 @@ WHY_FAILED = {
     pb.EXIT_REASON_START_FAILED: "start failed",
     pb.EXIT_REASON_AGENT_LOST: "agent lost",
     pb.EXIT_REASON_OOM: "OOM",
+    pb.EXIT_REASON_CARRIER_ENDED: "joined container ended",
 }
 CONTAINER_HEADERS = {
     "ID": "CONTAINER ID",

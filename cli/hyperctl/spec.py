@@ -128,7 +128,8 @@ class ContainerFlags:
             "--network",
             "--net",
             metavar="NETWORK[:FIELD=VALUE,...]",
-            help_text="bridge (default), none, or the name of one: ip, ip6, alias, mac-address, gw-priority",
+            help_text="bridge (default), none, container:NAME|ID, or the name of one: ip, ip6, alias, mac-address, "
+            "gw-priority",
         ),
     ] = field(default_factory=list)
     ip: Annotated[

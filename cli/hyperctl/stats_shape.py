@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What containers use, as `docker stats` shows it. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hyper.v1 import container_pb2 as pb
@@ -32,20 +32,21 @@ def stats_row(
     """``before``: of the same container, some time ago; None: a rate is not known yet."""
     shown = stats.container_id[:SHORT_ID] if truncate else stats.container_id
     usage, limit = _known(stats, "memory_bytes"), stats.memory_limit_bytes
+    received, sent = _known(stats, "received_bytes"), _known(stats, "sent_bytes")
     read, written = _known(stats, "block_read_bytes"), _known(stats, "block_written_bytes")
     return {
         "Container": shown,
         "ID": shown,
         "Name": stats.name,
         "CPUPerc": _percent(cpu_share(stats, before)),
-        "MemUsage": f"{_size(usage, render_binary_size)} / {render_binary_size(limit)}",
+        "MemUsage": f"{_shown(usage, render_binary_size)} / {render_binary_size(limit)}",
         "MemPerc": _percent(None if usage is None or not limit else usage / limit),
-        "NetIO": f"{render_size(stats.received_bytes)} / {render_size(stats.sent_bytes)}",
-        "BlockIO": f"{_size(read, render_size)} / {_size(written, render_size)}",
-        "PIDs": UNKNOWN if (pids := _known(stats, "pids")) is None else str(pids),
-        "HostMem": _size(_known(stats, "host_memory_bytes"), render_binary_size),
-        "RateDroppedIn": str(stats.rate_dropped_in),
-        "RateDroppedOut": str(stats.rate_dropped_out),
+        "NetIO": f"{_shown(received, render_size)} / {_shown(sent, render_size)}",
+        "BlockIO": f"{_shown(read, render_size)} / {_shown(written, render_size)}",
+        "PIDs": _shown(_known(stats, "pids"), str),
+        "HostMem": _shown(_known(stats, "host_memory_bytes"), render_binary_size),
+        "RateDroppedIn": _shown(_known(stats, "rate_dropped_in"), str),
+        "RateDroppedOut": _shown(_known(stats, "rate_dropped_out"), str),
     }
 
 
@@ -79,5 +80,5 @@ def _percent(share: float | None) -> str:
     return UNKNOWN if share is None else f"{share * 100:.2f}%"
 
 
-def _size(size_bytes: int | None, render: Any) -> str:
-    return UNKNOWN if size_bytes is None else str(render(size_bytes))
+def _shown(value: int | None, render: Callable[[int], str]) -> str:
+    return UNKNOWN if value is None else render(value)

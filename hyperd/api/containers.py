@@ -50,6 +50,12 @@ class ContainerServicer(FileServicer):
             await self._fleet.get(request.container).kill(parse_signal(request.signal or "KILL"))
             return wire.KillContainerResponse()
 
+    async def SignalExec(self, request: wire.SignalExecRequest, context: Context) -> wire.SignalExecResponse:
+        async with errors_as_status(context):
+            signal = parse_signal(request.signal or "KILL")
+            await self._fleet.get(request.container).signal_exec(request.exec_id, signal)
+            return wire.SignalExecResponse()
+
     async def PauseContainer(
         self, request: wire.PauseContainerRequest, context: Context
     ) -> wire.PauseContainerResponse:
@@ -101,14 +107,6 @@ class ContainerServicer(FileServicer):
             await driver.remove(force=request.force, volumes=request.volumes)
             return wire.RemoveContainerResponse(container_id=driver.record.sandbox_id)
 
-    async def ListContainers(
-        self, request: wire.ListContainersRequest, context: Context
-    ) -> wire.ListContainersResponse:
-        async with errors_as_status(context):
-            filters = [(item.key, item.value) for item in request.filters]
-            views = self._fleet.list_views(filters, everything=request.all)
-            return wire.ListContainersResponse(containers=[convert.encode_container(view) for view in views])
-
     async def InspectContainer(
         self, request: wire.InspectContainerRequest, context: Context
     ) -> wire.InspectContainerResponse:
@@ -131,6 +129,13 @@ class ContainerServicer(FileServicer):
     # The streams write to their context instead of being generators: a call that ends in the middle then unwinds here
     # and now, in its own task, and not whenever the collector finds a generator that nobody iterates any more.
     # grpc.aio serves both; its stubs know only generators.
+
+    async def ListContainers(self, request: wire.ListContainersRequest, context: Context) -> None:  # type: ignore[override]
+        async with errors_as_status(context):
+            filters = [(item.key, item.value) for item in request.filters]
+            views = self._fleet.list_views(filters, everything=request.all)
+            for message in convert.encode_listing(views):
+                await context.write(message)
 
     async def ReadLogs(self, request: wire.ReadLogsRequest, context: Context) -> None:  # type: ignore[override]
         async with errors_as_status(context):

@@ -2,7 +2,7 @@
 """Between the wire and the model: every message is taken apart and put together here."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -32,6 +32,7 @@ from hyperd.sandbox import CloneOptions, LogEntry
 _STATES = {state: wire.ContainerState.Value(f"CONTAINER_STATE_{state.name}") for state in ContainerState}
 _REASONS = {reason: wire.ExitReason.Value(f"EXIT_REASON_{reason.name}") for reason in ExitReason}
 _STREAMS = {Stream.STDOUT: wire.STREAM_STDOUT, Stream.STDERR: wire.STREAM_STDERR}
+LISTING_BYTES = 1 << 20  # of one message of a listing, and one container more
 _LEVELS = {level: system_pb2.CheckLevel.Value(f"CHECK_LEVEL_{level.name}") for level in CheckLevel}
 
 
@@ -174,6 +175,20 @@ def decode_exec(message: wire.ExecOptions) -> ExecSpec:
 
 def decode_size(message: wire.TerminalSize) -> TerminalSize:
     return TerminalSize(min(message.columns, 0xFFFF), min(message.rows, 0xFFFF))
+
+
+def encode_listing(views: Iterable[ContainerView]) -> Iterator[wire.ListContainersResponse]:
+    """In messages that stay far below what one may be, however many there are."""
+    message, size = wire.ListContainersResponse(), 0
+    for view in views:
+        container = encode_container(view)
+        message.containers.append(container)
+        size += container.ByteSize()
+        if size >= LISTING_BYTES:
+            yield message
+            message, size = wire.ListContainersResponse(), 0
+    if size:
+        yield message
 
 
 def encode_container(view: ContainerView) -> wire.Container:

@@ -5,6 +5,7 @@ from hyper.v1 import build_pb2 as build_wire
 from hyper.v1 import image_pb2 as wire
 from hyperd.api.convert import encode_time
 from hyperd.errors import InvalidError
+from hyperd.image import parse_platform
 from hyperd.image.base import LoadEvent, PullEvent, PushEvent
 from hyperd.model.image import (
     Admission,
@@ -27,13 +28,8 @@ MAX_CHANGES = 1000
 
 
 def decode_platform(text: str) -> Platform | None:
-    """os/arch[/variant]; "" is None. Raises InvalidError."""
-    if not text:
-        return None
-    parts = text.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):
-        raise InvalidError("is not os/arch[/variant]", subject=repr(text), hint="as in linux/amd64")
-    return Platform(*parts)
+    """As Docker writes them; "" is None. Raises InvalidError."""
+    return parse_platform(text) if text else None
 
 
 def decode_credentials(

@@ -5,8 +5,9 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, replace
+from typing import cast
 
 from hyper.v1 import container_pb2 as wire
 from hyperd.sandbox import Cursor, Journal, LogEntry, SandboxHandle
@@ -58,18 +59,22 @@ async def read(handle: SandboxHandle, wanted: Wanted, respond: Respond) -> None:
 
 
 async def _last_lines(journal: Journal, wanted: Wanted, cursor: Cursor) -> list[LogEntry]:
-    """Entries are kept while they may hold one of the lines, so memory is bounded by what is shown."""
+    """From the log's end on back, until there are more than were asked for: the first is cut to its line."""
     kept: deque[LogEntry] = deque()
     lines = 0
     limit = wanted.tail_lines or 0
-    async for entry in journal.read(cursor):
-        late = wanted.until_ns is not None and entry.time_ns > wanted.until_ns
-        if late or entry.time_ns < wanted.since_ns:
-            continue
-        kept.append(entry)
-        lines += entry.data.count(b"\n")
-        while len(kept) > 1 and lines - kept[0].data.count(b"\n") > limit:
-            lines -= kept.popleft().data.count(b"\n")
+    async with contextlib.aclosing(
+        cast("AsyncGenerator[list[LogEntry], None]", journal.read_back(cursor))
+    ) as pieces:
+        async for piece in pieces:
+            for entry in reversed(piece):
+                late = wanted.until_ns is not None and entry.time_ns > wanted.until_ns
+                if late or entry.time_ns < wanted.since_ns:
+                    continue
+                kept.appendleft(entry)
+                lines += entry.data.count(b"\n")
+                if lines > limit:
+                    return _cut(list(kept), limit)
     return _cut(list(kept), limit)
 
 

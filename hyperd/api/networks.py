@@ -71,8 +71,8 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
     ) -> wire.ConnectNetworkResponse:
         async with errors_as_status(context):
             container = self._fleet.get(request.container)
-            await self._desk.connect(container, decode_endpoint(request.endpoint))
-            return wire.ConnectNetworkResponse()
+            told = await self._desk.connect(container, decode_endpoint(request.endpoint))
+            return wire.ConnectNetworkResponse(warnings=told)
 
     async def DisconnectNetwork(
         self, request: wire.DisconnectNetworkRequest, context: Context
@@ -80,7 +80,7 @@ class NetworkServicer(network_pb2_grpc.NetworkServiceServicer):
         async with errors_as_status(context):
             container = self._fleet.get(request.container)
             told = await self._desk.disconnect(container, request.network, force=request.force)
-            return wire.DisconnectNetworkResponse(warnings=[told] if told else [])
+            return wire.DisconnectNetworkResponse(warnings=told)
 
     def _encode(self, view: NetworkView) -> wire.Network:
         return _encode(view, self._desk.on(view.spec.name))

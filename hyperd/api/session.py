@@ -79,7 +79,10 @@ async def _stream(session: Session, requests: Requests, respond: Respond) -> Non
 
 
 async def _take(session: Session, requests: Requests, inputs: "asyncio.Queue[bytes | None]") -> None:
-    """Standard input goes into a queue, so that a signal need not wait until the process reads."""
+    """Standard input goes into a queue: what comes behind it waits only when so much is in there that nobody reads.
+
+    Then this waits as well, which is what has the caller wait; a signal that must not has a call of its own.
+    """
     async for request in requests:
         match request.WhichOneof("kind"):
             case "stdin":

@@ -46,7 +46,9 @@ class Bases:
     async def _find(self, reference: str, *, pull: bool) -> Image:
         if not pull or _is_id(reference):
             with contextlib.suppress(ImageNotFoundError):
-                return await self._images.get(reference)
+                here = await self._images.get(reference)
+                if not _is_only_an_id(reference, here):
+                    return here
         credentials = await self._ask_credentials(reference)
         await self._respond(PullNotice(f"Pulling {reference}"))
         image: Image | None = None
@@ -96,6 +98,14 @@ def _is_name(reference: str) -> bool:
 
 def _is_id(reference: str) -> bool:
     return reference.startswith("sha256:")
+
+
+def _is_only_an_id(reference: str, image: Image) -> bool:
+    """``FROM cafe`` is a name: the store finds by the beginning of an id, too, which a Dockerfile does not mean."""
+    return (
+        image.image_id.removeprefix("sha256:").startswith(reference)
+        and str(parse_source(reference).named) not in image.tags
+    )
 
 
 def _name_there(reference: str, image: Image) -> str:

@@ -6,6 +6,7 @@ few is an image that the engine does not find. Grammar: github.com/moby/buildkit
 """
 
 import bisect
+import contextlib
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from hyperd.build.words import expand
+from hyperd.image import split_words
 
 MAX_BYTES = 1 << 20
 MAX_IMAGES = 100
@@ -21,7 +23,7 @@ MAX_NAME = 500  # letters of an image's name; its repository has at most 255, an
 MAX_VALUES = 1 << 20  # letters of all variables that are known at once
 SCRATCH = "scratch"
 _DIRECTIVE = re.compile(r"#\s*([A-Za-z]+)\s*=\s*(\S+)\s*$")
-_HEREDOC = re.compile(r"<<(-?)([\"']?)([A-Za-z_][A-Za-z0-9_.]*)\2(?=\s|$)")
+_HEREDOC = re.compile(r"\d*<<([-~]?)([^<]+)")  # a whole word: neither a here-string nor what stands in quotes
 _WITH_HEREDOCS = frozenset({"RUN", "COPY", "ADD"})
 
 
@@ -48,6 +50,34 @@ class Stage:
     base: str | None  # None: not understood
     name: str = ""
     uses: set[str] = field(default_factory=set)  # of COPY --from and RUN --mount
+
+
+class Lines:
+    """Those of a file that are still to come."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        self._lines = lines
+        self._at = 0
+        self._last = {line: at for at, line in enumerate(lines)}
+        self._last_stripped = {line.lstrip("\t"): at for at, line in enumerate(lines)}
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        if self._at == len(self._lines):
+            raise StopIteration
+        self._at += 1
+        return self._lines[self._at - 1]
+
+    def skip_past(self, end: str, *, strips: bool) -> None:
+        """Nothing is skipped where no such line comes; the engine will say so."""
+        if (self._last_stripped if strips else self._last).get(end, -1) < self._at:
+            return
+        while True:
+            line = next(self)
+            if (line.lstrip("\t") if strips else line) == end:
+                return
 
 
 class Places:
@@ -97,7 +127,7 @@ def _directives(lines: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def _instructions(lines: Sequence[str], escape: str) -> Iterator[Instruction]:
-    waiting = iter(lines)
+    waiting = Lines(lines)
     for first in waiting:
         if not first.strip() or first.lstrip().startswith("#"):
             continue
@@ -116,7 +146,8 @@ def _instructions(lines: Sequence[str], escape: str) -> Iterator[Instruction]:
         name, _, rest = logical.partition(" ") if " " in logical else logical.partition("\t")
         instruction = Instruction(name.upper(), rest.strip())
         if instruction.name in _WITH_HEREDOCS:
-            _skip_heredocs(instruction.rest, waiting)
+            for strips, end in _heredocs(instruction.rest):
+                waiting.skip_past(end, strips=strips)
         yield instruction
 
 
@@ -124,12 +155,12 @@ def _continues(line: str, escape: str) -> bool:
     return line.rstrip(" \t").endswith(escape)
 
 
-def _skip_heredocs(rest: str, waiting: Iterator[str]) -> None:
-    for found in _HEREDOC.finditer(rest):
-        strips, end = found[1] == "-", found[3]
-        for line in waiting:
-            if (line.lstrip("\t") if strips else line) == end:
-                break
+def _heredocs(rest: str) -> Iterator[tuple[bool, str]]:
+    """Whether tabs before its end do not count, and the line that ends it."""
+    for word in split_words(rest):
+        if found := _HEREDOC.fullmatch(word):
+            with contextlib.suppress(ValueError):  # a quote that does not end
+                yield found[1] == "-", "".join(shlex.split(found[2]))
 
 
 def _stages(
@@ -177,6 +208,10 @@ def _declare(
 
 
 def _set(rest: str, values: Values, escape: str) -> None:
+    first, _, value = rest.partition(" ")
+    if "=" not in first:  # ENV NAME all of the rest
+        values.put(first, expand(value.strip(), values, escape) or "")
+        return
     for word in rest.split():
         name, equals, value = word.partition("=")
         if equals:

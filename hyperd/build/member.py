@@ -5,6 +5,7 @@ import tarfile
 from collections.abc import AsyncGenerator, AsyncIterator
 
 from hyperd.errors import InvalidError
+from hyperd.image import read_records
 
 BLOCK = 512
 MAX_HEADERS_BYTES = 128 << 10  # they are read anew with each piece
@@ -58,18 +59,15 @@ def _take_headers(kept: bytearray) -> int | None:
     return None
 
 
-def _size_in(records: bytes, before: int | None) -> int | None:
-    """`LENGTH size=NUMBER`, one a line (pax); other records may hold anything, and are skipped by their length."""
-    while records:
-        length, space, rest = records.partition(b" ")
-        if not space or not length.isdigit() or not len(length) + 1 < int(length) <= len(records):
-            raise _unexpected("its extended header is malformed")
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
+def _size_in(header: bytes, before: int | None) -> int | None:
+    records = read_records(header)
+    if not records.is_whole:
+        raise _unexpected("its extended header is malformed")
+    for key, value in records.pairs:
         if key == b"size":
             if not value.isdigit() or len(value) > 18:
                 raise _unexpected("its size is malformed")
             before = int(value)
-        records = records[int(length) :]
     return before
 
 

@@ -67,7 +67,9 @@ def require_valid(spec: BuildSpec, ours: Platform) -> None:
         )
     for text in arguments:
         if "\0" in text or len(text.encode(errors="replace")) > MAX_ARGUMENT_BYTES:
-            raise InvalidError(f"has a zero byte, or more than {MAX_ARGUMENT_BYTES} bytes", subject=text[:60])
+            # The key alone: what a build argument holds may be a secret, though it should not.
+            key = text.partition("=")[0][:60]
+            raise InvalidError(f"has a zero byte, or more than {MAX_ARGUMENT_BYTES} bytes", subject=key)
     for text in (*spec.build_args, *spec.labels):
         if not text.partition("=")[0] or "=" not in text:
             raise InvalidError("is not KEY=VALUE", subject=text[:300])

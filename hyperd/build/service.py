@@ -15,6 +15,7 @@ import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hyperd.build import plan
 from hyperd.build.archive import BuilderImage, image_in
@@ -27,6 +28,7 @@ from hyperd.errors import DeniedError, ExhaustedError, HyperError, ImageNotFound
 from hyperd.host.workers import Workers
 from hyperd.image import ImageStore
 from hyperd.model.build import BuildFailed, BuildSpec, Built
+from hyperd.model.container import ContainerSpec
 from hyperd.model.image import ImageId, Platform, PullNotice
 from hyperd.sandbox import Fleet, SandboxHandle
 
@@ -114,15 +116,26 @@ class Builds:
         image = await self._builder_image()
         build_id = secrets.token_hex(6)
         wanted = plan.builder_of(build_id, image, spec, self._settings.sizing)
-        view, _ = await self._fleet.create(wanted)
-        handle = self._fleet.get(view.record.sandbox_id)
+        # Tasks of ours: a caller who goes in the middle leaves neither a builder that nobody knows of nor half an end.
+        creating = self._tasks.create_task(self._create(wanted))
         try:
+            await _to_its_end(creating)
+            handle = creating.result()
+            if isinstance(handle, HyperError):
+                raise handle
             await handle.start()
             yield Builder(handle)
         finally:
-            # A task of ours: a caller who has gone, or goes in the middle of it, does not keep it from ending.
-            ending = self._tasks.create_task(self._end(handle))
-            await _to_its_end(ending)
+            made = creating.result() if creating.done() and not creating.cancelled() else None
+            if isinstance(made, SandboxHandle):
+                await _to_its_end(self._tasks.create_task(self._end(made)))
+
+    async def _create(self, wanted: ContainerSpec) -> SandboxHandle | HyperError:
+        try:
+            view, _ = await self._fleet.create(wanted)
+        except HyperError as error:  # for him who waits; the group must not
+            return error
+        return self._fleet.get(view.record.sandbox_id)
 
     async def _end(self, handle: SandboxHandle) -> None:
         """Gently, so that the cache is closed; then in any case."""
@@ -177,7 +190,7 @@ class Builds:
                 yield data
 
 
-async def _to_its_end(task: "asyncio.Task[None]") -> None:
+async def _to_its_end(task: "asyncio.Task[Any]") -> None:
     """Also for a caller that is cancelled meanwhile, who hears of it afterwards."""
     cancelled: asyncio.CancelledError | None = None
     while not task.done():

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent as the host sees it: one ``Guest`` per connected VM."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -117,6 +117,12 @@ class Guest(Protocol):
 
         What a template had made ahead for its clones is there once more. Raises NotFoundError, WrongStateError while
         another container exists, TimeoutExpiredError when a disk stays mounted.
+        """
+
+    async def release_disks(self, serials: Sequence[str]) -> None:
+        """Return when nobody in the guest has them mounted: all that was written is on them, and they can be unplugged.
+
+        One that is not there is success. Raises WrongStateError while a container has one, TimeoutExpiredError.
         """
 
     async def exec_process(

@@ -120,6 +120,10 @@ class AgentGuest(Archives):
         request = pb.EndRehearsalRequest(container_id=container_id)
         await self._call(self._agent.EndRehearsal, request, DELETE_S)
 
+    async def release_disks(self, serials: Sequence[str]) -> None:
+        request = pb.ReleaseDisksRequest(disk_serials=serials)
+        await self._call(self._agent.ReleaseDisks, request, DELETE_S)
+
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         request = pb.ExecProcessRequest(
             container_id=container_id, process_id=process_id, process=convert.encode_process(plan)

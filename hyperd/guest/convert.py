@@ -32,8 +32,9 @@ from hyperd.model.guest import (
 )
 
 MAX_CHUNK_BYTES = 64 * 1024
-MAX_CONTAINERS = 1024
-MAX_PROCESSES = 4096
+MAX_CONTAINERS = 256  # as many as an agent makes
+MAX_PROCESSES = 1025  # of one container: its first, and as many further ones as an agent starts
+MAX_LISTED = 16_384  # processes of all containers together
 MAX_OFFSET = 2**63 - 1  # what SQLite and Python's file offsets hold
 _MAX_PID = 2**22
 _MAX_SIGNAL = 64
@@ -123,6 +124,7 @@ def encode_container(plan: ContainerPlan) -> pb.CreateContainerRequest:
             readonly_paths=plan.readonly_paths,
             sysctls=plan.sysctls,
             privileged=plan.privileged,
+            share_names_with=plan.share_names_with or "",
         ),
         resources=pb.Resources(
             memory_bytes=plan.memory_bytes,
@@ -193,6 +195,9 @@ def decode_exit(status: pb.ExitStatus) -> ProcessExit:
 def decode_containers(response: pb.ListContainersResponse) -> list[ContainerStatus]:
     if len(response.containers) > MAX_CONTAINERS:
         raise NonsenseError(f"{len(response.containers)} containers")
+    listed = sum(len(status.processes) for status in response.containers)
+    if listed > MAX_LISTED:
+        raise NonsenseError(f"{listed} processes")
     containers = [_decode_container(status) for status in response.containers]
     _require_distinct(container.container_id for container in containers)
     return containers

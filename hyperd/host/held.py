@@ -26,9 +26,11 @@ class HeldProcess:
         except (OSError, ValueError, OverflowError):
             return None
 
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
     def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+        self._send(signal.SIGKILL)
 
     def borrow(self, number: int) -> int:
         """Its descriptor of that number, as one of ours: position and all. Raises OSError (it is gone)."""
@@ -75,6 +77,10 @@ class HeldProcess:
                     await self.wait_gone()
         finally:
             self.close()
+
+    def _send(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._fd, number)
 
     def close(self) -> None:
         """Idempotent. The process is not touched."""

@@ -64,6 +64,20 @@ class Workers:
             raise asyncio.CancelledError
         return future.result()
 
+    async def call_to_the_end(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """A cancelled caller is told so when the call has ended: for what uses, or puts away, what is his."""
+        future = asyncio.wrap_future(self._pool.submit(lambda: function(*args, **kwargs)))
+        cancelled = False
+        while not future.done():
+            try:
+                await asyncio.wait((future,))
+            except asyncio.CancelledError:
+                cancelled = True
+        if cancelled:
+            future.exception()  # heard, if not told
+            raise asyncio.CancelledError
+        return future.result()
+
     def close(self) -> None:
         """Wait for the calls under way and end the threads."""
         self._pool.shutdown(wait=True)

@@ -7,7 +7,6 @@ Names that point out of the archive make it invalid all the same, as they do for
 
 import hashlib
 import posixpath
-import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from hyperd.host import files
 from hyperd.host.workers import Wanted
 from hyperd.image.content import hex_of
 from hyperd.image.framing import BLOCK, MAX_PAX_BYTES, Framing
+from hyperd.image.pax import read_records
 from hyperd.image.stream import Limits
 from hyperd.model.image import Digest
 
@@ -33,7 +33,7 @@ _CHECK_EVERY_BYTES = 32 << 20
 _REGULAR = frozenset({tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE})
 _LINKS = frozenset({tarfile.SYMTYPE, tarfile.LNKTYPE})
 _NO_DATA = frozenset({*_LINKS, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE})
-_PAX = re.compile(rb"(?:^|\n)\d+ (path|linkpath|size)=([^\n]*)")
+_PAX = {b"path", b"linkpath", b"size"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +178,9 @@ class Splitter:
         def keep(data: bytes) -> None:
             data = data[: info.size]
             if info.type == tarfile.XHDTYPE:
-                for found in _PAX.finditer(data):
-                    key, value = found[1].decode(), found[2]
-                    self._pax[key] = value if key == "size" else _bounded(value)
+                for name, value in read_records(data).pairs:
+                    if name in _PAX:
+                        self._pax[name.decode()] = value if name == b"size" else _bounded(value)
             else:
                 key = "path" if info.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
                 self._pax[key] = _bounded(data.partition(b"\0")[0])

@@ -73,7 +73,8 @@ class Building:
                 made = assembling.join(base, config, blobs)
                 mine.add(made.manifest_digest)
                 await pins.enter_async_context(garbage.pinned(mine))
-                return await record(self._parts, made, [layer for _, layer in taken.values()], names)
+                layers = [(layer, blob.digest) for blob, layer in taken.values()]
+                return await record(self._parts, made, layers, names)
         except BaseException:
             with contextlib.suppress(HyperError):  # what went wrong before is what the caller hears
                 await garbage.sweep(mine)

@@ -4,11 +4,12 @@
 A layer is announced the moment that its blob is whole, while others are still under way. skopeo says nothing of its
 progress to a pipe, so the files that it writes are looked at a few times a second. Which file will be which
 layer it does not say either: they are matched in the order in which skopeo starts them, so a layer's progress is an
-estimate until the layer is whole.
+estimate until the layer is whole. It holds what it gets against its digest only when the last byte has come, so how
+much comes is bounded here.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +18,13 @@ from hyperd.host import files
 from hyperd.host.workers import Workers
 from hyperd.image.content import Content
 from hyperd.image.layers import one_error
-from hyperd.image.manifest import Descriptor
+from hyperd.image.manifest import MAX_CONFIG_BYTES, MAX_MANIFEST_BYTES, Descriptor
 from hyperd.image.reference import Transport
 from hyperd.image.transport import Remote, Skopeo
 from hyperd.model.image import Digest
 
-LOOK_EVERY_S = 0.2
+# How often what arrives is looked at: a tenth of the time so far, within these. A small layer is not waited for.
+LOOK_AFTER_S, LOOK_EVERY_S = 0.02, 0.2
 STALL_TIMEOUT_S = 180.0
 USUAL_UNPACKING = 3  # how much larger layers become; no manifest says it
 _UNDER_WAY = "oci-put-blob*"
@@ -122,12 +124,15 @@ class Downloads:
         layout: Path,
         progress: Progress,
     ) -> None:
-        estimate, seen, stalled_since = Estimate(), (-1, -1), asyncio.get_running_loop().time()
+        began = asyncio.get_running_loop().time()
+        now, estimate, seen, stalled_since = began, Estimate(), (-1, -1), began
         while not copying.done():
-            await asyncio.wait({copying}, timeout=LOOK_EVERY_S)
+            await asyncio.wait({copying}, timeout=min(max((now - began) / 10, LOOK_AFTER_S), LOOK_EVERY_S))
             await self.look_for(arrivals)
             missing = arrivals.missing()
             sizes = await self._workers.call(_sizes_under_way, layout)
+            _require_declared(sizes.values(), missing, str(remote.source))
+            await self._workers.call(self._require_reserve)
             done = estimate.update(sizes, missing)
             for layer in missing:
                 if layer.digest in done:
@@ -144,6 +149,9 @@ class Downloads:
     def _find_whole(self, layers: Sequence[Descriptor]) -> list[Digest]:
         return [layer.digest for layer in layers if self._content.has(layer.digest)]
 
+    def _require_reserve(self) -> None:
+        files.require_free(self._content.root, 0, keep_bytes=self._reserve_bytes, what="the image")
+
     def _require_room(self, layers: Sequence[Descriptor]) -> None:
         need = sum(layer.size_bytes for layer in layers)
         free = files.free_bytes(self._content.root)
@@ -155,6 +163,22 @@ class Downloads:
                 f"{self._reserve_bytes >> 20} MiB are kept in reserve",
                 hint="remove images, volumes or sandboxes that are not needed",
             )
+
+
+def _require_declared(sizes: Collection[int], missing: Sequence[Descriptor], subject: str) -> None:
+    """What is under way may be the missing layers, and the config and manifest that skopeo writes after them."""
+    declared = [layer.size_bytes for layer in missing]
+    most = max([*declared, MAX_CONFIG_BYTES])
+    if (
+        any(size > most for size in sizes)
+        or sum(sizes) > sum(declared) + MAX_CONFIG_BYTES + MAX_MANIFEST_BYTES
+    ):
+        raise UnavailableError(
+            "the registry sends more than the manifest says",
+            subject=subject,
+            evidence=f"{max(sizes)} bytes of one blob and {sum(sizes)} in all have come; "
+            f"the largest layer that is missing has {max(declared, default=0)}, all of them {sum(declared)}",
+        )
 
 
 def _sizes_under_way(layout: Path) -> dict[str, int]:

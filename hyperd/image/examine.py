@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from hyperd.errors import UnsupportedError
 from hyperd.image.framing import BLOCK, MAX_PAX_BYTES, number_in
+from hyperd.image.pax import read_records
 from hyperd.image.stream import BROKEN, open_layer
 
 MAX_PATH_BYTES = 4096
@@ -149,7 +150,7 @@ def entries_of(tar: BinaryIO) -> Iterator[Entry]:
             data = tar.read(size)
             _skip(tar, -size % BLOCK)
             if kind == b"x":
-                pax = _records(data)
+                pax = dict(read_records(data).pairs)
             elif kind != b"g":
                 names[kind] = data.partition(b"\0")[0]
             continue
@@ -168,24 +169,6 @@ def entries_of(tar: BinaryIO) -> Iterator[Entry]:
 def _name_in(header: bytes) -> bytes:
     name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
     return prefix + b"/" + name if header[257:263] == b"ustar\0" and prefix else name
-
-
-def _records(data: bytes) -> dict[bytes, bytes]:
-    """`LENGTH key=value`, one a line; what is malformed ends them."""
-    found: dict[bytes, bytes] = {}
-    while data:
-        length, space, rest = data.partition(b" ")
-        if (
-            not space
-            or not length.isdigit()
-            or len(length) > 7
-            or not len(length) + 2 < int(length) <= len(data)
-        ):
-            break
-        key, _, value = rest[: int(length) - len(length) - 2].partition(b"=")
-        found[key] = value
-        data = data[int(length) :]
-    return found
 
 
 def _skip(tar: BinaryIO, count: int) -> None:

@@ -11,12 +11,14 @@ import re
 import zlib
 from collections.abc import Callable
 
+from hyperd.image.pax import read_records
+
 BLOCK = 512
 MAX_PAX_BYTES = 1 << 20  # as in archive/tar
 _ZERO = bytes(BLOCK)
 _NO_DATA = frozenset(b"123456")  # links, devices, directories, fifos: whatever their size says
 _ADLER = 65521
-_SIZE_RECORD = re.compile(rb"(?:^|\n)\d+ size=(\d{1,19})\n")
+_SIZE = re.compile(rb"\d{1,19}")
 
 
 class Framing:
@@ -51,6 +53,11 @@ class Framing:
                 piece = bytes(self._partial)
                 self._partial.clear()
                 self._step(piece)
+
+    @property
+    def lacks_end(self) -> bool:
+        """Of a stream without complaint that has ended: between two members, as Go and Docker allow."""
+        return self._step is not None
 
     def finish(self) -> str:
         """The stream has ended. Returns the complaint."""
@@ -93,8 +100,9 @@ class Framing:
             self._skip, self._step = self._after_map, self._header
 
     def _local_pax(self, data: bytes) -> None:
-        if found := _SIZE_RECORD.search(data):
-            self._next_size = int(found[1])
+        for key, value in read_records(data).pairs:
+            if key == b"size" and _SIZE.fullmatch(value):
+                self._next_size = int(value)
         self._global_pax(data)
 
     def _global_pax(self, _: bytes) -> None:

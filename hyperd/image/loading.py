@@ -26,12 +26,12 @@ from hyperd.image.archive_read import Archive, Splitter
 from hyperd.image.base import LoadEvent, PullEvent
 from hyperd.image.content import hex_of
 from hyperd.image.flights import Flights, Hub
-from hyperd.image.layer_intake import in_time
 from hyperd.image.pull import Known, Parts, Pull
 from hyperd.image.reference import Named, Source, Transport, require_free
 from hyperd.image.stream import Limits
 from hyperd.image.transport import Remote
 from hyperd.image.unpack import Unpacker
+from hyperd.image.waiting import in_time
 from hyperd.model.image import Admission, Credentials, Digest, Image, LoadedImage, Platform, PullNotice
 
 PARALLEL = 2

@@ -57,7 +57,8 @@ class Making:
         mine = {Digest(made.image_id), made.manifest_digest, draft.blob_digest, draft.diff_id}
         try:
             async with garbage.pinned(mine):
-                return await record(self._parts, made, (await self._intake.keep(draft),), names)
+                layer = await self._intake.keep(draft)
+                return await record(self._parts, made, ((layer, draft.blob_digest),), names)
         except BaseException:
             with contextlib.suppress(HyperError):  # what went wrong before is what the caller hears
                 await garbage.sweep(mine)

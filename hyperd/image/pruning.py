@@ -84,16 +84,14 @@ def parse_until(text: str, now: datetime) -> datetime:
 
 def prune(connection: sqlite3.Connection, choice: Choice, in_use: Mapping[ImageId, str]) -> removal.Removed:
     """All that the choice takes and nobody uses, in one transaction."""
-    untagged: list[str] = []
-    deleted: list[str] = []
-    gone: list[ImageId] = []
-    for image_id in records.list_ids(connection):
-        image = records.get_image(connection, image_id)
-        if image_id not in in_use and choice.takes(image):
-            untagged += (*image.tags, *image.digests)
-            deleted += removal.delete(connection, image)
-            gone.append(image_id)
-    return removal.Removed(Removal(tuple(untagged), tuple(deleted)), tuple(gone))
+    images = [
+        image
+        for image_id in records.list_ids(connection)
+        if image_id not in in_use and choice.takes(image := records.get_image(connection, image_id))
+    ]
+    untagged = tuple(name for image in images for name in (*image.tags, *image.digests))
+    deleted = removal.delete_all(connection, images)
+    return removal.Removed(Removal(untagged, deleted), tuple(image.image_id for image in images))
 
 
 def _matches(labels: Mapping[str, str], key: str, value: str | None) -> bool:

@@ -25,11 +25,12 @@ from hyperd.image.admission import Admissions
 from hyperd.image.base import PullEvent
 from hyperd.image.config import ParsedConfig, parse_config
 from hyperd.image.content import Content, digest_of
+from hyperd.image.conversions import Conversions
 from hyperd.image.disks import EMPTY_LAYER, EMPTY_TAR, Disks
 from hyperd.image.download import Arrivals, Downloads
-from hyperd.image.flights import Flights, Hub
+from hyperd.image.flights import Hub
 from hyperd.image.gc import Garbage
-from hyperd.image.layers import LayerFile, Layers, one_error
+from hyperd.image.layers import Layers, one_error
 from hyperd.image.manifest import Descriptor, Manifest
 from hyperd.image.reference import Named, Transport, parse_named
 from hyperd.image.transport import Remote, Skopeo, written_by_copy
@@ -85,7 +86,7 @@ class Parts:
     layers: Layers
     disks: Disks
     garbage: Garbage
-    conversions: Flights[Digest, int, LayerFile]
+    conversions: Conversions
     temporary: Path
 
 
@@ -231,17 +232,18 @@ class Pull:
             self._tell(layer, LayerPhase.WAITING, 0)
 
     async def _bring_layers(self, resolved: Resolved) -> None:
+        """Each pair of a layer and its blob: one diff_id may come in several blobs, and all of them are kept."""
         parts = self._parts
-        wanted = dict(zip(resolved.config.diff_ids, resolved.manifest.layers, strict=True))
+        wanted = list(dict.fromkeys(zip(resolved.config.diff_ids, resolved.manifest.layers, strict=True)))
         if not wanted:
             await parts.workers.call(parts.content.put, EMPTY_LAYER, EMPTY_TAR)
-            wanted = {EMPTY_LAYER: Descriptor(EMPTY_LAYER, len(EMPTY_TAR), "")}
-        arrivals = Arrivals(list(wanted.values()))
+            wanted = [(EMPTY_LAYER, Descriptor(EMPTY_LAYER, len(EMPTY_TAR), ""))]
+        arrivals = Arrivals([layer for _, layer in wanted])
         await parts.downloads.look_for(arrivals)
         directory = parts.temporary / f"pull-{secrets.token_hex(8)}"
         try:
             async with one_error(), asyncio.TaskGroup() as tasks:
-                for diff_id, layer in wanted.items():
+                for diff_id, layer in wanted:
                     tasks.create_task(self._bring_layer(diff_id, layer, arrivals))
                 if arrivals.missing():
                     await parts.workers.call(files.make_directory, directory, 0o700)
@@ -252,48 +254,17 @@ class Pull:
             await parts.workers.call(files.remove_tree, directory)
 
     async def _bring_layer(self, diff_id: Digest, layer: Descriptor, arrivals: Arrivals) -> None:
-        parts = self._parts
+        conversions = self._parts.conversions
         here_before = arrivals.whole[layer.digest].is_set()
         await arrivals.wait_whole(layer.digest)
-        if await self._find_layer(diff_id) is not None:
+        if await conversions.has(diff_id, layer.digest):
             self._tell(layer, LayerPhase.EXISTS if here_before else LayerPhase.DONE, layer.size_bytes)
             return
         self._tell(layer, LayerPhase.CONVERTING, 0)
-
-        async def convert(hub: Hub[int]) -> LayerFile:
-            # Its own pin: the pull that began this may go and leave it to one that has the layer in another blob.
-            async with parts.garbage.pinned([layer.digest, diff_id]):
-                return await self._convert(diff_id, layer, hub)
-
-        async with parts.conversions.board(diff_id, convert) as flight:
-            async with contextlib.aclosing(flight.hub.listen()) as steps:
-                async for done in steps:
-                    self._tell(layer, LayerPhase.CONVERTING, done)
-            await flight.landed()
+        async with contextlib.aclosing(conversions.make(diff_id, layer.digest)) as steps:
+            async for done in steps:
+                self._tell(layer, LayerPhase.CONVERTING, done)
         self._tell(layer, LayerPhase.DONE, layer.size_bytes)
-
-    async def _find_layer(self, diff_id: Digest) -> LayerFile | None:
-        parts = self._parts
-        found = await parts.database.transaction(lambda connection: records.find_layer(connection, diff_id))
-        here = await parts.workers.call(parts.layers.has, diff_id)
-        return found if here else None
-
-    async def _convert(self, diff_id: Digest, layer: Descriptor, hub: Hub[int]) -> LayerFile:
-        parts = self._parts
-        blob = parts.content.path(layer.digest)
-        try:
-            made = await parts.layers.convert(diff_id, blob, lambda done: hub.publish("done", done))
-        except InvalidError as error:
-            if await parts.workers.call(parts.content.is_intact, layer.digest):
-                raise
-            await parts.workers.call(parts.content.remove, layer.digest)
-            raise UnavailableError(
-                "a stored layer was damaged and is removed",
-                subject=layer.digest,
-                hint="pull the image again to fetch the layer anew",
-            ) from error
-        await parts.database.transaction(lambda connection: records.save_layer(connection, made))
-        return made
 
     def _keep(self, resolved: Resolved) -> None:
         """Blocks."""

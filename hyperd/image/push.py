@@ -87,8 +87,8 @@ class Push:
         if any(name.partition("@")[2] != image.manifest_digest for name in image.digests):
             self._notice(
                 ("platforms", str(named)),
-                f"{named.familiar}: only {image.platform} is here and is sent; the image that was pulled had several"
-                " platforms",
+                f"{named.familiar}: what is sent is the one manifest that is here, for {image.platform}; a registry"
+                " serves this image under another digest too, be it that of an index of several platforms",
             )
 
     def _tell(self, progress: PushProgress) -> None:

@@ -16,9 +16,9 @@ from hyperd.model.image import Digest, Image
 
 
 async def record(
-    parts: Parts, made: Assembled, layers: Sequence[LayerFile], names: tuple[Named, ...]
+    parts: Parts, made: Assembled, layers: Sequence[tuple[LayerFile, Digest]], names: tuple[Named, ...]
 ) -> Image:
-    """``layers``: kept already, and of these no record knows. What is written is pinned by the caller."""
+    """``layers`` with their blobs: kept already, no record knows of them. The caller has pinned what is written."""
 
     def put(_: Wanted) -> None:
         content = parts.content
@@ -28,13 +28,14 @@ async def record(
             parts.disks.make(made.image_id, made.parsed.diff_ids)
 
     def save(connection: sqlite3.Connection) -> Image:
-        for layer in layers:
-            records.save_layer(connection, layer)
+        for layer, blob in layers:
+            records.save_layer(connection, layer, blob)
         return records.save_image(connection, new)
 
     if not made.parsed.diff_ids and not parts.layers.has(EMPTY_LAYER):  # its disk is of that one alone
         await parts.workers.call(parts.content.put, EMPTY_LAYER, EMPTY_TAR)
-        layers = [await parts.layers.convert(EMPTY_LAYER, parts.content.path(EMPTY_LAYER), lambda _: None)]
+        path = parts.content.path(EMPTY_LAYER)
+        layers = [(await parts.layers.convert(EMPTY_LAYER, path, lambda _: None), EMPTY_LAYER)]
     await parts.workers.call_while_wanted(put)
     new = records.NewImage(
         made.image_id,

@@ -48,6 +48,8 @@ MIGRATIONS = (
         PRIMARY KEY (image_id, reference)) STRICT""",
     """CREATE TABLE image_use (
         image_id TEXT PRIMARY KEY REFERENCES image ON DELETE CASCADE, used_at REAL NOT NULL) STRICT""",
+    # What blobs were seen to unpack to.
+    "CREATE TABLE image_blob (blob_digest TEXT PRIMARY KEY, diff_id TEXT NOT NULL) STRICT, WITHOUT ROWID",
 )
 
 
@@ -83,11 +85,19 @@ class Garbage:
     put_off: frozenset[Digest]  # pinned
 
 
-def save_layer(connection: sqlite3.Connection, layer: LayerFile) -> None:
+def save_layer(connection: sqlite3.Connection, layer: LayerFile, blob: Digest) -> None:
+    """``blob`` was seen to unpack to it."""
     connection.execute(
         "INSERT OR REPLACE INTO image_layer_file VALUES (?, ?, ?)",
         (layer.diff_id, layer.size_bytes, layer.stored_bytes),
     )
+    connection.execute("INSERT OR REPLACE INTO image_blob VALUES (?, ?)", (blob, layer.diff_id))
+
+
+def is_blob_of(connection: sqlite3.Connection, blob: Digest, diff_id: Digest) -> bool:
+    """Whether the blob was seen to unpack to the layer."""
+    row = connection.execute("SELECT diff_id FROM image_blob WHERE blob_digest = ?", (blob,)).fetchone()
+    return row is not None and row["diff_id"] == diff_id
 
 
 def find_layer(connection: sqlite3.Connection, diff_id: Digest) -> LayerFile | None:
@@ -274,7 +284,9 @@ def forget_garbage(connection: sqlite3.Connection, items: Iterable[Item]) -> Non
     """They are deleted."""
     gone = list(items)
     layers = [(item.digest,) for item in gone if item.kind is Kind.LAYER]
+    blobs = [(item.digest,) for item in gone if item.kind is Kind.BLOB]
     connection.executemany("DELETE FROM image_layer_file WHERE diff_id = ?", layers)
+    connection.executemany("DELETE FROM image_blob WHERE blob_digest = ?", blobs)
     connection.executemany("DELETE FROM image_garbage WHERE digest = ?", {(item.digest,) for item in gone})
 
 

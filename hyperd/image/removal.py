@@ -2,7 +2,7 @@
 """What `tag` and `rmi` do to the records: Docker's rules for naming, untagging and deleting."""
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hyperd.errors import WrongStateError
@@ -58,11 +58,25 @@ def remove(
 
 def delete(connection: sqlite3.Connection, image: Image) -> tuple[str, ...]:
     """The image with its names; what only it needed is marked as garbage. Returns its id and such layers' diff_ids."""
-    records.mark_garbage(connection, records.digests_of(connection, image.image_id))
-    connection.execute("DELETE FROM image WHERE image_id = ?", (image.image_id,))
+    return delete_all(connection, [image])
+
+
+def delete_all(connection: sqlite3.Connection, images: Sequence[Image]) -> tuple[str, ...]:
+    """As ``delete``, in order; what is needed is looked up once. A layer is told with the last that had it."""
+    for image in images:
+        records.mark_garbage(connection, records.digests_of(connection, image.image_id))
+        connection.execute("DELETE FROM image WHERE image_id = ?", (image.image_id,))
     needed = records.referenced_items(connection)
-    layers = [each for each in dict.fromkeys(image.diff_ids) if Item(Kind.LAYER, each) not in needed]
-    return (image.image_id, *reversed(layers))
+    last = {diff_id: image.image_id for image in images for diff_id in image.diff_ids}
+    found: list[str] = []
+    for image in images:
+        layers = [
+            each
+            for each in dict.fromkeys(image.diff_ids)
+            if last[each] == image.image_id and Item(Kind.LAYER, each) not in needed
+        ]
+        found += (image.image_id, *reversed(layers))
+    return tuple(found)
 
 
 def tag(connection: sqlite3.Connection, text: str, target: Named) -> str:

@@ -24,13 +24,13 @@ from hyperd.image.base import NONE_IN_USE, LoadEvent
 from hyperd.image.budget import Budget
 from hyperd.image.building import Building, ReadLayer
 from hyperd.image.content import Content, IndexEntry
+from hyperd.image.conversions import Conversions
 from hyperd.image.disks import EMPTY_LAYER, Disks
 from hyperd.image.download import Downloads
 from hyperd.image.exchange import Exchange
-from hyperd.image.flights import Flights
 from hyperd.image.gc import Garbage
 from hyperd.image.layer_intake import Intake
-from hyperd.image.layers import SUFFIX, LayerFile, Layers
+from hyperd.image.layers import SUFFIX, Layers
 from hyperd.image.loading import Loading
 from hyperd.image.logins import Logins
 from hyperd.image.making import Making
@@ -79,10 +79,15 @@ class OciImageStore:
             parallel=settings.parallel_layers,
         )
         self._disks = Disks(root / "disks", self._layers)
+        self._readers = Workers(
+            "image-readers", 2
+        )  # what takes long: whole blobs are read, large files deleted
         self._garbage = Garbage(
-            database, self._workers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
+            database, self._readers, self._content, self._layers, self._disks.root, frozenset({EMPTY_LAYER})
         )
-        self._conversions: Flights[Digest, int, LayerFile] = Flights(tasks)
+        self._conversions = Conversions(
+            database, self._readers, self._content, self._layers, self._garbage, tasks
+        )
         self._budget = Budget(
             settings.budget,
             database,
@@ -150,6 +155,7 @@ class OciImageStore:
         with contextlib.suppress(HyperError):  # it costs the order in which images go
             await self._budget.write_down()
         self._workers.close()
+        self._readers.close()
         self._layers.close()
         self._intake.close()
         self._loading.close()
@@ -216,7 +222,7 @@ class OciImageStore:
 
     async def usage(self) -> StoreUsage:
         owned = await self._database.transaction(usages.owners)
-        found = await self._workers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
+        found = await self._readers.call(usages.measure, self._content.shared_blob_dir, self._measured, owned)
         return replace(found, budget=self._budget.usage)
 
     async def tag(self, image: str, reference: str) -> str:

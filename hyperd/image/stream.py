@@ -21,11 +21,13 @@ from isal import igzip, isal_zlib
 
 from hyperd.errors import ExhaustedError, InvalidError, UnsupportedError
 from hyperd.host import files
-from hyperd.image.framing import Framing
+from hyperd.image.framing import BLOCK, Framing
 from hyperd.model.image import Digest
 
 CHUNK_BYTES = 1 << 20
 MAX_ZSTD_WINDOW_BYTES = 128 << 20
+END_OF_ARCHIVE = bytes(2 * BLOCK)
+_ZSTD_SLICE_BYTES = 1 << 10  # a block of four bytes may become 128 KiB
 _CHECK_EVERY_BYTES = 32 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _OTHERS = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4"}
@@ -106,7 +108,10 @@ class LayerStream:
                 self._require_room(size)
             listening = listening and write_all(self._pipe, chunk)
         self._require_room(size)
-        return Streamed(Digest(f"sha256:{hashed.hexdigest()}"), size, framing.finish())
+        complaint = framing.finish()
+        if not complaint and framing.lacks_end and listening:
+            write_all(self._pipe, memoryview(END_OF_ARCHIVE))  # mkfs.erofs insists on it, as tar(5) does
+        return Streamed(Digest(f"sha256:{hashed.hexdigest()}"), size, complaint)
 
     def _read(self, reader: BinaryIO, buffer: memoryview) -> int:
         try:
@@ -139,14 +144,49 @@ def open_layer(compressed: BinaryIO, subject: str) -> BinaryIO:
         gunzip: Callable[..., Any] = igzip.IGzipFile
         return cast("BinaryIO", gunzip(fileobj=compressed, mode="rb"))
     if magic.startswith(_ZSTD):
-        decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
-        return cast(
-            "BinaryIO", decompressor.stream_reader(compressed, read_across_frames=True, closefd=False)
-        )
+        return cast("BinaryIO", _Zstd(compressed))
     for prefix, name in _OTHERS.items():
         if magic.startswith(prefix):
             raise UnsupportedError(f"the layer is compressed with {name}", subject=subject)
     return cast("BinaryIO", io.BufferedReader(cast("io.RawIOBase", compressed)))
+
+
+class _Zstd(io.RawIOBase):
+    """Frames one after the other. zstandard's own reader takes one that is cut off for one that has ended."""
+
+    def __init__(self, compressed: BinaryIO) -> None:
+        self._compressed = compressed
+        self._frame: Any = None
+        self._rest = b""  # compressed, after a frame
+        self._plain = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """As much as there is room for, but at the end."""
+        target, filled = memoryview(buffer), 0
+        while filled < len(target) and (self._plain or self._read_on()):
+            count = min(len(self._plain), len(target) - filled)
+            target[filled : filled + count] = self._plain[:count]
+            self._plain = self._plain[count:]
+            filled += count
+        return filled
+
+    def _read_on(self) -> bool:
+        while not self._plain:
+            data, self._rest = self._rest or self._compressed.read(_ZSTD_SLICE_BYTES), b""
+            if not data:
+                if self._frame is not None:
+                    raise EOFError("the last frame is not complete")
+                return False
+            if self._frame is None:
+                decompressor = zstandard.ZstdDecompressor(max_window_size=MAX_ZSTD_WINDOW_BYTES)
+                self._frame = decompressor.decompressobj()
+            self._plain = memoryview(self._frame.decompress(data))
+            if self._frame.eof:
+                self._rest, self._frame = self._frame.unused_data, None
+        return True
 
 
 def write_all(pipe: int, chunk: memoryview) -> bool:

@@ -54,13 +54,14 @@ class Unpacker:
                 async for chunk in self._read(path):
                     yield chunk
             finally:
-                path.unlink(missing_ok=True)
+                await self._workers.call_to_the_end(path.unlink, missing_ok=True)
 
     async def _write_aside(self, path: Path, head: bytes, chunks: AsyncIterator[bytes]) -> None:
         with files.file_errors(path), path.open("xb", buffering=0) as file:
-            size = checked = await self._workers.call(_write, file, head)
+            # To the end, here and below: the file is closed when this is cancelled.
+            size = checked = await self._workers.call_to_the_end(_write, file, head)
             async for chunk in chunks:
-                size += await self._workers.call(_write, file, chunk)
+                size += await self._workers.call_to_the_end(_write, file, chunk)
                 if size - checked >= _CHECK_EVERY_BYTES:
                     checked = size
                     self._require_room(size)
@@ -68,7 +69,7 @@ class Unpacker:
     async def _read(self, path: Path) -> AsyncGenerator[bytes, None]:
         with files.file_errors(path), path.open("rb") as packed, opened(packed) as reader:
             size = 0
-            while chunk := await self._workers.call(read_some, reader):
+            while chunk := await self._workers.call_to_the_end(read_some, reader):
                 size += len(chunk)
                 if size > self._limits.max_bytes:
                     raise self._too_large()

@@ -3,9 +3,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import TypeVar
 
 from hyperd.errors import TimeoutExpiredError
+
+R = TypeVar("R")
 
 PATIENCE_S = 600.0
 LEAST_BYTES_PER_S = 16 << 10
@@ -61,3 +64,12 @@ async def waiting(data: AsyncIterator[bytes], stall_timeout_s: float) -> AsyncGe
     finally:
         if isinstance(data, AsyncGenerator):
             await data.aclose()
+
+
+async def in_time(work: Awaitable[R], timeout_s: float, what: str = "layer", subject: str = "") -> R:
+    """Raises TimeoutExpiredError."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await work
+    except TimeoutError as error:
+        raise TimeoutExpiredError(f"no {what} after {timeout_s:g} s", subject=subject) from error

@@ -47,8 +47,9 @@ class Answer:
 
 async def fetch(asked: Asked, workers: Workers) -> Answer:
     """Whatever status the answer has, redirects followed. ``workers`` read certificates. Raises UnavailableError."""
+    limit = asyncio.timeout(ANSWER_TIMEOUT_S)
     try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+        async with limit:
             answer = await _fetch_either(asked, workers)
             for _ in range(MAX_REDIRECTS):
                 if answer.status not in _REDIRECTS or "location" not in answer.headers:
@@ -56,10 +57,10 @@ async def fetch(asked: Asked, workers: Workers) -> Answer:
                 asked = _redirected(asked, answer.headers["location"])
                 answer = await _fetch_either(asked, workers)
             return answer
-    except TimeoutError as error:
-        raise _unreachable(asked, f"no whole answer after {ANSWER_TIMEOUT_S:g} s") from error
     except (OSError, ValueError, EOFError, asyncio.LimitOverrunError) as error:
-        raise _unreachable(asked, str(error)) from error
+        # The kernel's own ETIMEDOUT, of a host that does not answer, is a TimeoutError too.
+        why = f"no whole answer after {ANSWER_TIMEOUT_S:g} s" if limit.expired() else str(error)
+        raise _unreachable(asked, why) from error
 
 
 async def _fetch_either(asked: Asked, workers: Workers) -> Answer:

@@ -61,12 +61,15 @@ class _Expansion:
                 return "".join(found)
             piece = steps[character]() if character in steps else character
             length += len(piece)
-            if length > MAX_EXPANDED_LENGTH:
-                raise InvalidError("a variable makes the text too long", evidence=self._text[:100])
+            self._require_short(length)
             found.append(piece)
         if end:
             raise self._broken(f"a {end} is missing")
         return "".join(found)
+
+    def _require_short(self, length: int) -> None:
+        if length > MAX_EXPANDED_LENGTH:
+            raise InvalidError("a variable makes the text too long", evidence=self._text[:100])
 
     def _next(self) -> str:
         character = self._text[self._at : self._at + 1]
@@ -85,6 +88,7 @@ class _Expansion:
 
     def _double(self) -> str:
         found: list[str] = []
+        length = 0
         while self._at < len(self._text):
             character = self._next()
             if character == '"':
@@ -94,6 +98,8 @@ class _Expansion:
             elif character == "\\":
                 after = self._next()
                 character = after if after in ('"', "$", "\\") else f"\\{after}"
+            length += len(character)
+            self._require_short(length)
             found.append(character)
         raise self._broken('a " is missing')
 

@@ -108,6 +108,7 @@ class ExitReason(enum.StrEnum):
     VM_LOST = "vm_lost"
     START_FAILED = "start_failed"
     AGENT_LOST = "agent_lost"
+    CARRIER_ENDED = "carrier_ended"  # the container in whose VM it ran
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class StartPath(enum.StrEnum):
     TEMPLATE = "template"
     COLD = "cold"
     SNAPSHOT = "snapshot"
+    JOINED = "joined"  # another container's, which ran
 
 
 @dataclass(frozen=True, slots=True)

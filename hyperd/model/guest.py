@@ -156,6 +156,7 @@ class ContainerPlan:
     sysctls: dict[str, str] = field(default_factory=dict)
     privileged: bool = False
     shm_size_bytes: int = 0
+    share_names_with: ContainerId | None = None  # whose hosts, hostname and resolv.conf are this one's, too
     memory_bytes: int = 0
     cpu_quota_us: int = 0
     cpu_period_us: int = 0

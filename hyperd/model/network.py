@@ -5,6 +5,7 @@ import enum
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from ipaddress import IPv6Address
 
 from hyperd.model.vm import SandboxId
 
@@ -25,6 +26,15 @@ class Endpoint:
 
 
 DEFAULT_ENDPOINT = Endpoint()
+
+
+def parse_address6(text: str) -> IPv6Address:
+    """Raises ValueError, as of one with a scope (RFC 4007, 11): that means something on one host alone, and is equal to
+    none without.
+    """
+    if "%" in text:
+        raise ValueError(f"{text!r} has a scope")
+    return IPv6Address(text)
 
 
 @dataclass(frozen=True, slots=True)

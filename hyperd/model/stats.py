@@ -12,7 +12,7 @@ class VmUsage:
 
     read_at_ns: int  # of the host's monotonic clock
     cpu_ns: int  # the guest's and the emulation's
-    memory_bytes: int  # PSS: pages that several share are divided among them
+    memory_bytes: int | None  # PSS: pages that several share are divided among them
     block_read_bytes: int | None = None  # None: not known just now
     block_written_bytes: int | None = None
 

@@ -15,7 +15,7 @@ VolumeName = NewType("VolumeName", str)
 LOCAL = "local"
 EXT4, XFS = "ext4", "xfs"
 SHARED = "virtiofs"  # the file system of a volume that is a directory of the host's, for many to write to
-NBD, ISCSI = "nbd", "iscsi"  # a disk that a server on the network has
+NBD, ISCSI, RBD = "nbd", "iscsi", "rbd"  # a disk that a server on the network has
 
 
 class MountType(enum.StrEnum):
@@ -93,6 +93,14 @@ class VolumeView:
     volume: Volume
     allocated_bytes: int
     users: tuple[VolumeUser, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenVolume:
+    """Whoever spoke to its server for a VM has ended."""
+
+    name: VolumeName
+    evidence: str  # what it complained of
 
 
 VolumeSnapshotId = NewType("VolumeSnapshotId", str)  # 64 hexadecimal digits

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a sandbox asks of a network, and what it is told that it has, in the model's words."""
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address
 
-from hyperd.model.network import Attachment, Endpoint
+from hyperd.errors import InvalidError
+from hyperd.model.network import Attachment, Endpoint, parse_address6
 from hyperd.network.leases import Lease, Wish
 from hyperd.network.plugs import address6_in
 from hyperd.network.resolver import read_resolver
@@ -11,9 +12,13 @@ from hyperd.network.settings import BridgeSettings
 
 
 def wish_of(endpoint: Endpoint, slot: int) -> Wish:
+    """Raises InvalidError."""
     address = IPv4Address(endpoint.address) if endpoint.address else None
-    address6 = IPv6Address(endpoint.address6) if endpoint.address6 else None
-    return Wish(address, endpoint.mac_address.lower(), slot, address6)
+    try:
+        address6 = parse_address6(endpoint.address6) if endpoint.address6 else None
+    except ValueError as error:  # an earlier hyperd recorded one with a scope
+        raise InvalidError(f"is no IPv6 address: {error}", subject=f"network {endpoint.network}") from error
+    return Wish(address, endpoint.mac_address.lower(), slot, address6, endpoint.gateway_priority)
 
 
 def attachment_of(

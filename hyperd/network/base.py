@@ -177,7 +177,7 @@ class Network(Protocol):
         """Remove taps and leases. Idempotent."""
 
     async def list_attached(self) -> set[SandboxId]:
-        """Who owns a lease or a tap, for cleaning up after a kill."""
+        """Who owns a lease, a tap or a floating address, for cleaning up after a kill."""
 
     async def clear(self) -> None:
         """Networks that users made, and of the default one all that is on the host: it is made again when needed.

@@ -14,7 +14,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from hyperd.errors import UnavailableError
 from hyperd.network.netlink import network_errors
 from hyperd.network.pool import mac_of
-from hyperd.network.settings import BridgeSettings
+from hyperd.network.settings import LEAST_MTU6, BridgeSettings
 from hyperd.network.tap import PREFIX
 
 _ETHERNET_MTU = 1500
@@ -75,6 +75,12 @@ async def ensure_bridge(settings: BridgeSettings) -> Bridge:
             routes = await list_routes(netlink)
             require_free(settings.subnet, routes, settings.bridge)
             mtu = choose_mtu(settings.mtu, routes)
+            if settings.subnet6 is not None and mtu < LEAST_MTU6:
+                raise UnavailableError(
+                    f"IPv6 needs an MTU of {LEAST_MTU6}, and the host's way out has one of {mtu}",
+                    subject=f"bridge {settings.bridge}",
+                    hint=f"make the network with --mtu {LEAST_MTU6}, or without --ipv6",
+                )
             index = await _ensure_link(netlink, settings)
             await netlink.link("set", index=index, address=mac_of(settings.gateway), mtu=mtu, state="up")
             await _ensure_address(netlink, index, settings)

@@ -2,8 +2,8 @@
 """``BridgeNetwork``: a lease, a tap on the bridge, and NAT to the world outside.
 
 ``prepare`` does all that is slow or needs a child process; ``attach`` is on the way of every start and does not: one
-transaction, four ioctls, four netlink messages; with a policy it runs nft besides. A second hyperd in the same
-network namespace needs another bridge and subnet; neither touches what is the other's.
+transaction, four ioctls, four netlink messages; with a policy some more, and nft for the first of a network. A second
+hyperd in the same network namespace needs another bridge and subnet; neither touches what is the other's.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from hyperd.host.lock import FileLock
 from hyperd.host.workers import Workers
 from hyperd.model.network import DEFAULT_ENDPOINT, Attachment, Endpoint, PortRequest, PublishedPort
 from hyperd.model.vm import SandboxId
+from hyperd.network import links
 from hyperd.network.attachments import attachment_of, wish_of
 from hyperd.network.bridge import Bridge, ensure_bridge
 from hyperd.network.forwards import Inside
@@ -108,7 +109,7 @@ class BridgeNetwork:
             if self.trouble is None and self._bridge is None and not await self.list_leased():
                 return
             if self._bridge is not None:
-                _log.warning("the rules for the network of sandboxes are gone: making them again")
+                _log.warning("the bridge or the rules of sandboxes are gone: making them again")
             await self._require_prepared()
         except HyperError as error:
             _log.error("not repaired", extra={"error": str(error)})
@@ -139,7 +140,7 @@ class BridgeNetwork:
             if self._policies.revision(sandbox_id) != revision:
                 await self.enforce(sandbox_id)  # somebody changed it meanwhile, and found no tap
         except BaseException:
-            await asyncio.shield(self._undo(lease))
+            await asyncio.shield(self._undo_alone(lease))
             raise
         return self._attachment(lease, bridge, endpoint.gateway_priority)
 
@@ -150,11 +151,12 @@ class BridgeNetwork:
 
     async def disconnect(self, sandbox_id: SandboxId) -> None:
         """Its tap is parked, all else of it here is gone. Idempotent."""
-        lease = await self._leases.find(sandbox_id)
-        if lease is not None:
-            await self._plugs.park(lease)
-        await self._publishing.withdraw(sandbox_id)
-        await self._leases.release(sandbox_id)
+        async with self._preparing:  # which would plug it in again, as long as there is a lease
+            lease = await self._leases.find(sandbox_id)
+            if lease is not None:
+                await self._plugs.park(lease)
+            await self._publishing.withdraw(sandbox_id)
+            await self._leases.release(sandbox_id)
 
     async def enforce(self, sandbox_id: SandboxId) -> None:
         """Its policy as it is now, where it runs: also for what it has begun. Idempotent."""
@@ -226,9 +228,8 @@ class BridgeNetwork:
         """The names of all networks that it has a lease of, in one look."""
         return await self._leases.networks_of(sandbox_id)
 
-    async def address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
-        lease = await self._leases.find(sandbox_id)
-        return lease.address if lease is not None else None
+    async def find_lease(self, sandbox_id: SandboxId) -> Lease | None:
+        return await self._leases.find(sandbox_id)
 
     async def list_leased(self) -> set[SandboxId]:
         await self._prepare_records()
@@ -274,6 +275,7 @@ class BridgeNetwork:
     async def _is_prepared(self) -> bool:
         return (
             self._bridge is not None
+            and links.index_of(self._settings.bridge) == self._bridge.index
             and rules_standing(self._settings, bridged=self._plugs.is_guarded) == self._standing
             and await self._policies.stands(self._settings.table)
         )
@@ -288,6 +290,7 @@ class BridgeNetwork:
             resolver = read_resolver()
             await self._plugs.stand_by_policies(await self._leases.list_all(), bridge, self._owner)
             await self._apply_rules(resolver.servers)
+            await self._plugs.plug_again(await self._leases.list_all(), bridge, self._owner)
             changed = enable_forwarding()
             if self._settings.subnet6 is not None and not self._settings.internal and enable_forwarding6():
                 _log.info("net.ipv6.conf.all.forwarding was 0 and is now 1")
@@ -295,11 +298,8 @@ class BridgeNetwork:
             self._bridge, self.trouble = None, error
             raise
         self._bridge, self.trouble = bridge, None  # only now: who finds a bridge has all the rest too
-        fields = {
-            "bridge": self._settings.bridge,
-            "subnet": str(self._settings.subnet),
-            "mtu": bridge.mtu,
-        }
+        settings = self._settings
+        fields = {"bridge": settings.bridge, "subnet": str(settings.subnet), "mtu": bridge.mtu}
         _log.info("network is ready", extra=fields)
         if changed:
             _log.info("net.ipv4.ip_forward was 0 and is now 1")
@@ -364,6 +364,10 @@ class BridgeNetwork:
             raise UnavailableError("the network is not prepared", subject=lease.sandbox_id)
         await self._plugs.plug(lease, bridge, self._owner)
         return bridge
+
+    async def _undo_alone(self, lease: Lease) -> None:
+        async with self._preparing:  # which would plug it in again, as long as there is a lease
+            await self._undo(lease)
 
     async def _undo(self, lease: Lease) -> None:
         try:

@@ -23,6 +23,7 @@ _KEY, _DATA, _VALUE, _TIMEOUT = 1, 2, 1, 4
 _VERDICT, _CODE, _CHAIN, _GOTO = 2, 1, 2, -4
 _NESTED = 0x8000
 _TOGETHER = 256  # elements of one message, whose length has 16 bits
+_AT_ONCE = 512  # of one transaction, which has to fit into a socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,15 @@ def remove(family: int, table: str, elements: Sequence[Element]) -> None:
     _change(family, table, [(_DELSETELEM, _REQUEST | _ACK, elements)])
 
 
-def renew(family: int, table: str, elements: Sequence[Element]) -> None:
-    """Those that are there begin their time again, in one transaction. Raises OSError: ENOENT when one is not there."""
-    _change(family, table, [(_DELSETELEM, _REQUEST | _ACK, elements), (_NEWSETELEM, _ADDING, elements)])
+def renew(family: int, table: str, new: Sequence[Element], again: Sequence[Element]) -> None:
+    """``again``: of which some may be there, and begin their time anew. In as few transactions as a socket takes.
+
+    Raises OSError: ENOENT without the set, ENFILE when it is full.
+    """
+    for start in range(0, max(len(new), len(again)), _AT_ONCE):
+        some, more = new[start : start + _AT_ONCE], again[start : start + _AT_ONCE]
+        steps = [(_NEWSETELEM, _ADDING, more), (_DELSETELEM, _REQUEST | _ACK, more)] if more else []
+        _change(family, table, [*steps, (_NEWSETELEM, _ADDING, [*some, *more])])
 
 
 def _change(family: int, table: str, steps: Iterable[tuple[int, int, Sequence[Element]]]) -> None:

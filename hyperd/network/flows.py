@@ -7,7 +7,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
 
@@ -61,9 +61,9 @@ def forget(begun: Iterable[Forward], ended: Iterable[Forward]) -> None:
     _forget_those(is_it)
 
 
-def forget_of(address: IPv4Address) -> None:
-    """All with it at one end, of whatever protocol: whether they may is asked anew. Raises OSError."""
-    _forget_those(lambda flow: address in (flow.begun_by, flow.answered_by[0]))
+def forget_of(addresses: Collection[Address]) -> None:
+    """All with one of them at one end, of whatever protocol: whether they may is asked anew. Raises OSError."""
+    _forget_those(lambda flow: flow.begun_by in addresses or flow.answered_by[0] in addresses)
 
 
 def forget_strays(floating: Iterable[IPv4Address], inside: Mapping[IPv4Address, IPv4Address]) -> None:

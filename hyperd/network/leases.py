@@ -30,6 +30,7 @@ _MIGRATIONS = (
     "ALTER TABLE network_lease ADD COLUMN address6 TEXT NOT NULL DEFAULT ''",  # asked for; else it follows
     *definitions.FURTHER_MIGRATIONS,
     *port_records.FURTHER_MIGRATIONS,
+    "ALTER TABLE network_lease ADD COLUMN gateway_priority INTEGER NOT NULL DEFAULT 0",
 )
 
 
@@ -41,6 +42,7 @@ class Lease:
     own_mac: str = ""  # "" = follows from the address
     slot: int = 0
     own_address6: IPv6Address | None = None  # None: follows from the address, where there is IPv6
+    gateway_priority: int = 0  # as of an endpoint
 
     @property
     def mac(self) -> str:
@@ -59,6 +61,7 @@ class Wish:
     mac: str = ""
     slot: int = 0  # of its NICs
     address6: IPv6Address | None = None
+    gateway_priority: int = 0
 
 
 NO_WISH = Wish()
@@ -190,20 +193,21 @@ class Leases:
     def _lease(self, connection: sqlite3.Connection, sandbox_id: SandboxId, wish: Wish) -> Lease:
         held = self._find(connection, sandbox_id)
         if held is not None and held.address in self._settings.subnet:
-            lease = replace(held, own_mac=wish.mac, slot=wish.slot, own_address6=wish.address6)
+            lease = _as_wished(held, wish)
             if wish.address not in (None, held.address):
                 lease = replace(lease, address=self._choose(connection, wish.address), is_new=True)
             elif lease == held:
                 return held
         else:  # none, or one from before the configuration changed
-            lease = Lease(sandbox_id, self._choose(connection, wish.address), is_new=True)
-            lease = replace(lease, own_mac=wish.mac, slot=wish.slot, own_address6=wish.address6)
+            made = Lease(sandbox_id, self._choose(connection, wish.address), is_new=True)
+            lease = _as_wished(made, wish)
         self._require_own_mac(connection, lease)
         self._require_own_address6(connection, lease)
         connection.execute(
-            "INSERT INTO network_lease (network, sandbox_id, address, mac, slot, address6)"
-            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (network, sandbox_id) DO UPDATE SET address = excluded.address,"
-            " mac = excluded.mac, slot = excluded.slot, address6 = excluded.address6",
+            "INSERT INTO network_lease (network, sandbox_id, address, mac, slot, address6, gateway_priority)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (network, sandbox_id) DO UPDATE SET address = excluded.address,"
+            " mac = excluded.mac, slot = excluded.slot, address6 = excluded.address6,"
+            " gateway_priority = excluded.gateway_priority",
             (
                 self._settings.name,
                 sandbox_id,
@@ -211,6 +215,7 @@ class Leases:
                 lease.own_mac,
                 lease.slot,
                 str(lease.own_address6 or ""),
+                lease.gateway_priority,
             ),
         )
         return lease
@@ -254,7 +259,7 @@ class Leases:
         ).fetchall()
         taken = [IPv4Address(row[0]) for row in rows]
         if settings.subnet6 is not None:
-            asked_for = (IPv6Address(row[1]) for row in rows if row[1])
+            asked_for = (_address6(row[1]) for row in rows if row[1])
             implied = (address4_of(address, settings.subnet, settings.subnet6) for address in asked_for)
             taken += [address for address in implied if address is not None]
         return taken
@@ -292,11 +297,27 @@ class Leases:
         return address
 
 
+def _as_wished(lease: Lease, wish: Wish) -> Lease:
+    return replace(
+        lease,
+        own_mac=wish.mac,
+        slot=wish.slot,
+        own_address6=wish.address6,
+        gateway_priority=wish.gateway_priority,
+    )
+
+
+def _address6(text: str) -> IPv6Address:
+    """Without the scope that an earlier hyperd let in, which nftables does not."""
+    return IPv6Address(text.partition("%")[0])
+
+
 def _decode(row: sqlite3.Row) -> Lease:
     return Lease(
         SandboxId(row["sandbox_id"]),
         IPv4Address(row["address"]),
         own_mac=row["mac"],
         slot=row["slot"],
-        own_address6=IPv6Address(row["address6"]) if row["address6"] else None,
+        own_address6=_address6(row["address6"]) if row["address6"] else None,
+        gateway_priority=row["gateway_priority"],
     )

@@ -11,6 +11,7 @@ import secrets
 import socket
 import struct
 from collections.abc import Sequence
+from pathlib import Path
 
 _ANSWER_S = 10.0
 _ANSWER_BYTES = 65536
@@ -20,6 +21,7 @@ _DELLINK, _SETLINK = 17, 19  # not RTM_NEWLINK: for a name that is not there it 
 _UP = 1
 _IFNAME, _MTU, _MASTER, _ALIAS, _GROUP = 3, 4, 10, 20, 27
 _MISSING = (errno.ENODEV, errno.ENOENT)
+_LINKS = Path("/sys/class/net")
 MOST = 64  # of one call: what they are answered fits into a socket
 
 
@@ -29,6 +31,26 @@ def plug(index: int, *, bridge: int, mtu: int, alias: str) -> None:
     (code,) = _ask([(_SETLINK, body)])
     if code:
         raise OSError(code, os.strerror(code))
+
+
+def index_of(name: str) -> int:
+    """0: there is none of this name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        return 0
+
+
+def is_on(bridge: str, name: str) -> bool:
+    return (_LINKS / bridge / "brif" / name).exists()
+
+
+def alias_of(name: str) -> str:
+    """ "" where there is none, or nothing of this name."""
+    try:
+        return (_LINKS / name / "ifalias").read_text().strip()
+    except OSError:
+        return ""
 
 
 def remove(names: Sequence[str]) -> None:

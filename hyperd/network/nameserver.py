@@ -6,11 +6,12 @@ Guests are hostile: each has so many questions a second and so many connections,
 
 import asyncio
 import errno
+import functools
 import logging
 import socket
 import struct
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
@@ -28,7 +29,7 @@ from hyperd.network.zone import Zone, answer, refusal
 _log = logging.getLogger(__name__)
 PORT = 53
 RATE, BURST = 200.0, 400.0  # questions a second and at once, of one guest
-MAX_IN_FLIGHT = 1024  # of one network
+MAX_IN_FLIGHT, MAX_IN_FLIGHT_EACH = 1024, 128  # of one network, of one guest
 MAX_CONNECTIONS, MAX_CONNECTIONS_EACH = 256, 8
 IDLE_S = 10.0
 _MAX_QUESTION_BYTES = 2048
@@ -69,7 +70,9 @@ class NameServer:
         self._zone = zone
         self._forwarder = forwarder
         self._rates = Rates()
+        self._opening = asyncio.Lock()
         self._answering: set[asyncio.Task[None]] = set()
+        self._in_flight: Counter[str] = Counter()  # by guest
         self._connections: dict[str, int] = {}
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
@@ -80,19 +83,26 @@ class NameServer:
 
     async def open(self) -> None:
         """Idempotent. Raises UnavailableError when something else has the port."""
-        if self.is_open:
-            return
-        loop = asyncio.get_running_loop()
+        async with self._opening:  # many who start at once ask for it
+            if not self.is_open:
+                self._transport, self._server = await self._listen()
+
+    async def _listen(self) -> tuple[asyncio.DatagramTransport, asyncio.Server]:
+        """Both or none."""
         where = (str(self._address), PORT)
+        transport: asyncio.DatagramTransport | None = None
         try:
-            self._transport, _ = await loop.create_datagram_endpoint(
+            transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
                 lambda: _Datagrams(self), local_addr=where, family=socket.AF_INET
             )
-            self._server = await asyncio.start_server(
+            server = await asyncio.start_server(
                 self._serve, *where, family=socket.AF_INET, limit=_MAX_QUESTION_BYTES
             )
-        except OSError as error:
-            self.close()
+        except BaseException as error:
+            if transport is not None:
+                transport.close()
+            if not isinstance(error, OSError):
+                raise
             raise UnavailableError(
                 "names cannot be served",
                 subject=f"{where[0]}:{PORT}",
@@ -101,6 +111,7 @@ class NameServer:
                 if error.errno == errno.EADDRINUSE
                 else "",
             ) from error
+        return transport, server
 
     def close(self) -> None:
         if self._transport is not None:
@@ -113,11 +124,21 @@ class NameServer:
 
     def hear(self, wire: bytes, peer: tuple[str, int]) -> None:
         """A datagram."""
-        if len(self._answering) >= MAX_IN_FLIGHT or not self._rates.allows(peer[0]):
+        guest = peer[0]
+        if len(self._answering) >= MAX_IN_FLIGHT or self._in_flight[guest] >= MAX_IN_FLIGHT_EACH:
+            return
+        if not self._rates.allows(guest):
             return
         task = asyncio.get_running_loop().create_task(self._answer_datagram(wire, peer))
         self._answering.add(task)
-        task.add_done_callback(self._answering.discard)
+        self._in_flight[guest] += 1
+        task.add_done_callback(functools.partial(self._answered, guest))
+
+    def _answered(self, guest: str, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._in_flight[guest] -= 1
+        if not self._in_flight[guest]:
+            del self._in_flight[guest]
 
     async def _answer_datagram(self, wire: bytes, peer: tuple[str, int]) -> None:
         try:
@@ -137,16 +158,16 @@ class NameServer:
         zone = self._zone(guest)
         known = answer(zone, query)
         if self._screen is not None:
-            screened = await self._screen.answer(guest, query, known, lambda: self._ask(zone, query))
+            screened = await self._screen.answer(guest, query, known, lambda: self._ask(zone, query, guest))
             if screened is not None:
                 return screened
-        return known if known is not None else await self._ask(zone, query)
+        return known if known is not None else await self._ask(zone, query, guest)
 
-    async def _ask(self, zone: Zone, query: dns.message.Message) -> dns.message.Message:
+    async def _ask(self, zone: Zone, query: dns.message.Message, guest: str) -> dns.message.Message:
         """The others."""
         if not zone.is_outward:
             return refusal(query, dns.rcode.NXDOMAIN)
-        return await self._forwarder.ask(query)
+        return await self._forwarder.ask(query, guest)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         guest = writer.get_extra_info("peername")[0]

@@ -2,12 +2,14 @@
 """The name servers of all networks: one on the gateway of each that has names, or guests with policies."""
 
 import functools
+from collections.abc import Callable, Iterable, Sequence
 
 from hyperd.network.bridge_network import BridgeNetwork
 from hyperd.network.directory import Directory
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.nameserver import NameServer
 from hyperd.network.policy import Policies, Screen
+from hyperd.network.settings import BridgeSettings
 
 
 class NameServers:
@@ -42,3 +44,15 @@ class NameServers:
     def close_all(self) -> None:
         for name in list(self._servers):
             self.close(name)
+
+
+def without_ours(
+    upstream: Callable[[], Sequence[str]], networks: Callable[[], Iterable[BridgeSettings]]
+) -> Callable[[], Sequence[str]]:
+    """A host that asks one of our own servers is not asked by that."""
+
+    def servers() -> Sequence[str]:
+        ours = {str(gateway) for each in networks() for gateway in (each.gateway, each.gateway6)}
+        return [server for server in upstream() if server not in ours]
+
+    return servers

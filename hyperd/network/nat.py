@@ -4,6 +4,7 @@
 What the rules promise is in docs/network.md. Nothing outside our tables is touched.
 """
 
+import contextlib
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -216,8 +217,9 @@ def enable_forwarding6() -> bool:
             return False
         for interface in _INTERFACES6.iterdir():
             heeds = interface / "accept_ra"
-            if heeds.read_text().strip() == "1":
-                heeds.write_text("2")
+            with contextlib.suppress(FileNotFoundError):  # taps come and go
+                if heeds.read_text().strip() == "1":
+                    heeds.write_text("2")
         switch.write_text("1")
     except OSError as error:
         raise DeniedError(

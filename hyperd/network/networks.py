@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-import re
 import secrets
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,7 +18,6 @@ from hyperd.errors import (
     ExhaustedError,
     ExistsError,
     HyperError,
-    InvalidError,
     NotFoundError,
     WrongStateError,
 )
@@ -46,11 +44,14 @@ from hyperd.network.floating import Floating
 from hyperd.network.forwarder import Forwarder
 from hyperd.network.leases import in_short
 from hyperd.network.meter import Meter
-from hyperd.network.nameservers import NameServers
+from hyperd.network.nameservers import NameServers, without_ours
 from hyperd.network.planning import (
     choose_subnet,
     choose_subnet6,
     filled,
+    find_view,
+    no_such,
+    require_name,
     settings_of,
     spec_of,
     view_of,
@@ -58,14 +59,12 @@ from hyperd.network.planning import (
 from hyperd.network.plugs import remove_left_taps, remove_links
 from hyperd.network.policy import Policies
 from hyperd.network.publishing import AtPort
-from hyperd.network.resolver import read_resolver
+from hyperd.network.resolver import read_host_servers
 from hyperd.network.settings import BridgeSettings
 from hyperd.network.tap import existing_taps
 from hyperd.network.watch import TableWatch, watching
 
 _log = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
-_RESERVED = (DEFAULT_NETWORK, "none", "host", "default", "container")
 _MAX_NETWORKS = 200
 
 
@@ -74,7 +73,7 @@ class BridgeNetworks:
         self,
         settings: BridgeSettings,
         database: Database,
-        upstream: Callable[[], Sequence[str]] = lambda: read_resolver().servers,
+        upstream: Callable[[], Sequence[str]] = read_host_servers,
         pools: Sequence[IPv4Network] = (),
     ) -> None:
         """``upstream``: the servers that are asked what no container is called. ``pools``: of floating addresses."""
@@ -94,7 +93,9 @@ class BridgeNetworks:
         self._loading = asyncio.Lock()
         self._is_loaded = False
         directory = Directory(self._all_settings, self._all_named)
-        self._servers = NameServers(self._policies, directory, Forwarder(upstream))
+        self._servers = NameServers(
+            self._policies, directory, Forwarder(without_ours(upstream, self._all_settings))
+        )
 
     @property
     def trouble(self) -> HyperError | None:
@@ -140,14 +141,19 @@ class BridgeNetworks:
 
     async def keep(self, every_s: float = LOOK_EVERY_S) -> None:
         """Until cancelled: rules that somebody took away are made again, at once."""
-        async with asyncio.TaskGroup() as tasks:
+        async with asyncio.TaskGroup() as tasks, contextlib.AsyncExitStack() as stack:
             tasks.create_task(self._policies.keep())
-            async with watching() as watch:
-                await self._keep(watch, every_s)
+            watch: TableWatch | None = None
+            try:
+                watch = await stack.enter_async_context(watching())
+            except OSError as error:
+                fields = {"error": str(error), "every_s": every_s}
+                _log.warning("rules that are taken away are found by looking alone", extra=fields)
+            await self._keep(watch, every_s)
 
-    async def _keep(self, watch: TableWatch, every_s: float) -> None:
+    async def _keep(self, watch: TableWatch | None, every_s: float) -> None:
         while True:
-            await watch.wait(every_s)
+            await (watch.wait(every_s) if watch is not None else asyncio.sleep(every_s))
             with contextlib.suppress(HyperError):  # told where it failed; the next look tries again
                 await self._floating.look()
             for network in list(self._networks.values()):
@@ -248,31 +254,16 @@ class BridgeNetworks:
         owners = await self._default.list_attached()  # taps of every network are known by their alias
         for network in list(self._networks.values()):
             owners |= await network.list_leased()
-        return owners | self._policies.owners
+        return owners | self._policies.owners | await self._floating.owners()
 
     def list_networks(self) -> list[NetworkView]:
         return [view_of(self._settings), *self._views.values()]
 
     def get_network(self, reference: str) -> NetworkView:
-        views = self.list_networks()
-        for view in views:
-            if reference in (view.spec.name, view.network_id):
-                return view
-        matching = [view for view in views if reference and view.network_id.startswith(reference)]
-        if len(matching) == 1:
-            return matching[0]
-        if matching:
-            raise InvalidError(f"{len(matching)} networks begin with it", subject=repr(reference))
-        raise _no_such(reference)
+        return find_view(self.list_networks(), reference)
 
     async def create_network(self, spec: NetworkSpec) -> NetworkView:
-        if not _NAME.fullmatch(spec.name) or spec.name in _RESERVED:
-            raise InvalidError(
-                "is not a name for a network",
-                subject=repr(spec.name),
-                hint="a name is a letter or digit, then letters, digits, `_`, `.` and `-`, 63 at the most; "
-                f"{', '.join(sorted(_RESERVED))} are taken",
-            )
+        require_name(spec.name)
         async with self._changing:
             await self._load()
             if spec.name in self._views:
@@ -302,7 +293,7 @@ class BridgeNetworks:
                 raise WrongStateError("is the default one", subject=f"network {name}")
             network = self._networks.get(name)
             if network is None:
-                raise _no_such(name)
+                raise no_such(name)
             owners = await network.list_leased()
             if owners:
                 shown = ", ".join(sorted(map(self._called, owners)))
@@ -371,14 +362,18 @@ class BridgeNetworks:
             self._is_loaded = True
 
     async def _address_of(self, sandbox_id: SandboxId) -> IPv4Address | None:
+        """On the network that it leaves by, as ``way_out`` has it; None where it leaves by none."""
+        found = []
         for network in await self._of(sandbox_id):
-            return await network.address_of(sandbox_id)
-        return None
+            lease = await network.find_lease(sandbox_id)
+            if lease is not None and not network.settings.internal:
+                found.append((-lease.gateway_priority, network.settings.name, lease.address))
+        return min(found)[2] if found else None
 
     def _require(self, name: str) -> BridgeNetwork:
         network = self._networks.get(name or DEFAULT_NETWORK)
         if network is None:
-            raise _no_such(name)
+            raise no_such(name)
         return network
 
     async def _of(self, sandbox_id: SandboxId) -> list[BridgeNetwork]:
@@ -393,7 +388,3 @@ class BridgeNetworks:
     def _called(self, sandbox_id: SandboxId) -> str:
         name = self._container(sandbox_id)
         return f"container {name}" if name else in_short(sandbox_id)
-
-
-def _no_such(name: str) -> NotFoundError:
-    return NotFoundError("no such network", subject=f"network {name}", hint="`hyper network ls` lists all")

@@ -1,19 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a network as asked for to one that can be made: its subnet chosen, its settings filled in. Pure."""
+"""From a network as asked for to one that can be made: its name looked at, its subnet chosen, its settings filled in;
+and how users find one. Pure.
+"""
 
 import contextlib
 import dataclasses
+import re
 import secrets
 from collections.abc import Collection, Iterator, Sequence
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
-from hyperd.errors import ExhaustedError, HyperError, InvalidError
-from hyperd.model.network import NetworkSpec, NetworkView
+from hyperd.errors import ExhaustedError, HyperError, InvalidError, NotFoundError
+from hyperd.model.network import DEFAULT_NETWORK, NetworkSpec, NetworkView, parse_address6
 from hyperd.network.bridge import HostRoute, require_free
-from hyperd.network.settings import BridgeSettings
+from hyperd.network.settings import MOST_MTU, BridgeSettings
 
 _AMAZON = IPv6Network("fd00:ec2::/32")  # its machines ask there for credentials
 POOL = IPv4Network("10.214.0.0/16")  # of which networks that name no subnet get a /24 each
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_RESERVED = (DEFAULT_NETWORK, "none", "host", "default", "container")
+
+
+def require_name(name: str) -> None:
+    """Raises InvalidError for what no network that users make can be called."""
+    if not _NAME.fullmatch(name) or name in _RESERVED:
+        raise InvalidError(
+            "is not a name for a network",
+            subject=repr(name),
+            hint="a name is a letter or digit, then letters, digits, `_`, `.` and `-`, 63 at the most; "
+            f"{', '.join(sorted(_RESERVED))} are taken",
+        )
+
+
+def find_view(views: Sequence[NetworkView], reference: str) -> NetworkView:
+    """By name, id or the unique beginning of one. Raises NotFoundError, InvalidError."""
+    for view in views:
+        if reference in (view.spec.name, view.network_id):
+            return view
+    matching = [view for view in views if reference and view.network_id.startswith(reference)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise InvalidError(f"{len(matching)} networks begin with it", subject=repr(reference))
+    raise no_such(reference)
+
+
+def no_such(name: str) -> NotFoundError:
+    return NotFoundError("no such network", subject=f"network {name}", hint="`hyper network ls` lists all")
 
 
 def choose_subnet(
@@ -71,7 +104,7 @@ def filled(
     with _as_invalid("range", spec.ip_range):
         ip_range = IPv4Network(spec.ip_range) if spec.ip_range else None
     with _as_invalid("gateway", spec.gateway6, version=6):
-        gateway6 = IPv6Address(spec.gateway6) if spec.gateway6 else None
+        gateway6 = parse_address6(spec.gateway6) if spec.gateway6 else None
     return dataclasses.replace(
         base,
         name=spec.name,
@@ -91,6 +124,7 @@ def settings_of(view: NetworkView, base: BridgeSettings) -> BridgeSettings:
     """Of one that users made."""
     spec = view.spec
     subnet6 = parse_subnet6(spec.subnet6) if spec.subnet6 else None
+    spec = dataclasses.replace(spec, mtu=min(spec.mtu, MOST_MTU))  # an earlier hyperd made more of them
     made = filled(spec, parse_subnet(spec.subnet), subnet6, base)
     return dataclasses.replace(made, bridge=view.bridge)
 
@@ -122,6 +156,7 @@ def parse_subnet(text: str) -> IPv4Network:
 def parse_subnet6(text: str) -> IPv6Network:
     """Raises InvalidError."""
     with _as_invalid("subnet", text, version=6):
+        parse_address6(text.partition("/")[0])
         return IPv6Network(text)
 
 

@@ -5,7 +5,6 @@ A tap that is parked leads nowhere, whatever its guest sends: it waits for a VM 
 """
 
 import asyncio
-import contextlib
 import errno
 import socket
 from collections.abc import Callable, Iterable, Sequence
@@ -103,14 +102,41 @@ class Plugs:
         try:
             await self._policies.stand(self._place, wires)
         except HyperError:
-            async with AsyncIPRoute() as netlink:
-                for lease in limited:
-                    for index in await netlink.link_lookup(ifname=lease.tap):
-                        await netlink.link("set", index=index, state="down")
+            for lease in limited:
+                await self._take_down(lease.tap)
             raise
         for lease in limited:
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                await self._route(socket.if_nametoindex(lease.tap), lease, bridge, owner)
+            try:
+                await self._route(links.index_of(lease.tap), lease, bridge, owner)
+            except HyperError:
+                if links.index_of(lease.tap):  # else it has ended meanwhile
+                    raise
+
+    async def plug_again(self, leases: Iterable[Lease], bridge: Bridge, owner: str) -> None:
+        """Of those that run: whoever removed the bridge has unplugged them."""
+        for lease in leases:
+            alias, is_limited = alias_of(owner, lease.sandbox_id), self._policies.covers(lease.sandbox_id)
+            if is_limited or links.alias_of(lease.tap) != alias:  # there is none, or it is somebody else's
+                continue
+            if links.is_on(self._settings.bridge, lease.tap):
+                continue
+            with network_errors(lease.tap):
+                try:
+                    index = socket.if_nametoindex(lease.tap)
+                    await self._taps.call(links.plug, index, bridge=bridge.index, mtu=bridge.mtu, alias=alias)
+                except OSError as error:
+                    if error.errno not in MISSING:  # it has ended meanwhile
+                        raise
+
+    async def _take_down(self, tap: str) -> None:
+        """Idempotent, also where there is no tap."""
+        with network_errors(tap):
+            async with AsyncIPRoute() as netlink:
+                try:
+                    await netlink.link("set", ifname=tap, state="down")
+                except NetlinkError as error:
+                    if error.code not in MISSING:
+                        raise
 
     async def pull(self, tap: str, lease: Lease | None) -> None:
         """Idempotent, and free of cost where there is nothing. ``lease``: None when its addresses are not known."""

@@ -59,6 +59,7 @@ class Publishing:
         self._table = table
         self._default_address = default_address
         self._taps = taps
+        self._looking = Workers("ports", 1)  # at all that the host has of something: no start waits for that
         self._lock = lock
         self._forwards: dict[Forward, tuple[SandboxId, str]] = {}  # whose, by id and name
         self._of_sandbox: dict[SandboxId, list[Forward]] = {}
@@ -68,6 +69,8 @@ class Publishing:
     async def load(self) -> None:
         """What the records say, when hyperd begins."""
         for sandbox_id, holder, forward in await self._records.list_all():
+            if forward in self._sockets:
+                continue  # the last time failed later
             self._remember(forward, sandbox_id, holder)
             try:
                 self._sockets[forward] = await self._hold_again(forward)
@@ -81,7 +84,7 @@ class Publishing:
         except OSError as error:
             if error.errno != errno.EADDRINUSE or forward.protocol is not Protocol.TCP:
                 raise
-            held = await self._taps.call(holds.hold_beside, forward.host_ip, forward.host_port)
+            held = await self._looking.call(holds.hold_beside, forward.host_ip, forward.host_port)
             if held is None:
                 raise
             return held
@@ -120,7 +123,7 @@ class Publishing:
                 await self._records.insert((*self._forwards[forward], forward) for forward in made)
                 await self._taps.call(self._put_in, made)
                 self._loopback()
-            await self._taps.call(_forget_flows, [f for f in made if f.protocol is Protocol.UDP], ())
+            await self._looking.call(_forget_flows, [f for f in made if f.protocol is Protocol.UDP], ())
         except BaseException as error:
             await asyncio.shield(self._undo(made))
             if isinstance(error, _HostHasIt):
@@ -156,6 +159,7 @@ class Publishing:
 
     def close(self) -> None:
         """The rules stay, and with them the connections."""
+        self._looking.close()
         for held in self._sockets.values():
             held.close()
         self._sockets.clear()
@@ -175,7 +179,7 @@ class Publishing:
                 mine = [forward for forward in mine if forward.published in ports]
             await self._drop(mine)
         stale = [forward for forward in mine if hang_up or forward.protocol is Protocol.UDP]
-        await self._taps.call(_forget_flows, (), stale)
+        await self._looking.call(_forget_flows, (), stale)
 
     async def _undo(self, made: Collection[Forward]) -> None:
         async with self._lock:
@@ -185,6 +189,8 @@ class Publishing:
         return list(self._of_sandbox.get(sandbox_id, ()))
 
     def _remember(self, forward: Forward, sandbox_id: SandboxId, holder: str) -> None:
+        if forward in self._forwards:
+            return
         self._forwards[forward] = (sandbox_id, holder)
         self._of_sandbox.setdefault(sandbox_id, []).append(forward)
         self._at_port.setdefault(forward.host_port, []).append((forward, holder))
@@ -252,7 +258,7 @@ class Publishing:
                 raise holds.refusal(error, _title(protocol, host_ip, host_port)) from error
         if protocol is not Protocol.TCP or not host_port:
             raise _HostHasIt(protocol, host_ip, host_port)
-        held = await self._taps.call(holds.hold_beside, host_ip, host_port)
+        held = await self._looking.call(holds.hold_beside, host_ip, host_port)
         if held is None:
             raise _HostHasIt(protocol, host_ip, host_port)
         try:
@@ -272,8 +278,8 @@ class Publishing:
                 raise _taken(protocol, host_ip, host_port, f"container {holder}")
 
     async def _explained(self, held: "_HostHasIt") -> ExistsError:
-        """With who has it, which takes a while to find out: nobody waits for that."""
-        owner = await self._taps.call(holds.find_owner, held.protocol, held.host_port)
+        """With who has it, which takes a while to find out: no start waits for that."""
+        owner = await self._looking.call(holds.find_owner, held.protocol, held.host_port)
         refused = _taken(held.protocol, held.host_ip, held.host_port, owner or "a process of the host")
         return _refusal(held.request, held.host_ip, refused)
 

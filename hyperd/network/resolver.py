@@ -2,18 +2,19 @@
 """Which name servers a guest gets: those of the host that a guest can reach. Pure but for ``read_resolver``.
 
 A guest cannot reach the host's loopback, so a stub there (systemd-resolved's 127.0.0.53) is replaced by the servers
-that the stub itself asks. Guests have IPv4 only.
+that the stub itself asks. Guests are given servers of IPv4 only. What hyperd asks for them it asks as the host does.
 """
 
 import re
 from dataclasses import dataclass
-from ipaddress import AddressValueError, IPv4Address
+from ipaddress import AddressValueError, IPv4Address, ip_address
 from pathlib import Path
 
 RESOLV_CONF = Path("/etc/resolv.conf")
 SYSTEMD_RESOLV_CONF = Path("/run/systemd/resolve/resolv.conf")  # systemd-resolved.service(8)
 _MAX_SERVERS = 3  # resolv.conf(5): MAXNS
 _MAX_SEARCHES = 32
+_BY_DEFAULT = ("127.0.0.1",)  # resolv.conf(5)
 _MAX_FILE_BYTES = 64 * 1024
 _DOMAIN = re.compile(r"[A-Za-z0-9_.-]{1,253}")
 _OPTION = re.compile(r"[A-Za-z0-9:_-]{1,64}")
@@ -54,6 +55,21 @@ def choose_resolver(main: str, behind_stub: str) -> Resolver:
     return Resolver(behind.servers, chosen.searches or behind.searches, options)
 
 
+def host_servers(text: str) -> tuple[str, ...]:
+    """Those that the host itself asks, of whatever family, by its resolv.conf(5)."""
+    found = [
+        values[0]
+        for keyword, *values in (line.split() or [""] for line in text.splitlines())
+        if keyword == "nameserver" and values and _is_address(values[0])
+    ]
+    return tuple(dict.fromkeys(found))[:_MAX_SERVERS] or _BY_DEFAULT
+
+
+def read_host_servers() -> tuple[str, ...]:
+    """As the host is now."""
+    return host_servers(_read(RESOLV_CONF))
+
+
 def read_resolver() -> Resolver:
     """As the host is now: it may have moved to another network since the last time."""
     return choose_resolver(_read(RESOLV_CONF), _read(SYSTEMD_RESOLV_CONF))
@@ -65,6 +81,14 @@ def _read(path: Path) -> str:
             return file.read(_MAX_FILE_BYTES).decode(errors="replace")
     except OSError:
         return ""
+
+
+def _is_address(server: str) -> bool:
+    try:
+        address = ip_address(server)
+    except ValueError:
+        return False
+    return not (address.is_unspecified or address.is_multicast)
 
 
 def _is_reachable(server: str) -> bool:

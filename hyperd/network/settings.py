@@ -21,6 +21,8 @@ _NOBODYS = tuple(
 _NOBODYS6 = tuple(
     map(IPv6Network, ("::/8", "64:ff9b::/32", "fd00:ec2::/32", "fe80::/10", "fec0::/10", "ff00::/8"))
 )
+LEAST_MTU6 = 1280  # RFC 8200, 5: below, the kernel takes IPv6 off an interface
+MOST_MTU = 65521  # of a tap; see MAX_MTU in linux/drivers/net/tun.c
 _INTERFACE = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,14}")
 
 
@@ -56,9 +58,12 @@ class BridgeSettings:
                     subject=f"subnet {self.subnet}",
                     hint="take one of 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16",
                 )
-        if self.mtu and not 576 <= self.mtu <= 65535:
-            raise InvalidError(f"an MTU is from 576 to 65535, not {self.mtu}", subject=f"network {self.name}")
-
+        least = LEAST_MTU6 if self.subnet6 is not None else 576
+        if self.mtu and not least <= self.mtu <= MOST_MTU:
+            kind = "an MTU with IPv6" if self.subnet6 is not None else "an MTU"
+            raise InvalidError(
+                f"{kind} is from {least} to {MOST_MTU}, not {self.mtu}", subject=f"network {self.name}"
+            )
         if self.gateway_address is not None and not _is_host(self.gateway_address, self.subnet):
             raise InvalidError("is no address of the subnet", subject=f"gateway {self.gateway_address}")
         if self.ip_range is not None and not self.ip_range.subnet_of(self.subnet):

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a network's name server knows by itself: its containers. Pure.
 
-A name is one label, or one before the network's name; `host.hyper.internal` is the host. What it does not know of a
-single label, of hyper.internal or of its own subnet, nobody else does either: those questions leave the host never.
+Each name, of as many labels as it has, may have the network's name behind it; `host.hyper.internal` is the host. What
+it does not know of a single label, of hyper.internal or of its own subnet, nobody else does either: those questions
+leave the host never. All else may be somebody's, also what ends like the network's name: that may be `com`.
 """
 
 import random
@@ -35,7 +36,7 @@ class Zone:
     name: str
     subnet: IPv4Network
     gateway: IPv4Address
-    addresses: dict[str, tuple[Address, ...]] = field(default_factory=dict)  # by lower-case label
+    addresses: dict[str, tuple[Address, ...]] = field(default_factory=dict)  # by lower-case name
     names: dict[Address, str] = field(default_factory=dict)
     others: "tuple[Zone, ...]" = ()  # of further networks that whoever asks is on
     subnet6: IPv6Network | None = None
@@ -85,13 +86,12 @@ def answer(zone: Zone, query: dns.message.Message) -> dns.message.Message | None
             return _reply(query, dns.rdatatype.PTR, [f"{target}."] if target else None)
     if text == HOST:
         return _addresses(query, [zone.gateway, *([zone.gateway6] if zone.gateway6 else [])])
-    meant = [(each, label) for each in zones if (label := _label(text, each))]
-    if not meant:
-        within = text == _OWN or text.endswith(f".{_OWN}")
-        return refusal(query, dns.rcode.NXDOMAIN) if within else None
     known = list(zone.links.get(text, ())) or [
-        address for each, label in meant for address in each.addresses.get(label, ())
+        address for each in zones for name in _meant(text, each) for address in each.addresses.get(name, ())
     ]
+    if not known:
+        is_ours = "." not in text or text.endswith(f".{_OWN}")
+        return refusal(query, dns.rcode.NXDOMAIN) if is_ours or text == _OWN else None
     random.shuffle(known)
     return _addresses(query, known)
 
@@ -110,10 +110,9 @@ def _is_within(address: Address, zone: Zone) -> bool:
     return zone.subnet6 is not None and address in zone.subnet6
 
 
-def _label(text: str, zone: Zone) -> str:
-    """What it means in that network: alone, or before the network's name; "" when it means nothing there."""
-    label = text.removesuffix(f".{zone.name.lower()}")
-    return "" if "." in label else label
+def _meant(text: str, zone: Zone) -> Iterable[str]:
+    """What it may be called in that network: so, or with the network's name behind it."""
+    return dict.fromkeys((text, text.removesuffix(f".{zone.name.lower()}")))
 
 
 def refusal(query: dns.message.Message, code: dns.rcode.Rcode) -> dns.message.Message:

@@ -37,7 +37,7 @@ class Actor(ABC, Generic[M]):
             await self._close()
 
     def post(self, message: M) -> None:
-        """Once it is over, messages are refused at once."""
+        """Once it is over, messages are refused at once. The inbox takes all: who posts for others has a bound."""
         if self.over:
             self._refuse(message)
         else:

@@ -41,7 +41,7 @@ class BeginningSandbox(EndingSandbox):
         if self._is_put_off(AskStart(done, origin)):
             return
         try:
-            self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
+            self._admit()
         except HyperError as error:
             fail([done], error)
             if self._discarding:
@@ -55,13 +55,13 @@ class BeginningSandbox(EndingSandbox):
     async def _on_adopt(self, vm: VmStatus | None) -> None:
         match self.state:
             case machine.Running(facts) | machine.Stopping(facts) if vm is not None:
-                self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+                self._hold()
                 self._come_up(lambda: self._errands.take_over(vm, facts, self._tell_trouble))
                 if isinstance(self.state, machine.Stopping):
                     exit_ = self.state.exit or STOPPED_BY_FORCE
                     self._spawn(self._end_unless_reached(FINISH_TIMEOUT_S, exit_))
             case machine.Paused() if vm is not None:
-                self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+                self._hold()
                 if not vm.paused:  # killed while it was about to be let go on
                     self._send(self._errands.pause_again)
             case machine.Running() | machine.Paused() | machine.Stopping():
@@ -85,7 +85,7 @@ class BeginningSandbox(EndingSandbox):
     ) -> None:
         self._coming_up = None
         if self._ending:  # while it was taken over its VM went, or it was removed
-            self._spawn(live.guest.close())
+            self._spawn(live.hang_up())
             return
         # First of all: should hyperd end in the middle of this, somebody has to hang up.
         exit_ = self.state.exit if isinstance(self.state, machine.Stopping) else None
@@ -104,7 +104,7 @@ class BeginningSandbox(EndingSandbox):
             self.tenure.begin()
         self._changed.beat()
         self.tenure.execs.adopt(live.execs)
-        if isinstance(was, machine.Running):
+        if isinstance(was, machine.Running) and not self.is_rider:
             self._as_operation(self._settle_wiring())
         if isinstance(was, machine.Starting) and (was.asleep or was.back_to):
             self._spawn(self._let_go(self.tenure, wakes=was.asleep is not None))

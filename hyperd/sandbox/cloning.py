@@ -66,6 +66,8 @@ def fork_identity(options: CloneOptions, index: int, hostname: str) -> ForkIdent
 def _spec(source: Source, options: CloneOptions) -> ContainerSpec:
     """As the source's, with a host name of each clone's own, and neither port nor address that are the source's."""
     was, asked = source.spec.network, options.network or source.spec.network
+    if endpoints.carrier_of(replace(source.spec, network=asked)) is not None:
+        raise InvalidError("a clone has a VM of its own, and its network", subject=f"--network {asked}")
     if (asked == "none") != (was == "none"):
         has = "none" if was == "none" else "one"
         raise InvalidError(

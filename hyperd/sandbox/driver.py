@@ -32,11 +32,14 @@ from hyperd.sandbox.message import (
     AskPause,
     AskRemove,
     AskRollback,
+    AskSeat,
     AskSnapshot,
     AskStart,
     AskStop,
     AskUnpause,
     AskWake,
+    CarrierEnds,
+    ClearAway,
     IsDown,
     IsLost,
     IsRemoved,
@@ -68,7 +71,15 @@ class SandboxDriver(BeginningSandbox):
                 await self._on_remove(done, force=force, volumes=volumes)
             case AskConnect() | AskDisconnect() if self._is_at_rest:
                 await self._on_rewire(message)
-            case AskPause() | AskUnpause() | AskSnapshot() | AskHibernate() | AskConnect() | AskDisconnect():
+            case (
+                AskPause()
+                | AskUnpause()
+                | AskSnapshot()
+                | AskHibernate()
+                | AskSeat()
+                | AskConnect()
+                | AskDisconnect()
+            ):
                 self._on_operation(message)
             case AskWake():
                 await self._on_wake(message)
@@ -78,6 +89,8 @@ class SandboxDriver(BeginningSandbox):
                 self._on_open_files(message)
             case Adopt(vm):
                 await self._on_adopt(vm)
+            case ClearAway():
+                self._on_clear_away()
             case VmGone():
                 self._on_vm_gone(message)
             case IsRemoved(error):
@@ -85,7 +98,7 @@ class SandboxDriver(BeginningSandbox):
             case OfRun(run, news) if run == self._run:
                 await self._on_news(news)
             case OfRun(_, IsUp(live)):
-                self._spawn(live.guest.close())
+                self._spawn(live.hang_up())
             case OfRun(_, Settle(_, done)):
                 fail([done], WrongStateError("ended meanwhile", subject=self.subject))
 
@@ -99,14 +112,13 @@ class SandboxDriver(BeginningSandbox):
         try:
             self.require_readable()
             match ask:
-                case AskConnect(done, endpoint):
+                case AskConnect(_, endpoint):
                     await self._respecify(endpoints.connected(self.record, endpoint))
-                    resolve([done])
-                case AskDisconnect(told, name):
+                case AskDisconnect(_, name):
                     await self._respecify(endpoints.disconnected(self.record, name))
                     await network.disconnect(self.record.sandbox_id, name)
-                    if not told.done():
-                        told.set_result("")
+            if not ask.done.done():
+                ask.done.set_result([])
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)
@@ -122,6 +134,8 @@ class SandboxDriver(BeginningSandbox):
                     await self._end(self.tenure.exit_of(status))
             case IsLost(exit_):
                 await self._end(exit_)
+            case CarrierEnds(exit_):
+                await self._on_carrier_ends(exit_)
             case IsDown(exit_):
                 await self._on_down(exit_)
             case Settle():
@@ -138,14 +152,15 @@ class SandboxDriver(BeginningSandbox):
         self._run += 1
         tenure, self.tenure, self._coming_up, self._trouble = self.tenure, None, None, None
         self._ending, self._removing = True, False
+        self.riders.tell_end(exit_)
         if tenure is not None:
             tenure.begin_end(exit_)
             tenure.live.stack.pop_all()
         try:
             if tenure is not None:
-                await tenure.live.guest.close()
+                await tenure.live.hang_up()
             if had_run:
-                await self.services.runner.clean_up(self.record.sandbox_id)
+                await self._errands.clean_up(None)
         except Exception as further:
             log.exception("not cleaned up", extra={"sandbox": self.record.name, "error": str(further)})
         self.pump.finish()
@@ -190,6 +205,6 @@ class SandboxDriver(BeginningSandbox):
         self.journal.close()
         if self._late is not None:
             self._late.stack.pop_all()
-            await self._late.guest.close()
+            await self._late.hang_up()
         if self.tenure is not None:  # one that is going down, too: the next hyperd finds how far it came
             await self.tenure.leave()

@@ -13,6 +13,7 @@ from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import AskStop, Done, IsDown
 from hyperd.sandbox.sleeping import SleepingSandbox
+from hyperd.sandbox.tenure import Tenure
 from hyperd.sandbox.waiting import fail, resolve
 
 log = logging.getLogger(__name__)
@@ -63,10 +64,21 @@ class EndingSandbox(SleepingSandbox):
             case _:
                 await self._begin_removal()
 
-    def _give_up(self) -> None:
-        """Cancel the start. One that has ended already is met in ``_on_up``."""
+    async def _on_carrier_ends(self, exit_: Exit) -> None:
+        """Of a rider: it leaves before the VM goes, or with it."""
+        if isinstance(self.state, machine.Starting):
+            self._give_up(WrongStateError(exit_.message, subject=self.subject))
+        elif self.tenure is None or machine.is_lost(exit_):
+            await self._end(exit_)
+        elif not self._ending:
+            self.files.break_off("was stopped")
+            await self._advance(machine.Stop())
+            self.tenure.end_with_carrier(exit_)
+
+    def _give_up(self, error: HyperError | None = None) -> None:
+        """Cancel the start. One that has ended already is met in ``_on_up``. ``error``: why, unless it was stopped."""
         if self._coming_up is not None and not self._giving_up:
-            self._giving_up = True
+            self._giving_up, self._given_up_for = True, error
             self._coming_up.cancel()
 
     async def _end(self, exit_: Exit) -> None:
@@ -80,10 +92,14 @@ class EndingSandbox(SleepingSandbox):
         await self._advance(machine.Stop(exit_))
         if self.tenure is not None:
             self.tenure.begin_end(exit_)
-            self._spawn(self.tenure.go_down(exit_, keep_disk=self._keeps_disk()))
+            self._spawn(self._go_down(self.tenure, exit_))
         else:
             self._give_up()
             self._send(lambda: self._errands.clean_up(IsDown(exit_)))
+
+    async def _go_down(self, tenure: Tenure, exit_: Exit) -> None:
+        await self.riders.send_off(exit_)
+        await tenure.go_down(exit_, keep_disk=self._keeps_disk())
 
     async def _on_down(self, exit_: Exit) -> None:
         self.tenure = self._trouble = None

@@ -8,17 +8,29 @@ from dataclasses import replace
 
 from hyperd.errors import InvalidError, NotFoundError, UnsupportedError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerSpec
-from hyperd.model.network import DEFAULT_NETWORK, NO_NETWORK, Endpoint
-from hyperd.model.vm import HOT_PLUG_DEVICES
+from hyperd.model.network import DEFAULT_NETWORK, NO_NETWORK, Endpoint, parse_address6
+from hyperd.model.vm import HOT_PLUG_DEVICES, SandboxId
 
+ANOTHERS_NETWORK = "container:"  # what goes before the id of a container whose network it has
+# moby runconfig/errors.go: ErrConflictSharedNetwork
+SHARED_NETWORK = (
+    "container sharing network namespace with another container or host "
+    "cannot be connected to any other network"
+)
 MAX_ENDPOINTS = 1 + HOT_PLUG_DEVICES  # one NIC is there from the start, the others are plugged in
 _ALIAS = re.compile(r"[a-zA-Z0-9_]([a-zA-Z0-9_-]{0,61}[a-zA-Z0-9_])?")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.IGNORECASE)
 
 
+def carrier_of(spec: ContainerSpec) -> SandboxId | None:
+    """In whose VM it runs, with that one's network; None: in its own. See joined.py."""
+    network = spec.network
+    return SandboxId(network.removeprefix(ANOTHERS_NETWORK)) if network.startswith(ANOTHERS_NETWORK) else None
+
+
 def endpoints_of(spec: ContainerSpec) -> tuple[Endpoint, ...]:
-    """In the order of its NICs."""
-    if spec.network == NO_NETWORK:
+    """In the order of its NICs: those of a VM of its own."""
+    if spec.network == NO_NETWORK or carrier_of(spec) is not None:
         return ()
     first = Endpoint(
         spec.network or DEFAULT_NETWORK,
@@ -59,6 +71,8 @@ def of_clone(spec: ContainerSpec, network: str) -> ContainerSpec:
 def require_valid(spec: ContainerSpec) -> None:
     """All that can be said without knowing which networks there are. Raises InvalidError, UnsupportedError."""
     names = [spec.network or DEFAULT_NETWORK, *(at.network for at in spec.networks)]
+    if carrier_of(spec) is not None:
+        return
     for name in names:
         _require_supported(name)
     if NO_NETWORK in names and len(names) > 1:
@@ -86,7 +100,7 @@ def require_valid_endpoint(endpoint: Endpoint) -> None:
     if endpoint.address:
         _require_address(endpoint.address, ipaddress.IPv4Address, "IPv4", "--ip")
     if endpoint.address6:
-        _require_address(endpoint.address6, ipaddress.IPv6Address, "IPv6", "--ip6")
+        _require_address(endpoint.address6, parse_address6, "IPv6", "--ip6")
     if endpoint.mac_address:
         _require_mac(endpoint.mac_address)
 
@@ -101,6 +115,7 @@ def require_distinct(endpoints: Sequence[Endpoint]) -> None:
 
 def connected(record: ContainerRecord, endpoint: Endpoint) -> ContainerSpec:
     """Its specification with one more. Raises WrongStateError, InvalidError."""
+    require_own_network(record)
     before = endpoints_of(record.spec)
     if any(at.network == endpoint.network for at in before):
         raise WrongStateError(f"is on network {endpoint.network} already", subject=f"container {record.name}")
@@ -110,7 +125,8 @@ def connected(record: ContainerRecord, endpoint: Endpoint) -> ContainerSpec:
 
 
 def disconnected(record: ContainerRecord, network: str) -> ContainerSpec:
-    """Its specification with one less. Raises NotFoundError."""
+    """Its specification with one less. Raises NotFoundError, WrongStateError."""
+    require_own_network(record)
     before = endpoints_of(record.spec)
     after = [at for at in before if at.network != network]
     if len(after) == len(before):
@@ -118,15 +134,23 @@ def disconnected(record: ContainerRecord, network: str) -> ContainerSpec:
     return with_endpoints(record.spec, after)
 
 
+def require_own_network(record: ContainerRecord) -> None:
+    """Raises WrongStateError for one that has another's."""
+    if carrier_of(record.spec) is not None:
+        raise WrongStateError(SHARED_NETWORK, subject=f"container {record.name}")
+
+
 def _require_supported(network: str) -> None:
-    if network != "host" and not network.startswith("container:"):
-        return
-    why = "a guest has a kernel of its own, and no way into the host's network"
-    hint = "publish ports with -p, or lend it an address of this host with `hyper fip`"
-    if network != "host":
-        why = "two containers have one network only in one virtual machine (a pod), and there are no pods yet"
-        hint = "put both on one network (`hyper network create NAME`), where each finds the other by its name"
-    raise UnsupportedError(why, subject=f"--network {network}", hint=hint)
+    if network == "host":
+        raise UnsupportedError(
+            "a guest has a kernel of its own, and no way into the host's network",
+            subject=f"--network {network}",
+            hint="publish ports with -p, or lend it an address of this host with `hyper fip`",
+        )
+    if network.startswith(ANOTHERS_NETWORK):
+        raise InvalidError(
+            "the network of another container is a container's only one", subject=f"--network {network}"
+        )
 
 
 def _require_named_network(aliases: Sequence[str]) -> None:

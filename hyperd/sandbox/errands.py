@@ -21,6 +21,7 @@ from hyperd.sandbox.links import Peers
 from hyperd.sandbox.message import IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.records import Records
 from hyperd.sandbox.revival import Origin, Reviver
+from hyperd.sandbox.riders import Carriers
 from hyperd.sandbox.rooms import Phases
 from hyperd.sandbox.run import Live, Runner
 from hyperd.sandbox.standstill import step_clock, thaw
@@ -45,6 +46,7 @@ class Services:
     owner_of: Callable[[SandboxId], tuple[int, int]]  # uid and gid of a sandbox's QEMU
     volumes: VolumeDesk
     peers: Peers = field(default_factory=Peers)
+    carriers: Carriers = field(default_factory=Carriers)
 
 
 class Errands:
@@ -53,6 +55,11 @@ class Errands:
         self._services = services
         self._runner = services.runner
         self._journal = journal
+
+    @property
+    def _vm_id(self) -> SandboxId:
+        """Whose VM it runs in."""
+        return self._record.sandbox_id
 
     async def bring_up(self) -> News:
         """From nothing to a first process that runs, or back to nothing."""
@@ -71,7 +78,7 @@ class Errands:
                 examining = beside.create_task(self._runner.examine_journal(self._journal))
                 facts = beside.create_task(self._host_facts())
                 record = await self.told_record(all_of_them=True)
-                live = await self._runner.bring_up(record, accelerator, phases)
+                live = await self._make(record, accelerator, phases)
             self._journal.open(examining.result(), fresh=True)
             refused = await live.guest.start_container(identity.container_id_of(self._record))
             phases.mark("start")
@@ -85,6 +92,9 @@ class Errands:
                 await live.stack.aclose()
             raise
         return live, refused
+
+    async def _make(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
+        return await self._runner.bring_up(record, accelerator, phases)
 
     async def revive(self, origin: Origin, *, log_goes_on: bool = False) -> News:
         """From a snapshot to a first process that stands still where it was, or back to nothing."""
@@ -170,19 +180,19 @@ class Errands:
 
     async def _require_still(self, vm: VmStatus) -> None:
         """Who answered may be the next VM's agent, which is not to be thawed by this one's errand."""
-        running = await self._runner.rooms.hypervisor.list_running()
-        if not any((other.sandbox_id, other.pid) == (vm.sandbox_id, vm.pid) for other in running):
+        there = await self._runner.rooms.hypervisor.find_running(vm.sandbox_id)
+        if there is None or there.pid != vm.pid:
             raise UnavailableError("its VM is another by now", subject=f"container {self._record.name}")
 
     async def verify_gone(self, gone: VmGone, vm_pid: int) -> News | None:
         """Events are hints, and this one may be of an earlier run's VM: ask whether ours is there."""
-        sandbox_id = self._record.sandbox_id
+        sandbox_id = self._vm_id
         try:
-            vms = await self._runner.rooms.hypervisor.list_running()
+            there = await self._runner.rooms.hypervisor.find_running(sandbox_id)
         except HyperError as error:
-            log.warning("cannot list VMs", extra={"sandbox": self._record.name, "error": str(error)})
+            log.warning("cannot look for its VM", extra={"sandbox": self._record.name, "error": str(error)})
             return None  # the agent's connection, or the fleet's next look, will tell
-        if any(vm.sandbox_id == sandbox_id and vm.pid == vm_pid for vm in vms):
+        if there is not None and there.pid == vm_pid:
             return None
         match gone.cause:
             case VmGoneCause.CRASHED:
@@ -198,10 +208,13 @@ class Errands:
     async def clean_up(self, news: News | None) -> News | None:
         """Remove what a run left behind that this hyperd has no hold of; then ``news`` is true."""
         try:
-            await self._runner.clean_up(self._record.sandbox_id)
+            await self._clear()
         except HyperError as error:
             log.error("not cleaned up", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         return news
+
+    async def _clear(self) -> None:
+        await self._runner.clean_up(self._record.sandbox_id)
 
     async def forget_snapshots(self) -> None:
         """It is awake. What cannot be removed now is removed when the next hyperd starts."""

@@ -28,14 +28,20 @@ Spawn = Callable[[Coroutine[object, object, None]], "asyncio.Task[None]"]
 
 class Execs:
     def __init__(
-        self, record: ContainerRecord, vm: Presence, spawn: Spawn, exit_of: Callable[[ProcessExit], Exit]
+        self,
+        record: ContainerRecord,
+        vm: Presence,
+        spawn: Spawn,
+        exit_of: Callable[[ProcessExit, Collection[int]], Exit],
     ) -> None:
+        """``exit_of``: with the signals that were sent to it."""
         self._record = record
         self._container_id = container_id_of(record)
         self._vm = vm
         self._spawn = spawn
         self._exit_of = exit_of
         self._pumps: dict[asyncio.Task[None], Pump] = {}
+        self._sent: dict[ProcessId, set[int]] = {}
 
     @property
     def tasks(self) -> Collection["asyncio.Task[None]"]:
@@ -51,6 +57,14 @@ class Execs:
             pump = Pump(self._container_id, process_id, None, offset)
             end: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
             self._watch(process_id, pump, end)
+
+    def has(self, process_id: ProcessId) -> bool:
+        return process_id in self._sent
+
+    def note_signal(self, process_id: ProcessId, number: int) -> None:
+        """See ``Tenure.note_signal``."""
+        if (sent := self._sent.get(process_id)) is not None:
+            sent.add(number)
 
     async def start(
         self, process_id: ProcessId, plan: ProcessPlan, pump: Pump, end: "asyncio.Future[Exit]"
@@ -70,10 +84,12 @@ class Execs:
     ) -> None:
         task = self._spawn(self._run(process_id, pump, end, plan, started))
         self._pumps[task] = pump
+        self._sent[process_id] = set()
 
         def over(task: "asyncio.Task[None]") -> None:
             # Also when it was cancelled before its first step: nobody may wait for ever.
             self._pumps.pop(task, None)
+            self._sent.pop(process_id, None)
             pump.finish()
             if not end.done():
                 end.set_result(self._exit_without_status())
@@ -107,7 +123,8 @@ class Execs:
                     run = guest.run_process(self._container_id, process_id)
             while True:
                 try:
-                    exit_ = self._exit_of(await self._carry(guest, run, pump))
+                    status = await self._carry(guest, run, pump)
+                    exit_ = self._exit_of(status, self._sent.get(process_id, ()))
                     if not end.done():
                         end.set_result(exit_)
                     await run.end()

@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -17,12 +17,13 @@ from hyperd.model.container import ContainerRecord, ContainerSpec, ContainerView
 from hyperd.model.image import ImageId, Platform
 from hyperd.model.network import Named
 from hyperd.model.stats import ContainerStats
-from hyperd.model.vm import SandboxId
+from hyperd.model.vm import SandboxId, VmStatus
 from hyperd.sandbox import (
     admission,
     endpoints,
     filters,
     identity,
+    joined,
     links,
     machine,
     mount_sources,
@@ -50,6 +51,7 @@ class Fleet(RestoringFleet):
     def __init__(self, services: Services, settings: FleetSettings) -> None:
         super().__init__(services, settings)
         services.peers.find = self._find_running
+        services.carriers.find = self._drivers.get
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
         self._holding: set[SandboxId] = set()
@@ -81,7 +83,7 @@ class Fleet(RestoringFleet):
                 driver = self._admit(item.record, item.state, item.generation)
                 driver.left_networks = item.record.sandbox_id in left
                 if item.unreadable is None:
-                    driver.adopt(running.get(item.record.sandbox_id))
+                    driver.adopt(_vm_of(item, running))
                 else:
                     fields = {"id": item.record.sandbox_id, "error": str(item.unreadable)}
                     log.error("record set aside", extra=fields)
@@ -122,6 +124,7 @@ class Fleet(RestoringFleet):
         specification.require_valid(spec)
         network = self._services.runner.rooms.network
         network.policies.require_valid(policy_desk.limits_of(spec))
+        spec = joined.settled(spec, lambda name: self._find(name).record)
         spec = settled(network, spec)
         spec = links.settled(spec, lambda name: self._find(name).view())
         image = await self._services.runner.rooms.images.get(spec.image)
@@ -129,11 +132,17 @@ class Fleet(RestoringFleet):
         command = specification.command_of(spec, image.config)
         spec, warnings = specification.with_image_defaults(spec, image.config)
         shared = [self._shared(text) for text in spec.volumes_from]
-        spec, further = mounts.resolve(spec, image.config.volumes, shared)
+        carrier = self._carrier_of(spec)
+        joined.require_mountable(spec)
+        spec, further = mounts.resolve(spec, image.config.volumes if carrier is None else (), shared)
         warnings += further
+        if carrier is not None:
+            warnings += joined.warnings_of(image.config.volumes)
         if binds := mount_sources.bind_requests(spec.mounts):
             await self._services.runner.rooms.shares.require_possible(binds)
-        sizing = specification.sizing_of(spec, self._settings.default_sizing)
+        sizing = specification.sizing_of(spec, carrier.sizing if carrier else self._settings.default_sizing)
+        if carrier is not None:
+            joined.require_fits(spec, sizing, carrier)
         held = self._services.ledger.admission
         admission.require_sane(sizing, max_vcpus=held.max_vcpus_each, largest_mib=held.largest_mib)
         name = spec.name.removeprefix("/")
@@ -173,6 +182,10 @@ class Fleet(RestoringFleet):
         async with volumes.providing(record.sandbox_id, record.name, requests, uses) as recording:
             await self._insert(record, along=recording)
             return self._admit(record, machine.Created(), 0)
+
+    def _carrier_of(self, spec: ContainerSpec) -> ContainerRecord | None:
+        carrier_id = endpoints.carrier_of(spec)
+        return self._find(carrier_id).record if carrier_id is not None else None
 
     def _shared(self, text: str) -> mounts.Sharing:
         reference, readonly = mounts.parse_volumes_from(text)
@@ -231,7 +244,10 @@ class Fleet(RestoringFleet):
         return users
 
     async def reconcile(self) -> None:
-        """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way."""
+        """Hold what runs against what should. Acted upon when seen twice: a start or an end may be under way.
+
+        What is left of a run its driver clears away, if it is at rest still, and no start is under way meanwhile.
+        """
         hypervisor = self._services.runner.rooms.hypervisor
         try:
             running = {vm.sandbox_id for vm in await hypervisor.list_running()}
@@ -248,10 +264,7 @@ class Fleet(RestoringFleet):
             self._drivers[sandbox_id].vm_is_missing()
         for sandbox_id in surplus & self._surplus:
             log.error("a VM runs that should not", extra={"id": sandbox_id[:12]})
-            try:
-                await self._services.runner.end_vm(sandbox_id)
-            except HyperError as error:
-                log.error("not destroyed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+            self._drivers[sandbox_id].clear_away()
         self._missing, self._surplus = missing, surplus
         await self._detach_idle(running)
         await self.volume_vms.end_left()
@@ -260,16 +273,16 @@ class Fleet(RestoringFleet):
 
     async def _detach_idle(self, running: Collection[SandboxId]) -> None:
         """Volumes of a VM that could not be ended, and has gone since."""
-        volumes = self._services.runner.rooms.volumes
         try:
-            idle = {holder for holder in await volumes.attached() if self._is_idle(holder)} - set(running)
-            for sandbox_id in idle & self._holding:
-                if self._is_idle(sandbox_id):
-                    log.warning("detaching the volumes of a VM that is gone", extra={"id": sandbox_id[:12]})
-                    await volumes.detach(sandbox_id)
-            self._holding = idle
+            attached = await self._services.runner.rooms.volumes.attached()
         except HyperError as error:
-            log.error("volumes not detached", extra={"error": str(error)})  # noqa: TRY400
+            log.error("volumes not looked at", extra={"error": str(error)})  # noqa: TRY400
+            return
+        idle = {holder for holder in attached if self._is_idle(holder)} - set(running)
+        for sandbox_id in idle & self._holding:
+            log.warning("detaching the volumes of a VM that is gone", extra={"id": sandbox_id[:12]})
+            self._drivers[sandbox_id].clear_away()
+        self._holding = idle
 
     def _is_idle(self, sandbox_id: SandboxId) -> bool:
         driver = self._drivers.get(sandbox_id)
@@ -359,6 +372,15 @@ class Fleet(RestoringFleet):
                 subject=f"image {spec.image}",
                 hint="pull it for this platform",
             )
+
+
+def _vm_of(item: Stored, running: Mapping[SandboxId, VmStatus]) -> VmStatus | None:
+    """What there is of the VM that it ran in: its own, or the very one of its carrier that it was in."""
+    carrier_id = endpoints.carrier_of(item.record.spec)
+    if carrier_id is None or not isinstance(item.state, machine.Running | machine.Stopping):
+        return running.get(item.record.sandbox_id)
+    vm = running.get(carrier_id)
+    return vm if vm is not None and vm.pid == item.state.facts.vm_pid else None
 
 
 def is_running(view: ContainerView) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Floating addresses as users ask for them: which container has which."""
 
+import asyncio
 import contextlib
 from collections.abc import Iterator
 
@@ -8,6 +9,7 @@ from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateEr
 from hyperd.model.container import ContainerRecord
 from hyperd.model.network import FloatingAddress
 from hyperd.network.base import Network
+from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.fleet import Fleet
 
 Lent = tuple[FloatingAddress, str]  # and the name of the container that has it, "" when none does
@@ -28,11 +30,18 @@ class FloatingDesk:
 
     async def attach(self, reference: str, container: str, *, force: bool) -> Lent:
         """Also to one that does not run. Raises NotFoundError, WrongStateError, ExistsError, InvalidError."""
-        record = self._find(container)
-        if record.spec.network == "none":
-            raise InvalidError("has no network", subject=f"container {record.name}")
-        with self._names():
-            return self._lent(await self._network.floating.attach(reference, record.sandbox_id, force=force))
+        handle = self._fleet.get(container)
+        record = handle.record
+        self._require_way_out(record)
+        try:
+            with self._names():
+                made = await self._network.floating.attach(reference, record.sandbox_id, force=force)
+        finally:
+            if handle.is_being_removed:  # since, and what it had is taken from it already
+                await asyncio.shield(self._network.floating.detach(record.sandbox_id))
+        if handle.is_being_removed:
+            raise WrongStateError("is being removed", subject=f"container {record.name}")
+        return self._lent(made)
 
     async def detach(self, container: str) -> Lent:
         """Raises NotFoundError."""
@@ -51,6 +60,17 @@ class FloatingDesk:
         with self._names():
             await self._network.floating.release(reference)
 
+    def _require_way_out(self, record: ContainerRecord) -> None:
+        endpoints = endpoints_of(record.spec)
+        if not endpoints:
+            raise InvalidError("has no network of its own", subject=f"container {record.name}")
+        if all(self._network.get_network(at.network).spec.internal for at in endpoints):
+            raise InvalidError(
+                "is on internal networks alone: nothing comes in there, and nothing leaves",
+                subject=f"container {record.name}",
+                hint="`hyper network connect` puts it on another",
+            )
+
     @contextlib.contextmanager
     def _names(self) -> Iterator[None]:
         """The network knows containers by their ids alone."""
@@ -67,5 +87,4 @@ class FloatingDesk:
         return self._fleet.get(reference).record
 
     def _lent(self, address: FloatingAddress) -> Lent:
-        names = {view.record.sandbox_id: view.record.name for view in self._fleet.views()}
-        return address, names.get(address.sandbox_id, "") if address.sandbox_id is not None else ""
+        return address, self._fleet.name_of(address.sandbox_id) if address.sandbox_id is not None else ""

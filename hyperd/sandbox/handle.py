@@ -4,7 +4,6 @@
 import asyncio
 import secrets
 from collections.abc import Sequence
-from signal import SIGKILL
 
 from hyperd.errors import (
     CommandNotExecutableError,
@@ -67,6 +66,11 @@ class SandboxHandle:
     def journal(self) -> Journal:
         return self._driver.journal
 
+    @property
+    def is_being_removed(self) -> bool:
+        """Or was."""
+        return self._driver.removed or isinstance(self._driver.state, machine.Removing)
+
     def view(self) -> ContainerView:
         return self._driver.view()
 
@@ -108,20 +112,19 @@ class SandboxHandle:
         if signal is None:
             signal = signals.parse_signal(spec.stop_signal or "TERM")
         done = _future()
-        self._driver.post(AskStop(done, signal, timeout_s))
+        self._driver.ask(AskStop(done, signal, timeout_s))
         await done
 
     async def remove(self, *, force: bool, volumes: bool = False) -> None:
         """With ``volumes`` its anonymous ones go too. Raises WrongStateError while a VM exists, unless ``force``."""
         done = _future()
-        self._driver.post(AskRemove(done, force, volumes))
+        self._driver.ask(AskRemove(done, force, volumes))
         await done
 
     async def kill(self, signal: int) -> None:
         """Signal the first process. Raises WrongStateError unless there is one."""
         tenure = await self._require_tenure()
-        tenure.killed_with.add(signal)
-        tenure.stop_asked |= signal == SIGKILL
+        tenure.note_signal(FIRST_PROCESS, signal)
         try:
             delivered = await tenure.live.guest.signal(
                 identity.container_id_of(self.record), FIRST_PROCESS, signal
@@ -132,6 +135,17 @@ class SandboxHandle:
             raise self._has_ended() from error
         if not delivered:
             raise self._has_ended()
+
+    async def signal_exec(self, exec_id: str, signal: int) -> None:
+        """Of a further process, whoever holds its streams. Raises NotFoundError when there is none, WrongStateError."""
+        tenure = await self._require_tenure()
+        process_id = ProcessId(exec_id)
+        gone = NotFoundError(f"has no process {exec_id[:64]!r}", subject=f"container {self.record.name}")
+        if not tenure.execs.has(process_id):
+            raise gone
+        tenure.note_signal(process_id, signal)
+        if not await tenure.live.guest.signal(identity.container_id_of(self.record), process_id, signal):
+            raise gone
 
     async def guest_stats(self) -> tuple[GuestStats, GuestStats] | None:
         """Of its container, and of its guest as a whole; None unless it runs."""
@@ -144,37 +158,37 @@ class SandboxHandle:
     async def pause(self) -> None:
         """Return when its CPUs stand still. Raises WrongStateError unless running."""
         done = _future()
-        self._driver.post(AskPause(done))
+        self._driver.ask(AskPause(done))
         await done
 
     async def unpause(self) -> None:
         """Return when it runs and its clock is right again. Raises WrongStateError unless paused."""
         done = _future()
-        self._driver.post(AskUnpause(done))
+        self._driver.ask(AskUnpause(done))
         await done
 
     async def snapshot(self, name: str = "", *, passing: bool = False) -> Snapshot:
         """Save memory and disk; it goes on by itself. Raises WrongStateError unless it runs or is paused."""
         done: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
-        self._driver.post(AskSnapshot(done, name, passing))
+        self._driver.ask(AskSnapshot(done, name, passing))
         return await done
 
     async def hibernate(self) -> None:
         """Return when it is on disk and its memory is free. Raises WrongStateError unless running or paused."""
         done = _future()
-        self._driver.post(AskHibernate(done))
+        self._driver.ask(AskHibernate(done))
         await done
 
     async def wake(self) -> None:
         """Return when it goes on where it was. Raises WrongStateError, ExhaustedError (no memory now)."""
         done: Started = asyncio.get_running_loop().create_future()
-        self._driver.post(AskWake(done))
+        self._driver.ask(AskWake(done))
         await done
 
     async def roll_back(self, origin: Origin) -> None:
         """Return when it goes on where it was then. Raises WrongStateError, what reviving it raises."""
         done: Started = asyncio.get_running_loop().create_future()
-        self._driver.post(AskRollback(done, origin))
+        self._driver.ask(AskRollback(done, origin))
         await done
 
     async def publish(self, requests: Sequence[PortRequest]) -> tuple[PublishedPort, ...]:
@@ -183,7 +197,7 @@ class SandboxHandle:
         ports.require_valid_requests(requests)
         out = self.view().attachment
         if out is None:
-            raise WrongStateError("has no network", subject=f"container {self.record.name}")
+            raise WrongStateError("has no network of its own", subject=f"container {self.record.name}")
         network = self._driver.services.runner.rooms.network
         return await network.publish(self.record.sandbox_id, requests, self.record.name, out.network)
 
@@ -194,16 +208,19 @@ class SandboxHandle:
         await network.unpublish(self.record.sandbox_id, found)
         return found
 
-    async def connect(self, endpoint: Endpoint) -> None:
-        """At once where it runs, else from its next start on. Raises WrongStateError, InvalidError, as ``attach``."""
-        done = _future()
-        self._driver.post(AskConnect(done, endpoint))
-        await done
+    async def connect(self, endpoint: Endpoint) -> list[str]:
+        """At once where it runs, else from its next start on; what is to be told.
 
-    async def disconnect(self, network: str, *, force: bool = False) -> str:
-        """What is to be told, or "". Raises NotFoundError when it is not on it."""
-        told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        self._driver.post(AskDisconnect(told, network, force))
+        Raises WrongStateError, InvalidError, as ``attach``.
+        """
+        told: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._driver.ask(AskConnect(told, endpoint))
+        return await told
+
+    async def disconnect(self, network: str, *, force: bool = False) -> list[str]:
+        """What is to be told. Raises NotFoundError when it is not on it."""
+        told: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        self._driver.ask(AskDisconnect(told, network, force))
         return await told
 
     async def wait_ended(self) -> Exit:
@@ -271,7 +288,7 @@ class SandboxHandle:
 
     async def _start(self, origin: Origin | None = None) -> ProcessExit | None:
         started: Started = asyncio.get_running_loop().create_future()
-        self._driver.post(AskStart(started, origin))
+        self._driver.ask(AskStart(started, origin))
         return await started
 
     def _refusal(self, refused: ProcessExit) -> HyperError:

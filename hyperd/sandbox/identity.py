@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerRecord
 from hyperd.model.guest import ContainerId, GuestIdentity, GuestWiring, HostEntry, Link, Route
-from hyperd.model.network import Attachment, way_out
+from hyperd.model.network import Attachment, parse_address6, way_out
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import endpoints
 
@@ -105,7 +105,8 @@ def host_entries(extra_hosts: tuple[str, ...]) -> list[HostEntry]:
 
 
 def require_address(text: str) -> str:
+    plain = text.strip("[]")
     try:
-        return str(ipaddress.ip_address(text.strip("[]")))
+        return str(parse_address6(plain) if ":" in plain else ipaddress.ip_address(plain))
     except ValueError as error:
         raise InvalidError("is not an IP address", subject=repr(text)) from error

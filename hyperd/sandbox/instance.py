@@ -25,13 +25,17 @@ from hyperd.model.guest import FIRST_PROCESS
 from hyperd.model.vm import VmGone, VmGoneCause, VmStatus
 from hyperd.sandbox import identity, machine, preconditions
 from hyperd.sandbox.actor import Actor
+from hyperd.sandbox.endpoints import carrier_of
 from hyperd.sandbox.errands import Errands, Services
 from hyperd.sandbox.file_calls import FileCalls
 from hyperd.sandbox.journal import Journal
 from hyperd.sandbox.message import (
     Adopt,
     Ask,
+    AskSeat,
     AskStop,
+    CarrierEnds,
+    ClearAway,
     IsLost,
     Message,
     News,
@@ -40,6 +44,8 @@ from hyperd.sandbox.message import (
 )
 from hyperd.sandbox.pulse import Pulse
 from hyperd.sandbox.pump import Pump
+from hyperd.sandbox.riders import Rider, Riders, Seat
+from hyperd.sandbox.riding import RiderErrands
 from hyperd.sandbox.run import Live
 from hyperd.sandbox.standstill import to_the_end
 from hyperd.sandbox.tenure import Tenure
@@ -48,6 +54,7 @@ from hyperd.sandbox.waiting import Waiting
 
 log = logging.getLogger(__name__)
 
+MAX_ASKED = 256
 LIVE_TIMEOUT_S = 30.0  # for a running container whose VM is being taken over
 
 
@@ -71,14 +78,16 @@ class SandboxInstance(Actor[Message]):
         self.pending = False  # a clone that stands still until its fellows are there, too
         self.waiting = Waiting()
         self.files = FileCalls(self.subject)
+        self.riders = Riders()  # who is in its VM, too
         self.tenure: Tenure | None = None
         self.pump = self._new_pump()
-        self._errands = Errands(record, services, journal)
+        self._errands = self._new_errands()
         self._changed = Pulse()  # state, tenure
         self._run = 0
         self._last_exit = machine.exit_of(state)
         self._coming_up: asyncio.Task[None] | None = None
         self._giving_up = False  # the bring-up was cancelled: once, or its clean-up would be
+        self._given_up_for: HyperError | None = None  # unless it was stopped
         self._stop_asked: AskStop | None = None  # before there was a process to signal
         self._rumour: VmGone | None = None  # heard while starting
         self._late: Live | None = None  # came up when hyperd was ending
@@ -102,6 +111,16 @@ class SandboxInstance(Actor[Message]):
         shown = view_of(self.record, self.state, self.generation, self.journal.directory, trouble)
         return replace(shown, ports=self.services.runner.rooms.network.published(self.record.sandbox_id))
 
+    def ask(self, message: Ask) -> None:
+        """As ``post``, for callers, of whom there are so many at most: one who hangs up leaves its question behind."""
+        asked = self._inbox.qsize() + self.waiting.count + len(self._operations)
+        if self.over or asked < MAX_ASKED:
+            self.post(message)
+            return
+        hint = "try again when what is under way has ended"
+        error = UnavailableError(f"{asked} calls wait for it already", subject=self.subject, hint=hint)
+        message.done.set_exception(error)
+
     def vm_gone(self, gone: VmGone) -> None:
         self.post(gone)
 
@@ -113,10 +132,16 @@ class SandboxInstance(Actor[Message]):
         """Its record cannot be read: it can be removed, its VM with it, and nothing else."""
         self._unreadable = error
         if vm is not None:
-            self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+            self._hold()
+
+    @property
+    def is_rider(self) -> bool:
+        """It runs in the VM of another."""
+        return carrier_of(self.record.spec) is not None
 
     def should_have_vm(self) -> bool:
-        return isinstance(self.state, machine.Running | machine.Paused) and not self._ending
+        is_up = isinstance(self.state, machine.Running | machine.Paused)
+        return is_up and not self._ending and not self.is_rider
 
     def should_have_no_vm(self) -> bool:
         at_rest = isinstance(
@@ -126,6 +151,10 @@ class SandboxInstance(Actor[Message]):
 
     def vm_is_missing(self) -> None:
         self.vm_gone(VmGone(self.record.sandbox_id, VmGoneCause.LOST, "found by looking: no event came"))
+
+    def clear_away(self) -> None:
+        """What the fleet's look found of one that is at rest."""
+        self.post(ClearAway())
 
     async def find_tenure(self) -> Tenure | None:
         """Waits while a VM is coming up or being taken over; None when none is.
@@ -178,6 +207,37 @@ class SandboxInstance(Actor[Message]):
         if self._unreadable is not None:
             error = self._unreadable
             raise type(error)(error.brief, subject=self.subject, evidence=error.evidence, hint=error.hint)
+
+    async def take_seat(self, rider: Rider) -> Seat:
+        """As ``riders.Carrier``. Give it back."""
+        done: asyncio.Future[Seat] = asyncio.get_running_loop().create_future()
+        self.post(AskSeat(done, rider))
+        try:
+            return await done
+        except asyncio.CancelledError:
+            if done.done() and not done.cancelled() and done.exception() is None:
+                done.result().leave()
+            raise
+
+    def _admit(self) -> None:
+        """What it takes of the host: nothing, in the VM of another. Raises InvalidError, ExhaustedError."""
+        if not self.is_rider:
+            self.services.ledger.admit(self.record.sandbox_id, self.record.sizing)
+
+    def _hold(self) -> None:
+        """As ``_admit``, of what is there already."""
+        if not self.is_rider:
+            self.services.ledger.hold(self.record.sandbox_id, self.record.sizing)
+
+    def _new_errands(self) -> Errands:
+        carrier_id = carrier_of(self.record.spec)
+        if carrier_id is None:
+            return Errands(self.record, self.services, self.journal)
+
+        def tell_end(exit_: Exit) -> None:
+            self._post(self._run, CarrierEnds(exit_))
+
+        return RiderErrands(self.record, self.services, self.journal, carrier_id, tell_end)
 
     def _require_startable(self) -> None:
         self.require_readable()
@@ -233,7 +293,7 @@ class SandboxInstance(Actor[Message]):
 
     def _become(self, spec: ContainerSpec) -> None:
         self.record = replace(self.record, spec=spec)
-        self._errands = Errands(self.record, self.services, self.journal)
+        self._errands = self._new_errands()
 
     def _tell_trouble(self, error: HyperError | None) -> None:
         """The agent of a VM that should run cannot be reached; None: now it was. Is the VM there at all?"""
@@ -282,7 +342,8 @@ class SandboxInstance(Actor[Message]):
         self._coming_up = self._send(carry_out)
 
         def tell(_: object) -> None:
-            self._post(run, UpFailed(WrongStateError("was stopped while it started", subject=self.subject)))
+            stopped = WrongStateError("was stopped while it started", subject=self.subject)
+            self._post(run, UpFailed(self._given_up_for or stopped))
 
         def came_up(task: "asyncio.Task[None]") -> None:
             # Here and not in the task: it may have been cancelled before its first step.

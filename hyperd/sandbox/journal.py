@@ -6,10 +6,12 @@
 Little endian. The end offset is the agent's numbering of the process's output, so that the last whole frame says from
 where to ask again after a restart. A frame of stream 0 and no data begins a new run, whose offsets start at 0 again.
 A frame cut short by a crash is dropped when the file is opened. Two files of at most half the bound each: the older one
-goes when the newer one is full.
+goes when the newer one is full. Marks (marks.py) say where reading can begin: a start looks at the end alone, and so do
+those who want the last lines.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 import struct
@@ -21,6 +23,7 @@ from pathlib import Path
 
 from hyperd.errors import ExhaustedError, UnavailableError
 from hyperd.model.guest import OutputChunk, Stream
+from hyperd.sandbox.marks import Marks, path_of
 from hyperd.sandbox.pulse import Pulse
 
 _HEADER = struct.Struct("<QQIB")
@@ -63,6 +66,7 @@ class Journal:
         self._file: FileIO | None = None
         self._size = 0
         self._sequence = 0
+        self._marks = Marks(self._path(0), 0)
         self._grown = Pulse()
         self.end_offset = 0
         self.closed = True
@@ -88,19 +92,22 @@ class Journal:
             self._sequence, self._size = kept.sequence, kept.whole_bytes
             self._file = self._path(self._sequence).open("ab", buffering=0)
             self._file.truncate(self._size)
+            self._marks = Marks(self._path(self._sequence), self._size)
         except OSError as error:
             raise _translated(error, self.directory) from error
         self.closed = False
         self.end_offset = base if fresh else kept.end_offset
         if fresh:
-            self._write(_HEADER.pack(time.time_ns(), base, 0, _NEW_RUN))
+            self._write(_HEADER.pack(time.time_ns(), base, 0, _NEW_RUN), base)
 
     def append(self, chunk: OutputChunk) -> None:
         """Raises ExhaustedError when the disk is full. A chunk already here is ignored; part of one is cut."""
         if chunk.end_offset <= self.end_offset or self._file is None:
             return
         data = chunk.data[max(0, self.end_offset - chunk.offset) :]
-        self._write(_HEADER.pack(time.time_ns(), chunk.end_offset, len(data), chunk.stream) + data)
+        self._write(
+            _HEADER.pack(time.time_ns(), chunk.end_offset, len(data), chunk.stream) + data, chunk.end_offset
+        )
         self.end_offset = chunk.end_offset
         self._grown.beat()
 
@@ -138,7 +145,29 @@ class Journal:
             else:
                 return
 
-    def _write(self, frame: bytes) -> None:
+    async def read_back(self, cursor: Cursor) -> AsyncIterator[list[LogEntry]]:
+        """Every entry still kept, from the end to the beginning, in pieces of which each is in its own order.
+
+        The cursor is at the end, before the first piece comes.
+        """
+        cursor.sequence, cursor.position = (self._files() or [(0, self._path(0))])[-1][0], 0
+        for sequence, path in reversed(self._files()):
+            end = _size_of(path)
+            for mark in Marks(path, end).newest_first():
+                piece, whole = [], mark.position
+                for entry, position_after in _entries(path, mark.position):
+                    if position_after > end:
+                        break
+                    whole = position_after
+                    piece.append(entry)
+                    if len(piece) % _READ_BATCH == 0:
+                        await asyncio.sleep(0)  # let others run: not a wait
+                if sequence == cursor.sequence:
+                    cursor.position = max(cursor.position, whole)
+                end = mark.position
+                yield piece
+
+    def _write(self, frame: bytes, end_offset: int) -> None:
         """All of the frame or none: into the page cache, which outlives a killed hyperd, not a host without power."""
         try:
             if self._size + len(frame) > self._half and self._size:
@@ -154,15 +183,22 @@ class Journal:
         except OSError as error:
             raise _translated(error, self.directory) from error
         self._size += len(frame)
+        if self._size >= self._marks.due:
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk, say: the frame is written, a mark only saves time
+                self._marks.note(self._size, end_offset)
 
     def _rotate(self) -> None:
         for number, path in self._files():
             if number < self._sequence:
                 path.unlink(missing_ok=True)
+                path_of(path).unlink(missing_ok=True)
         fresh = self._path(self._sequence + 1).open("ab", buffering=0)
         if self._file is not None:
             self._file.close()
         self._file, self._sequence, self._size = fresh, self._sequence + 1, 0
+        self._marks = Marks(self._path(self._sequence), 0)
 
     def _path(self, sequence: int) -> Path:
         return self.directory / f"output.{sequence:08d}"
@@ -199,11 +235,20 @@ def _entries(path: Path, position: int) -> Iterator[tuple[LogEntry, int]]:
             yield LogEntry(time_ns, Stream(stream), data, end_offset), position
 
 
+def _size_of(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0  # rotated away under a slow reader
+
+
 def _scan(path: Path) -> tuple[int, int]:
-    """(bytes in whole frames, end offset of the last of them)."""
-    whole, offset = 0, 0
+    """(bytes in whole frames, end offset of the last of them). From the last mark on: all before it is whole."""
     size = path.stat().st_size
+    mark = Marks(path, size).last
+    whole, offset = mark.position, mark.end_offset
     with path.open("rb") as file:
+        file.seek(whole)
         while whole + _HEADER.size <= size:
             _time, end_offset, length, _stream = _HEADER.unpack(file.read(_HEADER.size))
             if length > _MAX_DATA_BYTES or whole + _HEADER.size + length > size:

@@ -13,6 +13,7 @@ from hyperd.model.snapshot import Snapshot
 from hyperd.model.vm import VmGone, VmStatus
 from hyperd.sandbox import machine
 from hyperd.sandbox.revival import Origin
+from hyperd.sandbox.riders import Rider, Seat
 from hyperd.sandbox.run import Live
 
 Done = asyncio.Future[None]
@@ -63,17 +64,27 @@ class AskHibernate:
 
 @dataclass(frozen=True, slots=True)
 class AskConnect:
-    done: Done
+    """The answer is what its user is to be told."""
+
+    done: "asyncio.Future[list[str]]"
     endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class AskDisconnect:
-    """The answer is what its user is to be told, or "". ``force``: its guest is neither told nor waited for."""
+    """The answer is what its user is to be told. ``force``: its guest is neither told nor waited for."""
 
-    done: "asyncio.Future[str]"
+    done: "asyncio.Future[list[str]]"
     network: str
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AskSeat:
+    """Of a carrier: another container wants to be in its VM."""
+
+    done: "asyncio.Future[Seat]"
+    rider: Rider
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +112,11 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearAway:
+    """A run left something behind: a VM, or volumes that are attached to one that is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class IsUp:
     live: Live
     refused: ProcessExit | None = None  # why the first process was not executed
@@ -123,6 +139,13 @@ class IsLost:
 
 
 @dataclass(frozen=True, slots=True)
+class CarrierEnds:
+    """Of a rider: the VM that it is in goes, and it has to leave. ``exit``: how it ends by that."""
+
+    exit: Exit
+
+
+@dataclass(frozen=True, slots=True)
 class IsDown:
     exit: Exit
 
@@ -141,7 +164,7 @@ class Settle:
     spec: ContainerSpec | None = None
 
 
-News = IsUp | UpFailed | ProcessEnded | IsLost | IsDown | Settle
+News = IsUp | UpFailed | ProcessEnded | IsLost | CarrierEnds | IsDown | Settle
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +176,7 @@ class OfRun:
 
 
 Rewire = AskConnect | AskDisconnect
-Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | Rewire
+Operation = AskPause | AskUnpause | AskSnapshot | AskHibernate | AskSeat | Rewire
 AskOfWhole = AskStop | AskWake | AskRollback | Operation  # not of a clone whose fellows are not there yet
 Ask = AskStart | AskStop | AskRemove | AskWake | AskRollback | Operation
-Message = Ask | OpenFiles | Adopt | OfRun | IsRemoved | VmGone
+Message = Ask | OpenFiles | Adopt | ClearAway | OfRun | IsRemoved | VmGone

@@ -8,7 +8,7 @@ from hyperd.model.container import ContainerRecord
 from hyperd.model.guest import GuestMount
 from hyperd.model.share import BrokenShare, Share, ShareRequest
 from hyperd.model.vm import Disk, DiskFormat
-from hyperd.model.volume import EXT4, Mount, MountType, Volume, VolumeName, VolumeRequest
+from hyperd.model.volume import EXT4, BrokenVolume, Mount, MountType, Volume, VolumeName, VolumeRequest
 from hyperd.storage.base import DATA_DIRECTORY
 
 
@@ -137,7 +137,7 @@ def _guest_mount(
 EMULATED_NOTE = "no program is run from a share under emulation"
 
 
-def broken_error(record: ContainerRecord, broken: Sequence[BrokenShare]) -> HyperError:
+def broken_share_error(record: ContainerRecord, broken: Sequence[BrokenShare]) -> HyperError:
     lost = {share.tag for share in broken}
     destinations = [where for where, tag in tags_of(record.spec.mounts).items() if tag in lost]
     told = "\n".join(share.evidence for share in broken if share.evidence)
@@ -145,5 +145,19 @@ def broken_error(record: ContainerRecord, broken: Sequence[BrokenShare]) -> Hype
         f"what is shared at {', '.join(destinations)} is not served any more: what uses it hangs",
         subject=f"container {record.name}",
         evidence=told or "its virtiofsd was killed",
-        hint=f"`hyper stop {record.name}`, then `hyper start {record.name}`",
+        hint=_again_hint(record),
     )
+
+
+def broken_volume_error(record: ContainerRecord, broken: BrokenVolume) -> HyperError:
+    destinations = [mount.destination for mount in record.spec.mounts if mount.source == broken.name]
+    return UnavailableError(
+        f"nobody speaks to the server of volume {broken.name} any more: {', '.join(destinations)} has I/O errors",
+        subject=f"container {record.name}",
+        evidence=broken.evidence or "its qemu-nbd was killed",
+        hint=_again_hint(record),
+    )
+
+
+def _again_hint(record: ContainerRecord) -> str:
+    return f"`hyper stop {record.name}`, then `hyper start {record.name}`"

@@ -18,6 +18,8 @@ def settled(network: Network, spec: ContainerSpec) -> ContainerSpec:
     Raises NotFoundError, InvalidError for one that is given twice and for ports that nobody could reach,
     UnsupportedError for an IPv6 address to reach one at where there is none.
     """
+    if endpoints.carrier_of(spec) is not None:
+        return spec
     found = [
         (endpoint, network.get_network(endpoint.network).spec) for endpoint in endpoints.endpoints_of(spec)
     ]
@@ -76,14 +78,14 @@ class NetworkDesk:
                 found.setdefault(endpoint.network, []).append(view)
         return found
 
-    async def connect(self, container: SandboxHandle, endpoint: Endpoint) -> None:
-        """Raises NotFoundError, WrongStateError, InvalidError, ExistsError, ExhaustedError."""
+    async def connect(self, container: SandboxHandle, endpoint: Endpoint) -> list[str]:
+        """What is to be told. Raises NotFoundError, WrongStateError, InvalidError, ExistsError, ExhaustedError."""
         endpoint = replace(endpoint, network=self.get(endpoint.network).spec.name)
         endpoints.require_valid_endpoint(endpoint)
-        await container.connect(endpoint)
+        return await container.connect(endpoint)
 
-    async def disconnect(self, container: SandboxHandle, reference: str, *, force: bool) -> str:
-        """What is to be told, or "". Raises NotFoundError."""
+    async def disconnect(self, container: SandboxHandle, reference: str, *, force: bool) -> list[str]:
+        """What is to be told. Raises NotFoundError."""
         return await container.disconnect(self.get(reference).spec.name, force=force)
 
     async def remove(self, reference: str) -> str:

@@ -16,13 +16,14 @@ from hyperd.model.container import ContainerSpec
 from hyperd.model.network import Attachment
 from hyperd.model.snapshot import Snapshot, SnapshotKind
 from hyperd.model.vm import VmStatus
-from hyperd.sandbox import instance, machine, mounts, ports, preconditions, wiring
+from hyperd.sandbox import instance, joined, machine, mounts, ports, preconditions, wiring
 from hyperd.sandbox.instance import now
 from hyperd.sandbox.message import (
     AskConnect,
     AskDisconnect,
     AskHibernate,
     AskPause,
+    AskSeat,
     AskSnapshot,
     AskUnpause,
     Operation,
@@ -99,21 +100,39 @@ class SandboxOperations(OpenedSandbox):
                         snapshot = await self._snapshot(ask)
                         if not made.done():
                             made.set_result(snapshot)
-                    case AskConnect(done, endpoint):
-                        await (await self._rewiring()).connect(endpoint)
-                        resolve([done])
-                    case AskDisconnect(told, network, force):
-                        warning = await (await self._rewiring()).disconnect(network, force=force)
+                    case AskSeat():
+                        await self._seat(ask)
+                    case AskConnect(told, endpoint):
+                        warnings = await (await self._rewiring()).connect(endpoint)
                         if not told.done():
-                            told.set_result(warning)
+                            told.set_result(warnings)
+                    case AskDisconnect(told, network, force):
+                        warnings = await (await self._rewiring()).disconnect(network, force=force)
+                        if not told.done():
+                            told.set_result(warnings)
         except HyperError as error:
             if not ask.done.done():
                 ask.done.set_exception(error)
+
+    async def _seat(self, ask: AskSeat) -> None:
+        """Nothing has the VM stand still now, nor will while it is taken."""
+        if not isinstance(self.state, machine.Running) or self._ending:
+            raise joined.not_running(self.record.name, ask.rider.name)
+        facts = self.state.facts
+        tenure = await self._require_tenure(facts)
+        if not ask.done.done():
+            ask.done.set_result(self.riders.seat(ask.rider, self.record, facts, tenure))
+
+    def require_vm_alone(self, what: str) -> None:
+        """It has one, and alone. Raises UnsupportedError, WrongStateError."""
+        joined.require_own_vm(self.record, what)
+        self.riders.require_none(self.subject, what)
 
     async def _pause(self) -> None:
         if isinstance(self.state, machine.Paused):
             return
         preconditions.require_running(self.state, self.record.name)
+        self.require_vm_alone("a pause")
         await self._close_files("was paused")
         try:
             await self._hypervisor.pause(self.record.sandbox_id)
@@ -151,6 +170,7 @@ class SandboxOperations(OpenedSandbox):
 
     async def _snapshot(self, ask: AskSnapshot) -> Snapshot:
         facts = preconditions.require_up(self.state, self.record.name)
+        self.require_vm_alone("a snapshot")
         mounts.require_none(self.record, "a snapshot")
         await self._require_saveable(facts, "a snapshot")
         self.files.require_none()
@@ -171,6 +191,7 @@ class SandboxOperations(OpenedSandbox):
         if isinstance(self.state, machine.Hibernated):
             return
         facts = preconditions.require_up(self.state, self.record.name)
+        self.require_vm_alone("sleep")
         mounts.require_none(self.record, "one that sleeps")
         await self._require_saveable(facts, "one that sleeps")
         await self._close_files("was put to sleep")
@@ -271,6 +292,13 @@ class SandboxOperations(OpenedSandbox):
     async def _require_saveable(self, facts: machine.RunFacts, what: str) -> None:
         network = self.services.runner.rooms.network
         await wiring.require_saveable(network, self.record, facts.attachments, what)
+        if left := await self._hypervisor.list_plugged(self.record.sandbox_id):
+            raise WrongStateError(
+                f"has a disk of another container's in its VM, and {what} does not hold it",
+                subject=self.subject,
+                evidence=f"its guest has not let go of {', '.join(left)}",
+                hint="stop and start it",
+            )
 
     async def _rewiring(self) -> wiring.Rewiring:
         """Raises WrongStateError unless it runs."""

@@ -3,13 +3,22 @@
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerRecord, ExecSpec
-from hyperd.model.guest import ContainerPlan, GuestMount, LayerSource, ProcessPlan, Rlimit, WritableSource
+from hyperd.model.guest import (
+    ContainerId,
+    ContainerPlan,
+    GuestMount,
+    LayerSource,
+    ProcessPlan,
+    Rlimit,
+    WritableSource,
+)
 from hyperd.model.image import ImageConfig, RootDisk
 from hyperd.model.share import Share
-from hyperd.model.vm import Disk
+from hyperd.model.vm import Disk, SandboxId
 from hyperd.sandbox import capabilities, mount_sources
 from hyperd.sandbox.definition import ROOT_SERIAL, WRITABLE_SERIAL
 from hyperd.sandbox.identity import container_id_of, hostname_of
@@ -64,6 +73,28 @@ def container_plan(
         cpu_quota_us=round(spec.cpus * _CPU_PERIOD_US) if fraction else 0,
         cpu_period_us=_CPU_PERIOD_US if fraction else 0,
         pids_limit=spec.pids_limit,
+    )
+
+
+def rider_serials(sandbox_id: SandboxId) -> tuple[str, str]:
+    """Of the disks, image's and writable, that it has in another one's VM: the same always, and nobody else's there."""
+    return f"{ROOT_SERIAL}-{sandbox_id[:11]}", f"{WRITABLE_SERIAL}-{sandbox_id[:11]}"
+
+
+def rider_plan(
+    record: ContainerRecord, image: ImageConfig, root: RootDisk, carrier: ContainerId
+) -> ContainerPlan:
+    """In another one's VM: with disks of its own, that one's names, and limits where it would have had a VM's size."""
+    root_serial, writable_serial = rider_serials(record.sandbox_id)
+    plan, spec = container_plan(record, image, root), record.spec
+    return replace(
+        plan,
+        layers=tuple(replace(layer, disk_serial=root_serial) for layer in plan.layers),
+        writable=replace(plan.writable, disk_serial=writable_serial) if plan.writable is not None else None,
+        share_names_with=carrier,
+        memory_bytes=spec.memory_bytes,
+        cpu_quota_us=round(spec.cpus * _CPU_PERIOD_US),
+        cpu_period_us=_CPU_PERIOD_US if spec.cpus else 0,
     )
 
 

@@ -5,10 +5,11 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hyperd.errors import NotFoundError, WrongStateError
+from hyperd.errors import InvalidError, NotFoundError, WrongStateError
 from hyperd.model.container import ContainerRecord, ContainerSpec
 from hyperd.model.policy import EgressReport, Limits, SecurityGroup
 from hyperd.network.base import Network, SecurityGroups
+from hyperd.sandbox.endpoints import carrier_of
 
 
 def limits_of(spec: ContainerSpec) -> Limits:
@@ -66,13 +67,13 @@ class PolicyDesk:
 
     def inspect(self, reference: str) -> tuple[ContainerRecord, Limits]:
         """As they are now."""
-        record = as_limited(self._network, self._find(reference))
+        record = as_limited(self._network, self._find_limited(reference))
         return record, limits_of(record.spec)
 
     async def report(self, reference: str) -> EgressReport:
         """Also of one that has gone. Raises NotFoundError, InvalidError."""
         try:
-            reference = self._find(reference).sandbox_id
+            reference = self._find_limited(reference).sandbox_id
         except NotFoundError:
             return await self._network.policies.report(reference)
         return await self._network.policies.report(reference)
@@ -103,12 +104,23 @@ class PolicyDesk:
                 )
             await self._network.policies.remove_group(name)
 
+    def _find_limited(self, reference: str) -> ContainerRecord:
+        """Raises InvalidError for one that has another's network, and so that one's limits."""
+        record = self._find(reference)
+        if (carrier := carrier_of(record.spec)) is not None:
+            raise InvalidError(
+                f"has the network of container {carrier[:12]}, and what holds for that one",
+                subject=f"container {record.name}",
+                hint="say it of that container",
+            )
+        return record
+
     async def _change(
         self, reference: str, change: Callable[[Limits], Limits], *, only_if_other: bool = False
     ) -> Limits:
         """One after the other: of two changes none takes back what the other forbids."""
         async with self._changing:
-            record = self._find(reference)
+            record = self._find_limited(reference)
             before = limits_of(as_limited(self._network, record).spec)
             limits = change(before)
             if limits != before or not only_if_other:

@@ -9,6 +9,7 @@ from hyperd.errors import InvalidError, NotFoundError
 from hyperd.model.container import ContainerSpec
 from hyperd.model.image import ImageConfig
 from hyperd.model.network import PortRequest, Protocol, PublishedPort, UnpublishRequest, requests_of
+from hyperd.sandbox.endpoints import endpoints_of
 
 _EXPOSED = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
 _LAST = 65535
@@ -52,7 +53,7 @@ def with_exposed(spec: ContainerSpec, image: ImageConfig) -> ContainerSpec:
 
 def wanted(spec: ContainerSpec) -> tuple[PortRequest, ...]:
     """What is to be published when it starts."""
-    if spec.network == "none":
+    if not endpoints_of(spec):
         return ()
     if not spec.publish_all:
         return spec.ports

@@ -17,7 +17,7 @@ class Presence:
         self.paused = False
         self.exit: Exit | None = None  # why the run ends, once it does
         self.vm_ended = False
-        self.broken: HyperError | None = None  # a share that is not served any more
+        self.broken: HyperError | None = None  # what of its mounts is not served any more
         self.changed = Pulse()  # process ended, run ended, paused or not, connection renewed
 
     @property

@@ -87,10 +87,11 @@ class ProcessSession:
                 await guest.resize(self._container, self._process, size)
 
     async def signal(self, number: int) -> None:
-        guest = await self._guest()
-        if guest is not None:
+        tenure = await self._run()
+        if tenure is not None:
+            tenure.note_signal(self._process, number)
             with contextlib.suppress(*_ENDING):
-                await guest.signal(self._container, self._process, number)
+                await tenure.live.guest.signal(self._container, self._process, number)
 
     async def aclose(self) -> None:
         """Leave; the process goes on, its standard input stays open."""
@@ -115,7 +116,11 @@ class ProcessSession:
         return self._input
 
     async def _guest(self) -> Guest | None:
+        tenure = await self._run()
+        return None if tenure is None else tenure.live.guest
+
+    async def _run(self) -> Tenure | None:
         if self._ended.done():
             return None
         tenure = await self._tenure()
-        return None if tenure is None or self._ended.done() else tenure.live.guest
+        return None if self._ended.done() else tenure

@@ -20,9 +20,9 @@ class Pump:
     """Reads until the process's streams end. With a journal, output counts as taken once it is written there.
 
     A subscriber who does not read makes the process wait, as a full pipe would, but for as long as its patience.
-    ``ended`` is set when everything the
-    process wrote has been handed on; a lost connection leaves it unset, and ``run`` may be called again. A journal that
-    cannot be written (a full disk) leaves a gap in the log and a line in hyperd's, and does not stop the process.
+    ``ended`` is set when everything the process wrote has been handed on; a lost connection leaves it unset, and
+    ``run`` may be called again. A journal that cannot be written (a full disk) leaves a gap in the log and a line in
+    hyperd's, and does not stop the process.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Pump:
             await self._carry(read)
         except InvalidError:
             # Older output is not kept any more: it was acknowledged and could not be written to the log.
-            self._offset = await self._end_offset(guest)
+            self._offset = await self._kept_offset(guest)
             log.warning("output lost", extra={"container": self._container_id, "offset": self._offset})
             await self._carry(read)
         self.finish()
@@ -120,9 +120,10 @@ class Pump:
         else:
             self._journal_failed = False
 
-    async def _end_offset(self, guest: Guest) -> int:
+    async def _kept_offset(self, guest: Guest) -> int:
+        """The nearest to where it is that the agent can go on from."""
         for container in await guest.list_containers():
             for process in container.processes:
                 if container.container_id == self._container_id and process.process_id == self._process_id:
-                    return process.output_end_offset
+                    return max(process.output_start_offset, min(self._offset, process.output_end_offset))
         return self._offset

@@ -200,7 +200,7 @@ def dumps(value: Any) -> str:
 
 def loads(kind: type[Any], text: str) -> Any:
     """The inverse of ``dumps``. Raises ValueError or TypeError for a field that ``kind`` has not."""
-    return _build(kind, json.loads(text))
+    return _build(kind, json.loads(text), kind.__name__)
 
 
 def _plain(value: Any) -> Any:
@@ -216,32 +216,42 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def _build(kind: Any, value: Any) -> Any:
+def _build(kind: Any, value: Any, where: str) -> Any:
+    """``where``: the field's path. What is raised has that and types, never a value: that may be a secret."""
     origin = typing.get_origin(kind)
     if origin in (types.UnionType, typing.Union):
         choices = [choice for choice in typing.get_args(kind) if choice is not type(None)]
-        return None if value is None else _build(choices[0], value)
+        return None if value is None else _build(choices[0], value, where)
     if dataclasses.is_dataclass(kind):
+        _require(isinstance(value, dict), kind, value, where)
         hints = typing.get_type_hints(kind)
         unknown = set(value) - set(hints)
         if unknown:
-            raise ValueError(f"unknown field {sorted(unknown)[0]}")
+            raise ValueError(f"unknown field {sorted(unknown)[0]} in {where}")
         built: Any = kind
-        return built(**{name: _build(hints[name], item) for name, item in value.items()})
-    if origin in (tuple, dict) and not isinstance(value, dict if origin is dict else list):
-        raise TypeError(f"{value!r} is not {kind}")
+        return built(**{name: _build(hints[name], item, f"{where}.{name}") for name, item in value.items()})
     if origin is tuple:
-        return tuple(_build(typing.get_args(kind)[0], item) for item in value)
+        _require(isinstance(value, list), kind, value, where)
+        return tuple(_build(typing.get_args(kind)[0], item, f"{where}[]") for item in value)
     if origin is dict:
-        return {str(key): _build(typing.get_args(kind)[1], item) for key, item in value.items()}
-    if kind is datetime:
-        return datetime.fromisoformat(value)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(value)
+        _require(isinstance(value, dict), kind, value, where)
+        return {str(key): _build(typing.get_args(kind)[1], item, f"{where}[]") for key, item in value.items()}
+    if kind is datetime or (isinstance(kind, type) and issubclass(kind, Enum)):
+        try:
+            if kind is datetime:
+                return datetime.fromisoformat(value)
+            made: Any = kind
+            return made(value)
+        except (ValueError, TypeError):  # it has the value in its text
+            raise ValueError(f"{where} is no {kind.__name__}") from None
     plain = {float: int | float}.get(kind, kind) if kind in (str, int, float, bool) else _base_of(kind)
-    if not isinstance(value, plain) or (isinstance(value, bool) and kind is not bool):
-        raise TypeError(f"{value!r} is not {kind}")
+    _require(isinstance(value, plain) and (kind is bool or not isinstance(value, bool)), kind, value, where)
     return value
+
+
+def _require(fits: bool, kind: Any, value: Any, where: str) -> None:  # noqa: FBT001 - an assertion
+    if not fits:
+        raise TypeError(f"{where} is of type {type(value).__name__}, not {getattr(kind, '__name__', kind)}")
 
 
 def _base_of(kind: Any) -> Any:

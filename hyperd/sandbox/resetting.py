@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Back to a host without sandboxes: all containers go, and with them all that the network has made for them."""
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hyperd.errors import WrongStateError
+from hyperd.errors import NotFoundError, WrongStateError
+from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerView
+from hyperd.model.vm import SandboxId
 from hyperd.network.base import Network
 from hyperd.sandbox.fleet import Fleet, is_running
 from hyperd.sandbox.spares import Spares
 from hyperd.sandbox.template import Templates
+
+REMOVALS = 8  # at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +54,29 @@ class Resetting:
             return gone
 
     async def _reset(self, views: Sequence[ContainerView]) -> Gone:
-        for view in views:
-            await self._fleet.get(view.record.sandbox_id).remove(force=True)
-        floating = [known.address for known in await self._network.floating.list_addresses()]
-        for address in floating:
-            await self._network.floating.release(address)
+        async with first_error(), asyncio.TaskGroup() as tasks:
+            turn = asyncio.Semaphore(REMOVALS)
+            for view in views:
+                tasks.create_task(self._remove(view.record.sandbox_id, turn))
+        floating = await self._network.floating.list_addresses()
+        for known in floating:
+            if known.sandbox_id is not None:  # of one that nobody knows any more
+                await self._network.floating.detach(known.sandbox_id)
+            await self._network.floating.release(known.address)
         networks = [view.spec.name for view in self._network.list_networks() if view.created_at is not None]
         await self._network.clear()
         groups = await self._remove_groups()
-        return Gone(sorted(view.record.name for view in views), networks, groups, floating)
+        return Gone(
+            sorted(view.record.name for view in views),
+            networks,
+            groups,
+            [known.address for known in floating],
+        )
+
+    async def _remove(self, sandbox_id: SandboxId, turn: asyncio.Semaphore) -> None:
+        async with turn:
+            with contextlib.suppress(NotFoundError):  # it ended by itself meanwhile, and was to go with that
+                await self._fleet.get(sandbox_id).remove(force=True)
 
     async def _remove_groups(self) -> list[str]:
         """First those that no other speaks of, and so on; what speak of each other lose their rules before."""

@@ -90,6 +90,7 @@ class RestoringFleet(Roster):
     async def _fork(self, driver: SandboxDriver, options: CloneOptions) -> tuple[list[ContainerView], int]:
         # All that can be refused is refused before the source stands still.
         facts = preconditions.require_up(driver.state, driver.record.name)
+        driver.require_vm_alone("a fork")
         mounts.require_none(driver.record, "a fork")
         network = self._services.runner.rooms.network
         await wiring.require_saveable(network, driver.record, facts.attachments, "a fork")

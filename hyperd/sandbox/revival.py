@@ -156,7 +156,7 @@ class Reviver:
                 described,
                 made_of,
                 max(first.output_start_offset, min(origin.output_offset, first.output_end_offset)),
-                execs_of(containers),
+                execs_of(containers, identity.container_id_of(record)),
             )
 
     async def _disk(self, sandbox_id: SandboxId, origin: Origin) -> Path:

@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from hyperd.errors import HyperError
 from hyperd.guest.base import Guest
@@ -19,11 +20,11 @@ from hyperd.host.files import file_errors
 from hyperd.host.groups import first_error
 from hyperd.host.workers import Workers
 from hyperd.model.container import ContainerRecord, StartReport
-from hyperd.model.guest import FIRST_PROCESS, ContainerStatus, ProcessId
+from hyperd.model.guest import FIRST_PROCESS, ContainerId, ContainerStatus, ProcessId
 from hyperd.model.network import Attachment, PortRequest
 from hyperd.model.snapshot import Compatibility
 from hyperd.model.vm import Accelerator, Disk, SandboxId, VmDefinition
-from hyperd.sandbox import definition, plans, plugging, wiring
+from hyperd.sandbox import definition, identity, plans, plugging, wiring
 from hyperd.sandbox.definition import SandboxPaths
 from hyperd.sandbox.endpoints import endpoints_of
 from hyperd.sandbox.journal import Journal, Kept
@@ -50,11 +51,19 @@ log = logging.getLogger(__name__)
 
 _ID = re.compile(r"[0-9a-f]{64}")
 SYNC_TIMEOUT_S = 5.0
+TAKEN_OVER_AT_A_TIME = 64  # each has so long to say hello, and so many say it in less
+
+
+class SharedVm(Protocol):
+    """A VM that is another's, as is the connection to its agent."""
+
+    async def next_guest(self, broken: Guest) -> Guest:
+        """After ``broken`` broke. Raises UnavailableError when there will be none."""
 
 
 @dataclass(slots=True)
 class Live:
-    """A VM with a connected agent. ``stack`` undoes all of it."""
+    """A VM with a connected agent, or a place in another's. ``stack`` undoes all of it."""
 
     guest: Guest
     vm_pid: int
@@ -69,6 +78,12 @@ class Live:
     execs: dict[ProcessId, int] = field(
         default_factory=dict
     )  # taken over: further processes, end of their output
+    shared: SharedVm | None = None
+
+    async def hang_up(self) -> None:
+        """The VM runs on."""
+        if self.shared is None:
+            await self.guest.close()
 
 
 class Runner:
@@ -90,6 +105,7 @@ class Runner:
         self.spares = spares
         self.turns = turns
         self.dialer = PatientDialer(rooms.dialer, files)
+        self._dialling = asyncio.Semaphore(TAKEN_OVER_AT_A_TIME)
         self._starter = Starter(rooms, settings, templates, spares, files)
 
     async def bring_up(
@@ -200,9 +216,10 @@ class Runner:
                 stack.push_async_callback(self.rooms.shares.end, record.sandbox_id)
             stack.push_async_callback(self.rooms.hypervisor.destroy, record.sandbox_id)
             try:
-                guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
+                async with self._dialling:
+                    guest = await self._dial(record, paths, self.settings.reconnect_timeout_s)
                 try:
-                    execs = execs_of(await guest.list_containers())
+                    execs = execs_of(await guest.list_containers(), identity.container_id_of(record))
                 except BaseException:
                     await guest.close()
                     raise
@@ -213,22 +230,33 @@ class Runner:
             return Live(guest, vm_pid, 0, accelerator, attachments, stack.pop_all(), execs=execs)
 
     async def reconnect(self, record: ContainerRecord, live: Live) -> None:
-        """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``."""
+        """Dial again after the connection broke; the old one is hung up. Raises as ``GuestDialer.connect``.
+
+        One that is another's is that one's to dial.
+        """
+        if live.shared is not None:
+            live.guest = await live.shared.next_guest(live.guest)
+            return
         await live.guest.close()
         live.guest = await self._dial(
             record, self.settings.paths(record.sandbox_id), self.settings.reconnect_timeout_s
         )
 
-    async def tear_down(self, live: Live, *, keep_disk: bool) -> None:
-        """Sync the guest's disk where it will be needed again, then undo everything."""
-        if keep_disk:
+    async def tear_down(self, live: Live, sandbox_id: SandboxId, *, keep_disk: bool) -> None:
+        """Sync the guest's disk where it will be needed again, then undo everything.
+
+        Its taps go while QEMU ends: the kernel takes its time for either, and neither waits for the other.
+        """
+        if keep_disk and live.shared is None:
             # A guest that cannot sync is destroyed all the same: its ext4 has a journal.
             try:
                 await live.guest.shutdown(SYNC_TIMEOUT_S)
             except HyperError as error:
                 log.warning("guest not shut down", extra={"error": str(error)})
-        await live.guest.close()  # perhaps a later one than the stack knows
-        await live.stack.aclose()
+        async with first_error(), asyncio.TaskGroup() as beside:
+            beside.create_task(self._cut_off(sandbox_id))
+            await live.hang_up()  # perhaps a later one than the stack knows
+            await live.stack.aclose()
 
     async def attach(
         self, record: ContainerRecord, published: tuple[PortRequest, ...] | None = None
@@ -290,6 +318,12 @@ class Runner:
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(console_tail, self.settings.paths(sandbox_id).console_log)
 
+    async def _cut_off(self, sandbox_id: SandboxId) -> None:
+        try:
+            await self.rooms.network.detach(sandbox_id)
+        except HyperError as error:  # the stack does it once more, and says so if that fails too
+            log.debug("not cut off yet", extra={"sandbox": sandbox_id, "error": str(error)})
+
     async def _attach(
         self, record: ContainerRecord, stack: contextlib.AsyncExitStack
     ) -> tuple[Attachment, ...]:
@@ -302,10 +336,12 @@ class Runner:
         )
 
 
-def execs_of(containers: list[ContainerStatus]) -> dict[ProcessId, int]:
+def execs_of(containers: list[ContainerStatus], container_id: ContainerId) -> dict[ProcessId, int]:
+    """Those of this one, each with the end of its output. Whatever else the guest says that it has is nobody's."""
     return {
         process.process_id: process.output_end_offset
         for container in containers
+        if container.container_id == container_id
         for process in container.processes
         if process.process_id != FIRST_PROCESS
     }

@@ -57,14 +57,20 @@ class SleepingSandbox(SandboxOperations):
         while self._operations:
             await self._changed.wait()
 
+    def _on_clear_away(self) -> None:
+        """The look that found something may be older than what has begun since; what begins now waits for this."""
+        if self.should_have_no_vm() and not self._operations:
+            self._as_operation(self._clear_away())
+
     async def _clear_away(self) -> None:
-        """Of its last run, when an earlier hyperd ended in the middle of putting it to sleep, or had its files open."""
+        """What its last run left: a VM did not end, or hyperd did, while it put it to sleep or had its files open."""
         await self._errands.clean_up(None)
 
     def require_can_roll_back(self) -> None:
         possible = isinstance(self.state, machine.Running | machine.Paused | machine.Exited | machine.Failed)
         if not possible or (self._ending and self.tenure is not None):
             raise WrongStateError(f"is {machine.name_of(self.state)}", subject=self.subject)
+        self.require_vm_alone("a rollback")
         if isinstance(self.state, machine.Exited | machine.Failed):
             self.files.require_none()
 
@@ -132,6 +138,7 @@ class SleepingSandbox(SandboxOperations):
         self._start_called_ms = now_ms()
         self._run += 1
         self._ending = self._giving_up = False
+        self._given_up_for = None
         self._stop_asked = self._rumour = None
         self.renew_pump()
 

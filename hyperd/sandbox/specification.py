@@ -9,15 +9,23 @@ from pathlib import PurePosixPath
 from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerSpec, Sizing
 from hyperd.model.image import ImageConfig
-from hyperd.sandbox import capabilities, endpoints, identity, plans, ports
+from hyperd.sandbox import capabilities, endpoints, identity, joined, plans, ports
+from hyperd.sandbox.records import dumps
 from hyperd.sandbox.signals import parse_signal
 
+MAX_SPEC_BYTES = 1 << 20  # as it is recorded: it is listed with those of all others, and told to the agent
 MIN_CPUS = 0.01  # the least that a cgroup takes: 1 ms in a period
 _SYSCTL = re.compile(r"[a-z0-9_]+([./][a-zA-Z0-9_-]+)+")
 
 
 def require_valid(spec: ContainerSpec) -> None:
     """All that can be said of a spec without its image. Raises InvalidError or UnsupportedError."""
+    if (size := len(dumps(spec))) > MAX_SPEC_BYTES:
+        raise InvalidError(
+            f"are {size >> 10} KiB of settings, {MAX_SPEC_BYTES >> 10} KiB are the most",
+            subject="command, environment, labels and the rest",
+            hint="mount a file with what is so large, or copy it in with `hyper cp`",
+        )
     capabilities.resolve(spec.cap_add, spec.cap_drop, privileged=spec.privileged)
     parse_signal(spec.stop_signal or "TERM")
     _require_plain_text(spec)
@@ -32,6 +40,7 @@ def require_valid(spec: ContainerSpec) -> None:
         if not _SYSCTL.fullmatch(key):
             raise InvalidError("is not a sysctl", subject=repr(key))
     _require_paths(spec)
+    joined.require_valid(spec)
     endpoints.require_valid(spec)
     if spec.hostname and not identity.HOSTNAME.fullmatch(spec.hostname):
         raise InvalidError("is not a host name", subject=repr(spec.hostname))

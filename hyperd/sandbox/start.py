@@ -123,6 +123,7 @@ class Starter:
             if up is not None:
                 return up
             note = "; ".join(filter(None, (note, why)))
+        failure: HyperError | None = None
         if snapshot is not None:
             try:
                 with self._templates.in_use(snapshot):
@@ -130,6 +131,7 @@ class Starter:
                         start, from_template(start.vm, snapshot), stack, CLONE_HELLO_TIMEOUT_S
                     )
             except HyperError as error:
+                failure = error
                 if error in start.faults:
                     log.warning("devices not plugged in: booting instead", extra={"error": str(error)})
                     why = f"a device could not be plugged in: {error.brief}"
@@ -143,6 +145,8 @@ class Starter:
                 return Up(vm, guest, StartPath.TEMPLATE, note, from_template(start.vm, snapshot))
         booted = replace(start.vm, disks=(*start.vm.disks, *start.volumes))
         vm, guest = await self._bring_to_life(start, booted, stack, self._settings.boot_timeout_s)
+        if snapshot is not None and failure is not None and failure not in start.faults:
+            note = await self._templates.booted_instead(start.shape, snapshot, failure) or note
         return Up(vm, guest, StartPath.COLD, "; ".join(filter(None, (note, *start.doubts))), booted)
 
     async def _from_spare(

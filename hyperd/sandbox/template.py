@@ -17,7 +17,16 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from hyperd.errors import ClockError, HyperError, RestoreError, UnavailableError, WrongStateError
+from hyperd.errors import (
+    ClockError,
+    DeniedError,
+    ExhaustedError,
+    ExistsError,
+    HyperError,
+    RestoreError,
+    UnavailableError,
+    WrongStateError,
+)
 from hyperd.model.snapshot import Compatibility, Snapshot, SnapshotId, SnapshotKind
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox.compatibility import compatibility_of
@@ -33,7 +42,9 @@ log = logging.getLogger(__name__)
 RETRY_S = 30.0  # after a first failure; doubled with each further one, up to
 MAX_RETRY_S = 3600.0
 MAX_FLIGHTS = 8  # that starts may have set off, one behind the other
-STRIKES = 2  # that many starts in a row may fail from a template for other reasons than its files
+STRIKES = 2  # that many starts in a row may fail from a template, and come up without it
+# A host that is too busy to prove the time; what is there already, used up or forbidden.
+_NOT_ITS_FAULT = ClockError | ExistsError | ExhaustedError | DeniedError
 TURNED_OFF = "templates are turned off ([template] enabled)"
 
 
@@ -145,15 +156,29 @@ class Templates:
         self._tasks.create_task(self._touch(snapshot))  # behind the start's back
 
     async def failed(self, shape: Shape, snapshot: Snapshot, error: HyperError) -> str:
-        """A start from it failed before the guest had its identity. Return what the start's report says of it."""
+        """A start from it failed before the guest had its identity. Return what the start's report says of it.
+
+        Only what says that its files are bad makes it go at once; see ``booted_instead``.
+        """
+        if isinstance(error, RestoreError):
+            return await self._give_up(shape, snapshot, error)
+        fields = {"template": snapshot.manifest.snapshot_id[:12], "error": str(error)}
+        log.warning("a start from a template failed: booting instead", extra=fields)
+        return f"the start from a template failed: {_in_short(error)}"
+
+    async def booted_instead(self, shape: Shape, snapshot: Snapshot, error: HyperError) -> str:
+        """The same start came up by booting: that it failed before with ``error`` was the template's doing, not the
+        host's or the container's. After some in a row it goes; then return what the report says of it, else "".
+        """
         snapshot_id = snapshot.manifest.snapshot_id
-        fields = {"template": snapshot_id[:12], "error": str(error)}
-        if not isinstance(error, ClockError):  # the host is too busy: no fault of the template's
-            self._strikes[snapshot_id] += 1
-        if not isinstance(error, RestoreError) and self._strikes[snapshot_id] < STRIKES:
-            log.warning("a start from a template failed: booting instead", extra=fields)
-            return f"the start from a template failed: {_in_short(error)}"
-        log.warning("a template is bad: removing it, booting instead", extra=fields)
+        if isinstance(error, RestoreError | _NOT_ITS_FAULT):
+            return ""
+        self._strikes[snapshot_id] += 1
+        return await self._give_up(shape, snapshot, error) if self._strikes[snapshot_id] >= STRIKES else ""
+
+    async def _give_up(self, shape: Shape, snapshot: Snapshot, error: HyperError) -> str:
+        fields = {"template": snapshot.manifest.snapshot_id[:12], "error": str(error)}
+        log.warning("a template is bad: removing it", extra=fields)
         await self._forget(snapshot, error)
         self._begin(shape, snapshot.manifest.compatibility)
         return f"the template was bad and is removed: {_in_short(error)}"

@@ -7,21 +7,20 @@ The driver decides; this carries. Each coroutine runs as a task of the driver's 
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from signal import SIGKILL
 
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.guest.base import Guest
 from hyperd.host.groups import first_error
 from hyperd.model.container import ContainerRecord, Exit, ExitReason
-from hyperd.model.guest import FIRST_PROCESS, ProcessExit
-from hyperd.model.share import BrokenShare
+from hyperd.model.guest import FIRST_PROCESS, ProcessExit, ProcessId
 from hyperd.sandbox import machine
 from hyperd.sandbox.execs import DRAIN_TIMEOUT_S, STOPPED_BY_FORCE, Execs, Spawn
 from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal
+from hyperd.sandbox.lookout import watch_served
 from hyperd.sandbox.message import IsDown, IsLost, News, ProcessEnded
-from hyperd.sandbox.mount_sources import broken_error
 from hyperd.sandbox.presence import Presence
 from hyperd.sandbox.pump import Pump
 from hyperd.sandbox.run import Live, Runner
@@ -30,7 +29,6 @@ from hyperd.sandbox.standstill import step_clock, thaw
 log = logging.getLogger(__name__)
 
 KILL_TIMEOUT_S = 5.0  # from SIGKILL to its effect, before the VM is destroyed
-SHARES_DELAY_S = 30.0  # between two tries to watch who serves shares
 LOST_GRACE_S = 1.0  # for the hypervisor to say why, when the agent's connection broke
 STEADY_S = 10.0  # a connection that held so long counts as one that works
 REDIAL_DELAY_S = 0.1  # doubled with each failure but the first, up to
@@ -57,6 +55,7 @@ class Tenure(Presence):
         super().__init__(live)
         self.stop_asked = False
         self.killed_with: set[int] = set()
+        self.carrier_ended: Exit | None = None  # of a rider: how it ends when it was killed for that
         self.operations: set[asyncio.Task[None]] = (
             set()
         )  # the driver's, that have the VM stand still for a time
@@ -71,7 +70,7 @@ class Tenure(Presence):
         self._process_ended = False
         self._stands_still = False  # and could not be made to go on
         self._watching: asyncio.Task[None] | None = None
-        self._watching_shares: asyncio.Task[None] | None = None
+        self._lookout: asyncio.Task[None] | None = None
         self._stopping: set[asyncio.Task[None]] = set()
         self.execs = Execs(record, self, spawn, self.exit_of)
 
@@ -80,24 +79,43 @@ class Tenure(Presence):
         self._process_ended = process_ended
         self._watching = self._spawn(self._watch())
         if self._record.spec.mounts:
-            self._watching_shares = self._spawn(self._watch_shares())
+            self._lookout = self._spawn(watch_served(self._record, self, self._runner.rooms))
 
-    def exit_of(self, status: ProcessExit) -> Exit:
+    def note_signal(self, process_id: ProcessId, number: int) -> None:
+        """It is about to be sent on somebody's behalf: an end by it is no accident."""
+        if process_id == FIRST_PROCESS:
+            self.killed_with.add(number)
+            self.stop_asked |= number == SIGKILL
+        else:
+            self.execs.note_signal(process_id, number)
+
+    def exit_of(self, status: ProcessExit, sent: Collection[int] = ()) -> Exit:
+        """``sent``: the signals that were sent to this process alone. With the first process all others are killed."""
         if status.start_error:
             return Exit(status.code, ExitReason.START_FAILED, message=status.start_error)
+        if self.carrier_ended is not None and status.signal == SIGKILL:
+            return self.carrier_ended
         reason = ExitReason.EXITED
-        if status.oom_killed and status.signal == SIGKILL:  # the kernel may have killed a child alone
+        if status.signal and (status.signal in self.killed_with or status.signal in sent):
+            reason = ExitReason.STOPPED
+        elif status.oom_killed and status.signal == SIGKILL:  # the kernel may have killed a child alone
             reason = ExitReason.OOM
-        elif self.stop_asked or (status.signal and status.signal in self.killed_with):
+        elif self.stop_asked:
             reason = ExitReason.STOPPED
         return Exit(status.code, reason, signal=status.signal)
 
     def stop(self, signal: int, timeout_s: float) -> None:
         """Signal, wait, SIGKILL, wait; then the VM itself, which needs nobody's consent. Can be asked again."""
         self.stop_asked = True
+        self.killed_with.add(signal)
         task = self._spawn(self._stop_gently(signal, timeout_s))
         self._stopping.add(task)
         task.add_done_callback(self._stopping.discard)
+
+    def end_with_carrier(self, exit_: Exit) -> None:
+        """Of a rider, whose VM goes: at once, but its output and its disk whole."""
+        self.carrier_ended = exit_
+        self.stop(SIGKILL, KILL_TIMEOUT_S)
 
     async def unpause(self) -> None:
         """The VM runs again: its clock is stepped, and its guest thawed where a snapshot was made meanwhile."""
@@ -157,9 +175,12 @@ class Tenure(Presence):
         self._pump.finish()
         self._journal.close()
         try:
-            await self._runner.tear_down(self.live, keep_disk=sync and not self.vm_ended)
+            keep_disk = sync and not self.vm_ended
+            await self._runner.tear_down(self.live, self._record.sandbox_id, keep_disk=keep_disk)
         except HyperError as error:
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+            if self.live.shared is not None:  # nobody ends that VM for it
+                exit_ = machine.lost(ExitReason.AGENT_LOST, str(error))
         self._post(IsDown(exit_))
 
     async def end_unnoticed(self) -> None:
@@ -172,7 +193,7 @@ class Tenure(Presence):
             await asyncio.wait(tasks)
         self._journal.close()
         try:
-            await self.live.guest.close()
+            await self.live.hang_up()
             await self.live.stack.aclose()
         except HyperError as error:  # the fleet's next look ends what is left
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
@@ -181,7 +202,7 @@ class Tenure(Presence):
         """hyperd is ending: hang up and let the VM run."""
         self.live.stack.pop_all()
         self._journal.close()
-        await self.live.guest.close()
+        await self.live.hang_up()
 
     async def _watch(self) -> None:
         """Carry output and wait for the first process; dial again when only the connection broke.
@@ -206,27 +227,9 @@ class Tenure(Presence):
             self._tell_trouble(None)
             self.changed.beat()
 
-    async def _watch_shares(self) -> None:
-        """One that is not served any more hangs its guest, which is to be known. It ends with its VM, too."""
-        broken: list[BrokenShare] = []
-        while not self.is_ending:
-            known = [share.tag for share in broken]
-            try:
-                broken += [await self._runner.rooms.shares.wait_broken(self._record.sandbox_id, known)]
-            except (
-                HyperError
-            ) as error:  # who serves one cannot be told: that is no reason to end what is served
-                log.warning("shares not watched", extra={"sandbox": self._record.name, "error": str(error)})
-                await self.ended_within(SHARES_DELAY_S)
-                continue
-            await self.ended_within(LOST_GRACE_S)
-            if not self.is_ending:
-                self.broken = broken_error(self._record, broken)
-                log.error("share lost", extra={"sandbox": self._record.name, "error": str(self.broken)})
-
     def _besides(self) -> "set[asyncio.Task[None]]":
         """What nobody waits for at the end."""
-        return self._stopping | ({self._watching_shares} if self._watching_shares is not None else set())
+        return self._stopping | ({self._lookout} if self._lookout is not None else set())
 
     async def _redial(self, failures: int) -> bool:
         """Until it is reached: True; or until the run is over: False."""
@@ -299,6 +302,7 @@ class Tenure(Presence):
             for number, patience_s, everyone in ((signal, timeout_s, False), (SIGKILL, KILL_TIMEOUT_S, True)):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(patience_s):
+                        self.killed_with.add(number)
                         await self._signal(number, everyone=everyone)
                         while not (self._process_ended or self.is_ending):
                             await self.changed.wait()
@@ -306,7 +310,7 @@ class Tenure(Presence):
                     return
         except HyperError as error:
             log.warning("cannot signal", extra={"sandbox": self._record.name, "error": str(error)})
-        self._post(IsLost(STOPPED_BY_FORCE))
+        self._post(IsLost(self.carrier_ended or STOPPED_BY_FORCE))
 
     async def _signal(self, number: int, *, everyone: bool) -> None:
         """Over the next connection when this one is broken."""

@@ -19,6 +19,11 @@ class Waiting:
             None  # of ``starts``, who are told with the end: the name is free by then
         )
 
+    @property
+    def count(self) -> int:
+        """Who asked for something and has no answer; not those who only look on."""
+        return len(self.starts) + len(self.stops) + len(self.removes)
+
     def tell_end(self, exit_: Exit) -> None:
         """To all who wait for the end of the run; later ones wait for the next run's."""
         if self.refusal is not None:

@@ -72,8 +72,8 @@ class Rewiring:
     guest: Guest
     record: Record
 
-    async def connect(self, endpoint: Endpoint) -> None:
-        """All of it or nothing. Raises WrongStateError, InvalidError, what the rooms raise."""
+    async def connect(self, endpoint: Endpoint) -> list[str]:
+        """All of it or nothing; what is to be told. Raises WrongStateError, InvalidError, what the rooms raise."""
         spec, network = connected(self.sandbox, endpoint), self.rooms.network
         slot = _free_slot(self.before, await network.list_parked(self.sandbox.sandbox_id))
         await impose(network, self.sandbox)
@@ -90,26 +90,32 @@ class Rewiring:
         except BaseException:
             await to_the_end(self._undo(endpoint.network))
             raise
-        await self.lead_ports(spec, after, anew=not _leads_out(self.before))
+        return await self.lead_ports(spec, after, anew=not _leads_out(self.before))
 
-    async def disconnect(self, network: str, *, force: bool = False) -> str:
-        """Whatever the guest says to it. What is to be told, or "". Raises NotFoundError."""
+    async def disconnect(self, network: str, *, force: bool = False) -> list[str]:
+        """Whatever the guest says to it. What is to be told. Raises NotFoundError."""
         spec = disconnected(self.sandbox, network)
         (gone,) = (at for at in self.before if at.network == network)
         after = tuple(at for at in self.before if at is not gone)
         await self.record(spec, after)
-        await to_the_end(self._leave(network, spec, after, force=force))
-        if gone.slot == FIRST or force:  # that one stays with its VM, for the next network
-            return ""
-        return "" if await self.remove_parked() else KEEPS_NIC
+        told = await to_the_end(self._leave(network, spec, after, force=force))
+        if gone.slot != FIRST and not force and not await self.remove_parked():
+            told.append(KEEPS_NIC)  # the first one stays with its VM, for the next network
+        return told
 
     async def _leave(
-        self, network: str, spec: ContainerSpec, after: tuple[Attachment, ...], *, force: bool
-    ) -> None:
+        self,
+        network: str,
+        spec: ContainerSpec,
+        after: tuple[Attachment, ...],
+        *,
+        force: bool,
+    ) -> list[str]:
         if not force:
             await self._tell_guest(after)
-        await self.lead_ports(spec, after)
+        told = await self.lead_ports(spec, after)
         await self.rooms.network.disconnect(self.sandbox.sandbox_id, network)
+        return told
 
     async def has_parked(self) -> bool:
         """Beside the NIC that it was started with, which stays."""
@@ -123,19 +129,26 @@ class Rewiring:
 
     async def lead_ports(
         self, spec: ContainerSpec, attachments: Sequence[Attachment], *, anew: bool = False
-    ) -> None:
-        """Where the way out is another now, to that. What cannot be published any more is told in the log.
+    ) -> list[str]:
+        """Where the way out is another now, to that. What is to be told: that they are published no more, and why.
 
         ``anew``: where nothing is published, what it is to publish when it starts.
         """
         out, sandbox = way_out(attachments), self.sandbox
         if out is None:
-            return
+            return []
+        network, before = self.rooms.network, self.rooms.network.published(sandbox.sandbox_id)
         wanted = ports.wanted(spec) if anew else ()
         try:
-            await self.rooms.network.lead_ports(sandbox.sandbox_id, out.network, sandbox.name, wanted)
+            await network.lead_ports(sandbox.sandbox_id, out.network, sandbox.name, wanted)
         except HyperError as error:
             log.error("ports not published", extra={"sandbox": sandbox.name, "error": str(error)})  # noqa: TRY400
+            left = network.published(sandbox.sandbox_id)
+            gone = ", ".join(str(port) for port in before if port not in left)
+            return [
+                f"ports are published no more: {gone or 'all that it was to have'} ({error}); see `hyper port add`"
+            ]
+        return []
 
     async def remove_parked(self) -> bool:
         """Whether all are gone: the guest's own part in it has a deadline."""

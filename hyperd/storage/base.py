@@ -10,6 +10,7 @@ from typing import Protocol
 from hyperd.model.share import BrokenShare, Share, ShareRequest
 from hyperd.model.vm import SandboxId, SharePort
 from hyperd.model.volume import (
+    BrokenVolume,
     Consistency,
     Volume,
     VolumeName,
@@ -32,6 +33,12 @@ class Storage(Protocol):
 
         ``size_bytes``: of another size than the room's own. Raises ExhaustedError when the state directory is full,
         InvalidError; nothing stays behind.
+        """
+
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        """The sandbox's disk is for the QEMU of another to open, until ``create_writable`` gives it to its own.
+
+        Raises NotFoundError.
         """
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
@@ -206,6 +213,12 @@ class Volumes(Protocol):
 
         Raises WrongStateError that names the container which has one already (a volume is written to by one VM at a
         time, or read by many), ExhaustedError.
+        """
+
+    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenVolume:
+        """Return when nobody speaks to the server of one that it has attached any more, and which.
+
+        Raises UnavailableError when that cannot be told.
         """
 
     async def detach(self, sandbox_id: SandboxId) -> None:

@@ -92,6 +92,9 @@ class LocalStorage:
         await self.prepare()
         return await self._workers.call_while_wanted(self._create, sandbox_id)
 
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        return await self._workers.call_while_wanted(self._lend, sandbox_id, to)
+
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         return await self._workers.call_while_wanted(self._adopt, sandbox_id, source)
 
@@ -187,6 +190,14 @@ class LocalStorage:
                     files.remove_tree(disk.parent)
                 raise
             return disk
+
+    def _lend(self, wanted: Wanted, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        disk = self._existing(sandbox_id)
+        with files.file_errors(disk):
+            wanted.require()
+            if self._owner_of is not None:
+                os.chown(disk, *self._owner_of(to), follow_symlinks=False)
+        return disk
 
     def _adopt(self, wanted: Wanted, sandbox_id: SandboxId, source: Path) -> Path:
         disk = self._disk(sandbox_id)

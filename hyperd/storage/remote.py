@@ -3,7 +3,14 @@
 
 from pathlib import Path
 
-from hyperd.errors import DeniedError, InvalidError, UnavailableError, UnsupportedError
+from hyperd.errors import (
+    DeniedError,
+    InvalidError,
+    TimeoutExpiredError,
+    UnavailableError,
+    UnsupportedError,
+    WrongStateError,
+)
 from hyperd.host import process
 from hyperd.model.vm import NbdExport
 from hyperd.model.volume import EXT4, XFS
@@ -11,6 +18,7 @@ from hyperd.storage import nbd
 from hyperd.storage.volume_rules import require_size, whole_blocks
 
 SEND_TIMEOUT_S = 300.0
+SLOWEST_BYTES_PER_S = 8 << 20  # some servers take zeros as they take data: all of the disk goes there
 # Of the superblock: s_magic, sb_magicnum.
 _MAGICS = {EXT4: (1024 + 0x38, b"\x53\xef"), XFS: (0, b"XFSB")}
 
@@ -45,12 +53,28 @@ async def require_filesystem(export: NbdExport, filesystem: str, subject: str) -
         )
 
 
-async def send(disk: Path, export: NbdExport, subject: str) -> None:
-    """All of ``disk`` becomes what the server has: holes are zeros. Raises UnavailableError."""
-    finished = await process.run(
-        ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(disk), str(export)],
-        timeout_s=SEND_TIMEOUT_S,
-    )
+def require_whole(size_bytes: int, known_bytes: int, subject: str) -> None:
+    """Raises WrongStateError: its file system goes beyond the end of the server's disk."""
+    if size_bytes < known_bytes:
+        raise WrongStateError(
+            f"the server's disk has become smaller: {size_bytes} bytes, and there were {known_bytes}",
+            subject=subject,
+            hint="let it have its size again; or `hyper volume rm`, and make it anew with `-o format=true`",
+        )
+
+
+async def send(disk: Path, export: NbdExport, size_bytes: int, subject: str) -> None:
+    """All of ``disk`` becomes what the server has: holes are zeros. Raises UnavailableError, TimeoutExpiredError."""
+    timeout_s = SEND_TIMEOUT_S + size_bytes / SLOWEST_BYTES_PER_S
+    argv = ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", str(disk), str(export)]
+    try:
+        finished = await process.run(argv, timeout_s=timeout_s)
+    except TimeoutExpiredError as error:
+        raise TimeoutExpiredError(
+            f"the server has not taken a file system within {timeout_s:.0f} s: what is on it is overwritten in part",
+            subject=subject,
+            hint="format it where the server is, with a directory `data`; or a server that takes zeros quickly",
+        ) from error
     if finished.returncode != 0:
         raise UnavailableError(
             "the server does not take a file system", subject=subject, evidence=finished.stderr_tail

@@ -77,11 +77,14 @@ class Servers:
         workers: Workers,
         program: str,
         owner_of: Callable[[SandboxId], tuple[int, int]] | None = None,
+        patience_s: float = 0.0,
     ) -> None:
+        """``patience_s``: of who is asked to end before it is killed; 0: nobody is asked."""
         self._root = root
         self._workers = workers
         self._program = program  # as errors name it
         self._owner_of = owner_of
+        self._patience_s = patience_s
         self._held: dict[Path, Serving] = {}  # by their locks
         self._known: set[str] | None = None  # names of directories that may be there; None: not looked yet
         self._ending: WeakValueDictionary[Path, asyncio.Lock] = WeakValueDictionary()
@@ -177,7 +180,7 @@ class Servers:
                 if (held := await self._hold(lock)) is not None:
                     try:
                         async with asyncio.timeout(END_TIMEOUT_S):
-                            await self._kill(held.process, lock)
+                            await self._end(held.process, lock)
                     except TimeoutError as error:
                         brief = f"still there {END_TIMEOUT_S:g} s after it was killed"
                         subject = f"{self._program}, pid {held.process.pid}"
@@ -206,8 +209,13 @@ class Servers:
             self._known = found if self._known is None else self._known  # somebody may have been as fast
         return self._known
 
-    async def _kill(self, held: HeldProcess, lock: Path) -> None:
+    async def _end(self, held: HeldProcess, lock: Path) -> None:
         """A child of its, which may do the serving, ends a moment later: both have the lock."""
+        if self._patience_s:
+            held.terminate()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._patience_s):
+                    await held.wait_gone()
         held.kill()
         await held.wait_gone()
         while True:

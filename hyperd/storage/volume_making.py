@@ -68,7 +68,7 @@ class VolumeMaker:
                     await self._workers.call(self._files.make_empty, row.volume_id, row.size_bytes)
                     disk = self._files.new(row.volume_id)
                     await self._format(disk, row.filesystem, subject)
-                    await remote.send(disk, export, str(server))
+                    await remote.send(disk, export, row.size_bytes, str(server))
                 finally:
                     await asyncio.shield(self._workers.call(self._files.remove, row.volume_id))
         log.info("volume known", extra={"volume": row.name, "server": str(server)})

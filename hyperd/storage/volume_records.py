@@ -22,7 +22,8 @@ from hyperd.model.volume import (
     VolumeSnapshotId,
     VolumeUser,
 )
-from hyperd.storage.remote_rules import DRIVERS, Server, parse
+from hyperd.storage.remote_disks import Server
+from hyperd.storage.remote_rules import DRIVERS, parse
 
 ROOM = "volume"
 MIGRATIONS = (
@@ -90,7 +91,7 @@ def require_nobodys(connection: sqlite3.Connection, name: VolumeName, server: Se
 def _of_server(connection: sqlite3.Connection, server: Server) -> list[VolumeName]:
     """All names that it has: an older hyperd gave it any number."""
     rows = connection.execute("SELECT * FROM volume WHERE driver <> ?", (LOCAL,)).fetchall()
-    return [row.name for row in map(_row, rows) if server_of(row).identity == server.identity]
+    return [row.name for row in map(_row, rows) if server_of(row).is_same(server)]
 
 
 def server_of(row: Row) -> Server:

@@ -2,11 +2,13 @@
 """What a volume may be. Pure."""
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hyperd.errors import ExistsError, InvalidError, UnsupportedError
 from hyperd.model.volume import EXT4, LOCAL, SHARED, XFS, VolumeRequest
 from hyperd.storage import remote_rules
+from hyperd.storage.remote_disks import Server
 
 if TYPE_CHECKING:  # the records ask for these rules, too
     from hyperd.storage.volume_records import Row
@@ -127,8 +129,7 @@ def require_same(request: VolumeRequest, there: "Row") -> None:
     driver = request.driver or LOCAL
     if driver != there.driver or (
         driver in remote_rules.DRIVERS
-        and remote_rules.identity_of(driver, request.options)
-        != remote_rules.identity_of(driver, there.options)
+        and not _server(driver, request.options).is_same(_server(driver, there.options))
     ):
         raise ExistsError(
             "there is one of that name that lies elsewhere",
@@ -147,6 +148,10 @@ def require_same(request: VolumeRequest, there: "Row") -> None:
             subject=f"volume {there.name}",
             hint="another name, or remove it first",
         )
+
+
+def _server(driver: str, options: Mapping[str, str]) -> Server:
+    return remote_rules.parse(driver, options, "")[0]
 
 
 def whole_blocks(size_bytes: int) -> int:

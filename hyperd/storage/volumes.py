@@ -20,8 +20,17 @@ from pathlib import Path
 from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
-from hyperd.model.vm import NbdExport, SandboxId
-from hyperd.model.volume import LOCAL, SHARED, Volume, VolumeName, VolumeRequest, VolumeUser, VolumeView
+from hyperd.model.vm import SandboxId
+from hyperd.model.volume import (
+    LOCAL,
+    SHARED,
+    BrokenVolume,
+    Volume,
+    VolumeName,
+    VolumeRequest,
+    VolumeUser,
+    VolumeView,
+)
 from hyperd.storage import remote
 from hyperd.storage import volume_records as records
 from hyperd.storage import volume_rules as rules
@@ -181,10 +190,13 @@ class LocalVolumes:
             return rows
 
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        await _require_servers([(await self._get(name), False)])
         async with self._turns.attaching([name]):
             (row,) = await self._database.transaction(work)
-        return await self._opened(sandbox_id, row, readonly=False)
+        try:
+            return await self._opened(sandbox_id, row, readonly=False)
+        except BaseException:
+            await asyncio.shield(self.release(sandbox_id))
+            raise
 
     @contextlib.asynccontextmanager
     async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
@@ -238,13 +250,13 @@ class LocalVolumes:
 
         with contextlib.ExitStack() as reserved:
             for name, server in wanted:
-                disk = server.identity
-                if disk in self._reserved:
+                disks = server.identities
+                if not self._reserved.isdisjoint(disks):
                     raise WrongStateError(
                         f"{server} is being made a volume", subject=f"volume {name}", hint="try again"
                     )
-                self._reserved.add(disk)
-                reserved.callback(self._reserved.discard, disk)
+                self._reserved |= disks
+                reserved.callback(self._reserved.difference_update, disks)
             if wanted:
                 await self._database.transaction(work)
             yield
@@ -266,7 +278,6 @@ class LocalVolumes:
         if not uses:
             return {}
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        await _require_servers(uses)
         async with self._turns.attaching([row.name for row, _ in uses]):
             rows = await self._database.transaction(work)
         readonly = {row.name: is_readonly for row, is_readonly in uses}
@@ -274,12 +285,23 @@ class LocalVolumes:
         return {row.name: await self._opened(sandbox_id, row, readonly=readonly[row.name]) for row in rows}
 
     async def _opened(self, sandbox_id: SandboxId, row: Row, *, readonly: bool) -> Volume:
-        """With what its VM connects to."""
-        volume = self._volume(row)
+        """With what its VM connects to; as large as its server says by now."""
         if row.driver == LOCAL:
-            return volume
-        export = await self._doors.open(sandbox_id, row.volume_id, records.server_of(row), readonly=readonly)
-        return replace(volume, export=export)
+            return self._volume(row)
+        server = records.server_of(row)
+        opened = await self._doors.open(sandbox_id, row.volume_id, server, readonly=readonly)
+        remote.require_whole(opened.size_bytes, row.size_bytes, str(server))
+        if opened.size_bytes > row.size_bytes:
+            await self._database.transaction(
+                lambda connection: records.grow(connection, row, opened.size_bytes), lasting=True
+            )
+        return replace(self._volume(row), size_bytes=opened.size_bytes, export=opened.export)
+
+    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenVolume:
+        key, evidence = await self._doors.wait_ended(sandbox_id)
+        uses = await self._database.transaction(lambda connection: records.uses_of(connection, sandbox_id))
+        name = next((row.name for row, _ in uses if row.volume_id.startswith(key)), VolumeName(key))
+        return BrokenVolume(name, evidence)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         def work(connection: sqlite3.Connection) -> None:
@@ -359,14 +381,6 @@ class LocalVolumes:
             row.driver,
             server=str(records.server_of(row)) if row.driver != LOCAL else "",
         )
-
-
-async def _require_servers(uses: Sequence[tuple[Row, bool]]) -> None:
-    """A QEMU would wait for one that does not answer, and its VM with it."""
-    for row, readonly in uses:
-        disk = records.server_of(row).disk if row.driver != LOCAL else None
-        if isinstance(disk, NbdExport):
-            await remote.size_of(disk, str(disk), readonly=readonly)
 
 
 def _taken(name: VolumeName) -> ExistsError:

@@ -39,9 +39,18 @@ class Hypervisor(Protocol):
         """
 
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        """Plug it into a VM that runs; it stays until the VM ends. Return when the guest has been told of it.
+        """Plug it into a VM that runs. Return when the guest has been told of it.
 
         Raises InvalidError, NotFoundError, UnavailableError (no room for another: HOT_PLUG_DEVICES).
+        """
+
+    async def detach_disk(self, sandbox_id: SandboxId, serial: str) -> bool:
+        """Whether the VM has no disk of that serial any more, and QEMU its file no longer open. As ``detach_nic``."""
+
+    async def list_plugged(self, sandbox_id: SandboxId) -> list[str]:
+        """What was plugged in since it started: serials of disks, tags of shares, taps of NICs.
+
+        Raises NotFoundError, UnavailableError.
         """
 
     async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
@@ -76,6 +85,9 @@ class Hypervisor(Protocol):
 
     async def list_running(self) -> list[VmStatus]:
         """Every VM of ours that exists, those of an earlier daemon included."""
+
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        """The one of ``list_running``, for one question to the hypervisor instead of one for each VM."""
 
     async def usage(self, sandbox_id: SandboxId) -> VmUsage:
         """What it uses of the host. Raises NotFoundError."""

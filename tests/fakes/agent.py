@@ -154,6 +154,12 @@ class AgentServicer(rpc.AgentServiceServicer):
             self.agent.end_rehearsal(ContainerId(request.container_id))
         return pb.EndRehearsalResponse()
 
+    async def ReleaseDisks(self, request, context):
+        async with answering(context):
+            await self.agent.enter("release_disks")
+            self.agent.release_disks(request.disk_serials)
+        return pb.ReleaseDisksResponse()
+
     async def FreezeGuest(self, request, context):
         async with answering(context):
             await self.agent.enter("freeze")

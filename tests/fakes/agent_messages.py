@@ -80,6 +80,7 @@ def decode_container(request: pb.CreateContainerRequest) -> ContainerPlan:
         if root.HasField("writable")
         else None,
         readonly_root=root.readonly,
+        share_names_with=ContainerId(isolation.share_names_with) if isolation.share_names_with else None,
         process=decode_process(request.process),
         hostname=request.hostname,
         mounts=tuple(

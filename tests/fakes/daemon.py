@@ -89,6 +89,12 @@ class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServi
         self._daemon.processes[container.id].signals.put_nowait(number)
         return pb.KillContainerResponse()
 
+    async def SignalExec(self, request, context):
+        await self._daemon.check(request, context)
+        await self._daemon.require_container(request.container, context)
+        self._daemon.execs[request.exec_id].signals.put_nowait(int(request.signal))
+        return pb.SignalExecResponse()
+
     async def PauseContainer(self, request, context):
         await self._move(request, context, {pb.CONTAINER_STATE_RUNNING: pb.CONTAINER_STATE_PAUSED})
         return pb.PauseContainerResponse()
@@ -154,7 +160,8 @@ class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServi
             for container in reversed(self._daemon.containers.values())
             if (request.all and not wanted) or container.state in states
         ]
-        return pb.ListContainersResponse(containers=chosen)
+        for container in chosen:
+            yield pb.ListContainersResponse(containers=[container])
 
     async def InspectContainer(self, request, context):
         await self._daemon.check(request, context)
@@ -207,6 +214,7 @@ class FakeContainers(FilesOfContainers, container_pb2_grpc.ContainerServiceServi
         container = await self._daemon.require_container(options.container, context)
         process = FakeProcess(list(options.args), tty=options.tty)
         process.size = (options.terminal_size.columns, options.terminal_size.rows)
+        self._daemon.execs["e1"] = process
         yield pb.SessionResponse(
             started=pb.SessionStarted(container_id=container.id, exec_id="e1", tty=options.tty)
         )

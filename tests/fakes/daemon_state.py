@@ -32,6 +32,7 @@ class FakeDaemon:
     images: dict[str, image_pb2.Image] = field(default_factory=dict)
     containers: dict[str, pb.Container] = field(default_factory=dict)
     processes: dict[str, FakeProcess] = field(default_factory=dict)
+    execs: dict[str, FakeProcess] = field(default_factory=dict)
     snapshots: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     templates: dict[str, snapshot_pb2.Snapshot] = field(default_factory=dict)
     volumes: dict[str, volume_pb2.Volume] = field(default_factory=dict)

@@ -7,7 +7,7 @@ acknowledges, feeds or signals it. ``tests/fakes/agent.py`` serves the same worl
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from hyperd.errors import (
@@ -91,6 +91,10 @@ class FakeGuest(FakeArchives):
     async def end_rehearsal(self, container_id: ContainerId) -> None:
         await self._enter("end_rehearsal")
         self.agent.end_rehearsal(container_id)
+
+    async def release_disks(self, serials: Sequence[str]) -> None:
+        await self._enter("release_disks")
+        self.agent.release_disks(serials)
 
     async def exec_process(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         await self._enter("exec_process")

@@ -2,7 +2,7 @@
 """An agent without a machine: what there is in a guest, whoever is connected."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -164,6 +164,8 @@ class FakeAgent:
         self.require_moving()
         if plan.container_id in self.containers:
             raise ExistsError("the guest has such a container", subject=plan.container_id)
+        if plan.share_names_with is not None:
+            self.container(plan.share_names_with)
         process = self._new_process(plan.process)
         self.containers[plan.container_id] = FakeContainer(plan, {FIRST_PROCESS: process})
         return process.pid
@@ -219,6 +221,14 @@ class FakeAgent:
         if len(self.containers) > 1:
             raise WrongStateError(f"there are {len(self.containers)} containers")
         self.delete(container_id)
+
+    def release_disks(self, serials: Sequence[str]) -> None:
+        for container in self.containers.values():
+            plan = container.plan
+            held = {layer.disk_serial for layer in plan.layers}
+            held |= {plan.writable.disk_serial} if plan.writable is not None else set()
+            if in_use := held & set(serials):
+                raise WrongStateError(f"a container has disk {in_use.pop()}")
 
     def exec(self, container_id: ContainerId, process_id: ProcessId, plan: ProcessPlan) -> int:
         container = self.container(container_id)

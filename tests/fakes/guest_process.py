@@ -35,6 +35,7 @@ class Script:
     exit: ProcessExit | None = None
     echo: bool = False
     ignored_signals: frozenset[int] = frozenset()
+    child_oom: bool = False  # the kernel has killed a child of its for memory
 
 
 class Pulse:
@@ -149,7 +150,8 @@ class FakeProcess:
         self.signals.append(number)
         if number == signals.SIGKILL or (number and number not in self._script.ignored_signals):
             self._blocked.clear()
-            self.finish(ProcessExit(128 + number, signal=number))
+            status = ProcessExit(128 + number, signal=number, oom_killed=self._script.child_oom)
+            self.finish(status)
         return True
 
     def read_from(self, offset: int) -> OutputChunk | None:

@@ -41,12 +41,13 @@ class FakeHypervisor:
         self.fail_next_replace: HyperError | None = None
         self.undying: set[SandboxId] = set()  # a destroy of these fails
         self.fail_next_detach: HyperError | None = None
-        self.clinging: set[SandboxId] = set()  # guests that let go of no NIC
+        self.clinging: set[SandboxId] = set()  # guests that let go of no NIC and no disk
         self.plugged: dict[SandboxId, list[Disk | Nic | SharePort]] = {}
         self.gate = asyncio.Event()  # closed with clear(): starts wait before they do anything
         self.gate.set()
         self.save_gate = asyncio.Event()  # closed with clear(): saves wait, the VM paused
         self.save_gate.set()
+        self.listed = 0  # how often all were
         self.calls: list[str] = []  # of pause, resume and save
         self._gates: dict[str, asyncio.Event] = {}
         self._ended: dict[SandboxId, asyncio.Event] = {}
@@ -103,6 +104,25 @@ class FakeHypervisor:
 
     async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
         self._plug_in(sandbox_id, disk)
+
+    async def detach_disk(self, sandbox_id: SandboxId, serial: str) -> bool:
+        self._require_running(sandbox_id)
+        self._raise_once("fail_next_detach")
+        if sandbox_id not in self.clinging:
+            plugged = self.plugged.get(sandbox_id, [])
+            self.plugged[sandbox_id] = [
+                at for at in plugged if not isinstance(at, Disk) or at.serial != serial
+            ]
+        disks = [*self._defined[sandbox_id].disks, *self.plugged.get(sandbox_id, [])]
+        return serial not in [disk.serial for disk in disks if isinstance(disk, Disk)]
+
+    async def list_plugged(self, sandbox_id: SandboxId) -> list[str]:
+        self._require_running(sandbox_id)
+        return [_told_from(device) for device in self.plugged.get(sandbox_id, [])]
+
+    def _require_running(self, sandbox_id: SandboxId) -> None:
+        if sandbox_id not in self.running:
+            raise NotFoundError("no such VM", subject=sandbox_id)
 
     async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
         self._plug_in(sandbox_id, share)
@@ -176,7 +196,11 @@ class FakeHypervisor:
         self._end(sandbox_id, VmGoneCause.DESTROYED)
 
     async def list_running(self) -> list[VmStatus]:
+        self.listed += 1
         return list(self.running.values())
+
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        return self.running.get(sandbox_id)
 
     async def events(self) -> AsyncIterator[VmGone]:
         while True:
@@ -227,6 +251,16 @@ class FakeHypervisor:
         if error is not None:
             setattr(self, failure, None)
             raise error
+
+
+def _told_from(device: Disk | Nic | SharePort) -> str:
+    match device:
+        case Disk(serial):
+            return serial
+        case Nic(tap):
+            return tap
+        case SharePort(tag):
+            return tag
 
 
 def _shape(definition: VmDefinition) -> dict[str, object]:

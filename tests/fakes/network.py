@@ -55,8 +55,13 @@ class FakeNetwork:
         self.fail_next_attach: HyperError | None = None
         self.fail_next_release: HyperError | None = None
         self.fail_next_disconnect: HyperError | None = None
+        self.fail_next_detach: HyperError | None = None
+        self.fail_next_lead: HyperError | None = None
+        self.fail_next_usage: HyperError | None = None
         self.gate = asyncio.Event()  # attach waits for it
         self.gate.set()
+        self.release_gate = asyncio.Event()  # closed with clear(): a release waits, its floating address gone
+        self.release_gate.set()
         self.attaching: set[SandboxId] = set()
         self._last = 1
         self.networks = [NetworkView(NetworkSpec("bridge", subnet), "0" * 64, "hyper0", None)]
@@ -133,6 +138,9 @@ class FakeNetwork:
         return FakeLease(address, mac, slot)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
+        error, self.fail_next_detach = self.fail_next_detach, None
+        if error is not None:
+            raise error
         self.taps.pop(sandbox_id, None)
         self._withdraw(sandbox_id)
 
@@ -181,6 +189,10 @@ class FakeNetwork:
     async def lead_ports(
         self, sandbox_id: SandboxId, network: str, holder: str, otherwise: Sequence[PortRequest] = ()
     ) -> None:
+        error, self.fail_next_lead = self.fail_next_lead, None
+        if error is not None:
+            self._withdraw(sandbox_id)
+            raise error
         if not self.published(sandbox_id):
             self._publish(sandbox_id, otherwise, holder, network)
         for port, owner in list(self.ports.items()):
@@ -206,6 +218,9 @@ class FakeNetwork:
             self.ports.pop(port, None)
 
     async def usage(self, sandbox_ids: Collection[SandboxId]) -> dict[SandboxId, WireUsage]:
+        error, self.fail_next_usage = self.fail_next_usage, None
+        if error is not None:
+            raise error
         return {each: WireUsage() for each in sandbox_ids if each in self.taps}
 
     def published(self, sandbox_id: SandboxId) -> tuple[PublishedPort, ...]:
@@ -253,13 +268,15 @@ class FakeNetwork:
         error, self.fail_next_release = self.fail_next_release, None
         if error is not None:
             raise error
+        await self.floating.detach(sandbox_id)
+        await self.release_gate.wait()
         await self.detach(sandbox_id)
         self.leases.pop(sandbox_id, None)
-        await self.floating.detach(sandbox_id)
         self.policies.limits.pop(sandbox_id, None)
 
     async def list_attached(self) -> set[SandboxId]:
-        return set(self.taps) | set(self.leases) | set(self.policies.limits)
+        lent = {known.sandbox_id for known in self.floating.known.values() if known.sandbox_id}
+        return set(self.taps) | set(self.leases) | set(self.policies.limits) | lent
 
     def list_networks(self) -> list[NetworkView]:
         return list(self.networks)

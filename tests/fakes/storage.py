@@ -19,6 +19,7 @@ class FakeStorage:
         self.adopted: dict[SandboxId, Path] = {}  # of which file a disk is a copy
         self.staged: dict[SandboxId, Path] = {}
         self.sizes: dict[SandboxId, int] = {}  # as asked for; 0 = the room's own
+        self.lent: dict[SandboxId, SandboxId] = {}  # whose QEMU may open the disk, where it is another's
         self.fail_next_create: HyperError | None = None
         self.fail_next_adopt: HyperError | None = None
         self.gate = asyncio.Event()
@@ -33,7 +34,14 @@ class FakeStorage:
         if error is not None:
             raise error
         self.sizes[sandbox_id] = size_bytes
+        self.lent.pop(sandbox_id, None)
         return self._disk(sandbox_id)
+
+    async def lend_writable(self, sandbox_id: SandboxId, to: SandboxId) -> Path:
+        if sandbox_id not in self.disks:
+            raise NotFoundError("the sandbox has no writable disk", subject=sandbox_id)
+        self.lent[sandbox_id] = to
+        return self.disks[sandbox_id]
 
     async def adopt_writable(self, sandbox_id: SandboxId, source: Path) -> Path:
         await self.gate.wait()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes that are only names."""
 
+import asyncio
 import contextlib
 import secrets
 import sqlite3
@@ -16,6 +17,7 @@ from hyperd.model.volume import (
     EXT4,
     LOCAL,
     SHARED,
+    BrokenVolume,
     Consistency,
     Volume,
     VolumeName,
@@ -122,6 +124,9 @@ class FakeVolumes:
         self.snapshots = FakeVolumeSnapshots()
         self.fail_next_make: HyperError | None = None
         self.fail_next_attach: HyperError | None = None
+        self.broken: dict[SandboxId, asyncio.Future[BrokenVolume]] = {}
+        self.may_settle = asyncio.Event()  # what `providing` waits for at its end, when all is on record
+        self.may_settle.set()
 
     async def create(self, request: VolumeRequest) -> Volume:
         if request.name in self.kept and request.snapshot:
@@ -204,6 +209,7 @@ class FakeVolumes:
                 if name in self.kept and not self.kept[name].users:
                     del self.kept[name]
             raise
+        await self.may_settle.wait()
 
     async def release(self, sandbox_id: SandboxId) -> None:
         for kept in self.kept.values():
@@ -226,7 +232,19 @@ class FakeVolumes:
             kept.users[sandbox_id] = replace(kept.users[sandbox_id], attached=True)
         return {kept.volume.name: kept.volume for kept in own}
 
+    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenVolume:
+        return await asyncio.shield(self._breaking(sandbox_id))
+
+    def crash(self, sandbox_id: SandboxId, name: str, evidence: str = "") -> None:
+        """Whoever speaks to its server is killed, or ends with a complaint."""
+        self._breaking(sandbox_id).set_result(BrokenVolume(VolumeName(name), evidence))
+
+    def _breaking(self, sandbox_id: SandboxId) -> "asyncio.Future[BrokenVolume]":
+        future = asyncio.get_running_loop().create_future
+        return self.broken.get(sandbox_id) or self.broken.setdefault(sandbox_id, future())
+
     async def detach(self, sandbox_id: SandboxId) -> None:
+        self.broken.pop(sandbox_id, None)
         for kept in self.kept.values():
             if sandbox_id in kept.users:
                 kept.users[sandbox_id] = replace(kept.users[sandbox_id], attached=False)

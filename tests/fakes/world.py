@@ -42,6 +42,8 @@ from hyperd.sandbox import (
     Turns,
     VolumeDesk,
 )
+from hyperd.sandbox.endpoints import carrier_of
+from hyperd.sandbox.identity import container_id_of
 from hyperd.snapshot import Draft
 from tests.fakes.archives import FakeFiles
 from tests.fakes.guest import FakeDialer
@@ -338,11 +340,13 @@ class World:
         return [await self.templates.build(shape) for shape in shapes]
 
     def agent(self, handle: SandboxHandle) -> FakeAgent:
-        return self.hypervisor.agents[handle.record.sandbox_id]
+        """Of the VM that it runs in: its own, or that of the container whose network it has."""
+        record = handle.record
+        return self.hypervisor.agents[carrier_of(record.spec) or record.sandbox_id]
 
     def process(self, handle: SandboxHandle) -> FakeProcess:
-        agent = self.agent(handle)
-        return next(iter(agent.containers.values())).processes[FIRST_PROCESS]
+        containers = self.agent(handle).containers
+        return containers[container_id_of(handle.record)].processes[FIRST_PROCESS]
 
     def script(self, name: str, script: Script) -> None:
         self.scripts[name] = script

@@ -12,11 +12,12 @@ import typer
 from hyper.v1 import container_pb2
 from hyper.v1 import image_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, pipes, tree
+from hyperctl import completion, flags, pipes, tree
 from hyperctl.errors import InvalidError
 from hyperctl.names import familiar_name
 from hyperctl.pipes import STANDARD
 from hyperctl.progress import LOADING, ByteProgress, LayersProgress
+from hyperctl.progress_json import JsonProgress, progress_in
 
 app = tree.group()
 
@@ -102,19 +103,24 @@ def load(
     platform: Annotated[
         str, typer.Option("--platform", metavar="OS/ARCH", help="Instead of the host's", show_default=False)
     ] = "",
+    form: flags.ProgressFormat = "",
 ) -> int:
     """Take images from a tar, as `save` or `docker save` writes it; plain or compressed."""
     pipes.refuse_terminal_input("load", "images", source)
     with pipes.open_input(source) as fd:
-        _load(fd, source, platform, quiet=quiet or not sys.stdout.isatty())
+        _load(
+            fd,
+            source,
+            platform,
+            progress_in(form, sys.stdout, LOADING, quiet=quiet or not (form or sys.stdout.isatty())),
+        )
     return 0
 
 
-def _load(fd: int, place: str, platform: str, *, quiet: bool) -> None:
+def _load(fd: int, place: str, platform: str, progress: LayersProgress | JsonProgress) -> None:
     from hyper.v1 import image_pb2_grpc
 
     reading = pipes.Input(fd, place)
-    progress = LayersProgress(sys.stdout, LOADING, quiet=quiet)
 
     def requests() -> Iterator[pb.LoadImagesRequest]:
         yield pb.LoadImagesRequest(platform=platform)
@@ -132,13 +138,16 @@ def _load(fd: int, place: str, platform: str, *, quiet: bool) -> None:
                         progress.note(response.notice)
                     case "image":
                         progress.finish()
-                        _tell_loaded(response.image)
+                        _tell_loaded(response.image, progress)
         finally:
             call.cancel()
             progress.finish()
 
 
-def _tell_loaded(loaded: pb.LoadedImage) -> None:
+def _tell_loaded(loaded: pb.LoadedImage, progress: LayersProgress | JsonProgress) -> None:
+    if isinstance(progress, JsonProgress):
+        progress.tell({"ID": loaded.image.id, "Tags": list(loaded.tags)})
+        return
     for tag in loaded.tags:
         print(f"Loaded image: {familiar_name(tag)}", flush=True)
     if not loaded.tags:

@@ -91,10 +91,13 @@ def exec_(
 
 
 async def _exec(exec_options: pb.ExecOptions, keys: bytes) -> int:
-    setup = SessionSetup(
-        first=pb.SessionRequest(exec=exec_options), stdin=exec_options.stdin, detach_keys=keys
-    )
     async with hyperd.connect() as client:
+        setup = SessionSetup(
+            first=pb.SessionRequest(exec=exec_options),
+            stdin=exec_options.stdin,
+            detach_keys=keys,
+            send_signal=SignalSender(client),
+        )
         outcome = await Session(client.containers.ExecContainer(), setup).run()
     if exec_options.detach and outcome.exit is None and not outcome.signal:
         return 0

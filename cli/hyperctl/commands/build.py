@@ -14,6 +14,7 @@ from hyperctl.build_call import Build
 from hyperctl.build_context import open_context
 from hyperctl.build_secrets import read_secrets
 from hyperctl.errors import InvalidError
+from hyperctl.names import familiar_name
 
 app = tree.group()
 
@@ -114,7 +115,10 @@ def build(
     if quiet:
         print(image.id)
     else:
-        lines = [f"Successfully built {image.id}", *(f"Successfully tagged {tag}" for tag in image.tags)]
+        lines = [
+            f"Successfully built {image.id}",
+            *(f"Successfully tagged {familiar_name(tag)}" for tag in image.tags),
+        ]
         print("\n".join(lines), file=sys.stderr)
     return 0
 

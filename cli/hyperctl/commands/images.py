@@ -19,6 +19,7 @@ from hyperctl.image_shape import (
     history_rows,
     image_rows,
 )
+from hyperctl.names import familiar_name
 from hyperctl.output import print_rows, render_rows
 
 FILTERS = ("dangling", "label", "before", "since", "reference", "until")
@@ -59,7 +60,7 @@ def images(
     chosen = choose(response.images, wanted, now_ns=time.time_ns())
     rows = [row for image in chosen for row in image_rows(image, now_s=now_s, truncate=not no_trunc)]
     if quiet and not form:
-        print_rows("\n".join(dict.fromkeys(row["ID"] for row in rows)))
+        print_rows("\n".join(row["ID"] for row in rows))
         return 0
     columns = IMAGE_COLUMNS_DIGESTS if digests else IMAGE_COLUMNS
     print_rows(render_rows(rows, columns=columns, headers=IMAGE_HEADERS, form=form))
@@ -127,7 +128,7 @@ def rmi(
     async def remove(client: Client, name: str) -> None:
         response = await client.images.RemoveImage(pb.RemoveImageRequest(image=name, force=force))
         for tag in response.untagged:
-            print(f"Untagged: {tag}")
+            print(f"Untagged: {familiar_name(tag)}")
         for digest in response.deleted:
             print(f"Deleted: {digest}", flush=True)
 

@@ -46,10 +46,8 @@ def ps(
         limit = 1
     chosen = [pb.Filter(key=key, value=value) for key, value in options.parse_filters(filters or [], FILTERS)]
     request = pb.ListContainersRequest(all=show_all or limit >= 0, filters=chosen)
-    response = hyperd.ask(
-        lambda client: client.containers.ListContainers(request, timeout=hyperd.QUERY_TIMEOUT_S)
-    )
-    containers = list(response.containers)[: limit if limit >= 0 else None]
+    containers = hyperd.ask(lambda client: client.list_containers(request))
+    containers = containers[: limit if limit >= 0 else None]
     now_s = time.time()
     rows = [container_row(container, now_s=now_s, truncate=not no_trunc) for container in containers]
     print_listing(

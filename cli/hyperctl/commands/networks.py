@@ -87,7 +87,7 @@ def create(
         gateway6=gateways[6],
         ip_range=ip_range,
         internal=internal,
-        mtu=options.parse_integer("--mtu", mtu, minimum=1, maximum=65535) if mtu else 0,
+        mtu=options.parse_integer("--mtu", mtu, minimum=1, maximum=65521) if mtu else 0,
         labels=options.parse_pairs("--label", label or []),
     )
     response = hyperd.ask(lambda client: client.networks.CreateNetwork(pb.CreateNetworkRequest(spec=spec)))
@@ -206,7 +206,9 @@ def connect(
         gateway_priority=parse_priority(gw_priority) if gw_priority else 0,
     )
     request = pb.ConnectNetworkRequest(container=container, endpoint=endpoint)
-    hyperd.ask(lambda client: client.networks.ConnectNetwork(request))
+    response = hyperd.ask(lambda client: client.networks.ConnectNetwork(request))
+    for warning in response.warnings:
+        print(f"WARNING: {warning}", file=sys.stderr)
     return 0
 
 

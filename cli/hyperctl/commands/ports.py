@@ -119,16 +119,14 @@ def ls(
             raise InvalidError("is for all containers' ports", subject="--format")
         return _show(container, None)
     request = pb.ListContainersRequest(all=True)
-    response = hyperd.ask(
-        lambda client: client.containers.ListContainers(request, timeout=hyperd.QUERY_TIMEOUT_S)
-    )
+    containers = hyperd.ask(lambda client: client.list_containers(request))
     rows = [
         {
             "Names": container.name,
             "Port": f"{port.container_port}/{port.protocol}",
             "Published": f"{ports.show_ip(port.host_ip)}:{port.host_port}",
         }
-        for container in response.containers
+        for container in containers
         for port in container.ports
     ]
     print_rows(render_rows(rows, columns=tuple(HEADERS), headers=HEADERS, form=form))

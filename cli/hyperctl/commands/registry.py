@@ -8,12 +8,13 @@ import typer
 
 from hyper.v1 import image_pb2 as pb
 from hyperctl import client as hyperd
-from hyperctl import completion, tree
+from hyperctl import completion, flags, tree
 from hyperctl.client import Client
 from hyperctl.credentials import find_credentials, repository_of
 from hyperctl.errors import CliError, InvalidError
 from hyperctl.names import is_registry_reference, split_reference, with_default_tag
 from hyperctl.progress import PUSHING, LayersProgress
+from hyperctl.progress_json import JsonProgress, progress_in
 from hyperctl.pull import pull_images, pull_request
 
 app = tree.group()
@@ -40,16 +41,20 @@ def pull(
         str, typer.Option("--platform", metavar="OS/ARCH", help="Instead of the host's", show_default=False)
     ] = "",
     tls_insecure: TlsInsecure = False,
+    form: flags.ProgressFormat = "",
 ) -> int:
     """Download an image from a registry, or take one from an archive."""
     _require_no_tag(reference, all_tags=all_tags)
     request = pull_request(reference, platform=platform)
     request.tls_insecure, request.all_tags = tls_insecure, all_tags
     headline = "" if all_tags or with_default_tag(reference) == reference else "Using default tag: latest"
-    images = hyperd.ask(
-        lambda client: pull_images(client, request, out=sys.stdout, quiet=quiet, headline=headline)
-    )
-    print(repository_of(reference) if all_tags else _full_name(images[-1], reference))
+    progress = progress_in(form, sys.stdout, quiet=quiet)
+    images = hyperd.ask(lambda client: pull_images(client, request, progress, headline))
+    if isinstance(progress, JsonProgress):
+        for image in images:
+            progress.tell({"ID": image.id, "Tags": list(image.tags)})
+    else:
+        print(repository_of(reference) if all_tags else _full_name(images[-1], reference))
     return 0
 
 
@@ -82,6 +87,7 @@ def push(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Only the name at the end")] = False,
     tls_insecure: TlsInsecure = False,
+    form: flags.ProgressFormat = "",
 ) -> int:
     """Upload an image to the registry in its name."""
     _require_no_tag(reference, all_tags=all_tags)
@@ -95,15 +101,17 @@ def push(
         credentials=find_credentials(reference),
     )
     headline = "" if all_tags or split_reference(reference)[1] else "Using default tag: latest"
-    hyperd.ask(lambda client: _push(client, request, headline, quiet=quiet))
+    progress = progress_in(form, sys.stdout, PUSHING, quiet=quiet)
+    hyperd.ask(lambda client: _push(client, request, progress, headline))
     if quiet:
         print(repository if all_tags else f"{repository}:{split_reference(reference)[1] or 'latest'}")
     return 0
 
 
-async def _push(client: Client, request: pb.PushImageRequest, headline: str, *, quiet: bool) -> None:
+async def _push(
+    client: Client, request: pb.PushImageRequest, progress: LayersProgress | JsonProgress, headline: str
+) -> None:
     """hyperd has Docker's words."""
-    progress = LayersProgress(sys.stdout, PUSHING, quiet=quiet)
     pushed = False
     try:
         async for response in client.images.PushImage(request):
@@ -119,7 +127,12 @@ async def _push(client: Client, request: pb.PushImageRequest, headline: str, *, 
                     pushed = True
                     done = response.pushed
                     name = split_reference(done.reference)[1] or done.reference
-                    progress.note(f"{name}: digest: {done.manifest_digest} size: {done.manifest_bytes}")
+                    if isinstance(progress, JsonProgress):
+                        progress.tell(
+                            {"Tag": name, "Digest": done.manifest_digest, "Size": done.manifest_bytes}
+                        )
+                    else:
+                        progress.note(f"{name}: digest: {done.manifest_digest} size: {done.manifest_bytes}")
     finally:
         progress.finish()
     if not pushed:

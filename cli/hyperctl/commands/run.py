@@ -16,7 +16,6 @@ from hyperctl.client import Client
 from hyperctl.detach import DEFAULT_KEYS, parse_detach_keys
 from hyperctl.errors import EXIT_STATUS_OF_REASON, HYPER_FAILED, CliError, InvalidError
 from hyperctl.outcome import exit_status
-from hyperctl.pull import pull_images, pull_missing, pull_request
 from hyperctl.session import Session, SessionSetup, SignalSender
 from hyperctl.spec import ContainerFlags, build_spec, takes_container_flags
 
@@ -163,14 +162,19 @@ async def with_image(
 ) -> T:
     """Attempt it; when the image is not here (and --pull allows), pull it and attempt it once more."""
     if pull == "always":
+        from hyperctl.progress import LayersProgress
+        from hyperctl.pull import pull_images, pull_request
+
         request = pull_request(spec.image, platform=spec.platform)
-        await pull_images(client, request, out=sys.stderr)
+        await pull_images(client, request, LayersProgress(sys.stderr))
     try:
         with hyperd.rpc_errors(client.address):
             return await attempt()
     except CliError as error:
         if error.reason != IMAGE_NOT_FOUND or pull != "missing":
             raise
+    from hyperctl.pull import pull_missing
+
     await pull_missing(client, spec.image, spec.platform)
     return await attempt()
 

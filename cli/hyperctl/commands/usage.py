@@ -56,14 +56,12 @@ async def _usage(client: Client) -> system_pb2.GetDiskUsageResponse:
 def _verbose(form: str) -> int:
     async def ask(client: Client) -> usage_shape.Everything:
         timeout_s = hyperd.QUERY_TIMEOUT_S
-        containers = await client.containers.ListContainers(
-            container_pb2.ListContainersRequest(all=True), timeout=timeout_s
-        )
+        containers = await client.list_containers(container_pb2.ListContainersRequest(all=True))
         images = await client.images.ListImages(image_pb2.ListImagesRequest(all=True), timeout=timeout_s)
         return usage_shape.Everything(
             await _usage(client),
             {image.id: image for image in images.images},
-            {container.id: container for container in containers.containers},
+            {container.id: container for container in containers},
         )
 
     everything = hyperd.ask(ask)

@@ -60,7 +60,7 @@ def create(
         bool, typer.Option("--shared", help="A directory of the host, written to by many at a time")
     ] = False,
     driver: Annotated[
-        str, typer.Option("--driver", "-d", metavar="DRIVER", help="local, nbd or iscsi [local]")
+        str, typer.Option("--driver", "-d", metavar="DRIVER", help="local, nbd, iscsi or rbd [local]")
     ] = "",
     opt: Annotated[
         list[str] | None,
@@ -68,7 +68,8 @@ def create(
             "--opt",
             "-o",
             metavar="KEY=VALUE",
-            help="local: size; nbd: server, export; iscsi: server, target, lun, user, password-file; both: format",
+            help="local: size; nbd: server, export; iscsi: server, target, lun, user, password-file; "
+            "rbd: server, pool, image, namespace, user, key-file; all but local: format",
         ),
     ] = None,
     snapshot: Annotated[

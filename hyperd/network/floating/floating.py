@@ -82,6 +82,7 @@ class Floating:
     async def attach(self, reference: str, sandbox_id: SandboxId, *, force: bool = False) -> FloatingAddress:
         """Until it is detached or the sandbox released. Raises NotFoundError, WrongStateError, ExistsError."""
         await self._prepare()
+        self._attached.add(sandbox_id)  # before: who releases it meanwhile finds it to do
         made = await self._records.attach(reference, sandbox_id, force=force)
         self._attached = {each.sandbox_id for each in await self._records.list_all() if each.sandbox_id}
         await self.stand()
@@ -96,6 +97,11 @@ class Floating:
         await self.stand()
         self._attached.discard(sandbox_id)  # only now: who tries again finds it to do
         return had
+
+    async def owners(self) -> set[SandboxId]:
+        """Whoever has one."""
+        await self._prepare()
+        return {each.sandbox_id for each in await self._records.list_all() if each.sandbox_id}
 
     async def follow(self, sandbox_id: SandboxId) -> None:
         """It has an address by now, perhaps another one than before."""

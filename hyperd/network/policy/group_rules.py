@@ -5,7 +5,7 @@ Whoever has a group hears what its groups let in, and nothing else. It may begin
 says anything of that; what its egress policy says holds besides.
 """
 
-import zlib
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import IPv4Address, IPv4Network
 
@@ -16,9 +16,14 @@ ROUTED = "routed"  # the set of taps with a policy
 PORTED = "ported"  # and that of protocols with ports: one for all, for the kernel goes through a list to find a set
 
 
+def digest(text: str) -> str:
+    """Of what is too long for the name of a set: one that nobody finds another text of."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def members_set(group: str) -> str:
     """The addresses of those who have it, in one network."""
-    return f"members_{zlib.crc32(group.encode()):08x}"
+    return f"members_{digest(group)}"
 
 
 def render_members(table: str, groups: Iterable[str]) -> str:

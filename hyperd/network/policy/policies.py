@@ -7,11 +7,11 @@ that is killed in between leaves the older one in force, and the next begins wit
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
-from hyperd.errors import HyperError, InvalidError, NotFoundError, WrongStateError
+from hyperd.errors import HyperError, InvalidError, NotFoundError, UnavailableError, WrongStateError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.policy import (
@@ -59,6 +59,7 @@ class Policies:
         self._saving = asyncio.Lock()  # a record, and what is known of it
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
+        self._behind: set[str] = set()  # tables in which a group says what it said before
         self._wires = Wires(self._kernel)
         self._reports = Reports(self._records, self._wires, self._kernel)
 
@@ -149,9 +150,14 @@ class Policies:
         )
         for owner, revision in revisions.items():
             await self._settle(owner, revision)
+        if place.base in self._behind:
+            self._behind.discard(place.base)
+            await self.cut(*(wire for _, wire in found))
 
     async def stands(self, base: str) -> bool:
-        """Whether nobody has taken away what should be in force, nor emptied it."""
+        """Whether nobody has taken away what should be in force, nor emptied it, nor is a change left to be made."""
+        if base in self._behind:
+            return False
         if not self._wires.are_on(base):
             return True
         try:
@@ -194,24 +200,33 @@ class Policies:
     async def _arm(
         self, place: Place, sandbox_id: SandboxId, wire: Wire, is_wanted: Callable[[], bool]
     ) -> bool:
-        revision = 0
+        return bool(await self._arm_all(place, [(sandbox_id, wire)], lambda _owner, _wire: is_wanted()))
 
-        def made() -> Armed | None:
-            nonlocal revision
-            revision = self.revision(sandbox_id)
-            if sandbox_id not in self._policed or not is_wanted():
-                return None
-            return self._armed(place, sandbox_id, wire, anew=True)
+    async def _arm_all(
+        self,
+        place: Place,
+        wires: Collection[tuple[SandboxId, Wire]],
+        is_wanted: Callable[[SandboxId, Wire], bool],
+    ) -> list[Armed]:
+        """Those that are still wanted when their turn has come, in one transaction."""
+        revisions: dict[SandboxId, int] = {}
 
-        is_armed = await self._wires.arm(made)
-        if is_armed:
-            await self._settle(sandbox_id, revision)
-        return is_armed
+        def made() -> list[Armed]:
+            wanted = [
+                (owner, wire) for owner, wire in wires if owner in self._policed and is_wanted(owner, wire)
+            ]
+            revisions.update((owner, self.revision(owner)) for owner, _ in wanted)
+            return [self._armed(place, owner, wire, anew=True) for owner, wire in wanted]
 
-    async def cut(self, wire: Wire) -> None:
-        """What it has begun, or others with it, is asked anew whether it may."""
-        with network_errors(wire.name):
-            await self._kernel.call(flows.forget_of, wire.address)
+        armed = await self._wires.arm(place.base, made)
+        for owner, revision in revisions.items():
+            await self._settle(owner, revision)
+        return armed
+
+    async def cut(self, *wires: Wire) -> None:
+        """What they have begun, or others with them, is asked anew whether it may."""
+        with network_errors(", ".join(wire.name for wire in wires)):
+            await self._kernel.call(flows.forget_of, {wire.address for wire in wires})
 
     async def disarm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """When its tap is gone. What was refused is written down first. Idempotent."""
@@ -225,6 +240,7 @@ class Policies:
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
+        self._behind.discard(base)
         await self._wires.withdraw(base)
 
     async def forget(self, sandbox_id: SandboxId) -> None:
@@ -284,16 +300,43 @@ class Policies:
             return False
 
     async def _regroup(self, name: str) -> None:
-        """A group says something else: at once for all that have it."""
-        for sandbox_id, policed in list(self._policed.items()):
-            if name in policed.held.limits.groups:
-                for armed in self._wires.of(sandbox_id):
-                    if await self._rearm(armed):
-                        await self.cut(armed.judged.wire)
+        """A group says something else: at once for all that have it, network by network.
 
-    async def _rearm(self, armed: Armed) -> bool:
-        place, owner, wire = armed.place, armed.owner, armed.judged.wire
-        return await self._arm(place, owner, wire, lambda: self._wires.are_armed(place, owner, wire))
+        Raises UnavailableError with the names of those for whom that could not be; the next ``stand`` tries again.
+        """
+        of_place: dict[Place, list[Armed]] = {}
+        for owner, policed in list(self._policed.items()):
+            if name in policed.held.limits.groups:
+                for armed in self._wires.of(owner):
+                    of_place.setdefault(armed.place, []).append(armed)
+        undone: dict[str, HyperError] = {}
+        for place, members in of_place.items():
+            try:
+                await self._rearm(place, members)
+            except HyperError as error:
+                self._behind.add(place.base)
+                undone |= dict.fromkeys((self._called(armed.owner) for armed in members), error)
+        if of_place:  # also of those that keep the older rules: those are asked anew, no more
+            await self.cut(*(armed.judged.wire for members in of_place.values() for armed in members))
+        if undone:
+            raise UnavailableError(
+                f"what it said before is still in force for {', '.join(sorted(undone))}",
+                subject=f"security group {name}",
+                evidence=str(next(iter(undone.values()))),
+                hint="it is tried again within a minute, and by the same command",
+            )
+
+    async def _rearm(self, place: Place, members: Collection[Armed]) -> None:
+        """All or none."""
+
+        def is_armed(owner: SandboxId, wire: Wire) -> bool:
+            return self._wires.are_armed(place, owner, wire)
+
+        await self._arm_all(place, [(armed.owner, armed.judged.wire) for armed in members], is_armed)
+
+    def _called(self, sandbox_id: SandboxId) -> str:
+        policed = self._policed.get(sandbox_id)
+        return policed.account.name if policed and policed.account.name else sandbox_id[:12]
 
     async def _save(self, sandbox_id: SandboxId, held: Held, name: str) -> None:
         egress = _egress(held.limits)

@@ -7,7 +7,6 @@ grows neither with the sandboxes nor, but for its first packet, with the length 
 Text is made so that it can be told over and over: what a table has learned, and counted, stays.
 """
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -215,7 +214,7 @@ def other_set(tap: str) -> str:
 
 def learned_set(tap: str, service: Service) -> str:
     """The addresses that names allowed for this service stand for."""
-    return f"named_{tap}_{zlib.crc32(str(service).encode()):08x}"
+    return f"named_{tap}_{group_rules.digest(str(service))}"
 
 
 def _learned(table: str, name: str) -> str:

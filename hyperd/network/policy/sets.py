@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has in the sets of a wire: addresses that names stand for, put in, and what was refused, read.
+"""What the kernel has in the sets of a wire: what was refused, read; and whether a table is there, and has its rules.
 
 Messages of our own, as in ``elements``; see linux/netfilter/nf_tables.h. Blocking.
 """
@@ -8,14 +8,13 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
-from hyperd.model.policy import Service
 from hyperd.network import elements
-from hyperd.network.elements import INET_FAMILY, NETLINK_NETFILTER, Element
-from hyperd.network.policy.rules import DROPPED, KEPT_S, blocked_set, learned_set, other_set, table_of
+from hyperd.network.elements import INET_FAMILY, NETLINK_NETFILTER
+from hyperd.network.policy.rules import DROPPED, KEPT_S, blocked_set, other_set, table_of
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 16
@@ -38,19 +37,6 @@ class Blocked:
     port: int
     count: int
     ago_s: float
-
-
-def learn(base: str, tap: str, service: Service, addresses: Iterable[tuple[IPv4Address, int]]) -> None:
-    """For so many seconds each from now on. Raises OSError: ENOENT without the set, ENFILE when it is full."""
-    where = learned_set(tap, service)
-    for address, lasts_s in addresses:
-        element = Element(where, address.packed, timeout_ms=lasts_s * 1000)
-        try:
-            elements.renew(INET_FAMILY, table_of(base), [element])
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            elements.add(INET_FAMILY, table_of(base), [element])
 
 
 def read_blocked(base: str, tap: str) -> list[Blocked]:

@@ -8,6 +8,7 @@ Of IPv6 there is none. The kernel's own check of the reverse path stands behind 
 """
 
 import errno
+import os
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -51,13 +52,13 @@ async def route(netlink: AsyncIPRoute, index: int, wire: Wire, *, mtu: int, ifal
 
     Its MAC is the bridge's: a guest that ran before it had a policy goes on. Raises NetlinkError, OSError.
     """
+    bridge = await _require_link(netlink, wire.bridge)  # before anything is touched
     await netlink.link("set", index=index, master=0)
     for path, value in _OF_TAP.items():
         _set(path.format(wire.name), value)
     await netlink.link("set", index=index, mtu=mtu, ifalias=ifalias, address=mac_of(wire.gateway), state="up")
     await netlink.route("replace", dst=f"{wire.address}/32", oif=index, scope=_LINK_SCOPE)
     await _shape(netlink, index, wire.rate_in)
-    (bridge,) = await netlink.link_lookup(ifname=wire.bridge)
     _set(f"ipv4/neigh/{wire.bridge}/proxy_delay", "0")
     await netlink.neigh("replace", dst=str(wire.address), ifindex=bridge, flags=_PROXY)
 
@@ -70,6 +71,13 @@ async def unroute(netlink: AsyncIPRoute, wire: Wire) -> None:
         except NetlinkError as error:
             if error.code not in _MISSING:
                 raise
+
+
+async def _require_link(netlink: AsyncIPRoute, name: str) -> int:
+    """Its index. Raises NetlinkError, as the kernel would."""
+    for index in await netlink.link_lookup(ifname=name):
+        return int(index)
+    raise NetlinkError(errno.ENODEV, f"{name}: {os.strerror(errno.ENODEV)}")
 
 
 async def _shape(netlink: AsyncIPRoute, index: int, rate: int) -> None:

@@ -4,6 +4,7 @@
 import asyncio
 import errno
 import logging
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address
@@ -17,8 +18,8 @@ from hyperd.network import elements
 from hyperd.network.assembler import UnspokenError, assemble
 from hyperd.network.elements import INET_FAMILY, Element
 from hyperd.network.netlink import network_errors
-from hyperd.network.policy import sets
 from hyperd.network.policy.group_rules import members_of, members_set, referred, render_members
+from hyperd.network.policy.learning import Learning, Told
 from hyperd.network.policy.load import load_rules
 from hyperd.network.policy.rules import (
     Judged,
@@ -67,7 +68,8 @@ class Wires:
         self._armed: dict[tuple[str, IPv4Address], Armed] = {}
         self._spoken_of: dict[str, set[str]] = {}  # by table: groups that have a set of members there
         self._based: set[str] = set()  # whose tables have their hooks
-        self._changing = asyncio.Lock()
+        self._changing: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by table
+        self._names: dict[str, Learning] = {}  # by table
 
     def close(self) -> None:
         """What is in force stays."""
@@ -93,47 +95,42 @@ class Wires:
     async def stand(self, found: list[Armed]) -> None:
         """Of one network, all at once. Idempotent."""
         base = found[0].place.base
-        async with self._changing:
+        async with self._changing[base]:
             self._armed.update((armed.key, armed) for armed in found)
             self._based.discard(base)
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
 
-    async def arm(self, make: Callable[[], Armed | None]) -> bool:
-        """``make``: as it is when its turn has come; None when there is nothing to arm any more."""
-        async with self._changing:
-            armed = make()
-            if armed is None:
-                return False
-            self._armed[armed.key] = armed
-            await self._load(armed.place, [armed])
-            await self._put_in(armed.place.base, [armed])
-            return True
+    async def arm(self, base: str, make: Callable[[], list[Armed]]) -> list[Armed]:
+        """All or none of those that are made when their turn has come, and there may be none to arm any more."""
+        async with self._changing[base]:
+            found = make()
+            if found:
+                self._armed.update((armed.key, armed) for armed in found)
+                await self._load(found[0].place, found)
+                await self._put_in(base, found)
+            return found
 
     def are_armed(self, place: Place, owner: SandboxId, wire: Wire) -> bool:
         known = self._armed.get((place.base, wire.address))
         return known is not None and known.owner == owner
 
-    async def learn(
-        self, owner: SandboxId, services: Callable[[], Iterable[Service]], told: list[tuple[IPv4Address, int]]
-    ) -> bool:
+    async def learn(self, owner: SandboxId, services: Callable[[], Iterable[Service]], told: Told) -> bool:
         """``services``: when its turn has come. It may ask on one and go out by another. Raises OSError."""
-        async with self._changing:
-            wires, found = self.of(owner), list(services())
-            for service in found:
-                for armed in wires:
-                    tap = armed.judged.wire.name
-                    await self._kernel.call(sets.learn, armed.place.base, tap, service, told)
-            return bool(wires and found)
+        bases = dict.fromkeys(armed.place.base for armed in self.of(owner))
+        return all([await self._learning(base).learn(owner, services, told) for base in bases]) and bool(
+            bases
+        )
 
     async def disarm(self, armed: Armed) -> None:
         """Idempotent."""
         base, wire = armed.place.base, armed.judged.wire
-        async with self._changing:
+        async with self._changing[base]:
             with network_errors(wire.name):
                 async with AsyncIPRoute() as netlink:
                     await unroute(netlink, wire)
             self._armed.pop(armed.key, None)
+            self._learning(base).forget(wire)
             if not self.are_on(base):
                 self._spoken_of.pop(base, None)
                 self._members.pop(base, None)
@@ -147,12 +144,15 @@ class Wires:
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
         self._based.discard(base)
+        self._names.pop(base, None)
         await load_rules(render_none(base), table_of(base))
+        self._changing.pop(base, None)  # nobody has a wire here who could wait for it
 
     async def forget_group(self, name: str) -> None:
         """Nobody has it, and no rule speaks of it."""
-        async with self._changing:
-            for base, groups in self._spoken_of.items():
+        for base in list(self._spoken_of):
+            async with self._changing[base]:
+                groups = self._spoken_of.get(base, set())
                 if name in groups:
                     table = f"inet {table_of(base)}"
                     gone = render_members(table, [name]) + f"delete set {table} {members_set(name)}\n"
@@ -168,7 +168,10 @@ class Wires:
         for armed in changed:
             text += render_wire(place.base, armed.judged, forgets=armed.learned is not None)
             text += render_stale(place.base, armed.judged, armed.earlier)
+            self._learning(place.base).begin(armed.judged.wire, is_empty=False)
         await self._change(place, changed[0].judged.wire, text)
+        for armed in changed:
+            self._learning(place.base).begin(armed.judged.wire, is_empty=armed.learned is not None)
 
     async def _change(self, place: Place, wire: Wire, text: str) -> None:
         """``text`` alone, where the table has its hooks: in messages of our own, since nft would read all else first.
@@ -187,6 +190,14 @@ class Wires:
                 _log.warning("left to nft", extra={"table": table_of(base), "error": str(error)})
             await load_rules(hooks + text, table_of(base))
 
+    def _learning(self, base: str) -> Learning:
+        def wires_of(owner: SandboxId) -> list[Wire]:
+            return [armed.judged.wire for armed in self.of(owner) if armed.place.base == base]
+
+        if base not in self._names:
+            self._names[base] = Learning(base, self._kernel, self._changing[base], wires_of)
+        return self._names[base]
+
     def _forgotten(self, base: str) -> str:
         """Members that an earlier hyperd has put in: whoever is one is put in again."""
         here = [armed for (known, _), armed in self._armed.items() if known == base]
@@ -201,8 +212,7 @@ class Wires:
             wire = armed.judged.wire
             with network_errors(wire.name):
                 await self._kernel.call(elements.add, INET_FAMILY, table_of(base), elements_of(wire))
-                for service, known in (armed.learned or {}).items():
-                    await self._kernel.call(sets.learn, base, wire.name, service, known.items())
+                await self._learning(base).put_in(wire, armed.learned or {})
 
     async def _take_out(self, base: str, gone: Iterable[Element]) -> None:
         gone = list(gone)

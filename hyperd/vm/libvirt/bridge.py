@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import enum
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
 import libvirt
 
+from hyperd.errors import TimeoutExpiredError
 from hyperd.host.workers import Workers
 from hyperd.vm.libvirt.connection import close_connection, open_connection
 from hyperd.vm.libvirt.errors import libvirt_errors
@@ -52,6 +53,16 @@ class LifecycleEvent:
 
 Listener = Callable[[LifecycleEvent], None]
 Call = Callable[[libvirt.virConnect], R]
+
+
+@contextlib.asynccontextmanager
+async def answered_within(timeout_s: float, what: str, subject: str) -> AsyncIterator[None]:
+    """Raises TimeoutExpiredError. The thread that asks is held for as long as libvirt takes."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError as error:
+        raise TimeoutExpiredError(f"libvirt has not {what} in {timeout_s:g} s", subject=subject) from error
 
 
 class LibvirtBridge:

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from hyperd.errors import ExistsError, NotFoundError
-from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmGoneCause
+from hyperd.model.vm import Disk, Nic, SandboxId, SharePort
 from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.errors import is_gone
 from hyperd.vm.libvirt.xml import (
@@ -22,23 +22,12 @@ from hyperd.vm.libvirt.xml import (
     render_hot_share,
 )
 
-_CAUSES = {
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN: VmGoneCause.SHUTDOWN,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED: VmGoneCause.DESTROYED,
-    libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED: VmGoneCause.CRASHED,
-}
-
 
 @dataclass(frozen=True, slots=True)
 class OurDomain:
     sandbox_id: SandboxId
     paused: bool
     console: Path | None = None
-
-
-def cause_of(detail: int) -> VmGoneCause:
-    """Of a lifecycle event `stopped`. All that is no one's wish is a loss."""
-    return _CAUSES.get(detail, VmGoneCause.LOST)
 
 
 def create(
@@ -70,7 +59,7 @@ def destroy(connection: libvirt.virConnect, sandbox_id: SandboxId) -> None:
 
 def attach_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, disk: Disk) -> None:
     domain = look_up(connection, sandbox_id)
-    devices = ET.fromstring(domain.XMLDesc()).findall("devices/disk/target")  # noqa: S314 - libvirt's own
+    devices = _devices(domain).findall("disk/target")
     taken = {device.get("dev") for device in devices}
     target = next(name for name in disk_names() if name not in taken)
     domain.attachDeviceFlags(render_hot_disk(disk, target), libvirt.VIR_DOMAIN_AFFECT_LIVE)
@@ -84,7 +73,7 @@ def attach_share(connection: libvirt.virConnect, sandbox_id: SandboxId, share: S
 def resize_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
     """Raises NotFoundError for a disk that the VM has not."""
     domain = look_up(connection, sandbox_id)
-    for disk in ET.fromstring(domain.XMLDesc()).findall("devices/disk"):  # noqa: S314 - libvirt's own
+    for disk in _devices(domain).findall("disk"):
         source, target = disk.find("source"), disk.find("target")
         if source is not None and target is not None and source.get("file") == str(path):
             domain.blockResize(target.get("dev", ""), size_bytes, libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES)
@@ -101,12 +90,55 @@ def attach_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, nic: Nic) 
 def ask_for_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, tap: str) -> bool:
     """Whether the guest was asked to let go of it: it is there, and can be unplugged. Returns at once."""
     domain = look_up(connection, sandbox_id)
-    nic = _find_nic(domain, tap)
-    address, alias = (nic.find("address"), nic.find("alias")) if nic is not None else (None, None)
-    if address is None or alias is None or int(address.get("bus", "0"), 16) == 0:
-        return False  # those of the root bus are there for good
+    return _ask_for(domain, _find_nic(domain, tap))
+
+
+def ask_for_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, serial: str) -> bool:
+    """As ``ask_for_nic``."""
+    domain = look_up(connection, sandbox_id)
+    return _ask_for(domain, _find_disk(domain, serial))
+
+
+def has_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, serial: str) -> bool:
+    return _find_disk(look_up(connection, sandbox_id), serial) is not None
+
+
+def list_plugged(connection: libvirt.virConnect, sandbox_id: SandboxId) -> list[str]:
+    """By what each is told from others: serial, tag, tap."""
+    devices = _devices(look_up(connection, sandbox_id))
+    found = []
+    for kind, place in (("disk", "serial"), ("filesystem", "target@dir"), ("interface", "target@dev")):
+        path, _, attribute = place.partition("@")
+        for device in devices.findall(kind):
+            told = device.find(path)
+            if _is_plugged(device) and told is not None:
+                found.append((told.get(attribute) if attribute else told.text) or "")
+    return found
+
+
+def _ask_for(domain: libvirt.virDomain, device: ET.Element | None) -> bool:
+    alias = device.find("alias") if device is not None else None
+    if device is None or alias is None or not _is_plugged(device):
+        return False
     domain.detachDeviceAlias(alias.get("name", ""), libvirt.VIR_DOMAIN_AFFECT_LIVE)
     return True
+
+
+def _is_plugged(device: ET.Element) -> bool:
+    """Those of the root bus are there for good."""
+    address = device.find("address")
+    return address is not None and int(address.get("bus", "0"), 16) != 0
+
+
+def _devices(domain: libvirt.virDomain) -> ET.Element:
+    found = ET.fromstring(domain.XMLDesc()).find("devices")  # noqa: S314 - libvirt's own
+    return found if found is not None else ET.Element("devices")
+
+
+def _find_disk(domain: libvirt.virDomain, serial: str) -> ET.Element | None:
+    return next(
+        (disk for disk in _devices(domain).findall("disk") if disk.findtext("serial") == serial), None
+    )
 
 
 def has_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, tap: str) -> bool:
@@ -114,7 +146,7 @@ def has_nic(connection: libvirt.virConnect, sandbox_id: SandboxId, tap: str) -> 
 
 
 def _find_nic(domain: libvirt.virDomain, tap: str) -> ET.Element | None:
-    for nic in ET.fromstring(domain.XMLDesc()).findall("devices/interface"):  # noqa: S314 - libvirt's own
+    for nic in _devices(domain).findall("interface"):
         target = nic.find("target")
         if target is not None and target.get("dev") == tap:
             return nic
@@ -124,11 +156,11 @@ def _find_nic(domain: libvirt.virDomain, tap: str) -> ET.Element | None:
 def replace_disk(connection: libvirt.virConnect, sandbox_id: SandboxId, disk: Disk) -> None:
     """libvirt goes on believing in the file that was there: it needs neither to save nor to end the VM."""
     domain = look_up(connection, sandbox_id)
-    for device in ET.fromstring(domain.XMLDesc()).findall("devices/disk"):  # noqa: S314 - libvirt's own
-        alias = device.find("alias")
-        if device.findtext("serial") == disk.serial and alias is not None:
-            monitor.replace_disk(domain, alias.get("name", ""), disk)
-            return
+    device = _find_disk(domain, disk.serial)
+    alias = device.find("alias") if device is not None else None
+    if alias is not None:
+        monitor.replace_disk(domain, alias.get("name", ""), disk)
+        return
     raise NotFoundError(f"has no disk {disk.serial}", subject=domain_name(sandbox_id))
 
 
@@ -158,24 +190,17 @@ def list_ours(connection: libvirt.virConnect) -> list[OurDomain]:
     return found
 
 
+def find_ours(connection: libvirt.virConnect, sandbox_id: SandboxId) -> OurDomain | None:
+    try:
+        return OurDomain(sandbox_id, is_paused(look_up(connection, sandbox_id)))
+    except libvirt.libvirtError as error:
+        if is_gone(error):
+            return None
+        raise
+
+
 def is_paused(domain: libvirt.virDomain) -> bool:
     return int(domain.state()[0]) == libvirt.VIR_DOMAIN_PAUSED
-
-
-def settle_ours(connection: libvirt.virConnect) -> list[OurDomain]:
-    """As ``list_ours``, after libvirt has reconnected to each QEMU, or found that it is gone.
-
-    It does so in the background: a destroy in that very moment fails with "Domain not found".
-    """
-    found = []
-    for ours in list_ours(connection):
-        with contextlib.suppress(libvirt.libvirtError):  # its QEMU had ended while nobody looked
-            domain = look_up(connection, ours.sandbox_id)
-            domain.memoryStats()  # a job of the domain: waits for the job that reconnects it
-            source = ET.fromstring(domain.XMLDesc()).find("devices/serial/source")  # noqa: S314 - libvirt's own
-            path = source.get("path") if source is not None else None
-            found.append(OurDomain(ours.sandbox_id, ours.paused, Path(path) if path else None))
-    return found
 
 
 def _exists(connection: libvirt.virConnect, sandbox_id: SandboxId) -> bool:

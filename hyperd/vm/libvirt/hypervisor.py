@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -21,16 +21,18 @@ import libvirt
 from hyperd.errors import ExistsError, HyperError, RestoreError, TimeoutExpiredError, UnavailableError
 from hyperd.host.lock import FileLock
 from hyperd.model.stats import VmUsage
-from hyperd.model.vm import Disk, Nic, SandboxId, SharePort, VmDefinition, VmGone, VmGoneCause, VmStatus
+from hyperd.model.vm import SandboxId, VmDefinition, VmGone, VmGoneCause, VmStatus
 from hyperd.vm.console import Consoles
-from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent
+from hyperd.vm.libvirt.adoption import found_ours, listed_ours, settle_ours
+from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, LifecycleEvent, answered_within
 from hyperd.vm.libvirt.capabilities import (
     HypervisorCapabilities,
     kept_answers,
     read_capabilities,
     were_old,
 )
-from hyperd.vm.libvirt.domain import cause_of, create, destroy, list_ours, settle_ours
+from hyperd.vm.libvirt.domain import OurDomain, create, destroy
+from hyperd.vm.libvirt.ends import Ends
 from hyperd.vm.libvirt.errors import libvirt_errors
 from hyperd.vm.libvirt.log import qemu_log_tail, remove_qemu_log
 from hyperd.vm.libvirt.probes import end_probes
@@ -38,37 +40,20 @@ from hyperd.vm.libvirt.process import QemuProcess
 from hyperd.vm.libvirt.saving import Restore
 from hyperd.vm.libvirt.settings import LibvirtSettings, write_configuration
 from hyperd.vm.libvirt.states import VmStates
+from hyperd.vm.libvirt.steering import Steering
+from hyperd.vm.libvirt.transitions import Ending, Starting
 from hyperd.vm.libvirt.unfinished import end_unfinished, unfinished
 from hyperd.vm.libvirt.usage import Usages
 from hyperd.vm.libvirt.xml import domain_name, find_sandbox_id, render_domain
 
 _log = logging.getLogger(__name__)
 
-_MAX_EVENTS = 4096
 _EVENT_TIMEOUT_S = 2.0
+_PREPARE_TIMEOUT_S = 90.0
 _POLL_S = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class _Starting:
-    """A VM that libvirt is making. Cancelled outcome: nobody waits for it any more."""
-
-    outcome: "asyncio.Future[VmStatus]" = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(frozen=True, slots=True)
-class _Ending:
-    """A VM whose process is killed: what is still to come."""
-
-    process: QemuProcess
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)  # libvirt's event
-    forgotten: asyncio.Event = field(default_factory=asyncio.Event)  # the name can be used again
-
-
-class LibvirtHypervisor:
+class LibvirtHypervisor(Steering):
     """An async context manager. Leaving it leaves the VMs running; the next one of the same root adopts them.
 
     Wants ``hyperd.host.reaper.Reaper`` around it, or QEMU's zombies are PID 1's to reap.
@@ -79,9 +64,9 @@ class LibvirtHypervisor:
         self._stack = contextlib.AsyncExitStack()
         self._running: dict[SandboxId, QemuProcess] = {}
         self._consoles = Consoles()
-        self._starting: dict[SandboxId, _Starting] = {}
-        self._ending: dict[SandboxId, _Ending] = {}
-        self._events: asyncio.Queue[VmGone] = asyncio.Queue(_MAX_EVENTS)
+        self._starting: dict[SandboxId, Starting] = {}
+        self._ending: dict[SandboxId, Ending] = {}
+        self._ends = Ends()
         self._kept: dict[str, int] = {}  # of libvirt's capability cache, before libvirt looked
 
     async def __aenter__(self) -> Self:
@@ -114,19 +99,24 @@ class LibvirtHypervisor:
 
     async def prepare(self) -> HypervisorCapabilities:
         """Fill libvirt's capability cache. For set-up: some 5 s the first time, nothing afterwards."""
-        with libvirt_errors(str(self.settings.platform.emulator)):
-            read = await self._bridge.call(lambda connection: read_capabilities(connection, self.settings))
+        emulator = str(self.settings.platform.emulator)
+        async with answered_within(_PREPARE_TIMEOUT_S, "asked QEMU what it can", emulator):
+            with libvirt_errors(emulator):
+                read = await self._bridge.call(
+                    lambda connection: read_capabilities(connection, self.settings)
+                )
         return replace(read, asked_anew=were_old(self._kept, kept_answers(self.settings)))
 
     async def start(self, definition: VmDefinition) -> VmStatus:
         """As ``Hypervisor.start``. A cancelled caller stops waiting; what it began is ended behind it."""
         sandbox_id = definition.sandbox_id
         described = render_domain(definition, self.settings)
-        starting = _Starting()
+        starting = Starting()
         try:
             async with asyncio.timeout(self.settings.start_timeout_s):
                 await self._wait_startable(sandbox_id)
                 self._starting[sandbox_id] = starting
+                self._ends.forget(sandbox_id)
                 self._tasks.create_task(self._start(definition, described, starting))
                 try:
                     return await starting.outcome
@@ -141,35 +131,6 @@ class LibvirtHypervisor:
                 f"did not start in {self.settings.start_timeout_s:g} s", subject=domain_name(sandbox_id)
             ) from error
 
-    async def pause(self, sandbox_id: SandboxId) -> None:
-        await self._states.pause(sandbox_id)
-
-    async def resume(self, sandbox_id: SandboxId) -> None:
-        """As ``Hypervisor.resume``. A save under way that nobody waits for any more is broken off."""
-        await self._states.resume(sandbox_id)
-
-    async def save(self, sandbox_id: SandboxId, state: Path) -> None:
-        """As ``Hypervisor.save``. A cancelled caller stops waiting; ``resume`` or ``destroy`` ends the writing."""
-        await self._states.save(sandbox_id, state)
-
-    async def attach_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        await self._states.attach_disk(sandbox_id, disk)
-
-    async def attach_share(self, sandbox_id: SandboxId, share: SharePort) -> None:
-        await self._states.attach_share(sandbox_id, share)
-
-    async def resize_disk(self, sandbox_id: SandboxId, path: Path, size_bytes: int) -> None:
-        await self._states.resize_disk(sandbox_id, path, size_bytes)
-
-    async def attach_nic(self, sandbox_id: SandboxId, nic: Nic) -> None:
-        await self._states.attach_nic(sandbox_id, nic)
-
-    async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
-        return await self._states.detach_nic(sandbox_id, tap)
-
-    async def replace_disk(self, sandbox_id: SandboxId, disk: Disk) -> None:
-        await self._states.replace_disk(sandbox_id, disk)
-
     async def destroy(self, sandbox_id: SandboxId) -> None:
         name = domain_name(sandbox_id)
         try:
@@ -178,7 +139,7 @@ class LibvirtHypervisor:
                     process = self._take(sandbox_id) or QemuProcess.find(self.settings.pid_dir, name)
                     if process is not None:
                         process.kill()
-                        ending = self._ending[sandbox_id] = _Ending(process)
+                        ending = self._ending[sandbox_id] = Ending(process)
                         self._tasks.create_task(self._finish(sandbox_id, ending))
                         break
                     if sandbox_id not in self._starting:
@@ -194,23 +155,25 @@ class LibvirtHypervisor:
             ) from error
 
     async def list_running(self) -> list[VmStatus]:
-        with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(list_ours, lane=Lane.URGENT)
-        statuses = []
-        for domain in found:
-            if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
-                continue
-            process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
-            if process is not None:  # else it ended meanwhile, and its event is on the way
-                statuses.append(VmStatus(domain.sandbox_id, process.pid, domain.paused))
-        return statuses
+        found = await listed_ours(self._bridge, self.settings.connection_uri)
+        return [status for domain in found if (status := self._status(domain)) is not None]
+
+    async def find_running(self, sandbox_id: SandboxId) -> VmStatus | None:
+        domain = await found_ours(self._bridge, sandbox_id)
+        return self._status(domain) if domain is not None else None
+
+    def _status(self, domain: OurDomain) -> VmStatus | None:
+        """None of one that is coming or going, or ended meanwhile: its event is on the way."""
+        if domain.sandbox_id in self._ending or domain.sandbox_id in self._starting:
+            return None
+        process = self._running.get(domain.sandbox_id) or self._hold(domain.sandbox_id)
+        return VmStatus(domain.sandbox_id, process.pid, domain.paused) if process is not None else None
 
     async def usage(self, sandbox_id: SandboxId) -> VmUsage:
         return await self._usages.read(sandbox_id, self._running.get(sandbox_id))
 
-    async def events(self) -> AsyncIterator[VmGone]:
-        while True:
-            yield await self._events.get()
+    def events(self) -> AsyncIterator[VmGone]:
+        return self._ends.events()
 
     async def _wait_startable(self, sandbox_id: SandboxId) -> None:
         """Until what came before is quite gone. Raises ExistsError when it is not going."""
@@ -225,7 +188,7 @@ class LibvirtHypervisor:
             else:
                 return
 
-    async def _start(self, definition: VmDefinition, described: str, starting: "_Starting") -> None:
+    async def _start(self, definition: VmDefinition, described: str, starting: Starting) -> None:
         """Never raises: ``starting`` has the outcome, for the caller who may have gone."""
         sandbox_id = definition.sandbox_id
         try:
@@ -308,11 +271,11 @@ class LibvirtHypervisor:
                 await self._forget(sandbox_id)
                 return
             process.kill()
-            ending = self._ending[sandbox_id] = _Ending(process)
+            ending = self._ending[sandbox_id] = Ending(process)
             self._tasks.create_task(self._finish(sandbox_id, ending))
         await ending.process.wait_gone()
 
-    async def _finish(self, sandbox_id: SandboxId, ending: "_Ending") -> None:
+    async def _finish(self, sandbox_id: SandboxId, ending: Ending) -> None:
         """Wait in the background until libvirt has tidied up and said so; the name is free again then."""
         try:
             async with asyncio.timeout(self.settings.destroy_timeout_s):
@@ -340,9 +303,7 @@ class LibvirtHypervisor:
 
     async def _adopt(self) -> None:
         """VMs of an earlier process. libvirt reconnects in the background: wait until it has."""
-        with libvirt_errors(self.settings.connection_uri):
-            found = await self._bridge.call(settle_ours)
-        for domain in found:
+        for domain in await settle_ours(self._bridge, self.settings.connection_uri):
             if domain.console is not None:
                 self._consoles.add(domain.sandbox_id, domain.console)
             self._hold(domain.sandbox_id)
@@ -363,25 +324,23 @@ class LibvirtHypervisor:
 
     def _on_lifecycle(self, event: LifecycleEvent) -> None:
         sandbox_id = find_sandbox_id(event.name)
-        if sandbox_id is None or event.event != libvirt.VIR_DOMAIN_EVENT_STOPPED:
+        if sandbox_id is None:
             return
-        detail = ""
-        if (ending := self._ending.get(sandbox_id)) is not None:
-            cause = VmGoneCause.DESTROYED
+        self._ends.note(sandbox_id, event)
+        if event.event != libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            return
+        ending = self._ending.get(sandbox_id)
+        cause = self._ends.cause(sandbox_id, event, destroyed=ending is not None)
+        if ending is not None:
             ending.stopped.set()
-        else:
-            cause = cause_of(event.detail)
-            if (process := self._take(sandbox_id)) is not None:
-                process.close()
+        elif (process := self._take(sandbox_id)) is not None:
+            process.close()
+        detail = ""
         if cause is VmGoneCause.LOST:
             detail = qemu_log_tail(self.settings.log_dir, event.name)
         if sandbox_id not in self._starting:  # a start that fails has its own use for the log
             remove_qemu_log(self.settings.log_dir, event.name)
-        _log.info("VM gone", extra={"sandbox": sandbox_id, "cause": cause.value})
-        try:
-            self._events.put_nowait(VmGone(sandbox_id, cause, detail))
-        except asyncio.QueueFull:  # events are hints: who reconciles finds out
-            _log.warning("nobody reads the hypervisor's events", extra={"sandbox": sandbox_id})
+        self._ends.tell(VmGone(sandbox_id, cause, detail))
 
     async def _warm_up(self) -> None:
         """libvirt reads its capability cache at first use, in 0.7 s: before the first VM, not in its start."""

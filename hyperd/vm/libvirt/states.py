@@ -79,16 +79,35 @@ class VmStates:
         )
 
     async def detach_nic(self, sandbox_id: SandboxId, tap: str) -> bool:
+        return await self._detach(
+            sandbox_id,
+            "gives back no NIC",
+            lambda connection: domain.ask_for_nic(connection, sandbox_id, tap),
+            lambda connection: not domain.has_nic(connection, sandbox_id, tap),
+        )
+
+    async def detach_disk(self, sandbox_id: SandboxId, serial: str) -> bool:
+        return await self._detach(
+            sandbox_id,
+            "gives back no disk",
+            lambda connection: domain.ask_for_disk(connection, sandbox_id, serial),
+            lambda connection: not domain.has_disk(connection, sandbox_id, serial),
+        )
+
+    async def list_plugged(self, sandbox_id: SandboxId) -> list[str]:
+        return await self._steer(
+            sandbox_id,
+            "does not tell its devices",
+            lambda connection: domain.list_plugged(connection, sandbox_id),
+        )
+
+    async def _detach(
+        self, sandbox_id: SandboxId, failure: str, ask: Call[bool], is_gone: Call[bool]
+    ) -> bool:
         name = domain_name(sandbox_id)
-
-        def is_gone(connection: libvirt.virConnect) -> bool:
-            return not domain.has_nic(connection, sandbox_id, tap)
-
-        with errors_of_existing(name), _deadline_errors(name, "gives back no NIC"):
+        with errors_of_existing(name), _deadline_errors(name, failure):
             async with asyncio.timeout(self._settings.steer_timeout_s):
-                is_asked = await self._in_turn(
-                    sandbox_id, lambda connection: domain.ask_for_nic(connection, sandbox_id, tap)
-                )
+                is_asked = await self._in_turn(sandbox_id, ask)
                 if not is_asked:
                     return await self._bridge.call(is_gone)
             with contextlib.suppress(TimeoutError):

@@ -93,6 +93,8 @@ class _ExitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ExitReason
     EXIT_REASON_START_FAILED: _ExitReason.ValueType  # 6
     """never ran: code 125, 126, 127"""
     EXIT_REASON_AGENT_LOST: _ExitReason.ValueType  # 7
+    EXIT_REASON_CARRIER_ENDED: _ExitReason.ValueType  # 8
+    """the container in whose VM it ran (--network container:ID)"""
 
 class ExitReason(_ExitReason, metaclass=_ExitReasonEnumTypeWrapper):
     """Why a container is not running any more."""
@@ -109,6 +111,8 @@ EXIT_REASON_VM_LOST: ExitReason.ValueType  # 5
 EXIT_REASON_START_FAILED: ExitReason.ValueType  # 6
 """never ran: code 125, 126, 127"""
 EXIT_REASON_AGENT_LOST: ExitReason.ValueType  # 7
+EXIT_REASON_CARRIER_ENDED: ExitReason.ValueType  # 8
+"""the container in whose VM it ran (--network container:ID)"""
 Global___ExitReason: _TypeAlias = ExitReason  # noqa: Y015
 
 class _Stream:
@@ -291,7 +295,7 @@ class ContainerSpec(_message.Message):
     platform: _builtins.str
     """os/arch[/variant]; "" = the host's"""
     network: _builtins.str
-    """"" = bridge; none; the name of one that was made"""
+    """"" = bridge; none; the name of one that was made; container:NAME|ID (recorded by id)"""
     auto_remove: _builtins.bool
     no_new_privileges: _builtins.bool
     seccomp_unconfined: _builtins.bool
@@ -758,7 +762,7 @@ class Container(_message.Message):
     """sha256:..."""
     state: Global___ContainerState.ValueType
     vm_pid: _builtins.int
-    """of QEMU, when one exists"""
+    """of QEMU, when one exists; with --network container:ID that container's"""
     guest_pid: _builtins.int
     accelerator: _builtins.str
     """kvm | tcg, when a VM exists"""
@@ -849,7 +853,7 @@ class StartReport(_message.Message):
     NOTE_FIELD_NUMBER: _builtins.int
     PHASES_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """spare | template | cold | snapshot"""
+    """spare | template | cold | snapshot | joined (another container's VM)"""
     note: _builtins.str
     """why a faster path was not taken"""
     @_builtins.property
@@ -1108,6 +1112,48 @@ class KillContainerResponse(_message.Message):
 Global___KillContainerResponse: _TypeAlias = KillContainerResponse  # noqa: Y015
 
 @_typing.final
+class SignalExecRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    EXEC_ID_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
+    container: _builtins.str
+    exec_id: _builtins.str
+    """as `started` says it"""
+    signal: _builtins.str
+    """as of KillContainer; "" = KILL"""
+    def __init__(
+        self,
+        *,
+        container: _builtins.str = ...,
+        exec_id: _builtins.str = ...,
+        signal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container", b"container", "exec_id", b"exec_id", "signal", b"signal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalExecRequest: _TypeAlias = SignalExecRequest  # noqa: Y015
+
+@_typing.final
+class SignalExecResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SignalExecResponse: _TypeAlias = SignalExecResponse  # noqa: Y015
+
+@_typing.final
 class RemoveContainerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1207,9 +1253,7 @@ class ListContainersResponse(_message.Message):
 
     CONTAINERS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]:
-        """newest first"""
-
+    def containers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Container]: ...
     def __init__(
         self,
         *,
@@ -1687,6 +1731,7 @@ class SessionRequest(_message.Message):
     stdin: _builtins.bytes
     """at most 64 KiB"""
     signal: _builtins.int
+    """waits behind input that nobody reads; KillContainer and SignalExec do not"""
     @_builtins.property
     def run(self) -> Global___RunOptions: ...
     @_builtins.property
@@ -2379,18 +2424,18 @@ class ContainerStats(_message.Message):
         memory_limit_bytes: _builtins.int = ...,
         host_memory_bytes: _builtins.int | None = ...,
         pids: _builtins.int | None = ...,
-        received_bytes: _builtins.int = ...,
-        received_packets: _builtins.int = ...,
-        sent_bytes: _builtins.int = ...,
-        sent_packets: _builtins.int = ...,
-        rate_dropped_in: _builtins.int = ...,
-        rate_dropped_out: _builtins.int = ...,
+        received_bytes: _builtins.int | None = ...,
+        received_packets: _builtins.int | None = ...,
+        sent_bytes: _builtins.int | None = ...,
+        sent_packets: _builtins.int | None = ...,
+        rate_dropped_in: _builtins.int | None = ...,
+        rate_dropped_out: _builtins.int | None = ...,
         block_read_bytes: _builtins.int | None = ...,
         block_written_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes", "_block_written_bytes", b"_block_written_bytes", "_cpu_ns", b"_cpu_ns", "_host_memory_bytes", b"_host_memory_bytes", "_memory_bytes", b"_memory_bytes", "_pids", b"_pids", "block_read_bytes", b"block_read_bytes", "block_written_bytes", b"block_written_bytes", "cpu_ns", b"cpu_ns", "host_memory_bytes", b"host_memory_bytes", "memory_bytes", b"memory_bytes", "pids", b"pids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes", "_block_written_bytes", b"_block_written_bytes", "_cpu_ns", b"_cpu_ns", "_host_memory_bytes", b"_host_memory_bytes", "_memory_bytes", b"_memory_bytes", "_pids", b"_pids", "_rate_dropped_in", b"_rate_dropped_in", "_rate_dropped_out", b"_rate_dropped_out", "_received_bytes", b"_received_bytes", "_received_packets", b"_received_packets", "_sent_bytes", b"_sent_bytes", "_sent_packets", b"_sent_packets", "block_read_bytes", b"block_read_bytes", "block_written_bytes", b"block_written_bytes", "cpu_ns", b"cpu_ns", "host_memory_bytes", b"host_memory_bytes", "memory_bytes", b"memory_bytes", "pids", b"pids", "rate_dropped_in", b"rate_dropped_in", "rate_dropped_out", b"rate_dropped_out", "received_bytes", b"received_bytes", "received_packets", b"received_packets", "sent_bytes", b"sent_bytes", "sent_packets", b"sent_packets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes", "_block_written_bytes", b"_block_written_bytes", "_cpu_ns", b"_cpu_ns", "_host_memory_bytes", b"_host_memory_bytes", "_memory_bytes", b"_memory_bytes", "_pids", b"_pids", "block_read_bytes", b"block_read_bytes", "block_written_bytes", b"block_written_bytes", "container_id", b"container_id", "cpu_ns", b"cpu_ns", "host_memory_bytes", b"host_memory_bytes", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "pids", b"pids", "rate_dropped_in", b"rate_dropped_in", "rate_dropped_out", b"rate_dropped_out", "read_at_ns", b"read_at_ns", "received_bytes", b"received_bytes", "received_packets", b"received_packets", "running", b"running", "sent_bytes", b"sent_bytes", "sent_packets", b"sent_packets"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes", "_block_written_bytes", b"_block_written_bytes", "_cpu_ns", b"_cpu_ns", "_host_memory_bytes", b"_host_memory_bytes", "_memory_bytes", b"_memory_bytes", "_pids", b"_pids", "_rate_dropped_in", b"_rate_dropped_in", "_rate_dropped_out", b"_rate_dropped_out", "_received_bytes", b"_received_bytes", "_received_packets", b"_received_packets", "_sent_bytes", b"_sent_bytes", "_sent_packets", b"_sent_packets", "block_read_bytes", b"block_read_bytes", "block_written_bytes", b"block_written_bytes", "container_id", b"container_id", "cpu_ns", b"cpu_ns", "host_memory_bytes", b"host_memory_bytes", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "pids", b"pids", "rate_dropped_in", b"rate_dropped_in", "rate_dropped_out", b"rate_dropped_out", "read_at_ns", b"read_at_ns", "received_bytes", b"received_bytes", "received_packets", b"received_packets", "running", b"running", "sent_bytes", b"sent_bytes", "sent_packets", b"sent_packets"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__block_read_bytes: _TypeAlias = _typing.Literal["block_read_bytes"]  # noqa: Y015
     _WhichOneofArgType__block_read_bytes: _TypeAlias = _typing.Literal["_block_read_bytes", b"_block_read_bytes"]  # noqa: Y015
@@ -2404,6 +2449,18 @@ class ContainerStats(_message.Message):
     _WhichOneofArgType__memory_bytes: _TypeAlias = _typing.Literal["_memory_bytes", b"_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__pids: _TypeAlias = _typing.Literal["pids"]  # noqa: Y015
     _WhichOneofArgType__pids: _TypeAlias = _typing.Literal["_pids", b"_pids"]  # noqa: Y015
+    _WhichOneofReturnType__rate_dropped_in: _TypeAlias = _typing.Literal["rate_dropped_in"]  # noqa: Y015
+    _WhichOneofArgType__rate_dropped_in: _TypeAlias = _typing.Literal["_rate_dropped_in", b"_rate_dropped_in"]  # noqa: Y015
+    _WhichOneofReturnType__rate_dropped_out: _TypeAlias = _typing.Literal["rate_dropped_out"]  # noqa: Y015
+    _WhichOneofArgType__rate_dropped_out: _TypeAlias = _typing.Literal["_rate_dropped_out", b"_rate_dropped_out"]  # noqa: Y015
+    _WhichOneofReturnType__received_bytes: _TypeAlias = _typing.Literal["received_bytes"]  # noqa: Y015
+    _WhichOneofArgType__received_bytes: _TypeAlias = _typing.Literal["_received_bytes", b"_received_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__received_packets: _TypeAlias = _typing.Literal["received_packets"]  # noqa: Y015
+    _WhichOneofArgType__received_packets: _TypeAlias = _typing.Literal["_received_packets", b"_received_packets"]  # noqa: Y015
+    _WhichOneofReturnType__sent_bytes: _TypeAlias = _typing.Literal["sent_bytes"]  # noqa: Y015
+    _WhichOneofArgType__sent_bytes: _TypeAlias = _typing.Literal["_sent_bytes", b"_sent_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__sent_packets: _TypeAlias = _typing.Literal["sent_packets"]  # noqa: Y015
+    _WhichOneofArgType__sent_packets: _TypeAlias = _typing.Literal["_sent_packets", b"_sent_packets"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__block_read_bytes) -> _WhichOneofReturnType__block_read_bytes | None: ...
     @_typing.overload
@@ -2416,5 +2473,17 @@ class ContainerStats(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_bytes) -> _WhichOneofReturnType__memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__pids) -> _WhichOneofReturnType__pids | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_dropped_in) -> _WhichOneofReturnType__rate_dropped_in | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rate_dropped_out) -> _WhichOneofReturnType__rate_dropped_out | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_bytes) -> _WhichOneofReturnType__received_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_packets) -> _WhichOneofReturnType__received_packets | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sent_bytes) -> _WhichOneofReturnType__sent_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sent_packets) -> _WhichOneofReturnType__sent_packets | None: ...
 
 Global___ContainerStats: _TypeAlias = ContainerStats  # noqa: Y015

@@ -58,12 +58,17 @@ class ContainerServiceStub:
                 request_serializer=hyper_dot_v1_dot_container__pb2.KillContainerRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_container__pb2.KillContainerResponse.FromString,
                 _registered_method=True)
+        self.SignalExec = channel.unary_unary(
+                '/hyper.v1.ContainerService/SignalExec',
+                request_serializer=hyper_dot_v1_dot_container__pb2.SignalExecRequest.SerializeToString,
+                response_deserializer=hyper_dot_v1_dot_container__pb2.SignalExecResponse.FromString,
+                _registered_method=True)
         self.RemoveContainer = channel.unary_unary(
                 '/hyper.v1.ContainerService/RemoveContainer',
                 request_serializer=hyper_dot_v1_dot_container__pb2.RemoveContainerRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_container__pb2.RemoveContainerResponse.FromString,
                 _registered_method=True)
-        self.ListContainers = channel.unary_unary(
+        self.ListContainers = channel.unary_stream(
                 '/hyper.v1.ContainerService/ListContainers',
                 request_serializer=hyper_dot_v1_dot_container__pb2.ListContainersRequest.SerializeToString,
                 response_deserializer=hyper_dot_v1_dot_container__pb2.ListContainersResponse.FromString,
@@ -193,6 +198,13 @@ class ContainerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SignalExec(self, request, context):
+        """Of a process that `exec` started. NOT_FOUND when it has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveContainer(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -200,7 +212,8 @@ class ContainerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListContainers(self, request, context):
-        """Missing associated documentation comment in .proto file."""
+        """As they were when it was asked, newest first, in as many messages as they need.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -353,12 +366,17 @@ def add_ContainerServiceServicer_to_server(servicer, server):
                     request_deserializer=hyper_dot_v1_dot_container__pb2.KillContainerRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_container__pb2.KillContainerResponse.SerializeToString,
             ),
+            'SignalExec': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignalExec,
+                    request_deserializer=hyper_dot_v1_dot_container__pb2.SignalExecRequest.FromString,
+                    response_serializer=hyper_dot_v1_dot_container__pb2.SignalExecResponse.SerializeToString,
+            ),
             'RemoveContainer': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveContainer,
                     request_deserializer=hyper_dot_v1_dot_container__pb2.RemoveContainerRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_container__pb2.RemoveContainerResponse.SerializeToString,
             ),
-            'ListContainers': grpc.unary_unary_rpc_method_handler(
+            'ListContainers': grpc.unary_stream_rpc_method_handler(
                     servicer.ListContainers,
                     request_deserializer=hyper_dot_v1_dot_container__pb2.ListContainersRequest.FromString,
                     response_serializer=hyper_dot_v1_dot_container__pb2.ListContainersResponse.SerializeToString,
@@ -577,6 +595,33 @@ class ContainerService:
             _registered_method=True)
 
     @staticmethod
+    def SignalExec(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.v1.ContainerService/SignalExec',
+            hyper_dot_v1_dot_container__pb2.SignalExecRequest.SerializeToString,
+            hyper_dot_v1_dot_container__pb2.SignalExecResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def RemoveContainer(request,
             target,
             options=(),
@@ -614,7 +659,7 @@ class ContainerService:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
+        return grpc.experimental.unary_stream(
             request,
             target,
             '/hyper.v1.ContainerService/ListContainers',

@@ -43,8 +43,11 @@ class ContainerServiceStub:
     """Stop signal, wait, SIGKILL, VM off. Idempotent: a stopped container stays stopped."""
     KillContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]
     """FAILED_PRECONDITION unless running."""
+    SignalExec: _grpc.UnaryUnaryMultiCallable[_container_pb2.SignalExecRequest, _container_pb2.SignalExecResponse]
+    """Of a process that `exec` started. NOT_FOUND when it has ended."""
     RemoveContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.RemoveContainerRequest, _container_pb2.RemoveContainerResponse]
-    ListContainers: _grpc.UnaryUnaryMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]
+    ListContainers: _grpc.UnaryStreamMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]
+    """As they were when it was asked, newest first, in as many messages as they need."""
     InspectContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.InspectContainerRequest, _container_pb2.InspectContainerResponse]
     WaitContainer: _grpc.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]
     """Answers when the container is not running: at once when it already is not."""
@@ -98,8 +101,11 @@ class ContainerServiceAsyncStub(ContainerServiceStub):
     """Stop signal, wait, SIGKILL, VM off. Idempotent: a stopped container stays stopped."""
     KillContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.KillContainerRequest, _container_pb2.KillContainerResponse]  # type: ignore[assignment]
     """FAILED_PRECONDITION unless running."""
+    SignalExec: _aio.UnaryUnaryMultiCallable[_container_pb2.SignalExecRequest, _container_pb2.SignalExecResponse]  # type: ignore[assignment]
+    """Of a process that `exec` started. NOT_FOUND when it has ended."""
     RemoveContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.RemoveContainerRequest, _container_pb2.RemoveContainerResponse]  # type: ignore[assignment]
-    ListContainers: _aio.UnaryUnaryMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]  # type: ignore[assignment]
+    ListContainers: _aio.UnaryStreamMultiCallable[_container_pb2.ListContainersRequest, _container_pb2.ListContainersResponse]  # type: ignore[assignment]
+    """As they were when it was asked, newest first, in as many messages as they need."""
     InspectContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.InspectContainerRequest, _container_pb2.InspectContainerResponse]  # type: ignore[assignment]
     WaitContainer: _aio.UnaryUnaryMultiCallable[_container_pb2.WaitContainerRequest, _container_pb2.WaitContainerResponse]  # type: ignore[assignment]
     """Answers when the container is not running: at once when it already is not."""
@@ -176,6 +182,14 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         """FAILED_PRECONDITION unless running."""
 
     @_abc_1.abstractmethod
+    def SignalExec(
+        self,
+        request: _container_pb2.SignalExecRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_container_pb2.SignalExecResponse, _abc.Awaitable[_container_pb2.SignalExecResponse]]:
+        """Of a process that `exec` started. NOT_FOUND when it has ended."""
+
+    @_abc_1.abstractmethod
     def RemoveContainer(
         self,
         request: _container_pb2.RemoveContainerRequest,
@@ -187,7 +201,8 @@ class ContainerServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _container_pb2.ListContainersRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_container_pb2.ListContainersResponse, _abc.Awaitable[_container_pb2.ListContainersResponse]]: ...
+    ) -> _typing.Union[_abc.Iterator[_container_pb2.ListContainersResponse], _abc.AsyncIterator[_container_pb2.ListContainersResponse]]:
+        """As they were when it was asked, newest first, in as many messages as they need."""
 
     @_abc_1.abstractmethod
     def InspectContainer(

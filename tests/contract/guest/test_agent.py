@@ -350,6 +350,34 @@ async def test_a_rehearsal_leaves_nothing_and_the_next_container_runs(site):
         assert await collect(guest) == {Stream.STDOUT: b"hi\n", Stream.STDERR: b"oh\n"}
 
 
+async def test_disks_are_released_when_no_container_has_them(site):
+    async with site.guest() as guest:
+        await guest.release_disks(["absent-0123456789a"])
+        with pytest.raises(InvalidError) if site.is_real else contextlib.nullcontext():
+            await guest.release_disks(["../vda"])
+
+
+async def test_a_container_that_shares_anothers_names_sees_what_that_one_writes(site):
+    other, nobody = ContainerId("c" * 64), ContainerId("d" * 64)
+    async with site.guest() as guest:
+        await site.run(guest, SLEEP)
+        beside = dataclasses.replace(site.container(SLEEP, other), share_names_with=BOX)
+        await guest.create_container(beside)
+        await guest.start_container(other)
+        if site.is_real:  # a fake has no files
+            write = ProcessPlan(("sh", "-c", "echo 192.0.2.1 mine >> /etc/hosts"), ENV)
+            await guest.exec_process(BOX, EXEC, write)
+            assert await guest.wait_process(BOX, EXEC) == ProcessExit(0)
+            await guest.exec_process(other, EXEC, ProcessPlan(("cat", "/etc/hosts"), ENV))
+            reader = guest.read_output(other, EXEC, 0)
+            assert b"".join([chunk.data async for chunk in reader]).endswith(b"192.0.2.1 mine\n")
+        with pytest.raises(NotFoundError):
+            await guest.create_container(
+                dataclasses.replace(beside, container_id=ContainerId("e" * 64), share_names_with=nobody)
+            )
+        await guest.delete_container(other)
+
+
 async def test_a_rehearsal_ends_only_where_nothing_else_is(site):
     async with site.guest() as guest:
         with pytest.raises(NotFoundError):

@@ -323,3 +323,25 @@ async def test_a_daemon_that_is_killed_in_the_middle_leaves_nothing_to_the_next(
         assert all_files(store) == set()
         assert names_in(root / "tmp") == []
         assert await store.list_images() == []
+
+
+async def test_senders_that_wait_keep_nobody_else_out(hub, store):
+    base = await pulled(store, hub)
+    waiting = asyncio.Semaphore(0)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield images.layer_tar(CHANGED)[:512]
+        waiting.release()
+        await asyncio.Event().wait()
+
+    senders = [asyncio.create_task(store.import_root(slow(), NewImage(""))) for _ in range(8)]
+    try:
+        async with asyncio.timeout(60):
+            for _ in senders:
+                await waiting.acquire()
+            await store.commit(base.image_id, pieces(images.layer_tar(CHANGED)), NewImage("app:2"))
+    finally:
+        for sender in senders:
+            sender.cancel()
+        await asyncio.wait(senders)
+    assert names_in(store._temporary) == []

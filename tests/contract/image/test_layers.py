@@ -117,6 +117,16 @@ async def test_the_file_depends_on_the_content_alone(layers, tmp_path, compressi
     assert 0 < made.stored_bytes <= status.st_size
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize("kept", [0, 512])
+async def test_an_archive_without_its_end_is_whole_as_for_docker(layers, tmp_path, compression, kept):
+    entries = [file(f"f{number}", "x" * number) for number in range(2000)]
+    tar = images.layer_tar(entries).rstrip(b"\0")
+    tar += bytes(-len(tar) % 512 + kept)
+    made = await convert(layers, tmp_path, tar, compression=compression)
+    assert len(await tree_of([layers.path(made.diff_id)], tmp_path / "mnt")) == 2000
+
+
 async def test_a_tar_with_paths_upwards_stays_inside(layers, tmp_path):
     evil = [
         file("../../escaped", "x"),

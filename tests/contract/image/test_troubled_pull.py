@@ -5,16 +5,17 @@ import os
 
 import pytest
 
-from hyperd.errors import HyperError, InvalidError, UnavailableError
+from hyperd.errors import ExhaustedError, HyperError, InvalidError, UnavailableError
 from hyperd.model.image import Digest
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.contract.image.test_pull import leftovers, pulled
-from tests.contract.image.troubled import STALL, answer, troubled
+from tests.contract.image.troubled import FLOOD, STALL, answer, troubled
 from tests.images import file
-from tests.mounts import names_in
+from tests.mounts import names_in, small_filesystem
 
-BUILT = images.build([[file("a", "one" * 1000)], [file("b", os.urandom(300_000))]])
+BYTES = os.urandom(300_000)
+BUILT = images.build([[file("a", "one" * 1000)], [file("b", BYTES)]])
 MANIFEST, CONFIG, LAYER = (
     "/v2/app/manifests/",
     f"/v2/app/blobs/{BUILT.image_id}",
@@ -87,3 +88,33 @@ async def test_a_layer_that_stands_still_is_given_up_and_the_next_pull_goes_on(h
         assert image.image_id == BUILT.image_id
         assert LAYER in asked
         assert f"/v2/app/blobs/{BUILT.layer_digests[0]}" not in asked
+
+
+async def test_a_layer_that_is_more_than_its_manifest_says_is_given_up_while_it_comes(hub, store):
+    await hub.push(BUILT, "app:1")
+    async with troubled(
+        hub.address, lambda request, _: FLOOD if request.path == LAYER and request.method == "GET" else None
+    ) as between:
+        with pytest.raises(UnavailableError, match="sends more than the manifest says"):
+            await pulled(store, f"{between.address}/app:1")
+    assert leftovers(store) == []
+
+
+async def test_a_disk_that_others_fill_meanwhile_ends_a_pull(hub, tmp_path):
+    """It has room at the beginning."""
+    await hub.push(images.build([[file("b", BYTES)]]), "app:1")
+    async with small_filesystem(tmp_path / "small", size_mib=16) as root:
+
+        def decide(request, _):
+            if request.path != LAYER or request.method != "GET":
+                return None
+            (root / "others").write_bytes(bytes(12 << 20))
+            return STALL
+
+        async with (
+            opened(root / "images", reserve_bytes=8 << 20) as store,
+            troubled(hub.address, decide) as between,
+        ):
+            with pytest.raises(ExhaustedError, match="no space for the image"):
+                await pulled(store, f"{between.address}/app:1")
+            assert leftovers(store) == []

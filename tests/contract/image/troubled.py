@@ -11,10 +11,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-STALL, CUT = (
-    b"stall",
-    b"cut",
-)  # instead of an answer: nothing, for ever; the connection ends in the middle of the body
+# Instead of an answer: nothing, for ever; the connection ends in the middle of the body; more and more of a blob.
+STALL, CUT, FLOOD = b"stall", b"cut", b"flood"
+FLOOD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,12 @@ async def _serve(
     if decided == CUT:
         await reader.read(1000)
         writer.transport.abort()
+        return
+    if decided == FLOOD:
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        for _ in range(FLOOD_BYTES >> 20):
+            writer.write(bytes(1 << 20))
+            await writer.drain()
         return
     body = await _body(head, reader)
     if decided is None:

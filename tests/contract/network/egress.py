@@ -16,6 +16,7 @@ from hyperd.host import process
 from hyperd.model.policy import Limits
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks
+from hyperd.network.elements import NETLINK_NETFILTER, attributes, message
 from hyperd.network.tap import PREFIX, tap_name
 from tests.contract.network.conftest import SETTINGS, Namespace, clean
 
@@ -186,6 +187,13 @@ class World:
 
 async def rules() -> str:
     return (await process.run(["nft", "list", "ruleset"], timeout_s=20)).stdout.decode()
+
+
+def generation() -> int:
+    """How many transactions nftables has seen here; see NFT_MSG_GETGEN in linux/netfilter/nf_tables.h."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as kernel:
+        kernel.send(message(10 << 8 | 16, 1, 1, 0, b"", 0))
+        return int.from_bytes(dict(attributes(kernel.recv(4096)[20:]))[1], "big")
 
 
 async def connects(client: Namespace, server: Namespace, host: str, port: int, *, listens: int = 0) -> bool:

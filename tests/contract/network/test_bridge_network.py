@@ -166,6 +166,14 @@ async def test_a_bridge_that_somebody_removed_is_made_again_for_the_next_sandbox
     assert found[attachment.tap].get_attr("IFLA_MASTER") == found[SETTINGS.bridge]["index"]
 
 
+async def test_whoever_runs_is_plugged_into_a_bridge_that_was_made_again(bridge_network):
+    attachment = await bridge_network.attach(BOX)
+    await process.run_checked(["ip", "link", "del", SETTINGS.bridge], timeout_s=20)
+    await bridge_network.look()
+    found = await links()
+    assert found[attachment.tap].get_attr("IFLA_MASTER") == found[SETTINGS.bridge]["index"]
+
+
 async def test_attaching_again_while_a_machine_holds_the_tap(bridge_network):
     first = await bridge_network.attach(BOX)
     machine = os.open("/dev/net/tun", os.O_RDWR)

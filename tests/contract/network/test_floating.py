@@ -190,6 +190,45 @@ async def test_it_does_not_stay_with_an_address_that_somebody_else_may_get(datab
         await it.networks.remove_network("back")
 
 
+async def test_of_several_networks_it_leads_to_the_one_that_answers_leave_by(database):
+    async with world(database, "", POOLS) as it:
+        networks = it.networks
+
+        async def inside() -> str:
+            return (await rules()).partition("map to {")[2].partition("elements = { ")[2].partition(" }")[0]
+
+        await networks.create_network(NetworkSpec("aa"))
+        await networks.create_network(NetworkSpec("zz"))
+        await networks.create_network(NetworkSpec("shut", internal=True))
+        await lent(it)
+        assert await inside() == f"{ONE} : {it.leases[0].address}"
+        by_name = await networks.attach(POLICED, (), "job", Endpoint("aa"), 1)
+        assert await inside() == f"{ONE} : {by_name.address}"
+        await networks.attach(POLICED, (), "job", Endpoint("shut", gateway_priority=9), 2)
+        assert await inside() == f"{ONE} : {by_name.address}", "nothing leaves by an internal one"
+        by_priority = await networks.attach(POLICED, (), "job", Endpoint("zz", gateway_priority=1), 3)
+        assert await inside() == f"{ONE} : {by_priority.address}"
+        await it.restart(database)
+        assert await inside() == f"{ONE} : {by_priority.address}"
+        for network, left in (("zz", by_name), ("aa", it.leases[0])):
+            await it.networks.disconnect(POLICED, network)
+            assert await inside() == f"{ONE} : {left.address}"
+        await it.networks.disconnect(POLICED, "bridge")
+        assert "_floating" not in await rules()
+        await it.networks.release(POLICED)
+        for network in ("aa", "zz", "shut"):
+            await it.networks.remove_network(network)
+
+
+async def test_whoever_has_one_is_known_to_have_something(database):
+    async with world(database, "", POOLS) as it:
+        await it.networks.release(POLICED)
+        await lent(it)
+        assert POLICED in await it.networks.list_attached()
+        await it.networks.release(POLICED)
+        assert POLICED not in await it.networks.list_attached()
+
+
 async def test_one_that_could_not_be_taken_away_is_taken_the_next_time(database, monkeypatch):
     async with world(database, "", POOLS) as it:
         await lent(it)

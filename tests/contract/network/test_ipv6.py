@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyroute2 import AsyncIPRoute
 
-from hyperd.errors import ExistsError, InvalidError
+from hyperd.errors import ExistsError, InvalidError, UnavailableError
 from hyperd.host import process
 from hyperd.model.network import Endpoint, NetworkSpec
 from hyperd.model.vm import SandboxId
@@ -42,6 +42,19 @@ async def networks(database):
             await made.remove_network(view.spec.name)
         made.close()
         await clean()
+
+
+async def test_a_way_out_that_is_too_narrow_for_ipv6_is_told_as_that(networks):
+    async with AsyncIPRoute() as netlink:
+        await netlink.link("add", ifname="narrow0", kind="veth", mtu=1200)
+        (index,) = await netlink.link_lookup(ifname="narrow0")
+        await netlink.link("set", index=index, state="up")
+        await netlink.route("add", dst="0.0.0.0/0", oif=index)
+        with pytest.raises(UnavailableError, match="IPv6 needs an MTU of 1280") as raised:
+            await networks.create_network(NetworkSpec("six", ipv6=True))
+        assert "--mtu 1280" in raised.value.hint
+        await networks.create_network(NetworkSpec("six", ipv6=True, mtu=1280))
+        await netlink.link("del", index=index)
 
 
 @contextlib.asynccontextmanager

@@ -2,10 +2,13 @@
 """Names on networks that users make: asked by a guest, a namespace on the bridge, of hyperd's server at the gateway."""
 
 import asyncio
+import functools
 import socket
 import struct
 from contextlib import asynccontextmanager
+from ipaddress import IPv4Address, IPv4Network
 
+import dns.asyncquery
 import dns.flags
 import dns.message
 import dns.query
@@ -18,10 +21,16 @@ from hyperd.errors import UnavailableError
 from hyperd.model.network import Named, NetworkSpec
 from hyperd.model.vm import SandboxId
 from hyperd.network import BridgeNetworks
+from hyperd.network.forwarder import Forwarder
+from hyperd.network.nameserver import NameServer
+from hyperd.network.zone import Zone
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.test_networks import ONE, TWO, guest, somebody_outside
 
 UPSTREAM = "127.0.0.77"
+ZONE = Zone(
+    "back", IPv4Network("192.0.2.0/24"), IPv4Address("192.0.2.254"), {"web": (IPv4Address("192.0.2.7"),)}
+)
 SOON_S = 10.0
 THREE = SandboxId("3" * 64)
 
@@ -60,7 +69,7 @@ class Upstream(asyncio.DatagramProtocol):
         self.asked.append(text)
         made = dns.message.make_response(query)
         match text:
-            case "silent.test.":
+            case silent if silent.endswith("silent.test."):
                 return None
             case "gone.test.":
                 made.set_rcode(dns.rcode.NXDOMAIN)
@@ -78,7 +87,7 @@ async def served(database, **spec):
     upstream = Upstream()
     transport, _ = await loop.create_datagram_endpoint(lambda: upstream, local_addr=(UPSTREAM, 53))
     server = await asyncio.start_server(upstream.serve, UPSTREAM, 53)
-    networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,))
+    networks = upstream.networks = BridgeNetworks(SETTINGS, database, lambda: (UPSTREAM,))
     try:
         await networks.prepare()
         made = await networks.create_network(NetworkSpec("back", **spec))
@@ -174,6 +183,59 @@ async def test_nonsense_is_dropped_and_the_server_goes_on(database):
             await asyncio.get_running_loop().sock_connect(guest_socket, (lease.gateway, 53))
             guest_socket.send(b"\xff\xff" + b"y" * 100)
         assert texts(await ask("web")) == [lease.address]
+
+
+async def test_questions_that_nobody_answers_take_no_other_guest_s_place(database):
+    loop = asyncio.get_running_loop()
+    async with (
+        served(database) as (_, upstream, lease, namespace),
+        guest(upstream.networks, TWO, "back") as (
+            other,
+            _,
+        ),
+    ):
+        with namespace.socket(socket.SOCK_DGRAM) as hostile:
+            for number in range(390):
+                query = dns.message.make_query(f"{number}.silent.test", "A").to_wire()
+                await loop.sock_sendto(hostile, query, (lease.gateway, 53))
+                await asyncio.sleep(0)  # the server takes it, else its socket is full
+            query = dns.message.make_query("example.test", "A")
+            asked = functools.partial(dns.query.udp, query, lease.gateway, timeout=SOON_S)
+            answer = await loop.run_in_executor(None, other.call, asked)
+        assert texts(answer) == ["192.0.2.1"]
+        assert len(upstream.asked) < 50
+
+
+async def test_what_many_ask_for_at_once_is_asked_once():
+    loop = asyncio.get_running_loop()
+    upstream = Upstream()
+    transport, _ = await loop.create_datagram_endpoint(lambda: upstream, local_addr=(UPSTREAM, 53))
+    forwarder = Forwarder(lambda: (UPSTREAM,))
+    query = dns.message.make_query("example.test", "A")
+    told = await asyncio.gather(*(forwarder.ask(query, f"10.0.0.{number}") for number in range(40)))
+    transport.close()
+    assert [texts(each) for each in told] == [["192.0.2.1"]] * 40
+    assert upstream.asked == ["example.test."]
+
+
+@pytest.mark.parametrize("steps", range(9))
+async def test_a_server_that_several_open_at_once_is_open_both_ways(steps):
+    address = "127.0.0.99"
+    server = NameServer(IPv4Address(address), lambda _: ZONE, Forwarder(lambda: ()))
+
+    async def late():
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await server.open()
+
+    await asyncio.gather(server.open(), late(), late())
+    query = dns.message.make_query("web", "A")
+    for how in (dns.asyncquery.udp, dns.asyncquery.tcp):
+        assert texts(await how(query, address, timeout=SOON_S)) == ["192.0.2.7"]
+    server.close()
+    await asyncio.sleep(0)  # now it is
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind((address, 53))
 
 
 async def test_a_port_that_is_taken_is_told_and_leaves_no_network(database):

@@ -3,6 +3,9 @@
 
 import asyncio
 import contextlib
+import os
+import resource
+import shutil
 import socket
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from hyperd.network import BridgeNetworks
 from hyperd.network.tap import tap_name
 from hyperd.network.watch import TOGETHER_S, watching
 from tests.contract.network.conftest import SETTINGS, clean
-from tests.contract.network.egress import GOOD, OUTSIDE, POLICED, SOON_S, world
+from tests.contract.network.egress import GOOD, OUTSIDE, PLAIN, POLICED, SOON_S, world
 from tests.fakes.policies import FakePolicies
 
 BY_NAME = "allow: [{domain: good.example, ports: 443}]"
@@ -256,6 +259,60 @@ async def test_a_start_that_cannot_have_its_rules_leaves_nothing(database, monke
         assert await networks.list_attached() == set()
         assert "_policy" not in await rules()
     await clean()
+
+
+async def test_a_bridge_that_somebody_removed_is_made_again_for_one_with_a_policy(database):
+    async with networks_of(database) as networks:
+        await networks.policies.impose(POLICED, Limits("none"), "job")
+        await process.run_checked(["ip", "link", "del", SETTINGS.bridge], timeout_s=20)
+        lease = await networks.attach(POLICED)
+        assert await proxies() == [lease.address]
+        await process.run_checked(["ip", "link", "del", SETTINGS.bridge], timeout_s=20)
+        await networks._default.look()
+        assert await proxies() == [lease.address], "also of one that runs"
+        await networks.release(POLICED)
+    await clean()
+
+
+async def test_one_that_ends_while_the_rules_are_made_again_keeps_nobody_off_the_network(
+    database, tmp_path, monkeypatch
+):
+    async with networks_of(database) as networks:
+        await networks.policies.impose(POLICED, Limits("none"), "job")
+        tap = (await networks.attach(POLICED)).tap
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        ending = tmp_path / "nft"
+        ending.write_text(f'#!/bin/sh\nip link del {tap} 2>/dev/null\nexec {shutil.which("nft")} "$@"\n')
+        ending.chmod(0o755)
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+            await networks.prepare()
+        assert tap not in {name for _, name in socket.if_nameindex()}
+        await networks.attach(PLAIN)
+        for owner in (POLICED, PLAIN):
+            await networks.release(owner)
+    await clean()
+
+
+async def test_where_nothing_is_heard_of_nftables_its_rules_are_looked_at(database):
+    async with world(database, "none") as it:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))  # no further socket
+        try:
+            keeping = asyncio.get_running_loop().create_task(it.networks.keep(every_s=0.05))
+            await asyncio.sleep(0)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        try:
+            await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+            async with asyncio.timeout(SOON_S):
+                while not keeping.done() and not await it.policies.stands(SETTINGS.table):
+                    await asyncio.sleep(0)
+            assert not keeping.done()
+        finally:
+            keeping.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await keeping
 
 
 async def test_a_policy_without_a_sandbox_is_found_and_removed(database):

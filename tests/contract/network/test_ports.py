@@ -395,3 +395,19 @@ async def test_ports_without_an_address_are_published_at_the_default(database):
     finally:
         network.close()
         await clean()
+
+
+async def test_records_that_are_read_again_after_a_failure_publish_nothing_twice(bridge_network, database):
+    first = await bridge_network.attach(ONE, [PortRequest(80, host_port=8080)], "box1")
+    assert first
+    bridge_network.close()
+    following = BridgeNetwork(SETTINGS, database)
+    try:
+        await following._publishing.load()  # and then something else could not be read
+        await following.prepare()
+        await following.release(ONE)
+        await following.attach(TWO, [PortRequest(80, host_port=8080)], "box2")
+        assert following.published(TWO) == (PublishedPort(80, TCP, "0.0.0.0", 8080),)
+        await following.release(TWO)
+    finally:
+        following.close()

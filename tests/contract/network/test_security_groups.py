@@ -5,12 +5,22 @@ import json
 
 import pytest
 
-from hyperd.errors import ExistsError, InvalidError, NotFoundError, WrongStateError
+from hyperd.errors import ExistsError, InvalidError, NotFoundError, UnavailableError, WrongStateError
+from hyperd.host import process
 from hyperd.model.network import PortRequest
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
 from tests.contract.network.conftest import SETTINGS, clean
-from tests.contract.network.egress import HOST_OUTSIDE, OUTSIDE, PLAIN, POLICED, connects, rules, world
+from tests.contract.network.egress import (
+    HOST_OUTSIDE,
+    OUTSIDE,
+    PLAIN,
+    POLICED,
+    connects,
+    generation,
+    rules,
+    world,
+)
 from tests.fakes.policies import FakePolicies
 
 
@@ -152,6 +162,40 @@ async def test_a_group_that_is_gone_leaves_nothing(database):
         await in_groups(it, egress="none")
         await it.policies.remove_group("db")
         assert "members_" not in await rules()
+
+
+async def test_a_change_that_cannot_be_made_is_told_with_whom_and_made_later(database, monkeypatch):
+    async with world(database, "") as it:
+        address = it.leases[0].address
+        await it.policies.groups.create(group("web", tcp("ingress", 80)))
+        await in_groups(it, "web")
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError, match="still in force for job") as refused:
+                await it.policies.groups.update(group("web", tcp("ingress", 81)))
+        assert refused.value.subject == "security group web"
+        assert not await it.policies.stands(SETTINGS.table)
+        await it.networks.prepare()
+        assert await it.policies.stands(SETTINGS.table)
+        assert await connects(it.neighbour, it.guest, address, 81)
+        assert not await connects(it.neighbour, it.guest, address, 80)
+
+
+async def test_a_change_is_one_transaction_for_all_that_have_the_group(database):
+    async with world(database, "") as it:
+        await it.policies.groups.create(group("web", tcp("ingress", 80)))
+        await in_groups(it, "web")
+        await it.replug_neighbour(Limits("", ("web",)))
+        before = generation()
+        await it.policies.groups.update(group("web", tcp("ingress", 81)))
+        assert generation() - before <= 3, "rules, then what leads to them, for each"
+        for namespace, server, lease in (
+            (it.neighbour, it.guest, it.leases[0]),
+            (it.guest, it.neighbour, it.leases[1]),
+        ):
+            assert await connects(namespace, server, lease.address, 81)
+            assert not await connects(namespace, server, lease.address, 80)
 
 
 async def test_rates_are_put_in_and_taken_out(database):

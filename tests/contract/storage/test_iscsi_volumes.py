@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Volumes on a real iSCSI server, with and without a password: who has it, who sees it, and what is told."""
 
+import asyncio
 import os
 import pwd
 import signal
@@ -21,7 +22,7 @@ from hyperd.errors import (
 )
 from hyperd.host.database import Database
 from hyperd.model.vm import SandboxId
-from hyperd.model.volume import ISCSI, VolumeName, VolumeRequest
+from hyperd.model.volume import ISCSI, BrokenVolume, VolumeName, VolumeRequest
 from hyperd.storage import Doors, LocalVolumes, nbd
 from tests.fakes.world import eventually
 from tests.iscsi import iscsi_server, options_of, own_processes
@@ -162,6 +163,11 @@ async def test_a_password_that_is_wrong_or_missing_is_told_and_nothing_stays(
     wanted.options["password-file"] = str(password)
     with pytest.raises(InvalidError, match="is no password"):
         await volumes.create(wanted)
+    password.unlink()
+    os.mkfifo(password)
+    async with asyncio.timeout(10):
+        with pytest.raises(InvalidError, match="not a regular file"):
+            await volumes.create(wanted)
     assert await volumes.list() == []
 
 
@@ -200,16 +206,22 @@ async def test_another_hyperd_finds_and_ends_it_with_its_vm(volumes, server, dat
     await later.open()
     await later.keep_only([BOX], [BOX])
     assert own_processes(tmp_path / "run") == [pid]
+    os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        assert (await later.wait_broken(BOX)).name == DB, "also who was killed while no hyperd looked"
     await later.keep_only([], [])
     assert own_processes(tmp_path / "run") == []
     later.close()
 
 
-async def test_one_that_was_killed_is_made_anew_at_the_next_start(volumes, server, tmp_path):
+async def test_one_that_was_killed_is_told_and_made_anew_at_the_next_start(volumes, server, tmp_path):
     await volumes.create(request(server, format="true"))
     await volumes.lend(BOX, "volume-init", DB)
     (pid,) = own_processes(tmp_path / "run")
+    breaking = asyncio.create_task(volumes.wait_broken(BOX))
     os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        assert await breaking == BrokenVolume(DB, "")
     await volumes.release(BOX)
     assert (await volumes.lend(BOX, "volume-init", DB)).export is not None
     assert own_processes(tmp_path / "run") not in ([], [pid])

@@ -270,6 +270,23 @@ async def test_what_is_rolled_back_to_is_on_the_disk_before_the_run_ends(local, 
     assert synced[-1] == disk.parent.stat().st_ino
 
 
+async def test_a_disk_that_is_lent_is_its_borrowers_until_it_is_asked_for_again(tmp_path):
+    local = LocalStorage(tmp_path, size_bytes=64 << 20, owner_of=owner_among({BOX: 70001, OTHER: 70002}))
+    try:
+        disk = await local.create_writable(BOX)
+        assert await local.lend_writable(BOX, OTHER) == disk
+        assert (disk.stat().st_uid, disk.stat().st_mode & 0o777) == (70002, 0o600)
+        await local.create_writable(BOX)
+        assert disk.stat().st_uid == 70001
+    finally:
+        local.close()
+
+
+async def test_a_disk_that_is_not_there_is_lent_to_nobody(storage):
+    with pytest.raises(NotFoundError):
+        await storage.lend_writable(BOX, OTHER)
+
+
 @pytest.mark.parametrize("made", ["create", "adopt", "stage"])
 async def test_what_a_killed_hyperd_had_half_made_is_known_and_goes(local, tmp_path, monkeypatch, made):
     """Whichever file it was at: the copy has a name of its own until it is whole."""

@@ -3,6 +3,7 @@
 
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 from dataclasses import replace
@@ -56,9 +57,9 @@ def request(port, name=DB, **options):
 
 
 @contextlib.contextmanager
-def qemu_nbd(path, *flags):
+def qemu_nbd(path, *flags, at=0):
     """A real server, until the block ends."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
+    with socket.create_server(("127.0.0.1", at)) as free:
         port = free.getsockname()[1]
     argv = ["qemu-nbd", "-f", "raw", "-x", "disk", "-b", "127.0.0.1", "-p", str(port), "-t", *flags, path]
     with subprocess.Popen(argv) as server:
@@ -71,7 +72,7 @@ def qemu_nbd(path, *flags):
             wait_until(answers, "qemu-nbd answers")
             yield port
         finally:
-            server.terminate()
+            server.kill()
 
 
 def require_ext4(path):
@@ -219,6 +220,34 @@ async def test_a_server_that_is_not_there_or_does_not_answer_is_told_in_time(vol
         pytest.raises(TimeoutExpiredError, match="did not answer"),
     ):
         await nbd.describe(NbdExport("127.0.0.1", silent.getsockname()[1], "disk"), deadline_s=0.2)
+
+
+async def test_a_disk_is_as_large_as_its_server_says_by_now_and_never_smaller(volumes, tmp_path):
+    path = tmp_path / "served.img"
+    path.touch()
+    os.truncate(path, SIZE)
+    with qemu_nbd(path) as port:
+        await volumes.create(request(port, format="true"))
+    wanted = request(port)
+    for size, told in ((2 * SIZE, 2 * SIZE), (SIZE, None)):
+        os.truncate(path, size)
+        with qemu_nbd(path, at=port):
+            if told is None:
+                with pytest.raises(WrongStateError, match="has become smaller"):
+                    await volumes.lend(BOX, "volume-init", DB)
+            else:
+                assert (await volumes.lend(BOX, "volume-init", DB)).size_bytes == told
+            await volumes.release(BOX)
+            assert (await volumes.create(wanted)).size_bytes == 2 * SIZE
+
+
+async def test_a_server_that_takes_a_file_system_too_slowly_is_told(volumes, disk, monkeypatch):
+    monkeypatch.setattr("hyperd.storage.remote.SEND_TIMEOUT_S", 0)
+    monkeypatch.setattr("hyperd.storage.remote.SLOWEST_BYTES_PER_S", SIZE * 1000)
+    with pytest.raises(TimeoutExpiredError, match="overwritten in part") as raised:
+        await volumes.create(request(disk.port, format="true"))
+    assert f"127.0.0.1:{disk.port}" in str(raised.value)
+    assert await volumes.list() == []
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,17 @@ async def test_vms_outlive_a_killed_process_and_can_be_destroyed_in_the_first_mo
     assert not own_lab.qemu_pids()
 
 
+async def test_qemus_that_answer_nothing_are_taken_over_with_the_others_and_can_be_ended(
+    own_lab: Lab,
+) -> None:
+    """libvirt gives up on each after 30 s: one after the other they would take longer than the next one has."""
+    await hold_and_kill(own_lab, *(new_id() for _ in range(4)))
+    for pid in own_lab.qemu_pids()[:3]:
+        os.kill(pid, signal.SIGSTOP)
+    assert await end_all(own_lab) == "4 0"
+    assert not own_lab.qemu_pids()
+
+
 async def test_vms_that_ended_while_nobody_looked_are_not_adopted(own_lab: Lab) -> None:
     await hold_and_kill(own_lab, new_id())
     for pid in own_lab.qemu_pids():

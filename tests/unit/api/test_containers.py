@@ -4,6 +4,7 @@
 import asyncio
 import logging
 import time
+from typing import Any
 
 import grpc
 import pytest
@@ -24,6 +25,7 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.model.guest import ProcessExit, Stream
+from hyperd.sandbox.specification import MAX_SPEC_BYTES
 from tests.fakes.guest_process import Script
 from tests.fakes.world import eventually
 from tests.unit.api.conftest import Api
@@ -42,6 +44,11 @@ def detail_of(error: grpc.aio.AioRpcError) -> system_pb2.ErrorDetail:
     return system_pb2.ErrorDetail.FromString(raw)
 
 
+async def listed(api: Api, **fields: Any) -> list[pb.Container]:
+    parts = api.containers.ListContainers(pb.ListContainersRequest(**fields))
+    return [container async for part in parts for container in part.containers]
+
+
 async def test_the_life_of_a_container_call_by_call(api: Api) -> None:
     calls = api.containers
     container = await create(api, name="web")
@@ -50,8 +57,7 @@ async def test_the_life_of_a_container_call_by_call(api: Api) -> None:
     assert shown.accelerator == "tcg"
     assert 0 not in (shown.vm_pid, shown.guest_pid)
     assert shown.networks[0].address == "10.99.0.2"
-    listed = await calls.ListContainers(pb.ListContainersRequest())
-    assert [item.id for item in listed.containers] == [container]
+    assert [item.id for item in await listed(api)] == [container]
     await calls.KillContainer(pb.KillContainerRequest(container="web", signal="HUP"))
     exit_ = (await calls.WaitContainer(pb.WaitContainerRequest(container="web"))).exit
     assert (exit_.code, exit_.reason) == (129, pb.EXIT_REASON_STOPPED)
@@ -62,7 +68,7 @@ async def test_the_life_of_a_container_call_by_call(api: Api) -> None:
     assert inspected.finished_at.seconds > 0
     removed = await calls.RemoveContainer(pb.RemoveContainerRequest(container=container[:12]))
     assert removed.container_id == container
-    assert not (await calls.ListContainers(pb.ListContainersRequest(all=True))).containers
+    assert not await listed(api, all=True)
 
 
 @pytest.mark.parametrize(
@@ -83,11 +89,7 @@ async def test_the_life_of_a_container_call_by_call(api: Api) -> None:
             pb.CreateContainerRequest(spec=pb.ContainerSpec(image="alpine", network="host")),
             "UNIMPLEMENTED",
         ),
-        (
-            "ListContainers",
-            pb.ListContainersRequest(filters=[pb.Filter(key="x", value="y")]),
-            "INVALID_ARGUMENT",
-        ),
+        ("SignalExec", pb.SignalExecRequest(container="web", exec_id="e"), "FAILED_PRECONDITION"),
     ],
 )
 async def test_a_request_that_fails_says_what_on_what_and_what_to_do(
@@ -244,3 +246,24 @@ async def test_logs_follow_until_the_end_or_until_the_moment_given(api: Api) -> 
         assert first.data == b"new\n"
         process.finish(ProcessExit(0))
         assert await call.read() is grpc.aio.EOF
+
+
+async def test_a_filter_that_is_none_is_refused(api: Api) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await listed(api, filters=[pb.Filter(key="x", value="y")])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert detail_of(caught.value).brief
+
+
+async def test_what_is_too_large_is_refused_and_many_large_ones_are_listed(api: Api) -> None:
+    """Together they are more than one message may be."""
+    large = {"large": "x" * (MAX_SPEC_BYTES - 1000)}
+    names = [f"c{number}" for number in range(20)]
+    for name in names:
+        await create(api, name=name, labels=large)
+    assert [container.name for container in await listed(api, all=True)] == names[::-1]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await create(api, env=["A=" + "x" * MAX_SPEC_BYTES])
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "1024 KiB are the most" in detail_of(caught.value).brief
+    assert len(await listed(api, all=True)) == len(names)

@@ -99,7 +99,9 @@ async def test_the_daemon_tells_of_itself(api: Api) -> None:
 def test_a_platform_is_os_slash_architecture() -> None:
     assert decode_platform("") is None
     assert decode_platform("linux/arm/v7") == Platform("linux", "arm", "v7")
-    for wrong in ("linux", "linux/", "/", "a/b/c/d"):
+    for alias in ("arm64", "linux/aarch64", "Linux/ARM64"):
+        assert decode_platform(alias) == Platform("linux", "arm64")
+    for wrong in ("linux", "linux/", "/", "a/b/c/d", "linux/a\0b", "linux/a b"):
         with pytest.raises(InvalidError):
             decode_platform(wrong)
 

@@ -166,6 +166,33 @@ async def test_a_signal_overtakes_input_that_nobody_reads(api: Api) -> None:
     assert (await caller.finish()).code == 143
 
 
+async def test_a_signal_of_a_call_of_its_own_passes_all_input_that_nobody_reads(api: Api) -> None:
+    container = (await run(api, detach=True).start()).container_id
+    caller = exec_(api, container, "sleep", stdin=True)
+    exec_id = (await caller.start()).exec_id
+    (held,) = api.world.agent(api.fleet.get(container)).containers.values()
+    process = held.processes[exec_id]  # type: ignore[index]
+    process.emit(b"y" * (16 << 20))  # as its output is not read, it reads nothing either
+    pouring = asyncio.create_task(_pour(caller))
+    for _ in range(200):
+        await asyncio.sleep(0)
+    request = pb.SignalExecRequest(container=container, exec_id=exec_id, signal="INT")
+    await api.containers.SignalExec(request, timeout=DEADLINE_S)
+    assert process.signals == [2]
+    pouring.cancel()
+    caller.call.cancel()
+    driver = api.fleet._drivers[api.fleet.get(container).record.sandbox_id]
+    await eventually(lambda: driver.tenure is not None and not driver.tenure.execs.tasks)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.containers.SignalExec(request, timeout=DEADLINE_S)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def _pour(caller: Caller) -> None:
+    while True:
+        await caller.send(stdin=b"x" * 65536)
+
+
 async def test_exec_detached_runs_on(api: Api) -> None:
     started = await run(api, detach=True).start()
     caller = exec_(api, started.container_id, "job", detach=True)

@@ -74,6 +74,15 @@ async def test_a_base_image_that_is_missing_is_pulled_with_the_callers_credentia
     assert PullNotice("Pulling far.example/base") in shop.heard
 
 
+async def test_a_name_of_hexadecimal_letters_is_no_id(shop: Shop):
+    name = image_named("alpine").image_id.removeprefix("sha256:")[:12]
+    shop.world.images.publish(name)
+    await shop.build(dockerfile=b"FROM " + name.encode())
+    assert shop.world.images.pulls == [name]
+    await shop.build(dockerfile=b"FROM " + name.encode())
+    assert shop.world.images.pulls == [name]
+
+
 async def test_pull_asks_the_registry_for_what_is_here(shop: Shop):
     shop.world.images.publish("alpine")
     await shop.build(pull=True)
@@ -94,6 +103,18 @@ async def test_a_name_that_is_none_is_the_engines_to_complain_of(shop: Shop):
     shop.script("buildah", ProcessExit(125), b"invalid reference format")
     shop.world.images.fail_next_pull = InvalidError("malformed image reference")
     assert await shop.build(dockerfile=b"FROM NOT/A:NAME:") == BuildFailed(125)
+
+
+async def test_a_caller_who_goes_while_the_builder_is_being_recorded_leaves_none(shop: Shop):
+    shop.world.volumes.may_settle.clear()
+    building = asyncio.create_task(shop.build())
+    await eventually(lambda: bool(shop.fleet.views()))
+    building.cancel()
+    await asyncio.wait({building}, timeout=0.05)
+    shop.world.volumes.may_settle.set()
+    await asyncio.wait({building})
+    assert building.cancelled()
+    shop.require_nothing_left()
 
 
 async def test_secrets_reach_the_builder_on_standard_input_alone(shop: Shop):

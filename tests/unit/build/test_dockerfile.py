@@ -32,6 +32,11 @@ def images(text: str, target: str = "", **build_args: str) -> list[str]:
         ("FROM alpine\nRUN <<-'EOF' cat\n\tFROM no\n\tEOF\nCOPY --from=busybox /a /b", ["alpine", "busybox"]),
         ("FROM alpine\nRUN --mount=type=bind,from=tools:1,target=/t true", ["alpine", "tools:1"]),
         ('FROM alpine\nCOPY --chown=1 --from="busybox" /a /b', ["alpine", "busybox"]),
+        ("FROM a\nRUN cat <<<HELLO\nFROM b", ["b"]),
+        ("FROM a\nRUN echo 'see <<EOF here'\nCOPY --from=b / /", ["a", "b"]),
+        ("FROM a\nRUN cat <<NEVER\nCOPY --from=b / /", ["a", "b"]),
+        ('FROM a\nRUN cat 3<<"E F" <<~G\nFROM no\nE F\nFROM no\nG\nFROM b', ["b"]),
+        ("FROM a\nENV TOOLS tools:1\nCOPY --from=$TOOLS / /", ["a", "tools:1"]),
         ("", []),
         ("RUN echo $(cat <<EOF", []),
     ],
@@ -128,6 +133,10 @@ def test_a_number_that_no_stage_has_is_no_stage():
     digits = "1" * 5000
     assert images(f"FROM a\nCOPY --from={digits} / /\n", target=digits) == []
     assert images(f"FROM a\nCOPY --from={digits} / /\n") == ["a"]
+
+
+def test_here_documents_without_an_end_are_looked_for_once():
+    assert images("FROM a\n" + "RUN cat <<E <<-F\n" * 20_000 + "COPY --from=b / /") == ["a", "b"]
 
 
 def test_a_line_that_goes_on_many_times():

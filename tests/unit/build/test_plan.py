@@ -102,3 +102,14 @@ def test_what_is_meant_is_not_refused():
         network="default",
     )
     plan.require_valid(spec, OURS)
+
+
+def test_an_argument_that_is_too_long_is_named_by_its_key_alone():
+    with pytest.raises(InvalidError, match="has a zero byte") as caught:
+        plan.require_valid(
+            BuildSpec(
+                dockerfile=b"FROM scratch", build_args=(f"TOKEN=sesame{'x' * plan.MAX_ARGUMENT_BYTES}",)
+            ),
+            OURS,
+        )
+    assert caught.value.subject == "TOKEN"

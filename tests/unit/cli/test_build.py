@@ -52,7 +52,7 @@ def test_a_directory_is_sent_with_its_dockerfile_beside(daemon, hyper, project):
     )
     assert (result.status, result.out) == (0, "")
     assert result.err == (
-        f"STEP 1/1: FROM alpine\nSuccessfully built {digest('built')}\nSuccessfully tagged docker.io/library/mine:1\n"
+        f"STEP 1/1: FROM alpine\nSuccessfully built {digest('built')}\nSuccessfully tagged mine:1\n"
     )
     options = daemon.engine.options
     assert (options.dockerfile, options.target) == (b"FROM alpine\n", "one")

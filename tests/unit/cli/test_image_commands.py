@@ -48,6 +48,31 @@ def test_a_push_in_dockers_words(daemon, hyper):
     assert hyper("push", "nosuch").status == 3
 
 
+def test_progress_for_programs_is_an_object_a_line(daemon, hyper, tmp_path):
+    pulled = [json.loads(line) for line in hyper("pull", "--format", "json", "busybox:1").out.splitlines()]
+    layers = [said for said in pulled if "progressDetail" in said]
+    assert {said["status"] for said in layers} == {"Downloading", "Extracting"}
+    assert all(
+        set(said["progressDetail"]) == {"current", "total"} and len(said["id"]) == 12 for said in layers
+    )
+    reference = "docker.io/library/busybox:1"
+    assert pulled[-2:] == [
+        {"status": "Status: Downloaded newer image for busybox:1"},
+        {"aux": {"ID": digest(reference), "Tags": [reference]}},
+    ]
+    pushed = [json.loads(line) for line in hyper("push", "--format", "json", "alpine").out.splitlines()]
+    assert set(pushed[-1]["aux"]) == {"Tag", "Digest", "Size"}
+    file = tmp_path / "images.tar"
+    file.write_bytes(daemon.archive)
+    loaded = [
+        json.loads(line) for line in hyper("load", "--format", "json", "-i", str(file)).out.splitlines()
+    ]
+    assert set(loaded[-1]["aux"]) == {"ID", "Tags"}
+    assert [hyper("pull", "--format", form, *more, "busybox").status for form, more in (
+        ("table", ()), ("json", ("-q",)),
+    )] == [2, 2]  # fmt: skip
+
+
 def test_credentials_travel_with_the_call_and_are_never_shown(daemon, hyper, logged_in):
     daemon.manifests["alpine"] = (b"{}", "application/vnd.oci.image.manifest.v1+json")
     shown = [hyper("pull", "busybox"), hyper("push", "alpine"), hyper("manifest", "inspect", "alpine")]

@@ -58,6 +58,8 @@ def test_what_is_taken_back_may_name_the_port_of_the_host():
     (plain, at_host) = ports.parse_unpublished(["80", "8053:53/udp"])
     assert (plain.container_port, plain.protocol, plain.host_port) == (80, "tcp", 0)
     assert (at_host.container_port, at_host.protocol, at_host.host_port) == (53, "udp", 8053)
+    with pytest.raises(InvalidError, match="HOST:CONTAINER"):
+        ports.parse_unpublished(["8080/udp:80"])
 
 
 def published(container_port, host_port, protocol="tcp", host_ip="0.0.0.0"):

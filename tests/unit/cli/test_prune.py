@@ -103,7 +103,7 @@ def test_an_image_prune_after_a_yes(daemon, hyper, answer):
     assert result.out == (
         "WARNING! This will remove all images without at least one container associated to them.\n"
         "Are you sure you want to continue? [y/N] "
-        f"Deleted Images:\nuntagged: {image.tags[0]}\ndeleted: {image.id}\n\nTotal reclaimed space: 7.835MB\n"
+        f"Deleted Images:\nuntagged: alpine:latest\ndeleted: {image.id}\n\nTotal reclaimed space: 7.835MB\n"
     )
     [request] = asked(daemon, image_pb2.PruneImagesRequest)
     assert [(item.key, item.value) for item in request.filters] == [

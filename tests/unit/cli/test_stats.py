@@ -90,3 +90,9 @@ def counted(cpu_ns, read_at_ns=0, *, running=True):
 )
 def test_the_share_of_a_cpu_is_what_was_used_in_between(now, before, share):
     assert stats_shape.cpu_share(now, before) == share
+
+
+def test_what_is_not_known_is_not_shown_as_nothing():
+    row = stats_shape.stats_row(pb.ContainerStats(running=True), None, truncate=True)
+    assert (row["NetIO"], row["RateDroppedIn"], row["RateDroppedOut"]) == ("-- / --", "--", "--")
+    assert stats_shape.stats_row(pb.ContainerStats(), None, truncate=True)["NetIO"] == "0B / 0B"

@@ -219,6 +219,14 @@ def test_a_signal_does_not_wait_behind_input(daemon, spawn):
     assert child.wait(DEADLINE_S) == 130
 
 
+def test_a_signal_to_an_exec_does_not_wait_behind_input_either(daemon, web, spawn):
+    child = spawn("exec", "-i", "web", "sleep", **PIPES)
+    assert child.stdout.readline() == b"ready\n"
+    fill(child.stdin.fileno())
+    child.send_signal(signal.SIGINT)
+    assert child.wait(DEADLINE_S) == 130
+
+
 def test_no_sig_proxy_leaves_the_process_running(daemon, spawn):
     child = spawn("run", "--sig-proxy=false", "alpine", "sleep", **PIPES)
     assert child.stdout.readline() == b"ready\n"

@@ -121,6 +121,16 @@ def status(*, container_id="a" * 64, state=pb.CONTAINER_STATE_RUNNING, processes
         [status(processes=[pb.ProcessStatus(process_id="x", running=True, output_end_offset=2**63)])],
         [status(processes=[pb.ProcessStatus(running=True)] * (convert.MAX_PROCESSES + 1))],
         [status(container_id=f"{number:064x}") for number in range(convert.MAX_CONTAINERS + 1)],
+        [
+            status(
+                container_id=f"{number:064x}",
+                processes=[
+                    pb.ProcessStatus(process_id=f"{process}", running=True)
+                    for process in range(convert.MAX_PROCESSES)
+                ],
+            )
+            for number in range(convert.MAX_LISTED // convert.MAX_PROCESSES + 1)
+        ],
     ],
 )
 def test_a_list_of_containers_that_cannot_be_is_nonsense(wrong):

@@ -45,6 +45,37 @@ async def test_a_cancelled_caller_hears_of_it_when_the_call_has_ended_and_the_ca
     assert ends == ["ended"]
 
 
+async def test_a_call_to_the_end_is_made_though_its_caller_is_cancelled_before_a_thread_has_come_to_it(
+    workers: Workers,
+) -> None:
+    loop = asyncio.get_running_loop()
+    began, go_on = asyncio.Event(), threading.Event()
+    made: list[str] = []
+
+    def first() -> None:
+        loop.call_soon_threadsafe(began.set)
+        assert go_on.wait(10)
+
+    blocking = loop.create_task(workers.call(first))
+    await began.wait()
+    caller = loop.create_task(workers.call_to_the_end(made.append, "made"))
+    for _ in range(2):  # once more changes nothing
+        await asyncio.wait((caller,), timeout=0.01)
+        caller.cancel()
+    await asyncio.wait((caller,), timeout=0.01)
+    assert not caller.done()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await caller
+    assert made == ["made"]
+    await blocking
+
+
+async def test_a_call_to_the_end_raises_what_the_call_raises(workers: Workers) -> None:
+    with pytest.raises(ZeroDivisionError):
+        await workers.call_to_the_end(lambda: 1 // 0)
+
+
 async def test_a_call_that_no_thread_has_come_to_is_never_made(workers: Workers) -> None:
     loop = asyncio.get_running_loop()
     began, go_on = asyncio.Event(), threading.Event()

@@ -179,6 +179,12 @@ def test_words_keep_their_quotes():
     ]
 
 
+def test_nor_within_quotes():
+    """Where what is too long is never put together."""
+    with pytest.raises(InvalidError, match="too long"):
+        expand('"' + "$A" * 5000 + '"', {"A": "x" * 100_000})
+
+
 def test_variables_cannot_grow_without_end():
     changes = ["ENV A=" + "x" * 1000] + ["ENV A=" + "$A" * 10] * 10
     with pytest.raises(InvalidError, match="too long"):

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Names, ids and removal, by Docker's rules, on a real database without any file."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from hyperd.errors import ImageNotFoundError, InvalidError, WrongStateError
 from hyperd.host.database import Database
-from hyperd.image import records, removal
+from hyperd.image import pruning, records, removal
 from hyperd.image.manifest import Manifest, parse_manifest
 from hyperd.image.reference import parse_named
 from hyperd.model.image import Digest, ImageId, Removal
 from tests import images
+from tests.images import file
 
 
 @pytest.fixture
@@ -32,6 +34,23 @@ async def add(database, built, *names):
         tuple(map(parse_named, names)),
     )
     return await database.transaction(lambda connection: records.save_image(connection, new))
+
+
+async def test_a_layer_of_several_images_is_told_with_the_last_that_goes(database):
+    shared, own = [file("shared")], [file("own")]
+    built = [images.build([shared]), images.build([shared, own]), images.build([own])]
+    for number, each in enumerate(built):
+        await add(database, each, f"example.org/x:{number}")
+    kept = built[2].image_id
+    choice = pruning.parse_choice([], everything=True, now=datetime.now(UTC))
+    removed = await database.transaction(
+        lambda connection: pruning.prune(connection, choice, {ImageId(kept): "somebody"})
+    )
+    assert set(removed.deleted) == {built[0].image_id, built[1].image_id}
+    assert sorted(removed.removal.deleted) == sorted(
+        (built[0].image_id, built[1].image_id, built[0].diff_ids[0])
+    )
+    assert removed.removal.deleted[-1] == built[0].diff_ids[0]
 
 
 async def find(database, text):

@@ -39,7 +39,7 @@ def asked(network, asker, name, kind="A"):
 
 def test_who_is_on_several_networks_knows_the_names_of_all():
     assert asked(FRONT, "10.1.0.2", "db") == asked(FRONT, "10.1.0.2", "db.back") == {"10.2.0.3"}
-    assert asked(FRONT, "10.1.0.2", "db.front") == "NXDOMAIN"
+    assert asked(FRONT, "10.1.0.2", "db.front") is None, "which may be somebody's"
     assert asked(FRONT, "10.1.0.2", "web") == {"10.1.0.2", "10.2.0.2"}
     assert asked(FRONT, "10.1.0.2", dns.reversename.from_address("10.2.0.3"), "PTR") == {"db.back."}
 
@@ -89,3 +89,28 @@ def test_names_have_addresses_of_both_kinds_and_lead_back():
     assert ask(dns.reversename.from_address("2001:db8::1"), "PTR") is None
     assert ask("db", "AAAA", FRONT) == ([], "NOERROR"), "it is there, and has none"
     assert ask("nobody", "AAAA") == ([], "NXDOMAIN")
+
+
+def test_names_with_dots_are_names_too():
+    named = [
+        Named("front", "10.1.0.2", ("web.1",), WEB, (("db.local", DB),)),
+        Named("front", "10.1.0.3", ("db",), DB),
+    ]
+    directory = Directory(lambda: [FRONT], lambda: named)
+
+    def known(name):
+        made = answer(directory.zone(FRONT, "10.1.0.2"), dns.message.make_query(name, "A"))
+        return made and [str(record) for rrset in made.answer for record in rrset]
+
+    assert known("web.1") == known("WEB.1.front") == ["10.1.0.2"]
+    assert known("db.local") == ["10.1.0.3"]
+    assert known("web.2") is None
+
+
+def test_a_network_s_name_hides_no_names_of_the_world():
+    com = settings("com", 3)
+    directory = Directory(lambda: [com], lambda: [Named("com", "10.3.0.2", ("web",), WEB)])
+    zone = directory.zone(com, "10.3.0.2")
+    assert answer(zone, dns.message.make_query("example.com", "A")) is None
+    assert answer(zone, dns.message.make_query("com", "A")).rcode() == dns.rcode.NXDOMAIN
+    assert answer(zone, dns.message.make_query("web.com", "A")).answer

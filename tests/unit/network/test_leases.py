@@ -13,7 +13,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from hyperd.errors import ExhaustedError, ExistsError, InvalidError, WrongStateError
 from hyperd.host.database import Database
+from hyperd.model.network import Endpoint
 from hyperd.model.vm import SandboxId
+from hyperd.network.attachments import wish_of
 from hyperd.network.leases import Leases, Wish
 from hyperd.network.plugs import address6_in
 from hyperd.network.settings import BridgeSettings
@@ -142,9 +144,22 @@ TestLeasingBoth.settings = hypothesis.settings(max_examples=30, stateful_step_co
 
 
 def test_an_mtu_that_is_none_is_told_with_the_network_and_the_range():
-    with pytest.raises(InvalidError, match="576 to 65535, not 20") as raised:
+    with pytest.raises(InvalidError, match="576 to 65521, not 20") as raised:
         BridgeSettings(tap_owner_uid=0, name="n1", bridge="hyb", subnet=SETTINGS.subnet, mtu=20)
     assert raised.value.subject == "network n1"
+
+
+async def test_an_address_that_an_earlier_hyperd_gave_with_a_scope_is_the_one_without(database, leases):
+    settings = dataclasses.replace(SETTINGS, subnet6=IPv6Network("fd12:3456::/64"))
+    there = Leases(database, settings)
+    await there.lease(box(1), Wish(address6=IPv6Address("fd12:3456::50%eth0")))
+    (lease,) = await there.list_all()
+    assert address6_in(lease, settings) == IPv6Address("fd12:3456::50")
+
+
+def test_an_address_with_a_scope_is_none_to_ask_for():
+    with pytest.raises(InvalidError, match="no IPv6 address"):
+        wish_of(Endpoint("six", address6="fd12:3456::50%eth0"), 0)
 
 
 async def test_an_ipv6_address_of_a_network_without_ipv6_is_told_of_the_network(leases):

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What nftables is told of policies. That it understands, and what comes of it, tests/contract/network has."""
 
+import zlib
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from hyperd.model.policy import EgressMode, EgressPolicy, EgressRule, PortRange, Service
+from hyperd.network.policy.group_rules import members_set
 from hyperd.network.policy.rules import (
     NOWHERE,
     Judged,
@@ -64,6 +66,12 @@ def test_names_of_one_service_are_one_set():
     rules = (EgressRule(("a.test",), (), (), WEB), EgressRule(("b.test",), (), (), WEB))
     text = render_wire("t", Judged(WIRE, listed(*rules)))
     assert text.count(f"add set inet t_policy {learned_set(WIRE.name, WEB)} ") == 1
+
+
+def test_groups_whose_names_share_a_checksum_share_no_members():
+    names = "ckvdpyjfm", "jmuzvgsyz"
+    assert len({zlib.crc32(name.encode()) for name in names}) == 1
+    assert len({members_set(name) for name in names}) == 2
 
 
 def test_a_packet_s_way_does_not_grow_with_the_wires():

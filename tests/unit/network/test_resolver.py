@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperd.network.resolver import Resolver, choose_resolver, parse_resolv_conf
+from hyperd.network.nameservers import without_ours
+from hyperd.network.resolver import Resolver, choose_resolver, host_servers, parse_resolv_conf
+from hyperd.network.settings import BridgeSettings
 
 
 def test_servers_searches_and_options_are_taken_over():
@@ -44,6 +46,18 @@ def test_behind_systemds_stub_are_the_servers_that_it_asks():
 def test_no_server_is_said_by_an_empty_list():
     assert choose_resolver("nameserver 127.0.0.1", "") == Resolver()
     assert choose_resolver("", "") == Resolver()
+
+
+def test_what_hyperd_asks_is_what_the_host_asks():
+    text = "nameserver 127.0.0.53\nnameserver fe80::1%eth0\nnameserver x\nnameserver 2001:db8::1\nnameserver ::\n"
+    assert host_servers(text) == ("127.0.0.53", "fe80::1%eth0", "2001:db8::1")
+    assert host_servers("") == ("127.0.0.1",), "resolv.conf(5)"
+
+
+def test_our_own_servers_are_not_asked_what_they_were_asked():
+    settings = BridgeSettings(0, subnet=IPv4Network("10.1.0.0/24"), subnet6=IPv6Network("fd00::/64"))
+    upstream = without_ours(lambda: ["10.1.0.1", "192.0.2.1", "fd00::1"], lambda: [settings])
+    assert upstream() == ["192.0.2.1"]
 
 
 @given(st.text(), st.text())

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
 from hyperd.errors import InvalidError, UnavailableError
 from hyperd.model.vm import SandboxId
+from hyperd.network import nat
 from hyperd.network.bridge import HostRoute, choose_mtu, require_free
 from hyperd.network.nat import render_rules
 from hyperd.network.settings import BridgeSettings
@@ -74,6 +75,8 @@ def test_an_internal_network_has_no_way_out_at_all_and_none_in():
         {"bridge": 'hyper0" accept'},
         {"subnet": IPv4Network("10.1.2.0/30")},
         {"mtu": 100},
+        {"mtu": 65522},
+        {"mtu": 1279, "subnet6": IPv6Network("fd00::/64")},
     ],
 )
 def test_settings_that_cannot_work_are_invalid(wrong):
@@ -85,3 +88,15 @@ def test_a_taps_name_fits_an_interface():
     name = tap_name(SandboxId("0123456789abcdef" * 4))
     assert name == "hyt0123456789ab"
     assert len(name) == 15
+
+
+def test_an_interface_that_goes_while_ipv6_is_forwarded_is_none(tmp_path, monkeypatch):
+    for interface, heeds in (("all", "1"), ("eth0", "1"), ("gone", None)):
+        (tmp_path / interface).mkdir()
+        if heeds is not None:
+            (tmp_path / interface / "accept_ra").write_text(heeds)
+    (tmp_path / "all" / "forwarding").write_text("0")
+    monkeypatch.setattr(nat, "_INTERFACES6", tmp_path)
+    assert nat.enable_forwarding6()
+    assert (tmp_path / "all" / "forwarding").read_text() == "1"
+    assert (tmp_path / "eth0" / "accept_ra").read_text() == "2"

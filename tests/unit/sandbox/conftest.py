@@ -35,5 +35,6 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         "errands.ADOPT_DELAY_S",
         "execs.DRAIN_TIMEOUT_S",
         "execs.EXEC_DRAIN_TIMEOUT_S",
+        "lookout.LOST_GRACE_S",
     ):
         monkeypatch.setattr(f"hyperd.sandbox.{name}", 0.02)

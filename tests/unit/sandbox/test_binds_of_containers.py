@@ -9,7 +9,7 @@ from hyperd.model.guest import GuestMount
 from hyperd.model.share import IdRange
 from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import SandboxHandle, tenure
+from hyperd.sandbox import SandboxHandle, lookout
 from hyperd.sandbox.mount_sources import EMULATED_NOTE
 from hyperd.sandbox.template import STRIKES
 from tests.fakes.hypervisor import qemu_died, restore_failed
@@ -164,7 +164,7 @@ async def test_a_share_that_is_lost_is_told_and_the_container_runs_on(fleet, wor
 
 
 async def test_shares_that_cannot_be_watched_end_nothing_and_are_watched_later(fleet, world, monkeypatch):
-    monkeypatch.setattr(tenure, "SHARES_DELAY_S", 0)
+    monkeypatch.setattr(lookout, "RETRY_DELAY_S", 0)
     world.shares.fail_next_wait = UnavailableError("is locked by nobody")
     handle = await started(fleet, name="web", mounts=(bind("/x"),))
     await eventually(lambda: world.shares.fail_next_wait is None)

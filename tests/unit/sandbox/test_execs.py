@@ -7,7 +7,15 @@ import pytest
 
 from hyperd.errors import InvalidError
 from hyperd.model.container import ContainerState, ExecSpec, Exit, ExitReason
-from hyperd.model.guest import FIRST_PROCESS, ProcessExit, Stream
+from hyperd.model.guest import (
+    FIRST_PROCESS,
+    ContainerId,
+    ContainerPlan,
+    ProcessExit,
+    ProcessId,
+    ProcessPlan,
+    Stream,
+)
 from hyperd.sandbox import Fleet
 from tests.fakes.guest_process import Script
 from tests.fakes.world import World, eventually, started
@@ -83,3 +91,20 @@ async def test_hanging_up_in_an_exec_leaves_it_watched(world: World, fleet: Flee
     world.script("ls", Script([(Stream.STDOUT, b"x" * 2_000_000)], ProcessExit(0)))
     gate.set()
     await agent.wait_called("forget_process")
+
+
+async def test_only_a_container_s_own_processes_are_taken_over(world: World) -> None:
+    async with world.daemon() as fleet:
+        handle = await started(fleet)
+        await handle.exec(ExecSpec(("tail",)))
+        agent = world.agent(handle)
+        other = ContainerId("f" * 64)
+        agent.create(ContainerPlan(other, (), None, False, ProcessPlan(("x",), ())))
+        agent.start(other)
+        for number in range(30):
+            agent.exec(other, ProcessId(f"{number}"), ProcessPlan(("x",), ()))
+    async with world.daemon() as fleet:
+        driver = fleet._drivers[handle.record.sandbox_id]
+        await eventually(lambda: driver.tenure is not None and driver.tenure.execs.tasks)
+        assert driver.tenure is not None
+        assert len(driver.tenure.execs.tasks) == 1

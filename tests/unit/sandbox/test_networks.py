@@ -159,7 +159,7 @@ async def test_one_that_runs_joins_a_network_and_leaves_it(world, fleet, desk):
     assert world.network.ports[TO_WEB][2] == "back"
     with pytest.raises(WrongStateError, match="on network back already"):
         await desk.connect(handle, BACK)
-    assert await desk.disconnect(handle, "back", force=False) == ""
+    assert await desk.disconnect(handle, "back", force=False) == []
     assert names(handle) == ["zone"]
     assert links(world, handle) == [("eth0", True)]
     assert world.hypervisor.plugged[sandbox_id] == []
@@ -188,7 +188,7 @@ async def test_what_it_joined_it_is_on_after_a_restart_of_it_and_of_hyperd(world
 async def test_the_nic_that_it_was_started_with_stays_for_its_next_network(world, fleet, desk):
     handle = await started(fleet)
     tap = handle.view().attachments[0].tap
-    assert await desk.disconnect(handle, "bridge", force=False) == ""
+    assert await desk.disconnect(handle, "bridge", force=False) == []
     assert names(handle) == []
     assert links(world, handle) == []
     with pytest.raises(WrongStateError, match="no network"):
@@ -219,7 +219,8 @@ async def test_a_guest_that_does_not_let_go_is_off_the_network_all_the_same_and_
     await desk.connect(handle, BACK)
     world.hypervisor.clinging.add(sandbox_id)
     world.agent(handle).fail_next("rewire", UnavailableError("does not listen"))
-    assert "not let go" in await desk.disconnect(handle, "back", force=False)
+    (told,) = await desk.disconnect(handle, "back", force=False)
+    assert "not let go" in told
     assert "back" not in world.network.leases[sandbox_id]
     await desk.connect(handle, Endpoint("zone"))
     assert links(world, handle)[1][0] == "eth2", "the other may still be let go of"
@@ -231,9 +232,20 @@ async def test_forced_off_a_guest_is_neither_told_nor_waited_for(world, fleet, d
     handle = await started(fleet)
     await desk.connect(handle, BACK)
     wiring = world.agent(handle).wiring
-    assert await desk.disconnect(handle, "back", force=True) == ""
+    assert await desk.disconnect(handle, "back", force=True) == []
     assert world.agent(handle).wiring == wiring
     assert names(handle) == ["bridge"]
+
+
+@pytest.mark.parametrize("joins", [True, False])
+async def test_ports_that_could_not_be_led_elsewhere_are_told_of(world, fleet, desk, joins):
+    handle = await started(fleet, ports=(PortRequest(80, host_port=8080),))
+    if not joins:
+        await desk.connect(handle, BACK)
+    world.network.fail_next_lead = ExistsError("is in use by nginx", subject="port 0.0.0.0:8080/tcp")
+    (told,) = await (desk.connect(handle, BACK) if joins else desk.disconnect(handle, "bridge", force=False))
+    assert "published no more: 0.0.0.0:8080->80/tcp" in told
+    assert "is in use by nginx" in told
 
 
 async def test_one_at_rest_joins_and_leaves_for_its_next_start(world, fleet, desk):

@@ -2,6 +2,7 @@
 """A busy host makes starts slow, not wrong."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,3 +158,51 @@ async def test_it_is_quiet_when_nobody_comes_up_nor_waits_to() -> None:
     assert not quiet.done()
     await second.__aexit__(None, None, None)
     assert await quiet
+
+
+async def test_who_hangs_gives_its_turn_back_and_gives_it_back_once(monkeypatch) -> None:
+    monkeypatch.setattr(patience, "HELD_S", 0.01)
+    turns, hanging = Turns(2), asyncio.Event()
+
+    async def hang() -> None:
+        async with turns.take(Phases()):
+            await hanging.wait()
+
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        for _ in range(4):
+            tasks.create_task(hang())
+        await asyncio.sleep(0)
+        async with turns.take(Phases()):  # behind all of them
+            pass
+        hanging.set()
+    assert await turns_left(turns) == 2
+
+
+async def turns_left(turns: Turns) -> int:
+    """That can be had at once."""
+    async with contextlib.AsyncExitStack() as stack:
+        taken = 0
+        while not turns._free.locked():
+            await stack.enter_async_context(turns.take(Phases()))
+            taken += 1
+        return taken
+
+
+async def test_a_guest_whose_disk_takes_for_ever_does_not_stop_other_starts(
+    world: World, fleet: Fleet, monkeypatch
+) -> None:
+    monkeypatch.setattr(patience, "HELD_S", 0.01)
+    world.hypervisor.held_verbs.add("create_container")
+    held = []
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(8):  # as many as come up at a time
+            handle = await created(fleet, memory_bytes=64 << 20)
+            tasks.create_task(handle.start())
+            held.append(handle)
+            await eventually(lambda: len(world.hypervisor.agents) == len(held))
+        world.hypervisor.held_verbs.clear()
+        other = await created(fleet, memory_bytes=64 << 20)
+        async with asyncio.timeout(5):
+            await other.start()
+        for handle in held:
+            world.agent(handle).hold("create_container").set()

@@ -136,3 +136,19 @@ async def test_output_that_is_not_kept_any_more_is_skipped(tmp_path: Path) -> No
         await pump.run(guest)
     assert pump.ended.is_set()
     journal.close()
+
+
+async def test_what_the_agent_keeps_behind_a_gap_is_carried(tmp_path: Path) -> None:
+    guest, process = guest_with_process()
+    process.emit(b"lost on a full disk, ")
+    process.acknowledge(process.end_offset)
+    process.emit(b"kept")
+    process.finish(ProcessExit(0))
+    journal = journal_in(tmp_path)
+    pump = Pump(ID, FIRST_PROCESS, journal)
+    reader = pump.subscribe()
+    async with asyncio.timeout(5):
+        await pump.run(guest)
+        assert b"".join([item.data async for item in reader]) == b"kept"
+    assert journal.end_offset == process.end_offset
+    journal.close()

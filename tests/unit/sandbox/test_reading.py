@@ -114,7 +114,7 @@ async def test_a_full_disk_under_the_log_does_not_stop_the_process(
     journal = handle.journal
     write = journal._write
 
-    def no_room(frame: bytes) -> None:
+    def no_room(frame: bytes, end_offset: int) -> None:
         raise ExhaustedError("no space left")
 
     journal._write = no_room  # type: ignore[method-assign]

@@ -54,6 +54,33 @@ def test_what_is_no_spec_is_refused(text: str) -> None:
         loads(ContainerSpec, text)
 
 
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ('{"image": "a", "env": {"PASSWORD": "hunter2"}}', "ContainerSpec.env is of type dict"),
+        ('{"image": "a", "env": ["A=1", ["hunter2"]]}', "ContainerSpec.env[] is of type list"),
+        ('{"image": "a", "labels": {"k": ["hunter2"]}}', "ContainerSpec.labels[] is of type list"),
+        ('{"image": "a", "terminal_size": ["hunter2"]}', "ContainerSpec.terminal_size is of type list"),
+        ('{"image": "a", "mounts": [{"type": "hunter2"}]}', "ContainerSpec.mounts[].type is no MountType"),
+        ('{"image": "a", "healthcheck": {"hunter2": 1}}', "unknown field"),
+    ],
+)
+async def test_a_record_that_does_not_fit_tells_the_field_and_never_the_value(
+    database: Database, text: str, field: str
+) -> None:
+    records = Records(database)
+    await records.open()
+    await records.insert(record())
+    await database.transaction(
+        lambda connection: connection.execute("UPDATE sandbox SET spec = ?", (text,)).rowcount
+    )
+    (stored,) = await records.load()
+    assert field in str(stored.unreadable)
+    assert isinstance(stored.state, machine.Failed)
+    for told in (str(stored.unreadable), stored.state.exit.message):
+        assert "hunter2" not in told
+
+
 async def test_what_was_recorded_is_loaded_oldest_first(database: Database) -> None:
     records = Records(database)
     await records.open()

@@ -6,8 +6,10 @@ import asyncio
 import pytest
 
 from hyperd.errors import UnavailableError, WrongStateError
+from hyperd.model.guest import ProcessExit
 from hyperd.model.network import NetworkSpec
 from hyperd.sandbox import Resetting
+from hyperd.sandbox.resetting import REMOVALS
 from tests.fakes.world import created, eventually, started
 from tests.unit.sandbox.lives import error_of
 from tests.unit.sandbox.spared import SHAPE, keep_one, report, require_nothing_of, spare_of
@@ -51,6 +53,13 @@ async def test_nothing_is_left(world, fleet, resetting, force):
     assert not world.network.floating.known
     assert len(world.network.networks) == 1
     assert (await resetting.reset(force=False)).containers == []
+
+
+async def test_an_address_of_a_container_whom_nobody_knows_goes_too(world, fleet, resetting):
+    ((address),) = await world.network.floating.allocate(1)
+    await world.network.floating.attach(address.address, "f" * 64)
+    assert (await resetting.reset(force=False)).floating == [address.address]
+    assert not world.network.floating.known
 
 
 async def test_spares_are_in_nobody_s_way_and_come_back_with_the_next_container(world):
@@ -109,3 +118,29 @@ async def test_one_that_failed_halfway_is_asked_again(world, fleet, resetting):
     await resetting.reset(force=True)
     assert fleet.views() == []
     assert world.network.leases == {}
+
+
+async def test_one_that_ends_by_itself_and_goes_meanwhile_was_to_go(world, fleet, resetting):
+    first = await started(fleet, name="first")
+    passing = await started(fleet, name="passing", auto_remove=True)
+    views = fleet.views()
+    world.process(passing).finish(ProcessExit(0))
+    await eventually(lambda: len(fleet.views()) == 1)
+    gone = await resetting._reset(views)
+    assert gone.containers == ["first", "passing"]
+    assert fleet.views() == []
+    world.require_nothing_left_of(first)
+
+
+async def test_containers_go_side_by_side_and_not_all_at_once(world, fleet, resetting):
+    for _ in range(REMOVALS + 1):
+        await started(fleet)
+    gate = world.hypervisor.hold("destroy")
+    task = asyncio.create_task(resetting.reset(force=True))
+    await eventually(lambda: len(world.hypervisor.destroyed) == REMOVALS)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert len(world.hypervisor.destroyed) == REMOVALS
+    gate.set()
+    await task
+    assert fleet.views() == []

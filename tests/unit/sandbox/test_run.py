@@ -8,7 +8,7 @@ import pytest
 from hyperd.errors import HyperError, TimeoutExpiredError, UnavailableError
 from hyperd.model.container import ContainerState
 from hyperd.sandbox import Fleet
-from tests.fakes.world import World, created, started
+from tests.fakes.world import World, created, eventually, started
 
 
 async def test_sockets_have_room_in_a_unix_address(world: World, fleet: Fleet) -> None:
@@ -75,4 +75,5 @@ async def test_a_destroy_that_fails_still_ends_the_run_and_is_made_good(world: W
     assert not world.network.taps
     await fleet.reconcile()
     await fleet.reconcile()
+    await eventually(lambda: handle.record.sandbox_id not in world.hypervisor.running)
     world.require_nothing_left_of(handle)

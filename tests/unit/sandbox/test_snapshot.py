@@ -12,11 +12,9 @@ from hyperd.errors import (
     ExistsError,
     HyperError,
     InvalidError,
-    TimeoutExpiredError,
-    UnavailableError,
     WrongStateError,
 )
-from hyperd.model.container import ContainerState, ExecSpec, ExitReason
+from hyperd.model.container import ContainerState, ExecSpec
 from hyperd.model.guest import ProcessExit, Stream
 from hyperd.model.snapshot import SnapshotKind
 from hyperd.sandbox import Fleet, SandboxHandle
@@ -25,21 +23,9 @@ from hyperd.snapshot import manifest as manifests
 from tests.fakes.guest_process import Script
 from tests.fakes.world import World, eventually, started
 from tests.unit.sandbox.lives import state
+from tests.unit.sandbox.saved import BROKEN, expect_failure, require_going_on, require_no_snapshot
 
-BROKEN = UnavailableError("boom")
 FULL = ExhaustedError("no space left")
-
-
-def require_going_on(world: World, handle: SandboxHandle) -> None:
-    sandbox_id = handle.record.sandbox_id
-    assert state(handle) is ContainerState.RUNNING
-    assert not world.hypervisor.running[sandbox_id].paused
-    assert not world.agent(handle).frozen
-
-
-def require_no_snapshot(world: World) -> None:
-    assert not world.snapshots.everything()
-    assert not world.snapshots.drafts
 
 
 async def test_a_snapshot_is_made_while_all_stands_still_and_published_when_it_runs_again(
@@ -119,15 +105,6 @@ async def test_whatever_fails_the_sandbox_goes_on_and_nothing_stays(
     await handle.snapshot("s")
 
 
-async def test_a_thaw_that_fails_once_is_tried_again(world: World, fleet: Fleet) -> None:
-    handle = await started(fleet)
-    world.agent(handle).fail_next("thaw", BROKEN)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hyperd.sandbox.tenure.THAW_PATIENCE_S", 0.01)
-        await handle.snapshot()
-    require_going_on(world, handle)
-
-
 async def test_a_connection_that_breaks_meanwhile_does_not_thaw_what_is_being_saved(
     world: World, fleet: Fleet
 ) -> None:
@@ -178,7 +155,7 @@ async def test_a_daemon_killed_in_any_phase_leaves_a_sandbox_that_goes_on(world:
         reference = handle.record.sandbox_id
         agent = world.agent(handle)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_expect_failure(handle))
+            tasks.create_task(expect_failure(handle))
             _hold(world, handle, phase)
             await eventually(lambda: _reached(world, handle, phase))
             # What a killed daemon leaves: it undoes nothing.
@@ -224,67 +201,11 @@ async def test_what_is_published_behind_a_caller_who_is_told_of_failure_does_not
     require_no_snapshot(world)
 
 
-async def test_a_removal_by_force_does_not_wait_for_a_vm_that_does_not_go_on(
-    world: World, fleet: Fleet
-) -> None:
-    handle = await started(fleet)
-    world.hypervisor.hold("resume")
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(_expect_failure(handle))
-        await eventually(lambda: "resume" in world.hypervisor.calls)
-        await handle.remove(force=True)
-    require_no_snapshot(world)
-    world.require_nothing_left_of(handle)
-
-
-@pytest.mark.parametrize("what", ["resume", "thaw"])
-async def test_a_stop_does_not_wait_long_for_a_vm_that_does_not_go_on(
-    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, what: str
-) -> None:
-    monkeypatch.setattr("hyperd.sandbox.tenure.GO_ON_TIMEOUT_S", 0.05)
-    handle = await started(fleet)
-    agent, hypervisor = world.agent(handle), world.hypervisor
-    calls = hypervisor.calls if what == "resume" else agent.calls
-    gate = hypervisor.hold(what) if what == "resume" else agent.hold(what)
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        tasks.create_task(_expect_failure(handle))
-        await eventually(lambda: what in calls)
-        await handle.stop(timeout_s=60)
-        gate.set()
-    ended = await handle.wait_ended()
-    assert (ended.code, ended.reason) == (137, ExitReason.STOPPED)
-    assert "shutdown" not in agent.calls  # it cannot be asked to sync
-    require_no_snapshot(world)
-    assert handle.record.sandbox_id not in hypervisor.running
-
-
-async def test_a_paused_one_that_cannot_go_on_is_stopped_all_the_same(
-    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hyperd.sandbox.tenure.GO_ON_TIMEOUT_S", 0.05)
-    handle = await started(fleet)
-    await handle.pause()
-    world.hypervisor.hold("resume")
-    await asyncio.wait_for(handle.stop(timeout_s=60), 5)
-    assert (await handle.wait_ended()).reason is ExitReason.STOPPED
-
-
-async def test_an_agent_that_never_thaws_is_not_waited_for_for_ever(
-    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("hyperd.sandbox.tenure.THAW_TIMEOUT_S", 0.05)
-    handle = await started(fleet)
-    world.agent(handle).hold("thaw")
-    with pytest.raises(TimeoutExpiredError, match="was not thawed"):
-        await asyncio.wait_for(handle.snapshot(), 5)
-    require_no_snapshot(world)
-
-
 async def test_a_vm_that_goes_meanwhile_is_lost_and_no_snapshot_stays(world: World, fleet: Fleet) -> None:
     handle = await started(fleet)
     gate = world.snapshots.hold("add_copy")
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(_expect_failure(handle))
+        tasks.create_task(expect_failure(handle))
         await eventually(lambda: "add_copy" in world.snapshots.calls)
         world.hypervisor.lose(handle.record.sandbox_id)
         await eventually(lambda: state(handle) is ContainerState.FAILED)
@@ -324,13 +245,6 @@ async def test_what_does_not_run_cannot_be_saved(fleet: Fleet) -> None:
         await handle.snapshot()
 
 
-async def _expect_failure(handle: SandboxHandle) -> None:
-    try:
-        await handle.snapshot()
-    except HyperError:
-        return
-
-
 def _hold(world: World, handle: SandboxHandle, phase: str) -> None:
     if phase == "freeze":
         world.agent(handle).hold("freeze")
@@ -352,54 +266,6 @@ def _release(world: World, handle: SandboxHandle, phase: str) -> None:
 def _reached(world: World, handle: SandboxHandle, phase: str) -> bool:
     calls = (*world.agent(handle).calls, *world.hypervisor.calls, *world.snapshots.calls)
     return phase in calls
-
-
-async def test_one_found_paused_that_cannot_be_saved_is_paused_again(world: World) -> None:
-    async with world.daemon() as fleet:
-        handle = await started(fleet)
-        reference = handle.record.sandbox_id
-        await handle.pause()
-    async with world.daemon() as fleet:
-        handle = fleet.get(reference)
-        world.snapshots.fail_next("begin", ExhaustedError("full"))
-        with pytest.raises(ExhaustedError):
-            await handle.snapshot()
-        assert handle.view().state is ContainerState.PAUSED
-        assert world.hypervisor.running[reference].paused
-
-
-@pytest.mark.parametrize("hibernate", [False, True])
-async def test_a_source_that_does_not_go_on_is_tried_again(
-    world: World, fleet: Fleet, monkeypatch: pytest.MonkeyPatch, hibernate: bool
-) -> None:
-    monkeypatch.setattr("hyperd.sandbox.operations.RETRY_DELAY_S", 0.001)
-    handle = await started(fleet)
-    vm, resume, broken = handle.record.sandbox_id, world.hypervisor.resume, True
-
-    async def resume_later(sandbox_id):
-        await asyncio.sleep(0)
-        if broken:
-            raise UnavailableError("does not answer")
-        await resume(sandbox_id)
-
-    monkeypatch.setattr(world.hypervisor, "resume", resume_later)
-    world.snapshots.fail_next("publish" if hibernate else "add_copy", ExhaustedError("full"))
-    with pytest.raises(HyperError):
-        await (handle.hibernate() if hibernate else handle.snapshot())
-    await eventually(lambda: handle.view().trouble)
-    assert world.hypervisor.running[vm].paused
-    broken = False
-    await eventually(lambda: not world.hypervisor.running[vm].paused and not world.agent(handle).frozen)
-    await eventually(lambda: not handle.view().trouble)
-
-
-async def test_unpause_lets_one_go_on_that_should_run(world: World, fleet: Fleet) -> None:
-    handle = await started(fleet)
-    world.agent(handle).frozen = True
-    await world.hypervisor.pause(handle.record.sandbox_id)
-    await handle.unpause()
-    assert not world.hypervisor.running[handle.record.sandbox_id].paused
-    assert not world.agent(handle).frozen
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import asyncio
 
 import pytest
 
+from hyperd.api.stats import encode
 from hyperd.errors import NotFoundError, UnavailableError
 from hyperd.model.vm import SandboxId
 from hyperd.sandbox import Fleet, statistics
@@ -49,6 +50,23 @@ async def test_what_fails_is_not_told_and_the_rest_is(world: World, fleet: Fleet
     assert found[handle.record.sandbox_id].pids is None
     assert found[handle.record.sandbox_id].vm is not None
     assert found[other.record.sandbox_id].pids is not None
+
+
+async def test_what_has_gone_over_the_network_is_not_told_where_nobody_knows(
+    world: World, fleet: Fleet
+) -> None:
+    await started(fleet)
+    world.network.fail_next_usage = UnavailableError("gone")
+    (stats,) = await fleet.stats((), everything=False)
+    assert stats.wire is None
+    assert not encode(stats).HasField("received_bytes")
+
+
+async def test_one_without_a_network_has_sent_and_received_nothing(world: World, fleet: Fleet) -> None:
+    await started(fleet, network="none")
+    (stats,) = await fleet.stats((), everything=False)
+    assert encode(stats).HasField("sent_bytes")
+    assert encode(stats).sent_bytes == 0
 
 
 async def test_an_agent_that_never_answers_keeps_nobody_waiting(

@@ -9,14 +9,18 @@ import pytest
 from hyperd.errors import (
     HyperError,
     TimeoutExpiredError,
+    UnavailableError,
     WrongStateError,
 )
 from hyperd.model.container import ContainerSpec, ContainerState, ExecSpec, Exit, ExitReason
-from hyperd.model.guest import ProcessExit
+from hyperd.model.guest import ProcessExit, ProcessId
 from hyperd.model.image import ImageConfig
 from hyperd.sandbox import Fleet
+from hyperd.sandbox.identity import container_id_of
+from hyperd.sandbox.instance import MAX_ASKED
+from tests.fakes.guest_process import Script
 from tests.fakes.world import World, created, eventually, started
-from tests.unit.sandbox.lives import TERM_IGNORED, ended, error_of, state
+from tests.unit.sandbox.lives import TERM_IGNORED, all_of, ended, error_of, state
 
 
 async def test_stop_sends_the_stop_signal_of_the_image_and_waits(world: World, fleet: Fleet) -> None:
@@ -132,3 +136,41 @@ async def test_a_guest_that_cannot_shut_down_is_destroyed_all_the_same(world: Wo
     world.agent(handle).fail_next("shutdown", HyperError("the agent failed"))
     await handle.stop()
     world.require_nothing_left_of(handle)
+
+
+async def test_one_that_was_killed_by_us_is_no_oom_whatever_its_children_died_of(
+    world: World, fleet: Fleet
+) -> None:
+    world.script("stubborn", Script(ignored_signals=frozenset({SIGTERM}), child_oom=True))
+    for end in ("stop", "kill"):
+        handle = await started(fleet, "stubborn")
+        await (handle.stop(timeout_s=0) if end == "stop" else handle.kill(SIGKILL))
+        assert await ended(handle) == Exit(137, ExitReason.STOPPED, signal=9)
+
+
+async def test_an_exec_that_was_killed_by_its_caller_is_no_oom(world: World, fleet: Fleet) -> None:
+    world.script("worker", Script(child_oom=True))
+    handle = await started(fleet)
+    session = await handle.exec(ExecSpec(("worker",)))
+    await session.signal(SIGKILL)
+    assert (await all_of(session))[2] == Exit(137, ExitReason.STOPPED, signal=9)
+    by_itself = await handle.exec(ExecSpec(("worker",)))
+    process = world.agent(handle).process(container_id_of(handle.record), ProcessId(by_itself.exec_id))
+    process.finish(ProcessExit(137, signal=SIGKILL, oom_killed=True))
+    assert (await all_of(by_itself))[2].reason is ExitReason.OOM
+
+
+async def test_so_many_may_ask_and_hang_up_and_no_more(world: World, fleet: Fleet) -> None:
+    world.script("stubborn", TERM_IGNORED)
+    handle = await started(fleet, "stubborn")
+    asking = [asyncio.create_task(handle.stop(timeout_s=60)) for _ in range(MAX_ASKED)]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    for task in asking:
+        task.cancel()
+    await asyncio.wait(asking)
+    with pytest.raises(UnavailableError, match="256 calls wait"):
+        await handle.stop(timeout_s=0)
+    await handle.kill(SIGKILL)
+    await ended(handle)
+    await handle.stop(timeout_s=0)

@@ -190,7 +190,7 @@ async def test_a_vm_that_cannot_be_ended_keeps_its_volumes_until_it_is_gone(flee
         world.hypervisor.lose(sandbox_id)
     for _ in range(2):
         await fleet.reconcile()
-    assert world.volumes.attached_to("db") == set()
+    await eventually(lambda: world.volumes.attached_to("db") == set())
     assert sandbox_id not in world.hypervisor.running
     await second.start()
 
@@ -317,3 +317,15 @@ async def test_the_disk_is_synced_at_the_end_also_of_one_that_is_removed(fleet, 
     agent = world.agent(handle)
     await handle.stop(timeout_s=0)
     assert agent.powered_off
+
+
+async def test_a_server_that_nobody_speaks_to_any_more_is_told_and_the_container_runs_on(fleet, world):
+    handle = await started(fleet, name="web", mounts=(DATA, volume("/more", "db"), volume("/other", "other")))
+    world.volumes.crash(handle.record.sandbox_id, "db", "lost the server")
+    await eventually(lambda: handle.view().trouble)
+    assert "the server of volume db any more: /data, /more has I/O errors" in handle.view().trouble
+    assert "lost the server" in handle.view().trouble
+    assert handle.view().state is ContainerState.RUNNING
+    await handle.stop(timeout_s=0)
+    await handle.start()
+    assert handle.view().trouble == ""

@@ -12,8 +12,6 @@ from hyperd.errors import (
     UnavailableError,
     WrongStateError,
 )
-from hyperd.model.vm import VmGoneCause
-from hyperd.vm.libvirt.domain import cause_of
 from hyperd.vm.libvirt.errors import errors_of_existing, kind_of, libvirt_errors
 
 
@@ -39,20 +37,6 @@ def test_each_error_says_what_the_caller_can_do(code: int, kind: type[HyperError
 def test_a_qemu_without_memory_is_exhausted_not_unavailable() -> None:
     message = "process exited while connecting to monitor: cannot set up guest memory 'pc.ram': Cannot allocate memory"
     assert kind_of(libvirt.VIR_ERR_INTERNAL_ERROR, message) is ExhaustedError
-
-
-@pytest.mark.parametrize(
-    ("detail", "cause"),
-    [
-        (libvirt.VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, VmGoneCause.SHUTDOWN),
-        (libvirt.VIR_DOMAIN_EVENT_STOPPED_CRASHED, VmGoneCause.CRASHED),
-        (libvirt.VIR_DOMAIN_EVENT_STOPPED_DESTROYED, VmGoneCause.DESTROYED),
-        (libvirt.VIR_DOMAIN_EVENT_STOPPED_FAILED, VmGoneCause.LOST),
-        (77, VmGoneCause.LOST),
-    ],
-)
-def test_each_end_has_a_cause(detail: int, cause: VmGoneCause) -> None:
-    assert cause_of(detail) is cause
 
 
 @pytest.mark.parametrize(

@@ -926,6 +926,7 @@ class Isolation(_message.Message):
     PRIVILEGED_FIELD_NUMBER: _builtins.int
     SHARE_PID_WITH_FIELD_NUMBER: _builtins.int
     SHARE_IPC_WITH_FIELD_NUMBER: _builtins.int
+    SHARE_NAMES_WITH_FIELD_NUMBER: _builtins.int
     init: _builtins.bool
     """a reaping, signal-forwarding init of the agent's as the container's PID 1"""
     privileged: _builtins.bool
@@ -933,6 +934,8 @@ class Isolation(_message.Message):
     share_pid_with: _builtins.str
     """another container of this guest, or "" for its own; later work: pods"""
     share_ipc_with: _builtins.str
+    share_names_with: _builtins.str
+    """another container of this guest, whose hosts, hostname and resolv.conf are this one's, too"""
     @_builtins.property
     def masked_paths(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """taken as given: hyperd sends Docker's default list"""
@@ -951,10 +954,11 @@ class Isolation(_message.Message):
         privileged: _builtins.bool = ...,
         share_pid_with: _builtins.str = ...,
         share_ipc_with: _builtins.str = ...,
+        share_names_with: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["init", b"init", "masked_paths", b"masked_paths", "privileged", b"privileged", "readonly_paths", b"readonly_paths", "share_ipc_with", b"share_ipc_with", "share_pid_with", b"share_pid_with", "sysctls", b"sysctls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["init", b"init", "masked_paths", b"masked_paths", "privileged", b"privileged", "readonly_paths", b"readonly_paths", "share_ipc_with", b"share_ipc_with", "share_names_with", b"share_names_with", "share_pid_with", b"share_pid_with", "sysctls", b"sysctls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2165,6 +2169,41 @@ class EndRehearsalResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EndRehearsalResponse: _TypeAlias = EndRehearsalResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseDisksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISK_SERIALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def disk_serials(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        disk_serials: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disk_serials", b"disk_serials"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseDisksRequest: _TypeAlias = ReleaseDisksRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseDisksResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseDisksResponse: _TypeAlias = ReleaseDisksResponse  # noqa: Y015
 
 @_typing.final
 class RunProcessRequest(_message.Message):

@@ -167,6 +167,11 @@ class AgentServiceStub:
                 request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.SerializeToString,
                 response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.FromString,
                 _registered_method=True)
+        self.ReleaseDisks = channel.unary_unary(
+                '/hyper.agent.v1.AgentService/ReleaseDisks',
+                request_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDisksRequest.SerializeToString,
+                response_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDisksResponse.FromString,
+                _registered_method=True)
 
 
 class AgentServiceServicer:
@@ -360,6 +365,15 @@ class AgentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseDisks(self, request, context):
+        """Answers when nobody in the guest has a file system of these disks mounted any more: all that was written to them is on
+        them, and they can be unplugged. A disk that is not there is success. FAILED_PRECONDITION while a container has one;
+        DEADLINE_EXCEEDED when a namespace does not let go of it in 10 s.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -482,6 +496,11 @@ def add_AgentServiceServicer_to_server(servicer, server):
                     servicer.EndRehearsal,
                     request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.FromString,
                     response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.SerializeToString,
+            ),
+            'ReleaseDisks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseDisks,
+                    request_deserializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDisksRequest.FromString,
+                    response_serializer=hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDisksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1145,6 +1164,33 @@ class AgentService:
             '/hyper.agent.v1.AgentService/EndRehearsal',
             hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalRequest.SerializeToString,
             hyper_dot_agent_dot_v1_dot_agent__pb2.EndRehearsalResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseDisks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyper.agent.v1.AgentService/ReleaseDisks',
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDisksRequest.SerializeToString,
+            hyper_dot_agent_dot_v1_dot_agent__pb2.ReleaseDisksResponse.FromString,
             options,
             channel_credentials,
             insecure,

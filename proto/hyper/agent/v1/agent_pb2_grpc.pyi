@@ -108,6 +108,11 @@ class AgentServiceStub:
     template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
     guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
     """
+    ReleaseDisks: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ReleaseDisksRequest, _agent_pb2.ReleaseDisksResponse]
+    """Answers when nobody in the guest has a file system of these disks mounted any more: all that was written to them is on
+    them, and they can be unplugged. A disk that is not there is success. FAILED_PRECONDITION while a container has one;
+    DEADLINE_EXCEEDED when a namespace does not let go of it in 10 s.
+    """
 
 @_typing.type_check_only
 class AgentServiceAsyncStub(AgentServiceStub):
@@ -188,6 +193,11 @@ class AgentServiceAsyncStub(AgentServiceStub):
     """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
     template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
     guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+    """
+    ReleaseDisks: _aio.UnaryUnaryMultiCallable[_agent_pb2.ReleaseDisksRequest, _agent_pb2.ReleaseDisksResponse]  # type: ignore[assignment]
+    """Answers when nobody in the guest has a file system of these disks mounted any more: all that was written to them is on
+    them, and they can be unplugged. A disk that is not there is success. FAILED_PRECONDITION while a container has one;
+    DEADLINE_EXCEEDED when a namespace does not let go of it in 10 s.
     """
 
 class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -410,6 +420,17 @@ class AgentServiceServicer(metaclass=_abc_1.ABCMeta):
         """Deletes a container that was only a trial, with all that it wrote to its disk, and makes the guest what it was when its
         template was saved: a container-init waits, the disks are unmounted or kept. NICs stay as they are. It is the same
         guest afterwards, but for the code that its CPU has met. FAILED_PRECONDITION while another container exists.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseDisks(
+        self,
+        request: _agent_pb2.ReleaseDisksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ReleaseDisksResponse, _abc.Awaitable[_agent_pb2.ReleaseDisksResponse]]:
+        """Answers when nobody in the guest has a file system of these disks mounted any more: all that was written to them is on
+        them, and they can be unplugged. A disk that is not there is success. FAILED_PRECONDITION while a container has one;
+        DEADLINE_EXCEEDED when a namespace does not let go of it in 10 s.
         """
 
 def add_AgentServiceServicer_to_server(servicer: AgentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
