@@ -2,6 +2,7 @@
 """Policies among many: what one more sandbox's rules take when 500 have theirs, in the bench's own network."""
 
 import asyncio
+import functools
 import subprocess
 import time
 from ipaddress import IPv4Network

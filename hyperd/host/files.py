@@ -106,12 +106,13 @@ def copy_sparse(
     owner: tuple[int, int] | None = None,
     keep_free_bytes: int | None = None,
     wanted: Wanted | None = None,
+    synced: bool = False,
 ) -> None:
     """A copy under its name only when it is whole: shared blocks where the filesystem can (FICLONE), else data only.
 
-    Not synced: for files that mean nothing after a power cut. An existing target is replaced. With ``keep_free_bytes``
-    a copy of data that would leave less than that on the filesystem is refused before it begins (ExhaustedError).
-    When it is not ``wanted`` any more the target stays as it was (NotWantedError).
+    Not ``synced``: for files that mean nothing after a power cut. An existing target is replaced. With
+    ``keep_free_bytes`` a copy of data that would leave less than that on the filesystem is refused before it begins
+    (ExhaustedError). When it is not ``wanted`` any more the target stays as it was (NotWantedError).
     """
     wanted = wanted or Wanted()
     temporary = temporary_beside(target)
@@ -127,6 +128,9 @@ def copy_sparse(
                         need_bytes = os.fstat(reader.fileno()).st_blocks * 512
                         require_free(target.parent, need_bytes, keep_bytes=keep_free_bytes, what="a copy")
                     _copy_data(reader.fileno(), descriptor, wanted)
+                if synced:
+                    wanted.require()
+                    os.fsync(descriptor)
             finally:
                 os.close(descriptor)
         wanted.require()
@@ -188,6 +192,25 @@ def data_extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
         if start < end:
             yield start, end
         offset = max(end, offset + 1)  # of a file that shrinks meanwhile
+
+
+def data_blocks(descriptor: int, size: int, block_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """(offset, bytes) of each aligned block that is not all zeros; bytes are b"" after each 64 MiB of others.
+
+    So that whoever reads a file of zeros, which a guest may have made of any size, can give it up.
+    """
+    zeros = bytes(block_bytes)
+    done = skipped = 0
+    for start, end in data_extents(descriptor, size):
+        for offset in range(max(done, start - start % block_bytes), end, block_bytes):
+            done = offset + block_bytes
+            block = os.pread(descriptor, min(block_bytes, size - offset), offset)
+            if block != zeros[: len(block)]:
+                skipped = 0
+                yield offset, block
+            elif (skipped := skipped + len(block)) >= _RANGE_BYTES:
+                skipped = 0
+                yield offset, b""
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:

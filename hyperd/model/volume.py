@@ -84,6 +84,7 @@ class VolumeUser:
     name: str
     readonly: bool
     attached: bool
+    lent: bool = False  # it is no container: a VM that fills the volume
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Fleet(RestoringFleet):
         self._missing: set[SandboxId] = set()
         self._surplus: set[SandboxId] = set()
         self._holding: set[SandboxId] = set()
+        self._unknown: set[SandboxId] = set()  # what no record knows, and could not be removed
 
     async def run(self, ready: asyncio.Event) -> None:
         """Adopt what exists, then serve until cancelled; running VMs are left running.
@@ -267,6 +268,7 @@ class Fleet(RestoringFleet):
         self._missing, self._surplus = missing, surplus
         await self._detach_idle(running)
         await self.volume_vms.end_left()
+        await self._discard_left()
         await self._services.runner.rooms.shares.tidy()
 
     async def _detach_idle(self, running: Collection[SandboxId]) -> None:
@@ -332,13 +334,20 @@ class Fleet(RestoringFleet):
         rooms = self._services.runner.rooms
         owned = running | await rooms.storage.list_sandboxes() | await rooms.network.list_attached()
         owned |= await self._services.runner.list_directories()
-        for sandbox_id in owned - set(self._drivers):
+        self._unknown = owned - set(self._drivers)
+        await self._discard_left()
+
+    async def _discard_left(self) -> None:
+        """What cannot go now is tried again at the next look: its volumes are nobody else's until then."""
+        for sandbox_id in sorted(self._unknown):
             log.warning("removing what no record knows", extra={"id": sandbox_id[:12]})
             try:
                 await self._services.runner.discard(sandbox_id)
-                await rooms.volumes.release(sandbox_id)
+                await self._services.runner.rooms.volumes.release(sandbox_id)
             except HyperError as error:
                 log.error("not removed", extra={"id": sandbox_id[:12], "error": str(error)})  # noqa: TRY400
+            else:
+                self._unknown.discard(sandbox_id)
 
     async def _listen(self) -> None:
         async for gone in self._services.runner.rooms.hypervisor.events():

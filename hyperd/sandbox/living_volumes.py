@@ -157,11 +157,11 @@ class LivingVolumes:
         await writer.driver.wait_moving()
         tenure = await writer.driver.find_tenure()
         if tenure is None:
-            raise WrongStateError(
-                f"{writer.driver.subject} has ended meanwhile",
-                subject=f"volume {volume.name}",
-                hint="once more",
-            )
+            subject, holder = f"volume {volume.name}", writer.driver.subject
+            if writer.driver.files.are_there:
+                brief = f"files of {holder} are being read or written"
+                raise WrongStateError(brief, subject=subject, hint="try again when that has ended")
+            raise WrongStateError(f"{holder} has ended meanwhile", subject=subject, hint="once more")
         try:
             async with self._standing_still(tenure.live.guest, writer.serial, volume) as settle:
                 return await take(volume, settle)
@@ -227,9 +227,9 @@ class LivingVolumes:
         name = view.volume.name
         driver = self._find(user.sandbox_id)
         if driver is None:
-            raise WrongStateError(
-                f"is in use by {user.name}", subject=f"volume {name}", hint="try again soon"
-            )
+            brief = "is being filled" if user.lent else f"is in use by {user.name}"
+            hint = "try again when that has ended"
+            raise WrongStateError(brief, subject=f"volume {name}", hint=hint)
         return _Writer(driver, mount_sources.serials_of(driver.record.spec.mounts)[name])
 
 

@@ -138,12 +138,14 @@ def _guest_mount(
 EMULATED_NOTE = "no program is run from a share under emulation"
 
 
-def broken_share_error(record: ContainerRecord, broken: BrokenShare) -> HyperError:
-    destinations = [where for where, tag in tags_of(record.spec.mounts).items() if tag == broken.tag]
+def broken_share_error(record: ContainerRecord, broken: Sequence[BrokenShare]) -> HyperError:
+    lost = {share.tag for share in broken}
+    destinations = [where for where, tag in tags_of(record.spec.mounts).items() if tag in lost]
+    told = "\n".join(share.evidence for share in broken if share.evidence)
     return UnavailableError(
         f"what is shared at {', '.join(destinations)} is not served any more: what uses it hangs",
         subject=f"container {record.name}",
-        evidence=broken.evidence or "its virtiofsd was killed",
+        evidence=told or "its virtiofsd was killed",
         hint=_again_hint(record),
     )
 

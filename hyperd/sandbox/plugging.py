@@ -23,11 +23,14 @@ async def find(
     stack: contextlib.AsyncExitStack,
     end_vm: Callable[[SandboxId], Awaitable[None]],
 ) -> tuple[tuple[Disk, ...], tuple[Share, ...]]:
-    """As disks, attached, and as what is to be shared. Raises as ``Volumes.attach`` and ``Shares.find``."""
+    """As disks, attached, and as what is to be shared. Raises as ``Volumes.attach`` and ``Shares.find``.
+
+    Of the volumes that the container has those that the record mounts: for its files alone that may be one of them.
+    """
     volumes: dict[VolumeName, Volume] = {}
-    if mount_sources.uses_of(record.spec.mounts):
+    if uses := mount_sources.uses_of(record.spec.mounts):
         stack.push_async_callback(end_vm, record.sandbox_id)
-        volumes = await rooms.volumes.attach(record.sandbox_id)
+        volumes = await rooms.volumes.attach(record.sandbox_id, only=uses)
     requests = mount_sources.share_requests(record, volumes)
     shares = await rooms.shares.find(requests) if requests else ()
     return mount_sources.disks_of(record, volumes), shares

@@ -45,10 +45,10 @@ class ArchiveWriter:
             for file in () if self._closed else self._manifest.files:
                 self._descriptors.append(digest.open_regular(self._snapshot.path(file.name)))
 
-    def read(self) -> bytes:
-        """At most CHUNK_BYTES; b"" at the end."""
+    def read(self) -> bytes | None:
+        """At most CHUNK_BYTES; b"": nothing but zeros so far; None: the end."""
         with self._lock, files.file_errors(self._snapshot.directory):
-            return b"" if self._closed else next(self._chunks, b"")
+            return None if self._closed else next(self._chunks, None)
 
     def close(self) -> None:
         """Waits for a call in another thread. None does anything afterwards."""
@@ -60,6 +60,8 @@ class ArchiveWriter:
     def _packed(self) -> Iterator[bytes]:
         waiting = bytearray()
         for piece in self._pieces():
+            if not piece:
+                yield b""
             if len(waiting) + len(piece) > CHUNK_BYTES:
                 yield bytes(waiting)
                 waiting.clear()
@@ -71,7 +73,9 @@ class ArchiveWriter:
         for start in range(0, len(member := members.member(MANIFEST_NAME, text)), CHUNK_BYTES):
             yield member[start : start + CHUNK_BYTES]
         for file, descriptor in zip(self._manifest.files, self._descriptors, strict=True):
-            for offset, block in digest.data_blocks(descriptor, file.size_bytes):
+            for offset, block in files.data_blocks(descriptor, file.size_bytes, digest.BLOCK_BYTES):
+                if not block:
+                    yield b""
                 for start, run in _runs(block):
                     yield members.member(f"{file.name}/{offset + start:012x}", run)
         yield END

@@ -8,7 +8,6 @@ ends with the file), then the file's size; numbers are 8 bytes, big-endian. Read
 import hashlib
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,6 @@ from hyperd.host import files
 
 MAGIC = b"hyper sparse file 1\n"
 BLOCK_BYTES = 64 << 10
-_ZEROS = bytes(BLOCK_BYTES)
 
 
 class Stamp(NamedTuple):
@@ -43,22 +41,12 @@ def open_regular(path: Path) -> int:
     return descriptor
 
 
-def data_blocks(descriptor: int, size: int) -> Iterator[tuple[int, bytes]]:
-    """(offset, bytes) of each aligned block that is not all zeros."""
-    done = 0
-    for start, end in files.data_extents(descriptor, size):
-        for offset in range(max(done, start - start % BLOCK_BYTES), end, BLOCK_BYTES):
-            done = offset + BLOCK_BYTES
-            block = os.pread(descriptor, min(BLOCK_BYTES, size - offset), offset)
-            if block != (_ZEROS if len(block) == BLOCK_BYTES else bytes(len(block))):
-                yield offset, block
-
-
 def digest_of(descriptor: int, size: int) -> str:
     digest = hashlib.sha256(MAGIC)
-    for offset, block in data_blocks(descriptor, size):
-        digest.update(offset.to_bytes(8, "big"))
-        digest.update(block)
+    for offset, block in files.data_blocks(descriptor, size, BLOCK_BYTES):
+        if block:
+            digest.update(offset.to_bytes(8, "big"))
+            digest.update(block)
     digest.update(size.to_bytes(8, "big"))
     return digest.hexdigest()
 

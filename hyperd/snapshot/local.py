@@ -141,8 +141,9 @@ class LocalSnapshots:
         writer = ArchiveWriter(snapshot)
         try:
             await self._workers.call(writer.open)
-            while chunk := await self._workers.call(writer.read):
-                yield chunk
+            while (chunk := await self._workers.call(writer.read)) is not None:
+                if chunk:
+                    yield chunk
         finally:
             await self._workers.call(writer.close)
 

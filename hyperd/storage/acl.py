@@ -11,11 +11,14 @@ import struct
 from collections.abc import Collection
 from pathlib import Path
 
+from hyperd.errors import ExhaustedError
+
 _ATTRIBUTE = "system.posix_acl_access"
 _VERSION = 2
 _USER_OBJ, _USER, _GROUP_OBJ, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 _NOBODY_IN_PARTICULAR = 0xFFFF_FFFF
 _READ, _WRITE = 4, 2
+_TOO_LONG = frozenset({errno.ENOSPC, errno.E2BIG, errno.ERANGE})  # by which file system it is
 
 
 def close_to_all(path: Path) -> None:
@@ -32,12 +35,22 @@ def open_to_writer(path: Path, owner: tuple[int, int]) -> None:
 
 
 def open_to_readers(path: Path, uids: Collection[int], gid: int) -> None:
-    """``gid`` reads instead where the file system has no such lists."""
-    os.chown(path, os.geteuid(), os.getegid(), follow_symlinks=False)
-    path.chmod(0o600)
+    """``gid`` reads instead where the file system has no such lists. Raises ExhaustedError: too many for its list.
+
+    Those that read it go on doing so: the list is replaced at once. (`chmod` would set its mask, and shut out all.)
+    """
+    if path.stat().st_uid != os.geteuid():
+        close_to_all(path)
     try:
         os.setxattr(path, _ATTRIBUTE, render(uids))
     except OSError as error:
+        if error.errno in _TOO_LONG:
+            raise ExhaustedError(
+                f"cannot be read by {len(set(uids))} at once: its file system keeps no list of so many",
+                subject=str(path),
+                evidence=error.strerror or "",
+                hint="stop one that reads it; XFS keeps longer lists than ext4",
+            ) from error
         if error.errno != errno.ENOTSUP:
             raise
         os.chown(path, -1, gid, follow_symlinks=False)

@@ -94,8 +94,8 @@ class Shares(Protocol):
     async def require_served(self, sandbox_id: SandboxId) -> None:
         """Raises UnavailableError, with its words, when one of them complained and ended: why its QEMU failed."""
 
-    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
-        """Return when one of them is not served any more, and which: for the guest it hangs from then on.
+    async def wait_broken(self, sandbox_id: SandboxId, known: Collection[str] = ()) -> BrokenShare:
+        """Return when one of them, but of those tags, is not served any more, and which: it hangs its guest's users.
 
         Raises UnavailableError when it cannot be told who serves one.
         """
@@ -206,8 +206,10 @@ class Volumes(Protocol):
     async def release(self, sandbox_id: SandboxId) -> None:
         """The container is no more: it has no volumes. Idempotent."""
 
-    async def attach(self, sandbox_id: SandboxId) -> dict[VolumeName, Volume]:
-        """All that the container has, for its VM: in its QEMU's hands from here on. Idempotent.
+    async def attach(
+        self, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+    ) -> dict[VolumeName, Volume]:
+        """All that the container has, or ``only`` those, for its VM: in its QEMU's hands from here on. Idempotent.
 
         Raises WrongStateError that names the container which has one already (a volume is written to by one VM at a
         time, or read by many), ExhaustedError.

@@ -223,8 +223,15 @@ class LocalStorage:
         with files.file_errors(staged):
             files.make_directory(staged.parent, 0o711)
             self._remove_half_made(staged)
+            # What it replaces the guest had synced, and nobody stands still for this.
             files.copy_sparse(
-                source, staged, mode=0o600, owner=owner, keep_free_bytes=RESERVE_BYTES, wanted=wanted
+                source,
+                staged,
+                mode=0o600,
+                owner=owner,
+                keep_free_bytes=RESERVE_BYTES,
+                wanted=wanted,
+                synced=True,
             )
             return staged
 
@@ -232,7 +239,9 @@ class LocalStorage:
         disk = self._disk(sandbox_id)
         wanted.require()
         with files.file_errors(disk):
-            return self._staged(sandbox_id).rename(disk)
+            self._staged(sandbox_id).rename(disk)
+            files.sync(disk.parent)
+            return disk
 
     def _discard_staged(self, sandbox_id: SandboxId) -> None:
         staged = self._staged(sandbox_id)

@@ -153,10 +153,12 @@ class Servers:
                     return lock.stem, evidence
         return None
 
-    async def wait_ended(self, sandbox_id: SandboxId) -> tuple[str, str]:
-        """Tag and complaint of the first that has ended. Where nothing is served this never returns."""
+    async def wait_ended(self, sandbox_id: SandboxId, known: Collection[str] = ()) -> tuple[str, str]:
+        """Tag and complaint of the first that has ended, but those. Where nothing is left this never returns."""
         serving: dict[HeldProcess, tuple[Path, Serving]] = {}
         for lock in await self._workers.call(self._locks, sandbox_id):
+            if lock.stem in known:
+                continue
             held = await self._hold(lock)
             if held is None:
                 return lock.stem, ""

@@ -73,8 +73,8 @@ class LocalShares:
             tag, evidence = ended
             raise UnavailableError("cannot be served", subject=f"share {tag}", evidence=evidence, hint=_HINT)
 
-    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
-        return BrokenShare(*await self._servers.wait_ended(sandbox_id))
+    async def wait_broken(self, sandbox_id: SandboxId, known: Collection[str] = ()) -> BrokenShare:
+        return BrokenShare(*await self._servers.wait_ended(sandbox_id, known))
 
     async def end(self, sandbox_id: SandboxId) -> None:
         await self._servers.end(sandbox_id)

@@ -29,7 +29,6 @@ BLOCK_BYTES = 1 << 16
 FORMAT = 1
 MAX_MANIFEST_BYTES = 4096
 _MANIFEST, _DIGEST = "manifest.json", "sha256"
-_NO_BLOCK = bytes(BLOCK_BYTES)
 _MEMBER = re.compile(r"disk/([0-9a-f]{12})")
 
 
@@ -62,10 +61,12 @@ def decode_manifest(text: bytes) -> Manifest:
 
 
 def packed(descriptor: int, manifest: Manifest) -> Iterator[bytes]:
-    """The stream, in pieces of about a mebibyte."""
+    """The stream, in pieces of about a mebibyte; b"": nothing but zeros so far."""
     digest = hashlib.sha256()
     waiting = bytearray()
     for member in _members(descriptor, manifest):
+        if not member:
+            yield b""
         digest.update(member)
         waiting += member
         if len(waiting) >= CHUNK_BYTES:
@@ -76,14 +77,8 @@ def packed(descriptor: int, manifest: Manifest) -> Iterator[bytes]:
 
 def _members(descriptor: int, manifest: Manifest) -> Iterator[bytes]:
     yield members.member(_MANIFEST, manifest.encode())
-    done = 0
-    for start, end in files.data_extents(descriptor, manifest.size_bytes):
-        first = max(start - start % BLOCK_BYTES, done)
-        for offset in range(first, end, BLOCK_BYTES):
-            block = os.pread(descriptor, min(BLOCK_BYTES, manifest.size_bytes - offset), offset)
-            if block != _NO_BLOCK[: len(block)]:
-                yield members.member(f"disk/{offset:012x}", block)
-            done = offset + BLOCK_BYTES
+    for offset, block in files.data_blocks(descriptor, manifest.size_bytes, BLOCK_BYTES):
+        yield members.member(f"disk/{offset:012x}", block) if block else b""
 
 
 class Unpacker:

@@ -132,14 +132,18 @@ class DiskFiles:
         with files.file_errors(marker):
             marker.unlink(missing_ok=True)
 
-    def remove(self, disk_id: str) -> None:
-        """At whatever point it was in."""
+    def take_away(self, disk_id: str) -> None:
+        """It has its name no more; a kill before ``remove`` leaves what the next sweep removes."""
         directory = self.root / disk_id
-        gone = directory.with_name(directory.name + GONE)
+        with files.file_errors(directory), contextlib.suppress(FileNotFoundError):
+            directory.rename(directory.with_name(directory.name + GONE))
+
+    def remove(self, disk_id: str) -> None:
+        """At whatever point it was in. Takes minutes of a large one, or of one with many files."""
+        directory = self.root / disk_id
+        self.take_away(disk_id)
         with files.file_errors(directory):
-            with contextlib.suppress(FileNotFoundError):
-                directory.rename(gone)
-            files.remove_tree(gone)
+            files.remove_tree(directory.with_name(directory.name + GONE))
             files.remove_tree(self.new(disk_id).parent)
 
     def grow(self, disk_id: str, size_bytes: int) -> None:

@@ -42,6 +42,7 @@ MIGRATIONS = (
     "CREATE UNIQUE INDEX volume_snapshot_name ON volume_snapshot (name) WHERE name <> ''",
     "ALTER TABLE volume ADD COLUMN driver TEXT NOT NULL DEFAULT 'local'",
     "ALTER TABLE volume ADD COLUMN options TEXT NOT NULL DEFAULT '{}'",
+    "ALTER TABLE volume_user ADD COLUMN lent INTEGER NOT NULL DEFAULT 0",
 )
 
 
@@ -98,14 +99,19 @@ def server_of(row: Row) -> Server:
 
 
 def use(
-    connection: sqlite3.Connection, sandbox_id: SandboxId, holder: str, uses: Mapping[VolumeName, bool]
+    connection: sqlite3.Connection,
+    sandbox_id: SandboxId,
+    holder: str,
+    uses: Mapping[VolumeName, bool],
+    *,
+    lent: bool = False,
 ) -> None:
-    """``uses``: volume -> read-only. Raises NotFoundError for one that was removed meanwhile."""
+    """``uses``: volume -> read-only; ``lent``: to no container. Raises NotFoundError for one removed meanwhile."""
     for name, readonly in uses.items():
         require(connection, name)
         connection.execute(
-            "INSERT INTO volume_user (volume, sandbox_id, holder, readonly) VALUES (?, ?, ?, ?)",
-            (name, sandbox_id, holder, int(readonly)),
+            "INSERT INTO volume_user (volume, sandbox_id, holder, readonly, lent) VALUES (?, ?, ?, ?, ?)",
+            (name, sandbox_id, holder, int(readonly), int(lent)),
         )
 
 
@@ -139,10 +145,13 @@ def uses_of(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[tuple
     return [(require(connection, VolumeName(row["volume"])), bool(row["readonly"])) for row in rows]
 
 
-def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
-    """All volumes of a sandbox, for its VM. Raises WrongStateError that names who has one already."""
+def attach(
+    connection: sqlite3.Connection, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+) -> list[Row]:
+    """Volumes of a sandbox, for its VM: all, or those. Raises WrongStateError that names who has one already."""
     rows = []
-    own = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
+    found = connection.execute("SELECT * FROM volume_user WHERE sandbox_id = ?", (sandbox_id,)).fetchall()
+    own = [mine for mine in found if only is None or mine["volume"] in only]
     for mine in own:
         name = VolumeName(mine["volume"])
         rows.append(require(connection, name))
@@ -155,6 +164,8 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
             for user in users_of(connection, each)
             if user.attached and user.sandbox_id != sandbox_id
         ]
+        if any(user.lent for user in others):
+            raise being_filled(name)
         if not mine["readonly"] and others:
             brief = f"cannot be written to: container {others[0].name} has it"
             raise WrongStateError(brief, subject=f"volume {name}", hint=_share_hint(others[0].name))
@@ -162,7 +173,10 @@ def attach(connection: sqlite3.Connection, sandbox_id: SandboxId) -> list[Row]:
         if writer is not None:
             brief = f"cannot be read: container {writer.name} writes to it"
             raise WrongStateError(brief, subject=f"volume {name}", hint=_share_hint(writer.name))
-    connection.execute("UPDATE volume_user SET attached = 1 WHERE sandbox_id = ?", (sandbox_id,))
+    connection.executemany(
+        "UPDATE volume_user SET attached = 1 WHERE sandbox_id = ? AND volume = ?",
+        [(sandbox_id, mine["volume"]) for mine in own],
+    )
     return rows
 
 
@@ -199,7 +213,13 @@ def attached(connection: sqlite3.Connection) -> set[SandboxId]:
 def users_of(connection: sqlite3.Connection, name: VolumeName) -> list[VolumeUser]:
     rows = connection.execute("SELECT * FROM volume_user WHERE volume = ? ORDER BY holder", (name,))
     return [
-        VolumeUser(SandboxId(row["sandbox_id"]), row["holder"], bool(row["readonly"]), bool(row["attached"]))
+        VolumeUser(
+            SandboxId(row["sandbox_id"]),
+            row["holder"],
+            bool(row["readonly"]),
+            bool(row["attached"]),
+            bool(row["lent"]),
+        )
         for row in rows
     ]
 
@@ -261,7 +281,15 @@ def load_snapshots(connection: sqlite3.Connection) -> list[VolumeSnapshot]:
     ]
 
 
+def being_filled(name: VolumeName) -> WrongStateError:
+    return WrongStateError(
+        "is being filled", subject=f"volume {name}", hint="try again when its `hyper volume init` has ended"
+    )
+
+
 def in_use(name: VolumeName, users: Sequence[VolumeUser]) -> WrongStateError:
+    if any(user.lent for user in users):
+        return being_filled(name)
     holders = ", ".join(user.name for user in users[:5]) + (", ..." if len(users) > 5 else "")
     return WrongStateError(
         f"is in use by {'container' if len(users) == 1 else 'containers'} {holders}",

@@ -14,6 +14,7 @@ import os
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,15 +32,27 @@ from hyperd.storage.volume_files import DiskFiles
 log = logging.getLogger(__name__)
 
 
+COPIES_AT_ONCE = 2
+
+
 class LocalVolumeSnapshots:
-    def __init__(self, root: Path, database: Database, workers: Workers) -> None:
+    def __init__(self, root: Path, database: Database, workers: Workers, removals: Workers) -> None:
+        """``workers``: for what is short; ``removals``: for what frees the blocks of large files."""
         self._files = DiskFiles(root)
         self._database = database
         self._workers = workers
+        self._removals = removals
+        self._copies = Workers("volume-stills", COPIES_AT_ONCE)  # apart: guests stand still meanwhile
+        self._places = asyncio.Semaphore(COPIES_AT_ONCE)
         self._reading = Workers("volume-export", 1)
 
     def close(self) -> None:
+        self._copies.close()
         self._reading.close()
+
+    def place(self) -> AbstractAsyncContextManager[None]:
+        """Within, a thread is free for a copy: whoever has a guest stand still for it has that first."""
+        return self._places
 
     async def open(self) -> None:
         """After the volumes' own. What a killed hyperd had half made or half removed goes."""
@@ -70,7 +83,7 @@ class LocalVolumeSnapshots:
             # Of the file: a killed hyperd may have made that larger, and not its record.
             size_bytes = await self._copy(key, volume, only_shared=only_shared)
             snapshot = replace(snapshot, size_bytes=size_bytes, consistency=await settle())
-            await self._workers.call(self._files.sync, key)
+            await self._copies.call(self._files.sync, key)
             await self._database.transaction(
                 lambda connection: self._record(connection, snapshot), lasting=True
             )
@@ -95,7 +108,7 @@ class LocalVolumeSnapshots:
                 await settle()
                 await self._workers.call_while_wanted(_open, self._files.new(key), opened)
             finally:
-                await asyncio.shield(self._workers.call(self._files.remove, key))
+                await asyncio.shield(self._remove(key))
             manifest = archive.Manifest(size_bytes, volume.filesystem)
             yield self._pieces(archive.packed(opened[0], manifest))
         finally:
@@ -104,12 +117,13 @@ class LocalVolumeSnapshots:
 
     async def _pieces(self, packed: Iterator[bytes]) -> AsyncIterator[bytes]:
         """One thread reads, so that none is in it when it is closed."""
-        while (piece := await self._reading.call(next, packed, b"")) != b"":
-            yield piece
+        while (piece := await self._reading.call(next, packed, None)) is not None:
+            if piece:
+                yield piece
 
     async def _copy(self, key: str, volume: Volume, *, only_shared: bool) -> int:
         """How large it is. Ended when this returns, also for a caller who goes."""
-        return await self._workers.call_while_wanted(
+        return await self._copies.call_while_wanted(
             self._files.make_copy, key, volume.path, only_shared=only_shared
         )
 
@@ -139,7 +153,7 @@ class LocalVolumeSnapshots:
         await self._database.transaction(
             lambda connection: records.delete_snapshot(connection, key), lasting=True
         )
-        await self._workers.call(self._files.remove, key)
+        await self._remove(key)
         return key
 
     async def require_free(self, name: str) -> None:
@@ -156,8 +170,14 @@ class LocalVolumeSnapshots:
 
     async def _settle(self, key: VolumeSnapshotId) -> None:
         """What has a record stays, what has none goes."""
-        is_known = key in await self.names()
-        await self._workers.call(self._files.settle if is_known else self._files.remove, key)
+        if key in await self.names():
+            await self._workers.call(self._files.settle, key)
+        else:
+            await self._remove(key)
+
+    async def _remove(self, key: str) -> None:
+        await self._workers.call(self._files.take_away, key)
+        await self._removals.call(self._files.remove, key)
 
     def _record(self, connection: sqlite3.Connection, snapshot: VolumeSnapshot) -> None:
         """The name last of all: what a kill leaves without a record is a ``.new``, or says that it is unrecorded."""

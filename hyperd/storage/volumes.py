@@ -13,12 +13,11 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hyperd.errors import ExistsError, UnsupportedError, WrongStateError
+from hyperd.errors import ExistsError, UnsupportedError
 from hyperd.host.database import Database
 from hyperd.host.workers import Workers
 from hyperd.model.vm import SandboxId
@@ -43,10 +42,10 @@ from hyperd.storage.volume_files import DiskFiles, hand_over
 from hyperd.storage.volume_making import VolumeMaker
 from hyperd.storage.volume_records import Row
 from hyperd.storage.volume_snapshots import LocalVolumeSnapshots
+from hyperd.storage.volume_turns import VolumeTurns
 
 log = logging.getLogger(__name__)
 
-COPY_PATIENCE_S = 60.0  # for a snapshot under way, of who wants to start
 SNAPSHOTS = ".snapshots"
 
 
@@ -68,13 +67,12 @@ class LocalVolumes:
         self._owner_of = owner_of
         self._workers = Workers("volumes", 2)
         self._copies = Workers("volume-copies", 2)  # minutes each: nobody waits behind them who only starts
+        self._removals = Workers("volume-removals", 2)  # so do these take
         self._files = DiskFiles(root)
-        self._copying: Counter[VolumeName] = Counter()
-        self._copied = asyncio.Lock()
+        self._turns = VolumeTurns()
         self._reservations = Reservations(database)
         self._doors = doors or Doors(root / ".doors", owner_of=owner_of)
-        self._moved = asyncio.Event()
-        self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._copies)
+        self.snapshots = LocalVolumeSnapshots(root / SNAPSHOTS, database, self._workers, self._removals)
         self._maker = VolumeMaker(
             self._files,
             size_bytes,
@@ -95,6 +93,7 @@ class LocalVolumes:
     def close(self) -> None:
         self._workers.close()
         self._copies.close()
+        self._removals.close()
         self._doors.close()
         self.snapshots.close()
 
@@ -137,18 +136,18 @@ class LocalVolumes:
         return await self._database.transaction(records.attached)
 
     async def remove(self, name: VolumeName) -> bool:
-        async with self._not_copied([name]):
+        async with self._turns.removing(name):
             row = await self._database.transaction(
                 lambda connection: records.delete(connection, name), lasting=True
             )
         if row is None:
             return False
-        await self._workers.call(self._files.remove, row.volume_id)
+        await self._remove(row.volume_id)
         log.info("volume removed", extra={"volume": name})
         return True
 
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
-        async with self._not_copied([name]):
+        async with self._turns.growing(name):
             return await self._grow(name, size_bytes)
 
     async def _grow(self, name: VolumeName, size_bytes: int) -> Volume:
@@ -185,13 +184,13 @@ class LocalVolumes:
 
     async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
         def work(connection: sqlite3.Connection) -> list[Row]:
-            records.use(connection, sandbox_id, holder, {name: False})
+            records.use(connection, sandbox_id, holder, {name: False}, lent=True)
             rows = records.attach(connection, sandbox_id)
             self._hand_over(connection, rows)
             return rows
 
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        async with self._not_copied([name]):
+        async with self._turns.attaching([name]):
             (row,) = await self._database.transaction(work)
         try:
             return await self._opened(sandbox_id, row, readonly=False)
@@ -201,32 +200,8 @@ class LocalVolumes:
 
     @contextlib.asynccontextmanager
     async def copying(self, name: VolumeName) -> AsyncIterator[VolumeView]:
-        async with self._copied:
-            self._copying[name] += 1
-        try:
+        async with self.snapshots.place(), self._turns.copying(name):
             yield await self.get(name)
-        finally:
-            self._copying[name] -= 1
-            self._moved.set()
-
-    @contextlib.asynccontextmanager
-    async def _not_copied(self, names: Collection[VolumeName]) -> AsyncIterator[None]:
-        """Within, no copy of them begins. Raises WrongStateError when one does not end."""
-        deadline = asyncio.get_running_loop().time() + COPY_PATIENCE_S
-        while True:
-            async with self._copied:
-                busy = next((name for name in names if self._copying[name]), None)
-                if busy is None:
-                    yield
-                    return
-                self._moved.clear()
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._moved.wait()
-            except TimeoutError as error:
-                raise WrongStateError(
-                    "is being copied", subject=f"volume {busy}", hint="try again when its snapshot is made"
-                ) from error
 
     @contextlib.asynccontextmanager
     async def providing(
@@ -265,17 +240,20 @@ class LocalVolumes:
         await self.detach(sandbox_id)
         await self._database.transaction(lambda connection: records.release(connection, sandbox_id))
 
-    async def attach(self, sandbox_id: SandboxId) -> dict[VolumeName, Volume]:
+    async def attach(
+        self, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+    ) -> dict[VolumeName, Volume]:
         def work(connection: sqlite3.Connection) -> list[Row]:
-            rows = records.attach(connection, sandbox_id)
+            rows = records.attach(connection, sandbox_id, only)
             self._hand_over(connection, rows)
             return rows
 
         uses = await self._database.transaction(lambda connection: records.uses_of(connection, sandbox_id))
+        uses = [(row, readonly) for row, readonly in uses if only is None or row.name in only]
         if not uses:
             return {}
         await self._workers.call(self._files.require_space, "what is written to volumes")
-        async with self._not_copied([row.name for row, _ in uses]):
+        async with self._turns.attaching([row.name for row, _ in uses]):
             rows = await self._database.transaction(work)
         readonly = {row.name: is_readonly for row, is_readonly in uses}
         # Now that nobody else has them. Who is not let in is detached as one whose VM failed.
@@ -341,9 +319,14 @@ class LocalVolumes:
         """What has a record stays, what has none goes."""
         known = {row.volume_id for row in await self._database.transaction(records.load)}
         for volume_id in made:
-            await self._workers.call(
-                self._files.settle if volume_id in known else self._files.remove, volume_id
-            )
+            if volume_id in known:
+                await self._workers.call(self._files.settle, volume_id)
+            else:
+                await self._remove(volume_id)
+
+    async def _remove(self, volume_id: str) -> None:
+        await self._workers.call(self._files.take_away, volume_id)
+        await self._removals.call(self._files.remove, volume_id)
 
     def _record(self, connection: sqlite3.Connection, row: Row) -> None:
         """The name last of all: what a kill leaves without a record is a ``.new``, or says that it is unrecorded."""

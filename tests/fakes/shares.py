@@ -22,7 +22,7 @@ class FakeShares:
         self.fail_next_find: HyperError | None = None
         self.fail_next_serve: HyperError | None = None
         self.fail_next_wait: HyperError | None = None
-        self._broken: dict[SandboxId, BrokenShare] = {}
+        self._broken: dict[SandboxId, list[BrokenShare]] = {}
         self._breaks = asyncio.Event()
 
     async def require_possible(self, requests: Sequence[ShareRequest]) -> None:
@@ -52,19 +52,20 @@ class FakeShares:
         return tuple(SharePort(tag, Path("/fake/shares") / sandbox_id[:12] / f"{tag}.sock") for tag in tags)
 
     async def require_served(self, sandbox_id: SandboxId) -> None:
-        if (broken := self._broken.get(sandbox_id)) is not None and broken.evidence:
-            raise UnavailableError(
-                "cannot be served", subject=f"share {broken.tag}", evidence=broken.evidence
-            )
+        for broken in self._broken.get(sandbox_id, ()):
+            if broken.evidence:
+                raise UnavailableError(
+                    "cannot be served", subject=f"share {broken.tag}", evidence=broken.evidence
+                )
 
-    async def wait_broken(self, sandbox_id: SandboxId) -> BrokenShare:
+    async def wait_broken(self, sandbox_id: SandboxId, known: Collection[str] = ()) -> BrokenShare:
         error, self.fail_next_wait = self.fail_next_wait, None
         if error is not None:
             raise error
-        while sandbox_id not in self._broken:
+        while not (left := [one for one in self._broken.get(sandbox_id, ()) if one.tag not in known]):
             self._breaks.clear()
             await self._breaks.wait()
-        return self._broken[sandbox_id]
+        return left[0]
 
     async def end(self, sandbox_id: SandboxId) -> None:
         self.ended.append(sandbox_id)
@@ -80,7 +81,7 @@ class FakeShares:
 
     def crash(self, sandbox_id: SandboxId, tag: str, evidence: str = "") -> None:
         """Whoever serves it is killed, or ends with a complaint."""
-        self._broken[sandbox_id] = BrokenShare(tag, evidence)
+        self._broken.setdefault(sandbox_id, []).append(BrokenShare(tag, evidence))
         self._breaks.set()
 
     def _require_there(self, request: ShareRequest) -> None:

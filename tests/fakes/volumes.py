@@ -168,7 +168,7 @@ class FakeVolumes:
 
     async def lend(self, sandbox_id: SandboxId, holder: str, name: VolumeName) -> Volume:
         kept = self._require(name)
-        kept.users[sandbox_id] = VolumeUser(sandbox_id, holder, readonly=False, attached=False)
+        kept.users[sandbox_id] = VolumeUser(sandbox_id, holder, readonly=False, attached=False, lent=True)
         try:
             return (await self.attach(sandbox_id))[name]
         except HyperError:
@@ -219,11 +219,14 @@ class FakeVolumes:
         for kept in self.kept.values():
             kept.users.pop(sandbox_id, None)
 
-    async def attach(self, sandbox_id: SandboxId) -> dict[VolumeName, Volume]:
+    async def attach(
+        self, sandbox_id: SandboxId, only: Collection[VolumeName] | None = None
+    ) -> dict[VolumeName, Volume]:
         error, self.fail_next_attach = self.fail_next_attach, None
         if error is not None:
             raise error
-        own = [kept for kept in self.kept.values() if sandbox_id in kept.users]
+        own = [kept for name, kept in self.kept.items() if sandbox_id in kept.users]
+        own = [kept for kept in own if only is None or kept.volume.name in only]
         for kept in [kept for kept in own if not kept.volume.is_shared]:
             mine = kept.users[sandbox_id]
             for user in kept.users.values():

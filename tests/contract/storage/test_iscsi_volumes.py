@@ -192,7 +192,7 @@ async def test_a_unit_is_one_volume_and_is_written_to_by_one(volumes, server):
     with pytest.raises(ExistsError, match="is volume db already"):
         await volumes.create(request(server, VolumeName("other"), server=f"localhost:{server.port}"))
     await volumes.lend(BOX, "volume-init", DB)
-    with pytest.raises(WrongStateError, match="volume-init has it"):
+    with pytest.raises(WrongStateError, match="is being filled"):
         await volumes.lend(OTHER, "volume-init", DB)
     await volumes.release(BOX)
     await volumes.lend(OTHER, "volume-init", DB)

@@ -252,6 +252,24 @@ async def test_an_adopted_disk_belongs_to_its_sandboxs_user(tmp_path):
     assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (70001, 70000, 0o600)
 
 
+async def test_what_is_rolled_back_to_is_on_the_disk_before_the_run_ends(local, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    source.write_bytes(b"then")
+    synced = []
+    fsync = os.fsync
+
+    def record(descriptor):
+        synced.append(os.fstat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr("hyperd.host.files.os.fsync", record)
+    await local.create_writable(BOX)
+    staged = await local.stage_writable(BOX, source)
+    assert synced[-1] == staged.stat().st_ino
+    disk = await local.adopt_staged(BOX)
+    assert synced[-1] == disk.parent.stat().st_ino
+
+
 async def test_a_disk_that_is_lent_is_its_borrowers_until_it_is_asked_for_again(tmp_path):
     local = LocalStorage(tmp_path, size_bytes=64 << 20, owner_of=owner_among({BOX: 70001, OTHER: 70002}))
     try:

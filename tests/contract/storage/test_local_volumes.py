@@ -90,6 +90,19 @@ async def test_one_writes_or_many_read(volumes, database):
     assert [user.attached for user in (await volumes.get(DB)).users] == [False, True, True]
 
 
+async def test_some_of_its_volumes_are_attached_whoever_has_the_others(volumes, database):
+    other = VolumeName("other")
+    for box in (BOX, OTHER):
+        await used(volumes, database, box, VolumeRequest(DB), VolumeRequest(other))
+    await volumes.attach(BOX, only={other})
+    assert set(await volumes.attach(OTHER, only={DB})) == {DB}
+    assert [user.attached for user in (await volumes.get(DB)).users] == [False, True]
+    with pytest.raises(WrongStateError, match="box-b"):
+        await volumes.attach(BOX)
+    await volumes.detach(OTHER)
+    assert set(await volumes.attach(BOX)) == {DB, other}
+
+
 async def test_a_container_that_is_not_recorded_leaves_nothing(volumes, database):
     await volumes.create(VolumeRequest(DB))
     requests = [VolumeRequest(DB), VolumeRequest(VolumeName("new"))]
@@ -167,7 +180,13 @@ async def test_a_volume_is_lent_to_one_who_is_no_container(volumes, database):
     assert lent.name == DB
     (user,) = (await volumes.get(DB)).users
     assert (user.name, user.readonly, user.attached) == ("volume-init", False, True)
-    with pytest.raises(WrongStateError, match="volume-init"):
+    await used(volumes, database, OTHER, VolumeRequest(DB))
+    for call in (volumes.attach(OTHER), volumes.remove(DB)):
+        with pytest.raises(WrongStateError, match="is being filled") as refused:
+            await call
+        assert "volume init" in refused.value.hint
+    await volumes.release(OTHER)
+    with pytest.raises(WrongStateError, match="is being filled"):
         await volumes.lend(OTHER, "volume-init", DB)
     assert len((await volumes.get(DB)).users) == 1
     await volumes.release(BOX)

@@ -164,7 +164,7 @@ async def test_two_names_that_an_older_hyperd_gave_a_disk_are_not_written_to_by_
         older.setattr(records, "require_nobodys", lambda *_: None)
         await volumes.create(request(disk.port, VolumeName("other")))
     await volumes.lend(BOX, "volume-init", DB)
-    with pytest.raises(WrongStateError, match="volume-init has it"):
+    with pytest.raises(WrongStateError, match="is being filled"):
         await volumes.lend(SandboxId("b" * 64), "volume-init", VolumeName("other"))
 
 

@@ -110,6 +110,34 @@ async def test_it_belongs_to_the_qemu_that_writes_or_to_those_that_read(local, d
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+async def test_readers_that_come_and_go_shut_out_no_other(local, database, monkeypatch):
+    """Not for a moment: a QEMU may open it in that one."""
+    for box in (OTHER, THIRD):
+        await used(local, database, box, VolumeRequest(DB), readonly=True)
+    path = (await local.attach(OTHER))[DB].path
+    seen = []
+    changing = os.setxattr
+
+    def change(*args, **fields):
+        seen.append(os.getxattr(path, "system.posix_acl_access"))
+        changing(*args, **fields)
+
+    monkeypatch.setattr("hyperd.storage.acl.os.setxattr", change)
+    await local.attach(THIRD)
+    await local.detach(OTHER)
+    assert seen == [acl.render([70002]), acl.render([70002, 70003])]
+    assert os.getxattr(path, "system.posix_acl_access") == acl.render([70003])
+
+
+async def test_more_readers_than_a_list_holds_are_refused_and_the_others_read_on(tmp_path):
+    path = tmp_path / "disk.img"
+    path.touch(0o600)
+    acl.open_to_readers(path, [70001], 0)
+    with pytest.raises(ExhaustedError, match="be read by 9000 at once"):
+        acl.open_to_readers(path, range(70001, 79001), 0)
+    assert os.getxattr(path, "system.posix_acl_access") == acl.render([70001])
+
+
 async def test_a_reader_reads_and_nobody_else_does(local, database):
     await used(local, database, OTHER, VolumeRequest(DB), readonly=True)
     path = (await local.attach(OTHER))[DB].path

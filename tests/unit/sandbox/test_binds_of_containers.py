@@ -155,6 +155,9 @@ async def test_a_share_that_is_lost_is_told_and_the_container_runs_on(fleet, wor
     await eventually(lambda: handle.view().trouble)
     assert "what is shared at /y is not served any more" in handle.view().trouble
     assert handle.view().state is ContainerState.RUNNING
+    world.shares.crash(handle.record.sandbox_id, "bind0", "/srv: Stale file handle")
+    await eventually(lambda: "/x, /y" in handle.view().trouble)
+    assert "Stale file handle" in handle.view().trouble
     await handle.stop(timeout_s=0)
     await handle.start()
     assert handle.view().trouble == ""

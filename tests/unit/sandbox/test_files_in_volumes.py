@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Paths that lie in volumes: of a container that runs, and of one that does not."""
 
+import asyncio
+
 import pytest
 
 from hyperd.errors import UnsupportedError, WrongStateError
@@ -68,6 +70,34 @@ async def test_of_one_that_does_not_run_what_is_no_disk_is_refused_with_where_it
     disk_of(world, handle).synced[b"/file"] = b"1"
     assert await read(handle, b"/data/file") != []
     assert world.agent(handle).opened_volumes == [("volume0", "ext4", "data", True)]
+
+
+async def test_what_happens_to_its_other_volumes_is_no_matter(world: World, fleet: Fleet) -> None:
+    other = Mount(MountType.VOLUME, "/other", "other")
+    writer = await started(fleet, name="writer", mounts=(other,))
+    handle = await created(fleet, mounts=(other, in_volume()))
+    await write(handle, path=b"/data")
+    assert b"/written" in disk_of(world, handle).synced
+    assert world.volumes.attached_to("other") == {writer.record.sandbox_id}
+
+
+async def test_while_its_files_are_open_a_snapshot_of_the_volume_says_so(world: World, fleet: Fleet) -> None:
+    handle = await created(fleet, mounts=(in_volume(),))
+    disk_of(world, handle).synced[b"/file"] = b"1"
+    reads = asyncio.Event()
+
+    async def take(_: object) -> None:
+        reads.set()
+        await asyncio.Event().wait()
+
+    reading = asyncio.create_task(handle.files.read(b"/data/file", take))
+    await reads.wait()
+    with pytest.raises(WrongStateError, match=r"files of container .* are being read or written"):
+        await fleet.living_volumes.snapshot(VolumeName("db"), "")
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    await fleet.living_volumes.snapshot(VolumeName("db"), "")
 
 
 async def test_a_volume_that_another_container_writes_to_is_not_opened_and_that_is_said(

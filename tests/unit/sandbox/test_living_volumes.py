@@ -259,6 +259,27 @@ async def test_a_volume_is_not_for_others_while_the_vm_that_fills_it_does_not_en
     assert world.volumes.attached_to("db") == set()
 
 
+async def test_a_vm_that_a_killed_hyperd_left_is_ended_when_it_can_be(world):
+    async with world.daemon() as fleet:
+        await created(fleet, mounts=(DATA,))
+
+        async def killed():
+            world.hypervisor.undying.add(agent_of_vm(world)[0])
+            yield b"half a tar"
+            raise InvalidError("and no more")
+
+        with pytest.raises(UnavailableError):
+            await fleet.volume_vms.fill(DB, killed(), keep_owner=False)
+        (left,) = world.hypervisor.running
+    async with world.daemon() as fleet:
+        assert world.volumes.attached_to("db") == {left}
+        world.hypervisor.undying.clear()
+        await fleet.reconcile()
+        assert world.hypervisor.running == {}
+        assert world.volumes.attached_to("db") == set()
+        assert left not in await world.storage.list_sandboxes()
+
+
 async def test_an_export_holds_the_guest_still_as_a_snapshot_does(fleet, world):
     handle = await started(fleet, mounts=(DATA,))
     agent = agent_of(world, handle)
