@@ -56,6 +56,7 @@ class FakeNetwork:
         self.fail_next_release: HyperError | None = None
         self.fail_next_disconnect: HyperError | None = None
         self.fail_next_detach: HyperError | None = None
+        self.detached: list[SandboxId] = []
         self.fail_next_lead: HyperError | None = None
         self.fail_next_usage: HyperError | None = None
         self.gate = asyncio.Event()  # attach waits for it
@@ -142,6 +143,7 @@ class FakeNetwork:
         return FakeLease(address, mac, slot)
 
     async def detach(self, sandbox_id: SandboxId) -> None:
+        self.detached.append(sandbox_id)
         error, self.fail_next_detach = self.fail_next_detach, None
         if error is not None:
             raise error

@@ -154,5 +154,13 @@ async def test_a_network_that_cannot_be_cut_off_at_first_is_when_the_vm_has_gone
 ) -> None:
     handle = await started(fleet)
     world.network.fail_next_detach = UnavailableError("netlink is busy")
+    await handle.stop(timeout_s=0)
+    assert world.network.detached == [handle.record.sandbox_id] * 2
     await handle.remove(force=True)
     world.require_nothing_left_of(handle)
+
+
+async def test_who_is_cut_off_already_is_not_once_more(world: World, fleet: Fleet) -> None:
+    handle = await started(fleet)
+    await handle.stop(timeout_s=0)
+    assert world.network.detached == [handle.record.sandbox_id]
