@@ -53,8 +53,9 @@ impl Links {
             }
         }
         applied.retain(|earlier| links.contains(earlier));
+        let asked = parse_macs(links)?;
         for link in links {
-            configure_link(&socket, link, are_new)?;
+            configure_link(&socket, link, &asked, are_new)?;
         }
         *applied = links.to_vec();
         Ok(())
@@ -75,11 +76,12 @@ impl Links {
             }
             applied.retain(|earlier| earlier != gone);
         }
+        let asked = parse_macs(links)?;
         for link in links {
             // Before it is: what fails halfway is taken back by the next call.
             applied.retain(|earlier| !is_place(link, earlier));
             applied.push(link.clone());
-            configure_link(&socket, link, false)?;
+            configure_link(&socket, link, &asked, false)?;
         }
         for link in links {
             before
@@ -147,12 +149,13 @@ fn flush(socket: &OwnedFd, index: u32, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn configure_link(socket: &OwnedFd, link: &Link, is_new: bool) -> Result<()> {
+/// `asked`: of all links that there are to be.
+fn configure_link(socket: &OwnedFd, link: &Link, asked: &[Mac], is_new: bool) -> Result<()> {
     if link.name.len() > 15 || link.name.contains(['/', '\0', ' ']) {
         return Err(Error::invalid(format!("bad link name {:?}", link.name)));
     }
     let mac = parse_mac(&link.mac)?;
-    let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name)?;
+    let Found { index, name, is_foreign } = wait_link(socket, mac, &link.name, asked)?;
     if is_foreign {
         // First: what the link makes of its MAC for IPv6 it makes anew when it is flushed.
         ask(socket, Message::link(index, 0, 0).with(libc::IFLA_ADDRESS, &mac))
@@ -284,6 +287,14 @@ fn parse_cidr(text: &str) -> Result<(IpAddr, u8)> {
     parsed.ok_or_else(|| Error::invalid(format!("bad address {text:?}, wanted ADDRESS/PREFIX")))
 }
 
+fn is_foreign(address: Mac, asked: &[Mac]) -> bool {
+    !asked.contains(&address)
+}
+
+fn parse_macs(links: &[Link]) -> Result<Vec<Mac>> {
+    links.iter().map(|link| parse_mac(&link.mac)).collect()
+}
+
 fn parse_mac(text: &str) -> Result<Mac> {
     let octet = |part: &str| {
         let sane = part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit());
@@ -302,10 +313,10 @@ struct Found {
 }
 
 /// A link may be plugged in just now. sysfs shows it in the moment it can be configured.
-fn wait_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Found> {
+fn wait_link(socket: &OwnedFd, mac: Mac, wanted: &str, asked: &[Mac]) -> Result<Found> {
     let deadline = Instant::now() + LINK_DEADLINE;
     loop {
-        if let Some(found) = find_link(socket, mac, wanted)? {
+        if let Some(found) = find_link(socket, mac, wanted, asked)? {
             return Ok(found);
         }
         if Instant::now() >= deadline {
@@ -322,8 +333,9 @@ fn wait_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Found> {
     }
 }
 
-/// By MAC; else the link that is called so: in a clone it has its parent's MAC still.
-fn find_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Option<Found>> {
+/// By MAC; else the link that is called so: in a clone it has its parent's MAC still. One that another link is to be is
+/// none: of several that are plugged in at once the kernel calls each as it comes.
+fn find_link(socket: &OwnedFd, mac: Mac, wanted: &str, asked: &[Mac]) -> Result<Option<Found>> {
     let named = sys::find_link(socket.as_fd(), wanted);
     if let Some((index, _)) = named.filter(|&(_, address)| address == mac) {
         return Ok(Some(Found { index, name: wanted.to_owned(), is_foreign: false }));
@@ -334,56 +346,10 @@ fn find_link(socket: &OwnedFd, mac: Mac, wanted: &str) -> Result<Option<Found>> 
             return Ok(Some(Found { index, name, is_foreign: false }));
         }
     }
-    Ok(named.map(|(index, _)| Found { index, name: wanted.to_owned(), is_foreign: true }))
+    let foreign = named.filter(|&(_, address)| is_foreign(address, asked));
+    Ok(foreign.map(|(index, _)| Found { index, name: wanted.to_owned(), is_foreign: true }))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::rtnetlink::parse_addresses;
-
-    #[test]
-    fn messages_are_laid_out_as_the_kernel_reads_them() {
-        let bytes = address_message(libc::RTM_NEWADDR, 7, "10.1.2.3".parse().unwrap(), 24).finish();
-        assert_eq!(bytes.len() as u32, u32::from_ne_bytes(bytes[..4].try_into().unwrap()));
-        assert_eq!(bytes.len(), 16 + 8 + 8 * 3);
-        assert_eq!(bytes[16..24], [2, 24, 0, 0, 7, 0, 0, 0]);
-        assert_eq!(bytes[24..32], [8, 0, 2, 0, 10, 1, 2, 3]);
-        assert_eq!(bytes[40..48], [8, 0, 4, 0, 10, 1, 2, 255]);
-    }
-
-    #[test]
-    fn addresses_macs_and_gateways_are_checked() {
-        assert!(parse_cidr("fd00::2/64").is_ok());
-        for bad in ["10.0.0.1", "10.0.0.1/33", "x/8", "fd00::/129", "/", ""] {
-            assert!(parse_cidr(bad).is_err(), "{bad}");
-        }
-        assert_eq!(parse_mac("52:54:00:AA:bb:0c").unwrap(), [0x52, 0x54, 0, 0xaa, 0xbb, 0x0c]);
-        for bad in ["", "52:54", "52:54:00:aa:bb:zz", "525400aabb0c", "52:54:00:aa:bb:+1", "52:54:00:aa:bb:0c:0d"] {
-            assert!(parse_mac(bad).is_err(), "{bad}");
-        }
-        let route = |destination: &str, gateway: &str| {
-            route_message(libc::RTM_NEWROUTE, 1, &Route { destination: destination.into(), gateway: gateway.into() })
-        };
-        assert!(route("0.0.0.0/0", "10.0.0.1").is_ok());
-        assert!(route("::/0", "10.0.0.1").is_err());
-        assert!(route("0.0.0.0/0", "gw").is_err());
-    }
-
-    #[test]
-    fn a_dump_of_addresses_is_read_for_one_link_up_to_its_end() {
-        let mine = |index, ip: &str| {
-            let ip = ip.parse().unwrap();
-            address_message(libc::RTM_NEWADDR, index, ip, if ip.is_ipv4() { 24 } else { 64 }).finish()
-        };
-        let mut dump = [mine(2, "10.0.0.1"), mine(3, "10.0.0.2"), mine(2, "fd00::1")].concat();
-        let mut found = Vec::new();
-        assert_eq!(parse_addresses(&dump, 2, &mut found), Ok(false));
-        assert_eq!(found, [("10.0.0.1".parse().unwrap(), 24), ("fd00::1".parse().unwrap(), 64)]);
-        dump.extend(Message::new(libc::NLMSG_DONE as u16, 0, &[0; 4]).finish());
-        assert_eq!(parse_addresses(&dump, 2, &mut found), Ok(true));
-        for torn in 1..dump.len() {
-            let _ = parse_addresses(&dump[..torn], 2, &mut found);
-        }
-    }
-}
+#[path = "net_tests.rs"]
+mod tests;
