@@ -13,16 +13,14 @@
 //! process. The filter lets nobody join namespaces but who knows a number that it was made with, and that is forgotten at
 //! execve.
 
-use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -103,19 +101,7 @@ pub struct Gifts<'a> {
 impl Nursery {
     /// Returns when it is ready. Blocking.
     pub fn open(reaper: &Reaper, argument: &str) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().what("socketpair")?;
-        let null =
-            rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
-        let number = null.as_raw_fd();
-        let spawn = sys::Spawn {
-            program: c"/proc/self/exe",
-            argv: &[CString::from(c"hyper-agent"), CString::new(argument).map_err(|_| Error::internal("argv"))?],
-            fds: &[(number, 0), (number, 1), (number, 2), (theirs.as_raw_fd(), init::SOCKET)],
-            namespaces: 0,
-            cgroup: None,
-        };
-        let child = reaper.spawn(&spawn).what("start the nursery")?;
-        drop(theirs);
+        let (child, ours) = reaper.spawn_self(argument, 0, None)?;
         ours.set_read_timeout(Some(OPEN_DEADLINE)).what("set a deadline")?;
         let nursery = Self { child, socket: ours, is_broken: AtomicBool::new(false) };
         (&nursery.socket).read_exact(&mut [0]).what("wait for the nursery")?;

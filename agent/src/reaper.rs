@@ -5,13 +5,17 @@
 //! nobody waits for are kept, and no birth, which may take seconds, keeps the reaper waiting.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::fs::{Mode, OFlags};
 use tokio::io::Interest;
 use tokio::sync::oneshot;
 
-use crate::sys;
+use crate::error::{Context, Error, Result};
+use crate::{init, sys};
 
 /// Of one signal: a signal that is pending comes but once, however many have ended.
 const SIGNAL_BYTES: usize = size_of::<libc::signalfd_siginfo>();
@@ -40,6 +44,28 @@ pub struct Child {
 impl Reaper {
     pub fn spawn(&self, spec: &sys::Spawn<'_>) -> std::io::Result<Child> {
         self.register(|| sys::spawn(spec))
+    }
+
+    /// This program once more, as what `argument` says, and our end of the socket that is all it has of us. Its standard
+    /// streams are nowhere.
+    pub fn spawn_self(
+        &self,
+        argument: &str,
+        namespaces: u64,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<(Child, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair().what("socketpair")?;
+        let null =
+            rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
+        let number = null.as_raw_fd();
+        let child = self.spawn(&sys::Spawn {
+            program: c"/proc/self/exe",
+            argv: &[CString::from(c"hyper-agent"), CString::new(argument).map_err(|_| Error::internal("argv"))?],
+            fds: &[(number, 0), (number, 1), (number, 2), (theirs.as_raw_fd(), init::SOCKET)],
+            namespaces,
+            cgroup,
+        });
+        Ok((child.what("start the agent's program again")?, ours))
     }
 
     /// Of a child that `birth` makes, in whatever way.

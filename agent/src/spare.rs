@@ -5,14 +5,12 @@
 //!
 //! Its mount namespace is as old as it is: it serves containers that need no mount the agent made since.
 
-use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
 };
@@ -41,28 +39,14 @@ pub struct Spare {
 impl Spare {
     /// In that cgroup, which is the container's to be.
     pub fn bear(reaper: &Reaper, cgroup: Option<Cgroup>) -> Result<Self> {
-        let (ours, theirs) = UnixStream::pair().what("socketpair")?;
-        let null =
-            rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).what("open /dev/null")?;
-        let number = null.as_raw_fd();
-        let spawn = sys::Spawn {
-            program: c"/proc/self/exe",
-            argv: &[
-                CString::from(c"hyper-agent"),
-                CString::new(init::SPARE_ARGUMENT).map_err(|_| Error::internal("argv"))?,
-            ],
-            fds: &[(number, 0), (number, 1), (number, 2), (theirs.as_raw_fd(), init::SOCKET)],
-            namespaces: NAMESPACES as u64,
-            cgroup: cgroup.as_ref().map(Cgroup::fd),
-        };
-        let child = match reaper.spawn(&spawn).what("start a spare container-init") {
-            Ok(child) => child,
+        let group = cgroup.as_ref().map(Cgroup::fd);
+        let (child, ours) = match reaper.spawn_self(init::SPARE_ARGUMENT, NAMESPACES as u64, group) {
+            Ok(born) => born,
             Err(error) => {
                 cgroup.iter().for_each(remove);
                 return Err(error);
             }
         };
-        drop(theirs);
         let spare = Self { child, socket: ours, cgroup };
         // Saved half-way, it would have its beginning before it in every clone.
         match spare.wait_ready() {

@@ -82,6 +82,14 @@ impl Outbound {
         self.bytes.clear();
         self.sent = 0;
     }
+    /// Under back pressure there is always something left: what has gone makes room all the same.
+    fn took(&mut self, count: usize) {
+        self.sent += count;
+        if self.sent >= BUFFER {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
 }
 
 impl State {
@@ -124,7 +132,7 @@ impl Shared {
         let outbound = &mut state.outbound;
         while outbound.waiting() > 0 {
             match rustix::io::write(&self.fd, &outbound.bytes[outbound.sent..]) {
-                Ok(n) if n > 0 => outbound.sent += n,
+                Ok(n) if n > 0 => outbound.took(n),
                 Err(Errno::INTR) => {}
                 _ => return self.watch_room(state, true),
             }

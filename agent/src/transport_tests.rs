@@ -195,3 +195,16 @@ fn a_new_opening_ends_the_connection_before_it() {
     drop(host);
     served.join().unwrap().unwrap();
 }
+
+#[test]
+fn the_outgoing_buffer_does_not_grow_while_something_is_always_left_in_it() {
+    let mut outbound = Outbound::default();
+    for _ in 0..20_000 {
+        while outbound.waiting() < BUFFER {
+            link::escape(&[0x7e; BUFFER], &mut outbound.bytes);
+        }
+        outbound.took(1024);
+        assert!(outbound.bytes.len() <= 4 * BUFFER, "{} bytes are kept", outbound.bytes.len());
+    }
+    assert!(outbound.bytes.capacity() <= 8 * BUFFER);
+}
