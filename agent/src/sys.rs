@@ -15,7 +15,7 @@ mod filesystem;
 
 pub use bpf::{attach_device_program, load_device_program};
 pub use filesystem::{
-    XfsGeometry, add_partition, freeze_filesystem, grow_ext4, grow_xfs, resize_partition, thaw_filesystem, xfs_geometry,
+    add_partition, freeze_filesystem, grow_ext4, grow_xfs, resize_partition, thaw_filesystem, xfs_geometry,
 };
 
 fn check(result: libc::c_long) -> Result<libc::c_long> {
