@@ -11,6 +11,7 @@ Without: signals that we get are passed on. Three interrupts end us whatever the
 import asyncio
 import contextlib
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,7 @@ ENOUGH_INTERRUPTS = 3
 MAX_PENDING_SIGNALS = 32
 CLOSE_S = 10
 SIGNAL_TIMEOUT_S = 10
+OLDER_HYPERD = "hyper: signals of `exec` need a newer hyperd than the one that runs: restart it"
 LAST_OUTPUT_S = 0.2  # the terminal is given back after this even if it does not take our output
 
 
@@ -236,7 +238,7 @@ class SignalSender:
         import grpc.aio
 
         container, number, calls = started.container_id, str(signal_number), self._client.containers
-        with contextlib.suppress(grpc.aio.AioRpcError):  # it has just ended: its exit is on the way
+        try:
             if started.exec_id:
                 exec_request = pb.SignalExecRequest(
                     container=container, exec_id=started.exec_id, signal=number
@@ -245,3 +247,6 @@ class SignalSender:
             else:
                 request = pb.KillContainerRequest(container=container, signal=number)
                 await calls.KillContainer(request, timeout=SIGNAL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:  # else it has just ended: its exit is on the way
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                print(OLDER_HYPERD, file=sys.stderr)

@@ -178,7 +178,7 @@ def decode_size(message: wire.TerminalSize) -> TerminalSize:
 
 
 def encode_listing(views: Iterable[ContainerView]) -> Iterator[wire.ListContainersResponse]:
-    """In messages that stay far below what one may be, however many there are."""
+    """In messages far below what one may be, however many there are. At least one: older clients wait for it."""
     message, size = wire.ListContainersResponse(), 0
     for view in views:
         container = encode_container(view)
@@ -187,8 +187,7 @@ def encode_listing(views: Iterable[ContainerView]) -> Iterator[wire.ListContaine
         if size >= LISTING_BYTES:
             yield message
             message, size = wire.ListContainersResponse(), 0
-    if size:
-        yield message
+    yield message
 
 
 def encode_container(view: ContainerView) -> wire.Container:

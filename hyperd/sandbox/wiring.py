@@ -104,10 +104,13 @@ class Rewiring:
         return told
 
     async def reroute(self) -> None:
-        """Where a policy took it off its bridges: its guest is told, and loses nothing by it."""
+        """Where a policy took it off its bridges: its guest is told, and loses nothing by it.
+
+        Raises what the guest does; then the next change tells it, or the next hyperd.
+        """
         if needs_routes(self.rooms.network, self.sandbox, self.before):
             after = tuple(replace(at, is_routed=True) for at in self.before)
-            await self._tell_guest(after)
+            await self.guest.rewire(self._wiring(after))
             await self.record(self.sandbox.spec, after)
 
     async def _leave(

@@ -200,11 +200,14 @@ async def test_a_policy_holds_also_where_the_guest_is_not_told(world, fleet, des
     deaf = await started(fleet, network="six")
     world.agent(deaf).fail_next("rewire", UnavailableError("does not listen"))
     await desk.set_egress(deaf.record.name, "none")
+    assert not is_led(world, deaf)
     still = await started(fleet, network="six")
     await still.pause()
     await desk.set_egress(still.record.name, "none")
     assert world.network.enforced == [deaf.record.sandbox_id, still.record.sandbox_id]
     assert not is_led(world, still)
+    await desk.set_egress(deaf.record.name, "allow-all")
+    assert is_led(world, deaf), "told with the next change"
 
 
 async def test_who_got_a_policy_while_it_came_up_is_told_when_it_is_up(world, fleet, desk):
