@@ -25,6 +25,7 @@ from hyperd.model.vm import SandboxId
 from hyperd.network import flows
 from hyperd.network.netlink import network_errors
 from hyperd.network.policy import sets
+from hyperd.network.policy.behind import Behind
 from hyperd.network.policy.document import parse_egress
 from hyperd.network.policy.groups import Groups
 from hyperd.network.policy.hooks import SENT, table_of
@@ -60,7 +61,7 @@ class Policies:
         self._saving = asyncio.Lock()  # a record, and what is known of it
         self._is_loaded = False
         self._policed: dict[SandboxId, _Policed] = {}
-        self._behind: set[str] = set()  # tables in which a group says what it said before
+        self._behind = Behind()
         self._wires = Wires(self._kernel)
         self._reports = Reports(self._records, self._wires, self._kernel)
 
@@ -140,24 +141,23 @@ class Policies:
             for owner, policed in [(owner, self._policed[owner]) for owner, _ in found]:
                 await self._reports.end_run(owner, policed.account)
         found = [(owner, wire) for owner, wire in found if owner in self._policed]  # some may have gone
-        revisions = {owner: self.revision(owner) for owner, _ in found}
         if not found:
             return
-        await self._wires.stand(
-            [
-                self._armed(place, owner, wire, anew=bool(self._policed[owner].held.earlier))
-                for owner, wire in found
-            ]
-        )
-        for owner, revision in revisions.items():
-            await self._settle(owner, revision)
-        if place.base in self._behind:
-            self._behind.discard(place.base)
-            await self.cut(*(wire for _, wire in found))
+        revisions = {owner: self.revision(owner) for owner, _ in found}
+        with self._behind.caught_up(place.base, revisions) as behind:
+            known = {owner for owner, _ in found if is_there and not self._policed[owner].held.earlier}
+            await self._wires.stand(
+                [self._armed(place, owner, wire, anew=owner not in known) for owner, wire in found]
+            )
+            for owner, revision in revisions.items():
+                await self._settle(owner, revision)
+            if behind:
+                await self.cut(*(wire for owner, wire in found if owner in behind))
 
     async def stands(self, base: str) -> bool:
         """Whether nobody has taken away what should be in force, nor emptied it, nor is a change left to be made."""
-        if base in self._behind:
+        behind = [owner for owner in self._behind.of(base) if owner in self._policed]
+        if any(armed.place.base == base for owner in behind for armed in self._wires.of(owner)):
             return False
         if not self._wires.are_on(base):
             return True
@@ -237,6 +237,7 @@ class Policies:
 
     async def disarm(self, place: Place, sandbox_id: SandboxId, wire: Wire) -> None:
         """When its tap is gone. What was refused is written down first. Idempotent."""
+        self._behind.forget(place.base, sandbox_id)
         policed = self._policed.get(sandbox_id)
         if policed is None:
             return
@@ -247,7 +248,6 @@ class Policies:
 
     async def withdraw(self, base: str) -> None:
         """The network is gone. Idempotent."""
-        self._behind.discard(base)
         await self._wires.withdraw(base)
 
     async def forget(self, sandbox_id: SandboxId) -> None:
@@ -315,20 +315,23 @@ class Policies:
 
         Raises UnavailableError with the names of those for whom that could not be; the next ``stand`` tries again.
         """
-        of_place: dict[Place, list[Armed]] = {}
-        for owner, policed in list(self._policed.items()):
-            if name in policed.held.limits.groups:
-                for armed in self._wires.of(owner):
-                    of_place.setdefault(armed.place, []).append(armed)
+        having = [
+            armed
+            for owner, policed in self._policed.items()
+            if name in policed.held.limits.groups
+            for armed in self._wires.of(owner)
+        ]
         undone: dict[str, HyperError] = {}
-        for place, members in of_place.items():
-            try:
-                await self._rearm(place, members)
-            except HyperError as error:
-                self._behind.add(place.base)
-                undone |= dict.fromkeys((self._called(armed.owner) for armed in members), error)
-        if of_place:  # also of those that keep the older rules: those are asked anew, no more
-            await self.cut(*(armed.judged.wire for members in of_place.values() for armed in members))
+        with self._behind.unless_done(having):
+            for place in dict.fromkeys(armed.place for armed in having):
+                members = [armed for armed in having if armed.place == place]
+                try:
+                    await self._rearm(place, members)
+                except HyperError as error:
+                    self._behind.add(members)
+                    undone |= dict.fromkeys((self._called(armed.owner) for armed in members), error)
+            if having:  # also of those that keep the older rules: those are asked anew, no more
+                await self.cut(*(armed.judged.wire for armed in having))
         if undone:
             raise UnavailableError(
                 f"what it said before is still in force for {', '.join(sorted(undone))}",

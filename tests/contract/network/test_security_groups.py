@@ -11,6 +11,9 @@ from hyperd.host import process
 from hyperd.model.network import PortRequest
 from hyperd.model.policy import Limits
 from hyperd.network import BridgeNetworks
+from hyperd.network.policy import Policies
+from hyperd.network.policy.wire import Wire
+from hyperd.network.policy.wires import Place
 from tests.contract.network.conftest import SETTINGS, clean
 from tests.contract.network.egress import (
     HOST_OUTSIDE,
@@ -206,6 +209,62 @@ async def test_a_change_that_cannot_be_made_is_told_with_whom_and_made_later(dat
         assert await it.policies.stands(SETTINGS.table)
         assert await connects(it.neighbour, it.guest, address, 81)
         assert not await connects(it.neighbour, it.guest, address, 80)
+
+
+async def test_a_change_that_could_not_be_made_is_not_waited_for_when_nobody_has_it_any_more(
+    database, monkeypatch
+):
+    async with world(database, "") as it:
+        await it.policies.groups.create(group("web", tcp("ingress", 80)))
+        await in_groups(it, "web")
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        with monkeypatch.context() as without_nft:
+            without_nft.setenv("PATH", "/nowhere")
+            with pytest.raises(UnavailableError):
+                await it.policies.groups.update(group("web", tcp("ingress", 81)))
+        assert not await it.policies.stands(SETTINGS.table)
+        await it.networks.release(POLICED)
+        await it.networks.prepare()
+        assert await it.policies.stands(SETTINGS.table)
+
+
+class Unforgetting(Policies):
+    """For as often as it is told, the kernel keeps the connections that it should forget."""
+
+    fail_next_cuts = 0
+
+    async def cut(self, *wires):
+        if self.fail_next_cuts:
+            self.fail_next_cuts -= 1
+            raise UnavailableError("the kernel refused")
+        await super().cut(*wires)
+
+
+async def test_a_group_s_change_is_made_when_what_had_begun_is_cut(database, bridge_network):
+    base, address = bridge_network.settings.table, bridge_network.settings.subnet[9]
+    settings = bridge_network.settings
+    wire = Wire(
+        "hypert-none", address, settings.name, settings.bridge, settings.subnet, settings.gateway, ipv6=None
+    )
+    policies, place = Unforgetting(database), Place(base, internal=False)
+    await policies.load()
+    try:
+        await policies.groups.create(group("web", tcp("ingress", 80)))
+        await policies.impose(POLICED, Limits(groups=("web",)), "job")
+        await policies.arm(place, POLICED, wire)
+        assert await policies.stands(base)
+        policies.fail_next_cuts = 2
+        with pytest.raises(UnavailableError):
+            await policies.groups.update(group("web", tcp("ingress", 81)))
+        assert not await policies.stands(base)
+        with pytest.raises(UnavailableError):
+            await policies.stand(place, [(POLICED, wire)])
+        assert not await policies.stands(base)
+        await policies.stand(place, [(POLICED, wire)])
+        assert await policies.stands(base)
+    finally:
+        await policies.disarm(place, POLICED, wire)
+        policies.close()
 
 
 async def test_a_change_is_one_transaction_for_all_that_have_the_group(database):
