@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel has in the sets of a wire: what was refused, read; and whether a table is there, and has its rules.
+"""What the kernel has in the sets of a wire, read; and whether a table is there, has its rules, and which sets.
 
 Messages of our own, as in ``elements``; see linux/netfilter/nf_tables.h. Blocking.
 """
@@ -21,7 +21,7 @@ from hyperd.network.settings import Address
 
 _ANSWER_S = 5.0
 _ANSWER_BYTES = 1 << 16
-_GETTABLE, _GETSETELEM, _REQUEST, _DUMP = 10 << 8 | 1, 10 << 8 | 13, 1, 0x300
+_GETTABLE, _GETSET, _GETSETELEM, _REQUEST, _DUMP = 10 << 8 | 1, 10 << 8 | 10, 10 << 8 | 13, 1, 0x300
 _NEWRULE, _GETRULE = 10 << 8 | 6, 10 << 8 | 7
 _RULE_TABLE, _RULE_CHAIN = 1, 2
 _ERROR, _DONE = 2, 3
@@ -66,6 +66,18 @@ def read_dropped(base: str) -> dict[str, int]:
     }
 
 
+def read_learned(base: str, name: str) -> dict[Address, int]:
+    """For how many seconds yet, of more than one; empty where there is no such set. Raises OSError."""
+    found = _dumped(table_of(base), name)
+    return {ip_address(key): int(expires_s) for key, _, expires_s in found if expires_s >= 1}
+
+
+def names_of(table: str) -> list[str]:
+    """Of all its sets and maps; empty without the table. Raises OSError."""
+    told = _answers(_GETSET, elements.text_attribute(_TABLE, table))
+    return [dict(elements.attributes(each))[_SET].rstrip(b"\0").decode() for each in told]
+
+
 def has_table(table: str) -> bool:
     """Whether nobody took it away: the kernel answers while it is asked. Raises OSError."""
     body = struct.pack("!BBH", INET_FAMILY, 0, 0) + elements.text_attribute(_TABLE, table)
@@ -92,27 +104,28 @@ def has_rules(table: str, chain: str) -> bool:
 
 def _dumped(table: str, name: str) -> Iterator[tuple[bytes, int, float]]:
     """Key, packets, seconds left of each element."""
-    body = (
-        struct.pack("!BBH", INET_FAMILY, 0, 0)
-        + elements.text_attribute(_TABLE, table)
-        + elements.text_attribute(_SET, name)
-    )
+    named = elements.text_attribute(_TABLE, table) + elements.text_attribute(_SET, name)
+    for told in _answers(_GETSETELEM, named):
+        for _, element in elements.attributes(dict(elements.attributes(told)).get(_ELEMENTS, b"")):
+            yield _parse(dict(elements.attributes(element)))
+
+
+def _answers(kind: int, asked: bytes) -> Iterator[bytes]:
+    """Attributes of each message of a dump; none of what is not there."""
+    body = struct.pack("!BBH", INET_FAMILY, 0, 0) + asked
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as kernel:
         kernel.settimeout(_ANSWER_S)
-        kernel.send(struct.pack("=IHHII", 16 + len(body), _GETSETELEM, _REQUEST | _DUMP, 1, 0) + body)
+        kernel.send(struct.pack("=IHHII", 16 + len(body), kind, _REQUEST | _DUMP, 1, 0) + body)
         while True:
             answer = kernel.recv(_ANSWER_BYTES)
             while len(answer) >= 16:
-                size, kind = struct.unpack_from("=IH", answer)
-                if kind in (_DONE, _ERROR):
+                size, answered = struct.unpack_from("=IH", answer)
+                if answered in (_DONE, _ERROR):
                     (code,) = struct.unpack_from("=i", answer, 16)
                     if code not in (0, -errno.ENOENT):
                         raise OSError(-code, os.strerror(-code))
                     return
-                for _, element in elements.attributes(
-                    dict(elements.attributes(answer[20:size])).get(_ELEMENTS, b"")
-                ):
-                    yield _parse(dict(elements.attributes(element)))
+                yield answer[20:size]
                 answer = answer[size + (-size % 4) :]
 
 

@@ -6,7 +6,8 @@ import errno
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 
 from pyroute2 import AsyncIPRoute
@@ -18,6 +19,7 @@ from hyperd.network import elements
 from hyperd.network.assembler import UnspokenError, assemble
 from hyperd.network.elements import INET_FAMILY, Element
 from hyperd.network.netlink import network_errors
+from hyperd.network.policy import older
 from hyperd.network.policy.group_rules import members_of, members_set, referred, render_members
 from hyperd.network.policy.hooks import HOOKS, render_base, render_none, table_of
 from hyperd.network.policy.learning import Learning, Told
@@ -97,11 +99,17 @@ class Wires:
         """Of one network, all at once. Idempotent."""
         base = found[0].place.base
         async with self._changing[base]:
+            with network_errors(base):
+                older_sets = await self._kernel.call(older.find_sets, base)
+                if older_sets:
+                    found = await self._kernel.call(_taken_over, base, found, older_sets)
             for armed in found:
                 self._know(armed)
             self._based.pop(base, None)
             await self._load(found[0].place, found, also=self._forgotten(base))
             await self._put_in(base, found)
+            with network_errors(base):
+                await self._kernel.call(older.remove_sets, base, older_sets)
 
     async def arm(self, base: str, make: Callable[[], list[Armed]]) -> list[Armed]:
         """All or none of those that are made when their turn has come, and there may be none to arm any more."""
@@ -286,6 +294,16 @@ class Wires:
         await self._take_out(base, members_of({name: before.get(name, set()) - now[name] for name in moved}))
         before.update(now)
         self._moved.pop(base, None)
+
+
+def _taken_over(base: str, found: Iterable[Armed], older_sets: AbstractSet[str]) -> list[Armed]:
+    """With what their names stood for under an earlier hyperd. Blocking. Raises OSError."""
+    return [
+        replace(armed, learned=older.read_learned(base, armed.judged, older_sets))
+        if armed.learned is None
+        else armed
+        for armed in found
+    ]
 
 
 def _digest_hooks(base: str) -> bytes:

@@ -7,6 +7,7 @@ import os
 import resource
 import shutil
 import socket
+import zlib
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,26 @@ async def test_the_next_hyperd_goes_on_with_what_is_in_force(database):
         assert before.count("chain") == (await rules()).count("chain")
 
 
+async def test_what_an_earlier_hyperd_has_learned_under_other_names_of_sets_is_taken_over(database):
+    async with world(database, BY_NAME) as it:
+        crc = f"{zlib.crc32(b'any:443'):08x}"
+        older = f"named_{tap_name(POLICED)}_{crc}", f"members_{crc}", "members_00000000"
+        of_learned = f"{{ type ipv4_addr; flags timeout; elements = {{ {GOOD} timeout 300s }}; }}"
+        told = f"add set {TABLE} {older[0]} {of_learned}\n"
+        told += "".join(f"add set {TABLE} {name} {{ type ipv4_addr; }}\n" for name in older[1:])
+        told += f"add chain {TABLE} from_gone\n"  # of one that has gone since
+        told += f"add rule {TABLE} from_gone ip daddr @{older[2]} accept\n"
+        await process.run_checked(["nft", "-f", "-"], timeout_s=20, stdin=told.encode())
+        assert not await it.connects(GOOD, 443)
+        await it.restart(database)
+        assert await it.connects(GOOD, 443)
+        assert [name for name in older if f"set {name} " in await rules()] == [older[2]], "while it is in use"
+        await process.run_checked(["nft", "flush", "chain", *TABLE.split(), "from_gone"], timeout_s=20)
+        await it.restart(database)
+        assert await it.connects(GOOD, 443), "what is known stays"
+        assert older[2] not in await rules()
+
+
 async def test_counts_of_several_runs_add_up(database):
     async with world(database, "none") as it:
         assert not await it.connects(OUTSIDE, 22)
@@ -129,6 +150,15 @@ async def test_rules_that_somebody_flushed_are_made_again(database):
         await it.networks.prepare()
         assert not await it.connects(OUTSIDE, 22)
         assert await it.tried() == {(OUTSIDE, 22): 2}
+
+
+async def test_what_a_name_stands_for_is_known_again_when_somebody_has_flushed_the_rules(database):
+    async with world(database, BY_NAME) as it:
+        await it.look_up("good.example")
+        await process.run_checked(["nft", "flush", "ruleset"], timeout_s=20)
+        await it.networks.prepare()
+        assert await it.connects(GOOD, 443)
+        assert not await it.connects(GOOD, 80)
 
 
 @pytest.mark.parametrize("how", ["flush", "delete"])
