@@ -204,7 +204,7 @@ async def test_a_store_that_stands_still_keeps_nobody_for_ever(volumes, ceph, im
     await volumes.create(request_of(format="true"))
     await volumes.lend(BOX, "volume-init", DB)
     with ceph.standing_still():
-        with pytest.raises(WrongStateError, match="volume-init has it"):
+        with pytest.raises(WrongStateError, match="is being filled"):
             await volumes.lend(OTHER, "volume-init", DB)
         await volumes.release(BOX)
         assert own_processes(tmp_path / "run") == []
