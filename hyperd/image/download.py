@@ -9,6 +9,7 @@ much comes is bounded here.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,15 +37,18 @@ Progress = Callable[[Descriptor, int], None]
 class Arrivals:
     """Which of an image's layers are whole."""
 
-    layers: Sequence[Descriptor]
+    layers: Sequence[Descriptor]  # as its manifest has them, also what that has twice
     whole: dict[Digest, asyncio.Event] = field(init=False)
 
     def __post_init__(self) -> None:
         self.whole = {layer.digest: asyncio.Event() for layer in self.layers}
 
+    def coming(self) -> list[Descriptor]:
+        """What skopeo fetches when it begins now: twice, and at once, what is there twice."""
+        return [layer for layer in self.layers if not self.whole[layer.digest].is_set()]
+
     def missing(self) -> list[Descriptor]:
-        unique = {layer.digest: layer for layer in self.layers}
-        return [layer for layer in unique.values() if not self.whole[layer.digest].is_set()]
+        return list({layer.digest: layer for layer in self.coming()}.values())
 
     async def wait_whole(self, digest: Digest) -> None:
         await self.whole[digest].wait()
@@ -101,9 +105,9 @@ class Downloads:
     async def fetch(self, remote: Remote, arrivals: Arrivals, layout: Path, progress: Progress) -> None:
         """Until every layer is whole. Raises ExhaustedError before the start when they cannot all fit."""
         if self._make_room is not None:
-            need = sum(layer.size_bytes for layer in arrivals.missing())
+            need = sum(layer.size_bytes for layer in arrivals.coming())
             await self._make_room(need * (1 + USUAL_UNPACKING) + self._reserve_bytes)
-        await self._workers.call(self._require_room, arrivals.missing())
+        await self._workers.call(self._require_room, arrivals.coming())
         async with one_error(), asyncio.TaskGroup() as tasks:
             copying = tasks.create_task(
                 self._skopeo.copy_layers(remote, layout, self._content.shared_blob_dir)
@@ -126,12 +130,20 @@ class Downloads:
     ) -> None:
         began = asyncio.get_running_loop().time()
         now, estimate, seen, stalled_since = began, Estimate(), (-1, -1), began
+        coming = arrivals.coming()
+        times = Counter(layer.digest for layer in coming)
         while not copying.done():
             await asyncio.wait({copying}, timeout=min(max((now - began) / 10, LOOK_AFTER_S), LOOK_EVERY_S))
             await self.look_for(arrivals)
             missing = arrivals.missing()
             sizes = await self._workers.call(_sizes_under_way, layout)
-            _require_declared(sizes.values(), missing, str(remote.source))
+            # One that comes twice may still come when it is whole.
+            due = [
+                layer
+                for layer in coming
+                if times[layer.digest] > 1 or not arrivals.whole[layer.digest].is_set()
+            ]
+            _require_declared(sizes.values(), due, str(remote.source))
             await self._workers.call(self._require_reserve)
             done = estimate.update(sizes, missing)
             for layer in missing:
@@ -165,9 +177,9 @@ class Downloads:
             )
 
 
-def _require_declared(sizes: Collection[int], missing: Sequence[Descriptor], subject: str) -> None:
-    """What is under way may be the missing layers, and the config and manifest that skopeo writes after them."""
-    declared = [layer.size_bytes for layer in missing]
+def _require_declared(sizes: Collection[int], due: Sequence[Descriptor], subject: str) -> None:
+    """What is under way may be the layers that are due, and the config and manifest that skopeo writes after them."""
+    declared = [layer.size_bytes for layer in due]
     most = max([*declared, MAX_CONFIG_BYTES])
     if (
         any(size > most for size in sizes)
@@ -177,7 +189,7 @@ def _require_declared(sizes: Collection[int], missing: Sequence[Descriptor], sub
             "the registry sends more than the manifest says",
             subject=subject,
             evidence=f"{max(sizes)} bytes of one blob and {sum(sizes)} in all have come; "
-            f"the largest layer that is missing has {max(declared, default=0)}, all of them {sum(declared)}",
+            f"the largest layer that is due has {max(declared, default=0)}, all of them {sum(declared)}",
         )
 
 

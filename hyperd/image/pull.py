@@ -238,7 +238,7 @@ class Pull:
         if not wanted:
             await parts.workers.call(parts.content.put, EMPTY_LAYER, EMPTY_TAR)
             wanted = [(EMPTY_LAYER, Descriptor(EMPTY_LAYER, len(EMPTY_TAR), ""))]
-        arrivals = Arrivals([layer for _, layer in wanted])
+        arrivals = Arrivals(resolved.manifest.layers or [layer for _, layer in wanted])
         await parts.downloads.look_for(arrivals)
         directory = parts.temporary / f"pull-{secrets.token_hex(8)}"
         try:

@@ -2,7 +2,7 @@
 """The directories of volumes, and of their snapshots: a disk in each, under its name when it is whole. Blocks.
 
 ID.new/disk.img   in the making      ID/disk.img   whole      ID.gone/...   on its way out
-                                     ID/unrecorded   until its record is known to be there
+                                     ID/unrecorded   until its record is known to be there, and from when it goes
 
 A volume that is shared has a directory in its stead, ID/data.
 """
@@ -69,7 +69,7 @@ class DiskFiles:
         elif directory.name in known:
             self.settle(directory.name)
         elif (directory / UNRECORDED_NAME).exists():
-            log.warning("removing a disk that was never recorded", extra={"path": str(directory)})
+            log.warning("removing a disk whose record is not there", extra={"path": str(directory)})
             self.remove(directory.name)
         else:
             log.warning("a disk that no record knows is left alone", extra={"path": str(directory)})
@@ -131,6 +131,12 @@ class DiskFiles:
         marker = self.root / disk_id / UNRECORDED_NAME
         with files.file_errors(marker):
             marker.unlink(missing_ok=True)
+
+    def unsettle(self, disk_id: str) -> None:
+        """Its record goes. A kill before ``take_away`` leaves what the next sweep removes."""
+        marker = self.root / disk_id / UNRECORDED_NAME
+        with contextlib.suppress(OSError):  # a server's has no files; a full disk keeps nobody from removing
+            marker.touch(0o600)
 
     def take_away(self, disk_id: str) -> None:
         """It has its name no more; a kill before ``remove`` leaves what the next sweep removes."""

@@ -39,12 +39,7 @@ def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME
             subject=subject,
             hint=f"known: {', '.join(FILESYSTEMS)}",
         )
-    if request.options:
-        raise InvalidError(
-            f"the driver {LOCAL} has no option {sorted(request.options)[0]!r}",
-            subject=subject,
-            hint="it has none",
-        )
+    _require_no_options(request, subject)
     if request.filesystem != SHARED:
         if not request.snapshot or request.size_bytes:  # else it is as large as that
             require_size(request.size_bytes or default_bytes, subject, request.filesystem)
@@ -53,6 +48,15 @@ def require_possible(request: VolumeRequest, default_bytes: int = DEFAULT_VOLUME
             "is a directory of the host's: it has no size of its own, and is made from no snapshot",
             subject=subject,
             hint="a file system of the host's with a quota bounds it",
+        )
+
+
+def _require_no_options(request: VolumeRequest, subject: str) -> None:
+    if request.options:
+        raise InvalidError(
+            f"the driver {LOCAL} has no option {sorted(request.options)[0]!r}",
+            subject=subject,
+            hint="it has none",
         )
 
 
@@ -152,8 +156,13 @@ def require_same(request: VolumeRequest, there: "Row") -> None:
 
 
 def require_as_asked(request: VolumeRequest, there: "Row") -> None:
-    """Of one that is there, for who mounts it: what was asked for, and as Docker no label. Raises ExistsError."""
+    """Of one that is there, for who mounts it: what was asked for, and as Docker no label.
+
+    Raises ExistsError, InvalidError.
+    """
     driver = request.driver or there.driver
+    if driver == LOCAL:
+        _require_no_options(request, f"volume {request.name!r}")
     options = request.options or (there.options if driver == there.driver else {})
     require_same(replace(request, driver=driver, options=options, labels={}), there)
 

@@ -2,7 +2,7 @@
 """Copies of volumes' disks, each of one moment.
 
     root/ID.new/disk.img   in the making      root/ID/disk.img   a snapshot; its record names the ID
-                                              root/ID/unrecorded   beside it until that record is committed
+                                              root/ID/unrecorded   until that is committed, and from when it goes
 
 Where the file system can share blocks a snapshot costs what changes afterwards; elsewhere its data is copied.
 """
@@ -150,10 +150,15 @@ class LocalVolumeSnapshots:
 
     async def remove(self, reference: str) -> VolumeSnapshotId:
         key = resolve(reference, await self.names(), "snapshot", "`hyper snapshot ls` lists all")
-        await self._database.transaction(
-            lambda connection: records.delete_snapshot(connection, key), lasting=True
-        )
-        await self._remove(key)
+
+        def work(connection: sqlite3.Connection) -> None:
+            records.delete_snapshot(connection, key)
+            self._files.unsettle(key)
+
+        try:
+            await self._database.transaction(work, lasting=True)
+        finally:
+            await asyncio.shield(self._settle(key))
         return key
 
     async def require_free(self, name: str) -> None:
@@ -170,9 +175,14 @@ class LocalVolumeSnapshots:
 
     async def _settle(self, key: VolumeSnapshotId) -> None:
         """What has a record stays, what has none goes."""
-        if key in await self.names():
-            await self._workers.call(self._files.settle, key)
-        else:
+
+        def work(connection: sqlite3.Connection) -> bool:
+            is_known = any(item.snapshot_id == key for item in records.load_snapshots(connection))
+            if is_known:
+                self._files.settle(key)
+            return is_known
+
+        if not await self._database.transaction(work):
             await self._remove(key)
 
     async def _remove(self, key: str) -> None:

@@ -3,7 +3,7 @@
 
     root/ID.new/disk.img   in the making: formatted before anybody knows it
     root/ID/disk.img       a volume; its record names the ID
-    root/ID/unrecorded     beside it until that record is committed
+    root/ID/unrecorded     beside it until that record is committed, and from when it goes
     root/ID.gone/...       on its way out: its record is gone already
 
 The host formats a file that no guest has seen yet, and never mounts, checks or reads it afterwards.
@@ -136,15 +136,23 @@ class LocalVolumes:
         return await self._database.transaction(records.attached)
 
     async def remove(self, name: VolumeName) -> bool:
-        async with self._turns.removing(name):
-            row = await self._database.transaction(
-                lambda connection: records.delete(connection, name), lasting=True
-            )
-        if row is None:
-            return False
-        await self._remove(row.volume_id)
-        log.info("volume removed", extra={"volume": name})
-        return True
+        gone: list[str] = []
+
+        def work(connection: sqlite3.Connection) -> None:
+            row = records.delete(connection, name)
+            if row is not None:
+                self._files.unsettle(row.volume_id)
+                gone.append(row.volume_id)
+
+        try:
+            async with self._turns.removing(name):
+                await self._database.transaction(work, lasting=True)
+        finally:
+            # A transaction whose caller has gone may happen all the same: this one's thread comes to it first.
+            await asyncio.shield(self._settle(gone))
+        if gone:
+            log.info("volume removed", extra={"volume": name})
+        return bool(gone)
 
     async def grow(self, name: VolumeName, size_bytes: int) -> Volume:
         async with self._turns.growing(name):
@@ -317,12 +325,15 @@ class LocalVolumes:
 
     async def _settle(self, made: Sequence[str]) -> None:
         """What has a record stays, what has none goes."""
-        known = {row.volume_id for row in await self._database.transaction(records.load)}
-        for volume_id in made:
-            if volume_id in known:
-                await self._workers.call(self._files.settle, volume_id)
-            else:
-                await self._remove(volume_id)
+
+        def work(connection: sqlite3.Connection) -> list[str]:
+            known = {row.volume_id for row in records.load(connection)}
+            for volume_id in known.intersection(made):
+                self._files.settle(volume_id)
+            return [volume_id for volume_id in made if volume_id not in known]
+
+        for volume_id in await self._database.transaction(work):
+            await self._remove(volume_id)
 
     async def _remove(self, volume_id: str) -> None:
         await self._workers.call(self._files.take_away, volume_id)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pulls from registries that fail at each step: a clear error, nothing half-made, and what was whole is not lost."""
 
+import asyncio
 import os
 
 import pytest
 
 from hyperd.errors import ExhaustedError, HyperError, InvalidError, UnavailableError
+from hyperd.image import download
 from hyperd.model.image import Digest
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.contract.image.test_pull import leftovers, pulled
-from tests.contract.image.troubled import FLOOD, STALL, answer, troubled
+from tests.contract.image.troubled import FLOOD, HOLD, STALL, answer, troubled
 from tests.images import file
 from tests.mounts import names_in, small_filesystem
 
@@ -99,6 +101,38 @@ async def test_a_layer_that_is_more_than_its_manifest_says_is_given_up_while_it_
             await pulled(store, f"{between.address}/app:1")
     assert names_in(store._temporary) == names_in(store._disks.root) == []
     assert not store._content.has(Digest(BUILT.layer_digests[1]))
+
+
+@pytest.mark.parametrize("held", [{1, 2}, {2}], ids=["at once", "one after the other"])
+async def test_a_layer_that_the_manifest_has_twice_is_fetched_twice(hub, store, monkeypatch, held):
+    """Legal, and skopeo looks only for what is here already: the registry sends no more than it was asked for."""
+    layer = [file("b", os.urandom(16 << 20))]
+    built = images.build([layer, layer])
+    await hub.push(built, "app:1")
+    path, loop, looked = (
+        f"/v2/app/blobs/{built.layer_digests[0]}",
+        asyncio.get_running_loop(),
+        download._sizes_under_way,
+    )
+    looks: list[int] = []
+
+    def looking(layout):
+        if looks[-1:] == [len(held)]:  # and that look was content
+            loop.call_soon_threadsafe(between.released.set)
+        sizes = looked(layout)
+        looks.append(sum(size > 15 << 20 for size in sizes.values()))
+        return sizes
+
+    def decide(request, seen):
+        return HOLD if request.path == path and request.method == "GET" and seen in held else None
+
+    async with troubled(hub.address, decide) as between:
+        monkeypatch.setattr(download, "_sizes_under_way", looking)
+        image, _ = await pulled(store, f"{between.address}/app:1")
+        asked = [request.path for request in between.seen if request.method == "GET"]
+    assert image.image_id == built.image_id
+    assert asked.count(path) == 2
+    assert len(held) in looks
 
 
 async def test_a_disk_that_others_fill_meanwhile_ends_a_pull(hub, tmp_path):

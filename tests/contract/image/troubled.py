@@ -11,8 +11,9 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
-# Instead of an answer: nothing, for ever; the connection ends in the middle of the body; more and more of a blob.
-STALL, CUT, FLOOD = b"stall", b"cut", b"flood"
+# Instead of an answer: nothing, for ever; the connection ends in the middle of the body; more and more of a blob;
+# what the real one answers, but for the last byte, which comes when it is `released`.
+STALL, CUT, FLOOD, HOLD = b"stall", b"cut", b"flood", b"hold"
 FLOOD_BYTES = 1 << 30
 
 
@@ -31,6 +32,7 @@ Answer = Callable[
 class Troubled:
     address: str = ""
     seen: list[Request] = field(default_factory=list)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 def answer(status: str, *headers: str, body: bytes = b"") -> bytes:
@@ -89,11 +91,17 @@ async def _serve(
             await writer.drain()
         return
     body = await _body(head, reader)
-    if decided is None:
+    is_held = decided == HOLD
+    if decided is None or is_held:
         far, towards = await asyncio.open_connection(*upstream.split(":"))
         towards.write(re.sub(rb"\r\nConnection:[^\r]*", b"", head[:-2]) + b"Connection: close\r\n\r\n" + body)
         decided = await far.read(-1)
         towards.close()
+    if is_held:
+        writer.write(decided[:-1])
+        await writer.drain()
+        await it.released.wait()
+        decided = decided[-1:]
     writer.write(decided)
     await writer.drain()
 

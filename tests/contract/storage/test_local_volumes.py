@@ -66,6 +66,9 @@ async def test_one_that_is_there_is_what_its_container_asked_for_or_refused(volu
     for other in (VolumeRequest(DB, 64 << 20), VolumeRequest(DB, driver="nbd", options=nbd)):
         with pytest.raises(ExistsError):
             await used(volumes, database, BOX, other)
+    for driver in ("", "local"):
+        with pytest.raises(InvalidError, match="the driver local has no option 'export'"):
+            await used(volumes, database, BOX, VolumeRequest(DB, driver=driver, options=nbd))
     assert (await volumes.get(DB)).users == ()
     await used(volumes, database, BOX, VolumeRequest(DB, 32 << 20, driver="local", labels={"team": "db"}))
     await used(volumes, database, OTHER, VolumeRequest(DB))
