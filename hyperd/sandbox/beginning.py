@@ -85,7 +85,7 @@ class BeginningSandbox(EndingSandbox):
     ) -> None:
         self._coming_up = None
         if self._ending:  # while it was taken over its VM went, or it was removed
-            self._spawn(live.hang_up())
+            self._spawn(live.let_go())
             return
         # First of all: should hyperd end in the middle of this, somebody has to hang up.
         exit_ = self.state.exit if isinstance(self.state, machine.Stopping) else None

@@ -97,7 +97,7 @@ class SandboxDriver(BeginningSandbox):
             case OfRun(run, news) if run == self._run:
                 await self._on_news(news)
             case OfRun(_, IsUp(live)):
-                self._spawn(live.hang_up())
+                self._spawn(live.let_go())
             case OfRun(_, Settle(_, done)):
                 fail([done], WrongStateError("ended meanwhile", subject=self.subject))
 
@@ -160,6 +160,7 @@ class SandboxDriver(BeginningSandbox):
         tenure, self.tenure, self._coming_up, self._trouble = self.tenure, None, None, None
         self._ending, self._removing = True, False
         self.riders.tell_end(exit_)
+        self.riders.forget()
         if tenure is not None:
             tenure.begin_end(exit_)
             tenure.live.stack.pop_all()

@@ -11,7 +11,7 @@ from hyperd.model.container import Exit
 from hyperd.sandbox import machine, preconditions, tenure
 from hyperd.sandbox.execs import STOPPED_BY_FORCE
 from hyperd.sandbox.instance import now
-from hyperd.sandbox.message import AskStop, Done, IsDown
+from hyperd.sandbox.message import AskStop, CarrierEnds, Done, IsDown
 from hyperd.sandbox.sleeping import SleepingSandbox
 from hyperd.sandbox.tenure import Tenure
 from hyperd.sandbox.waiting import fail, resolve
@@ -67,6 +67,9 @@ class EndingSandbox(SleepingSandbox):
     async def _on_carrier_ends(self, exit_: Exit) -> None:
         """Of a rider: it leaves before the VM goes, or with it."""
         if isinstance(self.state, machine.Starting):
+            if self._coming_up is not None and self._coming_up.done():
+                self._post(self._run, CarrierEnds(exit_))  # behind what that ended with
+                return
             self._give_up(WrongStateError(exit_.message, subject=self.subject))
         elif self.tenure is None or machine.is_lost(exit_):
             await self._end(exit_)
@@ -98,8 +101,8 @@ class EndingSandbox(SleepingSandbox):
             self._send(lambda: self._errands.clean_up(IsDown(exit_)))
 
     async def _go_down(self, tenure: Tenure, exit_: Exit) -> None:
-        await self.riders.send_off(exit_)
-        await tenure.go_down(exit_, keep_disk=self._keeps_disk())
+        vm_is_empty = await self.riders.send_off(exit_)
+        await tenure.go_down(exit_, keep_disk=self._keeps_disk() or not vm_is_empty)
 
     async def _on_down(self, exit_: Exit) -> None:
         self.tenure = self._trouble = None

@@ -208,13 +208,10 @@ class Errands:
     async def clean_up(self, news: News | None) -> News | None:
         """Remove what a run left behind that this hyperd has no hold of; then ``news`` is true."""
         try:
-            await self._clear()
+            await self._runner.clean_up(self._record.sandbox_id)
         except HyperError as error:
             log.error("not cleaned up", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
         return news
-
-    async def _clear(self) -> None:
-        await self._runner.clean_up(self._record.sandbox_id)
 
     async def forget_snapshots(self) -> None:
         """It is awake. What cannot be removed now is removed when the next hyperd starts."""

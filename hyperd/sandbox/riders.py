@@ -43,11 +43,12 @@ class Seat:
     """Of one rider, for as long as it is in the VM."""
 
     def __init__(
-        self, carrier: ContainerRecord, facts: RunFacts, vm: Presence, leave: Callable[[], None]
+        self, rider: Rider, riders: "Riders", carrier: ContainerRecord, facts: RunFacts, vm: Presence
     ) -> None:
         self.carrier = carrier
         self.facts = facts
-        self.leave = leave  # the last that is done: the VM may be saved, or go
+        self._rider = rider
+        self._riders = riders
         self._vm = vm
 
     @property
@@ -63,6 +64,14 @@ class Seat:
     def guest(self) -> Guest:
         """The one connection that there is to the VM's agent; the carrier's to close."""
         return self._vm.live.guest
+
+    def leave(self) -> None:
+        """The last that is done: the VM may be saved, or go. Of one that was taken anew, nothing."""
+        self._riders.leave(self._rider)
+
+    def note_left_behind(self) -> None:
+        """Something of it stays in the guest, perhaps unsynced."""
+        self._riders.left_behind = True
 
     async def next_guest(self, broken: Guest) -> Guest:
         """After ``broken`` broke: the next connection, or the same one again when only a call of it failed.
@@ -101,6 +110,7 @@ class Riders:
     """Of one carrier, whoever has its VM now."""
 
     def __init__(self) -> None:
+        self.left_behind = False  # something of one, in the guest
         self._seated: dict[SandboxId, Rider] = {}
         self._changed = Pulse()
 
@@ -111,13 +121,17 @@ class Riders:
     def seat(self, rider: Rider, carrier: ContainerRecord, facts: RunFacts, vm: Presence) -> Seat:
         """One each: whoever asks again has lost hold of the one before."""
         self._seated[rider.sandbox_id] = rider
+        return Seat(rider, self, carrier, facts, vm)
 
-        def leave() -> None:
-            if self._seated.get(rider.sandbox_id) is rider:
-                del self._seated[rider.sandbox_id]
-                self._changed.beat()
+    def leave(self, rider: Rider) -> None:
+        if self._seated.get(rider.sandbox_id) is rider:
+            del self._seated[rider.sandbox_id]
+            self._changed.beat()
 
-        return Seat(carrier, facts, vm, leave)
+    def forget(self) -> None:
+        """The run is over, and whoever had a seat in its VM has none in the next one's."""
+        self._seated.clear()
+        self.left_behind = False
 
     def require_none(self, subject: str, what: str) -> None:
         """Raises WrongStateError. ``what`` is of the whole VM."""
@@ -132,8 +146,11 @@ class Riders:
         for rider in tuple(self._seated.values()):
             rider.tell_end(exit_)
 
-    async def send_off(self, exit_: Exit) -> None:
-        """Return when all have left, or their time is over: then the VM is taken from under them."""
+    async def send_off(self, exit_: Exit) -> bool:
+        """Return when all have left, or their time is over: then the VM is taken from under them.
+
+        Whether nothing of anybody's is in the guest any more, which else is to be synced.
+        """
         self.tell_end(exit_)
         try:
             async with asyncio.timeout(SEND_OFF_TIMEOUT_S):
@@ -141,3 +158,7 @@ class Riders:
                     await self._changed.wait()
         except TimeoutError:
             log.warning("riders did not leave in time", extra={"riders": ", ".join(self.names)})
+            self.left_behind = True
+        is_empty = not self.left_behind
+        self.forget()
+        return is_empty

@@ -24,12 +24,15 @@ from hyperd.sandbox import errands, joined, machine, plans
 from hyperd.sandbox.errands import Errands, Services
 from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.journal import Journal
-from hyperd.sandbox.message import IsLost, IsUp, News
+from hyperd.sandbox.message import IsDown, IsLost, IsRemoved, IsUp, News, UpFailed
 from hyperd.sandbox.riders import Carrier, Rider, Seat
 from hyperd.sandbox.rooms import Phases
 from hyperd.sandbox.run import Live, execs_of
 
 log = logging.getLogger(__name__)
+
+LEAVE_TIMEOUT_S = 20.0  # for a container that is being made just now, for another connection to the agent
+BUSY_DELAY_S = 0.2
 
 
 class RiderErrands(Errands):
@@ -55,6 +58,11 @@ class RiderErrands(Errands):
     @property
     def _subject(self) -> str:
         return f"container {self._record.name}"
+
+    @property
+    def _carrier_name(self) -> str:
+        carrier = self._services.carriers.find(self._carrier_id)
+        return carrier.record.name if carrier is not None else self._carrier_id[:12]
 
     async def _make(self, record: ContainerRecord, accelerator: Accelerator, phases: Phases) -> Live:
         """On any failure nothing stays in the VM. Raises NotFoundError (no such carrier), WrongStateError (it does not
@@ -101,7 +109,10 @@ class RiderErrands(Errands):
         failures = 0
         while True:
             carrier = self._services.carriers.find(self._carrier_id)
-            if carrier is None or not isinstance(carrier.state, machine.Running | machine.Stopping):
+            # One that was paused meanwhile goes on some day, and so does what is in its VM.
+            if carrier is None or not isinstance(
+                carrier.state, machine.Running | machine.Paused | machine.Stopping
+            ):
                 return IsLost(self._gone_with(carrier))
             try:
                 live = await self._find_again(facts)
@@ -139,15 +150,53 @@ class RiderErrands(Errands):
                 shared=seat,
             )
 
-    async def _clear(self) -> None:
-        """What a run left in the carrier's VM, if that one runs, and the VM that it had itself for its files."""
-        await super()._clear()
-        with contextlib.suppress(NotFoundError, WrongStateError):
-            seat = await self._take_seat()
+    async def clean_up(self, news: News | None) -> News | None:
+        """Nobody ends the carrier's VM for it: what stays in there is told instead."""
+        news = await super().clean_up(news)
+        try:
+            await self._get_out()
+        except HyperError as error:
+            log.error("not cleaned up", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
+            match news:
+                case IsDown():
+                    return IsDown(machine.lost(ExitReason.AGENT_LOST, str(error)))
+                case UpFailed():
+                    return UpFailed(error)
+        return news
+
+    async def discard(self, *, volumes: bool) -> IsRemoved:
+        """Nothing of it stays in the carrier's VM, where nobody would know whose it is."""
+        try:
+            await self._get_out()
+        except HyperError as error:
+            return IsRemoved(error)
+        return await super().discard(volumes=volumes)
+
+    async def _get_out(self) -> None:
+        """Of what a run left in the carrier's VM and this hyperd has no hold of: that is there while its disks are.
+
+        Raises what keeps it there. Waits while its carrier ends: it goes with the VM.
+        """
+        while await self._is_plugged_in():
+            try:
+                seat = await self._take_seat()
+            except HyperError as error:
+                carrier = self._services.carriers.find(self._carrier_id)
+                if carrier is None or not isinstance(carrier.state, machine.Stopping):
+                    raise self._still_there(str(error)) from error
+                await asyncio.sleep(BUSY_DELAY_S)
+                continue
             try:
                 await self._leave(seat)
             finally:
                 seat.leave()
+
+    async def _is_plugged_in(self) -> bool:
+        try:
+            plugged = await self._rooms.hypervisor.list_plugged(self._carrier_id)
+        except NotFoundError:
+            return False
+        return bool(set(self._serials) & set(plugged))
 
     async def _take_seat(self) -> Seat:
         carrier = self._services.carriers.find(self._carrier_id)
@@ -172,6 +221,7 @@ class RiderErrands(Errands):
             log.warning("still there", extra={"sandbox": self._record.name, "carrier": seat.carrier.name})
             await self._leave(seat)
             plugged = await self._rooms.hypervisor.list_plugged(seat.vm_id)
+        await seat.guest.delete_container(container_id_of(self._record))
         await seat.guest.release_disks(self._serials)  # an agent that cannot do so never gets them
         if len(plugged) + len(self._serials) > HOT_PLUG_DEVICES:
             raise ExhaustedError(
@@ -184,15 +234,15 @@ class RiderErrands(Errands):
     async def _leave(self, seat: Seat) -> None:
         """Its processes end, and its disks are whole and out of the VM, or the VM is gone.
 
-        Raises UnavailableError when the guest does not let go.
+        Raises UnavailableError when the guest does not let go. What it has mounted is not unplugged: Linux would let
+        that happen, and what is written from then on is lost.
         """
-        refusal = ""
+        refusal = await self._let_go(seat)
         try:
-            await seat.guest.delete_container(container_id_of(self._record))
-            await seat.guest.release_disks(self._serials)
-        except HyperError as error:
-            refusal = str(error)
-        try:
+            if refusal is not None:
+                await self._rooms.hypervisor.list_plugged(seat.vm_id)
+                seat.note_left_behind()
+                raise self._still_there(str(refusal)) from refusal
             async with first_error(), asyncio.TaskGroup() as tasks:
                 left = [
                     tasks.create_task(self._rooms.hypervisor.detach_disk(seat.vm_id, serial))
@@ -200,15 +250,40 @@ class RiderErrands(Errands):
                 ]
         except NotFoundError:
             return  # with the VM
-        if refusal or not all(task.result() for task in left):
-            raise UnavailableError(
-                f"is not out of the VM of container {seat.carrier.name}: the guest does not let go of it",
-                subject=self._subject,
-                evidence=refusal,
-                hint=f"`hyper rm -f {seat.carrier.name}` ends that VM, and all in it",
-            )
+        if not all(task.result() for task in left):
+            raise self._still_there("")
+
+    async def _let_go(self, seat: Seat) -> HyperError | None:
+        """Ask the guest to, for a time: an agent refuses while it makes the container. What it said last."""
+        now = asyncio.get_running_loop().time
+        deadline, guest = now() + LEAVE_TIMEOUT_S, seat.guest
+        while True:
+            try:
+                await guest.delete_container(container_id_of(self._record))
+                await guest.release_disks(self._serials)
+            except HyperError as error:
+                refusal = error
+            else:
+                return None
+            if now() >= deadline:
+                return refusal
+            try:
+                if isinstance(refusal, WrongStateError):
+                    await asyncio.sleep(BUSY_DELAY_S)
+                else:
+                    guest = await seat.next_guest(guest)
+            except UnavailableError:
+                return refusal
+
+    def _still_there(self, evidence: str) -> UnavailableError:
+        carrier = self._carrier_name
+        return UnavailableError(
+            f"is not out of the VM of container {carrier}: the guest does not let go of it",
+            subject=self._subject,
+            evidence=evidence,
+            hint=f"`hyper rm -f {carrier}` ends that VM, and all in it",
+        )
 
     def _gone_with(self, carrier: Carrier | None) -> Exit:
-        name = carrier.record.name if carrier is not None else self._carrier_id[:12]
         exit_ = machine.exit_of(carrier.state) if carrier is not None else None
-        return joined.end_with(name, exit_ or Exit(0, ExitReason.EXITED))
+        return joined.end_with(self._carrier_name, exit_ or Exit(0, ExitReason.EXITED))

@@ -60,6 +60,9 @@ class SharedVm(Protocol):
     async def next_guest(self, broken: Guest) -> Guest:
         """After ``broken`` broke. Raises UnavailableError when there will be none."""
 
+    def leave(self) -> None:
+        """Its place in that VM is free again."""
+
 
 @dataclass(slots=True)
 class Live:
@@ -84,6 +87,12 @@ class Live:
         """The VM runs on."""
         if self.shared is None:
             await self.guest.close()
+
+    async def let_go(self) -> None:
+        """As ``hang_up``, of one that comes too late to be anybody's."""
+        await self.hang_up()
+        if self.shared is not None:
+            self.shared.leave()
 
 
 class Runner:

@@ -68,7 +68,11 @@ class FakeGuest(FakeArchives):
         self.agent.frozen = False
 
     async def create_container(self, plan: ContainerPlan) -> int:
-        await self._enter("create_container")
+        try:
+            await self._enter("create_container")
+        except asyncio.CancelledError:
+            self.agent.half_made[plan.container_id] = plan
+            raise
         return self.agent.create(plan)
 
     async def start_container(self, container_id: ContainerId) -> ProcessExit | None:

@@ -75,6 +75,8 @@ class FakeAgent:
     # Serial, file system, directory, whether to read only.
     opened_volumes: list[tuple[str, str, str, bool]] = field(default_factory=list)
     still_volumes: set[str] = field(default_factory=set)
+    # Whose caller hung up: they are made all the same, once "create_container" is not held any more.
+    half_made: dict[ContainerId, ContainerPlan] = field(default_factory=dict)
     _failures: dict[str, HyperError] = field(default_factory=dict)
     _gates: dict[str, asyncio.Event] = field(default_factory=dict)
     _next_pid: int = 300
@@ -209,7 +211,17 @@ class FakeAgent:
         exit_ = self.container(container_id).processes[FIRST_PROCESS].exit
         return exit_ if exit_ is not None and exit_.start_error else None
 
+    def _finish_making(self, container_id: ContainerId) -> None:
+        if (plan := self.half_made.get(container_id)) is None:
+            return
+        gate = self._gates.get("create_container")
+        if gate is not None and not gate.is_set():
+            raise WrongStateError(f"container {container_id} is being made or deleted")
+        del self.half_made[container_id]
+        self.create(plan)
+
     def delete(self, container_id: ContainerId) -> None:
+        self._finish_making(container_id)
         if container_id in self.containers:
             self.require_moving()
         container = self.containers.pop(container_id, None)

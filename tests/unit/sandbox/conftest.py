@@ -36,5 +36,6 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         "execs.DRAIN_TIMEOUT_S",
         "execs.EXEC_DRAIN_TIMEOUT_S",
         "lookout.LOST_GRACE_S",
+        "riding.BUSY_DELAY_S",
     ):
         monkeypatch.setattr(f"hyperd.sandbox.{name}", 0.02)

@@ -19,29 +19,15 @@ from hyperd.errors import (
 from hyperd.model.container import ContainerState, ExecSpec, ExitReason, StartPath
 from hyperd.model.guest import ProcessExit
 from hyperd.model.network import Endpoint, PortRequest, Protocol
-from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Channel, Disk, VmDefinition
+from hyperd.model.vm import HOT_PLUG_DEVICES, Accelerator, Channel, VmDefinition
 from hyperd.model.volume import Mount, MountType
-from hyperd.sandbox import CloneOptions, Fleet, PolicyDesk, SandboxHandle, machine, riders
+from hyperd.sandbox import CloneOptions, Fleet, PolicyDesk, machine, riders
 from hyperd.sandbox.identity import container_id_of
 from hyperd.sandbox.plans import rider_serials
 from tests.fakes.hypervisor import qemu_died
 from tests.fakes.world import World, created, eventually, started
 from tests.unit.sandbox.lives import TERM_IGNORED, all_of, ended, state
-
-
-async def rider_of(carrier: SandboxHandle, fleet: Fleet, **fields: object) -> SandboxHandle:
-    return await started(fleet, network=f"container:{carrier.record.name}", **fields)
-
-
-def plugged(world: World, carrier: SandboxHandle) -> list[str]:
-    devices = world.hypervisor.plugged.get(carrier.record.sandbox_id, [])
-    return [device.serial for device in devices if isinstance(device, Disk)]
-
-
-def require_alone(world: World, carrier: SandboxHandle) -> None:
-    """Nothing of another is in its VM."""
-    assert plugged(world, carrier) == []
-    assert list(world.agent(carrier).containers) == [container_id_of(carrier.record)]
+from tests.unit.sandbox.ridden import plugged, require_alone, rider_of
 
 
 async def test_a_rider_runs_in_its_carriers_vm_with_disks_of_its_own(world: World, fleet: Fleet) -> None:
@@ -175,10 +161,14 @@ async def test_a_start_that_fails_half_way_leaves_nothing_in_the_vm(
 async def test_a_stop_while_it_comes_up_leaves_nothing_in_the_vm(world: World, fleet: Fleet) -> None:
     web = await started(fleet, name="web")
     side = await created(fleet, network="container:web")
-    world.agent(web).hold("create_container")
+    gate = world.agent(web).hold("create_container")
     start = asyncio.create_task(side.start())
     await world.agent(web).wait_called("create_container", times=2)
-    await side.stop(timeout_s=0)
+    stop = asyncio.create_task(side.stop(timeout_s=0))
+    await world.agent(web).wait_called("delete_container", times=2)
+    assert len(plugged(world, web)) == 2  # the agent goes on making it
+    gate.set()
+    await stop
     with pytest.raises(WrongStateError, match="stopped while it started"):
         await start
     require_alone(world, web)
@@ -189,10 +179,13 @@ async def test_a_carrier_that_ends_while_a_rider_comes_up_is_the_riders_reason(
 ) -> None:
     web = await started(fleet, name="web")
     side = await created(fleet, network="container:web")
-    world.agent(web).hold("create_container")
+    gate = world.agent(web).hold("create_container")
     start = asyncio.create_task(side.start())
     await world.agent(web).wait_called("create_container", times=2)
-    await web.remove(force=True)
+    remove = asyncio.create_task(web.remove(force=True))
+    await world.agent(web).wait_called("delete_container", times=2)
+    gate.set()
+    await remove
     with pytest.raises(WrongStateError, match="container web, in whose VM it ran, has ended"):
         await start
     assert state(side) is ContainerState.FAILED
