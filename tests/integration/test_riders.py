@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real containers in another one's VM: `--network container:ID`."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -312,3 +314,60 @@ def test_hyperd_killed_at_any_moment_of_a_riders_coming_and_going_leaves_nothing
             own.ok("stop", "-t", "0", "side")
         require_vm_to_itself(own, web)
         assert own.ok("diff", "side") is not None  # its disk is nobody else's
+
+
+def open_files(pid: int) -> list[Path]:
+    return [link.readlink() for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+
+
+class Monitor:
+    """QEMU's own, while no hyperd holds it."""
+
+    def __init__(self, host: Hyper) -> None:
+        (path,) = (host.state_dir / "libvirt").rglob("monitor.sock")
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.settimeout(30)
+        self._socket.connect(str(path))
+        self._lines = self._socket.makefile()
+        self.ask("qmp_capabilities")
+
+    def ask(self, command: str, **arguments: object) -> None:
+        request = json.dumps({"execute": command, "arguments": arguments})
+        self._socket.sendall(request.encode())
+        for line in self._lines:
+            answer = json.loads(line)
+            assert "error" not in answer, answer
+            if "return" in answer:
+                return
+
+    def close(self) -> None:
+        self._lines.close()
+        self._socket.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("at", ["the device", "the file"])
+def test_a_disk_of_which_hyperd_was_killed_before_libvirt_knew_it_is_taken_out(own: Hyper, at: str):
+    web = carrier(own, "web")
+    disk = own.home / "stray.img"
+    disk.write_bytes(bytes(1 << 20))
+    disk.chmod(0o666)
+    own.kill_daemon()
+    with contextlib.closing(Monitor(own)) as qemu:
+        named = {"node-name": "libvirt-90-storage"}
+        qemu.ask("blockdev-add", driver="file", filename=str(disk), **named)
+        if at == "the device":
+            port = f"pci.{HOT_PLUG_DEVICES}"
+            qemu.ask(
+                "device_add",
+                driver="virtio-blk-pci-non-transitional",
+                id="virtio-disk9",
+                bus=port,
+                drive=named["node-name"],
+            )
+    (pid,) = own.qemu_processes()
+    assert disk in open_files(pid)
+    own.start()
+    require_vm_to_itself(own, web)
+    assert disk not in open_files(pid)
+    own.ok("run", "--rm", "--network", "container:web", BUSYBOX, "true")

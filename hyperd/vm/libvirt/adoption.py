@@ -15,6 +15,7 @@ import libvirt
 
 from hyperd.errors import HyperError
 from hyperd.model.vm import SandboxId
+from hyperd.vm.libvirt import monitor
 from hyperd.vm.libvirt.bridge import Lane, LibvirtBridge, answered_within
 from hyperd.vm.libvirt.domain import OurDomain, find_ours, list_ours, look_up
 from hyperd.vm.libvirt.errors import is_gone, libvirt_errors
@@ -54,10 +55,35 @@ async def _settle(bridge: LibvirtBridge, ours: OurDomain) -> OurDomain | None:
     try:
         async with answered_within(SETTLE_TIMEOUT_S, "reconnected to its QEMU", name):
             with libvirt_errors(name):
-                return await bridge.call(lambda connection: _settled(connection, ours))
+                settled = await bridge.call(lambda connection: _settled(connection, ours))
+                if settled is not None:
+                    await _put_away_strays(bridge, ours.sandbox_id)
+                return settled
     except HyperError as error:
         _log.warning("a VM is taken over as it is listed", extra={"error": str(error)})
         return ours
+
+
+async def _put_away_strays(bridge: LibvirtBridge, sandbox_id: SandboxId) -> None:
+    """Disks that an earlier process was plugging in when it was killed: QEMU has them, libvirt does not know them."""
+    strays = await bridge.call(lambda connection: _ask_for_strays(look_up(connection, sandbox_id)))
+    if strays:
+        _log.warning("taking out disks that a killed hyperd left", extra={"sandbox": sandbox_id})
+        await bridge.until(lambda connection: not _find_strays(look_up(connection, sandbox_id)).devices)
+        await bridge.call(lambda connection: monitor.close_strays(look_up(connection, sandbox_id), strays))
+
+
+def _ask_for_strays(domain: libvirt.virDomain) -> monitor.Strays:
+    strays = _find_strays(domain)
+    monitor.ask_for_strays(domain, strays)
+    return strays
+
+
+def _find_strays(domain: libvirt.virDomain) -> monitor.Strays:
+    described = ET.fromstring(domain.XMLDesc())  # noqa: S314 - libvirt's own
+    aliases = {alias.get("name", "") for alias in described.iter("alias")}
+    indexes = {index for source in described.iter("source") if (index := source.get("index"))}
+    return monitor.find_strays(domain, aliases, indexes)
 
 
 def _settled(connection: libvirt.virConnect, ours: OurDomain) -> OurDomain | None:

@@ -5,8 +5,11 @@ and another file behind a disk.
 Made on a bridge's thread, each call short; libvirtError passes. https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html
 """
 
+import contextlib
 import enum
 import json
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,8 @@ from hyperd.model.vm import Disk
 from hyperd.vm.libvirt.errors import MonitorError
 
 _Json = dict[str, object]
+
+_LIBVIRT_NODE = re.compile(r"libvirt-(\d+)-(?:format|storage)")
 
 
 class Phase(enum.Enum):
@@ -111,6 +116,48 @@ def replace_disk(domain: libvirt.virDomain, alias: str, disk: Disk) -> None:
     except MonitorError:
         _command(domain, "blockdev-del", {"node-name": node})
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class Strays:
+    """What QEMU has of disks that libvirt knows nothing of: hyperd was killed before it had written them down."""
+
+    devices: frozenset[str] = frozenset()
+    nodes: frozenset[str] = frozenset()
+
+    def __bool__(self) -> bool:
+        return bool(self.devices or self.nodes)
+
+
+def find_strays(domain: libvirt.virDomain, aliases: Collection[str], indexes: Collection[str]) -> Strays:
+    """``aliases`` of all devices and ``indexes`` of all sources, as libvirt's XML has them."""
+    peripherals = _ask(domain, "qom-list", {"path": "/machine/peripheral"})
+    devices = {
+        str(found["name"])
+        for found in (peripherals if isinstance(peripherals, list) else [])
+        if str(found["type"]).startswith("child<virtio-blk-pci") and found["name"] not in aliases
+    }
+    known = _ask(domain, "query-named-block-nodes", {"flat": True})
+    names = [str(found["node-name"]) for found in (known if isinstance(known, list) else [])]
+    nodes = {
+        name
+        for name in names
+        if (ours := _LIBVIRT_NODE.fullmatch(name)) is not None and ours[1] not in indexes
+    }
+    return Strays(frozenset(devices), frozenset(nodes))
+
+
+def ask_for_strays(domain: libvirt.virDomain, strays: Strays) -> None:
+    """The guest lets go of devices in its own time; being asked twice is no error."""
+    for device in strays.devices:
+        with contextlib.suppress(MonitorError):  # it was asked already, or has gone
+            _command(domain, "device_del", {"id": device})
+
+
+def close_strays(domain: libvirt.virDomain, strays: Strays) -> None:
+    """Formats before the files beneath them. Raises MonitorError for what a device still has."""
+    for node in sorted(strays.nodes):  # libvirt-N-format, libvirt-N-storage
+        _command(domain, "blockdev-del", {"node-name": node})
 
 
 def _command(domain: libvirt.virDomain, name: str, arguments: _Json) -> _Json:
