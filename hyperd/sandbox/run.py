@@ -116,7 +116,6 @@ class Runner:
         self.dialer = PatientDialer(rooms.dialer, files)
         self._dialling = asyncio.Semaphore(TAKEN_OVER_AT_A_TIME)
         self._starter = Starter(rooms, settings, templates, spares, files)
-        self._cutting: dict[SandboxId, asyncio.Task[bool]] = {}  # while what is left of them is undone
 
     async def bring_up(
         self,
@@ -220,7 +219,7 @@ class Runner:
         """Take over a VM that an earlier hyperd started. On failure the VM is left as it is."""
         paths = self.settings.paths(record.sandbox_id)
         async with contextlib.AsyncExitStack() as stack:
-            stack.push_async_callback(self._detach, record.sandbox_id)
+            stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
             if record.spec.mounts:
                 stack.push_async_callback(self.end_vm, record.sandbox_id)
                 stack.push_async_callback(self.rooms.shares.end, record.sandbox_id)
@@ -252,24 +251,16 @@ class Runner:
             record, self.settings.paths(record.sandbox_id), self.settings.reconnect_timeout_s
         )
 
-    async def tear_down(self, live: Live, sandbox_id: SandboxId, *, keep_disk: bool) -> None:
-        """Sync the guest's disk where it will be needed again, then undo everything.
-
-        Its taps go while QEMU ends: the kernel takes its time for either, and neither waits for the other.
-        """
+    async def tear_down(self, live: Live, *, keep_disk: bool) -> None:
+        """Sync the guest's disk where it will be needed again, then undo everything."""
         if keep_disk and live.shared is None:
             # A guest that cannot sync is destroyed all the same: its ext4 has a journal.
             try:
                 await live.guest.shutdown(SYNC_TIMEOUT_S)
             except HyperError as error:
                 log.warning("guest not shut down", extra={"error": str(error)})
-        try:
-            async with first_error(), asyncio.TaskGroup() as beside:
-                self._cutting[sandbox_id] = beside.create_task(self._cut_off(sandbox_id))
-                await live.hang_up()  # perhaps a later one than the stack knows
-                await live.stack.aclose()
-        finally:
-            self._cutting.pop(sandbox_id, None)
+        await live.hang_up()  # perhaps a later one than the stack knows
+        await live.stack.aclose()
 
     async def attach(
         self, record: ContainerRecord, published: tuple[PortRequest, ...] | None = None
@@ -331,24 +322,10 @@ class Runner:
     async def console_tail(self, sandbox_id: SandboxId) -> str:
         return await self._files.call(console_tail, self.settings.paths(sandbox_id).console_log)
 
-    async def _cut_off(self, sandbox_id: SandboxId) -> bool:
-        try:
-            await self.rooms.network.detach(sandbox_id)
-        except HyperError as error:  # the stack does it once more, and says so if that fails too
-            log.debug("not cut off yet", extra={"sandbox": sandbox_id, "error": str(error)})
-            return False
-        return True
-
-    async def _detach(self, sandbox_id: SandboxId) -> None:
-        """On a stack. Waits for who is at it already, and does it where that failed."""
-        cutting = self._cutting.get(sandbox_id)
-        if cutting is None or not await cutting:
-            await self.rooms.network.detach(sandbox_id)
-
     async def _attach(
         self, record: ContainerRecord, stack: contextlib.AsyncExitStack
     ) -> tuple[Attachment, ...]:
-        stack.push_async_callback(self._detach, record.sandbox_id)
+        stack.push_async_callback(self.rooms.network.detach, record.sandbox_id)
         return await self.attach(record)
 
     async def _dial(self, record: ContainerRecord, paths: SandboxPaths, timeout_s: float) -> Guest:

@@ -176,7 +176,7 @@ class Tenure(Presence):
         self._journal.close()
         try:
             keep_disk = sync and not self.vm_ended
-            await self._runner.tear_down(self.live, self._record.sandbox_id, keep_disk=keep_disk)
+            await self._runner.tear_down(self.live, keep_disk=keep_disk)
         except HyperError as error:
             log.error("not torn down", extra={"sandbox": self._record.name, "error": str(error)})  # noqa: TRY400
             if self.live.shared is not None:  # nobody ends that VM for it

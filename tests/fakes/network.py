@@ -55,7 +55,6 @@ class FakeNetwork:
         self.fail_next_attach: HyperError | None = None
         self.fail_next_release: HyperError | None = None
         self.fail_next_disconnect: HyperError | None = None
-        self.fail_next_detach: HyperError | None = None
         self.detached: list[SandboxId] = []
         self.fail_next_lead: HyperError | None = None
         self.fail_next_usage: HyperError | None = None
@@ -144,9 +143,6 @@ class FakeNetwork:
 
     async def detach(self, sandbox_id: SandboxId) -> None:
         self.detached.append(sandbox_id)
-        error, self.fail_next_detach = self.fail_next_detach, None
-        if error is not None:
-            raise error
         self.taps.pop(sandbox_id, None)
         self._withdraw(sandbox_id)
 

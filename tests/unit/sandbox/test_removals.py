@@ -138,28 +138,6 @@ async def test_auto_remove_without_room_leaves_nothing(world: World, fleet: Flee
     await eventually(lambda: len(fleet.list_views((), everything=True)) == 1)
 
 
-async def test_the_network_of_one_that_ends_does_not_wait_for_its_qemu(world: World, fleet: Fleet) -> None:
-    handle = await started(fleet)
-    gate = world.hypervisor.hold("destroy")
-    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
-        removal = tasks.create_task(handle.remove(force=True))
-        await eventually(lambda: handle.record.sandbox_id not in world.network.taps)
-        assert not removal.done()
-        gate.set()
-    world.require_nothing_left_of(handle)
-
-
-async def test_a_network_that_cannot_be_cut_off_at_first_is_when_the_vm_has_gone(
-    world: World, fleet: Fleet
-) -> None:
-    handle = await started(fleet)
-    world.network.fail_next_detach = UnavailableError("netlink is busy")
-    await handle.stop(timeout_s=0)
-    assert world.network.detached == [handle.record.sandbox_id] * 2
-    await handle.remove(force=True)
-    world.require_nothing_left_of(handle)
-
-
 async def test_who_is_cut_off_already_is_not_once_more(world: World, fleet: Fleet) -> None:
     handle = await started(fleet)
     await handle.stop(timeout_s=0)
