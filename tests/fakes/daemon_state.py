@@ -322,8 +322,8 @@ async def whole(requests: AsyncIterator[Any]) -> bytes:
     """An upload that was sent to its end, and said so."""
     sent = [request async for request in requests]
     if not sent or not sent[-1].end:
-        # To grpc.aio who hangs up looks like who has said all, and its call is cancelled a moment later. An error raised
-        # before that finds nobody, and gRPC's words of it come between what a test reads of the standard streams.
+        # To grpc.aio who hangs up looks like who has said all, and its call is cancelled a moment later. An error of
+        # before finds nobody, and gRPC's words of it come between what a test reads of the standard streams.
         async with asyncio.timeout(HANG_UP_S):
             await asyncio.Event().wait()
     return b"".join(request.data for request in sent)
