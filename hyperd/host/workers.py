@@ -49,35 +49,34 @@ class Workers:
         """
         wanted = Wanted()
         running = self._pool.submit(lambda: function(wanted, *args, **kwargs))
-        future = asyncio.wrap_future(running)
-        cancelled = False
-        while not future.done():
-            try:
-                await asyncio.wait((future,))
-            except asyncio.CancelledError:
-                cancelled = True
-                wanted.withdraw()
-                running.cancel()  # where no thread has come to it yet
-        if cancelled:
-            if not future.cancelled():
-                future.exception()  # heard, if not told
-            raise asyncio.CancelledError
-        return future.result()
+
+        def withdraw() -> None:
+            wanted.withdraw()
+            running.cancel()  # where no thread has come to it yet
+
+        return await _ended(asyncio.wrap_future(running), withdraw)
 
     async def call_to_the_end(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """A cancelled caller is told so when the call has ended: for what uses, or puts away, what is his."""
-        future = asyncio.wrap_future(self._pool.submit(lambda: function(*args, **kwargs)))
-        cancelled = False
-        while not future.done():
-            try:
-                await asyncio.wait((future,))
-            except asyncio.CancelledError:
-                cancelled = True
-        if cancelled:
-            future.exception()  # heard, if not told
-            raise asyncio.CancelledError
-        return future.result()
+        running = self._pool.submit(lambda: function(*args, **kwargs))
+        return await _ended(asyncio.wrap_future(running), lambda: None)
 
     def close(self) -> None:
         """Wait for the calls under way and end the threads."""
         self._pool.shutdown(wait=True)
+
+
+async def _ended(future: "asyncio.Future[R]", withdraw: Callable[[], None]) -> R:
+    """Waits until it has ended, whoever is cancelled meanwhile: he is told so then; ``withdraw`` is called at once."""
+    cancelled = False
+    while not future.done():
+        try:
+            await asyncio.wait((future,))
+        except asyncio.CancelledError:
+            cancelled = True
+            withdraw()
+    if cancelled:
+        if not future.cancelled():
+            future.exception()  # heard, if not told
+        raise asyncio.CancelledError
+    return future.result()

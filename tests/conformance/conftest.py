@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import images
 from tests.harness import Hyper, hyper
+from tests.registry import Registry, registry
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,6 @@ def host(shared: Hyper) -> Iterator[Hyper]:
 
 
 @pytest.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[images.Registry]:
-    async with images.registry(tmp_path) as registry:
-        yield registry
+async def hub(tmp_path: Path) -> AsyncIterator[Registry]:
+    async with registry(tmp_path) as served:
+        yield served

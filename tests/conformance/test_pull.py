@@ -9,9 +9,10 @@ from pathlib import Path
 
 from tests import images
 from tests.harness import Hyper, hyper
+from tests.registry import Registry
 
 
-async def test_an_image_is_pulled_by_tag_run_and_removed(host: Hyper, hub: images.Registry):
+async def test_an_image_is_pulled_by_tag_run_and_removed(host: Hyper, hub: Registry):
     name = await hub.push(images.busybox_image(Cmd=["echo", "hello"]), "hello:1")
     assert host.run("run", "--rm", name).stdout == b"hello\n"  # run pulls what is missing
     assert name.rpartition(":")[0] in host.ok("images", "--format", "{{.Repository}}")
@@ -19,7 +20,7 @@ async def test_an_image_is_pulled_by_tag_run_and_removed(host: Hyper, hub: image
     assert host.ok("images", "-q") == ""
 
 
-async def test_an_image_is_pulled_by_digest(host: Hyper, hub: images.Registry):
+async def test_an_image_is_pulled_by_digest(host: Hyper, hub: Registry):
     built = images.busybox_image(Cmd=["echo", "hello"])
     name = (await hub.push(built, "hello:1")).rpartition(":")[0]
     by_digest = f"{name}@{built.manifest_digest}"
@@ -28,7 +29,7 @@ async def test_an_image_is_pulled_by_digest(host: Hyper, hub: images.Registry):
     assert json.loads(host.ok("inspect", by_digest))[0]["Id"] == built.image_id
 
 
-async def test_an_unknown_tag_is_named(host: Hyper, hub: images.Registry):
+async def test_an_unknown_tag_is_named(host: Hyper, hub: Registry):
     name = await hub.push(images.busybox_image(), "known:1")
     unknown = name.replace(":1", ":2") if name.endswith(":1") else f"{name}-2"
     finished = host.run("pull", unknown)
@@ -36,14 +37,14 @@ async def test_an_unknown_tag_is_named(host: Hyper, hub: images.Registry):
     assert unknown in finished.stderr.decode()
 
 
-async def test_a_digest_that_nothing_has_is_not_found(host: Hyper, hub: images.Registry):
+async def test_a_digest_that_nothing_has_is_not_found(host: Hyper, hub: Registry):
     name = (await hub.push(images.busybox_image(), "known:1")).rpartition(":")[0]
     finished = host.run("pull", f"{name}@sha256:{'0' * 64}")
     assert finished.returncode == 3
     assert "0" * 64 in finished.stderr.decode()
 
 
-async def test_a_corrupt_layer_is_refused_and_forgotten(host: Hyper, hub: images.Registry):
+async def test_a_corrupt_layer_is_refused_and_forgotten(host: Hyper, hub: Registry):
     built = images.busybox_image()
     name = await hub.push(built, "corrupt:1")
     blob = hub.blob_path(built.layer_digests[1])
@@ -56,7 +57,7 @@ async def test_a_corrupt_layer_is_refused_and_forgotten(host: Hyper, hub: images
     assert host.ok("images", "-q") == ""
 
 
-async def test_an_image_for_another_architecture_says_so(host: Hyper, hub: images.Registry):
+async def test_an_image_for_another_architecture_says_so(host: Hyper, hub: Registry):
     name = await hub.push(images.build([images.busybox_entries()], architecture="arm64"), "arm:1")
     finished = host.run("run", "--rm", name, "true")
     assert finished.returncode == 125
@@ -64,7 +65,7 @@ async def test_an_image_for_another_architecture_says_so(host: Hyper, hub: image
     assert "amd64" in finished.stderr.decode()
 
 
-async def test_a_full_disk_is_said_and_leaves_nothing(hub: images.Registry):
+async def test_a_full_disk_is_said_and_leaves_nothing(hub: Registry):
     name = await hub.push(images.busybox_image(), "big:1")
     with hyper(tmpfs_mib=200) as small:
         finished = small.run("pull", name)
@@ -73,7 +74,7 @@ async def test_a_full_disk_is_said_and_leaves_nothing(hub: images.Registry):
         assert small.ok("images", "-q") == ""
 
 
-async def test_an_interrupted_pull_leaves_nothing_half_made(host: Hyper, hub: images.Registry):
+async def test_an_interrupted_pull_leaves_nothing_half_made(host: Hyper, hub: Registry):
     noise = images.file("noise", os.urandom(60_000_000))
     built = images.build(
         [images.busybox_entries(), [noise]], config=images.busybox_config(Cmd=["echo", "whole"])
@@ -90,7 +91,7 @@ async def test_an_interrupted_pull_leaves_nothing_half_made(host: Hyper, hub: im
     assert host.ok("run", "--rm", name) == "whole"
 
 
-async def test_two_pulls_at_once_both_succeed(host: Hyper, hub: images.Registry):
+async def test_two_pulls_at_once_both_succeed(host: Hyper, hub: Registry):
     name = await hub.push(images.busybox_image(), "twice:1")
     both = [subprocess.Popen(host.argv("pull", "-q", name), stdout=subprocess.PIPE) for _ in range(2)]
     assert [child.wait(60) for child in both] == [0, 0]

@@ -13,6 +13,7 @@ import pytest_asyncio
 from tests import images
 from tests.harness import Hyper, hyper
 from tests.integration.test_build import build, require_built, users_images
+from tests.registry import Registry, registry
 
 ACCEPT, REJECT = [{"type": "insecureAcceptAnything"}], [{"type": "reject"}]
 
@@ -49,8 +50,8 @@ def host(daemon: Hyper, policy: Policy) -> Iterator[Hyper]:
 
 
 @pytest_asyncio.fixture
-async def hub(tmp_path: Path) -> AsyncIterator[images.Registry]:
-    async with images.registry(tmp_path / "hub") as running:
+async def hub(tmp_path: Path) -> AsyncIterator[Registry]:
+    async with registry(tmp_path / "hub") as running:
         yield running
 
 
@@ -83,7 +84,7 @@ def test_a_builder_that_the_policy_rejects_builds_nothing_and_says_what_to_allow
 
 
 async def test_a_base_comes_from_its_registry_and_a_newer_one_when_it_is_asked_for(
-    host: Hyper, hub: images.Registry
+    host: Hyper, hub: Registry
 ):
     name = await hub.push(base("old"), "base:1")
     dockerfile = f"FROM {name}\nRUN cat /word > /seen\n".encode()
@@ -99,9 +100,7 @@ async def test_a_base_comes_from_its_registry_and_a_newer_one_when_it_is_asked_f
     assert host.ok("run", "--rm", "mine:1", "cat", "/seen") == "new"
 
 
-async def test_a_base_that_the_policy_rejects_is_not_built_on(
-    host: Hyper, hub: images.Registry, policy: Policy
-):
+async def test_a_base_that_the_policy_rejects_is_not_built_on(host: Hyper, hub: Registry, policy: Policy):
     name = await hub.push(base("evil"), "evil:1")
     policy.set(ACCEPT, docker={hub.address: REJECT})
     assert name in refused(host, name)

@@ -9,7 +9,8 @@ import pytest
 
 from hyperd.host.database import Database
 from hyperd.image import ImageSettings, OciImageStore
-from tests.images import Registry, mkfs_erofs, registry
+from tests.images import mkfs_erofs
+from tests.registry import Registry, registry
 
 
 @contextlib.asynccontextmanager

@@ -20,6 +20,7 @@ from tests import images
 from tests.contract.image.conftest import opened
 from tests.images import file
 from tests.mounts import names_in, small_filesystem
+from tests.registry import PASSWORD, USER, registry
 
 AMD64 = {"os": "linux", "architecture": "amd64"}
 ARM64 = {"os": "linux", "architecture": "arm64", "variant": "v8"}
@@ -286,13 +287,13 @@ async def test_a_daemon_that_is_not_there_is_unavailable(store):
 
 
 async def test_a_locked_registry_wants_a_login(tmp_path):
-    async with images.registry(tmp_path / "locked", locked=True) as hub:
+    async with registry(tmp_path / "locked", locked=True) as hub:
         name = f"{hub.address}/private:1"
         async with opened(tmp_path / "images") as store:
             with pytest.raises(DeniedError, match="login"):
                 await pulled(store, name)
         auth = tmp_path / "auth.json"
-        login = base64.b64encode(f"{images.USER}:{images.PASSWORD}".encode()).decode()
+        login = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
         auth.write_text(f'{{"auths": {{"{hub.address}": {{"auth": "{login}"}}}}}}')
         async with opened(tmp_path / "images", authfile=auth) as store:
             with pytest.raises(HyperError) as caught:

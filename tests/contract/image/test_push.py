@@ -25,9 +25,10 @@ from tests.contract.image.conftest import opened
 from tests.contract.image.test_shared_pulls import script
 from tests.images import file
 from tests.mounts import names_in
+from tests.registry import PASSWORD, USER, registry
 
 SMALL = [[file("a", "one" * 1000)], [file("b", "two" * 1000)]]
-LOGIN = Credentials(images.USER, images.PASSWORD)
+LOGIN = Credentials(USER, PASSWORD)
 
 
 async def pulled(store, reference, **options) -> Image:
@@ -58,7 +59,7 @@ async def fetched(reference) -> bytes:
 async def test_a_pushed_image_is_what_was_pulled_byte_for_byte(hub, store, tmp_path, docker, compression):
     built = images.build(SMALL, docker=docker, compression=compression)
     await pulled(store, await hub.push(built, "source:1"))
-    async with images.registry(tmp_path / "other") as other:
+    async with registry(tmp_path / "other") as other:
         name = await store.tag(built.image_id, f"{other.address}/team/app:2")
         [tag], phases, notices = await pushed(store, name)
         assert tag == PushedTag(name, Digest(built.manifest_digest), len(built.manifest))
@@ -164,7 +165,7 @@ async def test_credentials_reach_the_registry_in_a_private_file_and_nowhere_else
     {{ env; echo "$*"; }} >> {tmp_path}/seen
     for word; do case "$word" in --authfile=*) stat -c %a "${{word#*=}}" >> {tmp_path}/modes; esac; done"""
     async with (
-        images.registry(tmp_path / "locked", locked=True) as hub,
+        registry(tmp_path / "locked", locked=True) as hub,
         opened(tmp_path / "images", skopeo=script(tmp_path, watched)) as store,
     ):
         images.write_layout(images.build(SMALL), tmp_path / "layout", name := f"{hub.address}/private:1")
@@ -172,7 +173,7 @@ async def test_credentials_reach_the_registry_in_a_private_file_and_nowhere_else
         with pytest.raises(DeniedError, match="does not take the image"):
             await pushed(store, name)
         with pytest.raises(DeniedError):
-            await pushed(store, name, credentials=Credentials(images.USER, "wrong"))
+            await pushed(store, name, credentials=Credentials(USER, "wrong"))
         [tag], _, _ = await pushed(store, name, credentials=LOGIN)
         await store.remove(name)
         with pytest.raises(DeniedError):
@@ -190,12 +191,12 @@ async def test_credentials_reach_the_registry_in_a_private_file_and_nowhere_else
             == 1
         )
         assert names_in(store._temporary) == []
-    assert images.PASSWORD not in (tmp_path / "seen").read_text()
+    assert PASSWORD not in (tmp_path / "seen").read_text()
     assert set((tmp_path / "modes").read_text().split()) == {"600"}
 
 
 async def test_a_login_of_the_daemon_for_another_registry_is_not_lost(tmp_path):
-    async with images.registry(tmp_path / "locked", locked=True) as hub:
+    async with registry(tmp_path / "locked", locked=True) as hub:
         auth = tmp_path / "auth.json"
         auth.write_text(json.dumps({"auths": {hub.address: {"auth": "aHlwZXI6c2VjcmV0"}}}))
         async with opened(tmp_path / "images", authfile=auth) as store:

@@ -14,12 +14,13 @@ from hyperd.model.image import Image, ImageId, Platform, PushedTag
 from tests import images
 from tests.contract.image.conftest import opened
 from tests.fakes.image import FakeImageStore, full_name
+from tests.registry import Registry, registry
 
 
 class Subject:
     """A store and a way to publish something that it can pull."""
 
-    def __init__(self, store: ImageStore, hub: images.Registry | None) -> None:
+    def __init__(self, store: ImageStore, hub: Registry | None) -> None:
         self.store = store
         self._hub = hub
 
@@ -39,7 +40,7 @@ async def subject(request, tmp_path):
     if request.param == "fake":
         yield Subject(FakeImageStore(), None)
         return
-    async with images.registry(tmp_path / "hub") as hub, opened(tmp_path / "images") as store:
+    async with registry(tmp_path / "hub") as hub, opened(tmp_path / "images") as store:
         yield Subject(store, hub)
 
 

@@ -203,10 +203,17 @@ def generation() -> int:
 
 async def connects(client: Namespace, server: Namespace, host: str, port: int, *, listens: int = 0) -> bool:
     """``listens``: where, when it is not that port."""
+    return await are_joined(client.socket(), server.socket(), host, port, at=("", listens or port))
+
+
+async def are_joined(
+    begun: socket.socket, listening: socket.socket, host: str, port: int, *, at: tuple[str, int]
+) -> bool:
+    """One that listens ``at`` hears the other; told at once when it does not. Raises TimeoutError."""
     loop = asyncio.get_running_loop()
-    with client.socket() as begun, server.socket() as listening:
+    with begun, listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(("", listens or port))
+        listening.bind(at)
         listening.listen(4)
         try:
             async with asyncio.timeout(SOON_S):

@@ -24,7 +24,7 @@ from hyperd.network.pool import link_local_of
 from hyperd.network.tap import tap_name
 from hyperd.sandbox.identity import routes_of
 from tests.contract.network.conftest import SETTINGS, Namespace, clean
-from tests.contract.network.egress import SOON_S, UPSTREAM, Upstream
+from tests.contract.network.egress import SOON_S, UPSTREAM, Upstream, are_joined
 from tests.contract.network.test_hostile_wire import heard
 from tests.contract.network.test_ipv6 import (
     HOST_OUTSIDE,
@@ -89,22 +89,7 @@ def datagrams(namespace: Namespace, kind: int = socket.SOCK_DGRAM, protocol: int
 async def connects(
     client: socket.socket, server: socket.socket, host: str, port: int, *, listens: int = 0
 ) -> bool:
-    """Told at once when it does not. Raises TimeoutError."""
-    loop = asyncio.get_running_loop()
-    with client, server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind(("::", listens or port))
-        server.listen(4)
-        try:
-            async with asyncio.timeout(SOON_S):
-                await loop.sock_connect(client, (host, port))
-                accepted, _ = await loop.sock_accept(server)
-        except TimeoutError:
-            raise
-        except OSError:
-            return False
-        accepted.close()
-        return True
+    return await are_joined(client, server, host, port, at=("::", listens or port))
 
 
 def follow_routes(namespace: Namespace, lease: Attachment) -> None:

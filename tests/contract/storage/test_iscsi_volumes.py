@@ -21,24 +21,14 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.host.database import Database
-from hyperd.model.vm import SandboxId
 from hyperd.model.volume import ISCSI, BrokenVolume, VolumeName, VolumeRequest
-from hyperd.storage import Doors, LocalVolumes, nbd
+from hyperd.storage import nbd
+from tests.contract.storage.doored import BOX, DB, OTHER, OWNERS, opened
 from tests.fakes.world import eventually
 from tests.iscsi import iscsi_server, options_of, own_processes
 
-BOX, OTHER = SandboxId("a" * 64), SandboxId("b" * 64)
-DB = VolumeName("db")
 SIZE = 64 << 20
 PASSWORD = "not-to-be-seen-1"
-OWNERS = {BOX: (70001, 70000), OTHER: (70002, 70000)}
-
-
-def opened(database, tmp_path):
-    account = pwd.getpwnam("nobody")
-    owner_of = lambda sandbox_id: OWNERS.get(sandbox_id, (0, 0))  # noqa: E731 - as the daemon's
-    doors = Doors(tmp_path / "run", owner_of=owner_of, user=(account.pw_uid, account.pw_gid))
-    return LocalVolumes(tmp_path / "volumes", database, owner_of=owner_of, doors=doors)
 
 
 @pytest_asyncio.fixture

@@ -21,19 +21,16 @@ from hyperd.errors import (
     WrongStateError,
 )
 from hyperd.host.database import Database
-from hyperd.model.vm import SandboxId
 from hyperd.model.volume import RBD, VolumeName, VolumeRequest
-from hyperd.storage import Doors, LocalVolumes, nbd
+from hyperd.storage import nbd
 from hyperd.storage.remote_disks import RbdDisk
 from hyperd.storage.remote_rules import parse
 from tests.ceph import IMAGE, POOL, ceph_cluster
+from tests.contract.storage.doored import BOX, DB, OTHER, OWNERS, opened
 from tests.fakes.world import eventually
 from tests.iscsi import own_processes
 
-BOX, OTHER = SandboxId("a" * 64), SandboxId("b" * 64)
-DB = VolumeName("db")
 MIB = 64
-OWNERS = {BOX: (70001, 70000), OTHER: (70002, 70000)}
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +73,7 @@ def _words(options):
 async def volumes(tmp_path):
     database = Database(tmp_path / "records.sqlite")
     await database.open()
-    account = pwd.getpwnam("nobody")
-    owner_of = lambda sandbox_id: OWNERS.get(sandbox_id, (0, 0))  # noqa: E731 - as the daemon's
-    doors = Doors(tmp_path / "run", owner_of=owner_of, user=(account.pw_uid, account.pw_gid))
-    subject = LocalVolumes(tmp_path / "volumes", database, owner_of=owner_of, doors=doors)
+    subject = opened(database, tmp_path)
     await subject.open()
     yield subject
     await subject.keep_only([], [])

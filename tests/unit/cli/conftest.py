@@ -63,6 +63,13 @@ def environ(socket_path):
 
 
 @pytest.fixture
+def with_environ(environ, monkeypatch):
+    """What a program that the test starts by another's help gets."""
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def spawn(environ):
     """Start `hyper` as a program of its own; ended at the latest with the test."""
     with contextlib.ExitStack() as children:
